@@ -1,0 +1,143 @@
+"""The `plr` command: parses, calls, prints."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Literal
+
+from jsonargparse import ArgumentParser, Namespace
+
+import plr
+from plr.config import Config, ConfigError
+from plr.data import DataError
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command line; returns the exit status. Mistakes of the user are one message, not a traceback."""
+    parser = _parser()
+    parsed = parser.parse_args(sys.argv[1:] if arguments is None else arguments)
+    command = {"demo": _demo, "train": _train, "evaluate": _evaluate, "recommend": _recommend}[parsed.command]
+    try:
+        command(parsed[parsed.command])
+    except KeyboardInterrupt:
+        print("\ninterrupted; repeat the command to go on from the last finished epoch", file=sys.stderr)
+        return 130
+    except _user_errors() as error:
+        print(f"plr: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _user_errors() -> tuple[type[Exception], ...]:
+    # Imported only here and in the commands: `plr --help` should not wait for torch and Lightning.
+    from plr.evaluation import EvaluationError
+    from plr.serving import UnknownItemError
+    from plr.training.errors import NonFiniteLossError, RunError
+
+    return (
+        ConfigError,
+        DataError,
+        EvaluationError,
+        RunError,
+        NonFiniteLossError,
+        UnknownItemError,
+        FileNotFoundError,
+        PermissionError,
+    )
+
+
+def _parser() -> ArgumentParser:
+    parser = ArgumentParser(prog="plr", description=plr.__doc__, version=plr.__version__)
+    commands = parser.add_subcommands(dest="command")
+
+    demo = ArgumentParser(description="Make data, train PLR and SASRec on them, compare, recommend.")
+    demo.add_argument("--out", type=str, default="plr-demo", help="folder for the data and the runs")
+    demo.add_argument("--seed", type=int, default=0, help="of the data and the runs")
+    commands.add_subcommand("demo", demo, help="the whole path on made-up data, in a few minutes")
+
+    train = ArgumentParser(description="Train, validate and test one system; repeat the command to resume.")
+    train.add_argument("--config", action="config", help="a YAML file of fields, e.g. a run's config.yaml")
+    train.add_class_arguments(Config)
+    commands.add_subcommand("train", train, help="train one system")
+
+    evaluate = ArgumentParser(description="Rank a finished run's test rows again, on its own data or on another file.")
+    evaluate.add_argument("run", type=str, help="the run's folder")
+    evaluate.add_argument("--data", type=str, default=None, help="another file, read with the run's options")
+    evaluate.add_argument("--ks", type=tuple[int, ...] | None, default=None, help="the K of the metrics, e.g. [5,10]")
+    evaluate.add_argument("--exclude_seen", type=bool | None, default=None, help="do not rank items of the history")
+    commands.add_subcommand("evaluate", evaluate, help="measure a finished run")
+
+    recommend = ArgumentParser(description="Recommend the next items for one history.")
+    recommend.add_argument("run", type=str, help="the run's folder")
+    recommend.add_argument("--history", type=str, required=True, help='item ids, oldest first: "id id id"')
+    recommend.add_argument("-k", type=int, default=10, help="how many items")
+    recommend.add_argument("--exclude_seen", type=bool | None, default=None, help="do not recommend items of the history")
+    unknown = Literal["error", "skip"]
+    recommend.add_argument("--unknown", type=unknown, default="error", help="what to do with items never seen")
+    commands.add_subcommand("recommend", recommend, help="recommend for one history")
+    return parser
+
+
+def _demo(options: Namespace) -> None:
+    from plr.demo import demo
+
+    demo(Path(options.out), options.seed)
+
+
+def _train(options: Namespace) -> None:
+    from plr.evaluation import metrics_table
+    from plr.training import train
+
+    values = options.as_dict()
+    values.pop("config", None)
+    config = Config(**values)
+    result = train(config)
+    if not result:  # not the first process of a distributed run
+        return
+    _print(
+        metrics_table({split: result[split] for split in ("valid", "test")}, columns=_columns(config.ks), title=f"{config.out}"),
+        f"best epoch {result['best_epoch']} of {result['epochs']}, "
+        f"{result['train_seconds_per_epoch']:.1f} s of training an epoch; saved in {config.out}",
+    )
+
+
+def _evaluate(options: Namespace) -> None:
+    from plr.evaluation import metrics_table
+    from plr.evaluate import evaluate_run
+
+    ks = options.ks
+    outcome = evaluate_run(Path(options.run), options.data, ks, options.exclude_seen)
+    _print(
+        metrics_table({"test": outcome.metrics}, columns=_columns(outcome.ks), title=options.run),
+        f"{outcome.rows} test rows of {outcome.data}; all {outcome.items} items ranked; "
+        "rank = 1 + better + others with the same score / 2",
+        *outcome.notes,
+    )
+
+
+def _recommend(options: Namespace) -> None:
+    from plr.serving import Recommender
+    from plr.serving.table import recommendation_table
+
+    recommender = Recommender.load(options.run)
+    (answer,) = recommender.recommend(
+        [options.history.split()], options.k, exclude_seen=options.exclude_seen, unknown=options.unknown
+    )
+    _print(recommendation_table(answer))
+
+
+def _columns(ks: tuple[int, ...]) -> list[str]:
+    return [f"{metric}@{k}" for k in ks for metric in ("recall", "ndcg", "mrr")]
+
+
+def _print(*parts: object) -> None:
+    from rich.console import Console
+
+    console = Console()
+    for part in parts:
+        console.print(part, highlight=False)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,173 @@
+"""One flat configuration: every field is a command-line flag and a YAML key."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from plr.data.atomic import atomic_path
+
+
+class ConfigError(ValueError):
+    """A configuration value that cannot work; the message names the field, what was found and what is accepted."""
+
+
+@dataclass
+class Config:
+    """Everything that decides a run.
+
+    Args:
+        data: a file of interactions, or the name of one in the folder $PLR_DATA.
+        out: the folder the run is written to.
+        backbone: the sequence encoder.
+        method: the reasoning on top of it; "base" is the bare backbone.
+        format: how to read the data: auto, sequences (user item item ...), pairs (user item), recbole, csv or parquet.
+        user_column: name of the user column (csv, parquet); by default the usual names are tried.
+        item_column: name of the item column.
+        rating_column: name of the rating column.
+        timestamp_column: name of the timestamp column.
+        min_rating: keep interactions rated at least this.
+        core: keep users and items with at least this many interactions, repeatedly until all have; 0 keeps all.
+        split: auto takes time where there are timestamps, leave-one-out otherwise.
+        valid_time: time split: validation starts here (same unit as the file); default the 80 % quantile.
+        test_time: time split: test starts here; default the 90 % quantile.
+        max_length: the most recent items of a history that the model sees.
+        cache: folder for prepared data; by default data are prepared anew.
+        dim: width d of the states.
+        layers: Transformer layers.
+        heads: attention heads.
+        ffn_dim: inner width of the feed-forward parts.
+        input_dropout: dropout on the input of the encoder and of every reasoning step.
+        hidden_dropout: dropout on hidden representations, p_rep.
+        attention_dropout: dropout on attention weights, p_attn.
+        temperature: of the item softmax: logits are h·E / temperature.
+        streams: PLR: number of reasoning streams M.
+        steps: PLR: number of reasoning steps T.
+        kl_weight: PLR: λ, how strongly states are pushed apart; 0 is "w/o KL".
+        contrastive_weight: PLR: weight of the contrastive loss; 0 is "w/o RCL".
+        contrastive_temperature: PLR: τ of the contrastive loss.
+        gate: PLR: false averages the streams, "w/o MoRS".
+        training_rows: prefix (a row per history and target), sequence (a row per user, all positions), auto: what
+            the method prefers.
+        batch_size: training rows per step.
+        eval_batch_size: rows per evaluation batch.
+        epochs: at most this many.
+        patience: stop after this many epochs without a better validation NDCG@10.
+        lr: learning rate of Adam.
+        weight_decay: L2 penalty of Adam.
+        clip: largest gradient norm; 0 does not clip.
+        precision: "32", or "bf16" for automatic mixed precision.
+        seed: of everything random.
+        ks: the K of Recall@K, NDCG@K, MRR@K and HR@K; 10 is always among them.
+        exclude_seen: do not rank items of the history.
+        accelerator: auto, cpu or gpu.
+        devices: how many of them.
+        threads: CPU threads; 0 leaves torch's choice.
+        progress: show a progress bar.
+        provenance: written by training: versions and the data's hash. Ignored when read.
+    """
+
+    data: str = ""
+    out: str = ""
+    backbone: Literal["sasrec"] = "sasrec"
+    method: Literal["base", "plr"] = "plr"
+
+    format: Literal["auto", "sequences", "pairs", "recbole", "csv", "parquet"] = "auto"
+    user_column: str | None = None
+    item_column: str | None = None
+    rating_column: str | None = None
+    timestamp_column: str | None = None
+    min_rating: float | None = None
+    core: int = 0
+    split: Literal["auto", "leave-one-out", "time"] = "auto"
+    valid_time: int | None = None
+    test_time: int | None = None
+    max_length: int = 50
+    cache: str | None = None
+
+    dim: int = 256
+    layers: int = 2
+    heads: int = 2
+    ffn_dim: int = 300
+    input_dropout: float = 0.2
+    hidden_dropout: float = 0.5
+    attention_dropout: float = 0.5
+    temperature: float = 1.0
+
+    streams: int = 2
+    steps: int = 2
+    kl_weight: float = 0.1
+    contrastive_weight: float = 1.0
+    contrastive_temperature: float = 1.0
+    gate: bool = True
+
+    training_rows: Literal["auto", "prefix", "sequence"] = "auto"
+    batch_size: int = 2048
+    eval_batch_size: int = 512
+    epochs: int = 200
+    patience: int = 10
+    lr: float = 1e-3
+    weight_decay: float = 0.0
+    clip: float = 0.0
+    precision: Literal["32", "bf16"] = "32"
+    seed: int = 0
+    ks: tuple[int, ...] = (10, 20)
+    exclude_seen: bool = False
+    accelerator: Literal["auto", "cpu", "gpu"] = "auto"
+    devices: int = 1
+    threads: int = 0
+    progress: bool = True
+    provenance: dict[str, Any] | None = None
+
+    def __post_init__(self) -> None:
+        self.ks = tuple(sorted({10, *self.ks}))
+        for name in ("dim", "layers", "heads", "ffn_dim", "max_length", "streams", "steps", "batch_size",
+                     "eval_batch_size", "epochs", "patience", "devices"):  # fmt: skip
+            self._require(name, getattr(self, name) >= 1, "at least 1")
+        for name in ("core", "seed", "threads"):
+            self._require(name, getattr(self, name) >= 0, "0 or more")
+        for name in ("input_dropout", "hidden_dropout", "attention_dropout"):
+            self._require(name, 0 <= getattr(self, name) < 1, "in [0, 1)")
+        for name in ("temperature", "contrastive_temperature", "lr"):
+            value = getattr(self, name)
+            self._require(name, value > 0 and math.isfinite(value), "a finite number above 0")
+        for name in ("kl_weight", "contrastive_weight", "weight_decay", "clip"):
+            value = getattr(self, name)
+            self._require(name, value >= 0 and math.isfinite(value), "a finite number, 0 or more")
+        self._require("ks", min(self.ks) >= 1, "positive")
+        self._require("heads", self.dim % self.heads == 0, f"a divisor of dim={self.dim}")
+
+    def _require(self, name: str, holds: bool, accepted: str) -> None:
+        if not holds:
+            raise ConfigError(f"{name} must be {accepted}; found {getattr(self, name)!r}")
+
+    def decisive(self) -> dict[str, Any]:
+        """Return the fields that decide the result, for telling whether a run may be resumed."""
+        elsewhere = {"out", "cache", "progress", "provenance", "threads"}
+        return {name: value for name, value in asdict(self).items() if name not in elsewhere}
+
+    def save(self, path: Path) -> None:
+        """Write all fields as YAML; the file can be given back as --config."""
+        values = asdict(self)
+        values["ks"] = list(self.ks)
+        with atomic_path(path) as aside:
+            aside.write_text(yaml.safe_dump(values, sort_keys=False, allow_unicode=True), encoding="utf-8")
+
+    @classmethod
+    def load(cls, path: Path) -> Config:
+        """Read what `save` wrote; unknown or missing keys are named."""
+        try:
+            values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        except yaml.YAMLError as error:
+            raise ConfigError(f"{path}: not valid YAML: {error}") from error
+        if not isinstance(values, dict):
+            raise ConfigError(f"{path}: expected a mapping of configuration fields; found {type(values).__name__}")
+        known = {field.name for field in fields(cls)}
+        unknown = sorted(set(values) - known)
+        if unknown:
+            raise ConfigError(f"{path}: unknown fields {unknown}; known are {sorted(known)}")
+        return cls(**values)

@@ -1,0 +1,94 @@
+"""Batches of rows of similar length, so that little is padded."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from torch import Tensor
+
+__all__ = ["LengthGroupedBatches"]
+
+_MEGA_BATCH = 64  # batches sorted by length together; more pads less, fewer mixes better
+
+
+class LengthGroupedBatches:
+    """An iterable of index tensors (int64 [b], b <= batch_size) that together hold every row exactly once.
+
+    With ``shuffle`` the rows are permuted, cut into mega-batches of about 64 batches, sorted by length
+    inside each, cut into batches, and the batches shuffled; the order is a function of (seed, epoch) alone.
+    Without, rows are sorted by length, longest first, so that the largest batch is the first.
+
+    Under ``world_size`` ranks each takes every world_size-th batch of the one plan, and all take equally
+    many: nothing is dropped and nothing repeated, in training as in evaluation. For that the number of
+    batches is rounded up to a multiple of ``world_size``, and batch sizes differ by at most one. The
+    batches of one step are neighbours in length, so that no rank waits long for another.
+
+    Args:
+        lengths: int64 [R], the length of every row.
+        batch_size: Rows per batch and rank, at most.
+        shuffle: True for training, False for evaluation.
+        seed: Of the shuffling.
+        rank: This process, 0..world_size-1.
+        world_size: The number of processes.
+
+    Raises:
+        ValueError: for arguments out of range, and for fewer rows than ranks (but for none at all).
+    """
+
+    def __init__(
+        self,
+        lengths: Tensor,
+        batch_size: int,
+        *,
+        shuffle: bool,
+        seed: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1; got {batch_size}")
+        if not 0 <= rank < world_size:
+            raise ValueError(f"rank must be in 0..world_size-1; got rank {rank} of {world_size}")
+        if seed < 0:
+            raise ValueError(f"seed must not be negative; got {seed}")
+        if 0 < len(lengths) < world_size:
+            raise ValueError(f"{len(lengths)} rows cannot be shared among {world_size} ranks")
+        self.batch_size = batch_size
+        self.shuffle = shuffle
+        self.seed = seed
+        self.rank = rank
+        self.world_size = world_size
+        self.epoch = 0
+        self._lengths = lengths.numpy()
+        self._steps = -(-len(lengths) // (batch_size * world_size))
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the order of the next iteration (with ``shuffle``)."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        """Return the number of this rank's batches."""
+        return self._steps
+
+    def __iter__(self) -> Iterator[Tensor]:
+        batches = self._steps * self.world_size
+        bounds = np.arange(batches + 1) * len(self._lengths) // max(batches, 1)
+        if self.shuffle:
+            random = np.random.Generator(np.random.PCG64([self.seed, self.epoch]))
+            order, steps = self._shuffled(random, bounds), random.permutation(self._steps)
+        else:
+            order, steps = np.argsort(-self._lengths, kind="stable"), np.arange(self._steps)
+        rows = torch.from_numpy(order)
+        for step in steps:
+            batch = step * self.world_size + self.rank
+            yield rows[bounds[batch] : bounds[batch + 1]]
+
+    def _shuffled(self, random: np.random.Generator, bounds: np.ndarray) -> np.ndarray:
+        """Return a permutation of the rows, sorted by length within each mega-batch."""
+        order = random.permutation(len(self._lengths))
+        steps_together = -(-_MEGA_BATCH // self.world_size)
+        mega_bounds = bounds[:: steps_together * self.world_size]
+        mega = np.searchsorted(mega_bounds, np.arange(len(order)), side="right")
+        return order[np.lexsort((self._lengths[order], mega))]

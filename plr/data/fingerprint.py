@@ -1,0 +1,71 @@
+"""One streaming pass over a source file: its hash, and for text whether it is text at all."""
+
+from __future__ import annotations
+
+import codecs
+import hashlib
+import os
+
+from plr.data.errors import DataError
+
+__all__ = ["fingerprint"]
+
+_CHUNK = 1 << 22
+_GZIP = b"\x1f\x8b"
+
+
+def fingerprint(path: str | os.PathLike[str], *, text: bool, forbidden: bytes = b"\0") -> str:
+    """Return the SHA-256 (hex) of the bytes of ``path``; memory does not grow with the file.
+
+    With ``text=True`` the file must also be non-empty UTF-8 without any byte of ``forbidden``.
+
+    Raises:
+        DataError: naming file and line, for an empty file, a compressed file, a forbidden byte, or bytes
+            that are not UTF-8.
+    """
+    digest = hashlib.sha256()
+    decode = codecs.getincrementaldecoder("utf-8")().decode
+    blank = True
+    with open(path, "rb") as file:
+        while chunk := file.read(_CHUNK):
+            digest.update(chunk)
+            if not text:
+                blank = False
+                continue
+            if blank and file.tell() <= _CHUNK and chunk.startswith(_GZIP):
+                raise DataError("the file is compressed (gzip); unpack it first", path)
+            blank = blank and not chunk.strip()
+            if len(chunk.translate(None, forbidden)) != len(chunk):
+                raise _not_text(path, forbidden)
+            try:
+                decode(chunk)
+            except UnicodeDecodeError:
+                raise _not_text(path, forbidden) from None
+    if blank:
+        raise DataError("the file is empty", path)
+    if text:
+        try:
+            decode(b"", True)
+        except UnicodeDecodeError:
+            raise _not_text(path, forbidden) from None
+    return digest.hexdigest()
+
+
+def _not_text(path: str | os.PathLike[str], forbidden: bytes) -> DataError:
+    """Find the line again: slow, but only for a file that is refused anyway."""
+    with open(path, "rb") as file:
+        for number, line in enumerate(file, start=1):
+            for byte in line.translate(None, bytes(set(range(256)) - set(forbidden)))[:1]:
+                return DataError(
+                    f"byte 0x{byte:02x} does not belong in a text file; is it binary?", path, number
+                )
+            try:
+                line.decode("utf-8")
+            except UnicodeDecodeError as error:
+                bad = line[error.start]
+                return DataError(
+                    f"byte 0x{bad:02x} at column {error.start + 1} is not UTF-8; save the file as UTF-8",
+                    path,
+                    number,
+                )
+    return DataError("the file changed while it was read", path)

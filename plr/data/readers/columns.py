@@ -1,0 +1,177 @@
+"""Named columns: which one is which, and values checked into the types of a Source."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import polars as pl
+
+from plr.data.errors import DataError
+from plr.data.readers.source import Source, collect
+
+__all__ = ["Columns", "find_columns", "normalise", "read_columns"]
+
+ROLES = ("user", "item", "rating", "timestamp")
+_USUAL = {
+    "user": {"user", "userid", "reviewerid", "customerid", "uid"},
+    "item": {"item", "itemid", "parentasin", "asin", "productid", "movieid", "iid"},
+    "rating": {"rating", "overall", "score", "stars"},
+    "timestamp": {"timestamp", "time", "unixreviewtime", "unixtime", "datetime", "date"},
+}
+_EXACT = 2**53  # beyond it a float64 no longer tells neighbouring whole numbers apart
+
+
+@dataclass(frozen=True)
+class Columns:
+    """The names asked for; None = find it by its usual name."""
+
+    user: str | None = None
+    item: str | None = None
+    rating: str | None = None
+    timestamp: str | None = None
+
+
+def normalise(name: str) -> str:
+    """Return ``name`` for comparison with the usual names: lower case, no type suffix, separators or spaces."""
+    return name.split(":")[0].strip().lower().translate(str.maketrans("", "", "_- "))
+
+
+def find_columns(names: Sequence[str], wanted: Columns, path: Path, line: int | None = 1) -> dict[str, str]:
+    """Return {role: column name}; ``rating`` and ``timestamp`` are absent where the file has none.
+
+    A name asked for may leave out the type suffix of a RecBole header.
+
+    Raises:
+        DataError: naming the file and listing its columns, for a column that is missing or not to be told
+            from others.
+    """
+    listed = "the file has the columns " + ", ".join(repr(name) for name in names)
+    found: dict[str, str] = {}
+    for role in ROLES:
+        asked = getattr(wanted, role)
+        if asked is not None:
+            exact = [name for name in names if name == asked]
+            matches = exact or [name for name in names if name.split(":")[0] == asked]
+            problem = f"no column {asked!r}"
+        else:
+            matches = [name for name in names if normalise(name) in _USUAL[role]]
+            problem = f"no {role} column by a usual name (name it with {role}_column)"
+        if len(matches) > 1:
+            raise DataError(
+                f"{' and '.join(map(repr, matches))} could each be the {role} column "
+                f"(name it with {role}_column); {listed}",
+                path,
+                line,
+            )
+        if matches:
+            found[role] = matches[0]
+        elif asked is not None or role in ("user", "item"):
+            raise DataError(f"{problem}; {listed}", path, line)
+    roles_of: dict[str, list[str]] = {}
+    for role, name in found.items():
+        roles_of.setdefault(name, []).append(role)
+    for name, roles in roles_of.items():
+        if len(roles) > 1:
+            raise DataError(f"column {name!r} was named as {' and as '.join(roles)}", path, line)
+    return found
+
+
+def read_columns(
+    path: Path,
+    table: pl.LazyFrame,
+    columns: Mapping[str, str],
+    line_of: Callable[[int], int],
+    last_column: str | None = None,
+) -> Source:
+    """Check and convert the ``columns`` ({role: name}) of ``table``; rows without any value are skipped.
+
+    For text ``last_column`` names the last one: reading it too makes polars count the fields of every line.
+
+    Raises:
+        DataError: naming file, line, column, the value found and what is accepted, for the first value that
+            is missing or does not convert.
+    """
+    schema = table.collect_schema()
+    for role, name in columns.items():
+        _check_dtype(role, name, schema[name], path)
+    numbered = table.with_row_index("row")
+    wanted = [_convert(role, pl.col(name), schema[name]) for role, name in columns.items()]
+    counted = [] if last_column is None else [pl.col(last_column).is_null().alias("counted")]
+    frame = collect(numbered.select("row", *wanted, *counted)).select("row", *columns)
+    wrong = [_wrong(role) for role in columns]
+    if frame.select(pl.any_horizontal(wrong).any()).item():
+        # Blank lines come as rows without any value. Only now is it worth reading every column to tell them.
+        blank = collect(numbered.filter(pl.all_horizontal(pl.col(schema.names()).is_null())).select("row"))
+        frame = frame.join(blank, on="row", how="anti", maintain_order="left")
+        bad = frame.filter(pl.any_horizontal(wrong)).head(1)
+        if bad.height:
+            raise _bad_value(path, numbered, columns, bad, line_of)
+    return Source(path, frame, line_of)
+
+
+def _check_dtype(role: str, name: str, dtype: pl.DataType, path: Path) -> None:
+    text = dtype in (pl.String, pl.Categorical, pl.Enum)
+    if role in ("user", "item"):
+        accepted, fine = "strings or integers", text or dtype.is_integer()
+    elif role == "rating":
+        accepted, fine = "numbers", text or dtype.is_numeric()
+    else:
+        accepted, fine = (
+            "numbers, dates or datetimes",
+            text or dtype.is_numeric() or dtype in (pl.Date, pl.Datetime),
+        )
+    if not fine:
+        raise DataError(f"column {name!r} ({role}) has the type {dtype}; accepted: {accepted}", path)
+
+
+def _convert(role: str, column: pl.Expr, dtype: pl.DataType) -> pl.Expr:
+    """Return the typed column; a value that does not convert becomes null."""
+    if role in ("user", "item"):
+        return column.cast(pl.String).alias(role)
+    text = (
+        column.cast(pl.String).str.strip_chars() if dtype in (pl.String, pl.Categorical, pl.Enum) else column
+    )
+    if role == "rating":
+        number = text.cast(pl.Float64, strict=False)
+        return pl.when(number.is_finite()).then(number).alias(role)
+    if dtype in (pl.Date, pl.Datetime):
+        return column.to_physical().cast(pl.Int64).alias(role)
+    number = text.cast(pl.Float64, strict=False)
+    whole = (
+        pl.when((number == number.floor()) & (number.abs() <= _EXACT))
+        .then(number)
+        .cast(pl.Int64, strict=False)
+    )
+    if dtype.is_float():
+        return whole.alias(role)
+    return pl.coalesce(text.cast(pl.Int64, strict=False), whole).alias(role)
+
+
+def _wrong(role: str) -> pl.Expr:
+    missing = pl.col(role).is_null()
+    return missing | (pl.col(role) == "") if role in ("user", "item") else missing
+
+
+_ACCEPTED = {
+    "user": "a non-empty id",
+    "item": "a non-empty id",
+    "rating": "a finite number",
+    "timestamp": "a whole number, such as seconds or milliseconds since 1970 (1.0 and negative ones too)",
+}
+
+
+def _bad_value(
+    path: Path,
+    numbered: pl.LazyFrame,
+    columns: Mapping[str, str],
+    bad: pl.DataFrame,
+    line_of: Callable[[int], int],
+) -> DataError:
+    row = bad["row"][0]
+    role = next(role for role in columns if bad.select(_wrong(role)).item())
+    name = columns[role]
+    value = collect(numbered.filter(pl.col("row") == row).select(name)).item()
+    what = "no value" if value is None or value == "" else f"the value {str(value)[:100]!r}"
+    return DataError(f"column {name!r} has {what}; accepted: {_ACCEPTED[role]}", path, line_of(row))

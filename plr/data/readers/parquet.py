@@ -1,0 +1,28 @@
+"""Parquet files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import polars as pl
+
+from plr.data.errors import DataError
+from plr.data.readers.columns import Columns, find_columns, read_columns
+from plr.data.readers.source import Source
+
+__all__ = ["read_parquet"]
+
+
+def read_parquet(path: Path, columns: Columns) -> Source:
+    """Read a Parquet file; messages name rows (1-based) instead of lines.
+
+    Raises:
+        DataError: as ``find_columns`` and ``read_columns``, for a column type that makes no sense, and for
+            a broken file.
+    """
+    try:
+        table = pl.scan_parquet(path, glob=False)
+        names = table.collect_schema().names()
+        return read_columns(path, table, find_columns(names, columns, path, None), lambda row: row + 1)
+    except (pl.exceptions.PolarsError, OSError) as error:
+        raise DataError(f"not a readable Parquet file: {str(error).splitlines()[0]}", path) from error

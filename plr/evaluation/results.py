@@ -1,0 +1,60 @@
+"""Results on disk: ranks as parquet, metrics as JSON; written aside and renamed, never half a file."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import torch
+
+from plr.data.atomic import atomic_path
+from plr.evaluation.ranking import Ranking
+
+
+def save_ranking(path: str | Path, ranking: Ranking) -> None:
+    """Write a ranking as parquet with the columns user (int64), item (int64, the target) and rank (float64).
+
+    Users and items are the numbers of the data set; its id map turns them into external ids.
+    """
+    frame = pl.DataFrame(
+        {"user": ranking.users.numpy(), "item": ranking.targets.numpy(), "rank": ranking.ranks.numpy()},
+        schema={"user": pl.Int64, "item": pl.Int64, "rank": pl.Float64},
+    )
+    with atomic_path(path) as temporary:
+        frame.write_parquet(temporary)
+
+
+def load_ranking(path: str | Path) -> Ranking:
+    """Read a ranking that `save_ranking` wrote."""
+    frame = pl.read_parquet(path, columns=["user", "item", "rank"])
+    return Ranking(
+        users=torch.tensor(frame["user"].to_numpy(), dtype=torch.int64),
+        targets=torch.tensor(frame["item"].to_numpy(), dtype=torch.int64),
+        ranks=torch.tensor(frame["rank"].to_numpy(), dtype=torch.float64),
+    )
+
+
+def write_metrics(path: str | Path, metrics: Mapping[str, Any]) -> None:
+    """Write (nested) metrics as indented JSON.
+
+    Raises:
+        ValueError: a value is NaN or infinite, neither of which JSON has; the message gives its name.
+    """
+    _check_finite(metrics)
+    with atomic_path(path) as temporary:
+        Path(temporary).write_text(json.dumps(metrics, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+
+
+def _check_finite(value: Any, name: str = "metrics") -> None:
+    if isinstance(value, Mapping):
+        for key, inner in value.items():
+            _check_finite(inner, f"{name}.{key}")
+    elif isinstance(value, list | tuple):
+        for position, inner in enumerate(value):
+            _check_finite(inner, f"{name}[{position}]")
+    elif isinstance(value, float) and not math.isfinite(value):
+        raise ValueError(f"{name} is {value}, which cannot be a result: check what it was computed from")

@@ -1,0 +1,24 @@
+"""Recommenders: item encoder x sequence encoder x method."""
+
+from plr.models.base import BaseRecommender
+from plr.models.encoder import Encoded, SequenceEncoder
+from plr.models.items import IdItemEncoder
+from plr.models.plr import ParallelReasoning, PLRRecommender
+from plr.models.reasoning import Reasoning, reason
+from plr.models.recommender import Recommender
+from plr.models.registry import BACKBONES, METHODS, build_model
+
+__all__ = [
+    "BACKBONES",
+    "METHODS",
+    "BaseRecommender",
+    "Encoded",
+    "IdItemEncoder",
+    "PLRRecommender",
+    "ParallelReasoning",
+    "Reasoning",
+    "Recommender",
+    "SequenceEncoder",
+    "build_model",
+    "reason",
+]

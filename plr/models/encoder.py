@@ -1,0 +1,108 @@
+"""The Transformer sequence encoder: item embeddings in, hidden states and a key-value cache out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from plr.models.layers import KeyValue, TransformerLayer
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """What one pass over the sequences leaves behind.
+
+    Attributes:
+        last: [B, d], the state of each row's last real position: h_0 of the reasoning methods.
+        lengths: int64 [B].
+        prefix: per layer the keys and values [B, H, L, D] of all positions; entries beyond lengths mean nothing.
+        hidden: [B, L, d], the last layer at every position, or None where it was not asked for.
+    """
+
+    last: Tensor
+    lengths: Tensor
+    prefix: list[KeyValue]
+    hidden: Tensor | None = None
+
+
+class SequenceEncoder(nn.Module):
+    """A stack of `TransformerLayer` over item embeddings plus learned positions.
+
+    Positions count from the oldest kept item. A LayerNorm, then dropout, is applied to the input of the encoder and, with
+    the same weights, to the input of every reasoning step (`step_input`), as in ReaRec.
+
+    Args:
+        dim: width d.
+        layers: number of layers.
+        heads: attention heads; must divide dim.
+        ffn_dim: inner width of the feed-forward parts.
+        max_length: the longest sequence L accepted.
+        causal: True for SASRec, False for an encoder that reads both ways.
+        input_dropout: dropout after the input LayerNorm.
+        hidden_dropout: p_rep.
+        attention_dropout: p_attn.
+    """
+
+    def __init__(
+        self,
+        *,
+        dim: int,
+        layers: int,
+        heads: int,
+        ffn_dim: int,
+        max_length: int,
+        causal: bool,
+        input_dropout: float,
+        hidden_dropout: float,
+        attention_dropout: float,
+    ):
+        super().__init__()
+        self.causal = causal
+        self.max_length = max_length
+        self.position = nn.Embedding(max_length, dim)
+        self.input_norm = nn.LayerNorm(dim, eps=1e-12)
+        self.input_dropout = nn.Dropout(input_dropout)
+        self.layers = nn.ModuleList(
+            TransformerLayer(dim, heads, ffn_dim, hidden_dropout, attention_dropout) for _ in range(layers)
+        )
+
+    def encode(self, embeddings: Tensor, lengths: Tensor, *, all_positions: bool = False) -> Encoded:
+        """Encode right-padded sequences.
+
+        Args:
+            embeddings: [B, L, d] item embeddings; L <= max_length.
+            lengths: int64 [B], each at least 1.
+            all_positions: also return the last layer's states of every position. Otherwise that layer is computed
+                for the last real position only, which is all that next-item prediction from a prefix needs.
+        """
+        length = embeddings.shape[1]
+        if length > self.max_length:
+            raise ValueError(f"sequences may hold at most max_length={self.max_length} items; found {length}")
+        states = self.step_input(embeddings + self.position.weight[:length])
+        prefix = []
+        for layer in self.layers[:-1]:
+            states, cache = layer(states, lengths, self.causal)
+            prefix.append(cache)
+        final = self.layers[-1]
+        if all_positions:
+            hidden, cache = final(states, lengths, self.causal)
+            last = _at_last_position(hidden, lengths).squeeze(1)
+        else:
+            hidden, cache = None, final.keys_values(states)
+            # The last real position may read every real one, causal or not: the query of a stream without entries.
+            last, _ = final.step(_at_last_position(states, lengths), cache, lengths, None)
+            last = last.squeeze(1)
+        prefix.append(cache)
+        return Encoded(last=last, lengths=lengths, prefix=prefix, hidden=hidden)
+
+    def step_input(self, states: Tensor) -> Tensor:
+        """The shared LayerNorm and dropout in front of the first layer, for any shape [..., d]."""
+        return self.input_dropout(self.input_norm(states))
+
+
+def _at_last_position(states: Tensor, lengths: Tensor) -> Tensor:
+    """states [B, L, d] -> [B, 1, d], the state at position lengths[b] - 1."""
+    index = (lengths - 1)[:, None, None].expand(-1, 1, states.shape[2])
+    return torch.gather(states, 1, index)

@@ -1,0 +1,91 @@
+"""The files of a run folder."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from plr.config import Config
+from plr.data.atomic import atomic_path
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """Where a run keeps what. `metrics.json` is written last: a run that has it is finished."""
+
+    path: Path
+
+    @property
+    def config(self) -> Path:
+        """The whole configuration with versions and the data's hash."""
+        return self.path / "config.yaml"
+
+    @property
+    def items(self) -> Path:
+        """The item id map: a Parquet column item_id; the row number is the item's number."""
+        return self.path / "items.parquet"
+
+    @property
+    def weights(self) -> Path:
+        """The best epoch's weights."""
+        return self.path / "model.safetensors"
+
+    @property
+    def metrics(self) -> Path:
+        """The validation and test metrics of those weights."""
+        return self.path / "metrics.json"
+
+    @property
+    def logs(self) -> Path:
+        """CSV and TensorBoard logs."""
+        return self.path / "logs"
+
+    @property
+    def resume_point(self) -> Path:
+        """The last finished epoch: weights, optimiser, early stopping."""
+        return self.path / "resume" / "last.ckpt"
+
+    @property
+    def best_so_far(self) -> Path:
+        """The best weights of an unfinished run."""
+        return self.path / "resume" / "best.safetensors"
+
+    def ranks(self, split: str) -> Path:
+        """The rank of every user's target in the given split."""
+        return self.path / f"ranks_{split}.parquet"
+
+    def finished(self) -> bool:
+        """Whether the run is complete."""
+        return self.metrics.exists()
+
+    def require_finished(self) -> Config:
+        """Return the configuration of a finished run.
+
+        Raises:
+            FileNotFoundError: there is no finished run here; says what is there and what to do.
+        """
+        if self.finished():
+            return Config.load(self.config)
+        if self.config.exists():
+            raise FileNotFoundError(
+                f"{self.path}: the run is not finished; repeat its `plr train --config {self.config}` to go on with it"
+            )
+        raise FileNotFoundError(f"{self.path}: no run here (config.yaml is missing); make one with `plr train --out`")
+
+    def read_metrics(self) -> dict[str, Any]:
+        """Read metrics.json."""
+        return json.loads(self.metrics.read_text(encoding="utf-8"))
+
+    def save_item_ids(self, item_ids: Sequence[str]) -> None:
+        """Write the item id map."""
+        with atomic_path(self.items) as aside:
+            pl.DataFrame({"item_id": pl.Series(item_ids, dtype=pl.String)}).write_parquet(aside)
+
+    def read_item_ids(self) -> list[str]:
+        """Read the item id map."""
+        return pl.read_parquet(self.items)["item_id"].to_list()

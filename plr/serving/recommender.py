@@ -1,0 +1,149 @@
+"""A trained run, ready to recommend from raw item ids."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from plr.config import Config
+from plr.data import Batch
+from plr.models import build_model
+from plr.models import Recommender as Model
+from plr.runs import RunFolder
+from plr_kernels import top_items
+
+
+class UnknownItemError(ValueError):
+    """A history holds an item the model has never seen, or no item at all."""
+
+
+@dataclass(frozen=True)
+class Recommendation:
+    """One recommended item and its score (a dot product: comparable within one history only)."""
+
+    item: str
+    score: float
+
+
+class Recommender:
+    """Recommends from raw histories.
+
+        recommender = plr.Recommender.load("runs/beauty")
+        recommender.recommend([["item1", "item2"], ["item7"]], k=10)
+
+    Args:
+        model: a trained recommender.
+        item_ids: the external id of items 0..V-1.
+        config: the configuration of the run.
+    """
+
+    def __init__(self, model: Model, item_ids: Sequence[str], config: Config):
+        self.model = model.eval()
+        self.item_ids = list(item_ids)
+        self.config = config
+        self._index = {item_id: index for index, item_id in enumerate(self.item_ids)}
+        with torch.no_grad():
+            self._table = model.item_table().detach()  # [V, d]
+
+    @classmethod
+    def load(cls, path: str | Path, device: str | torch.device = "cpu") -> Recommender:
+        """Load the run folder that `plr train` wrote.
+
+        Raises:
+            FileNotFoundError: there is no finished run.
+        """
+        folder = RunFolder(Path(path))
+        config = folder.require_finished()
+        item_ids = folder.read_item_ids()
+        model = build_model(config, len(item_ids))
+        model.load_state_dict(load_file(folder.weights))
+        return cls(model.to(device), item_ids, config)
+
+    @torch.inference_mode()
+    def recommend(
+        self,
+        histories: Iterable[Sequence[str | int]],
+        k: int = 10,
+        *,
+        exclude_seen: bool | None = None,
+        unknown: Literal["error", "skip"] = "error",
+        batch_size: int = 512,
+    ) -> list[list[Recommendation]]:
+        """Return the k best items for each history, best first; ties go to the smaller item number.
+
+        Args:
+            histories: item ids as in the training file, oldest first.
+            k: how many; at most V. A history may get fewer where exclusion leaves fewer.
+            exclude_seen: do not recommend items of the history; None does as the run was evaluated.
+            unknown: "error" refuses a history with an item that training never saw; "skip" ignores that item.
+            batch_size: histories per forward pass.
+
+        Raises:
+            UnknownItemError: an unknown item, or a history in which no known item is left.
+        """
+        if unknown not in ("error", "skip"):
+            raise ValueError(f'unknown must be "error" or "skip"; found {unknown!r}')
+        if not 1 <= k <= len(self.item_ids):
+            raise ValueError(f"k must be in 1..{len(self.item_ids)}, the number of items; found {k}")
+        exclude_seen = self.config.exclude_seen if exclude_seen is None else exclude_seen
+        indices = [
+            self._to_index(number, history, unknown == "skip") for number, history in enumerate(histories)
+        ]
+        # Histories of like length together, so that little is padded; answers go back to the asker's order.
+        order = sorted(range(len(indices)), key=lambda number: indices[number].numel())
+        answers: list[list[Recommendation]] = [[] for _ in indices]
+        for first in range(0, len(order), batch_size):
+            numbers = order[first : first + batch_size]
+            chosen = [indices[number] for number in numbers]
+            for number, answer in zip(numbers, self._rank(chosen, k, exclude_seen), strict=True):
+                answers[number] = answer
+        return answers
+
+    def _rank(self, histories: list[Tensor], k: int, exclude_seen: bool) -> list[list[Recommendation]]:
+        device = self._table.device
+        recent = [history[-self.config.max_length :] for history in histories]
+        lengths = torch.tensor([history.numel() for history in recent])
+        batch = Batch(
+            item_ids=torch.nn.utils.rnn.pad_sequence(recent, batch_first=True).to(device),
+            lengths=lengths.to(device),
+            targets=torch.full_like(lengths, -100).to(device),
+            users=torch.arange(len(histories)).to(device),
+        )
+        states = self.model.represent(batch, self._table)  # [B, d]
+        if not bool(torch.isfinite(states).all()):
+            raise FloatingPointError("the model's representation of a history is not finite; the weights are damaged")
+        exclude = None
+        if exclude_seen:
+            exclude = torch.nn.utils.rnn.pad_sequence(histories, batch_first=True, padding_value=-1).to(device)
+        scores, ids = top_items(states, self._table, k, exclude=exclude)
+        return [
+            [
+                Recommendation(self.item_ids[item], score)
+                for score, item in zip(*row, strict=True)
+                if item >= 0
+            ]
+            for row in zip(scores.tolist(), ids.tolist(), strict=True)
+        ]
+
+    def _to_index(self, number: int, history: Sequence[str | int], skip: bool) -> Tensor:
+        if isinstance(history, str):
+            raise TypeError(f"history {number} must be a sequence of item ids; found the string {history!r}")
+        known, unknown = [], []
+        for item in map(str, history):
+            index = self._index.get(item)
+            (unknown if index is None else known).append(item if index is None else index)
+        if unknown and not skip:
+            raise UnknownItemError(
+                f"history {number}: items never seen in training: {', '.join(map(repr, unknown[:5]))}"
+                f"{' …' if len(unknown) > 5 else ''}; leave them out or skip them "
+                '(unknown="skip", on the command line --unknown skip)'
+            )
+        if not known:
+            raise UnknownItemError(f"history {number} holds no item that training has seen")
+        return torch.tensor(known)

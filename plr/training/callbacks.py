@@ -1,0 +1,126 @@
+"""What happens at the end of every epoch: rank the validation rows, keep the best weights, save for resuming."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as lightning
+import torch
+from lightning.pytorch.callbacks import Callback, Checkpoint
+from safetensors.torch import save_file
+from torch import Tensor
+
+from plr.data import Rows
+from plr.data.atomic import atomic_path
+from plr.evaluation import evaluation_batches, metrics, rank_rows
+
+MONITOR = "ndcg@10"
+
+
+class Validation(Callback):
+    """Ranks every validation row among all items and logs the unrounded metrics.
+
+    Each rank of a distributed run takes its share of the rows; the metrics are over all of them.
+    """
+
+    def __init__(self, rows: Rows, batch_size: int, ks: tuple[int, ...], exclude_seen: bool):
+        self.rows = rows
+        self.batch_size = batch_size
+        self.ks = ks
+        self.exclude_seen = exclude_seen
+        self.train_seconds: list[float] = []
+        self._start = 0.0
+
+    def on_train_epoch_start(self, trainer: lightning.Trainer, pl_module: Any) -> None:
+        """Start the clock of the training part."""
+        self._start = time.perf_counter()
+
+    def on_train_epoch_end(self, trainer: lightning.Trainer, pl_module: Any) -> None:
+        """Rank, gather and log."""
+        seconds = time.perf_counter() - self._start
+        self.train_seconds.append(seconds)
+        batches = evaluation_batches(
+            self.rows, self.batch_size, pl_module.device, trainer.global_rank, trainer.world_size
+        )
+        ranking = rank_rows(pl_module.model, batches, exclude_seen=self.exclude_seen)
+        ranks = gather_rows(ranking.ranks) if trainer.world_size > 1 else ranking.ranks
+        values = metrics(ranks, self.ks)
+        for name, value in values.items():
+            pl_module.log(
+                name, torch.tensor(value, dtype=torch.float64), prog_bar=name == MONITOR, rank_zero_only=False
+            )
+        pl_module.log("train/seconds", seconds)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Keep the clock's readings of earlier epochs for the summary of a resumed run."""
+        return {"train_seconds": self.train_seconds}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore them."""
+        self.train_seconds = list(state_dict["train_seconds"])
+
+
+class BestWeights(Checkpoint):
+    """Keeps the weights of the epoch with the best unrounded validation metric as safetensors; the first wins ties."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        self.best_value = float("-inf")
+        self.best_epoch = -1
+
+    def on_train_epoch_end(self, trainer: lightning.Trainer, pl_module: Any) -> None:
+        """Write the weights where the metric is better than ever before."""
+        value = float(trainer.callback_metrics[MONITOR])
+        if value > self.best_value:
+            self.best_value, self.best_epoch = value, trainer.current_epoch
+            if trainer.is_global_zero:
+                save_weights(pl_module.model, self.path)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed run must know."""
+        return {"best_value": self.best_value, "best_epoch": self.best_epoch}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore it."""
+        self.best_value, self.best_epoch = state_dict["best_value"], state_dict["best_epoch"]
+
+
+class ResumePoint(Checkpoint):
+    """Saves everything that decides the future after each epoch, last of all callbacks.
+
+    A kill between the best weights and this file does no harm: the resumed epoch writes the same weights again.
+    """
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def on_train_epoch_end(self, trainer: lightning.Trainer, pl_module: Any) -> None:
+        """Write the checkpoint aside and rename it."""
+        trainer.save_checkpoint(self.path)
+
+
+def save_weights(model: torch.nn.Module, path: Path) -> None:
+    """Write a model's weights as safetensors, aside first."""
+    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    with atomic_path(path) as aside:
+        save_file(weights, aside)
+
+
+def gather_rows(values: Tensor) -> Tensor:
+    """Join float64 [R_i] of all ranks of a distributed run to [sum R_i], in rank order, on every rank."""
+    import torch.distributed as distributed
+
+    world_size = distributed.get_world_size()
+    device = torch.device("cuda", torch.cuda.current_device()) if distributed.get_backend() == "nccl" else "cpu"
+    count = torch.tensor([values.numel()], device=device)
+    counts = [torch.empty_like(count) for _ in range(world_size)]
+    distributed.all_gather(counts, count)
+    # all_gather wants equal shapes: pad to the longest, then cut.
+    longest = max(int(each) for each in counts)
+    padded = torch.zeros(longest, dtype=values.dtype, device=device)
+    padded[: values.numel()] = values.to(device)
+    parts = [torch.empty_like(padded) for _ in range(world_size)]
+    distributed.all_gather(parts, padded)
+    return torch.cat([part[: int(each)] for part, each in zip(parts, counts, strict=True)]).to(values.device)

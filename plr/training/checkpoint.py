@@ -1,0 +1,44 @@
+"""Checkpoints that are whole or not there, and are read without unpickling anything."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch.plugins.io import CheckpointIO
+
+from plr.data.atomic import atomic_path
+from plr.training.errors import RunError
+
+
+class AtomicCheckpointIO(CheckpointIO):
+    """Writes aside, then renames; reads weights-only."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str, storage_options: Any = None) -> None:
+        """Write the checkpoint so that a kill at any moment leaves the old one or the new one."""
+        with atomic_path(Path(path)) as aside, open(aside, "wb") as file:
+            torch.save(checkpoint, file)
+            file.flush()
+            os.fsync(file.fileno())
+
+    def load_checkpoint(self, path: str, map_location: Any = None, weights_only: Any = True) -> dict[str, Any]:
+        """Read a checkpoint; tensors and plain values only."""
+        return read_checkpoint(Path(path), map_location)
+
+    def remove_checkpoint(self, path: str) -> None:
+        """Delete a checkpoint if it is there."""
+        Path(path).unlink(missing_ok=True)
+
+
+def read_checkpoint(path: Path, map_location: Any = "cpu") -> dict[str, Any]:
+    """Read what `AtomicCheckpointIO` wrote.
+
+    Raises:
+        RunError: the file is not such a checkpoint.
+    """
+    try:
+        return torch.load(path, map_location=map_location, weights_only=True)
+    except Exception as error:
+        raise RunError(f"{path}: not a readable checkpoint ({error}); delete it to train from the start") from error

@@ -1,0 +1,89 @@
+"""The Lightning module: a recommender, its optimiser and its rows."""
+
+from __future__ import annotations
+
+import lightning.pytorch as lightning
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from plr.config import Config
+from plr.data import Batch, LengthGroupedBatches, Rows
+from plr.models import Recommender
+from plr.training.finite import FiniteGuard
+
+
+class RecommenderModule(lightning.LightningModule):
+    """Trains `model` on `rows` with Adam; validation and checkpoints are callbacks' work.
+
+    Everything random in an epoch is drawn from generators seeded with (seed, epoch, rank): that, the weights and the
+    optimiser are all a resumed run needs to go on exactly as an uninterrupted one.
+    """
+
+    def __init__(self, model: Recommender, rows: Rows, config: Config):
+        super().__init__()
+        self.model = model
+        self.rows = rows
+        self.config = config
+        self.guard = FiniteGuard()
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        """Adam, as in the paper."""
+        return torch.optim.Adam(self.parameters(), lr=self.config.lr, weight_decay=self.config.weight_decay)
+
+    def train_dataloader(self) -> DataLoader:
+        """Batches grouped by length, gathered in the main process: a gather is cheaper than a queue."""
+        order = LengthGroupedBatches(
+            self.rows.lengths,
+            self.config.batch_size,
+            shuffle=True,
+            seed=self.config.seed,
+            rank=self.global_rank,
+            world_size=self.trainer.world_size,
+        )
+        return DataLoader(RowDataset(self.rows), sampler=order, batch_size=None, collate_fn=_as_it_is)
+
+    def on_train_epoch_start(self) -> None:
+        """Seed the epoch."""
+        torch.manual_seed(epoch_seed(self.config.seed, self.current_epoch, self.global_rank))
+
+    def training_step(self, batch: Batch, batch_index: int) -> Tensor:
+        """Sum the model's loss terms, watched and logged by name."""
+        losses = self.model.losses(batch)
+        self.guard.watch(losses, self.global_step)
+        size = batch.lengths.shape[0]
+        for name, loss in losses.items():
+            self.log(f"train/{name}", loss.detach(), on_step=False, on_epoch=True, batch_size=size)
+        total = torch.stack(list(losses.values())).sum()
+        self.log("loss", total.detach(), prog_bar=True, on_step=False, on_epoch=True, batch_size=size)
+        return total
+
+    def on_train_epoch_end(self) -> None:
+        """Read what the guard noted on the device."""
+        self.guard.settle()
+
+
+class RowDataset(torch.utils.data.Dataset):
+    """Rows as a map from a tensor of row numbers to a batch."""
+
+    def __init__(self, rows: Rows):
+        self.rows = rows
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: Tensor) -> Batch:
+        return self.rows.batch(index)
+
+
+def epoch_seed(seed: int, epoch: int, rank: int) -> int:
+    """Return a 63-bit seed, a different one for every (seed, epoch, rank)."""
+    # splitmix64's mixing steps: neighbouring inputs give unrelated generators.
+    state = (seed * 0x9E3779B97F4A7C15 + epoch * 0xBF58476D1CE4E5B9 + rank * 0x94D049BB133111EB + 1) % 2**64
+    state = ((state ^ (state >> 30)) * 0xBF58476D1CE4E5B9) % 2**64
+    state = ((state ^ (state >> 27)) * 0x94D049BB133111EB) % 2**64
+    return (state ^ (state >> 31)) % 2**63
+
+
+def _as_it_is(batch: Batch) -> Batch:
+    return batch

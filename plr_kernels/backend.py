@@ -1,0 +1,115 @@
+"""Which implementation of an operator runs, and why.
+
+Every operator.py holds a table {backend name: implementation}; `resolve` picks from it. What can be known once (is the
+extension built, is Triton installed) is found out at import, so that `resolve` itself is plain enough for
+`torch.compile` to trace and guard on.
+"""
+
+import importlib
+import importlib.util
+import os
+from collections.abc import Callable, Mapping
+from typing import Any, Final
+
+import torch
+from torch import Tensor
+
+BACKENDS: Final = ("auto", "reference", "cpp", "triton")
+ENVIRONMENT_VARIABLE: Final = "PLR_KERNELS_BACKEND"
+
+Implementation = Callable[..., Any]
+
+
+def _why_no_cpp() -> str | None:
+    try:
+        importlib.import_module("plr_kernels._cpp")
+    except ImportError as error:
+        return f"its compiled extension cannot be imported ({error}); build it with `pip install -e .`"
+    return None
+
+
+def _why_no_triton() -> str | None:
+    if importlib.util.find_spec("triton") is None:
+        return "the package `triton` is not installed"
+    return None
+
+
+# Triton reads this variable when it is imported; with it, kernels run on CPU tensors too, for testing.
+_TRITON_INTERPRETED: Final = os.environ.get("TRITON_INTERPRET") == "1"
+_MISSING: Final[dict[str, str | None]] = {"cpp": _why_no_cpp(), "triton": _why_no_triton()}
+
+
+def _checked(name: str) -> str:
+    if name not in BACKENDS:
+        raise ValueError(f"backend must be one of {', '.join(BACKENDS)}, got {name!r}")
+    missing = _MISSING.get(name)
+    if missing is None and name == "triton" and not (torch.cuda.is_available() or _TRITON_INTERPRETED):
+        missing = "no GPU is visible to torch (and TRITON_INTERPRET=1 was not set)"
+    if missing is not None:
+        raise RuntimeError(
+            f"backend {name!r} cannot run: {missing}. Accepted here: {', '.join(runnable_backends())}"
+        )
+    return name
+
+
+def runnable_backends() -> tuple[str, ...]:
+    """The names that `use_backend` accepts on this machine."""
+    gpu = torch.cuda.is_available() or _TRITON_INTERPRETED
+    return tuple(name for name in BACKENDS if _MISSING.get(name) is None and (name != "triton" or gpu))
+
+
+class use_backend:
+    """Choose the implementation that every operator runs, for the whole process.
+
+    `use_backend("reference")` chooses from now on; `with use_backend("reference"):` restores the earlier choice at the
+    end of the block. The environment variable PLR_KERNELS_BACKEND sets the choice a process starts with.
+
+    Args:
+        name: "auto" (triton for GPU tensors, cpp for CPU tensors where it was built, reference otherwise),
+            "reference", "cpp" or "triton". A named backend never falls back to another one.
+
+    Raises:
+        ValueError: the name is none of the above.
+        RuntimeError: the backend cannot run on this machine; the message says what is missing.
+    """
+
+    def __init__(self, name: str) -> None:
+        global _selected
+        self._previous = _selected
+        _selected = _checked(name)
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, *_: object) -> None:
+        global _selected
+        _selected = self._previous
+
+
+def _obstacle(name: str, implementations: Mapping[str, Implementation], tensor: Tensor) -> str | None:
+    """Why backend `name` cannot take `tensor`, or None when it can."""
+    if name not in implementations:
+        return f"this operator has only: {', '.join(implementations)}"
+    if name == "reference":
+        return None
+    if tensor.dtype == torch.float64:
+        return "it takes float32, bfloat16 and float16 tensors; float64 is for the reference backend"
+    if name == "cpp" and tensor.device.type != "cpu":
+        return f"it takes CPU tensors, got one on {tensor.device}"
+    if name == "triton" and tensor.device.type != "cuda" and not _TRITON_INTERPRETED:
+        return f"it takes GPU tensors, got one on {tensor.device}"
+    return _MISSING[name]
+
+
+def resolve(operator: str, implementations: Mapping[str, Implementation], tensor: Tensor) -> Implementation:
+    """The implementation of `operator` that the chosen backend runs on tensors like `tensor`."""
+    if _selected == "auto":
+        fused = "cpp" if tensor.device.type == "cpu" else "triton"
+        return implementations["reference" if _obstacle(fused, implementations, tensor) else fused]
+    obstacle = _obstacle(_selected, implementations, tensor)
+    if obstacle is not None:
+        raise RuntimeError(f"backend {_selected!r} cannot run {operator}: {obstacle}")
+    return implementations[_selected]
+
+
+_selected: str = _checked(os.environ.get(ENVIRONMENT_VARIABLE, "auto"))

@@ -1,0 +1,121 @@
+"""Checks of arguments. Every message names the argument, what is accepted and what was found."""
+
+import math
+from typing import Any, Final
+
+import torch
+from torch import Tensor
+
+FLOATING_DTYPES: Final = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
+def check_tensor(name: str, value: Any) -> None:
+    """Raise TypeError unless `value` is a tensor."""
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name} must be a torch.Tensor, got {type(value).__name__}")
+
+
+def check_floating(**tensors: Tensor) -> None:
+    """Raise unless all tensors have one floating dtype and lie on one device: those of the first."""
+    first_name, first = next(iter(tensors.items()))
+    for name, tensor in tensors.items():
+        if tensor.dtype not in FLOATING_DTYPES:
+            accepted = ", ".join(str(dtype) for dtype in FLOATING_DTYPES)
+            raise TypeError(f"{name} must have one of the dtypes {accepted}, got {tensor.dtype}")
+        if tensor.dtype != first.dtype:
+            raise TypeError(f"{name} must have the dtype of {first_name}, {first.dtype}, got {tensor.dtype}")
+        check_device(name, tensor, first_name, first)
+
+
+def check_device(name: str, tensor: Tensor, other_name: str, other: Tensor) -> None:
+    """Raise unless `tensor` lies on the device of `other`."""
+    if tensor.device != other.device:
+        raise ValueError(f"{name} must be on the device of {other_name}, {other.device}, got {tensor.device}")
+
+
+def check_integer(
+    name: str, value: Any, dtypes: tuple[torch.dtype, ...], other_name: str, other: Tensor
+) -> None:
+    """Raise unless `value` is a tensor of one of `dtypes` on the device of `other`."""
+    check_tensor(name, value)
+    if value.dtype not in dtypes:
+        accepted = " or ".join(str(dtype) for dtype in dtypes)
+        raise TypeError(f"{name} must have dtype {accepted}, got {value.dtype}")
+    check_device(name, value, other_name, other)
+
+
+def check_shape(name: str, tensor: Tensor, layout: str, sizes: dict[str, int]) -> None:
+    """Raise unless `tensor` has the dimensions that `layout` names.
+
+    Args:
+        name: the argument's name, for the message.
+        tensor: the tensor to check.
+        layout: the names of the dimensions, for example "B H M D".
+        sizes: the sizes known so far; those that `layout` names for the first time are added to it.
+    """
+    dimensions = layout.split()
+    if tensor.ndim != len(dimensions) or any(
+        sizes.get(dimension, size) != size for dimension, size in zip(dimensions, tensor.shape, strict=True)
+    ):
+        known = [
+            f"{dimension}={sizes[dimension]}" if dimension in sizes else dimension for dimension in dimensions
+        ]
+        raise ValueError(f"{name} must have shape [{', '.join(known)}], got {list(tensor.shape)}")
+    sizes.update(zip(dimensions, tensor.shape, strict=True))
+
+
+def check_not_empty(name: str, dimension: str, sizes: dict[str, int]) -> None:
+    """Raise if `dimension` of the argument `name` has size 0."""
+    if sizes[dimension] == 0:
+        raise ValueError(f"{name} must have at least one entry along {dimension}, got {dimension}=0")
+
+
+def check_number(name: str, value: Any) -> None:
+    """Raise unless `value` is a finite Python number."""
+    if not isinstance(value, int | float):
+        raise TypeError(f"{name} must be a number, got {type(value).__name__}")
+    if not -math.inf < value < math.inf:
+        raise ValueError(f"{name} must be finite, got {value}")
+
+
+def check_temperature(temperature: Any) -> None:
+    """Raise unless the temperature is a finite number above 0."""
+    check_number("temperature", temperature)
+    if temperature <= 0:
+        raise ValueError(f"temperature must be above 0, got {temperature}")
+
+
+def check_dropout_p(dropout_p: Any) -> None:
+    """Raise unless the probability lies in [0, 1)."""
+    check_number("dropout_p", dropout_p)
+    if not 0 <= dropout_p < 1:
+        raise ValueError(f"dropout_p must be in [0, 1), got {dropout_p}")
+
+
+def check_values(name: str, tensor: Tensor, wrong: Tensor, accepted: str, **sizes: int) -> None:
+    """Raise if any entry of the bool tensor `wrong`, shaped like `tensor`, is set.
+
+    On the CPU the message holds the first wrong value, its position, and the sizes that `accepted` mentions. Elsewhere,
+    and in a compiled graph, reading a value would wait for the device: there an assertion is enqueued, which fails when
+    the device reaches it.
+    """
+    if torch.compiler.is_compiling() or tensor.device.type != "cpu":
+        torch._assert_async(~wrong.any(), f"{name} must be {accepted}")
+    elif wrong.any():
+        position = wrong.nonzero()[0].tolist()
+        known = ", ".join(f"{size}={value}" for size, value in sizes.items())
+        raise ValueError(
+            f"{name} must be {accepted} ({known}), got {tensor[tuple(position)].item()} at position {position}"
+        )
+
+
+def check_index(name: str, value: Any) -> None:
+    """Raise unless `value` is a Python int."""
+    if not isinstance(value, int):
+        raise TypeError(f"{name} must be an int, got {type(value).__name__}")
+
+
+def check_reduction(reduction: Any) -> None:
+    """Raise unless the reduction is one that a loss knows."""
+    if reduction not in ("mean", "sum", "none"):
+        raise ValueError(f"reduction must be 'mean', 'sum' or 'none', got {reduction!r}")

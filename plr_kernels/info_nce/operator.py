@@ -1,0 +1,56 @@
+"""The public function info_nce."""
+
+import torch
+from torch import Tensor
+
+from plr_kernels.backend import resolve
+from plr_kernels.checks import check_not_empty, check_shape, check_temperature
+from plr_kernels.info_nce import reference
+from plr_kernels.precision import floating_inputs, no_autocast, raised
+
+torch.library.define(
+    "plr_kernels::info_nce",
+    "(Tensor view1, Tensor view2, float temperature) -> Tensor",
+    tags=torch.Tag.pt2_compliant_tag,
+)
+torch.library.impl("plr_kernels::info_nce", "CompositeImplicitAutograd")(reference.info_nce)
+
+
+def _run_reference(view1: Tensor, view2: Tensor, temperature: float) -> Tensor:
+    return torch.ops.plr_kernels.info_nce(raised(view1), raised(view2), temperature)
+
+
+# Backend name -> implementation with the signature of _run_reference.
+IMPLEMENTATIONS = {"reference": _run_reference}
+
+
+def info_nce(view1: Tensor, view2: Tensor, *, temperature: float = 1.0) -> Tensor:
+    """Contrastive loss between two views of the same batch (PLR, arXiv 2601.03153, Eq. 8).
+
+    With s_ij the cosine similarity of view1[g, i] and view2[g, j] over the temperature, a group's loss is
+    −(1/B) Σ_i [log softmax_j(s_ij)_i + log softmax_j(s_ji)_i], and the result is the mean over the groups. G = 0 and
+    B = 0 give 0. Norms below 1e-8 count as 1e-8, so that a zero vector has similarity 0 to all.
+
+    Args:
+        view1: [G, B, D]: for PLR one group per reasoning step and stream; float32, bfloat16, float16 or (reference
+            backend) float64.
+        view2: [G, B, D], in the dtype of `view1`; its row (g, b) is the positive of row (g, b) of `view1`.
+        temperature: what the similarities are divided by, above 0.
+
+    Returns:
+        A scalar, float32 (float64 for float64 inputs).
+
+    Raises:
+        TypeError: an argument is of the wrong type or dtype.
+        ValueError: a shape, a device or the temperature does not fit.
+    """
+    view1, view2 = floating_inputs(view1=view1, view2=view2)
+    sizes: dict[str, int] = {}
+    check_shape("view1", view1, "G B D", sizes)
+    check_shape("view2", view2, "G B D", sizes)
+    check_not_empty("view1", "D", sizes)
+    check_temperature(temperature)
+
+    run = resolve("info_nce", IMPLEMENTATIONS, view1)
+    with no_autocast(view1):
+        return run(view1, view2, temperature)

@@ -1,0 +1,151 @@
+"""The operators as nn.Module: options in the constructor, tensors in the call."""
+
+import torch
+from torch import Tensor, nn
+
+from plr_kernels.checks import (
+    check_dropout_p,
+    check_index,
+    check_number,
+    check_reduction,
+    check_temperature,
+)
+from plr_kernels.info_nce import info_nce
+from plr_kernels.linear_cross_entropy import linear_cross_entropy
+from plr_kernels.pairwise_kl import pairwise_kl
+from plr_kernels.stream_attention import stream_attention
+
+
+class StreamAttention(nn.Module):
+    """Attention of reasoning streams to a shared prefix and to their own past; see `plr_kernels.stream_attention`.
+
+    Args:
+        scale: what scores are multiplied by; None means 1/√D.
+        dropout_p: the dropout probability of attention probabilities in training mode, in [0, 1).
+    """
+
+    def __init__(self, *, scale: float | None = None, dropout_p: float = 0.0) -> None:
+        super().__init__()
+        if scale is not None:
+            check_number("scale", scale)
+        check_dropout_p(dropout_p)
+        self.scale = scale
+        self.dropout_p = dropout_p
+
+    def forward(
+        self,
+        query: Tensor,
+        prefix_key: Tensor,
+        prefix_value: Tensor,
+        stream_key: Tensor,
+        stream_value: Tensor,
+        *,
+        prefix_lengths: Tensor | None = None,
+        seed: int | Tensor | None = None,
+    ) -> Tensor:
+        """Attend: [B, H, M, D] to [B, H, P, D] and [B, H, M, S, D].
+
+        In training mode with dropout, the seed is drawn from torch's generator of the query's device unless one is given.
+        """
+        dropout_p = self.dropout_p if self.training else 0.0
+        if dropout_p > 0 and seed is None:
+            seed = torch.randint(-(2**63), 2**63 - 1, (), device=query.device)
+        return stream_attention(
+            query,
+            prefix_key,
+            prefix_value,
+            stream_key,
+            stream_value,
+            prefix_lengths=prefix_lengths,
+            scale=self.scale,
+            dropout_p=dropout_p,
+            seed=seed,
+        )
+
+    def extra_repr(self) -> str:
+        """The options, for print(module)."""
+        return f"scale={self.scale}, dropout_p={self.dropout_p}"
+
+
+class PairwiseKL(nn.Module):
+    """Mean divergence between the item distributions of a group's states; see `plr_kernels.pairwise_kl`.
+
+    Args:
+        temperature: what the logits are divided by, above 0.
+        detach_reference: stop the gradient through the second distribution of each pair.
+    """
+
+    def __init__(self, *, temperature: float = 1.0, detach_reference: bool = False) -> None:
+        super().__init__()
+        check_temperature(temperature)
+        self.temperature = temperature
+        self.detach_reference = detach_reference
+
+    def forward(self, states: Tensor, items: Tensor) -> Tensor:
+        """The divergence, a scalar, of states [B, N, D] over items [V, D]."""
+        return pairwise_kl(
+            states, items, temperature=self.temperature, detach_reference=self.detach_reference
+        )
+
+    def extra_repr(self) -> str:
+        """The options, for print(module)."""
+        return f"temperature={self.temperature}, detach_reference={self.detach_reference}"
+
+
+class InfoNCE(nn.Module):
+    """Contrastive loss between two views of the same batch; see `plr_kernels.info_nce`.
+
+    Args:
+        temperature: what the similarities are divided by, above 0.
+    """
+
+    def __init__(self, *, temperature: float = 1.0) -> None:
+        super().__init__()
+        check_temperature(temperature)
+        self.temperature = temperature
+
+    def forward(self, view1: Tensor, view2: Tensor) -> Tensor:
+        """The loss, a scalar, of two views [G, B, D]."""
+        return info_nce(view1, view2, temperature=self.temperature)
+
+    def extra_repr(self) -> str:
+        """The options, for print(module)."""
+        return f"temperature={self.temperature}"
+
+
+class LinearCrossEntropy(nn.Module):
+    """Cross-entropy of each state's target among all items; see `plr_kernels.linear_cross_entropy`.
+
+    Args:
+        temperature: what the logits are divided by, above 0.
+        ignore_index: the target of rows that do not count.
+        reduction: "mean", "sum", or "none" for the loss of every row.
+    """
+
+    def __init__(
+        self, *, temperature: float = 1.0, ignore_index: int = -100, reduction: str = "mean"
+    ) -> None:
+        super().__init__()
+        check_temperature(temperature)
+        check_index("ignore_index", ignore_index)
+        check_reduction(reduction)
+        self.temperature = temperature
+        self.ignore_index = ignore_index
+        self.reduction = reduction
+
+    def forward(self, states: Tensor, items: Tensor, targets: Tensor) -> Tensor:
+        """The loss of states [R, D] over items [V, D] with int64 targets [R]: a scalar, or [R] without reduction."""
+        return linear_cross_entropy(
+            states,
+            items,
+            targets,
+            temperature=self.temperature,
+            ignore_index=self.ignore_index,
+            reduction=self.reduction,
+        )
+
+    def extra_repr(self) -> str:
+        """The options, for print(module)."""
+        return (
+            f"temperature={self.temperature}, ignore_index={self.ignore_index}, reduction={self.reduction!r}"
+        )

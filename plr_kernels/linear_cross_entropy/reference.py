@@ -1,0 +1,17 @@
+"""The definition of linear_cross_entropy (PLR, arXiv 2601.03153, Eq. 1, the next-item loss)."""
+
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+
+def linear_cross_entropy(
+    states: Tensor, items: Tensor, targets: Tensor, temperature: float, ignore_index: int, reduction: str
+) -> Tensor:
+    """−log softmax(states itemsᵀ / temperature)[target] per row, over the rows whose target is not ignore_index."""
+    logits = states @ items.T / temperature  # [R, V]
+    losses = cross_entropy(logits, targets, ignore_index=ignore_index, reduction="none")  # [R]
+    if reduction == "none":
+        return losses
+    if reduction == "sum":
+        return losses.sum()
+    return losses.sum() / (targets != ignore_index).sum().clamp(min=1)

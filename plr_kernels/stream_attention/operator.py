@@ -1,0 +1,150 @@
+"""The public function stream_attention."""
+
+import torch
+from torch import Tensor
+
+from plr_kernels.backend import resolve
+from plr_kernels.checks import (
+    check_device,
+    check_dropout_p,
+    check_integer,
+    check_not_empty,
+    check_number,
+    check_shape,
+    check_values,
+)
+from plr_kernels.precision import floating_inputs, no_autocast, raised
+from plr_kernels.stream_attention import reference
+
+torch.library.define(
+    "plr_kernels::stream_attention",
+    "(Tensor query, Tensor prefix_key, Tensor prefix_value, Tensor stream_key, Tensor stream_value, "
+    "Tensor? prefix_lengths, float scale, float dropout_p, Tensor? seed) -> Tensor",
+    tags=torch.Tag.pt2_compliant_tag,
+)
+torch.library.impl("plr_kernels::stream_attention", "CompositeImplicitAutograd")(reference.stream_attention)
+
+
+def _run_reference(
+    query: Tensor,
+    prefix_key: Tensor,
+    prefix_value: Tensor,
+    stream_key: Tensor,
+    stream_value: Tensor,
+    prefix_lengths: Tensor | None,
+    scale: float,
+    dropout_p: float,
+    seed: Tensor | None,
+) -> Tensor:
+    return torch.ops.plr_kernels.stream_attention(
+        raised(query),
+        raised(prefix_key),
+        raised(prefix_value),
+        raised(stream_key),
+        raised(stream_value),
+        prefix_lengths,
+        scale,
+        dropout_p,
+        seed,
+    ).to(query.dtype)
+
+
+# Backend name -> implementation with the signature of _run_reference.
+IMPLEMENTATIONS = {"reference": _run_reference}
+
+
+def _checked_seed(seed: int | Tensor | None, query: Tensor) -> Tensor:
+    """The seed as an int64 [] tensor on the device of the query, made without waiting for that device."""
+    if seed is None:
+        raise ValueError("seed must be an int or an int64 tensor of shape [] when dropout_p > 0, got None")
+    if isinstance(seed, Tensor):
+        if seed.dtype != torch.int64 or seed.ndim != 0:
+            raise TypeError(
+                f"seed must be an int or an int64 tensor of shape [], got {seed.dtype} {list(seed.shape)}"
+            )
+        check_device("seed", seed, "query", query)
+        return seed
+    if not isinstance(seed, int):
+        raise TypeError(f"seed must be an int or an int64 tensor of shape [], got {type(seed).__name__}")
+    if not -(2**63) <= seed < 2**63:
+        raise ValueError(f"seed must fit into 64 bits, in [-2^63, 2^63), got {seed}")
+    return torch.full((), seed, dtype=torch.int64, device=query.device)
+
+
+def stream_attention(
+    query: Tensor,
+    prefix_key: Tensor,
+    prefix_value: Tensor,
+    stream_key: Tensor,
+    stream_value: Tensor,
+    *,
+    prefix_lengths: Tensor | None = None,
+    scale: float | None = None,
+    dropout_p: float = 0.0,
+    seed: int | Tensor | None = None,
+) -> Tensor:
+    """Attention of M reasoning streams to a shared prefix and to their own past (PLR, arXiv 2601.03153, Eq. 5).
+
+    Query (b, h, m) attends to the first `prefix_lengths[b]` prefix entries and to the S entries of its own stream, in one
+    softmax over both. Streams never see each other. Where there is nothing to attend to the output is zero. Prefix
+    entries beyond `prefix_lengths[b]` may hold anything, NaN included: they reach neither outputs nor gradients.
+
+    Args:
+        query: [B, H, M, D], float32, bfloat16, float16 or (reference backend) float64; the others share its dtype.
+        prefix_key: [B, H, P, D].
+        prefix_value: [B, H, P, D].
+        stream_key: [B, H, M, S, D], S >= 0.
+        stream_value: [B, H, M, S, D].
+        prefix_lengths: int32 or int64 [B] with values in [0, P]; None means P.
+        scale: what scores are multiplied by; None means 1/√D.
+        dropout_p: the probability, in [0, 1), with which an attention probability is dropped; the others are scaled by
+            1/(1 − dropout_p).
+        seed: what the dropout mask is drawn from, needed where dropout_p > 0: an int, or an int64 tensor of shape [] on
+            the device of the query (a captured CUDA graph rereads the tensor). The mask is a pure function of the seed
+            and of an entry's position, the same on every backend.
+
+    Returns:
+        [B, H, M, D] in the dtype of the inputs; sums are held in float32 for half-precision inputs.
+
+    Raises:
+        TypeError: an argument is of the wrong type or dtype.
+        ValueError: a shape, a device or a value does not fit. On a GPU a length outside [0, P] fails asynchronously.
+    """
+    query, prefix_key, prefix_value, stream_key, stream_value = floating_inputs(
+        query=query,
+        prefix_key=prefix_key,
+        prefix_value=prefix_value,
+        stream_key=stream_key,
+        stream_value=stream_value,
+    )
+    sizes: dict[str, int] = {}
+    check_shape("query", query, "B H M D", sizes)
+    check_shape("prefix_key", prefix_key, "B H P D", sizes)
+    check_shape("prefix_value", prefix_value, "B H P D", sizes)
+    check_shape("stream_key", stream_key, "B H M S D", sizes)
+    check_shape("stream_value", stream_value, "B H M S D", sizes)
+    check_not_empty("query", "D", sizes)
+    if prefix_lengths is not None:
+        check_integer("prefix_lengths", prefix_lengths, (torch.int32, torch.int64), "query", query)
+        check_shape("prefix_lengths", prefix_lengths, "B", sizes)
+        wrong = (prefix_lengths < 0) | (prefix_lengths > sizes["P"])
+        check_values("prefix_lengths", prefix_lengths, wrong, "in [0, P]", P=sizes["P"])
+    if scale is None:
+        scale = query.shape[-1] ** -0.5
+    check_number("scale", scale)
+    check_dropout_p(dropout_p)
+    seed_tensor = _checked_seed(seed, query) if dropout_p > 0 else None
+
+    run = resolve("stream_attention", IMPLEMENTATIONS, query)
+    with no_autocast(query):
+        return run(
+            query,
+            prefix_key,
+            prefix_value,
+            stream_key,
+            stream_value,
+            prefix_lengths,
+            scale,
+            dropout_p,
+            seed_tensor,
+        )

@@ -1,0 +1,66 @@
+"""The public function top_items."""
+
+import torch
+from torch import Tensor
+
+from plr_kernels.backend import resolve
+from plr_kernels.checks import check_index, check_integer, check_not_empty, check_shape, check_values
+from plr_kernels.precision import floating_inputs, no_autocast, raised
+from plr_kernels.top_items import reference
+
+torch.library.define(
+    "plr_kernels::top_items",
+    "(Tensor states, Tensor items, SymInt k, Tensor? exclude) -> (Tensor, Tensor)",
+    tags=torch.Tag.pt2_compliant_tag,
+)
+torch.library.impl("plr_kernels::top_items", "CompositeImplicitAutograd")(reference.top_items)
+
+
+def _run_reference(states: Tensor, items: Tensor, k: int, exclude: Tensor | None) -> tuple[Tensor, Tensor]:
+    return torch.ops.plr_kernels.top_items(raised(states), raised(items), k, exclude)
+
+
+# Backend name -> implementation with the signature of _run_reference.
+IMPLEMENTATIONS = {"reference": _run_reference}
+
+
+def top_items(
+    states: Tensor, items: Tensor, k: int, *, exclude: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """The k best items of each state by dot product, best first, ties to the smaller id.
+
+    The scores of all items are never held at once. Not differentiable: the scores carry no gradient.
+
+    Args:
+        states: [R, D], float32, bfloat16, float16 or (reference backend) float64.
+        items: [V, D], in the dtype of `states`.
+        k: how many items, 1 <= k <= V.
+        exclude: int64 [R, X], the ids that a row must not return, in [0, V), padded with -1.
+
+    Returns:
+        scores [R, k], float32 (float64 for float64 inputs), and ids int64 [R, k]. Where exclusion leaves fewer than k items,
+        the rest have score -inf and id -1.
+
+    Raises:
+        TypeError: an argument is of the wrong type or dtype.
+        ValueError: a shape, a device or a value does not fit. On a GPU an excluded id outside [-1, V) fails
+            asynchronously.
+    """
+    states, items = floating_inputs(states=states, items=items)
+    sizes: dict[str, int] = {}
+    check_shape("states", states, "R D", sizes)
+    check_shape("items", items, "V D", sizes)
+    check_not_empty("states", "D", sizes)
+    check_not_empty("items", "V", sizes)
+    check_index("k", k)
+    if not 1 <= k <= sizes["V"]:
+        raise ValueError(f"k must be in [1, V={sizes['V']}], got {k}")
+    if exclude is not None:
+        check_integer("exclude", exclude, (torch.int64,), "states", states)
+        check_shape("exclude", exclude, "R X", sizes)
+        wrong = (exclude < -1) | (exclude >= sizes["V"])
+        check_values("exclude", exclude, wrong, "in [0, V), or -1 as padding", V=sizes["V"])
+
+    run = resolve("top_items", IMPLEMENTATIONS, states)
+    with no_autocast(states):
+        return run(states.detach(), items.detach(), k, exclude)

@@ -1,0 +1,30 @@
+"""Settings for every kernel test: fresh memory is full of NaN, and hypothesis draws the same examples in every run."""
+
+import os
+
+# Asked for by cuBLAS under deterministic algorithms; read when CUDA starts.
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+
+import pytest
+import torch
+from hypothesis import HealthCheck, settings
+
+settings.register_profile(
+    "kernels", derandomize=True, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+settings.load_profile("kernels")
+
+
+@pytest.fixture(autouse=True)
+def _poisoned_memory():
+    """Fill what torch.empty returns with NaN (or the largest integer): an implementation must write all it returns."""
+    before = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    yield
+    torch.use_deterministic_algorithms(before)
+
+
+@pytest.fixture(autouse=True)
+def _fresh_compilations():
+    yield
+    torch._dynamo.reset()

@@ -1,0 +1,367 @@
+"""What the parity tests run: the operators, the backends, and the rule by which a result is accurate enough.
+
+docs/how-tests-work.md derives the rule.
+"""
+
+import dataclasses
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import hypothesis.strategies as st
+import torch
+from torch import Tensor
+
+import plr_kernels
+from plr_kernels.backend import _TRITON_INTERPRETED, runnable_backends
+from plr_kernels.info_nce import operator as info_nce_operator
+from plr_kernels.info_nce import reference as info_nce_reference
+from plr_kernels.linear_cross_entropy import operator as linear_cross_entropy_operator
+from plr_kernels.linear_cross_entropy import reference as linear_cross_entropy_reference
+from plr_kernels.pairwise_kl import operator as pairwise_kl_operator
+from plr_kernels.pairwise_kl import reference as pairwise_kl_reference
+from plr_kernels.stream_attention import operator as stream_attention_operator
+from plr_kernels.stream_attention import reference as stream_attention_reference
+
+# A further backend is one line here: its name and the device types it is tested on, where they exist.
+BACKENDS: dict[str, tuple[str, ...]] = {
+    "reference": ("cpu", "cuda"),
+}
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+# How far a backend's error may exceed that of the plain formula: both are largest errors of differently ordered sums.
+FACTOR = 2.0
+# How many times the plain formula is run on inputs moved by rounding.
+NUDGED_RUNS = 3
+
+Tensors = dict[str, Tensor]
+Options = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Case:
+    """The arguments of one call: the floating tensors, which may ask for gradients, and everything else."""
+
+    tensors: Tensors
+    options: Options
+
+
+@dataclass(frozen=True)
+class Operator:
+    """How an operator is called, what defines it, and what to call it with."""
+
+    name: str
+    public: Callable[..., Tensor]
+    formula: Callable[..., Tensor]  # the definition, with the keyword arguments of `public`, in any dtype
+    implementations: Mapping[str, Callable[..., Any]]
+    sizes: st.SearchStrategy[dict[str, Any]]  # what `make` takes besides the generator
+    small: dict[str, Any]  # one set of sizes for tests that are slow per entry
+    large: dict[str, Any]  # one set of sizes beyond what a kernel holds in one block
+    make: Callable[..., Case]  # draws a case in float64
+
+
+@dataclass(frozen=True)
+class Target:
+    """A backend on a kind of device."""
+
+    backend: str
+    device: str
+
+    def __str__(self) -> str:
+        return f"{self.backend}-{self.device}"
+
+
+def targets() -> list[Target]:
+    """The backends that can run here, each on every device that it can run on here."""
+    here = {"cpu"} | ({"cuda"} if torch.cuda.is_available() else set())
+    return [
+        Target(backend, device)
+        for backend, devices in BACKENDS.items()
+        if backend in runnable_backends()
+        for device in devices
+        if device in here
+    ]
+
+
+def normal(generator: torch.Generator, *shape: int) -> Tensor:
+    """Standard normal numbers in float64."""
+    return torch.randn(shape, generator=generator, dtype=torch.float64)
+
+
+# ---------------------------------------------------------------------------------------------- operators
+
+
+def _make_stream_attention(
+    generator, batch, heads, streams, prefix, own, dim, lengths, scale, dropout_p
+) -> Case:
+    tensors = {
+        "query": normal(generator, batch, heads, streams, dim),
+        "prefix_key": normal(generator, batch, heads, prefix, dim),
+        "prefix_value": normal(generator, batch, heads, prefix, dim),
+        "stream_key": normal(generator, batch, heads, streams, own, dim),
+        "stream_value": normal(generator, batch, heads, streams, own, dim),
+    }
+    options: Options = {"scale": scale, "dropout_p": dropout_p}
+    if lengths is not None:
+        options["prefix_lengths"] = torch.randint(prefix + 1, (batch,), generator=generator, dtype=lengths)
+    if dropout_p > 0:
+        options["seed"] = torch.randint(-(2**63), 2**63 - 1, (), generator=generator)
+    return Case(tensors, options)
+
+
+def _stream_attention_formula(
+    query, prefix_key, prefix_value, stream_key, stream_value, prefix_lengths=None, scale=None, dropout_p=0.0, seed=None
+) -> Tensor:
+    scale = query.shape[-1] ** -0.5 if scale is None else scale
+    return stream_attention_reference.stream_attention(
+        query, prefix_key, prefix_value, stream_key, stream_value, prefix_lengths, scale, dropout_p, seed
+    )
+
+
+def _make_pairwise_kl(generator, batch, group, vocabulary, dim, temperature, detach_reference) -> Case:
+    tensors = {
+        "states": normal(generator, batch, group, dim),
+        "items": normal(generator, vocabulary, dim),
+    }
+    return Case(tensors, {"temperature": temperature, "detach_reference": detach_reference})
+
+
+def _make_info_nce(generator, groups, batch, dim, temperature) -> Case:
+    tensors = {"view1": normal(generator, groups, batch, dim), "view2": normal(generator, groups, batch, dim)}
+    return Case(tensors, {"temperature": temperature})
+
+
+def _make_linear_cross_entropy(generator, rows, vocabulary, dim, temperature, ignored, reduction) -> Case:
+    tensors = {"states": normal(generator, rows, dim), "items": normal(generator, vocabulary, dim)}
+    targets = torch.randint(vocabulary, (rows,), generator=generator)
+    targets[torch.rand(rows, generator=generator) < ignored] = -100
+    return Case(tensors, {"targets": targets, "temperature": temperature, "reduction": reduction})
+
+
+_dims = st.integers(1, 17) | st.just(50)
+_temperatures = st.sampled_from([1.0, 0.3, 2.5])
+
+STREAM_ATTENTION = Operator(
+    name="stream_attention",
+    public=plr_kernels.stream_attention,
+    formula=_stream_attention_formula,
+    implementations=stream_attention_operator.IMPLEMENTATIONS,
+    sizes=st.fixed_dictionaries(
+        {
+            "batch": st.integers(0, 3),
+            "heads": st.integers(1, 3),
+            "streams": st.integers(1, 4),
+            "prefix": st.integers(0, 9),
+            "own": st.integers(0, 5),
+            "dim": _dims,
+            "lengths": st.sampled_from([None, torch.int32, torch.int64]),
+            "scale": st.sampled_from([None, 1.0]),
+            "dropout_p": st.sampled_from([0.0, 0.3]),
+        }
+    ),
+    small=dict(
+        batch=2, heads=2, streams=2, prefix=3, own=2, dim=2, lengths=torch.int64, scale=None, dropout_p=0.3
+    ),
+    large=dict(
+        batch=3, heads=2, streams=5, prefix=131, own=7, dim=50, lengths=torch.int64, scale=None, dropout_p=0.2
+    ),
+    make=_make_stream_attention,
+)
+
+PAIRWISE_KL = Operator(
+    name="pairwise_kl",
+    public=plr_kernels.pairwise_kl,
+    formula=pairwise_kl_reference.pairwise_kl,
+    implementations=pairwise_kl_operator.IMPLEMENTATIONS,
+    sizes=st.fixed_dictionaries(
+        {
+            "batch": st.integers(0, 4),
+            "group": st.integers(1, 5),
+            "vocabulary": st.integers(1, 40),
+            "dim": _dims,
+            "temperature": _temperatures,
+            "detach_reference": st.booleans(),
+        }
+    ),
+    small=dict(batch=2, group=3, vocabulary=5, dim=3, temperature=0.7, detach_reference=False),
+    large=dict(batch=9, group=4, vocabulary=1031, dim=50, temperature=1.0, detach_reference=False),
+    make=_make_pairwise_kl,
+)
+
+INFO_NCE = Operator(
+    name="info_nce",
+    public=plr_kernels.info_nce,
+    formula=info_nce_reference.info_nce,
+    implementations=info_nce_operator.IMPLEMENTATIONS,
+    sizes=st.fixed_dictionaries(
+        {
+            "groups": st.integers(0, 3),
+            "batch": st.integers(0, 9),
+            "dim": _dims,
+            "temperature": _temperatures,
+        }
+    ),
+    small=dict(groups=2, batch=3, dim=3, temperature=0.7),
+    large=dict(groups=3, batch=131, dim=50, temperature=0.5),
+    make=_make_info_nce,
+)
+
+LINEAR_CROSS_ENTROPY = Operator(
+    name="linear_cross_entropy",
+    public=plr_kernels.linear_cross_entropy,
+    formula=lambda states, items, targets, temperature, reduction: (
+        linear_cross_entropy_reference.linear_cross_entropy(states, items, targets, temperature, -100, reduction)
+    ),
+    implementations=linear_cross_entropy_operator.IMPLEMENTATIONS,
+    sizes=st.fixed_dictionaries(
+        {
+            "rows": st.integers(0, 9),
+            "vocabulary": st.integers(1, 40),
+            "dim": _dims,
+            "temperature": _temperatures,
+            "ignored": st.sampled_from([0.0, 0.3, 1.0]),
+            "reduction": st.sampled_from(["mean", "sum", "none"]),
+        }
+    ),
+    small=dict(rows=4, vocabulary=5, dim=3, temperature=0.7, ignored=0.3, reduction="mean"),
+    large=dict(rows=131, vocabulary=1031, dim=50, temperature=1.0, ignored=0.2, reduction="none"),
+    make=_make_linear_cross_entropy,
+)
+
+# top_items has no gradients and its ids are exact: test_top_items.py holds its tests.
+OPERATORS = (STREAM_ATTENTION, PAIRWISE_KL, INFO_NCE, LINEAR_CROSS_ENTROPY)
+
+
+def implemented() -> list[tuple[Target, Operator]]:
+    """Every operator on every target that has an implementation of it."""
+    return [
+        (target, operator)
+        for target in targets()
+        for operator in OPERATORS
+        if target.backend in operator.implementations
+    ]
+
+
+# ---------------------------------------------------------------------------------------------- cases
+
+
+def _contiguous(tensor: Tensor) -> Tensor:
+    return tensor.contiguous()
+
+
+def _transposed(tensor: Tensor) -> Tensor:
+    """The same values, stored with the dimensions in reverse order."""
+    return tensor.permute(*reversed(range(tensor.ndim))).contiguous().permute(*reversed(range(tensor.ndim)))
+
+
+def _sliced(tensor: Tensor) -> Tensor:
+    """The same values as every second entry of a larger tensor that is NaN elsewhere."""
+    storage = tensor.new_full((*tensor.shape[:-1], 2 * tensor.shape[-1] + 1), torch.nan)
+    view = storage[..., 1::2]
+    return view.copy_(tensor)
+
+
+def _expanded(tensor: Tensor) -> Tensor:
+    """The first entry of the first dimension for all of them, with stride 0."""
+    return tensor[:1].expand_as(tensor) if tensor.shape[0] > 0 else tensor
+
+
+LAYOUTS = (_contiguous, _transposed, _sliced, _expanded)
+
+
+def make_case(
+    operator: Operator,
+    sizes: dict[str, Any],
+    *,
+    dtype: torch.dtype = torch.float32,
+    device: str = "cpu",
+    generator_seed: int = 0,
+    layouts: Mapping[str, Callable[[Tensor], Tensor]] | None = None,
+) -> Case:
+    """A case in a dtype, on a device, and with each tensor in the memory layout that is asked for."""
+    generator = torch.Generator().manual_seed(generator_seed)
+    case = operator.make(generator, **sizes)
+    layouts = layouts or {}
+    return Case(
+        {
+            name: layouts.get(name, _contiguous)(tensor.to(device, dtype))
+            for name, tensor in case.tensors.items()
+        },
+        {
+            name: value.to(device) if isinstance(value, Tensor) else value
+            for name, value in case.options.items()
+        },
+    )
+
+
+def cast(case: Case, dtype: torch.dtype) -> Case:
+    """The same case, its tensors in another dtype."""
+    return dataclasses.replace(case, tensors={name: tensor.to(dtype) for name, tensor in case.tensors.items()})
+
+
+def _nudged(case: Case, generator: torch.Generator) -> Case:
+    """The case in float32, each number moved by at most a unit of rounding."""
+
+    def nudge(tensor: Tensor) -> Tensor:
+        shift = 2 * torch.rand(tensor.shape, generator=generator, dtype=torch.float64) - 1
+        return (tensor.double() * (1 + torch.finfo(torch.float32).eps * shift.to(tensor.device))).float()
+
+    return dataclasses.replace(case, tensors={name: nudge(tensor) for name, tensor in case.tensors.items()})
+
+
+def evaluate(function: Callable[..., Tensor], case: Case, wanted: Collection[str] | None = None) -> Tensors:
+    """The output and the gradients asked for (all, if not told), by name.
+
+    The gradient of the output is drawn at random, and is representable in half precision: all dtypes get the same.
+    """
+    names = list(case.tensors) if wanted is None else [name for name in case.tensors if name in wanted]
+    leaves = {
+        name: tensor.detach().requires_grad_(name in names) for name, tensor in case.tensors.items()
+    }
+    output = function(**leaves, **case.options)
+    generator = torch.Generator().manual_seed(1)
+    cotangent = (torch.randint(-8, 9, output.shape, generator=generator) / 8).to(output)
+    if output.ndim == 0:
+        cotangent = torch.ones_like(output)
+    gradients = torch.autograd.grad(output, [leaves[name] for name in names], cotangent) if names else ()
+    results = {"output": output.detach()}
+    return results | {f"gradient of {name}": grad for name, grad in zip(names, gradients, strict=True)}
+
+
+# ---------------------------------------------------------------------------------------------- the rule
+
+
+def largest_error(result: Tensor, truth: Tensor) -> float:
+    """The largest deviation of any entry from the truth; NaN if one is NaN."""
+    return (result.double() - truth).abs().max().item() if truth.numel() else 0.0
+
+
+def allowed_error(baselines: list[Tensor], truth: Tensor, dtype: torch.dtype) -> float:
+    """FACTOR times the plain formula's error, plus one unit in the last place of the truth's largest entry.
+
+    A plain formula that overflows excuses nothing: its error counts as 0.
+    """
+    errors = torch.tensor([largest_error(baseline, truth) for baseline in baselines], dtype=torch.float64)
+    magnitude = truth.abs().max().item() if truth.numel() else 0.0
+    return FACTOR * errors.nan_to_num(0.0, posinf=0.0).max().item() + torch.finfo(dtype).eps * magnitude
+
+
+def assert_accurate(results: Tensors, operator: Operator, case: Case) -> None:
+    """Fail unless every result is as close to the truth as the plain formula comes.
+
+    The plain formula runs in the case's dtype, and in float32, in which every backend holds its sums: there
+    also on inputs moved by rounding, since a single run can be right by luck, a scalar loss above all.
+    """
+    wanted = [name.removeprefix("gradient of ") for name in results if name != "output"]
+    truth = evaluate(operator.formula, cast(case, torch.float64), wanted)
+    generator = torch.Generator().manual_seed(2)
+    runs = [case, cast(case, torch.float32), *(_nudged(case, generator) for _ in range(NUDGED_RUNS))]
+    baselines = [evaluate(operator.formula, run, wanted) for run in runs]
+    assert results.keys() == truth.keys()
+    for name, result in results.items():
+        assert result.shape == truth[name].shape, name
+        assert truth[name].isfinite().all(), name
+        error = largest_error(result, truth[name])
+        allowed = allowed_error([run[name] for run in baselines], truth[name], result.dtype)
+        assert error <= allowed, f"{operator.name}: {name} is off by {error:.3g}, allowed is {allowed:.3g}"

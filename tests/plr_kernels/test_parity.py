@@ -1,0 +1,258 @@
+"""Every operator on every backend: accuracy, memory layouts, gradients, autocast, compilation."""
+
+import itertools
+
+import hypothesis.strategies as st
+import pytest
+import torch
+from hypothesis import given, settings
+from torch._dynamo.testing import CompileCounterWithBackend
+
+from plr_kernels import use_backend
+from tests.plr_kernels.harness import (
+    DTYPES,
+    LAYOUTS,
+    OPERATORS,
+    STREAM_ATTENTION,
+    assert_accurate,
+    cast,
+    evaluate,
+    implemented,
+    make_case,
+)
+
+on_every_target = pytest.mark.parametrize(
+    ("target", "operator"), [pytest.param(t, o, id=f"{t}-{o.name}") for t, o in implemented()]
+)
+in_every_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=lambda dtype: str(dtype).removeprefix("torch."))
+
+
+def output_dtype(operator, dtype):
+    return dtype if operator is STREAM_ATTENTION else torch.float32
+
+
+@pytest.fixture(autouse=True)
+def _chosen_backend(request):
+    if "target" not in request.fixturenames:
+        yield
+        return
+    with use_backend(request.getfixturevalue("target").backend):
+        yield
+
+
+@on_every_target
+@in_every_dtype
+@settings(max_examples=20)
+@given(data=st.data())
+def test_as_accurate_as_the_plain_formula(target, operator, dtype, data):
+    sizes = data.draw(operator.sizes, "sizes")
+    names = make_case(operator, sizes).tensors
+    case = make_case(
+        operator,
+        sizes,
+        dtype=dtype,
+        device=target.device,
+        generator_seed=data.draw(st.integers(0, 99), "generator_seed"),
+        layouts={name: data.draw(st.sampled_from(LAYOUTS), name) for name in names},
+    )
+    results = evaluate(operator.public, case)
+    assert results["output"].dtype == output_dtype(operator, dtype)
+    assert all(results[f"gradient of {name}"].dtype == dtype for name in names)
+    assert_accurate(results, operator, case)
+
+
+@on_every_target
+@in_every_dtype
+def test_as_accurate_as_the_plain_formula_beyond_one_block(target, operator, dtype):
+    case = make_case(operator, operator.large, dtype=dtype, device=target.device)
+    assert_accurate(evaluate(operator.public, case), operator, case)
+
+
+@on_every_target
+def test_large_inputs_neither_overflow_nor_vanish(target, operator):
+    """Logits in the hundreds: exp without the subtracted maximum would be infinite."""
+    case = make_case(operator, operator.small, device=target.device)
+    for tensor in case.tensors.values():
+        tensor.mul_(20)
+    assert_accurate(evaluate(operator.public, case), operator, case)
+
+
+@on_every_target
+def test_gradients_only_where_asked_and_always_the_same(target, operator):
+    case = make_case(operator, operator.small, device=target.device)
+    full = evaluate(operator.public, case)
+    names = list(case.tensors)
+    for count in range(len(names) + 1):
+        for wanted in itertools.combinations(names, count):
+            leaves = {name: case.tensors[name].clone().requires_grad_(name in wanted) for name in names}
+            output = operator.public(**leaves, **case.options)
+            assert output.requires_grad == bool(wanted)
+            torch.testing.assert_close(output.detach(), full["output"], rtol=0, atol=0)
+            for name in set(names) - set(wanted):
+                assert leaves[name].grad is None
+            partial_results = evaluate(operator.public, case, wanted)
+            for name, gradient in partial_results.items():
+                torch.testing.assert_close(gradient, full[name], rtol=0, atol=0, msg=f"{name} for {wanted}")
+
+
+@on_every_target
+@in_every_dtype
+def test_same_bits_every_time(target, operator, dtype):
+    case = make_case(operator, operator.large, dtype=dtype, device=target.device)
+    first, second = evaluate(operator.public, case), evaluate(operator.public, case)
+    for name in first:
+        assert torch.equal(first[name], second[name]), name
+
+
+@on_every_target
+def test_inputs_are_left_alone(target, operator):
+    case = make_case(operator, operator.small, device=target.device)
+    before = {name: tensor.clone() for name, tensor in case.tensors.items()}
+    evaluate(operator.public, case)
+    for name, tensor in before.items():
+        assert torch.equal(case.tensors[name], tensor), name
+
+
+@on_every_target
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_autocast_casts_the_inputs_and_nothing_else(target, operator, dtype):
+    case = make_case(operator, operator.large, device=target.device)
+
+    def under_autocast_forward(**arguments):
+        with torch.autocast(target.device, dtype=dtype):
+            return operator.public(**arguments)
+
+    under_autocast = evaluate(under_autocast_forward, case)
+    expected = evaluate(operator.public, cast(case, dtype))
+    assert under_autocast["output"].dtype == output_dtype(operator, dtype)
+    for name, result in under_autocast.items():
+        if name != "output":
+            assert result.dtype == torch.float32
+        assert torch.equal(result, expected[name].to(result.dtype)), name
+
+
+@pytest.mark.parametrize("operator", OPERATORS, ids=lambda operator: operator.name)
+def test_autocast_leaves_float64_alone(operator):
+    case = make_case(operator, operator.small, dtype=torch.float64)
+    with use_backend("reference"), torch.autocast("cpu", dtype=torch.bfloat16):
+        output = operator.public(**case.tensors, **case.options)
+    assert output.dtype == torch.float64
+    torch.testing.assert_close(output, operator.formula(**case.tensors, **case.options), rtol=0, atol=0)
+
+
+@on_every_target
+def test_second_derivative_is_right_or_refused(target, operator):
+    if target.backend == "reference":
+        case = make_case(operator, operator.small, dtype=torch.float64, device=target.device)
+        leaves = [tensor.requires_grad_() for tensor in case.tensors.values()]
+
+        def call(*tensors):
+            return operator.public(**dict(zip(case.tensors, tensors, strict=True)), **case.options)
+
+        assert torch.autograd.gradcheck(call, leaves)
+        assert torch.autograd.gradgradcheck(call, leaves)
+        return
+    case = make_case(operator, operator.small, device=target.device)
+    leaves = {name: tensor.requires_grad_() for name, tensor in case.tensors.items()}
+    output = operator.public(**leaves, **case.options).sum()
+    gradients = torch.autograd.grad(output, list(leaves.values()), create_graph=True)
+    with pytest.raises(RuntimeError):
+        torch.autograd.grad(sum(g.square().sum() for g in gradients), list(leaves.values()))
+
+
+@on_every_target
+def test_compiles_into_one_graph_for_all_shapes(target, operator):
+    counter = CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(operator.public, fullgraph=True, dynamic=True, backend=counter)
+    cases = [
+        make_case(operator, sizes, device=target.device)
+        for sizes in ({**operator.large, **fixed_options(operator)}, operator.small)
+    ]
+    for case in cases:
+        results = evaluate(compiled, case)
+        assert_accurate(results, operator, case)
+    assert counter.frame_count == 1
+
+
+def fixed_options(operator):
+    """The options of the small case: those are constants of a compiled graph, unlike the shapes."""
+    options = ("temperature", "detach_reference", "reduction", "lengths", "scale", "dropout_p")
+    return {name: value for name, value in operator.small.items() if name in options}
+
+
+def test_compiled_graph_follows_the_chosen_backend_and_options():
+    """What is chosen in Python is guarded on: a changed temperature or autocast state compiles anew, and right."""
+    operator = OPERATORS[1]
+    case = make_case(operator, operator.small)
+    compiled = torch.compile(operator.public, fullgraph=True, backend="aot_eager")
+    for temperature in (1.0, 0.5, 0.25, 2.0):
+        options = {**case.options, "temperature": temperature}
+        expected = operator.public(**case.tensors, **options)
+        torch.testing.assert_close(compiled(**case.tensors, **options), expected)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            expected = operator.public(**case.tensors, **options)
+            torch.testing.assert_close(compiled(**case.tensors, **options), expected)
+
+
+def test_compiles_with_inductor():
+    case = make_case(STREAM_ATTENTION, STREAM_ATTENTION.small)
+    compiled = torch.compile(STREAM_ATTENTION.public, fullgraph=True)
+    assert_accurate(evaluate(compiled, case), STREAM_ATTENTION, case)
+
+
+@pytest.mark.parametrize("operator", OPERATORS, ids=lambda operator: operator.name)
+def test_never_reads_a_value_on_the_host(operator):
+    """Tensors on the meta device have no values: reading one, as a synchronising call would, raises."""
+    case = make_case(operator, operator.small, device="meta")
+    results = evaluate_without_values(operator, case)
+    assert all(result.device.type == "meta" for result in results)
+
+
+def evaluate_without_values(operator, case):
+    leaves = {name: tensor.requires_grad_() for name, tensor in case.tensors.items()}
+    with use_backend("reference"):
+        output = operator.public(**leaves, **case.options)
+    return [output, *torch.autograd.grad(output.sum(), list(leaves.values()))]
+
+
+@pytest.mark.parametrize("operator", OPERATORS, ids=lambda operator: operator.name)
+def test_vectorises_over_a_further_dimension(operator):
+    """torch.vmap over the reference backend equals a loop; value checks need the values, so there is none here."""
+    options = {"lengths": None} if operator is STREAM_ATTENTION else {}
+    if operator.name == "linear_cross_entropy":
+        pytest.skip("its targets are checked by value")
+    cases = [
+        make_case(operator, {**operator.small, **options}, generator_seed=number) for number in range(3)
+    ]
+    options = cases[0].options
+    stacked = [torch.stack(tensors) for tensors in zip(*(case.tensors.values() for case in cases), strict=True)]
+    with use_backend("reference"):
+        vectorised = torch.vmap(lambda *tensors: operator.public(*tensors, **options))(*stacked)
+        looped = torch.stack([operator.public(*case.tensors.values(), **options) for case in cases])
+    torch.testing.assert_close(vectorised, looped)
+
+
+def test_opcheck_of_every_registered_operator():
+    checks = {
+        "pairwise_kl": lambda case: (*case.tensors.values(), 0.7, True),
+        "info_nce": lambda case: (*case.tensors.values(), 0.7),
+        "linear_cross_entropy": lambda case: (*case.tensors.values(), case.options["targets"], 0.7, -100, "mean"),
+        "stream_attention": lambda case: (
+            *case.tensors.values(),
+            case.options["prefix_lengths"],
+            0.5,
+            0.3,
+            case.options["seed"],
+        ),
+    }
+    for operator in OPERATORS:
+        case = make_case(operator, operator.small)
+        for tensor in case.tensors.values():
+            tensor.requires_grad_()
+        overload = getattr(torch.ops.plr_kernels, operator.name).default
+        torch.library.opcheck(overload, checks[operator.name](case))
+    overload = torch.ops.plr_kernels.top_items.default
+    exclude = torch.tensor([[0, -1], [2, 3]])
+    torch.library.opcheck(overload, (torch.randn(2, 3), torch.randn(7, 3), 3, exclude))
+
+
