@@ -18,6 +18,10 @@ the data loader to the end of the last step: reading, building the data set, and
 a comparison, run it with --epochs 1 in turn with the other system and compare within each pair, since
 speeds drift on shared machines; nothing else should be running.
 
+The logits of a step are hundreds of megabytes, which glibc's allocator by default returns to the system after
+every use and takes again, page fault by page fault. --keep-memory makes it keep them, at the price of more
+resident memory; give both systems the same.
+
 With --evaluate: each user's last item is ranked after a history that includes the second last, among all
 items RecTools knows, seen ones included; rank = 1 + #greater + #equal others / 2. RecTools knows the items
 of its training data only, so a last item that never occurs there, and a user without any known item, count
@@ -27,6 +31,7 @@ as misses.
 from __future__ import annotations
 
 import argparse
+import ctypes
 import json
 import os
 import platform
@@ -64,6 +69,14 @@ def now(trainer: pytorch_lightning.Trainer) -> float:
     return time.perf_counter()
 
 
+def keep_freed_memory() -> None:
+    """Make glibc's malloc keep freed memory: M_MMAP_MAX (-4) = 0, M_TRIM_THRESHOLD (-1) = -1; mallopt(3)."""
+    libc = ctypes.CDLL(None)
+    for parameter, value in ((-4, 0), (-1, -1)):
+        if not libc.mallopt(parameter, value):
+            raise OSError(f"mallopt refused parameter {parameter}")
+
+
 def read_histories(path: Path) -> dict[str, list[str]]:
     """Return {user: items in time order} of a file with a line `user item item ...` per user."""
     lines = (line.split() for line in path.read_text(encoding="utf-8").splitlines())
@@ -72,9 +85,7 @@ def read_histories(path: Path) -> dict[str, list[str]]:
 
 def build_dataset(histories: dict[str, list[str]]) -> Dataset:
     """Return the RecTools data set of these histories; positions stand in for the times."""
-    rows = [
-        (user, item, position) for user, items in histories.items() for position, item in enumerate(items)
-    ]
+    rows = [(user, item, position) for user, items in histories.items() for position, item in enumerate(items)]
     frame = pd.DataFrame(rows, columns=[Columns.User, Columns.Item, Columns.Datetime])
     frame[Columns.Datetime] = pd.to_datetime(frame[Columns.Datetime], unit="s")
     frame[Columns.Weight] = 1.0
@@ -111,7 +122,7 @@ def build_model(epochs: int, workers: int, limit_batches: int | None) -> SASRecM
     )
 
 
-def test_ranks(model: SASRecModel, histories: dict[str, list[str]]) -> np.ndarray:
+def last_item_ranks(model: SASRecModel, histories: dict[str, list[str]]) -> np.ndarray:
     """Return the rank of each user's last item after the items before it; infinite if not rankable."""
     known = {item: number for number, item in enumerate(model.data_preparator.get_known_item_ids())}
     dataset = model.data_preparator.transform_dataset_u2i(
@@ -134,18 +145,19 @@ def test_ranks(model: SASRecModel, histories: dict[str, list[str]]) -> np.ndarra
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="a line `user item item ...` per user")
     parser.add_argument("--epochs", type=int, default=1)
     parser.add_argument("--evaluate", action="store_true", help="add the test HR@10 and NDCG@10")
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="threads of PyTorch's operators")
     parser.add_argument("--workers", type=int, default=0, help="worker processes of the data loader")
+    parser.add_argument("--keep-memory", action="store_true", help="keep freed memory (Linux with glibc)")
     parser.add_argument("--limit-batches", type=int, help="end epochs early: to try the script")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
 
+    if arguments.keep_memory:
+        keep_freed_memory()
     torch.set_num_threads(arguments.threads)
     pytorch_lightning.seed_everything(arguments.seed)
     histories = read_histories(arguments.data)
@@ -163,12 +175,13 @@ def main() -> None:
         "seed": arguments.seed,
         "threads": arguments.threads,
         "workers": arguments.workers,
+        "keep_memory": arguments.keep_memory,
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine(),
         "versions": {"python": platform.python_version()}
         | {name: version(name) for name in ("rectools", "torch", "pytorch-lightning", "numpy")},
     }
     if arguments.evaluate:
-        ranks = test_ranks(model, histories)
+        ranks = last_item_ranks(model, histories)
         result["test"] = {
             "n": len(ranks),
             "hr@10": float((ranks <= 10).mean()),

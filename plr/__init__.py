@@ -12,7 +12,7 @@ __all__ = ["Recommender"]
 
 
 def __getattr__(name: str) -> Any:
-    # Loaded on first use, so that `plr --help` does not wait for torch.
+    # Loaded on first use: plr.serving imports the rest of the package.
     if name == "Recommender":
         from plr.serving import Recommender
 

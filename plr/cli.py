@@ -30,10 +30,10 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _user_errors() -> tuple[type[Exception], ...]:
-    # Imported only here and in the commands: `plr --help` should not wait for torch and Lightning.
+    # Imported here and in the commands, so that no command waits for Lightning that does not train.
     from plr.evaluation import EvaluationError
-    from plr.serving import UnknownItemError
-    from plr.training.errors import NonFiniteLossError, RunError
+    from plr.serving import RequestError
+    from plr.errors import NonFiniteLossError, RunError
 
     return (
         ConfigError,
@@ -41,7 +41,7 @@ def _user_errors() -> tuple[type[Exception], ...]:
         EvaluationError,
         RunError,
         NonFiniteLossError,
-        UnknownItemError,
+        RequestError,
         FileNotFoundError,
         PermissionError,
     )

@@ -66,7 +66,7 @@ class Config:
         exclude_seen: do not rank items of the history.
         accelerator: auto, cpu or gpu.
         devices: how many of them.
-        threads: CPU threads; 0 leaves torch's choice.
+        threads: CPU threads; 0 leaves torch's choice. Bit-equal results need an equal number.
         progress: show a progress bar.
         provenance: written by training: versions and the data's hash. Ignored when read.
     """

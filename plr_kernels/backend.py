@@ -1,8 +1,8 @@
 """Which implementation of an operator runs, and why.
 
-Every operator.py holds a table {backend name: implementation}; `resolve` picks from it. What can be known once (is the
-extension built, is Triton installed) is found out at import, so that `resolve` itself is plain enough for
-`torch.compile` to trace and guard on.
+Every operator.py holds a table {backend name: implementation}; `resolve` picks from it. What can be known
+once (is the extension built, is Triton installed) is found out at import, so that `resolve` itself is plain
+enough for `torch.compile` to trace and guard on.
 """
 
 import importlib
@@ -35,34 +35,38 @@ def _why_no_triton() -> str | None:
 
 
 # Triton reads this variable when it is imported; with it, kernels run on CPU tensors too, for testing.
-_TRITON_INTERPRETED: Final = os.environ.get("TRITON_INTERPRET") == "1"
+TRITON_INTERPRETED: Final = os.environ.get("TRITON_INTERPRET") == "1"
 _MISSING: Final[dict[str, str | None]] = {"cpp": _why_no_cpp(), "triton": _why_no_triton()}
+
+
+def _missing(name: str) -> str | None:
+    """What this machine lacks to run a backend on any tensor, or None."""
+    if name == "triton" and not (torch.cuda.is_available() or TRITON_INTERPRETED):
+        return _MISSING[name] or "no GPU is visible to torch, and TRITON_INTERPRET=1 was not set"
+    return _MISSING.get(name)
+
+
+def runnable_backends() -> tuple[str, ...]:
+    """The names that `use_backend` accepts on this machine."""
+    return tuple(name for name in BACKENDS if _missing(name) is None)
 
 
 def _checked(name: str) -> str:
     if name not in BACKENDS:
         raise ValueError(f"backend must be one of {', '.join(BACKENDS)}, got {name!r}")
-    missing = _MISSING.get(name)
-    if missing is None and name == "triton" and not (torch.cuda.is_available() or _TRITON_INTERPRETED):
-        missing = "no GPU is visible to torch (and TRITON_INTERPRET=1 was not set)"
+    missing = _missing(name)
     if missing is not None:
-        raise RuntimeError(
-            f"backend {name!r} cannot run: {missing}. Accepted here: {', '.join(runnable_backends())}"
-        )
+        accepted = ", ".join(runnable_backends())
+        raise RuntimeError(f"backend {name!r} cannot run: {missing}. Accepted here: {accepted}")
     return name
-
-
-def runnable_backends() -> tuple[str, ...]:
-    """The names that `use_backend` accepts on this machine."""
-    gpu = torch.cuda.is_available() or _TRITON_INTERPRETED
-    return tuple(name for name in BACKENDS if _MISSING.get(name) is None and (name != "triton" or gpu))
 
 
 class use_backend:
     """Choose the implementation that every operator runs, for the whole process.
 
-    `use_backend("reference")` chooses from now on; `with use_backend("reference"):` restores the earlier choice at the
-    end of the block. The environment variable PLR_KERNELS_BACKEND sets the choice a process starts with.
+    `use_backend("reference")` chooses from now on; `with use_backend("reference"):` restores the earlier
+    choice at the end of the block. The environment variable PLR_KERNELS_BACKEND sets the choice a process
+    starts with.
 
     Args:
         name: "auto" (triton for GPU tensors, cpp for CPU tensors where it was built, reference otherwise),
@@ -96,7 +100,7 @@ def _obstacle(name: str, implementations: Mapping[str, Implementation], tensor: 
         return "it takes float32, bfloat16 and float16 tensors; float64 is for the reference backend"
     if name == "cpp" and tensor.device.type != "cpu":
         return f"it takes CPU tensors, got one on {tensor.device}"
-    if name == "triton" and tensor.device.type != "cuda" and not _TRITON_INTERPRETED:
+    if name == "triton" and tensor.device.type != "cuda" and not TRITON_INTERPRETED:
         return f"it takes GPU tensors, got one on {tensor.device}"
     return _MISSING[name]
 

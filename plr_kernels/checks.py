@@ -33,9 +33,8 @@ def check_device(name: str, tensor: Tensor, other_name: str, other: Tensor) -> N
         raise ValueError(f"{name} must be on the device of {other_name}, {other.device}, got {tensor.device}")
 
 
-def check_integer(
-    name: str, value: Any, dtypes: tuple[torch.dtype, ...], other_name: str, other: Tensor
-) -> None:
+def check_integer(name: str, value: Any, dtypes: tuple[torch.dtype, ...], other_name: str, other: Tensor) ->
+None:
     """Raise unless `value` is a tensor of one of `dtypes` on the device of `other`."""
     check_tensor(name, value)
     if value.dtype not in dtypes:
@@ -57,9 +56,7 @@ def check_shape(name: str, tensor: Tensor, layout: str, sizes: dict[str, int]) -
     if tensor.ndim != len(dimensions) or any(
         sizes.get(dimension, size) != size for dimension, size in zip(dimensions, tensor.shape, strict=True)
     ):
-        known = [
-            f"{dimension}={sizes[dimension]}" if dimension in sizes else dimension for dimension in dimensions
-        ]
+        known = [f"{dimension}={sizes[dimension]}" if dimension in sizes else dimension for dimension in dimensions]
         raise ValueError(f"{name} must have shape [{', '.join(known)}], got {list(tensor.shape)}")
     sizes.update(zip(dimensions, tensor.shape, strict=True))
 
@@ -95,9 +92,9 @@ def check_dropout_p(dropout_p: Any) -> None:
 def check_values(name: str, tensor: Tensor, wrong: Tensor, accepted: str, **sizes: int) -> None:
     """Raise if any entry of the bool tensor `wrong`, shaped like `tensor`, is set.
 
-    On the CPU the message holds the first wrong value, its position, and the sizes that `accepted` mentions. Elsewhere,
-    and in a compiled graph, reading a value would wait for the device: there an assertion is enqueued, which fails when
-    the device reaches it.
+    On the CPU the message holds the first wrong value, its position, and the sizes that `accepted` mentions.
+    Elsewhere, and in a compiled graph, reading a value would wait for the device: there an assertion is
+    enqueued, which fails when the device reaches it.
     """
     if torch.compiler.is_compiling() or tensor.device.type != "cpu":
         torch._assert_async(~wrong.any(), f"{name} must be {accepted}")

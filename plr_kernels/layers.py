@@ -17,7 +17,8 @@ from plr_kernels.stream_attention import stream_attention
 
 
 class StreamAttention(nn.Module):
-    """Attention of reasoning streams to a shared prefix and to their own past; see `plr_kernels.stream_attention`.
+    """Attention of reasoning streams to a shared prefix and to their own past; see
+    `plr_kernels.stream_attention`.
 
     Args:
         scale: what scores are multiplied by; None means 1/√D.
@@ -45,7 +46,8 @@ class StreamAttention(nn.Module):
     ) -> Tensor:
         """Attend: [B, H, M, D] to [B, H, P, D] and [B, H, M, S, D].
 
-        In training mode with dropout, the seed is drawn from torch's generator of the query's device unless one is given.
+        In training mode with dropout, the seed is drawn from torch's generator of the query's device unless
+        one is given.
         """
         dropout_p = self.dropout_p if self.training else 0.0
         if dropout_p > 0 and seed is None:
@@ -83,9 +85,8 @@ class PairwiseKL(nn.Module):
 
     def forward(self, states: Tensor, items: Tensor) -> Tensor:
         """The divergence, a scalar, of states [B, N, D] over items [V, D]."""
-        return pairwise_kl(
-            states, items, temperature=self.temperature, detach_reference=self.detach_reference
-        )
+        return pairwise_kl(states, items, temperature=self.temperature,
+        detach_reference=self.detach_reference)
 
     def extra_repr(self) -> str:
         """The options, for print(module)."""
@@ -122,9 +123,8 @@ class LinearCrossEntropy(nn.Module):
         reduction: "mean", "sum", or "none" for the loss of every row.
     """
 
-    def __init__(
-        self, *, temperature: float = 1.0, ignore_index: int = -100, reduction: str = "mean"
-    ) -> None:
+    def __init__(self, *, temperature: float = 1.0, ignore_index: int = -100, reduction: str = "mean") ->
+    None:
         super().__init__()
         check_temperature(temperature)
         check_index("ignore_index", ignore_index)
@@ -146,6 +146,4 @@ class LinearCrossEntropy(nn.Module):
 
     def extra_repr(self) -> str:
         """The options, for print(module)."""
-        return (
-            f"temperature={self.temperature}, ignore_index={self.ignore_index}, reduction={self.reduction!r}"
-        )
+        return f"temperature={self.temperature}, ignore_index={self.ignore_index}, reduction={self.reduction!r}"

@@ -1,7 +1,8 @@
 """Philox 4x32-10, the counter-based random generator behind the attention dropout mask.
 
-J. Salmon, M. Moraes, R. Dror, D. Shaw: Parallel random numbers: as easy as 1, 2, 3 (SC 2011). Four 32-bit words are a
-pure function of a 128-bit counter and a 64-bit key, so every backend draws the same ones, in any order.
+J. Salmon, M. Moraes, R. Dror, D. Shaw: Parallel random numbers: as easy as 1, 2, 3 (SC 2011). Four 32-bit
+words are a pure function of a 128-bit counter and a 64-bit key, so every backend draws the same ones, in any
+order.
 
 32-bit words are held in int64 tensors, since torch has no arithmetic on uint32.
 """

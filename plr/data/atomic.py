@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import uuid
@@ -52,8 +53,8 @@ def _replace(temporary: Path, path: Path) -> None:
         try:
             os.replace(temporary, path)
             return
-        except OSError:
-            if not path.is_dir():
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
                 raise
         former = _sibling(path)
         with suppress(FileNotFoundError):  # another process was faster

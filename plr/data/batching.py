@@ -27,7 +27,7 @@ class LengthGroupedBatches:
 
     Args:
         lengths: int64 [R], the length of every row.
-        batch_size: Rows per batch and rank, at most.
+        batch_size: Rows per batch and rank, at most (where 1 does not go round among the ranks, 2).
         shuffle: True for training, False for evaluation.
         seed: Of the shuffling.
         rank: This process, 0..world_size-1.
@@ -62,7 +62,7 @@ class LengthGroupedBatches:
         self.world_size = world_size
         self.epoch = 0
         self._lengths = lengths.numpy()
-        self._steps = -(-len(lengths) // (batch_size * world_size))
+        self._steps = min(-(-len(lengths) // (batch_size * world_size)), len(lengths) // world_size)
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the order of the next iteration (with ``shuffle``)."""

@@ -87,9 +87,7 @@ class SequenceDataset:
             raise TypeError(f"external_ids must be a list of ids, not one string: {external_ids!r}")
         external_ids = [str(external_id) for external_id in external_ids]
         try:
-            return torch.tensor(
-                [self._number_of[external_id] for external_id in external_ids], dtype=torch.int64
-            )
+            return torch.tensor([self._number_of[external_id] for external_id in external_ids], dtype=torch.int64)
         except KeyError as error:
             (unknown,) = error.args
             where = "" if history is None else f" of history {history!r}"
@@ -119,14 +117,10 @@ class SequenceDataset:
         return Rows(self.items, starts, targets - starts, users, every_position=False)
 
     def _sequence_rows(self, max_length: int) -> Rows:
-        inputs = (self.training_stop - 1 - self.offsets[:-1]).clamp(
-            min=0
-        )  # the last training item is only a target
+        inputs = (self.training_stop - 1 - self.offsets[:-1]).clamp(min=0)  # the last training item is only a target
         windows = (inputs + max_length - 1) // max_length
         users = torch.repeat_interleave(torch.arange(self.num_users), windows)
-        age = (
-            torch.arange(len(users)) - (windows.cumsum(0) - windows)[users]
-        )  # 0 = the newest window of the user
+        age = torch.arange(len(users)) - (windows.cumsum(0) - windows)[users]  # 0 = the newest window of the user
         stops = self.training_stop[users] - 1 - age * max_length
         starts = torch.maximum(self.offsets[users], stops - max_length)
         return Rows(self.items, starts, stops - starts, users, every_position=True)

@@ -56,9 +56,7 @@ def _not_text(path: str | os.PathLike[str], forbidden: bytes) -> DataError:
     with open(path, "rb") as file:
         for number, line in enumerate(file, start=1):
             for byte in line.translate(None, bytes(set(range(256)) - set(forbidden)))[:1]:
-                return DataError(
-                    f"byte 0x{byte:02x} does not belong in a text file; is it binary?", path, number
-                )
+                return DataError(f"byte 0x{byte:02x} does not belong in a text file; is it binary?", path, number)
             try:
                 line.decode("utf-8")
             except UnicodeDecodeError as error:

@@ -52,8 +52,9 @@ def leave_one_out(interactions: Interactions) -> Split:
         {
             "split": "leave-one-out",
             "notes": [
-                "Leave-one-out leaks across users: a user's training interactions may be later than another's "
-                "test target. Its figures compare with published ones; to judge a system prefer the time split."
+                "Leave-one-out leaks across users: a user's training interactions may be later than "
+                "another's test target. Its figures compare with published ones; to judge a system "
+                "prefer the time split."
             ],
             "dropped_rows": {
                 part: {"unseen_target": 0, "empty_history": 0, "share": 0.0} for part in ("valid", "test")

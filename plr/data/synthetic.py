@@ -54,9 +54,7 @@ def generate(
 
     # All users take their n-th interaction together.
     weight = 1 / np.sqrt(1 + np.arange(interests))
-    arrival = (
-        random.exponential(size=(users, interests)) / weight
-    )  # the first to arrive: drawn without replacement
+    arrival = random.exponential(size=(users, interests)) / weight  # the first to arrive: drawn without replacement
     owned = np.argsort(arrival, axis=1, kind="stable")[:, : max(_INTERESTS_PER_USER)]
     owned_count = random.choice(_INTERESTS_PER_USER, users)
     place = (random.random(owned.shape) * ring_size[owned]).astype(np.int64)

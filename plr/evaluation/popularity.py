@@ -27,9 +27,7 @@ def popularity_ranks(counts: Tensor, targets: Tensor) -> Tensor:
     if len(counts) and int(counts.min()) < 0:
         raise ValueError(f"counts must not be negative, got {int(counts.min())}")
     if len(targets) and not bool(((targets >= 0) & (targets < len(counts))).all()):
-        raise ValueError(
-            f"targets must lie in [0, {len(counts)}), got {int(targets.min())} to {int(targets.max())}"
-        )
+        raise ValueError(f"targets must lie in [0, {len(counts)}), got {int(targets.min())} to {int(targets.max())}")
     items_with = torch.bincount(counts)
     items_above = len(counts) - items_with.cumsum(0)
     count = counts[targets]

@@ -177,9 +177,7 @@ class _ItemTable:
 
 
 @torch.no_grad()
-def _ranks(
-    states: Tensor, table: _ItemTable, targets: Tensor, exclude: Tensor | None, max_elements: int
-) -> Tensor:
+def _ranks(states: Tensor, table: _ItemTable, targets: Tensor, exclude: Tensor | None, max_elements: int) -> Tensor:
     ranks = torch.empty(len(states), dtype=torch.float64, device=states.device)
     dtype = torch.promote_types(torch.promote_types(states.dtype, table.vectors.dtype), torch.float32)
     vectors = table.vectors.to(dtype).T
@@ -212,9 +210,7 @@ def _check_finite(scores: Tensor, first_row: int) -> None:
 
 def _check(states: Tensor, items: Tensor, targets: Tensor, exclude: Tensor | None) -> None:
     if states.ndim != 2 or items.ndim != 2 or states.shape[1] != items.shape[1]:
-        raise ValueError(
-            f"states must be [R, d] and items [V, d], got {list(states.shape)} and {list(items.shape)}"
-        )
+        raise ValueError(f"states must be [R, d] and items [V, d], got {list(states.shape)} and {list(items.shape)}")
     if not (states.is_floating_point() and items.is_floating_point()):
         raise ValueError(f"states and items must be floating, got {states.dtype} and {items.dtype}")
     _check_ids("targets", targets, (len(states),), 0, len(items))

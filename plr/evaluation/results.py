@@ -15,14 +15,21 @@ from plr.data.atomic import atomic_path
 from plr.evaluation.ranking import Ranking
 
 
-def save_ranking(path: str | Path, ranking: Ranking) -> None:
-    """Write a ranking as parquet with the columns user (int64), item (int64, the target) and rank (float64).
+def save_ranking(path: str | Path, ranking: Ranking, user_ids: pl.Series, item_ids: pl.Series) -> None:
+    """Write a ranking as Parquet, a row per ranked target.
 
-    Users and items are the numbers of the data set; its id map turns them into external ids.
+    The columns are user and item (int64, the numbers of the data set; the item is the target), rank (float64), and
+    user_id and item_id, the external ids of both: user_ids [U] and item_ids [V] are the data set's.
     """
+    users, targets = pl.Series("user", ranking.users.numpy()), pl.Series("item", ranking.targets.numpy())
     frame = pl.DataFrame(
-        {"user": ranking.users.numpy(), "item": ranking.targets.numpy(), "rank": ranking.ranks.numpy()},
-        schema={"user": pl.Int64, "item": pl.Int64, "rank": pl.Float64},
+        [
+            users,
+            targets,
+            pl.Series("rank", ranking.ranks.numpy()),
+            user_ids.gather(users).alias("user_id"),
+            item_ids.gather(targets).alias("item_id"),
+        ]
     )
     with atomic_path(path) as temporary:
         frame.write_parquet(temporary)

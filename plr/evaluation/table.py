@@ -18,8 +18,8 @@ def metrics_table(
 ) -> Table:
     """Return a rich table: a row per system in the given order, a column per metric, its best value in bold.
 
-    Values are shown with four decimals, and those that look equal to the best are bold too. A metric that a
-    system lacks shows as "–".
+    Values are shown with four decimals, and those that look equal to the best are bold too; a system
+    alone has none. A metric that a system lacks shows as "–".
     """
     table = Table(title=title)
     table.add_column("System")
@@ -30,7 +30,7 @@ def metrics_table(
         for name, values in systems.items()
     }
     best = [
-        max((value for value in column if value is not None), default=None)
+        max((value for value in column if value is not None), default=None) if len(systems) > 1 else None
         for column in zip(*rounded.values(), strict=True)
     ]
     for name, values in rounded.items():

@@ -1,5 +1,5 @@
 """From raw histories to the best items."""
 
-from plr.serving.recommender import Recommendation, Recommender, UnknownItemError
+from plr.serving.recommender import Recommendation, Recommender, RequestError
 
-__all__ = ["Recommendation", "Recommender", "UnknownItemError"]
+__all__ = ["Recommendation", "Recommender", "RequestError"]

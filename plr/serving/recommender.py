@@ -19,8 +19,8 @@ from plr.runs import RunFolder
 from plr_kernels import top_items
 
 
-class UnknownItemError(ValueError):
-    """A history holds an item the model has never seen, or no item at all."""
+class RequestError(ValueError):
+    """What is asked for cannot be given: a history with an unknown item or with none, or too many recommendations."""
 
 
 @dataclass(frozen=True)
@@ -85,12 +85,12 @@ class Recommender:
             batch_size: histories per forward pass.
 
         Raises:
-            UnknownItemError: an unknown item, or a history in which no known item is left.
+            RequestError: an unknown item, a history in which no known item is left, or a k outside 1..V.
         """
         if unknown not in ("error", "skip"):
             raise ValueError(f'unknown must be "error" or "skip"; found {unknown!r}')
         if not 1 <= k <= len(self.item_ids):
-            raise ValueError(f"k must be in 1..{len(self.item_ids)}, the number of items; found {k}")
+            raise RequestError(f"k must be in 1..{len(self.item_ids)}, the number of items; found {k}")
         exclude_seen = self.config.exclude_seen if exclude_seen is None else exclude_seen
         indices = [
             self._to_index(number, history, unknown == "skip") for number, history in enumerate(histories)
@@ -139,11 +139,11 @@ class Recommender:
             index = self._index.get(item)
             (unknown if index is None else known).append(item if index is None else index)
         if unknown and not skip:
-            raise UnknownItemError(
+            raise RequestError(
                 f"history {number}: items never seen in training: {', '.join(map(repr, unknown[:5]))}"
                 f"{' …' if len(unknown) > 5 else ''}; leave them out or skip them "
                 '(unknown="skip", on the command line --unknown skip)'
             )
         if not known:
-            raise UnknownItemError(f"history {number} holds no item that training has seen")
+            raise RequestError(f"history {number} holds no item that training has seen")
         return torch.tensor(known)

@@ -1,6 +1,6 @@
 """From a configuration to a finished run."""
 
-from plr.training.errors import NonFiniteLossError, RunError
+from plr.errors import NonFiniteLossError, RunError
 from plr.training.train import train
 
 __all__ = ["NonFiniteLossError", "RunError", "train"]

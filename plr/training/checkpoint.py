@@ -10,7 +10,7 @@ import torch
 from lightning.pytorch.plugins.io import CheckpointIO
 
 from plr.data.atomic import atomic_path
-from plr.training.errors import RunError
+from plr.errors import RunError
 
 
 class AtomicCheckpointIO(CheckpointIO):

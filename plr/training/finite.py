@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from plr.training.errors import NonFiniteLossError
+from plr.errors import NonFiniteLossError
 
 ADVICE = {
     "diversity": "lower --kl_weight (the divergence between states has no upper bound) or set --clip 1",

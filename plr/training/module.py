@@ -16,8 +16,8 @@ from plr.training.finite import FiniteGuard
 class RecommenderModule(lightning.LightningModule):
     """Trains `model` on `rows` with Adam; validation and checkpoints are callbacks' work.
 
-    Everything random in an epoch is drawn from generators seeded with (seed, epoch, rank): that, the weights and the
-    optimiser are all a resumed run needs to go on exactly as an uninterrupted one.
+    Everything random in a step is drawn from generators seeded with (seed, step, rank), and the order of the rows from
+    (seed, epoch): a resumed run needs the weights and the optimiser to go on exactly as an uninterrupted one.
     """
 
     def __init__(self, model: Recommender, rows: Rows, config: Config):
@@ -43,9 +43,9 @@ class RecommenderModule(lightning.LightningModule):
         )
         return DataLoader(RowDataset(self.rows), sampler=order, batch_size=None, collate_fn=_as_it_is)
 
-    def on_train_epoch_start(self) -> None:
-        """Seed the epoch."""
-        torch.manual_seed(epoch_seed(self.config.seed, self.current_epoch, self.global_rank))
+    def on_train_batch_start(self, batch: Batch, batch_index: int) -> None:
+        """Seed the step. Not the epoch: whether its data loader draws before or after the hook depends on resuming."""
+        torch.manual_seed(step_seed(self.config.seed, self.global_step, self.global_rank))
 
     def training_step(self, batch: Batch, batch_index: int) -> Tensor:
         """Sum the model's loss terms, watched and logged by name."""
@@ -76,10 +76,10 @@ class RowDataset(torch.utils.data.Dataset):
         return self.rows.batch(index)
 
 
-def epoch_seed(seed: int, epoch: int, rank: int) -> int:
-    """Return a 63-bit seed, a different one for every (seed, epoch, rank)."""
+def step_seed(seed: int, step: int, rank: int) -> int:
+    """Return a 63-bit seed for one step of one rank."""
     # splitmix64's mixing steps: neighbouring inputs give unrelated generators.
-    state = (seed * 0x9E3779B97F4A7C15 + epoch * 0xBF58476D1CE4E5B9 + rank * 0x94D049BB133111EB + 1) % 2**64
+    state = (seed * 0x9E3779B97F4A7C15 + step * 0xBF58476D1CE4E5B9 + rank * 0x94D049BB133111EB + 1) % 2**64
     state = ((state ^ (state >> 30)) * 0xBF58476D1CE4E5B9) % 2**64
     state = ((state ^ (state >> 27)) * 0x94D049BB133111EB) % 2**64
     return (state ^ (state >> 31)) % 2**63

@@ -27,7 +27,7 @@ from plr.runs import RunFolder
 from plr.source import load_dataset
 from plr.training.callbacks import MONITOR, BestWeights, ResumePoint, Validation, save_weights
 from plr.training.checkpoint import AtomicCheckpointIO, read_checkpoint
-from plr.training.errors import RunError
+from plr.errors import RunError
 from plr.training.module import RecommenderModule
 from plr.training.provenance import provenance
 
@@ -131,7 +131,7 @@ def _finish(
         rows = dataset.rows(split, config.max_length)
         batches = evaluation_batches(rows, config.eval_batch_size, next(model.parameters()).device)
         ranking = rank_rows(model, batches, exclude_seen=config.exclude_seen)
-        save_ranking(folder.ranks(split), ranking)
+        save_ranking(folder.ranks(split), ranking, dataset.user_ids, dataset.item_ids)
         result[split] = {**metrics(ranking.ranks, config.ks), "rows": len(rows)}
     result["data"] = {"split": dataset.split, **dataset.report}
     write_metrics(folder.metrics, result)

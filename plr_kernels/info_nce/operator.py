@@ -28,12 +28,12 @@ def info_nce(view1: Tensor, view2: Tensor, *, temperature: float = 1.0) -> Tenso
     """Contrastive loss between two views of the same batch (PLR, arXiv 2601.03153, Eq. 8).
 
     With s_ij the cosine similarity of view1[g, i] and view2[g, j] over the temperature, a group's loss is
-    −(1/B) Σ_i [log softmax_j(s_ij)_i + log softmax_j(s_ji)_i], and the result is the mean over the groups. G = 0 and
-    B = 0 give 0. Norms below 1e-8 count as 1e-8, so that a zero vector has similarity 0 to all.
+    −(1/B) Σ_i [log softmax_j(s_ij)_i + log softmax_j(s_ji)_i], and the result is the mean over the groups. G
+    = 0 and B = 0 give 0. Norms below 1e-8 count as 1e-8, so that a zero vector has similarity 0 to all.
 
     Args:
-        view1: [G, B, D]: for PLR one group per reasoning step and stream; float32, bfloat16, float16 or (reference
-            backend) float64.
+        view1: [G, B, D]: for PLR one group per reasoning step and stream; float32, bfloat16, float16 or
+            (reference backend) float64.
         view2: [G, B, D], in the dtype of `view1`; its row (g, b) is the positive of row (g, b) of `view1`.
         temperature: what the similarities are divided by, above 0.
 

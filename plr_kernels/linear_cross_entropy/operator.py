@@ -21,9 +21,8 @@ torch.library.define(
     "(Tensor states, Tensor items, Tensor targets, float temperature, SymInt ignore_index, str reduction) -> Tensor",
     tags=torch.Tag.pt2_compliant_tag,
 )
-torch.library.impl("plr_kernels::linear_cross_entropy", "CompositeImplicitAutograd")(
-    reference.linear_cross_entropy
-)
+torch.library.impl("plr_kernels::linear_cross_entropy",
+"CompositeImplicitAutograd")(reference.linear_cross_entropy)
 
 
 def _run_reference(
@@ -49,8 +48,9 @@ def linear_cross_entropy(
 ) -> Tensor:
     """Cross-entropy of each state's target among all items (PLR, arXiv 2601.03153, Eq. 1).
 
-    A row's loss is −log softmax(states[r] itemsᵀ / temperature)[targets[r]]. Rows whose target is `ignore_index` count for
-    nothing: their loss is 0, and the mean is over the others (0, with zero gradients, where there is none).
+    A row's loss is −log softmax(states[r] itemsᵀ / temperature)[targets[r]]. Rows whose target is
+    `ignore_index` count for nothing: their loss is 0, and the mean is over the others (0, with zero
+    gradients, where there is none).
 
     Args:
         states: [R, D], float32, bfloat16, float16 or (reference backend) float64.
@@ -65,7 +65,8 @@ def linear_cross_entropy(
 
     Raises:
         TypeError: an argument is of the wrong type or dtype.
-        ValueError: a shape, a device or a value does not fit. On a GPU a target outside [0, V) fails asynchronously.
+        ValueError: a shape, a device or a value does not fit. On a GPU a target outside [0, V) fails
+            asynchronously.
     """
     states, items = floating_inputs(states=states, items=items)
     sizes: dict[str, int] = {}

@@ -24,17 +24,16 @@ def _run_reference(states: Tensor, items: Tensor, temperature: float, detach_ref
 IMPLEMENTATIONS = {"reference": _run_reference}
 
 
-def pairwise_kl(
-    states: Tensor, items: Tensor, *, temperature: float = 1.0, detach_reference: bool = False
-) -> Tensor:
+def pairwise_kl(states: Tensor, items: Tensor, *, temperature: float = 1.0, detach_reference: bool = False) ->
+Tensor:
     """Mean divergence between the item distributions of a group's states (PLR, arXiv 2601.03153, Eq. 7).
 
     The mean, over b and over the N(N − 1) ordered pairs i != j, of KL(p_i || p_j) with
     p_i = softmax(states[b, i] itemsᵀ / temperature). N = 1 and B = 0 give 0, with zero gradients.
 
     Args:
-        states: [B, N, D], N >= 1: for PLR the N = T·M reasoning states of a user; float32, bfloat16, float16 or (reference
-            backend) float64.
+        states: [B, N, D], N >= 1: for PLR the N = T·M reasoning states of a user; float32, bfloat16, float16
+            or (reference backend) float64.
         items: [V, D], V >= 1, in the dtype of `states`.
         temperature: what the logits are divided by, above 0.
         detach_reference: stop the gradient through p_j, as ReaRec (arXiv 2503.22675) does.

@@ -26,10 +26,11 @@ def attention_keep_mask(
 ) -> tuple[Tensor, Tensor]:
     """Which attention probabilities dropout keeps.
 
-    Philox 4x32-10 with the 64-bit seed as its key (low word, high word) and the counter (entry // 4, row low word,
-    row high word, part): row = (b·H + h)·M + m, part = 0 for the prefix and 1 for the stream's own entries, entry = the
-    index within its part. The entry takes word entry % 4 of the four, and is kept when that is >= round(dropout_p·2^32).
-    Hence neither the padding of a batch nor the number of entries moves any other entry's draw.
+    Philox 4x32-10 with the 64-bit seed as its key (low word, high word) and the counter (entry // 4, row low
+    word, row high word, part): row = (b·H + h)·M + m, part = 0 for the prefix and 1 for the stream's own
+    entries, entry = the index within its part. The entry takes word entry % 4 of the four, and is kept when
+    that is >= round(dropout_p·2^32). Hence neither the padding of a batch nor the number of entries moves any
+    other entry's draw.
 
     Args:
         seed: int64 [], on the device of the mask.

@@ -59,9 +59,7 @@ def _checked_seed(seed: int | Tensor | None, query: Tensor) -> Tensor:
         raise ValueError("seed must be an int or an int64 tensor of shape [] when dropout_p > 0, got None")
     if isinstance(seed, Tensor):
         if seed.dtype != torch.int64 or seed.ndim != 0:
-            raise TypeError(
-                f"seed must be an int or an int64 tensor of shape [], got {seed.dtype} {list(seed.shape)}"
-            )
+            raise TypeError(f"seed must be an int or an int64 tensor of shape [], got {seed.dtype} {list(seed.shape)}")
         check_device("seed", seed, "query", query)
         return seed
     if not isinstance(seed, int):
@@ -83,32 +81,36 @@ def stream_attention(
     dropout_p: float = 0.0,
     seed: int | Tensor | None = None,
 ) -> Tensor:
-    """Attention of M reasoning streams to a shared prefix and to their own past (PLR, arXiv 2601.03153, Eq. 5).
+    """Attention of M reasoning streams to a shared prefix and to their own past (PLR, arXiv 2601.03153, Eq.
+    5).
 
-    Query (b, h, m) attends to the first `prefix_lengths[b]` prefix entries and to the S entries of its own stream, in one
-    softmax over both. Streams never see each other. Where there is nothing to attend to the output is zero. Prefix
-    entries beyond `prefix_lengths[b]` may hold anything, NaN included: they reach neither outputs nor gradients.
+    Query (b, h, m) attends to the first `prefix_lengths[b]` prefix entries and to the S entries of its own
+    stream, in one softmax over both. Streams never see each other. Where there is nothing to attend to the
+    output is zero. Prefix entries beyond `prefix_lengths[b]` may hold anything, NaN included: they reach
+    neither outputs nor gradients.
 
     Args:
-        query: [B, H, M, D], float32, bfloat16, float16 or (reference backend) float64; the others share its dtype.
+        query: [B, H, M, D], float32, bfloat16, float16 or (reference backend) float64; the others share its
+            dtype.
         prefix_key: [B, H, P, D].
         prefix_value: [B, H, P, D].
         stream_key: [B, H, M, S, D], S >= 0.
         stream_value: [B, H, M, S, D].
         prefix_lengths: int32 or int64 [B] with values in [0, P]; None means P.
         scale: what scores are multiplied by; None means 1/√D.
-        dropout_p: the probability, in [0, 1), with which an attention probability is dropped; the others are scaled by
-            1/(1 − dropout_p).
-        seed: what the dropout mask is drawn from, needed where dropout_p > 0: an int, or an int64 tensor of shape [] on
-            the device of the query (a captured CUDA graph rereads the tensor). The mask is a pure function of the seed
-            and of an entry's position, the same on every backend.
+        dropout_p: the probability, in [0, 1), with which an attention probability is dropped; the others are
+            scaled by 1/(1 − dropout_p).
+        seed: what the dropout mask is drawn from, needed where dropout_p > 0: an int, or an int64 tensor of
+            shape [] on the device of the query (a captured CUDA graph rereads the tensor). The mask is a pure
+            function of the seed and of an entry's position, the same on every backend.
 
     Returns:
         [B, H, M, D] in the dtype of the inputs; sums are held in float32 for half-precision inputs.
 
     Raises:
         TypeError: an argument is of the wrong type or dtype.
-        ValueError: a shape, a device or a value does not fit. On a GPU a length outside [0, P] fails asynchronously.
+        ValueError: a shape, a device or a value does not fit. On a GPU a length outside [0, P] fails
+            asynchronously.
     """
     query, prefix_key, prefix_value, stream_key, stream_value = floating_inputs(
         query=query,

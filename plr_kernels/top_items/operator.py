@@ -24,9 +24,8 @@ def _run_reference(states: Tensor, items: Tensor, k: int, exclude: Tensor | None
 IMPLEMENTATIONS = {"reference": _run_reference}
 
 
-def top_items(
-    states: Tensor, items: Tensor, k: int, *, exclude: Tensor | None = None
-) -> tuple[Tensor, Tensor]:
+def top_items(states: Tensor, items: Tensor, k: int, *, exclude: Tensor | None = None) -> tuple[Tensor,
+Tensor]:
     """The k best items of each state by dot product, best first, ties to the smaller id.
 
     The scores of all items are never held at once. Not differentiable: the scores carry no gradient.
@@ -38,8 +37,8 @@ def top_items(
         exclude: int64 [R, X], the ids that a row must not return, in [0, V), padded with -1.
 
     Returns:
-        scores [R, k], float32 (float64 for float64 inputs), and ids int64 [R, k]. Where exclusion leaves fewer than k items,
-        the rest have score -inf and id -1.
+        scores [R, k], float32 (float64 for float64 inputs), and ids int64 [R, k]. Where exclusion leaves
+        fewer than k items, the rest have score -inf and id -1.
 
     Raises:
         TypeError: an argument is of the wrong type or dtype.

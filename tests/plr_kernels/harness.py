@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 import plr_kernels
-from plr_kernels.backend import _TRITON_INTERPRETED, runnable_backends
+from plr_kernels.backend import runnable_backends
 from plr_kernels.info_nce import operator as info_nce_operator
 from plr_kernels.info_nce import reference as info_nce_reference
 from plr_kernels.linear_cross_entropy import operator as linear_cross_entropy_operator
@@ -30,7 +30,8 @@ BACKENDS: dict[str, tuple[str, ...]] = {
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
-# How far a backend's error may exceed that of the plain formula: both are largest errors of differently ordered sums.
+# How far a backend's error may exceed that of the plain formula: both are largest errors of differently
+# ordered sums.
 FACTOR = 2.0
 # How many times the plain formula is run on inputs moved by rounding.
 NUDGED_RUNS = 3
@@ -92,9 +93,8 @@ def normal(generator: torch.Generator, *shape: int) -> Tensor:
 # ---------------------------------------------------------------------------------------------- operators
 
 
-def _make_stream_attention(
-    generator, batch, heads, streams, prefix, own, dim, lengths, scale, dropout_p
-) -> Case:
+def _make_stream_attention(generator, batch, heads, streams, prefix, own, dim, lengths, scale, dropout_p) ->
+Case:
     tensors = {
         "query": normal(generator, batch, heads, streams, dim),
         "prefix_key": normal(generator, batch, heads, prefix, dim),
@@ -111,7 +111,8 @@ def _make_stream_attention(
 
 
 def _stream_attention_formula(
-    query, prefix_key, prefix_value, stream_key, stream_value, prefix_lengths=None, scale=None, dropout_p=0.0, seed=None
+    query, prefix_key, prefix_value, stream_key, stream_value, prefix_lengths=None, scale=None, dropout_p=0.0,
+    seed=None
 ) -> Tensor:
     scale = query.shape[-1] ** -0.5 if scale is None else scale
     return stream_attention_reference.stream_attention(
@@ -160,13 +161,9 @@ STREAM_ATTENTION = Operator(
             "dropout_p": st.sampled_from([0.0, 0.3]),
         }
     ),
-    small=dict(
-        batch=2, heads=2, streams=2, prefix=3, own=2, dim=2, lengths=torch.int64, scale=None, dropout_p=0.3
-    ),
-    large=dict(
-        batch=3, heads=2, streams=5, prefix=131, own=7, dim=50, lengths=torch.int64, scale=None, dropout_p=0.2
-    ),
-    make=_make_stream_attention,
+    small=dict(batch=2, heads=2, streams=2, prefix=3, own=2, dim=2, lengths=torch.int64, scale=None,
+    dropout_p=0.3), large=dict(batch=3, heads=2, streams=5, prefix=131, own=7, dim=50, lengths=torch.int64,
+    scale=None, dropout_p=0.2), make=_make_stream_attention,
 )
 
 PAIRWISE_KL = Operator(
@@ -210,8 +207,8 @@ INFO_NCE = Operator(
 LINEAR_CROSS_ENTROPY = Operator(
     name="linear_cross_entropy",
     public=plr_kernels.linear_cross_entropy,
-    formula=lambda states, items, targets, temperature, reduction: (
-        linear_cross_entropy_reference.linear_cross_entropy(states, items, targets, temperature, -100, reduction)
+    formula=lambda states, items, targets, temperature, reduction: linear_cross_entropy_reference.linear_cross_entropy(
+        states, items, targets, temperature, -100, reduction
     ),
     implementations=linear_cross_entropy_operator.IMPLEMENTATIONS,
     sizes=st.fixed_dictionaries(
@@ -284,20 +281,16 @@ def make_case(
     case = operator.make(generator, **sizes)
     layouts = layouts or {}
     return Case(
-        {
-            name: layouts.get(name, _contiguous)(tensor.to(device, dtype))
-            for name, tensor in case.tensors.items()
-        },
-        {
-            name: value.to(device) if isinstance(value, Tensor) else value
-            for name, value in case.options.items()
-        },
+        {name: layouts.get(name, _contiguous)(tensor.to(device, dtype)) for name, tensor in
+        case.tensors.items()}, {name: value.to(device) if isinstance(value, Tensor) else value for name, value
+        in case.options.items()},
     )
 
 
 def cast(case: Case, dtype: torch.dtype) -> Case:
     """The same case, its tensors in another dtype."""
-    return dataclasses.replace(case, tensors={name: tensor.to(dtype) for name, tensor in case.tensors.items()})
+    return dataclasses.replace(case, tensors={name: tensor.to(dtype) for name, tensor in
+    case.tensors.items()})
 
 
 def _nudged(case: Case, generator: torch.Generator) -> Case:
@@ -313,12 +306,11 @@ def _nudged(case: Case, generator: torch.Generator) -> Case:
 def evaluate(function: Callable[..., Tensor], case: Case, wanted: Collection[str] | None = None) -> Tensors:
     """The output and the gradients asked for (all, if not told), by name.
 
-    The gradient of the output is drawn at random, and is representable in half precision: all dtypes get the same.
+    The gradient of the output is drawn at random, and is representable in half precision: all dtypes get the
+    same.
     """
     names = list(case.tensors) if wanted is None else [name for name in case.tensors if name in wanted]
-    leaves = {
-        name: tensor.detach().requires_grad_(name in names) for name, tensor in case.tensors.items()
-    }
+    leaves = {name: tensor.detach().requires_grad_(name in names) for name, tensor in case.tensors.items()}
     output = function(**leaves, **case.options)
     generator = torch.Generator().manual_seed(1)
     cotangent = (torch.randint(-8, 9, output.shape, generator=generator) / 8).to(output)

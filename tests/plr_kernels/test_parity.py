@@ -6,7 +6,6 @@ import hypothesis.strategies as st
 import pytest
 import torch
 from hypothesis import given, settings
-from torch._dynamo.testing import CompileCounterWithBackend
 
 from plr_kernels import use_backend
 from tests.plr_kernels.harness import (
@@ -42,7 +41,7 @@ def _chosen_backend(request):
 
 @on_every_target
 @in_every_dtype
-@settings(max_examples=20)
+@settings(max_examples=15)
 @given(data=st.data())
 def test_as_accurate_as_the_plain_formula(target, operator, dtype, data):
     sizes = data.draw(operator.sizes, "sizes")
@@ -150,7 +149,7 @@ def test_second_derivative_is_right_or_refused(target, operator):
             return operator.public(**dict(zip(case.tensors, tensors, strict=True)), **case.options)
 
         assert torch.autograd.gradcheck(call, leaves)
-        assert torch.autograd.gradgradcheck(call, leaves)
+        assert torch.autograd.gradgradcheck(call, leaves, fast_mode=True)
         return
     case = make_case(operator, operator.small, device=target.device)
     leaves = {name: tensor.requires_grad_() for name, tensor in case.tensors.items()}
@@ -162,22 +161,15 @@ def test_second_derivative_is_right_or_refused(target, operator):
 
 @on_every_target
 def test_compiles_into_one_graph_for_all_shapes(target, operator):
-    counter = CompileCounterWithBackend("aot_eager")
-    compiled = torch.compile(operator.public, fullgraph=True, dynamic=True, backend=counter)
-    cases = [
-        make_case(operator, sizes, device=target.device)
-        for sizes in ({**operator.large, **fixed_options(operator)}, operator.small)
-    ]
-    for case in cases:
-        results = evaluate(compiled, case)
-        assert_accurate(results, operator, case)
-    assert counter.frame_count == 1
-
-
-def fixed_options(operator):
-    """The options of the small case: those are constants of a compiled graph, unlike the shapes."""
-    options = ("temperature", "detach_reference", "reduction", "lengths", "scale", "dropout_p")
-    return {name: value for name, value in operator.small.items() if name in options}
+    # The head dimension is a constant of the graph, since the scale of the attention follows from it. Without
+    # dropout, whose random draws take long to trace; test_compiles_with_inductor has it.
+    first = operator.large | ({"dropout_p": 0.0} if operator is STREAM_ATTENTION else {})
+    second = {name: size + 2 if type(size) is int and name != "dim" else size for name, size in first.items()}
+    compiled = torch.compile(operator.public, fullgraph=True, dynamic=True, backend="aot_eager")
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        for sizes in (first, second):
+            case = make_case(operator, sizes, device=target.device)
+            assert_accurate(evaluate(compiled, case), operator, case)
 
 
 def test_compiled_graph_follows_the_chosen_backend_and_options():
@@ -215,18 +207,14 @@ def evaluate_without_values(operator, case):
     return [output, *torch.autograd.grad(output.sum(), list(leaves.values()))]
 
 
-@pytest.mark.parametrize("operator", OPERATORS, ids=lambda operator: operator.name)
+# The values of linear_cross_entropy's targets are checked, and torch.vmap has no rule for reading values.
+@pytest.mark.parametrize("operator", OPERATORS[:3], ids=lambda operator: operator.name)
 def test_vectorises_over_a_further_dimension(operator):
-    """torch.vmap over the reference backend equals a loop; value checks need the values, so there is none here."""
-    options = {"lengths": None} if operator is STREAM_ATTENTION else {}
-    if operator.name == "linear_cross_entropy":
-        pytest.skip("its targets are checked by value")
-    cases = [
-        make_case(operator, {**operator.small, **options}, generator_seed=number) for number in range(3)
-    ]
+    sizes = operator.small | ({"lengths": None} if operator is STREAM_ATTENTION else {})
+    cases = [make_case(operator, sizes, generator_seed=number) for number in range(3)]
     options = cases[0].options
-    stacked = [torch.stack(tensors) for tensors in zip(*(case.tensors.values() for case in cases), strict=True)]
-    with use_backend("reference"):
+    stacked = [torch.stack(tensors) for tensors in zip(*(case.tensors.values() for case in cases),
+    strict=True)] with use_backend("reference"):
         vectorised = torch.vmap(lambda *tensors: operator.public(*tensors, **options))(*stacked)
         looped = torch.stack([operator.public(*case.tensors.values(), **options) for case in cases])
     torch.testing.assert_close(vectorised, looped)
@@ -254,5 +242,3 @@ def test_opcheck_of_every_registered_operator():
     overload = torch.ops.plr_kernels.top_items.default
     exclude = torch.tensor([[0, -1], [2, 3]])
     torch.library.opcheck(overload, (torch.randn(2, 3), torch.randn(7, 3), 3, exclude))
-
-

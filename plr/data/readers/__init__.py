@@ -25,8 +25,6 @@ def read(path: Path, file_format: str, columns: Columns) -> Source:
     """
     if file_format in ("sequences", "pairs"):
         if columns != Columns():
-            raise ValueError(
-                f"the format {file_format!r} has no named columns; a CSV, RecBole or Parquet file has"
-            )
+            raise ValueError(f"the format {file_format!r} has no named columns; a CSV, RecBole or Parquet file has")
         return read_sequences(path) if file_format == "sequences" else read_pairs(path)
     return {"recbole": read_recbole, "csv": read_csv, "parquet": read_parquet}[file_format](path, columns)

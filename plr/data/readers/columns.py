@@ -34,7 +34,7 @@ class Columns:
 
 
 def normalise(name: str) -> str:
-    """Return ``name`` for comparison with the usual names: lower case, no type suffix, separators or spaces."""
+    """Return ``name`` to compare with the usual names: lower case, no type suffix, separators or spaces."""
     return name.split(":")[0].strip().lower().translate(str.maketrans("", "", "_- "))
 
 
@@ -130,20 +130,14 @@ def _convert(role: str, column: pl.Expr, dtype: pl.DataType) -> pl.Expr:
     """Return the typed column; a value that does not convert becomes null."""
     if role in ("user", "item"):
         return column.cast(pl.String).alias(role)
-    text = (
-        column.cast(pl.String).str.strip_chars() if dtype in (pl.String, pl.Categorical, pl.Enum) else column
-    )
+    text = column.cast(pl.String).str.strip_chars() if dtype in (pl.String, pl.Categorical, pl.Enum) else column
     if role == "rating":
         number = text.cast(pl.Float64, strict=False)
         return pl.when(number.is_finite()).then(number).alias(role)
     if dtype in (pl.Date, pl.Datetime):
         return column.to_physical().cast(pl.Int64).alias(role)
     number = text.cast(pl.Float64, strict=False)
-    whole = (
-        pl.when((number == number.floor()) & (number.abs() <= _EXACT))
-        .then(number)
-        .cast(pl.Int64, strict=False)
-    )
+    whole = pl.when((number == number.floor()) & (number.abs() <= _EXACT)).then(number).cast(pl.Int64, strict=False)
     if dtype.is_float():
         return whole.alias(role)
     return pl.coalesce(text.cast(pl.Int64, strict=False), whole).alias(role)

@@ -51,9 +51,7 @@ def _read(path: Path, columns: Columns, separator: str, quoted: bool) -> Source:
     )
 
     def line_of(row: int) -> int:
-        return next(
-            (line for record, (line, _) in enumerate(_records(path, quoted)) if record == row + 1), row + 2
-        )
+        return next((line for record, (line, _) in enumerate(_records(path, quoted)) if record == row + 1), row + 2)
 
     try:
         names = table.collect_schema().names()

@@ -39,6 +39,8 @@ def detect_format(path: Path) -> str:
         return "recbole"
     if _is_header(first) or ("," in first and len(first.split()) == 1):
         return "csv"
+    if len(head) == _HEAD and len(lines) == 1:
+        return "sequences"  # no two ids are that long
     return "pairs" if all(len(line.split()) == 2 for line in lines) else "sequences"
 
 

@@ -1,4 +1,4 @@
-"""Text without a header: lines of ``user item item …`` (one a user) and ``user item`` (one an interaction)."""
+"""Text without a header: ``user item item …`` (a line per user), ``user item`` (one per interaction)."""
 
 from __future__ import annotations
 
@@ -24,9 +24,7 @@ def read_sequences(path: Path) -> Source:
         DataError: naming file and line, for a user without an item or a user with two lines.
     """
     lines = _tokens(path)
-    counted = collect(
-        lines.select("row", pl.col("tokens").list.first().alias("user"), pl.col("tokens").list.len())
-    )
+    counted = collect(lines.select("row", pl.col("tokens").list.first().alias("user"), pl.col("tokens").list.len()))
     _refuse(counted, pl.col("tokens") < 2, path, "user {user!r} has no item; expected 'user item item …'")
     repeated = counted.filter(pl.col("user").is_duplicated()).filter(pl.col("user") == pl.col("user").first())
     if repeated.height:

@@ -4,6 +4,7 @@ import io
 import json
 import math
 
+import polars as pl
 import pytest
 import torch
 from rich.console import Console
@@ -42,9 +43,9 @@ def test_fractional_ranks_count_up_to_k_and_no_further():
 
 
 def test_the_default_cut_offs_are_10_and_20():
-    assert set(metrics([1.0])) == {
-        f"{name}@{k}" for name in ("recall", "ndcg", "mrr", "hr") for k in (10, 20)
-    } | {"mrr"}
+    assert set(metrics([1.0])) == {f"{name}@{k}" for name in ("recall", "ndcg", "mrr", "hr") for k in (10, 20)} | {
+        "mrr"
+    }
 
 
 @pytest.mark.parametrize("ranks", [[], [0.5], [float("nan")], [float("inf")], [[1.0]]])
@@ -60,10 +61,12 @@ def test_a_cut_off_below_one_is_refused():
 
 @pytest.mark.parametrize("rows", [0, 3])
 def test_a_ranking_comes_back_from_its_file(tmp_path, rows):
-    ranking = Ranking(
-        torch.arange(rows) + 2**40, torch.arange(rows) * 7, torch.arange(rows, dtype=torch.float64) / 2 + 1
-    )
-    save_ranking(tmp_path / "ranks.parquet", ranking)
+    ranking = Ranking(torch.arange(rows), torch.arange(rows) * 7, torch.arange(rows, dtype=torch.float64) / 2 + 1)
+    user_ids, item_ids = pl.Series([f"u{n}" for n in range(5)]), pl.Series([f"i{n}" for n in range(20)])
+    save_ranking(tmp_path / "ranks.parquet", ranking, user_ids, item_ids)
+    frame = pl.read_parquet(tmp_path / "ranks.parquet")
+    assert frame["user_id"].to_list() == [f"u{n}" for n in range(rows)]
+    assert frame["item_id"].to_list() == [f"i{n * 7}" for n in range(rows)]
     loaded = load_ranking(tmp_path / "ranks.parquet")
     for name in ("users", "targets", "ranks"):
         assert torch.equal(getattr(loaded, name), getattr(ranking, name))
@@ -113,7 +116,8 @@ def test_the_table_shows_the_best_of_each_column_in_bold():
     assert "–" in text
 
 
-def test_values_that_look_equal_are_both_bold_and_no_system_is_no_row():
+def test_values_that_look_equal_are_both_bold_and_a_system_alone_is_not():
     text = render(metrics_table({"a": {"ndcg@10": 0.10001}, "b": {"ndcg@10": 0.10002}}, columns=("ndcg@10",)))
     assert text.count("\x1b[1m0.1000") == 2
+    assert "\x1b[1m0.1" not in render(metrics_table({"a": {"ndcg@10": 0.1}}, columns=("ndcg@10",)))
     assert metrics_table({}).row_count == 0

@@ -110,9 +110,7 @@ def test_a_score_that_is_not_finite_is_an_error_naming_row_and_item(value, block
 def test_an_excluded_item_and_an_overflow_must_be_finite_too():
     items = torch.full((3, 1), 1e30)
     with pytest.raises(EvaluationError, match="row 1 for item 0 is inf"):
-        target_ranks(
-            torch.tensor([[0.0], [1e30]]), items, torch.tensor([1, 1]), exclude=torch.tensor([[0], [0]])
-        )
+        target_ranks(torch.tensor([[0.0], [1e30]]), items, torch.tensor([1, 1]), exclude=torch.tensor([[0], [0]]))
 
 
 @pytest.mark.parametrize(

@@ -98,9 +98,7 @@ def prepare(
     folder = None if cache_dir is None else Path(cache_dir) / content_hash[:32]
     dataset = None if folder is None else load_cached(folder, content_hash)
     if dataset is None:
-        dataset = _build(
-            path, file_format, columns, min_rating, core, split, valid_time, test_time, content_hash
-        )
+        dataset = _build(path, file_format, columns, min_rating, core, split, valid_time, test_time, content_hash)
         if folder is not None:
             save_cached(dataset, folder)
     _warn(dataset.report, path)
@@ -160,9 +158,7 @@ def _build(
             raise DataError(
                 "min_rating needs a rating column, and the file has none (name it with rating_column)", path
             )
-        interactions = _filtered(
-            interactions, keep_rated(interactions, min_rating), "min_rating", min_rating, report
-        )
+        interactions = _filtered(interactions, keep_rated(interactions, min_rating), "min_rating", min_rating, report)
     if core > 1:
         interactions = _filtered(interactions, keep_core(interactions, core), "core", core, report)
     if not len(interactions):
@@ -174,8 +170,8 @@ def _build(
     made = _split(interactions, path, split, valid_time, test_time)
     if not len(made.targets["train"]):
         raise DataError(
-            f"no training row is left: {len(interactions)} interactions of {len(interactions.user_ids)} users, "
-            "none of whom has two in training",
+            f"no training row is left: {len(interactions)} interactions of {len(interactions.user_ids)} "
+            "users, none of whom has two in training",
             path,
         )
     report |= made.report | _size(made.interactions)
@@ -213,13 +209,9 @@ def _split(
     return time_split(interactions, valid_time, test_time)
 
 
-def _filtered(
-    before: Interactions, after: Interactions, name: str, value: float, report: dict
-) -> Interactions:
+def _filtered(before: Interactions, after: Interactions, name: str, value: float, report: dict) -> Interactions:
     old, new = _size(before), _size(after)
-    report["filters"].append(
-        {"filter": name, "value": value, "dropped": {key: old[key] - new[key] for key in old}}
-    )
+    report["filters"].append({"filter": name, "value": value, "dropped": {key: old[key] - new[key] for key in old}})
     return after
 
 

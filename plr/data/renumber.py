@@ -1,0 +1,60 @@
+"""A data set in the item numbers of another one: what a trained model can be measured on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import polars as pl
+import torch
+from torch import Tensor
+
+from plr.data.dataset import SequenceDataset
+from plr.data.errors import DataError
+
+__all__ = ["renumber"]
+
+
+def renumber(dataset: SequenceDataset, item_ids: Sequence[str]) -> SequenceDataset:
+    """Return the data set with item numbers 0..V-1 meaning `item_ids`.
+
+    Interactions with items that are not among them are left out of the histories, and rows whose target is such an item,
+    or whose history becomes empty, are dropped; the report's "unknown_items" counts both.
+
+    Raises:
+        DataError: none of the data set's items is known.
+    """
+    number_of = {item_id: number for number, item_id in enumerate(item_ids)}
+    numbers = torch.tensor([number_of.get(item_id, -1) for item_id in dataset.item_ids], dtype=torch.int64)
+    if not bool((numbers >= 0).any()):
+        raise DataError(f"none of the {dataset.num_items} items of these data is known to the model")
+    items = numbers[dataset.items]
+    known = items >= 0
+    # before[p] = how many known interactions stand before flat position p: the new position of what stood at p.
+    before = torch.cat([torch.zeros(1, dtype=torch.int64), known.cumsum(0)])
+    offsets = before[dataset.offsets]
+    targets = {
+        split: _kept(positions, known, before, offsets) for split, positions in dataset.targets.items()
+    }
+    report = dict(dataset.report)
+    report["unknown_items"] = {
+        "interactions": int((~known).sum()),
+        "rows": {split: len(dataset.targets[split]) - len(targets[split]) for split in targets},
+    }
+    report["rows"] = {split: len(positions) for split, positions in targets.items()}
+    return replace(
+        dataset,
+        items=items[known],
+        offsets=offsets,
+        targets=targets,
+        training_stop=before[dataset.training_stop],
+        item_ids=pl.Series("id", item_ids, dtype=pl.String),
+        report=report,
+    )
+
+
+def _kept(positions: Tensor, known: Tensor, before: Tensor, offsets: Tensor) -> Tensor:
+    """Return the new positions of the targets that are known and have a known item before them."""
+    moved = before[positions[known[positions]]]
+    first = offsets[torch.searchsorted(offsets, moved, right=True) - 1]
+    return moved[moved > first]

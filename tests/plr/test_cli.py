@@ -1,0 +1,132 @@
+"""The command line as a user meets it."""
+
+import json
+import re
+
+import pytest
+
+import plr
+from plr.cli import main
+from plr.config import Config
+from plr.training import train
+
+
+@pytest.fixture(scope="module")
+def run(small_data, tmp_path_factory):
+    out = tmp_path_factory.mktemp("runs") / "run"
+    train(
+        Config(
+            data=str(small_data), out=str(out), dim=16, ffn_dim=16, max_length=10, batch_size=32, epochs=20, lr=0.01,
+            hidden_dropout=0.1, attention_dropout=0.1, progress=False, kl_weight=0.01,
+        )  # fmt: skip
+    )
+    return out
+
+
+def test_train_takes_every_field_as_a_flag_and_from_yaml(small_data, tmp_path, capsys):
+    yaml = tmp_path / "config.yaml"
+    yaml.write_text("dim: 8\nepochs: 1\nffn_dim: 8\nprogress: false\n")
+    out = tmp_path / "run"
+    status = main(
+        ["train", "--config", str(yaml), "--data", str(small_data), "--backbone", "sasrec", "--method", "plr",
+         "--out", str(out), "--dim", "12", "--seed", "3", "--ks", "[5]", "--gate", "false", "--batch_size", "32"]
+    )  # fmt: skip
+    assert status == 0
+    config = Config.load(out / "config.yaml")
+    assert (config.dim, config.epochs, config.seed, config.ks, config.gate) == (12, 1, 3, (5, 10), False)
+    assert "recall@5" in json.loads((out / "metrics.json").read_text())["test"]
+    assert "NDCG@10" in capsys.readouterr().out
+
+
+def test_a_saved_configuration_can_be_given_back(run, tmp_path):
+    out = tmp_path / "again"
+    assert main(["train", "--config", str(run / "config.yaml"), "--out", str(out)]) == 0
+    first, again = (json.loads((folder / "metrics.json").read_text()) for folder in (run, out))
+    assert first["test"] == again["test"]
+
+
+def test_evaluate_repeats_the_saved_metrics(run, capsys):
+    assert main(["evaluate", str(run)]) == 0
+    test = json.loads((run / "metrics.json").read_text())["test"]
+    printed = capsys.readouterr().out
+    assert f"{test['recall@10']:.4f}" in printed
+    assert f"{test['ndcg@20']:.4f}" in printed
+    assert "60 test rows" in printed
+
+
+def test_evaluate_on_other_data_counts_what_the_run_does_not_know(run, small_data, tmp_path, capsys):
+    other = tmp_path / "other.txt"
+    other.write_text(small_data.read_text() + "new i0 i1 unknown i2 i3\nlost i1 i2 i3 never\n")
+    assert main(["evaluate", str(run), "--data", str(other)]) == 0
+    printed = re.sub(r"\s+", " ", capsys.readouterr().out)
+    assert "61 test rows" in printed
+    assert "2 interactions with items unknown to the run were left out, and with them 1 test rows" in printed
+
+
+def test_recommend_prints_k_items_and_agrees_with_python(run, capsys):
+    assert main(["recommend", str(run), "--history", "i3 i4 i5", "-k", "4"]) == 0
+    printed = capsys.readouterr().out
+    recommender = plr.Recommender.load(run)
+    (answer,) = recommender.recommend([["i3", "i4", "i5"]], 4)
+    assert [item.item for item in answer][0] == "i6"
+    assert len(answer) == 4
+    for item in answer:
+        assert re.search(rf"\b{item.item}\b.*{item.score:.4f}", printed)
+
+
+def test_many_histories_get_the_answers_of_single_ones(run):
+    recommender = plr.Recommender.load(run)
+    histories = [["i1"], ["i3", "i4", "i5"], ["i9", "i10"], [f"i{n % 24}" for n in range(30)]]
+    together = recommender.recommend(histories, 5, batch_size=3)
+    for history, answer in zip(histories, together, strict=True):
+        (alone,) = recommender.recommend([history], 5)
+        assert [item.item for item in alone] == [item.item for item in answer]
+        assert [item.score for item in alone] == pytest.approx([item.score for item in answer], rel=1e-5)
+
+
+def test_seen_items_are_left_out_on_request(run):
+    recommender = plr.Recommender.load(run)
+    history = [f"i{n}" for n in range(20)]
+    (answer,) = recommender.recommend([history], 10, exclude_seen=True)
+    assert {item.item for item in answer} == {"i20", "i21", "i22", "i23"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["recommend", "RUN", "--history", "i1 nothing"], "history 0: items never seen in training: 'nothing'"),
+        (["recommend", "RUN", "--history", " "], "history 0 holds no item that training has seen"),
+        (["recommend", "RUN", "--history", "i1", "-k", "99"], "k must be in 1..24, the number of items; found 99"),
+        (["recommend", "NOWHERE", "--history", "i1"], "no run here"),
+        (["evaluate", "NOWHERE"], "no run here"),
+        (["train", "--data", "missing.txt", "--out", "OUT"], "--data missing.txt: no such file"),
+        (["train", "--out", "OUT"], "--data is missing"),
+        (["train", "--data", "DATA"], "--out is missing"),
+        (["train", "--data", "DATA", "--out", "OUT", "--dim", "7"], "heads must be a divisor of dim=7"),
+        (["evaluate", "RUN", "--data", "missing.txt"], "--data missing.txt: no such file"),
+    ],
+)
+def test_mistakes_are_one_message_and_status_2(arguments, message, run, small_data, tmp_path, capsys):
+    places = {"RUN": run, "NOWHERE": tmp_path / "nowhere", "OUT": tmp_path / "out", "DATA": small_data}
+    arguments = [str(places.get(argument, argument)) for argument in arguments]
+    assert main(arguments) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.startswith("plr: ")
+    assert "Traceback" not in error
+    assert not (tmp_path / "out").exists()
+
+
+def test_unknown_items_can_be_skipped(run, capsys):
+    assert main(["recommend", str(run), "--history", "i3 nothing i4", "--unknown", "skip", "-k", "1"]) == 0
+    assert "i5" in capsys.readouterr().out
+
+
+def test_names_are_found_in_the_data_folder(small_data, tmp_path, monkeypatch):
+    from plr.data import DataError
+    from plr.source import resolve
+
+    monkeypatch.setenv("PLR_DATA", str(small_data.parent))
+    assert resolve("ring") == small_data
+    with pytest.raises(DataError, match="no such file; tried square"):
+        resolve("square")

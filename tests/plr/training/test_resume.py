@@ -1,0 +1,102 @@
+"""Kill -9 at any moment: the resumed run ends with the metrics and the weights of an uninterrupted one."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from plr.config import Config
+from plr.training import RunError, train
+from plr.training.callbacks import BestWeights, ResumePoint
+
+
+def assert_equal_runs(one: Path, two: Path):
+    first, second = (json.loads((run / "metrics.json").read_text()) for run in (one, two))
+    for result in (first, second):
+        del result["train_seconds_per_epoch"]
+    assert first == second
+    first, second = (load_file(run / "model.safetensors") for run in (one, two))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_killed_processes_resume_exactly(quick, tmp_path):
+    values = {**quick, "epochs": 12, "patience": 12}
+    uninterrupted = tmp_path / "uninterrupted"
+    train(Config(**{**values, "out": str(uninterrupted)}))
+
+    out = tmp_path / "killed"
+    config = tmp_path / "config.yaml"
+    Config(**{**values, "out": str(out)}).save(config)
+    command = [sys.executable, "-m", "plr.cli", "train", "--config", str(config)]
+    resume_point = out / "resume" / "last.ckpt"
+    for epochs_before_kill in (1, 3):
+        process = subprocess.Popen(command, start_new_session=True, stdout=subprocess.DEVNULL)
+        written, last = 0, None
+        while written < epochs_before_kill and process.poll() is None:
+            now = resume_point.stat().st_mtime_ns if resume_point.exists() else None
+            if now != last:
+                written, last = written + (now is not None), now
+            time.sleep(0.002)
+        assert process.poll() is None, "the run ended before it could be killed"
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    assert not (out / "metrics.json").exists()
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    assert_equal_runs(uninterrupted, out)
+
+
+class Killed(BaseException):
+    pass
+
+
+@pytest.mark.parametrize("when", ["before_best", "between_best_and_resume_point", "in_mid_epoch"])
+def test_every_gap_between_two_writes(when, quick, tmp_path, monkeypatch):
+    values = {**quick, "epochs": 6, "patience": 6}
+    uninterrupted = tmp_path / "uninterrupted"
+    train(Config(**{**values, "out": str(uninterrupted)}))
+
+    def kill_in_epoch_three(original):
+        def wrapped(self, trainer, *arguments):
+            if trainer.current_epoch == 3:
+                raise Killed
+            return original(self, trainer, *arguments)
+
+        return wrapped
+
+    out = tmp_path / "killed"
+    with monkeypatch.context() as patch:
+        if when == "before_best":
+            patch.setattr(BestWeights, "on_train_epoch_end", kill_in_epoch_three(BestWeights.on_train_epoch_end))
+        elif when == "between_best_and_resume_point":
+            patch.setattr(ResumePoint, "on_train_epoch_end", kill_in_epoch_three(ResumePoint.on_train_epoch_end))
+        else:
+            from plr.training.module import RecommenderModule
+
+            step = RecommenderModule.training_step
+
+            def killing_step(self, batch, index):
+                if self.current_epoch == 3 and index == 2:
+                    raise Killed
+                return step(self, batch, index)
+
+            patch.setattr(RecommenderModule, "training_step", killing_step)
+        with pytest.raises(Killed):
+            train(Config(**{**values, "out": str(out)}))
+    train(Config(**{**values, "out": str(out)}))
+    assert_equal_runs(uninterrupted, out)
+
+
+def test_a_damaged_resume_point_is_named(quick, tmp_path):
+    train(Config(**{**quick, "epochs": 1}))
+    run = tmp_path / "run"
+    (run / "metrics.json").unlink()
+    (run / "resume" / "last.ckpt").write_bytes(b"not a checkpoint")
+    with pytest.raises(RunError, match=r"last\.ckpt: not a readable checkpoint"):
+        train(Config(**{**quick, "epochs": 1}))

@@ -1,0 +1,169 @@
+import json
+import re
+from itertools import chain
+from pathlib import Path
+
+import polars as pl
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+
+from plr.config import Config
+from plr.data import LengthGroupedBatches, prepare
+from plr.evaluation import evaluation_batches, metrics, rank_rows
+from plr.models import build_model
+from plr.training import NonFiniteLossError, RunError, train
+from plr.training.finite import FiniteGuard
+from plr.training.module import step_seed
+
+
+@pytest.mark.parametrize("method", ["base", "plr"])
+def test_a_tiny_set_is_memorised(method, small_data):
+    dataset = prepare(small_data)
+    config = Config(
+        method=method, dim=32, ffn_dim=32, max_length=10, input_dropout=0.0, hidden_dropout=0.0, attention_dropout=0.0,
+        kl_weight=0.01,
+    )  # fmt: skip
+    model = build_model(config, dataset.num_items)
+    rows = dataset.rows("train", 10)
+    optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
+    order = LengthGroupedBatches(rows.lengths, 64, shuffle=True)
+    for epoch in range(25):
+        order.set_epoch(epoch)
+        for index in order:
+            optimizer.zero_grad()
+            torch.stack(list(model.losses(rows.batch(index)).values())).sum().backward()
+            optimizer.step()
+    ranking = rank_rows(model, evaluation_batches(rows, 64, "cpu"))
+    assert metrics(ranking.ranks)["mrr"] > 0.99
+
+
+@pytest.mark.parametrize("method", ["base", "plr"])
+def test_a_run_folder_holds_all_the_contract_names(method, quick):
+    result = train(Config(**quick, method=method))
+    out = quick["out"]
+    stored = json.loads(Path(out, "metrics.json").read_text())
+    assert stored == json.loads(json.dumps(result))
+    for split in ("valid", "test"):
+        assert {"recall@10", "ndcg@10", "recall@20", "ndcg@20"} <= set(stored[split])
+        ranks = pl.read_parquet(f"{out}/ranks_{split}.parquet")
+        assert len(ranks) == stored[split]["rows"] == 60
+        assert set(ranks["user_id"]) == {f"u{user}" for user in range(60)}
+        assert metrics(ranks["rank"].to_list())["ndcg@10"] == stored[split]["ndcg@10"]
+    values = yaml.safe_load(Path(out, "config.yaml").read_text())
+    assert values["dim"] == 16
+    assert {"torch", "plr", "data_hash"} <= set(values["provenance"])
+    assert len(pl.read_parquet(f"{out}/items.parquet")) == 24
+    assert load_file(f"{out}/model.safetensors")
+
+
+def test_the_whole_command_learns(quick):
+    result = train(Config(**{**quick, "epochs": 30, "hidden_dropout": 0.0, "attention_dropout": 0.0}, method="base"))
+    assert result["test"]["recall@10"] > 0.95
+    assert result["test"]["ndcg@10"] > 0.8
+
+
+def test_same_seed_same_run_other_seed_other_run(quick, tmp_path):
+    first, again, other = (
+        train(Config(**{**quick, "out": str(tmp_path / name), "seed": seed}))
+        for name, seed in (("a", 1), ("b", 1), ("c", 2))
+    )
+    assert first["test"] == again["test"]
+    assert load_equal(tmp_path / "a", tmp_path / "b")
+    assert not load_equal(tmp_path / "a", tmp_path / "c")
+    assert first["test"] != other["test"]
+
+
+def load_equal(one, two):
+    one, two = load_file(one / "model.safetensors"), load_file(two / "model.safetensors")
+    return all(torch.equal(one[name], two[name]) for name in one)
+
+
+def test_epochs_see_the_rows_in_different_orders_and_dropout(quick, monkeypatch):
+    seen = []
+    from plr.training.module import RecommenderModule
+
+    step = RecommenderModule.training_step
+
+    def spy(self, batch, index):
+        seen.append((self.current_epoch, batch.users.tolist(), torch.get_rng_state().sum().item()))
+        return step(self, batch, index)
+
+    monkeypatch.setattr(RecommenderModule, "training_step", spy)
+    train(Config(**{**quick, "epochs": 2}, method="plr"))
+    first, second = ([users for epoch, users, _ in seen if epoch == e] for e in (0, 1))
+    assert first != second
+    assert sorted(chain(*first)) == sorted(chain(*second))
+    assert len({state for *_, state in seen}) == len(seen)
+    seeds = {step_seed(seed, step, rank) for seed in range(9) for step in range(99) for rank in range(8)}
+    assert len(seeds) == 9 * 99 * 8
+
+
+def test_early_stopping_ends_the_run_and_a_repeat_after_it_trains_no_further(quick):
+    config = Config(**{**quick, "epochs": 40, "patience": 1, "lr": 0.05})
+    result = train(config)
+    assert result["epochs"] < 40
+    # Killed after the last epoch, before the test metrics were written:
+    finished = Path(config.out) / "metrics.json"
+    finished.unlink()
+    again = train(config)
+    assert again == result
+    assert finished.exists()
+
+
+def test_bf16_clipping_and_prefix_rows_train(quick):
+    result = train(Config(**quick, method="base", precision="bf16", clip=1.0, training_rows="prefix"))
+    assert result["epochs"] == 3
+
+
+def test_logs_are_written(quick):
+    train(Config(**quick))
+    (csv,) = Path(quick["out"]).glob("logs/csv/*/metrics.csv")
+    logged = pl.read_csv(csv)
+    assert {"train/next_item", "train/contrastive", "train/diversity", "loss", "ndcg@10"} <= set(logged.columns)
+    assert len(logged) == 3
+    assert list(Path(quick["out"]).glob("logs/tensorboard/*/events*"))
+
+
+def test_a_finished_run_is_not_overwritten(quick):
+    train(Config(**{**quick, "epochs": 1}))
+    with pytest.raises(RunError, match="holds a finished run; choose another --out"):
+        train(Config(**{**quick, "epochs": 1}))
+
+
+def test_an_unfinished_run_of_another_configuration_is_not_continued(quick, tmp_path):
+    train(Config(**{**quick, "epochs": 1}))
+    (tmp_path / "run" / "metrics.json").unlink()
+    with pytest.raises(RunError, match=re.escape("(lr: 0.01 -> 0.02)")):
+        train(Config(**{**quick, "epochs": 1, "lr": 0.02}))
+
+
+def test_a_non_finite_loss_stops_with_step_term_and_advice(quick, tmp_path):
+    with pytest.raises(NonFiniteLossError, match=r"step 0: the loss term 'contrastive' is not finite.*contrastive_"):
+        train(Config(**quick, contrastive_weight=3e38))
+    assert not (tmp_path / "run" / "metrics.json").exists()
+
+
+def test_the_guard_remembers_the_first_bad_step_until_it_looks():
+    guard = FiniteGuard()
+    guard.watch({"next_item": torch.tensor(1.0)}, 0)
+    with pytest.raises(NonFiniteLossError, match="step 7: the loss term 'diversity'"):
+        guard.watch({"next_item": torch.tensor(1.0), "diversity": torch.tensor(float("nan"))}, 7)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("dim", 0, "dim must be at least 1; found 0"),
+        ("heads", 3, "heads must be a divisor of dim=256; found 3"),
+        ("hidden_dropout", 1.0, "hidden_dropout must be in [0, 1); found 1.0"),
+        ("temperature", 0.0, "temperature must be a finite number above 0; found 0.0"),
+        ("kl_weight", -0.1, "kl_weight must be a finite number, 0 or more; found -0.1"),
+        ("ks", (0,), "ks must be positive; found (0, 10)"),
+        ("lr", float("nan"), "lr must be a finite number above 0; found nan"),
+    ],
+)
+def test_bad_configuration_names_field_value_and_what_is_accepted(field, value, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        Config(**{field: value})

@@ -1,0 +1,145 @@
+"""Which implementation runs, and what is said where one cannot."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from plr_kernels import backend, pairwise_kl, use_backend
+from plr_kernels.backend import resolve
+
+
+def implementation_of(name):
+    def run(*_):
+        return name
+
+    return run
+
+
+FUSED = {name: implementation_of(name) for name in ("reference", "cpp", "triton")}
+ONLY_REFERENCE = {"reference": implementation_of("reference")}
+CPU = torch.zeros(1)
+
+
+@pytest.fixture
+def _everything_built(monkeypatch):
+    monkeypatch.setattr(backend, "_MISSING", {"cpp": None, "triton": None})
+
+
+@pytest.fixture(autouse=True)
+def _auto():
+    with use_backend("auto"):
+        yield
+
+
+class GPUTensor:
+    """What `resolve` looks at, of a tensor on a GPU."""
+
+    device = torch.device("cuda", 0)
+    dtype = torch.float32
+
+
+def chosen(implementations, tensor):
+    return resolve("pairwise_kl", implementations, tensor)()
+
+
+@pytest.mark.usefixtures("_everything_built")
+def test_auto_takes_the_fused_backend_of_the_device():
+    assert chosen(FUSED, CPU) == "cpp"
+    assert chosen(FUSED, GPUTensor) == "triton"
+    assert chosen(ONLY_REFERENCE, CPU) == "reference"
+    assert chosen(ONLY_REFERENCE, GPUTensor) == "reference"
+    assert chosen(FUSED, CPU.double()) == "reference"
+
+
+def test_auto_falls_back_where_something_is_missing(monkeypatch):
+    monkeypatch.setattr(backend, "_MISSING", {"cpp": "not built", "triton": "not installed"})
+    assert chosen(FUSED, CPU) == "reference"
+    assert chosen(FUSED, GPUTensor) == "reference"
+
+
+def test_block_restores_and_call_stays():
+    assert backend._selected == "auto"
+    with use_backend("reference"):
+        assert backend._selected == "reference"
+        with pytest.raises(KeyError), use_backend("auto"):
+            assert backend._selected == "auto"
+            raise KeyError
+        assert backend._selected == "reference"
+    assert backend._selected == "auto"
+    use_backend("reference")
+    assert backend._selected == "reference"
+
+
+def test_unknown_name():
+    with pytest.raises(ValueError, match="backend must be one of auto, reference, cpp, triton, got 'cuda'"):
+        use_backend("cuda")
+    assert backend._selected == "auto"
+
+
+def test_missing_backend_says_what_is_missing(monkeypatch):
+    monkeypatch.setattr(backend, "_MISSING", {"cpp": "its extension was not built", "triton": None})
+    monkeypatch.setattr(backend, "TRITON_INTERPRETED", False)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(
+        RuntimeError, match="'cpp' cannot run: its extension was not built. Accepted here: auto, reference"
+    ):
+        use_backend("cpp")
+    with pytest.raises(RuntimeError, match="'triton' cannot run: no GPU is visible"):
+        use_backend("triton")
+    assert backend.runnable_backends() == ("auto", "reference")
+    monkeypatch.setattr(backend, "TRITON_INTERPRETED", True)
+    assert backend.runnable_backends() == ("auto", "reference", "triton")
+    with use_backend("triton"):
+        assert chosen(FUSED, CPU) == "triton"
+
+
+@pytest.mark.usefixtures("_everything_built")
+def test_a_named_backend_never_falls_back(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(backend, "TRITON_INTERPRETED", False)
+    with use_backend("triton"):
+        assert chosen(FUSED, GPUTensor) == "triton"
+        with pytest.raises(RuntimeError, match="'triton' cannot run pairwise_kl: it takes GPU tensors, got one
+        on cpu"):
+            chosen(FUSED, CPU)
+        with pytest.raises(RuntimeError, match="'triton' cannot run pairwise_kl: this operator has only:
+        reference"):
+            chosen(ONLY_REFERENCE, GPUTensor)
+    with use_backend("cpp"):
+        with pytest.raises(RuntimeError, match="'cpp' cannot run pairwise_kl: it takes CPU tensors, got one on
+        cuda:0"):
+            chosen(FUSED, GPUTensor)
+        with pytest.raises(RuntimeError, match="float64 is for the reference backend"):
+            chosen(FUSED, CPU.double())
+    with use_backend("reference"):
+        assert chosen(FUSED, GPUTensor) == chosen(FUSED, CPU) == "reference"
+
+
+def start(name):
+    code = "from plr_kernels import backend; print(backend._selected)"
+    environment = {**os.environ, backend.ENVIRONMENT_VARIABLE: name}
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
+
+
+def test_environment_variable():
+    assert start("reference").stdout.strip() == "reference"
+    assert "backend must be one of auto, reference, cpp, triton, got 'fast'" in start("fast").stderr
+
+
+def test_compiled_function_follows_a_later_choice(monkeypatch):
+    """The choice is guarded on: changing it compiles anew instead of running the earlier one."""
+    from plr_kernels.pairwise_kl import operator
+
+    monkeypatch.setattr(backend, "_MISSING", {"cpp": None, "triton": None})
+    monkeypatch.setitem(operator.IMPLEMENTATIONS, "cpp", lambda states, *_: states.sum() * 0 + 42)
+    compiled = torch.compile(pairwise_kl, fullgraph=True, backend="aot_eager")
+    states, items = torch.randn(2, 3, 4), torch.randn(5, 4)
+    with use_backend("cpp"):
+        assert compiled(states, items).item() == 42
+    with use_backend("reference"):
+        torch.testing.assert_close(compiled(states, items), pairwise_kl(states, items))
+    with use_backend("cpp"):
+        assert compiled(states, items).item() == 42

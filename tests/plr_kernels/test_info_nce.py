@@ -1,0 +1,100 @@
+"""info_nce against a loop over rows, and its limits."""
+
+import math
+
+import pytest
+import torch
+
+from plr_kernels import info_nce, use_backend
+from tests.plr_kernels.harness import INFO_NCE, evaluate, make_case, targets
+
+SIZES = dict(groups=2, batch=4, dim=3, temperature=0.6)
+
+
+@pytest.fixture(params=targets(), ids=str)
+def target(request):
+    if request.param.backend not in INFO_NCE.implementations:
+        pytest.skip("this backend has no info_nce")
+    with use_backend(request.param.backend):
+        yield request.param
+
+
+def make(target, **sizes):
+    return make_case(INFO_NCE, {**SIZES, **sizes}, device=target.device)
+
+
+def cosine(a, b):
+    dot = sum(x * y for x, y in zip(a, b, strict=True))
+    return dot / math.sqrt(sum(x * x for x in a)) / math.sqrt(sum(x * x for x in b))
+
+
+def row_by_row(view1, view2, temperature):
+    """Eq. 8 as printed, in Python floats."""
+    losses = []
+    for first, second in zip(view1.double().tolist(), view2.double().tolist(), strict=True):
+        loss = 0.0
+        for i in range(len(first)):
+            for anchors, others in ((first, second), (second, first)):
+                similarities = [math.exp(cosine(anchors[i], other) / temperature) for other in others]
+                loss -= math.log(similarities[i] / sum(similarities))
+        losses.append(loss / len(first))
+    return sum(losses) / len(losses)
+
+
+@pytest.mark.parametrize("sizes", [{}, {"groups": 1}, {"temperature": 2.0}, {"batch": 2}], ids=str)
+def test_equals_row_by_row(target, sizes):
+    case = make(target, **sizes)
+    expected = row_by_row(*case.tensors.values(), case.options["temperature"])
+    assert info_nce(**case.tensors, **case.options).item() == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("sizes", [{"groups": 0}, {"batch": 0}, {"batch": 1}], ids=str)
+def test_no_negatives_give_zero(target, sizes):
+    for name, result in evaluate(info_nce, make(target, **sizes)).items():
+        assert not result.any(), name
+
+
+def test_symmetric_and_indifferent_to_length(target):
+    case = make(target)
+    view1, view2 = case.tensors.values()
+    expected = info_nce(view1, view2)
+    torch.testing.assert_close(info_nce(view2, view1), expected)
+    torch.testing.assert_close(info_nce(view1 * 7, view2 / 3), expected)
+    assert info_nce(view1, view1) < expected
+
+
+def test_zero_vector_has_similarity_zero(target):
+    case = make(target, groups=1)
+    case.tensors["view1"][0, 0] = 0
+    results = evaluate(info_nce, case)
+    for name, result in results.items():
+        assert result.isfinite().all(), name
+    units = [torch.nn.functional.normalize(view[0].double(), dim=-1) for view in case.tensors.values()]
+    similarities = units[0] @ units[1].T / SIZES["temperature"]
+    assert not similarities[0].any()
+    expected = -(similarities.log_softmax(0) + similarities.log_softmax(1)).diagonal().mean()
+    torch.testing.assert_close(results["output"].double(), expected, rtol=1e-5, atol=1e-6)
+
+
+WRONG_ARGUMENTS = {
+    "view2 must be a torch.Tensor, got NoneType": dict(view2=None),
+    r"view1 must have shape \[G, B, D\], got \[4, 3\]": dict(view1=torch.zeros(4, 3)),
+    r"view2 must have shape \[G=2, B=4, D=3\], got \[2, 5, 3\]": dict(view2=torch.zeros(2, 5, 3)),
+    "view2 must have the dtype of view1, torch.float32, got torch.float16": dict(
+        view2=torch.zeros(2, 4, 3, dtype=torch.float16)
+    ),
+    "temperature must be above 0, got 0.0": dict(temperature=0.0),
+    "temperature must be a number, got str": dict(temperature="1"),
+}
+
+
+@pytest.mark.parametrize("message", WRONG_ARGUMENTS)
+def test_wrong_arguments(message):
+    case = make_case(INFO_NCE, SIZES)
+    with pytest.raises((TypeError, ValueError), match=message):
+        info_nce(**{**case.tensors, **case.options, **WRONG_ARGUMENTS[message]})
+
+
+def test_no_dimension():
+    with pytest.raises(ValueError, match="view1 must have at least one entry along D"):
+        info_nce(torch.zeros(1, 2, 0), torch.zeros(1, 2, 0))

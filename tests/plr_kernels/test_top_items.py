@@ -1,0 +1,163 @@
+"""top_items against sorting all scores. Small integers make every sum exact, so that ids must agree, ties included."""
+
+import hypothesis.strategies as st
+import pytest
+import torch
+from hypothesis import given, settings
+
+from plr_kernels import top_items, use_backend
+from plr_kernels.top_items import operator as top_items_operator
+from plr_kernels.top_items import reference as top_items_reference
+from tests.plr_kernels.harness import DTYPES, LAYOUTS, normal, targets
+
+
+@pytest.fixture(params=targets(), ids=str)
+def target(request):
+    if request.param.backend not in top_items_operator.IMPLEMENTATIONS:
+        pytest.skip("this backend has no top_items")
+    with use_backend(request.param.backend):
+        yield request.param
+
+
+@pytest.fixture
+def _small_blocks(monkeypatch):
+    """Blocks of 8 items, so that small tables take several."""
+    monkeypatch.setattr(top_items_reference, "ITEM_BLOCK", 8)
+
+
+def by_sorting(states, items, k, exclude):
+    """All scores, sorted by (score down, id up), in Python."""
+    scores, ids = [], []
+    for row, state in enumerate(states.double().tolist()):
+        excluded = set() if exclude is None else set(exclude[row].tolist())
+        ranked = sorted(
+            (-sum(a * b for a, b in zip(state, item, strict=True)), number)
+            for number, item in enumerate(items.double().tolist())
+            if number not in excluded
+        )
+        ranked = [(-score, number) for score, number in ranked[:k]]
+        ranked += [(-torch.inf, -1)] * (k - len(ranked))
+        scores.append([score for score, _ in ranked])
+        ids.append([number for _, number in ranked])
+    return torch.tensor(scores).view(-1, k).float(), torch.tensor(ids, dtype=torch.int64).view(-1, k)
+
+
+@pytest.mark.usefixtures("_small_blocks")
+@pytest.mark.parametrize("dtype", [*DTYPES, torch.float64], ids=str)
+@settings(max_examples=25)
+@given(data=st.data())
+def test_equals_sorting_ties_included(target, dtype, data):
+    if dtype == torch.float64 and target.backend != "reference":
+        pytest.skip("float64 is for the reference")
+    rows, vocabulary = data.draw(st.integers(0, 5)), data.draw(st.integers(1, 37))
+    k, dim = data.draw(st.integers(1, vocabulary)), data.draw(st.integers(1, 3))
+    layout = data.draw(st.sampled_from(LAYOUTS))
+    generator = torch.Generator().manual_seed(data.draw(st.integers(0, 99)))
+    states = torch.randint(-2, 3, (rows, dim), generator=generator).to(target.device, dtype)
+    items = torch.randint(-2, 3, (vocabulary, dim), generator=generator).to(target.device, dtype)
+    states, items = layout(states), layout(items)
+    exclude = None
+    if data.draw(st.booleans()):
+        count = data.draw(st.integers(0, vocabulary + 3))
+        exclude = torch.randint(-1, vocabulary, (rows, count), generator=generator).to(target.device)
+    scores, ids = top_items(states, items, k, exclude=exclude)
+    expected_scores, expected_ids = by_sorting(states, items, k, exclude)
+    assert scores.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+    assert torch.equal(ids.cpu(), expected_ids)
+    assert torch.equal(scores.float().cpu(), expected_scores)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_scores_are_as_accurate_as_a_product(target, dtype):
+    generator = torch.Generator().manual_seed(0)
+    states, items = (normal(generator, size, 50).to(target.device, dtype) for size in (17, 9001))
+    scores, ids = top_items(states, items, 13)
+    truth = states.double() @ items.double().T
+    best = truth.sort(dim=1, descending=True).values[:, :13]
+    # Of a sum of D products, in any order: |error| <= D eps Σ |product|.
+    bound = 50 * torch.finfo(torch.float32).eps * (states.double().abs() @ items.double().abs().T).max()
+    assert (scores - best).abs().max() <= bound
+    assert (scores - truth.gather(1, ids)).abs().max() <= bound
+    assert (ids.sort(dim=1).values.diff(dim=1) > 0).all()
+
+
+def test_all_equal_scores_give_the_first_ids(target):
+    scores, ids = top_items(torch.zeros(2, 3, device=target.device), torch.ones(9001, 3,
+    device=target.device), 7) assert ids.tolist() == [list(range(7))] * 2 assert not scores.any()
+
+
+def test_everything_excluded(target):
+    states, items = torch.ones(1, 2, device=target.device), torch.ones(3, 2, device=target.device)
+    scores, ids = top_items(states, items, 2, exclude=torch.tensor([[0, 1, 2, -1]], device=target.device))
+    assert ids.tolist() == [[-1, -1]]
+    assert scores.tolist() == [[-torch.inf, -torch.inf]]
+
+
+def test_carries_no_gradient(target):
+    states = torch.randn(2, 3, device=target.device, requires_grad=True)
+    scores, _ = top_items(states, torch.randn(5, 3, device=target.device, requires_grad=True), 2)
+    assert not scores.requires_grad
+
+
+def test_never_builds_all_scores(monkeypatch):
+    """What is sorted is a block of items and the list so far, and never wider."""
+    widths = []
+    sort = torch.Tensor.sort
+
+    def recorded_sort(self, *arguments, **options):
+        widths.append(self.shape[1])
+        return sort(self, *arguments, **options)
+
+    monkeypatch.setattr(torch.Tensor, "sort", recorded_sort)
+    with use_backend("reference"):
+        top_items(torch.randn(3, 2), torch.randn(20000, 2), 5)
+    assert len(widths) > 1
+    assert max(widths) <= top_items_reference.ITEM_BLOCK + 5
+
+
+def test_autocast_and_compile(target):
+    generator = torch.Generator().manual_seed(0)
+    states, items = (normal(generator, size, 6).to(target.device, torch.float32) for size in (4, 30))
+    exclude = torch.tensor([[3, -1]] * 4, device=target.device)
+    with torch.autocast(target.device, dtype=torch.bfloat16):
+        scores, ids = top_items(states, items, 5, exclude=exclude)
+    expected_scores, expected_ids = top_items(states.bfloat16(), items.bfloat16(), 5, exclude=exclude)
+    assert torch.equal(scores, expected_scores)
+    assert torch.equal(ids, expected_ids)
+    compiled = torch.compile(top_items, fullgraph=True, backend="aot_eager", dynamic=True)
+    for rows in (4, 3, 2):
+        scores, ids = compiled(states[:rows], items, 5, exclude=exclude[:rows])
+        expected_scores, expected_ids = top_items(states[:rows], items, 5, exclude=exclude[:rows])
+        assert torch.equal(ids, expected_ids)
+        torch.testing.assert_close(scores, expected_scores)
+
+
+def test_never_reads_a_value_on_the_host():
+    states, items = torch.empty(4, 3, device="meta"), torch.empty(9, 3, device="meta")
+    exclude = torch.empty(4, 2, dtype=torch.int64, device="meta")
+    with use_backend("reference"):
+        scores, ids = top_items(states, items, 5, exclude=exclude)
+    assert scores.shape == ids.shape == (4, 5)
+
+
+WRONG_ARGUMENTS = {
+    r"states must have shape \[R, D\], got \[4\]": dict(states=torch.zeros(4)),
+    r"items must have shape \[V, D=4\], got \[7, 5\]": dict(items=torch.zeros(7, 5)),
+    "items must have the dtype of states": dict(items=torch.zeros(7, 4, dtype=torch.float64)),
+    "k must be an int, got float": dict(k=2.0),
+    r"k must be in \[1, V=7\], got 0": dict(k=0),
+    r"k must be in \[1, V=7\], got 8": dict(k=8),
+    "exclude must have dtype torch.int64, got torch.int32": dict(exclude=torch.zeros(2, 1, dtype=torch.int32)),
+    r"exclude must have shape \[R=2, X\], got \[3, 1\]": dict(exclude=torch.zeros(3, 1, dtype=torch.int64)),
+    r"exclude must be in \[0, V\), or -1 as padding \(V=7\), got 7 at position \[1, 0\]": dict(
+        exclude=torch.tensor([[0, -1], [7, 2]])
+    ),
+    r"exclude must be .* got -2 at position \[0, 1\]": dict(exclude=torch.tensor([[0, -2], [6, 2]])),
+}
+
+
+@pytest.mark.parametrize("message", WRONG_ARGUMENTS)
+def test_wrong_arguments(message):
+    arguments = dict(states=torch.zeros(2, 4), items=torch.zeros(7, 4), k=3)
+    with pytest.raises((TypeError, ValueError), match=message):
+        top_items(**{**arguments, **WRONG_ARGUMENTS[message]})
