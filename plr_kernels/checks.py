@@ -33,8 +33,7 @@ def check_device(name: str, tensor: Tensor, other_name: str, other: Tensor) -> N
         raise ValueError(f"{name} must be on the device of {other_name}, {other.device}, got {tensor.device}")
 
 
-def check_integer(name: str, value: Any, dtypes: tuple[torch.dtype, ...], other_name: str, other: Tensor) ->
-None:
+def check_integer(name: str, value: Any, dtypes: tuple[torch.dtype, ...], other_name: str, other: Tensor) -> None:
     """Raise unless `value` is a tensor of one of `dtypes` on the device of `other`."""
     check_tensor(name, value)
     if value.dtype not in dtypes:

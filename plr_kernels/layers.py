@@ -85,8 +85,7 @@ class PairwiseKL(nn.Module):
 
     def forward(self, states: Tensor, items: Tensor) -> Tensor:
         """The divergence, a scalar, of states [B, N, D] over items [V, D]."""
-        return pairwise_kl(states, items, temperature=self.temperature,
-        detach_reference=self.detach_reference)
+        return pairwise_kl(states, items, temperature=self.temperature, detach_reference=self.detach_reference)
 
     def extra_repr(self) -> str:
         """The options, for print(module)."""
@@ -123,8 +122,7 @@ class LinearCrossEntropy(nn.Module):
         reduction: "mean", "sum", or "none" for the loss of every row.
     """
 
-    def __init__(self, *, temperature: float = 1.0, ignore_index: int = -100, reduction: str = "mean") ->
-    None:
+    def __init__(self, *, temperature: float = 1.0, ignore_index: int = -100, reduction: str = "mean") -> None:
         super().__init__()
         check_temperature(temperature)
         check_index("ignore_index", ignore_index)

@@ -21,8 +21,7 @@ torch.library.define(
     "(Tensor states, Tensor items, Tensor targets, float temperature, SymInt ignore_index, str reduction) -> Tensor",
     tags=torch.Tag.pt2_compliant_tag,
 )
-torch.library.impl("plr_kernels::linear_cross_entropy",
-"CompositeImplicitAutograd")(reference.linear_cross_entropy)
+torch.library.impl("plr_kernels::linear_cross_entropy", "CompositeImplicitAutograd")(reference.linear_cross_entropy)
 
 
 def _run_reference(

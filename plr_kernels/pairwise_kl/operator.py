@@ -24,8 +24,7 @@ def _run_reference(states: Tensor, items: Tensor, temperature: float, detach_ref
 IMPLEMENTATIONS = {"reference": _run_reference}
 
 
-def pairwise_kl(states: Tensor, items: Tensor, *, temperature: float = 1.0, detach_reference: bool = False) ->
-Tensor:
+def pairwise_kl(states: Tensor, items: Tensor, *, temperature: float = 1.0, detach_reference: bool = False) -> Tensor:
     """Mean divergence between the item distributions of a group's states (PLR, arXiv 2601.03153, Eq. 7).
 
     The mean, over b and over the N(N − 1) ordered pairs i != j, of KL(p_i || p_j) with

@@ -24,8 +24,7 @@ def _run_reference(states: Tensor, items: Tensor, k: int, exclude: Tensor | None
 IMPLEMENTATIONS = {"reference": _run_reference}
 
 
-def top_items(states: Tensor, items: Tensor, k: int, *, exclude: Tensor | None = None) -> tuple[Tensor,
-Tensor]:
+def top_items(states: Tensor, items: Tensor, k: int, *, exclude: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """The k best items of each state by dot product, best first, ties to the smaller id.
 
     The scores of all items are never held at once. Not differentiable: the scores carry no gradient.

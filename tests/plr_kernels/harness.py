@@ -93,8 +93,7 @@ def normal(generator: torch.Generator, *shape: int) -> Tensor:
 # ---------------------------------------------------------------------------------------------- operators
 
 
-def _make_stream_attention(generator, batch, heads, streams, prefix, own, dim, lengths, scale, dropout_p) ->
-Case:
+def _make_stream_attention(generator, batch, heads, streams, prefix, own, dim, lengths, scale, dropout_p) -> Case:
     tensors = {
         "query": normal(generator, batch, heads, streams, dim),
         "prefix_key": normal(generator, batch, heads, prefix, dim),
@@ -111,8 +110,7 @@ Case:
 
 
 def _stream_attention_formula(
-    query, prefix_key, prefix_value, stream_key, stream_value, prefix_lengths=None, scale=None, dropout_p=0.0,
-    seed=None
+    query, prefix_key, prefix_value, stream_key, stream_value, prefix_lengths=None, scale=None, dropout_p=0.0, seed=None
 ) -> Tensor:
     scale = query.shape[-1] ** -0.5 if scale is None else scale
     return stream_attention_reference.stream_attention(
@@ -161,9 +159,29 @@ STREAM_ATTENTION = Operator(
             "dropout_p": st.sampled_from([0.0, 0.3]),
         }
     ),
-    small=dict(batch=2, heads=2, streams=2, prefix=3, own=2, dim=2, lengths=torch.int64, scale=None,
-    dropout_p=0.3), large=dict(batch=3, heads=2, streams=5, prefix=131, own=7, dim=50, lengths=torch.int64,
-    scale=None, dropout_p=0.2), make=_make_stream_attention,
+    small={
+        "batch": 2,
+        "heads": 2,
+        "streams": 2,
+        "prefix": 3,
+        "own": 2,
+        "dim": 2,
+        "lengths": torch.int64,
+        "scale": None,
+        "dropout_p": 0.3,
+    },
+    large={
+        "batch": 3,
+        "heads": 2,
+        "streams": 5,
+        "prefix": 131,
+        "own": 7,
+        "dim": 50,
+        "lengths": torch.int64,
+        "scale": None,
+        "dropout_p": 0.2,
+    },
+    make=_make_stream_attention,
 )
 
 PAIRWISE_KL = Operator(
@@ -181,8 +199,8 @@ PAIRWISE_KL = Operator(
             "detach_reference": st.booleans(),
         }
     ),
-    small=dict(batch=2, group=3, vocabulary=5, dim=3, temperature=0.7, detach_reference=False),
-    large=dict(batch=9, group=4, vocabulary=1031, dim=50, temperature=1.0, detach_reference=False),
+    small={"batch": 2, "group": 3, "vocabulary": 5, "dim": 3, "temperature": 0.7, "detach_reference": False},
+    large={"batch": 9, "group": 4, "vocabulary": 1031, "dim": 50, "temperature": 1.0, "detach_reference": False},
     make=_make_pairwise_kl,
 )
 
@@ -199,8 +217,8 @@ INFO_NCE = Operator(
             "temperature": _temperatures,
         }
     ),
-    small=dict(groups=2, batch=3, dim=3, temperature=0.7),
-    large=dict(groups=3, batch=131, dim=50, temperature=0.5),
+    small={"groups": 2, "batch": 3, "dim": 3, "temperature": 0.7},
+    large={"groups": 3, "batch": 131, "dim": 50, "temperature": 0.5},
     make=_make_info_nce,
 )
 
@@ -221,8 +239,8 @@ LINEAR_CROSS_ENTROPY = Operator(
             "reduction": st.sampled_from(["mean", "sum", "none"]),
         }
     ),
-    small=dict(rows=4, vocabulary=5, dim=3, temperature=0.7, ignored=0.3, reduction="mean"),
-    large=dict(rows=131, vocabulary=1031, dim=50, temperature=1.0, ignored=0.2, reduction="none"),
+    small={"rows": 4, "vocabulary": 5, "dim": 3, "temperature": 0.7, "ignored": 0.3, "reduction": "mean"},
+    large={"rows": 131, "vocabulary": 1031, "dim": 50, "temperature": 1.0, "ignored": 0.2, "reduction": "none"},
     make=_make_linear_cross_entropy,
 )
 
@@ -281,16 +299,14 @@ def make_case(
     case = operator.make(generator, **sizes)
     layouts = layouts or {}
     return Case(
-        {name: layouts.get(name, _contiguous)(tensor.to(device, dtype)) for name, tensor in
-        case.tensors.items()}, {name: value.to(device) if isinstance(value, Tensor) else value for name, value
-        in case.options.items()},
+        {name: layouts.get(name, _contiguous)(tensor.to(device, dtype)) for name, tensor in case.tensors.items()},
+        {name: value.to(device) if isinstance(value, Tensor) else value for name, value in case.options.items()},
     )
 
 
 def cast(case: Case, dtype: torch.dtype) -> Case:
     """The same case, its tensors in another dtype."""
-    return dataclasses.replace(case, tensors={name: tensor.to(dtype) for name, tensor in
-    case.tensors.items()})
+    return dataclasses.replace(case, tensors={name: tensor.to(dtype) for name, tensor in case.tensors.items()})
 
 
 def _nudged(case: Case, generator: torch.Generator) -> Case:

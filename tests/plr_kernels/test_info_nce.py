@@ -8,7 +8,7 @@ import torch
 from plr_kernels import info_nce, use_backend
 from tests.plr_kernels.harness import INFO_NCE, evaluate, make_case, targets
 
-SIZES = dict(groups=2, batch=4, dim=3, temperature=0.6)
+SIZES = {"groups": 2, "batch": 4, "dim": 3, "temperature": 0.6}
 
 
 @pytest.fixture(params=targets(), ids=str)
@@ -77,14 +77,14 @@ def test_zero_vector_has_similarity_zero(target):
 
 
 WRONG_ARGUMENTS = {
-    "view2 must be a torch.Tensor, got NoneType": dict(view2=None),
-    r"view1 must have shape \[G, B, D\], got \[4, 3\]": dict(view1=torch.zeros(4, 3)),
-    r"view2 must have shape \[G=2, B=4, D=3\], got \[2, 5, 3\]": dict(view2=torch.zeros(2, 5, 3)),
-    "view2 must have the dtype of view1, torch.float32, got torch.float16": dict(
-        view2=torch.zeros(2, 4, 3, dtype=torch.float16)
-    ),
-    "temperature must be above 0, got 0.0": dict(temperature=0.0),
-    "temperature must be a number, got str": dict(temperature="1"),
+    "view2 must be a torch.Tensor, got NoneType": {"view2": None},
+    r"view1 must have shape \[G, B, D\], got \[4, 3\]": {"view1": torch.zeros(4, 3)},
+    r"view2 must have shape \[G=2, B=4, D=3\], got \[2, 5, 3\]": {"view2": torch.zeros(2, 5, 3)},
+    "view2 must have the dtype of view1, torch.float32, got torch.float16": {
+        "view2": torch.zeros(2, 4, 3, dtype=torch.float16)
+    },
+    "temperature must be above 0, got 0.0": {"temperature": 0.0},
+    "temperature must be a number, got str": {"temperature": "1"},
 }
 
 

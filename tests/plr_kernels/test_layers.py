@@ -17,8 +17,7 @@ def test_losses_hand_on_their_options():
     )
     assert torch.equal(layer(states, items, targets), expected)
     assert torch.equal(
-        InfoNCE(temperature=0.5)(groups, groups + 1), plr_kernels.info_nce(groups, groups + 1,
-        temperature=0.5)
+        InfoNCE(temperature=0.5)(groups, groups + 1), plr_kernels.info_nce(groups, groups + 1, temperature=0.5)
     )
     groups.requires_grad_()
     layer = PairwiseKL(temperature=0.5, detach_reference=True)
@@ -30,9 +29,11 @@ def test_losses_hand_on_their_options():
 
 @pytest.fixture
 def case():
-    sizes = dict(batch=2, heads=2, streams=3, prefix=9, own=2, dim=4, lengths=torch.int64, scale=None,
-    dropout_p=0.0) case = make_case(STREAM_ATTENTION, sizes) case.options.pop("scale")
-    case.options.pop("dropout_p") return case
+    sizes = STREAM_ATTENTION.small | {"prefix": 9, "dropout_p": 0.0}
+    case = make_case(STREAM_ATTENTION, sizes)
+    case.options.pop("scale")
+    case.options.pop("dropout_p")
+    return case
 
 
 def test_attention_drops_in_training_only(case):

@@ -8,7 +8,7 @@ import torch
 from plr_kernels import linear_cross_entropy, use_backend
 from tests.plr_kernels.harness import LINEAR_CROSS_ENTROPY, evaluate, make_case, targets
 
-SIZES = dict(rows=6, vocabulary=7, dim=4, temperature=0.8, ignored=0.4, reduction="none")
+SIZES = {"rows": 6, "vocabulary": 7, "dim": 4, "temperature": 0.8, "ignored": 0.4, "reduction": "none"}
 REDUCTIONS = ["mean", "sum", "none"]
 
 
@@ -26,10 +26,10 @@ def make(target, **sizes):
 
 def row_by_row(states, items, targets, temperature):
     losses = []
+    table = items.double().tolist()
     for state, wanted in zip(states.double().tolist(), targets.tolist(), strict=True):
-        logits = [sum(a * b for a, b in zip(state, item, strict=True)) / temperature for item in
-        items.tolist()] losses.append(0.0 if wanted == -100 else math.log(sum(map(math.exp, logits))) -
-        logits[wanted])
+        logits = [sum(a * b for a, b in zip(state, item, strict=True)) / temperature for item in table]
+        losses.append(0.0 if wanted == -100 else math.log(sum(map(math.exp, logits))) - logits[wanted])
     return losses
 
 
@@ -41,8 +41,7 @@ def test_equals_row_by_row(target, reduction):
     assert 0 < counted < SIZES["rows"]
     expected = {"mean": sum(losses) / counted, "sum": sum(losses), "none": losses}[reduction]
     output = linear_cross_entropy(**case.tensors, **case.options)
-    torch.testing.assert_close(output.cpu(), torch.tensor(expected, dtype=torch.float32), rtol=1e-5,
-    atol=1e-6)
+    torch.testing.assert_close(output.cpu(), torch.tensor(expected, dtype=torch.float32), rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("reduction", REDUCTIONS)
@@ -73,9 +72,10 @@ def test_any_ignore_index(target, ignore_index):
     options = dict(case.options)
     targets = options.pop("targets")
     moved = torch.where(targets == -100, ignore_index, targets.where(targets != ignore_index, 0))
-    expected = linear_cross_entropy(**case.tensors, targets=targets.where(targets != ignore_index, 0),
-    **options) output = linear_cross_entropy(**case.tensors, targets=moved, ignore_index=ignore_index,
-    **options) assert torch.equal(output, expected)
+    other = targets.where(targets != ignore_index, 0)
+    expected = linear_cross_entropy(**case.tensors, targets=other, **options)
+    output = linear_cross_entropy(**case.tensors, targets=moved, ignore_index=ignore_index, **options)
+    assert torch.equal(output, expected)
 
 
 def test_gradient_of_each_row_is_its_own(target):
@@ -92,25 +92,26 @@ def test_gradient_of_each_row_is_its_own(target):
 
 
 WRONG_ARGUMENTS = {
-    r"states must have shape \[R, D\], got \[2, 3, 4\]": dict(states=torch.zeros(2, 3, 4)),
-    r"items must have shape \[V, D=4\], got \[7, 5\]": dict(items=torch.zeros(7, 5)),
-    "items must have at least one entry along V": dict(items=torch.zeros(0, 4)),
-    "targets must be a torch.Tensor, got list": dict(targets=[1]),
-    "targets must have dtype torch.int64, got torch.int32": dict(targets=torch.zeros(6, dtype=torch.int32)),
-    r"targets must have shape \[R=6\], got \[5\]": dict(targets=torch.zeros(5, dtype=torch.int64)),
-    "targets must be on the device of states, cpu, got meta": dict(
-        targets=torch.zeros(6, dtype=torch.int64, device="meta")
-    ),
-    r"targets must be in \[0, V\) or ignore_index \(V=7, ignore_index=-100\), got 7 at position \[2\]": dict(
-        targets=torch.tensor([0, 6, 7, -100, 0, 0])
-    ),
-    r"targets must be .* got -1 at position \[5\]": dict(targets=torch.tensor([0, 6, 5, -100, 0, -1])),
-    r"targets must be .* ignore_index=-1\), got -100 at position \[3\]": dict(
-        targets=torch.tensor([0, 6, 5, -100, 0, -1]), ignore_index=-1
-    ),
-    "ignore_index must be an int, got float": dict(ignore_index=1.0),
-    "reduction must be 'mean', 'sum' or 'none', got 'max'": dict(reduction="max"),
-    "temperature must be above 0, got -2": dict(temperature=-2),
+    r"states must have shape \[R, D\], got \[2, 3, 4\]": {"states": torch.zeros(2, 3, 4)},
+    r"items must have shape \[V, D=4\], got \[7, 5\]": {"items": torch.zeros(7, 5)},
+    "items must have at least one entry along V": {"items": torch.zeros(0, 4)},
+    "targets must be a torch.Tensor, got list": {"targets": [1]},
+    "targets must have dtype torch.int64, got torch.int32": {"targets": torch.zeros(6, dtype=torch.int32)},
+    r"targets must have shape \[R=6\], got \[5\]": {"targets": torch.zeros(5, dtype=torch.int64)},
+    "targets must be on the device of states, cpu, got meta": {
+        "targets": torch.zeros(6, dtype=torch.int64, device="meta")
+    },
+    r"targets must be in \[0, V\) or ignore_index \(V=7, ignore_index=-100\), got 7 at position \[2\]": {
+        "targets": torch.tensor([0, 6, 7, -100, 0, 0])
+    },
+    r"targets must be .* got -1 at position \[5\]": {"targets": torch.tensor([0, 6, 5, -100, 0, -1])},
+    r"targets must be .* ignore_index=-1\), got -100 at position \[3\]": {
+        "targets": torch.tensor([0, 6, 5, -100, 0, -1]),
+        "ignore_index": -1,
+    },
+    "ignore_index must be an int, got float": {"ignore_index": 1.0},
+    "reduction must be 'mean', 'sum' or 'none', got 'max'": {"reduction": "max"},
+    "temperature must be above 0, got -2": {"temperature": -2},
 }
 
 

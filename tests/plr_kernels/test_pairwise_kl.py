@@ -8,7 +8,7 @@ import torch
 from plr_kernels import pairwise_kl, use_backend
 from tests.plr_kernels.harness import PAIRWISE_KL, evaluate, make_case, targets
 
-SIZES = dict(batch=2, group=3, vocabulary=7, dim=4, temperature=0.8, detach_reference=False)
+SIZES = {"batch": 2, "group": 3, "vocabulary": 7, "dim": 4, "temperature": 0.8, "detach_reference": False}
 
 
 @pytest.fixture(params=targets(), ids=str)
@@ -41,8 +41,8 @@ def pair_by_pair(states, items, temperature):
     return sum(divergences) / len(divergences)
 
 
-@pytest.mark.parametrize("sizes", [{}, {"group": 2, "batch": 1}, {"temperature": 2.0}, {"vocabulary": 1}],
-ids=str) def test_equals_pair_by_pair(target, sizes):
+@pytest.mark.parametrize("sizes", [{}, {"group": 2, "batch": 1}, {"temperature": 2.0}, {"vocabulary": 1}], ids=str)
+def test_equals_pair_by_pair(target, sizes):
     case = make(target, **sizes)
     expected = pair_by_pair(*case.tensors.values(), case.options["temperature"])
     assert pairwise_kl(**case.tensors, **case.options).item() == pytest.approx(expected, rel=1e-5, abs=1e-7)
@@ -98,21 +98,21 @@ def test_permuting_states_or_items_changes_nothing(target):
 
 
 WRONG_ARGUMENTS = {
-    "states must be a torch.Tensor, got int": dict(states=1),
-    "items must have the dtype of states, torch.float32, got torch.bfloat16": dict(
-        items=torch.zeros(7, 4, dtype=torch.bfloat16)
-    ),
-    "items must be on the device of states, cpu, got meta": dict(items=torch.zeros(7, 4, device="meta")),
-    "states must have one of the dtypes .* got torch.int32": dict(states=torch.zeros(2, 3, 4, dtype=torch.int32)),
-    r"states must have shape \[B, N, D\], got \[3, 4\]": dict(states=torch.zeros(3, 4)),
-    r"items must have shape \[V, D=4\], got \[7, 5\]": dict(items=torch.zeros(7, 5)),
-    "states must have at least one entry along N, got N=0": dict(states=torch.zeros(2, 0, 4)),
-    "items must have at least one entry along V, got V=0": dict(items=torch.zeros(0, 4)),
-    "temperature must be above 0, got 0": dict(temperature=0),
-    "temperature must be above 0, got -1.0": dict(temperature=-1.0),
-    "temperature must be finite, got inf": dict(temperature=math.inf),
-    "temperature must be finite, got nan": dict(temperature=math.nan),
-    "temperature must be a number, got Tensor": dict(temperature=torch.tensor(1.0)),
+    "states must be a torch.Tensor, got int": {"states": 1},
+    "items must have the dtype of states, torch.float32, got torch.bfloat16": {
+        "items": torch.zeros(7, 4, dtype=torch.bfloat16)
+    },
+    "items must be on the device of states, cpu, got meta": {"items": torch.zeros(7, 4, device="meta")},
+    "states must have one of the dtypes .* got torch.int32": {"states": torch.zeros(2, 3, 4, dtype=torch.int32)},
+    r"states must have shape \[B, N, D\], got \[3, 4\]": {"states": torch.zeros(3, 4)},
+    r"items must have shape \[V, D=4\], got \[7, 5\]": {"items": torch.zeros(7, 5)},
+    "states must have at least one entry along N, got N=0": {"states": torch.zeros(2, 0, 4)},
+    "items must have at least one entry along V, got V=0": {"items": torch.zeros(0, 4)},
+    "temperature must be above 0, got 0": {"temperature": 0},
+    "temperature must be above 0, got -1.0": {"temperature": -1.0},
+    "temperature must be finite, got inf": {"temperature": math.inf},
+    "temperature must be finite, got nan": {"temperature": math.nan},
+    "temperature must be a number, got Tensor": {"temperature": torch.tensor(1.0)},
 }
 
 

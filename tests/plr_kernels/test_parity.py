@@ -213,8 +213,8 @@ def test_vectorises_over_a_further_dimension(operator):
     sizes = operator.small | ({"lengths": None} if operator is STREAM_ATTENTION else {})
     cases = [make_case(operator, sizes, generator_seed=number) for number in range(3)]
     options = cases[0].options
-    stacked = [torch.stack(tensors) for tensors in zip(*(case.tensors.values() for case in cases),
-    strict=True)] with use_backend("reference"):
+    stacked = [torch.stack(tensors) for tensors in zip(*(case.tensors.values() for case in cases), strict=True)]
+    with use_backend("reference"):
         vectorised = torch.vmap(lambda *tensors: operator.public(*tensors, **options))(*stacked)
         looped = torch.stack([operator.public(*case.tensors.values(), **options) for case in cases])
     torch.testing.assert_close(vectorised, looped)

@@ -10,8 +10,17 @@ from plr_kernels.stream_attention.keep_mask import attention_keep_mask
 from plr_kernels.stream_attention.reference import stream_attention_weights
 from tests.plr_kernels.harness import STREAM_ATTENTION, evaluate, make_case, targets
 
-SIZES = dict(batch=3, heads=2, streams=2, prefix=5, own=3, dim=4, lengths=torch.int64, scale=None,
-dropout_p=0.0)
+SIZES = {
+    "batch": 3,
+    "heads": 2,
+    "streams": 2,
+    "prefix": 5,
+    "own": 3,
+    "dim": 4,
+    "lengths": torch.int64,
+    "scale": None,
+    "dropout_p": 0.0,
+}
 
 
 @pytest.fixture(params=targets(), ids=str)
@@ -64,8 +73,8 @@ def one_query_at_a_time(case):
     return output
 
 
-@pytest.mark.parametrize("sizes", [{}, {"dropout_p": 0.4}, {"own": 0}, {"prefix": 0}, {"lengths": None}],
-ids=str) def test_equals_one_query_at_a_time(target, sizes):
+@pytest.mark.parametrize("sizes", [{}, {"dropout_p": 0.4}, {"own": 0}, {"prefix": 0}, {"lengths": None}], ids=str)
+def test_equals_one_query_at_a_time(target, sizes):
     case = make(target, **sizes)
     output = stream_attention(**case.tensors, **case.options)
     torch.testing.assert_close(output.double().cpu(), one_query_at_a_time(case), rtol=1e-5, atol=1e-6)
@@ -173,50 +182,50 @@ def test_weights_for_inspection():
 
 
 WRONG_ARGUMENTS = {
-    "query must be a torch.Tensor, got list": dict(query=[1.0]),
-    "query must have one of the dtypes .* got torch.int64": dict(query=torch.zeros(3, 2, 2, 4, dtype=torch.int64)),
-    r"query must have shape \[B, H, M, D\], got \[3, 2, 4\]": dict(query=torch.zeros(3, 2, 4)),
-    r"prefix_key must have shape \[B=3, H=2, P, D=4\], got \[3, 2, 5, 9\]": dict(prefix_key=torch.zeros(3, 2,
-    5, 9)), r"prefix_value must have shape \[B=3, H=2, P=5, D=4\], got \[3, 2, 6, 4\]": dict(
-        prefix_value=torch.zeros(3, 2, 6, 4)
-    ),
-    r"stream_key must have shape \[B=3, H=2, M=2, S, D=4\], got \[3, 2, 3, 3, 4\]": dict(
-        stream_key=torch.zeros(3, 2, 3, 3, 4)
-    ),
-    r"stream_value must have shape .*S=3, D=4\], got \[3, 2, 2, 1, 4\]": dict(stream_value=torch.zeros(3, 2,
-    2, 1, 4)), "prefix_value must have the dtype of query, torch.float32, got torch.float64": dict(
-        prefix_value=torch.zeros(3, 2, 5, 4, dtype=torch.float64)
-    ),
-    "stream_key must be on the device of query, cpu, got meta": dict(
-        stream_key=torch.zeros(3, 2, 2, 3, 4, device="meta")
-    ),
-    "prefix_lengths must be a torch.Tensor, got list": dict(prefix_lengths=[1, 2, 3]),
-    "prefix_lengths must have dtype torch.int32 or torch.int64, got torch.float32": dict(prefix_lengths=torch.zeros(3)),
-    r"prefix_lengths must have shape \[B=3\], got \[2\]": dict(prefix_lengths=torch.zeros(2,
-    dtype=torch.int64)), r"prefix_lengths must be in \[0, P\] \(P=5\), got 6 at position \[1\]": dict(
-        prefix_lengths=torch.tensor([5, 6, 0])
-    ),
-    r"prefix_lengths must be in \[0, P\] \(P=5\), got -1 at position \[2\]": dict(
-        prefix_lengths=torch.tensor([5, 0, -1], dtype=torch.int32)
-    ),
-    "prefix_lengths must be on the device of query, cpu, got meta": dict(
-        prefix_lengths=torch.zeros(3, dtype=torch.int64, device="meta")
-    ),
-    "scale must be finite, got nan": dict(scale=math.nan),
-    "scale must be a number, got str": dict(scale="1"),
-    r"dropout_p must be in \[0, 1\), got 1.0": dict(dropout_p=1.0, seed=1),
-    r"dropout_p must be in \[0, 1\), got -0.1": dict(dropout_p=-0.1, seed=1),
-    "dropout_p must be a number, got NoneType": dict(dropout_p=None),
-    "seed must be an int or an int64 tensor .* when dropout_p > 0, got None": dict(dropout_p=0.5),
-    "seed must be an int or an int64 tensor .* got float": dict(dropout_p=0.5, seed=1.5),
-    r"seed must be an int or an int64 tensor .* got torch.int32 \[\]": dict(
-        dropout_p=0.5, seed=torch.tensor(1, dtype=torch.int32)
-    ),
-    r"seed must be an int or an int64 tensor .* got torch.int64 \[1\]": dict(dropout_p=0.5,
-    seed=torch.tensor([1])), "seed must be on the device of query, cpu, got meta": dict(
-        dropout_p=0.5, seed=torch.zeros((), dtype=torch.int64, device="meta")
-    ),
-    "seed must fit into 64 bits": dict(dropout_p=0.5, seed=2**63),
+    "query must be a torch.Tensor, got list": {"query": [1.0]},
+    "query must have one of the dtypes .* got torch.int64": {"query": torch.zeros(3, 2, 2, 4, dtype=torch.int64)},
+    r"query must have shape \[B, H, M, D\], got \[3, 2, 4\]": {"query": torch.zeros(3, 2, 4)},
+    r"prefix_key must have shape \[B=3, H=2, P, D=4\], got \[3, 2, 5, 9\]": {"prefix_key": torch.zeros(3, 2, 5, 9)},
+    r"prefix_value must have shape \[B=3, H=2, P=5, D=4\], got \[3, 2, 6, 4\]": {
+        "prefix_value": torch.zeros(3, 2, 6, 4)
+    },
+    r"stream_key must have shape \[B=3, H=2, M=2, S, D=4\], got \[3, 2, 3, 3, 4\]": {
+        "stream_key": torch.zeros(3, 2, 3, 3, 4)
+    },
+    r"stream_value must have shape .*S=3, D=4\], got \[3, 2, 2, 1, 4\]": {"stream_value": torch.zeros(3, 2, 2, 1, 4)},
+    "prefix_value must have the dtype of query, torch.float32, got torch.float64": {
+        "prefix_value": torch.zeros(3, 2, 5, 4, dtype=torch.float64)
+    },
+    "stream_key must be on the device of query, cpu, got meta": {
+        "stream_key": torch.zeros(3, 2, 2, 3, 4, device="meta")
+    },
+    "prefix_lengths must be a torch.Tensor, got list": {"prefix_lengths": [1, 2, 3]},
+    "prefix_lengths must have dtype torch.int32 or torch.int64, got torch.float32": {"prefix_lengths": torch.zeros(3)},
+    r"prefix_lengths must have shape \[B=3\], got \[2\]": {"prefix_lengths": torch.zeros(2, dtype=torch.int64)},
+    r"prefix_lengths must be in \[0, P\] \(P=5\), got 6 at position \[1\]": {"prefix_lengths": torch.tensor([5, 6, 0])},
+    r"prefix_lengths must be in \[0, P\] \(P=5\), got -1 at position \[2\]": {
+        "prefix_lengths": torch.tensor([5, 0, -1], dtype=torch.int32)
+    },
+    "prefix_lengths must be on the device of query, cpu, got meta": {
+        "prefix_lengths": torch.zeros(3, dtype=torch.int64, device="meta")
+    },
+    "scale must be finite, got nan": {"scale": math.nan},
+    "scale must be a number, got str": {"scale": "1"},
+    r"dropout_p must be in \[0, 1\), got 1.0": {"dropout_p": 1.0, "seed": 1},
+    r"dropout_p must be in \[0, 1\), got -0.1": {"dropout_p": -0.1, "seed": 1},
+    "dropout_p must be a number, got NoneType": {"dropout_p": None},
+    "seed must be an int or an int64 tensor .* when dropout_p > 0, got None": {"dropout_p": 0.5},
+    "seed must be an int or an int64 tensor .* got float": {"dropout_p": 0.5, "seed": 1.5},
+    r"seed must be an int or an int64 tensor .* got torch.int32 \[\]": {
+        "dropout_p": 0.5,
+        "seed": torch.tensor(1, dtype=torch.int32),
+    },
+    r"seed must be an int or an int64 tensor .* got torch.int64 \[1\]": {"dropout_p": 0.5, "seed": torch.tensor([1])},
+    "seed must be on the device of query, cpu, got meta": {
+        "dropout_p": 0.5,
+        "seed": torch.zeros((), dtype=torch.int64, device="meta"),
+    },
+    "seed must fit into 64 bits": {"dropout_p": 0.5, "seed": 2**63},
 }
 
 

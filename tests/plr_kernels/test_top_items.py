@@ -82,8 +82,9 @@ def test_scores_are_as_accurate_as_a_product(target, dtype):
 
 
 def test_all_equal_scores_give_the_first_ids(target):
-    scores, ids = top_items(torch.zeros(2, 3, device=target.device), torch.ones(9001, 3,
-    device=target.device), 7) assert ids.tolist() == [list(range(7))] * 2 assert not scores.any()
+    scores, ids = top_items(torch.zeros(2, 3, device=target.device), torch.ones(9001, 3, device=target.device), 7)
+    assert ids.tolist() == [list(range(7))] * 2
+    assert not scores.any()
 
 
 def test_everything_excluded(target):
@@ -141,23 +142,23 @@ def test_never_reads_a_value_on_the_host():
 
 
 WRONG_ARGUMENTS = {
-    r"states must have shape \[R, D\], got \[4\]": dict(states=torch.zeros(4)),
-    r"items must have shape \[V, D=4\], got \[7, 5\]": dict(items=torch.zeros(7, 5)),
-    "items must have the dtype of states": dict(items=torch.zeros(7, 4, dtype=torch.float64)),
-    "k must be an int, got float": dict(k=2.0),
-    r"k must be in \[1, V=7\], got 0": dict(k=0),
-    r"k must be in \[1, V=7\], got 8": dict(k=8),
-    "exclude must have dtype torch.int64, got torch.int32": dict(exclude=torch.zeros(2, 1, dtype=torch.int32)),
-    r"exclude must have shape \[R=2, X\], got \[3, 1\]": dict(exclude=torch.zeros(3, 1, dtype=torch.int64)),
-    r"exclude must be in \[0, V\), or -1 as padding \(V=7\), got 7 at position \[1, 0\]": dict(
-        exclude=torch.tensor([[0, -1], [7, 2]])
-    ),
-    r"exclude must be .* got -2 at position \[0, 1\]": dict(exclude=torch.tensor([[0, -2], [6, 2]])),
+    r"states must have shape \[R, D\], got \[4\]": {"states": torch.zeros(4)},
+    r"items must have shape \[V, D=4\], got \[7, 5\]": {"items": torch.zeros(7, 5)},
+    "items must have the dtype of states": {"items": torch.zeros(7, 4, dtype=torch.float64)},
+    "k must be an int, got float": {"k": 2.0},
+    r"k must be in \[1, V=7\], got 0": {"k": 0},
+    r"k must be in \[1, V=7\], got 8": {"k": 8},
+    "exclude must have dtype torch.int64, got torch.int32": {"exclude": torch.zeros(2, 1, dtype=torch.int32)},
+    r"exclude must have shape \[R=2, X\], got \[3, 1\]": {"exclude": torch.zeros(3, 1, dtype=torch.int64)},
+    r"exclude must be in \[0, V\), or -1 as padding \(V=7\), got 7 at position \[1, 0\]": {
+        "exclude": torch.tensor([[0, -1], [7, 2]])
+    },
+    r"exclude must be .* got -2 at position \[0, 1\]": {"exclude": torch.tensor([[0, -2], [6, 2]])},
 }
 
 
 @pytest.mark.parametrize("message", WRONG_ARGUMENTS)
 def test_wrong_arguments(message):
-    arguments = dict(states=torch.zeros(2, 4), items=torch.zeros(7, 4), k=3)
+    arguments = {"states": torch.zeros(2, 4), "items": torch.zeros(7, 4), "k": 3}
     with pytest.raises((TypeError, ValueError), match=message):
         top_items(**{**arguments, **WRONG_ARGUMENTS[message]})
