@@ -31,9 +31,9 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _user_errors() -> tuple[type[Exception], ...]:
     # Imported here and in the commands, so that no command waits for Lightning that does not train.
+    from plr.errors import NonFiniteLossError, RunError
     from plr.evaluation import EvaluationError
     from plr.serving import RequestError
-    from plr.errors import NonFiniteLossError, RunError
 
     return (
         ConfigError,
@@ -72,7 +72,7 @@ def _parser() -> ArgumentParser:
     recommend.add_argument("run", type=str, help="the run's folder")
     recommend.add_argument("--history", type=str, required=True, help='item ids, oldest first: "id id id"')
     recommend.add_argument("-k", type=int, default=10, help="how many items")
-    recommend.add_argument("--exclude_seen", type=bool | None, default=None, help="do not recommend items of the history")
+    recommend.add_argument("--exclude_seen", type=bool | None, default=None, help="leave out items of the history")
     unknown = Literal["error", "skip"]
     recommend.add_argument("--unknown", type=unknown, default="error", help="what to do with items never seen")
     commands.add_subcommand("recommend", recommend, help="recommend for one history")
@@ -96,20 +96,21 @@ def _train(options: Namespace) -> None:
     if not result:  # not the first process of a distributed run
         return
     _print(
-        metrics_table({split: result[split] for split in ("valid", "test")}, columns=_columns(config.ks), title=f"{config.out}"),
+        metrics_table({config.method: result["test"]}, columns=_columns(config.ks), title="Test, all items ranked"),
+        f"validation NDCG@10 {result['valid']['ndcg@10']:.4f}; "
         f"best epoch {result['best_epoch']} of {result['epochs']}, "
         f"{result['train_seconds_per_epoch']:.1f} s of training an epoch; saved in {config.out}",
     )
 
 
 def _evaluate(options: Namespace) -> None:
-    from plr.evaluation import metrics_table
     from plr.evaluate import evaluate_run
+    from plr.evaluation import metrics_table
 
     ks = options.ks
     outcome = evaluate_run(Path(options.run), options.data, ks, options.exclude_seen)
     _print(
-        metrics_table({"test": outcome.metrics}, columns=_columns(outcome.ks), title=options.run),
+        metrics_table({options.run: outcome.metrics}, columns=_columns(outcome.ks), title="Test, all items ranked"),
         f"{outcome.rows} test rows of {outcome.data}; all {outcome.items} items ranked; "
         "rank = 1 + better + others with the same score / 2",
         *outcome.notes,

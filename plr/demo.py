@@ -17,6 +17,7 @@ from plr.serving.table import recommendation_table
 from plr.training import train
 
 SYSTEMS = {"SASRec": ("base", "sasrec"), "PLR": ("plr", "plr")}
+EPOCHS = 10
 
 
 def demo(out: Path, seed: int = 0, console: Console | None = None) -> None:
@@ -35,8 +36,8 @@ def demo(out: Path, seed: int = 0, console: Console | None = None) -> None:
     dataset = prepare(data)
     rows = len(dataset.rows("train", 50))
     console.print(
-        f"[bold]1/4[/bold] made-up data, several interests per user: {dataset.num_users} users, {dataset.num_items} items, "
-        f"{rows} training rows, split by {dataset.split} -> {data}",
+        f"[bold]1/4[/bold] made-up data, several interests per user: {dataset.num_users} users, {dataset.num_items} "
+        f"items, {rows} training rows, split by {dataset.split} -> {data}",
         highlight=False,
     )
     results = {"Popularity": _popularity(dataset)}
@@ -57,7 +58,9 @@ def demo(out: Path, seed: int = 0, console: Console | None = None) -> None:
     history = _history(dataset, 0)
     recommender = Recommender.load(plr_run)
     (answer,) = recommender.recommend([history], k=5)
-    console.print(f"[bold]4/4[/bold] user {user}, who last took {' '.join(history[-5:])}, is recommended", highlight=False)
+    console.print(
+        f"[bold]4/4[/bold] user {user}, who last took {' '.join(history[-5:])}, is recommended", highlight=False
+    )
     console.print(recommendation_table(answer))
     console.print(
         "What to type next:\n"
@@ -82,9 +85,9 @@ def demo_config(data: Path, out: Path, method: str, seed: int) -> Config:
         attention_dropout=0.2,
         training_rows="prefix",
         batch_size=256,
-        epochs=8,
-        patience=2,
+        epochs=EPOCHS,
         seed=seed,
+        threads=1,  # batches this small gain nothing from a second thread, and lose where cores are shared
     )
 
 

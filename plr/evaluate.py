@@ -8,7 +8,6 @@ from pathlib import Path
 from plr.data import DataError
 from plr.data.renumber import renumber
 from plr.evaluation import evaluation_batches, metrics, rank_rows
-from plr.runs import RunFolder
 from plr.serving import Recommender
 from plr.source import load_dataset
 
@@ -54,7 +53,9 @@ def evaluate_run(
     dataset = load_dataset(config, data)
     notes = list(dataset.report.get("notes", []))
     if data is None and dataset.content_hash != (config.provenance or {}).get("data_hash"):
-        raise DataError(f"{config.data} has changed since {path} was trained; give it as --data to measure on it all the same")
+        raise DataError(
+            f"{config.data} has changed since {path} was trained; give it as --data to measure on it all the same"
+        )
     if data is not None:
         dataset = renumber(dataset, recommender.item_ids)
         unknown = dataset.report["unknown_items"]

@@ -18,8 +18,8 @@ __all__ = ["renumber"]
 def renumber(dataset: SequenceDataset, item_ids: Sequence[str]) -> SequenceDataset:
     """Return the data set with item numbers 0..V-1 meaning `item_ids`.
 
-    Interactions with items that are not among them are left out of the histories, and rows whose target is such an item,
-    or whose history becomes empty, are dropped; the report's "unknown_items" counts both.
+    Interactions with items that are not among them are left out of the histories. Rows whose target is such an item, or
+    whose history becomes empty, are dropped. The report's "unknown_items" counts both.
 
     Raises:
         DataError: none of the data set's items is known.

@@ -30,7 +30,7 @@ class BaseRecommender(Recommender):
         self.initialize()
 
     def losses(self, batch: Batch) -> Losses:
-        """Return {"next_item": mean cross-entropy over the batch's targets}, targets [B] or [B, L] with -100 ignored."""
+        """Return {"next_item": mean cross-entropy over the targets}, [B] or [B, L] of them with -100 ignored."""
         table = self.item_table()
         all_positions = batch.targets.ndim == 2
         if all_positions and not self.encoder.causal:

@@ -30,8 +30,8 @@ class Encoded:
 class SequenceEncoder(nn.Module):
     """A stack of `TransformerLayer` over item embeddings plus learned positions.
 
-    Positions count from the oldest kept item. A LayerNorm, then dropout, is applied to the input of the encoder and, with
-    the same weights, to the input of every reasoning step (`step_input`), as in ReaRec.
+    Positions count from the oldest kept item. A LayerNorm, then dropout, is applied to the input of the encoder and,
+    with the same weights, to the input of every reasoning step (`step_input`), as in ReaRec.
 
     Args:
         dim: width d.

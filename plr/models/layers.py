@@ -20,7 +20,7 @@ class KeyValue(NamedTuple):
 
 
 class TransformerLayer(nn.Module):
-    """Attention and feed-forward, each followed by dropout, residual sum and LayerNorm (post-norm, as SASRec in ReaRec).
+    """Attention and feed-forward, each followed by dropout, residual sum and LayerNorm (post-norm, as in ReaRec).
 
     The same weights serve the encoder (`forward`, all positions at once) and the reasoning loop (`step`, one new
     token in each of M streams over the cached prefix), PLR Eq. 4 and 5.

@@ -21,8 +21,8 @@ class Recommender(nn.Module):
     An item's score is the dot product of `represent(batch)` with its row of `item_table()`.
 
     Attributes:
-        row_kind: the training rows the method wants: "prefix" (one row per history and target) or "sequence" (one row per
-            sequence, a target at every position).
+        row_kind: the training rows the method wants: "prefix" (one row per history and target) or "sequence" (one row
+            per sequence, a target at every position).
     """
 
     row_kind: ClassVar[Literal["prefix", "sequence"]] = "prefix"

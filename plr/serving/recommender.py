@@ -13,8 +13,8 @@ from torch import Tensor
 
 from plr.config import Config
 from plr.data import Batch
-from plr.models import build_model
 from plr.models import Recommender as Model
+from plr.models import build_model
 from plr.runs import RunFolder
 from plr_kernels import top_items
 

@@ -55,5 +55,5 @@ class FiniteGuard:
             raise NonFiniteLossError(
                 f"step {step}: the loss term '{name}' is not finite. To get past this, "
                 f"{ADVICE.get(name, 'lower --lr or set --clip 1')}; with --precision bf16 also try --precision 32. "
-                "The last finished epoch is kept: repeat the command with another --out, or resume after a change of data."
+                "The last finished epoch is kept in the run's folder; a changed configuration needs another --out."
             )

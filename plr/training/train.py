@@ -21,13 +21,13 @@ from safetensors.torch import load_file
 
 from plr.config import Config
 from plr.data import SequenceDataset
+from plr.errors import RunError
 from plr.evaluation import evaluation_batches, metrics, rank_rows, save_ranking, write_metrics
 from plr.models import METHODS, Recommender, build_model
 from plr.runs import RunFolder
 from plr.source import load_dataset
 from plr.training.callbacks import MONITOR, BestWeights, ResumePoint, Validation, save_weights
 from plr.training.checkpoint import AtomicCheckpointIO, read_checkpoint
-from plr.errors import RunError
 from plr.training.module import RecommenderModule
 from plr.training.provenance import provenance
 
@@ -149,8 +149,8 @@ def _open_folder(folder: RunFolder, config: Config, dataset: SequenceDataset) ->
         changed = [f"{name}: {before[name]!r} -> {now[name]!r}" for name in now if before[name] != now[name]]
         if changed:
             raise RunError(
-                f"{folder.path}: holds an unfinished run of another configuration ({'; '.join(changed)}); repeat its own "
-                "command to go on with it, choose another --out or delete the folder"
+                f"{folder.path}: holds an unfinished run of another configuration ({'; '.join(changed)}); repeat its "
+                "own command to go on with it, choose another --out or delete the folder"
             )
         if (earlier.provenance or {}).get("data_hash") != dataset.content_hash:
             raise RunError(f"{folder.path}: holds an unfinished run on other data; {config.data} has changed since")
@@ -173,7 +173,7 @@ def _progress(config: Config) -> list[Callback]:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep Lightning's hints about workers, devices and products from the user's screen; errors and our own words stay."""
+    """Keep Lightning's hints about workers, devices and products from the screen; errors and our own words stay."""
     logger = logging.getLogger("lightning.pytorch")
     level = logger.level
     logger.setLevel(logging.ERROR)

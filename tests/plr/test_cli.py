@@ -18,8 +18,8 @@ def run(small_data, tmp_path_factory):
         Config(
             data=str(small_data), out=str(out), dim=16, ffn_dim=16, max_length=10, batch_size=32, epochs=20, lr=0.01,
             hidden_dropout=0.1, attention_dropout=0.1, progress=False, kl_weight=0.01,
-        )  # fmt: skip
-    )
+        )
+    )  # fmt: skip
     return out
 
 
@@ -68,7 +68,7 @@ def test_recommend_prints_k_items_and_agrees_with_python(run, capsys):
     printed = capsys.readouterr().out
     recommender = plr.Recommender.load(run)
     (answer,) = recommender.recommend([["i3", "i4", "i5"]], 4)
-    assert [item.item for item in answer][0] == "i6"
+    assert answer[0].item == "i6"
     assert len(answer) == 4
     for item in answer:
         assert re.search(rf"\b{item.item}\b.*{item.score:.4f}", printed)
