@@ -66,9 +66,10 @@ def test_no_row_counted_gives_zero(target, sizes, reduction):
         assert not result.any(), name
 
 
+@pytest.mark.parametrize("reduction", REDUCTIONS)
 @pytest.mark.parametrize("ignore_index", [-1, 3, 1000])
-def test_any_ignore_index(target, ignore_index):
-    case = make(target)
+def test_any_ignore_index(target, ignore_index, reduction):
+    case = make(target, reduction=reduction)
     options = dict(case.options)
     targets = options.pop("targets")
     moved = torch.where(targets == -100, ignore_index, targets.where(targets != ignore_index, 0))

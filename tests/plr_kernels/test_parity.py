@@ -172,7 +172,7 @@ def test_compiles_into_one_graph_for_all_shapes(target, operator):
             assert_accurate(evaluate(compiled, case), operator, case)
 
 
-def test_compiled_graph_follows_the_chosen_backend_and_options():
+def test_compiled_graph_follows_options_and_autocast():
     """What is chosen in Python is guarded on: a changed temperature or autocast state compiles anew, and right."""
     operator = OPERATORS[1]
     case = make_case(operator, operator.small)

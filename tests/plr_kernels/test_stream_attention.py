@@ -181,6 +181,16 @@ def test_weights_for_inspection():
     torch.testing.assert_close(values, expected)
 
 
+def test_weights_are_zero_where_there_is_nothing_to_attend_to():
+    case = make_case(STREAM_ATTENTION, {**SIZES, "own": 0})
+    lengths = torch.tensor([0, 2, 5])
+    weights = stream_attention_weights(
+        case.tensors["query"], case.tensors["prefix_key"], case.tensors["stream_key"], lengths, 0.5
+    )
+    assert not weights[0].any()
+    torch.testing.assert_close(weights[1:].sum(-1), torch.ones(2, 2, 2))
+
+
 WRONG_ARGUMENTS = {
     "query must be a torch.Tensor, got list": {"query": [1.0]},
     "query must have one of the dtypes .* got torch.int64": {"query": torch.zeros(3, 2, 2, 4, dtype=torch.int64)},
