@@ -57,6 +57,8 @@ class Config:
         eval_batch_size: rows per evaluation batch.
         epochs: at most this many.
         patience: stop after this many epochs without a better validation NDCG@10.
+        refit: after the best epoch is found on the validation rows, train anew for that many epochs on training and
+            validation rows together, and test that model; the validation metrics stay those of the first one.
         lr: learning rate of Adam.
         weight_decay: L2 penalty of Adam.
         clip: largest gradient norm; 0 does not clip.
@@ -110,6 +112,7 @@ class Config:
     eval_batch_size: int = 512
     epochs: int = 200
     patience: int = 10
+    refit: bool = False
     lr: float = 1e-3
     weight_decay: float = 0.0
     clip: float = 0.0

@@ -51,6 +51,11 @@ class RunFolder:
         return self.path / "resume" / "last.ckpt"
 
     @property
+    def refit_point(self) -> Path:
+        """The last finished epoch of the refit."""
+        return self.path / "resume" / "refit.ckpt"
+
+    @property
     def best_so_far(self) -> Path:
         """The best weights of an unfinished run."""
         return self.path / "resume" / "best.safetensors"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import polars as pl
@@ -75,6 +75,14 @@ class SequenceDataset:
         if split != "train":
             raise ValueError(f"kind 'sequence' is for training rows; use kind 'prefix' for {split!r}")
         return self._sequence_rows(max_length)
+
+    def with_validation_in_training(self) -> SequenceDataset:
+        """Return the data set whose training rows are those of training and validation, for a refit before the test."""
+        valid = self.targets["valid"]
+        stop = self.training_stop.clone()
+        stop.scatter_reduce_(0, self._user_of(valid), valid + 1, "amax")
+        train = torch.cat([self.targets["train"], valid]).sort().values
+        return replace(self, targets={**self.targets, "train": train}, training_stop=stop)
 
     def item_index(self, external_ids: Iterable[str], *, history: int | str | None = None) -> Tensor:
         """Return the numbers (int64 [n]) of the items with these external ids.

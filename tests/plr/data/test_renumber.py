@@ -35,7 +35,8 @@ def test_unknown_items_leave_histories_and_their_rows(dataset):
     # u2's test target x is unknown; u3's history x y is, so that nothing is left to rank a from.
     assert rows_in_ids(moved, "test") == {("u1", ("a", "b", "c"), "d"), ("u4", ("b", "c", "d"), "a")}
     # u3's validation target y is unknown.
-    assert {(user, target) for user, _, target in rows_in_ids(moved, "valid")} == {("u1", "c"), ("u2", "c"), ("u4", "d")}
+    valid = {(user, target) for user, _, target in rows_in_ids(moved, "valid")}
+    assert valid == {("u1", "c"), ("u2", "c"), ("u4", "d")}
     assert moved.report["unknown_items"] == {"interactions": 5, "rows": {"train": 2, "valid": 1, "test": 2}}
 
 

@@ -56,9 +56,12 @@ class Killed(BaseException):
     pass
 
 
-@pytest.mark.parametrize("when", ["before_best", "between_best_and_resume_point", "in_mid_epoch"])
+WHEN = ["before_best", "between_best_and_resume_point", "in_mid_epoch", "in_the_refit", "before_the_metrics"]
+
+
+@pytest.mark.parametrize("when", WHEN)
 def test_every_gap_between_two_writes(when, quick, tmp_path, monkeypatch):
-    values = {**quick, "epochs": 6, "patience": 6}
+    values = {**quick, "epochs": 6, "patience": 6, "refit": when in WHEN[-2:], "lr": 0.003}
     uninterrupted = tmp_path / "uninterrupted"
     train(Config(**{**values, "out": str(uninterrupted)}))
 
@@ -76,13 +79,20 @@ def test_every_gap_between_two_writes(when, quick, tmp_path, monkeypatch):
             patch.setattr(BestWeights, "on_train_epoch_end", kill_in_epoch_three(BestWeights.on_train_epoch_end))
         elif when == "between_best_and_resume_point":
             patch.setattr(ResumePoint, "on_train_epoch_end", kill_in_epoch_three(ResumePoint.on_train_epoch_end))
+        elif when == "before_the_metrics":
+
+            def kill(*arguments):
+                raise Killed
+
+            patch.setattr("plr.training.trainer.write_metrics", kill)
         else:
             from plr.training.module import RecommenderModule
 
             step = RecommenderModule.training_step
 
             def killing_step(self, batch, index):
-                if self.current_epoch == 3 and index == 2:
+                refitting = len(self.rows) > 270  # rows: 270 in training, 60 more with validation
+                if self.current_epoch == 3 and index == 2 and refitting == (when == "in_the_refit"):
                     raise Killed
                 return step(self, batch, index)
 

@@ -112,6 +112,27 @@ def test_early_stopping_ends_the_run_and_a_repeat_after_it_trains_no_further(qui
     assert finished.exists()
 
 
+def test_a_refit_trains_on_validation_too_for_the_best_number_of_epochs(quick, monkeypatch):
+    seen = []
+    from plr.training.module import RecommenderModule
+
+    step = RecommenderModule.training_step
+
+    def spy(self, batch, index):
+        seen.append((len(self.rows), self.current_epoch))
+        return step(self, batch, index)
+
+    monkeypatch.setattr(RecommenderModule, "training_step", spy)
+    result = train(Config(**{**quick, "lr": 0.003}, refit=True))
+    rows = prepare(quick["data"]).report["rows"]
+    together = rows["train"] + rows["valid"]
+    assert {count for count, _ in seen} == {rows["train"], together}
+    assert max(epoch for count, epoch in seen if count == together) + 1 == result["best_epoch"]
+    alone = train(Config(**{**quick, "lr": 0.003, "out": quick["out"] + "-alone"}))
+    assert alone["valid"] == result["valid"]
+    assert alone["test"] != result["test"]
+
+
 def test_bf16_clipping_and_prefix_rows_train(quick):
     result = train(Config(**quick, method="base", precision="bf16", clip=1.0, training_rows="prefix"))
     assert result["epochs"] == 3

@@ -8,7 +8,7 @@ import os
 import statistics
 import warnings
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -58,61 +58,89 @@ def train(config: Config, dataset: SequenceDataset | None = None) -> dict[str, A
     folder = RunFolder(Path(config.out))
     _open_folder(folder, config, dataset)
 
+    with _quiet():
+        selection = _select(folder, config, dataset)
+        refitted = _refit(folder, config, dataset, selection.best_epoch + 1) if config.refit else None
+    if rank_zero_only.rank not in (None, 0):
+        return {}
+    return _finish(folder, config, dataset, selection, refitted)
+
+
+@dataclass(frozen=True)
+class _Selection:
+    """The outcome of training with validation: the model with its best weights, and how it was found."""
+
+    model: Recommender
+    best_epoch: int  # from 0
+    epochs: int
+    train_seconds: float  # the median of the epochs
+
+
+def _select(folder: RunFolder, config: Config, dataset: SequenceDataset) -> _Selection:
+    """Train with early stopping on the validation rows."""
     model = build_model(config, dataset.num_items)
-    module = RecommenderModule(model, dataset.rows("train", config.max_length, row_kind(config)), config)
     validation = Validation(
         dataset.rows("valid", config.max_length), config.eval_batch_size, config.ks, config.exclude_seen
     )
     best = BestWeights(folder.best_so_far)
-    early_stopping = EarlyStopping(
-        MONITOR, mode="max", patience=config.patience, check_on_train_epoch_end=True, check_finite=True
+    stopping = EarlyStopping(MONITOR, mode="max", patience=config.patience, check_on_train_epoch_end=True)
+    callbacks = [validation, stopping, best, ResumePoint(folder.resume_point)]
+    if _over(folder.resume_point, config.epochs, stopping):
+        # Lightning does not keep that a run has stopped: it would train one epoch more.
+        state = read_checkpoint(folder.resume_point)
+        for callback in (validation, best):
+            callback.load_state_dict(state["callbacks"][callback.state_key])
+        epochs = state["epoch"] + 1
+    else:
+        trainer = _trainer(folder.logs, config, config.epochs, callbacks)
+        _fit(trainer, model, config, dataset, folder.resume_point)
+        epochs = trainer.current_epoch
+    model.cpu().load_state_dict(load_file(folder.best_so_far))
+    return _Selection(model, best.best_epoch, epochs, statistics.median(validation.train_seconds))
+
+
+def _refit(folder: RunFolder, config: Config, dataset: SequenceDataset, epochs: int) -> Recommender:
+    """Train anew on training and validation rows, for as many epochs as were best without the latter."""
+    model = build_model(config, dataset.num_items)
+    trainer = _trainer(folder.logs / "refit", config, epochs, [ResumePoint(folder.refit_point)])
+    _fit(trainer, model, config, dataset.with_validation_in_training(), folder.refit_point)
+    return model.cpu()
+
+
+def _trainer(logs: Path, config: Config, epochs: int, callbacks: list[Callback]) -> lightning.Trainer:
+    return lightning.Trainer(
+        accelerator=config.accelerator,
+        devices=config.devices,
+        max_epochs=epochs,
+        precision={"32": "32-true", "bf16": "bf16-mixed"}[config.precision],
+        gradient_clip_val=config.clip or None,
+        callbacks=[*([TQDMProgressBar()] if config.progress else []), *callbacks],
+        plugins=[AtomicCheckpointIO()],
+        logger=[CSVLogger(logs, name="csv"), TensorBoardLogger(logs, name="tensorboard")],
+        limit_val_batches=0,
+        num_sanity_val_steps=0,
+        enable_model_summary=False,
+        enable_progress_bar=config.progress,
+        use_distributed_sampler=False,
     )
-    with _quiet():
-        trainer = lightning.Trainer(
-            accelerator=config.accelerator,
-            devices=config.devices,
-            max_epochs=config.epochs,
-            precision={"32": "32-true", "bf16": "bf16-mixed"}[config.precision],
-            gradient_clip_val=config.clip or None,
-            callbacks=[
-                *_progress(config),
-                validation,
-                early_stopping,
-                best,
-                ResumePoint(folder.resume_point),
-            ],
-            plugins=[AtomicCheckpointIO()],
-            logger=[
-                CSVLogger(folder.logs, name="csv"),
-                TensorBoardLogger(folder.logs, name="tensorboard"),
-            ],
-            limit_val_batches=0,
-            num_sanity_val_steps=0,
-            enable_model_summary=False,
-            enable_progress_bar=config.progress,
-            use_distributed_sampler=False,
-            log_every_n_steps=50,
-        )
-        resume = folder.resume_point if folder.resume_point.exists() else None
-        if resume and _had_stopped(resume, early_stopping.state_key, config.patience):
-            # Stopping is decided after an epoch and not part of Lightning's state: do not train one epoch more.
-            state = read_checkpoint(resume)
-            best.load_state_dict(state["callbacks"][best.state_key])
-            validation.load_state_dict(state["callbacks"][validation.state_key])
-            epochs = state["epoch"] + 1
-        else:
-            trainer.fit(module, ckpt_path=resume)
-            epochs = trainer.current_epoch
-    if not trainer.is_global_zero:
-        return {}
-    model.load_state_dict(load_file(folder.best_so_far))
-    result: dict[str, Any] = {
-        "epochs": epochs,
-        "best_epoch": best.best_epoch + 1,
-        "parameters": sum(parameter.numel() for parameter in model.parameters()),
-        "train_seconds_per_epoch": statistics.median(validation.train_seconds),
-    }
-    return _finish(folder, config, dataset, model, result)
+
+
+def _fit(
+    trainer: lightning.Trainer, model: Recommender, config: Config, dataset: SequenceDataset, resume_point: Path
+) -> None:
+    """Train on the data set's training rows, from the resume point if there is one."""
+    rows = dataset.rows("train", config.max_length, row_kind(config))
+    module = RecommenderModule(model, rows, config)
+    trainer.fit(module, ckpt_path=resume_point if resume_point.exists() else None)
+
+
+def _over(resume_point: Path, epochs: int, stopping: EarlyStopping) -> bool:
+    """Whether the run whose resume point this is had come to its end."""
+    if not resume_point.exists():
+        return False
+    state = read_checkpoint(resume_point)
+    stopped = state["callbacks"][stopping.state_key]["wait_count"] >= stopping.patience
+    return stopped or state["epoch"] + 1 >= epochs
 
 
 def row_kind(config: Config) -> str:
@@ -123,13 +151,25 @@ def row_kind(config: Config) -> str:
 
 
 def _finish(
-    folder: RunFolder, config: Config, dataset: SequenceDataset, model: Recommender, result: dict[str, Any]
+    folder: RunFolder,
+    config: Config,
+    dataset: SequenceDataset,
+    selection: _Selection,
+    refitted: Recommender | None,
 ) -> dict[str, Any]:
-    """Rank both held-out splits with the best weights and complete the folder, metrics.json last."""
-    save_weights(model, folder.weights)
-    for split in ("valid", "test"):
+    """Rank both held-out splits and complete the folder, metrics.json last."""
+    tested = refitted or selection.model
+    save_weights(tested, folder.weights)
+    result: dict[str, Any] = {
+        "epochs": selection.epochs,
+        "best_epoch": selection.best_epoch + 1,
+        "refit": config.refit,
+        "parameters": sum(parameter.numel() for parameter in tested.parameters()),
+        "train_seconds_per_epoch": selection.train_seconds,
+    }
+    for split, model in (("valid", selection.model), ("test", tested)):
         rows = dataset.rows(split, config.max_length)
-        batches = evaluation_batches(rows, config.eval_batch_size, next(model.parameters()).device)
+        batches = evaluation_batches(rows, config.eval_batch_size, "cpu")
         ranking = rank_rows(model, batches, exclude_seen=config.exclude_seen)
         save_ranking(folder.ranks(split), ranking, dataset.user_ids, dataset.item_ids)
         result[split] = {**metrics(ranking.ranks, config.ks), "rows": len(rows)}
@@ -160,15 +200,6 @@ def _open_folder(folder: RunFolder, config: Config, dataset: SequenceDataset) ->
     folder.resume_point.parent.mkdir(parents=True, exist_ok=True)
     folder.save_item_ids(dataset.item_ids)
     Config(**{**asdict(config), "provenance": recorded}).save(folder.config)
-
-
-def _had_stopped(resume: Path, state_key: str, patience: int) -> bool:
-    """Whether early stopping had ended the run whose resume point this is."""
-    return read_checkpoint(resume)["callbacks"][state_key]["wait_count"] >= patience
-
-
-def _progress(config: Config) -> list[Callback]:
-    return [TQDMProgressBar(leave=False)] if config.progress else []
 
 
 @contextlib.contextmanager
