@@ -7,7 +7,7 @@ from pathlib import Path
 
 from plr.data import DataError
 from plr.data.renumber import renumber
-from plr.evaluation import evaluation_batches, metrics, rank_rows
+from plr.evaluation import evaluation_batches, metrics, rank_rows, ranking_progress
 from plr.serving import Recommender
 from plr.source import load_dataset
 
@@ -69,7 +69,8 @@ def evaluate_run(
         raise DataError(f"{data or config.data}: there is no test row that the run could rank")
     batches = evaluation_batches(rows, config.eval_batch_size, "cpu")
     exclude_seen = config.exclude_seen if exclude_seen is None else exclude_seen
-    ranking = rank_rows(recommender.model, batches, exclude_seen=exclude_seen)
+    with ranking_progress("Ranking test", len(rows), shown=config.progress) as advance:
+        ranking = rank_rows(recommender.model, batches, exclude_seen=exclude_seen, on_batch=advance)
     ks = tuple(ks or config.ks)
     return Evaluation(
         metrics=metrics(ranking.ranks, ks),

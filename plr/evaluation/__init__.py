@@ -3,6 +3,7 @@
 from plr.evaluation.batches import evaluation_batches
 from plr.evaluation.metrics import metrics
 from plr.evaluation.popularity import popularity_ranks
+from plr.evaluation.progress import ranking_progress
 from plr.evaluation.ranking import EvaluationError, Ranking, rank_rows, target_ranks
 from plr.evaluation.results import load_ranking, save_ranking, write_metrics
 from plr.evaluation.significance import Comparison, compare, holm, paired_comparison
@@ -21,6 +22,7 @@ __all__ = [
     "paired_comparison",
     "popularity_ranks",
     "rank_rows",
+    "ranking_progress",
     "save_ranking",
     "target_ranks",
     "write_metrics",

@@ -22,7 +22,14 @@ from safetensors.torch import load_file
 from plr.config import Config
 from plr.data import SequenceDataset
 from plr.errors import RunError
-from plr.evaluation import evaluation_batches, metrics, rank_rows, save_ranking, write_metrics
+from plr.evaluation import (
+    evaluation_batches,
+    metrics,
+    rank_rows,
+    ranking_progress,
+    save_ranking,
+    write_metrics,
+)
 from plr.models import METHODS, Recommender, build_model
 from plr.runs import RunFolder
 from plr.source import load_dataset
@@ -170,7 +177,8 @@ def _finish(
     for split, model in (("valid", selection.model), ("test", tested)):
         rows = dataset.rows(split, config.max_length)
         batches = evaluation_batches(rows, config.eval_batch_size, "cpu")
-        ranking = rank_rows(model, batches, exclude_seen=config.exclude_seen)
+        with ranking_progress(f"Ranking {split}", len(rows), shown=config.progress) as advance:
+            ranking = rank_rows(model, batches, exclude_seen=config.exclude_seen, on_batch=advance)
         save_ranking(folder.ranks(split), ranking, dataset.user_ids, dataset.item_ids)
         result[split] = {**metrics(ranking.ranks, config.ks), "rows": len(rows)}
     result["data"] = {"split": dataset.split, **dataset.report}
