@@ -116,4 +116,13 @@ def resolve(operator: str, implementations: Mapping[str, Implementation], tensor
     return implementations[_selected]
 
 
+# Where each fused backend of an operator lives, beside the operator's definition.
+_FUSED_MODULES: Final = {"cpp": "cpu", "triton": "triton_kernels"}
+
+
+def fused_module(operator: str, name: str) -> Any:
+    """The module with the functions `forward` and `backward` of an operator on a fused backend."""
+    return importlib.import_module(f"plr_kernels.{operator}.{_FUSED_MODULES[name]}")
+
+
 _selected: str = _checked(os.environ.get(ENVIRONMENT_VARIABLE, "auto"))

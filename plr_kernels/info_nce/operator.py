@@ -1,9 +1,12 @@
 """The public function info_nce."""
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from torch import Tensor
 
-from plr_kernels.backend import resolve
+from plr_kernels.backend import fused_module, resolve
 from plr_kernels.checks import check_not_empty, check_shape, check_temperature
 from plr_kernels.info_nce import reference
 from plr_kernels.precision import floating_inputs, no_autocast, raised
@@ -20,8 +23,69 @@ def _run_reference(view1: Tensor, view2: Tensor, temperature: float) -> Tensor:
     return torch.ops.plr_kernels.info_nce(raised(view1), raised(view2), temperature)
 
 
+@torch.library.custom_op("plr_kernels::info_nce_forward", mutates_args=())
+def _forward(view1: Tensor, view2: Tensor, temperature: float, backend: str) -> tuple[Tensor, Tensor]:
+    """The loss, and float32 statistics [2, 3, G, B] of both directions' distributions for the backward pass."""
+    return fused_module("info_nce", backend).forward(view1, view2, temperature)
+
+
+@_forward.register_fake
+def _(view1, view2, temperature, backend):
+    statistics = view1.new_empty((2, 3, *view1.shape[:2]), dtype=torch.float32)
+    return view1.new_empty((), dtype=torch.float32), statistics
+
+
+@torch.library.custom_op("plr_kernels::info_nce_backward", mutates_args=())
+def _backward(
+    loss_gradient: Tensor,
+    view1: Tensor,
+    view2: Tensor,
+    statistics: Tensor,
+    temperature: float,
+    needs_view1: bool,
+    needs_view2: bool,
+    backend: str,
+) -> tuple[Tensor, Tensor]:
+    """The gradients of the views; an empty tensor for one that is not needed."""
+    return fused_module("info_nce", backend).backward(
+        loss_gradient, view1, view2, statistics, temperature, needs_view1, needs_view2
+    )
+
+
+@_backward.register_fake
+def _(loss_gradient, view1, view2, statistics, temperature, needs_view1, needs_view2, backend):
+    return (
+        view1.new_empty(view1.shape if needs_view1 else (0,)),
+        view2.new_empty(view2.shape if needs_view2 else (0,)),
+    )
+
+
+def _save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    view1, view2, ctx.temperature, ctx.backend = inputs
+    ctx.save_for_backward(view1, view2, output[1])
+    ctx.mark_non_differentiable(output[1])
+
+
+def _gradients(ctx: Any, loss_gradient: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+    needs_view1, needs_view2 = ctx.needs_input_grad[:2]
+    view1_gradient, view2_gradient = torch.ops.plr_kernels.info_nce_backward(
+        loss_gradient, *ctx.saved_tensors, ctx.temperature, needs_view1, needs_view2, ctx.backend
+    )
+    return view1_gradient if needs_view1 else None, view2_gradient if needs_view2 else None, None, None
+
+
+_forward.register_autograd(_gradients, setup_context=_save_for_backward)
+
+
+def _run_fused(backend: str) -> Callable[..., Tensor]:
+    def run(view1: Tensor, view2: Tensor, temperature: float) -> Tensor:
+        return torch.ops.plr_kernels.info_nce_forward(view1, view2, temperature, backend)[0]
+
+    return run
+
+
 # Backend name -> implementation with the signature of _run_reference.
-IMPLEMENTATIONS = {"reference": _run_reference}
+IMPLEMENTATIONS = {"reference": _run_reference, "cpp": _run_fused("cpp")}
 
 
 def info_nce(view1: Tensor, view2: Tensor, *, temperature: float = 1.0) -> Tensor:

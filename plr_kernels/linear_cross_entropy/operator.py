@@ -1,9 +1,12 @@
 """The public function linear_cross_entropy."""
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from torch import Tensor
 
-from plr_kernels.backend import resolve
+from plr_kernels.backend import fused_module, resolve
 from plr_kernels.checks import (
     check_index,
     check_integer,
@@ -32,8 +35,94 @@ def _run_reference(
     )
 
 
+@torch.library.custom_op("plr_kernels::linear_cross_entropy_forward", mutates_args=())
+def _forward(
+    states: Tensor, items: Tensor, targets: Tensor, temperature: float, ignore_index: int, backend: str
+) -> tuple[Tensor, Tensor]:
+    """The loss of every row, and float32 statistics [2, R] of its distribution for the backward pass."""
+    return fused_module("linear_cross_entropy", backend).forward(states, items, targets, temperature, ignore_index)
+
+
+@_forward.register_fake
+def _(states, items, targets, temperature, ignore_index, backend):
+    rows = states.shape[0]
+    return states.new_empty((rows,), dtype=torch.float32), states.new_empty((2, rows), dtype=torch.float32)
+
+
+@torch.library.custom_op("plr_kernels::linear_cross_entropy_backward", mutates_args=())
+def _backward(
+    losses_gradient: Tensor,
+    states: Tensor,
+    items: Tensor,
+    targets: Tensor,
+    statistics: Tensor,
+    temperature: float,
+    ignore_index: int,
+    needs_states: bool,
+    needs_items: bool,
+    backend: str,
+) -> tuple[Tensor, Tensor]:
+    """The gradients of states and items; an empty tensor for one that is not needed."""
+    return fused_module("linear_cross_entropy", backend).backward(
+        losses_gradient, states, items, targets, statistics, temperature, ignore_index, needs_states, needs_items
+    )
+
+
+@_backward.register_fake
+def _(
+    losses_gradient,
+    states,
+    items,
+    targets,
+    statistics,
+    temperature,
+    ignore_index,
+    needs_states,
+    needs_items,
+    backend,
+):
+    return (
+        states.new_empty(states.shape if needs_states else (0,)),
+        items.new_empty(items.shape if needs_items else (0,)),
+    )
+
+
+def _save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    states, items, targets, *ctx.options, ctx.backend = inputs
+    ctx.save_for_backward(states, items, targets, output[1])
+    ctx.mark_non_differentiable(output[1])
+
+
+def _gradients(ctx: Any, losses_gradient: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+    needs_states, needs_items = ctx.needs_input_grad[:2]
+    states_gradient, items_gradient = torch.ops.plr_kernels.linear_cross_entropy_backward(
+        losses_gradient, *ctx.saved_tensors, *ctx.options, needs_states, needs_items, ctx.backend
+    )
+    gradients = (states_gradient if needs_states else None, items_gradient if needs_items else None)
+    return *gradients, None, None, None, None
+
+
+_forward.register_autograd(_gradients, setup_context=_save_for_backward)
+
+
+def _run_fused(backend: str) -> Callable[..., Tensor]:
+    def run(
+        states: Tensor, items: Tensor, targets: Tensor, temperature: float, ignore_index: int, reduction: str
+    ) -> Tensor:
+        losses, _ = torch.ops.plr_kernels.linear_cross_entropy_forward(
+            states, items, targets, temperature, ignore_index, backend
+        )
+        if reduction == "none":
+            return losses
+        if reduction == "sum":
+            return losses.sum()
+        return losses.sum() / (targets != ignore_index).sum().clamp(min=1)
+
+    return run
+
+
 # Backend name -> implementation with the signature of _run_reference.
-IMPLEMENTATIONS = {"reference": _run_reference}
+IMPLEMENTATIONS = {"reference": _run_reference, "cpp": _run_fused("cpp")}
 
 
 def linear_cross_entropy(

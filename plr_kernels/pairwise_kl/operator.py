@@ -1,9 +1,12 @@
 """The public function pairwise_kl."""
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from torch import Tensor
 
-from plr_kernels.backend import resolve
+from plr_kernels.backend import fused_module, resolve
 from plr_kernels.checks import check_not_empty, check_shape, check_temperature
 from plr_kernels.pairwise_kl import reference
 from plr_kernels.precision import floating_inputs, no_autocast, raised
@@ -20,8 +23,77 @@ def _run_reference(states: Tensor, items: Tensor, temperature: float, detach_ref
     return torch.ops.plr_kernels.pairwise_kl(raised(states), raised(items), temperature, detach_reference)
 
 
+@torch.library.custom_op("plr_kernels::pairwise_kl_forward", mutates_args=())
+def _forward(
+    states: Tensor, items: Tensor, temperature: float, detach_reference: bool, backend: str
+) -> tuple[Tensor, Tensor]:
+    """The loss, and float32 statistics [3, B, N] of every state's distribution for the backward pass.
+
+    `detach_reference` changes the gradient only.
+    """
+    return fused_module("pairwise_kl", backend).forward(states, items, temperature)
+
+
+@_forward.register_fake
+def _(states, items, temperature, detach_reference, backend):
+    statistics = states.new_empty((3, *states.shape[:2]), dtype=torch.float32)
+    return states.new_empty((), dtype=torch.float32), statistics
+
+
+@torch.library.custom_op("plr_kernels::pairwise_kl_backward", mutates_args=())
+def _backward(
+    loss_gradient: Tensor,
+    states: Tensor,
+    items: Tensor,
+    statistics: Tensor,
+    temperature: float,
+    detach_reference: bool,
+    needs_states: bool,
+    needs_items: bool,
+    backend: str,
+) -> tuple[Tensor, Tensor]:
+    """The gradients of states and items; an empty tensor for one that is not needed."""
+    return fused_module("pairwise_kl", backend).backward(
+        loss_gradient, states, items, statistics, temperature, detach_reference, needs_states, needs_items
+    )
+
+
+@_backward.register_fake
+def _(
+    loss_gradient, states, items, statistics, temperature, detach_reference, needs_states, needs_items, backend
+):
+    return (
+        states.new_empty(states.shape if needs_states else (0,)),
+        items.new_empty(items.shape if needs_items else (0,)),
+    )
+
+
+def _save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    states, items, *ctx.options, ctx.backend = inputs
+    ctx.save_for_backward(states, items, output[1])
+    ctx.mark_non_differentiable(output[1])
+
+
+def _gradients(ctx: Any, loss_gradient: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+    needs_states, needs_items = ctx.needs_input_grad[:2]
+    states_gradient, items_gradient = torch.ops.plr_kernels.pairwise_kl_backward(
+        loss_gradient, *ctx.saved_tensors, *ctx.options, needs_states, needs_items, ctx.backend
+    )
+    return states_gradient if needs_states else None, items_gradient if needs_items else None, None, None, None
+
+
+_forward.register_autograd(_gradients, setup_context=_save_for_backward)
+
+
+def _run_fused(backend: str) -> Callable[..., Tensor]:
+    def run(states: Tensor, items: Tensor, temperature: float, detach_reference: bool) -> Tensor:
+        return torch.ops.plr_kernels.pairwise_kl_forward(states, items, temperature, detach_reference, backend)[0]
+
+    return run
+
+
 # Backend name -> implementation with the signature of _run_reference.
-IMPLEMENTATIONS = {"reference": _run_reference}
+IMPLEMENTATIONS = {"reference": _run_reference, "cpp": _run_fused("cpp")}
 
 
 def pairwise_kl(states: Tensor, items: Tensor, *, temperature: float = 1.0, detach_reference: bool = False) -> Tensor:

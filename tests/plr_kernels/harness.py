@@ -26,6 +26,7 @@ from plr_kernels.stream_attention import reference as stream_attention_reference
 # A further backend is one line here: its name and the device types it is tested on, where they exist.
 BACKENDS: dict[str, tuple[str, ...]] = {
     "reference": ("cpu", "cuda"),
+    "cpp": ("cpu",),
 }
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)

@@ -1,0 +1,164 @@
+// The extension plr_kernels._cpp. Tensors come as (address, data type, rows, columns, stride): no PyTorch headers, so
+// one build works with every PyTorch.
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <optional>
+#include <stdexcept>
+#include <string>
+#include <tuple>
+
+#include "kernels.h"
+#include "matrix.h"
+#include "operators.h"
+
+namespace py = pybind11;
+
+namespace plr_kernels {
+namespace {
+
+using Address = std::uintptr_t;
+using MatrixArguments = std::tuple<Address, std::string, int64_t, int64_t, int64_t>;
+
+DataType data_type(const std::string& name) {
+  if (name == "float32") return DataType::float32;
+  if (name == "bfloat16") return DataType::bfloat16;
+  if (name == "float16") return DataType::float16;
+  throw std::invalid_argument("data type must be float32, bfloat16 or float16, got " + name);
+}
+
+template <class Number>
+Number* pointer(Address address) {
+  return reinterpret_cast<Number*>(address);  // NOLINT: an address from Tensor.data_ptr()
+}
+
+Matrix matrix(const MatrixArguments& arguments) {
+  const auto& [address, type, rows, columns, stride] = arguments;
+  return {pointer<const void>(address), data_type(type), rows, columns, stride};
+}
+
+std::optional<MutableMatrix> mutable_matrix(const std::optional<MatrixArguments>& arguments) {
+  if (!arguments) return std::nullopt;
+  const auto& [address, type, rows, columns, stride] = *arguments;
+  return MutableMatrix{pointer<void>(address), data_type(type), stride};
+}
+
+const MutableMatrix* pointer_to(const std::optional<MutableMatrix>& matrix) { return matrix ? &*matrix : nullptr; }
+
+const Kernels& kernels_of(const std::string& instruction_set) {
+  const Kernels* kernels = find_kernels(instruction_set.c_str());
+  if (kernels == nullptr) {
+    throw std::invalid_argument("instruction set must be auto, avx512, avx2 or generic, and one that this CPU has; got " +
+                                instruction_set);
+  }
+  return *kernels;
+}
+
+// What the scores of one pass take.
+double multiply_adds(const Matrix& states, const Matrix& items) {
+  return static_cast<double>(states.rows) * static_cast<double>(items.rows) * static_cast<double>(items.columns);
+}
+
+void check_targets(const int64_t* targets, int64_t rows, int64_t items, int64_t ignore_index) {
+  for (int64_t row = 0; row < rows; ++row) {
+    if (targets[row] != ignore_index && (targets[row] < 0 || targets[row] >= items)) {
+      throw std::invalid_argument("targets must be in [0, V) or ignore_index (V=" + std::to_string(items) + "), got " +
+                                  std::to_string(targets[row]));
+    }
+  }
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_cpp, module) {
+  module.doc() = "Loops of the cpp backend; see csrc/operators.h.";
+
+  module.def(
+      "instruction_set",
+      [](const std::string& wanted) -> std::optional<std::string> {
+        const Kernels* kernels = find_kernels(wanted.c_str());
+        if (kernels == nullptr) return std::nullopt;
+        return kernels->name;
+      },
+      py::arg("wanted") = "auto", "The name of the instruction set that a choice stands for; None if there is none.");
+
+  module.def("pairwise_kl_forward", [](const std::string& instruction_set, int threads,
+                                       const MatrixArguments& states_arguments, int64_t group,
+                                       const MatrixArguments& items_arguments, double temperature,
+                                       Address statistics) {
+    const py::gil_scoped_release release;
+    const Matrix states = matrix(states_arguments), items = matrix(items_arguments);
+    Threads team(threads, multiply_adds(states, items));
+    return pairwise_kl_forward({kernels_of(instruction_set), team}, states, group, items, temperature,
+                               pointer<float>(statistics));
+  });
+
+  module.def("pairwise_kl_backward",
+             [](const std::string& instruction_set, int threads, const MatrixArguments& states_arguments,
+                int64_t group, const MatrixArguments& items_arguments, double temperature, bool detach_reference,
+                Address statistics, double weight, const std::optional<MatrixArguments>& states_gradient,
+                const std::optional<MatrixArguments>& items_gradient) {
+               const py::gil_scoped_release release;
+               const Matrix states = matrix(states_arguments), items = matrix(items_arguments);
+               const auto for_states = mutable_matrix(states_gradient), for_items = mutable_matrix(items_gradient);
+               Threads team(threads, multiply_adds(states, items));
+               pairwise_kl_backward({kernels_of(instruction_set), team}, states, group, items, temperature,
+                                    detach_reference, pointer<const float>(statistics), weight,
+                                    pointer_to(for_states), pointer_to(for_items));
+             });
+
+  module.def("linear_cross_entropy_forward",
+             [](const std::string& instruction_set, int threads, const MatrixArguments& states_arguments,
+                const MatrixArguments& items_arguments, Address targets, double temperature, int64_t ignore_index,
+                Address losses, Address statistics) {
+               const py::gil_scoped_release release;
+               const Matrix states = matrix(states_arguments), items = matrix(items_arguments);
+               check_targets(pointer<const int64_t>(targets), states.rows, items.rows, ignore_index);
+               Threads team(threads, multiply_adds(states, items));
+               linear_cross_entropy_forward({kernels_of(instruction_set), team}, states, items,
+                                            pointer<const int64_t>(targets), temperature, ignore_index,
+                                            pointer<float>(losses), pointer<float>(statistics));
+             });
+
+  module.def("linear_cross_entropy_backward",
+             [](const std::string& instruction_set, int threads, const MatrixArguments& states_arguments,
+                const MatrixArguments& items_arguments, Address targets, double temperature, int64_t ignore_index,
+                Address statistics, Address losses_gradient, const std::optional<MatrixArguments>& states_gradient,
+                const std::optional<MatrixArguments>& items_gradient) {
+               const py::gil_scoped_release release;
+               const Matrix states = matrix(states_arguments), items = matrix(items_arguments);
+               check_targets(pointer<const int64_t>(targets), states.rows, items.rows, ignore_index);
+               const auto for_states = mutable_matrix(states_gradient), for_items = mutable_matrix(items_gradient);
+               Threads team(threads, multiply_adds(states, items));
+               linear_cross_entropy_backward({kernels_of(instruction_set), team}, states, items,
+                                             pointer<const int64_t>(targets), temperature, ignore_index,
+                                             pointer<const float>(statistics), pointer<const float>(losses_gradient),
+                                             pointer_to(for_states), pointer_to(for_items));
+             });
+
+  module.def("info_nce_forward", [](const std::string& instruction_set, int threads,
+                                    const MatrixArguments& view1_arguments, const MatrixArguments& view2_arguments,
+                                    int64_t groups, double temperature, Address statistics) {
+    const py::gil_scoped_release release;
+    const Matrix view1 = matrix(view1_arguments), view2 = matrix(view2_arguments);
+    Threads team(threads, multiply_adds(view1, view2) / static_cast<double>(groups));
+    return info_nce_forward({kernels_of(instruction_set), team}, view1, view2, groups, temperature,
+                            pointer<float>(statistics));
+  });
+
+  module.def("info_nce_backward",
+             [](const std::string& instruction_set, int threads, const MatrixArguments& view1_arguments,
+                const MatrixArguments& view2_arguments, int64_t groups, double temperature, Address statistics,
+                double weight, const std::optional<MatrixArguments>& view1_gradient,
+                const std::optional<MatrixArguments>& view2_gradient) {
+               const py::gil_scoped_release release;
+               const Matrix view1 = matrix(view1_arguments), view2 = matrix(view2_arguments);
+               const auto for_view1 = mutable_matrix(view1_gradient), for_view2 = mutable_matrix(view2_gradient);
+               Threads team(threads, multiply_adds(view1, view2) / static_cast<double>(groups));
+               info_nce_backward({kernels_of(instruction_set), team}, view1, view2, groups, temperature,
+                                 pointer<const float>(statistics), weight, pointer_to(for_view1),
+                                 pointer_to(for_view2));
+             });
+}
+
+}  // namespace plr_kernels

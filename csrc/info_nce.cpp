@@ -1,0 +1,196 @@
+// Contrastive loss between two views, both ways. With scores s_ij = u_i · w_j / temperature of unit vectors, the gradient
+// by s_ij is (softmax over j + softmax over i − 2 [i = j]) / (groups · batch).
+//
+// The first view takes the place of the states and the second that of the items.
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <limits>
+#include <numeric>
+#include <vector>
+
+#include "buffer.h"
+#include "operators.h"
+#include "score_blocks.h"
+#include "softmax_statistics.h"
+#include "states.h"
+#include "targets.h"
+
+namespace plr_kernels {
+
+namespace {
+
+Matrix group_of(const Matrix& view, int64_t group, int64_t batch) {
+  return {row_of(view, group * batch), view.type, batch, view.columns, view.stride};
+}
+
+MutableMatrix group_of(const MutableMatrix& view, int64_t group, int64_t batch) {
+  return {row_of(view, group * batch), view.type, view.stride};
+}
+
+std::vector<int64_t> all_rows(int64_t batch) {
+  std::vector<int64_t> rows(batch);
+  std::iota(rows.begin(), rows.end(), 0);
+  return rows;
+}
+
+States packed(const Run& run, const Matrix& view, double temperature) {
+  return pack_states(run.kernels, view, listed_order(all_rows(view.rows)), kLog2E / temperature, run.threads);
+}
+
+// 1 for every state, 0 for what fills up the last panel.
+Buffer counted_states(const States& states) {
+  Buffer counted(states.count);
+  for (int64_t i = 0; i < states.count; ++i) counted[i] = states.order[i] >= 0 ? 1.0f : 0.0f;
+  return counted;
+}
+
+// Of each row of one view over the other view's rows, [batch] each.
+template <class Number>
+struct Direction {
+  Number* maximum;      // the largest score m, or a bound of it
+  Number* inverse_sum;  // 1 / Σ exp2(s − m)
+  Number* others;       // the probability of all rows but the positive
+};
+
+// Part of the statistics [2, 3, rows]: of one direction, from a row on.
+template <class Number>
+Direction<Number> direction_of(Number* statistics, int64_t rows, int64_t direction, int64_t first_row) {
+  Number* start = statistics + 3 * direction * rows + first_row;
+  return {start, start + rows, start + 2 * rows};
+}
+
+// One direction; returns the sum of its losses.
+double one_way(const Run& run, const Matrix& view, const Matrix& other, double temperature, const Direction<float>& result) {
+  const States states = packed(run, view, temperature);
+  const Targets positives(states.order, all_rows(view.rows).data());
+  Buffer positive_scores(states.count);
+  SoftmaxStatistics softmax(ItemChunks(other.rows).count, states.count, false);
+  visit_scores(run.kernels, states, other, kPanelColumns, run.threads, [&](int64_t chunk, const ScoreBlock& block) {
+    positives.visit(block, [&](int64_t state, const float& score) { positive_scores[state] = score; });
+    run.kernels.update_softmax(block.scores, block.scores_rows, block.items, block.states,
+                               softmax.maximum(chunk) + block.first_state, softmax.sum(chunk) + block.first_state);
+  });
+  softmax.merge(run.kernels);
+  double total = 0.0;
+  for (int64_t i = 0; i < view.rows; ++i) {
+    const double maximum = softmax.maximum()[i], sum = softmax.sum()[i];
+    total += ((maximum - positive_scores[i]) + std::log2(sum)) * kLn2;
+    result.maximum[i] = softmax.maximum()[i];
+    result.inverse_sum[i] = 1.0f / softmax.sum()[i];
+    result.others[i] = static_cast<float>(1.0 - std::exp2(positive_scores[i] - maximum) / sum);
+  }
+  return total;
+}
+
+// Both directions; returns the sum of their losses, from one product: a cosine is at most 1, so 1 / temperature serves all rows of both as the maximum.
+// The sums leave the positives out, so that a small loss −log p = log(1 + Σ others / positive) is accurate too.
+double both_ways(const Run& run, const Matrix& view1, const Matrix& view2, double temperature, const Direction<float>& first,
+                 const Direction<float>& second) {
+  const int64_t batch = view1.rows;
+  const float bound = static_cast<float>(kLog2E / temperature);
+  const States states = packed(run, view1, temperature);
+  const Buffer counted = counted_states(states);
+  const Targets positives(states.order, all_rows(batch).data());
+  const ItemChunks chunks(batch);
+  Buffer positive_scores(states.count);
+  Buffer state_sum(chunks.count * states.count, 0.0f);
+  Buffer item_sum(batch * kLanes, 0.0f);
+  visit_scores(run.kernels, states, view2, kPanelColumns, run.threads, [&](int64_t chunk, const ScoreBlock& block) {
+    positives.visit(block, [&](int64_t state, float& score) {
+      positive_scores[state] = score;
+      score = -std::numeric_limits<float>::infinity();
+    });
+    run.kernels.update_both_sums(block.scores, block.scores_rows, block.items, block.states, bound,
+                                 counted.data() + block.first_state,
+                                 state_sum.data() + chunk * states.count + block.first_state,
+                                 item_sum.data() + block.first_item * kLanes);
+  });
+  double total = 0.0;
+  for (int64_t i = 0; i < batch; ++i) {
+    double over_items = 0.0, over_states = 0.0;
+    for (int64_t chunk = 0; chunk < chunks.count; ++chunk) over_items += state_sum[chunk * states.count + i];
+    for (int64_t lane = 0; lane < kLanes; ++lane) over_states += item_sum[i * kLanes + lane];
+    const double positive = std::exp2(positive_scores[i] - static_cast<double>(bound));
+    total += std::log1p(over_items / positive) + std::log1p(over_states / positive);
+    first.maximum[i] = second.maximum[i] = bound;
+    first.inverse_sum[i] = static_cast<float>(1.0 / (over_items + positive));
+    second.inverse_sum[i] = static_cast<float>(1.0 / (over_states + positive));
+    first.others[i] = static_cast<float>(over_items / (over_items + positive));
+    second.others[i] = static_cast<float>(over_states / (over_states + positive));
+  }
+  return total;
+}
+
+// With a smaller temperature, exp2(−2 / temperature · log2 e) would vanish in float32.
+bool bound_serves(double temperature) { return 2.0 * kLog2E / temperature < 100.0; }
+
+// Calls visit(run, group) for every group: one thread per group where that keeps all busy, else all threads for each.
+template <class Visit>
+void for_each_group(const Run& run, int64_t groups, const Visit& visit) {
+  const int64_t threads = run.threads.count();
+  if (groups % threads == 0 || groups >= 4 * threads) {
+    run.threads.run(groups, [&](int64_t group, int) {
+      Threads alone;
+      visit(Run{run.kernels, alone}, group);
+    });
+  } else {
+    for (int64_t group = 0; group < groups; ++group) visit(run, group);
+  }
+}
+
+}  // namespace
+
+double info_nce_forward(const Run& run, const Matrix& view1, const Matrix& view2, int64_t groups, double temperature,
+                        float* statistics) {
+  const int64_t rows = view1.rows, batch = rows / groups;
+  std::vector<double> losses(groups, 0.0);
+  for_each_group(run, groups, [&](const Run& own, int64_t group) {
+    const Matrix first = group_of(view1, group, batch), second = group_of(view2, group, batch);
+    const Direction<float> to_second = direction_of(statistics, rows, 0, group * batch);
+    const Direction<float> to_first = direction_of(statistics, rows, 1, group * batch);
+    losses[group] = bound_serves(temperature) ? both_ways(own, first, second, temperature, to_second, to_first)
+                                              : one_way(own, first, second, temperature, to_second) +
+                                                    one_way(own, second, first, temperature, to_first);
+  });
+  return std::accumulate(losses.begin(), losses.end(), 0.0) / static_cast<double>(rows);
+}
+
+void info_nce_backward(const Run& run, const Matrix& view1, const Matrix& view2, int64_t groups, double temperature,
+                       const float* statistics, double weight, const MutableMatrix* view1_gradient,
+                       const MutableMatrix* view2_gradient) {
+  const int64_t rows = view1.rows, batch = rows / groups;
+  const float scale = static_cast<float>(weight / temperature / static_cast<double>(rows));
+  for_each_group(run, groups, [&](const Run& own, int64_t group) {
+    const Matrix first = group_of(view1, group, batch), second = group_of(view2, group, batch);
+    const States states = packed(own, first, temperature);
+    const Buffer counted = counted_states(states);
+    const Targets positives(states.order, all_rows(batch).data());
+    const Direction<const float> to_second = direction_of(statistics, rows, 0, group * batch);
+    const Direction<const float> to_first = direction_of(statistics, rows, 1, group * batch);
+    Buffer maximum(states.count, 0.0f), inverse_sum(states.count, 0.0f);
+    std::copy_n(to_second.maximum, batch, maximum.data());
+    std::copy_n(to_second.inverse_sum, batch, inverse_sum.data());
+    MutableMatrix first_gradient{}, second_gradient{};
+    if (view1_gradient != nullptr) first_gradient = group_of(*view1_gradient, group, batch);
+    if (view2_gradient != nullptr) second_gradient = group_of(*view2_gradient, group, batch);
+    backward_through_scores(own.kernels, states, second, batch, kPanelColumns,
+                            {view1_gradient != nullptr ? &first_gradient : nullptr, scale,
+                             view2_gradient != nullptr ? &second_gradient : nullptr, scale},
+                            own.threads, [&](const ScoreBlock& block) {
+                              // One bound is the maximum of all rows of both directions, and one exponential does.
+                              const float* item_maximum =
+                                  bound_serves(temperature) ? nullptr : to_first.maximum + block.first_item;
+                              own.kernels.both_softmax_gradient(
+                                  block.scores, block.scores_rows, block.items, block.states,
+                                  maximum.data() + block.first_state, inverse_sum.data() + block.first_state,
+                                  item_maximum, to_first.inverse_sum + block.first_item,
+                                  counted.data() + block.first_state);
+                              positives.visit(block, [&](int64_t state, float& gradient) {
+                                gradient = -(to_second.others[state] + to_first.others[state]);
+                              });
+                            });
+  });
+}
+
+}  // namespace plr_kernels

@@ -1,0 +1,77 @@
+// The inner loops, compiled once for each instruction set and chosen when the process runs.
+//
+// Only these functions are compiled for more than the baseline instruction set. They allocate nothing and start no
+// threads. Matrices are in panels (panels.h); `*_rows` is the number of rows that one panel of that matrix has room for.
+//
+// Scores are logits times log2(e), so that exp2 gives the exponentials. They are stored items first,
+// [items, states], so that neighbouring states fill a Vector and sums over items need no shuffling.
+#pragma once
+
+#include <cstdint>
+
+#include "matrix.h"
+
+namespace plr_kernels {
+
+constexpr double kLog2E = 1.4426950408889634;
+constexpr double kLn2 = 0.6931471805599453;
+
+struct Kernels {
+  const char* name;
+
+  // Rows [first, first + count) of a matrix to panels of float32.
+  void (*load_rows)(const Matrix& source, int64_t first, int64_t count, float* panels, int64_t panels_rows);
+
+  // The first `count` rows of panels, times `scale`, to rows [first, first + count) of a matrix with `columns` columns.
+  void (*store_rows)(const float* panels, int64_t panels_rows, int64_t count, int64_t columns, float scale,
+                     const MutableMatrix& target, int64_t first);
+
+  // c [m, n] = a [m, k] b [k, n], or += where `accumulate`; n a multiple of 16.
+  void (*product)(int64_t m, int64_t n, int64_t k, const float* a, int64_t a_rows, const float* b, int64_t b_rows,
+                  float* c, int64_t c_rows, bool accumulate);
+
+  // c [m, n] += aᵀ b with a [k, m] and b [k, n]; m a multiple of 32, n of 16.
+  void (*product_transposed)(int64_t m, int64_t n, int64_t k, const float* a, int64_t a_rows, const float* b,
+                             int64_t b_rows, float* c, int64_t c_rows);
+
+  // Running statistics of every state over the items seen so far: the largest score m, and Σ exp2(s − m).
+  void (*update_softmax)(const float* scores, int64_t scores_rows, int64_t items, int64_t states, float* maximum,
+                         float* sum);
+
+  // Adds the running statistics of other items to those in `maximum`, `sum` and (where not null) `deviation`.
+  void (*merge_softmax)(int64_t states, const float* other_maximum, const float* other_sum,
+                        const float* other_deviation, float* maximum, float* sum, float* deviation);
+
+  // scores -> weight · exp2(s − m) · inverse_sum, per state.
+  void (*softmax_gradient)(float* scores, int64_t scores_rows, int64_t items, int64_t states, const float* maximum,
+                           const float* inverse_sum, const float* weight);
+
+  // As update_softmax, and the running Σ exp2(s − m) (s − mean over the group of s). The states of a group are
+  // `group` consecutive Vectors, one group per lane; `states` is a multiple of 16 · group. `mean` has room for
+  // `items` Vectors.
+  void (*update_divergence)(const float* scores, int64_t scores_rows, int64_t items, int64_t states, int64_t group,
+                            float* mean, float* maximum, float* sum, float* deviation);
+
+  // scores -> p (r − mean_deviation) ln 2, plus p − mean over the group of p unless `detach_reference`, with
+  // p = exp2(s − m) · inverse_sum and r = s − mean over the group of s. `mean` has room for 2 · `items` Vectors.
+  void (*divergence_gradient)(float* scores, int64_t scores_rows, int64_t items, int64_t states, int64_t group,
+                              bool detach_reference, float* mean, const float* maximum, const float* inverse_sum,
+                              const float* mean_deviation);
+
+  // Adds exp2(s − bound) to `state_sum` [states] and, times `counted` [states], to `item_sum` [items, 16], whose 16
+  // lanes are to be added up.
+  void (*update_both_sums)(const float* scores, int64_t scores_rows, int64_t items, int64_t states, float bound,
+                           const float* counted, float* state_sum, float* item_sum);
+
+  // scores -> (softmax over items + softmax over states) · counted. Where `item_maximum` is null, each is the same as
+  // the state's.
+  void (*both_softmax_gradient)(float* scores, int64_t scores_rows, int64_t items, int64_t states,
+                                const float* state_maximum, const float* state_inverse_sum,
+                                const float* item_maximum, const float* item_inverse_sum, const float* counted);
+};
+
+// The kernels of the widest instruction set that this CPU has, or of the one named ("avx512", "avx2", "generic"), or
+// null where this CPU or this build does not have it.
+const Kernels* find_kernels(const char* name);
+
+}  // namespace plr_kernels

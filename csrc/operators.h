@@ -1,0 +1,43 @@
+// The operators' two passes on raw memory; the Python side checks shapes and types and allocates what they write.
+#pragma once
+
+#include <cstdint>
+
+#include "kernels.h"
+#include "matrix.h"
+#include "threads.h"
+
+namespace plr_kernels {
+
+struct Run {
+  const Kernels& kernels;
+  Threads& threads;
+};
+
+// states [batch · group, dim], group >= 2; statistics [3, batch · group]: per state the largest score, 1 / Σ exp2(s − m)
+// and the mean deviation, for the backward pass. Returns the loss.
+double pairwise_kl_forward(const Run& run, const Matrix& states, int64_t group, const Matrix& items,
+                           double temperature, float* statistics);
+void pairwise_kl_backward(const Run& run, const Matrix& states, int64_t group, const Matrix& items, double temperature,
+                          bool detach_reference, const float* statistics, double weight,
+                          const MutableMatrix* states_gradient, const MutableMatrix* items_gradient);
+
+// targets and losses [rows]; statistics [2, rows]: per row the largest score and 1 / Σ exp2(s − m). Rows with the target
+// `ignore_index` are not computed: their loss is 0.
+void linear_cross_entropy_forward(const Run& run, const Matrix& states, const Matrix& items, const int64_t* targets,
+                                  double temperature, int64_t ignore_index, float* losses, float* statistics);
+void linear_cross_entropy_backward(const Run& run, const Matrix& states, const Matrix& items, const int64_t* targets,
+                                   double temperature, int64_t ignore_index, const float* statistics,
+                                   const float* losses_gradient, const MutableMatrix* states_gradient,
+                                   const MutableMatrix* items_gradient);
+
+// view1 and view2 [groups · batch, dim], their rows unit vectors. statistics [2, 3, groups · batch]: of every row of view1
+// over those of view2, and of every row of view2 over those of view1, the largest score m or a bound of it,
+// 1 / Σ exp2(s − m), and the probability of all but the positive. Returns the loss.
+double info_nce_forward(const Run& run, const Matrix& view1, const Matrix& view2, int64_t groups, double temperature,
+                        float* statistics);
+void info_nce_backward(const Run& run, const Matrix& view1, const Matrix& view2, int64_t groups, double temperature,
+                       const float* statistics, double weight, const MutableMatrix* view1_gradient,
+                       const MutableMatrix* view2_gradient);
+
+}  // namespace plr_kernels

@@ -1,0 +1,24 @@
+// The one layout in which all products read and write their matrices.
+//
+// A matrix [rows, columns] is cut into panels of 32 columns, each stored contiguously:
+//
+//     [columns / 32][rows][32]
+//
+// A panel of 256 rows takes 32 KB and so stays in the first-level cache while the other operand streams past it.
+// The last panel is full: what lies beyond `columns` is zero.
+#pragma once
+
+#include <cstdint>
+
+namespace plr_kernels {
+
+constexpr int64_t kLanes = 16;        // numbers in a Vector, on every instruction set
+constexpr int64_t kPanelColumns = 32;
+constexpr int64_t kProductDepth = 256;  // terms that a product sums before it adds them to the result
+
+constexpr int64_t round_up(int64_t value, int64_t multiple) { return (value + multiple - 1) / multiple * multiple; }
+
+// Numbers in the panels of a matrix [rows, columns].
+constexpr int64_t panels_size(int64_t rows, int64_t columns) { return rows * round_up(columns, kPanelColumns); }
+
+}  // namespace plr_kernels

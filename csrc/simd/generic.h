@@ -1,0 +1,115 @@
+// Vector: 16 floats in standard C++, for the compiler to vectorise.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+
+namespace {
+
+constexpr int kWidth = 16;
+
+struct Vector {
+  float value[kWidth];
+};
+
+constexpr int kTileRows = 2;
+constexpr int kTileVectors = 1;
+
+template <class Function>
+inline Vector each(Function function) {
+  Vector result;
+  for (int lane = 0; lane < kWidth; ++lane) result.value[lane] = function(lane);
+  return result;
+}
+
+inline Vector broadcast(float number) {
+  return each([&](int) { return number; });
+}
+inline Vector zero() { return broadcast(0.0f); }
+inline Vector load(const float* source) {
+  Vector result;
+  std::memcpy(result.value, source, sizeof(result.value));
+  return result;
+}
+inline void store(float* target, Vector a) { std::memcpy(target, a.value, sizeof(a.value)); }
+
+inline float from_bits(uint32_t bits) {
+  float result;
+  std::memcpy(&result, &bits, sizeof(result));
+  return result;
+}
+inline uint32_t bits_of(float number) {
+  uint32_t result;
+  std::memcpy(&result, &number, sizeof(result));
+  return result;
+}
+
+inline float raise_float16(uint16_t half) {
+  const uint32_t sign = static_cast<uint32_t>(half & 0x8000) << 16;
+  const uint32_t magnitude = half & 0x7fff;
+  // Normal numbers: move the exponent from bias 15 to bias 127; infinity and NaN: to the largest exponent.
+  if (magnitude >= 0x0400) {
+    return from_bits(sign | ((magnitude << 13) + ((magnitude >= 0x7c00 ? 224u : 112u) << 23)));
+  }
+  const float small = static_cast<float>(magnitude) * 0x1p-24f;
+  return sign ? -small : small;
+}
+inline uint16_t lower_float16(float number) {
+  const uint32_t bits = bits_of(number);
+  const uint16_t sign = static_cast<uint16_t>((bits >> 16) & 0x8000);
+  const uint32_t magnitude = bits & 0x7fffffff;
+  if (magnitude > 0x7f800000) return sign | 0x7e00;   // NaN
+  if (magnitude >= 0x477ff000) return sign | 0x7c00;  // rounds to infinity
+  if (magnitude < 0x38800000) {                       // below the normal numbers: a multiple of 2^-24
+    return sign | static_cast<uint16_t>(std::nearbyint(from_bits(magnitude) * 0x1p24f));
+  }
+  // To nearest, ties to even: add half of what is dropped, less one where the last kept bit is 0.
+  return sign | static_cast<uint16_t>((magnitude - (112u << 23) + 0xfff + ((magnitude >> 13) & 1)) >> 13);
+}
+
+inline Vector load_float16(const uint16_t* source) {
+  return each([&](int lane) { return raise_float16(source[lane]); });
+}
+inline void store_float16(uint16_t* target, Vector a) {
+  for (int lane = 0; lane < kWidth; ++lane) target[lane] = lower_float16(a.value[lane]);
+}
+inline Vector load_bfloat16(const uint16_t* source) {
+  return each([&](int lane) { return from_bits(static_cast<uint32_t>(source[lane]) << 16); });
+}
+
+inline Vector operator+(Vector a, Vector b) {
+  return each([&](int lane) { return a.value[lane] + b.value[lane]; });
+}
+inline Vector operator-(Vector a, Vector b) {
+  return each([&](int lane) { return a.value[lane] - b.value[lane]; });
+}
+inline Vector operator*(Vector a, Vector b) {
+  return each([&](int lane) { return a.value[lane] * b.value[lane]; });
+}
+inline Vector multiply_add(Vector a, Vector b, Vector c) {
+  return each([&](int lane) { return a.value[lane] * b.value[lane] + c.value[lane]; });
+}
+
+// The larger of both; b where a is NaN.
+inline Vector maximum_of(Vector a, Vector b) {
+  return each([&](int lane) { return a.value[lane] > b.value[lane] ? a.value[lane] : b.value[lane]; });
+}
+
+// Adding and subtracting 1.5 · 2^23 rounds to an integer, for magnitudes below 2^22.
+inline Vector nearest_integer(Vector a) {
+  return each([&](int lane) { return (a.value[lane] + 0x1.8p23f) - 0x1.8p23f; });
+}
+
+// a · 2^exponent for an integer exponent and a normal result, or zero where `argument` is below `least`.
+inline Vector scaled_by_power(Vector a, Vector exponent, Vector argument, Vector least) {
+  return each([&](int lane) {
+    const float power = exponent.value[lane];
+    // Out of range: the result is zero, or `a` is NaN and is to stay so.
+    const int32_t shift = power > -127.0f && power < 128.0f ? static_cast<int32_t>(power) : 0;
+    const float scaled = from_bits(bits_of(a.value[lane]) + (static_cast<uint32_t>(shift) << 23));
+    return argument.value[lane] < least.value[lane] ? 0.0f : scaled;
+  });
+}
+
+}  // namespace

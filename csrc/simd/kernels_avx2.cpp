@@ -1,0 +1,10 @@
+#include "avx2.h"
+
+#include "kernels_implementation.h"
+
+namespace plr_kernels {
+
+extern const Kernels kernels_avx2;
+const Kernels kernels_avx2 = table("avx2");
+
+}  // namespace plr_kernels

@@ -1,0 +1,10 @@
+#include "generic.h"
+
+#include "kernels_implementation.h"
+
+namespace plr_kernels {
+
+extern const Kernels kernels_generic;
+const Kernels kernels_generic = table("generic");
+
+}  // namespace plr_kernels

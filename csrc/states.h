@@ -1,0 +1,38 @@
+// The states, packed for the products.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "buffer.h"
+#include "kernels.h"
+#include "matrix.h"
+#include "threads.h"
+
+namespace plr_kernels {
+
+// Which row of the matrix of states each packed state is, or -1 for one that only fills a Vector or a panel. Its length
+// is a multiple of 32.
+using Order = std::vector<int64_t>;
+
+// The given rows, in their order.
+Order listed_order(std::vector<int64_t> rows);
+
+// [batch, group] as [batch / 16, group, 16]: a group is spread over `group` Vectors, with one batch entry per lane.
+Order grouped_order(int64_t batch, int64_t group);
+
+struct States {
+  Order order;
+  int64_t count;      // packed states, a multiple of 32
+  int64_t dim;
+  Buffer rows;        // panels of [count, dim]: second operand of the items' gradient, gradientᵀ · states
+  Buffer transposed;  // panels of [dim, count], times a scale: second operand of the scores, items · statesᵀ
+};
+
+States pack_states(const Kernels& kernels, const Matrix& states, Order order, double scale, Threads& threads);
+
+// Panels of [count, dim], times `scale`, to the rows they belong to; rows that are not packed become zero.
+void unpack_states(const Kernels& kernels, const States& states, const Buffer& panels, int64_t rows, float scale,
+                   const MutableMatrix& target, Threads& threads);
+
+}  // namespace plr_kernels

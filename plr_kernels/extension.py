@@ -1,0 +1,49 @@
+"""What every operator's C++ path needs: the compiled extension, and tensors as it takes them.
+
+Imported only where the "cpp" backend runs, so the extension is there.
+"""
+
+import os
+from typing import Final
+
+import torch
+from torch import Tensor
+
+from plr_kernels import _cpp
+
+INSTRUCTION_SET_VARIABLE: Final = "PLR_KERNELS_INSTRUCTION_SET"
+# Address, data type, rows, columns, distance between rows.
+Matrix = tuple[int, str, int, int, int]
+
+_instruction_set: str = os.environ.get(INSTRUCTION_SET_VARIABLE, "auto")
+if _cpp.instruction_set(_instruction_set) is None:
+    raise RuntimeError(
+        f"{INSTRUCTION_SET_VARIABLE} must be auto, avx512, avx2 or generic, and one that this CPU has; "
+        f"got {_instruction_set!r}"
+    )
+
+
+def resources() -> tuple[str, int]:
+    """The first arguments of every function of the extension: instruction set, number of threads."""
+    return _instruction_set, torch.get_num_threads()
+
+
+def with_plain_rows(tensor: Tensor) -> Tensor:
+    """The tensor as a matrix [..., D] -> [rows, D] whose rows are contiguous; copied only where they are not."""
+    rows = tensor.reshape(-1, tensor.shape[-1])
+    return rows if rows.stride(1) == 1 or rows.shape[1] == 1 else rows.contiguous()
+
+
+def as_matrix(rows: Tensor) -> Matrix:
+    """A matrix from `with_plain_rows` for the extension. The caller keeps the tensor alive."""
+    return rows.data_ptr(), str(rows.dtype).removeprefix("torch."), rows.shape[0], rows.shape[1], rows.stride(0)
+
+
+def new_gradient(tensor: Tensor, wanted: bool) -> Tensor:
+    """Uninitialised contiguous memory for the gradient of `tensor`, or an empty tensor where it is not wanted."""
+    return torch.empty(tensor.shape if wanted else (0,), dtype=tensor.dtype)
+
+
+def as_gradient(gradient: Tensor, dim: int, wanted: bool) -> Matrix | None:
+    """A tensor from `new_gradient`, with rows of `dim` numbers, for the extension; None where it is not wanted."""
+    return as_matrix(gradient.view(-1, dim)) if wanted else None

@@ -1,0 +1,57 @@
+"""The "cpp" backend of linear_cross_entropy: csrc/linear_cross_entropy.cpp."""
+
+import torch
+from torch import Tensor
+
+from plr_kernels import _cpp
+from plr_kernels.extension import as_gradient, as_matrix, new_gradient, resources, with_plain_rows
+
+
+def forward(
+    states: Tensor, items: Tensor, targets: Tensor, temperature: float, ignore_index: int
+) -> tuple[Tensor, Tensor]:
+    """The losses [R] and, for the backward pass, statistics [2, R] of every row's distribution."""
+    losses, statistics = torch.empty(states.shape[0]), torch.empty(2, states.shape[0])
+    states, items, targets = with_plain_rows(states), with_plain_rows(items), targets.contiguous()
+    _cpp.linear_cross_entropy_forward(
+        *resources(),
+        as_matrix(states),
+        as_matrix(items),
+        targets.data_ptr(),
+        temperature,
+        ignore_index,
+        losses.data_ptr(),
+        statistics.data_ptr(),
+    )
+    return losses, statistics
+
+
+def backward(
+    losses_gradient: Tensor,
+    states: Tensor,
+    items: Tensor,
+    targets: Tensor,
+    statistics: Tensor,
+    temperature: float,
+    ignore_index: int,
+    needs_states: bool,
+    needs_items: bool,
+) -> tuple[Tensor, Tensor]:
+    """The gradients of states and items; an empty tensor for one that is not needed."""
+    dim = states.shape[1]
+    states_gradient, items_gradient = new_gradient(states, needs_states), new_gradient(items, needs_items)
+    states, items, targets = with_plain_rows(states), with_plain_rows(items), targets.contiguous()
+    losses_gradient, statistics = losses_gradient.contiguous(), statistics.contiguous()
+    _cpp.linear_cross_entropy_backward(
+        *resources(),
+        as_matrix(states),
+        as_matrix(items),
+        targets.data_ptr(),
+        temperature,
+        ignore_index,
+        statistics.data_ptr(),
+        losses_gradient.data_ptr(),
+        as_gradient(states_gradient, dim, needs_states),
+        as_gradient(items_gradient, dim, needs_items),
+    )
+    return states_gradient, items_gradient

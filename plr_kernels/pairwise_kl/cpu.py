@@ -1,0 +1,52 @@
+"""The "cpp" backend of pairwise_kl: csrc/pairwise_kl.cpp."""
+
+import torch
+from torch import Tensor
+
+from plr_kernels import _cpp
+from plr_kernels.extension import as_gradient, as_matrix, new_gradient, resources, with_plain_rows
+
+
+def forward(states: Tensor, items: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    """The loss and, for the backward pass, statistics [3, B, N] of every state's distribution."""
+    batch, group, _ = states.shape
+    statistics = torch.zeros(3, batch, group)
+    if batch == 0 or group == 1:
+        return torch.zeros(()), statistics
+    states, items = with_plain_rows(states), with_plain_rows(items)
+    loss = _cpp.pairwise_kl_forward(
+        *resources(), as_matrix(states), group, as_matrix(items), temperature, statistics.data_ptr()
+    )
+    return torch.tensor(loss, dtype=torch.float32), statistics
+
+
+def backward(
+    loss_gradient: Tensor,
+    states: Tensor,
+    items: Tensor,
+    statistics: Tensor,
+    temperature: float,
+    detach_reference: bool,
+    needs_states: bool,
+    needs_items: bool,
+) -> tuple[Tensor, Tensor]:
+    """The gradients of states and items; an empty tensor for one that is not needed."""
+    batch, group, dim = states.shape
+    states_gradient, items_gradient = new_gradient(states, needs_states), new_gradient(items, needs_items)
+    if batch == 0 or group == 1:
+        return states_gradient.zero_(), items_gradient.zero_()
+    statistics = statistics.contiguous()
+    states, items = with_plain_rows(states), with_plain_rows(items)
+    _cpp.pairwise_kl_backward(
+        *resources(),
+        as_matrix(states),
+        group,
+        as_matrix(items),
+        temperature,
+        detach_reference,
+        statistics.data_ptr(),
+        loss_gradient.item(),
+        as_gradient(states_gradient, dim, needs_states),
+        as_gradient(items_gradient, dim, needs_items),
+    )
+    return states_gradient, items_gradient

@@ -1,0 +1,71 @@
+"""Builds the C++ backend of plr_kernels. Metadata and settings are in pyproject.toml.
+
+The backend is optional: where it cannot be built, the installation succeeds and says what is missing.
+"""
+
+import platform
+import sys
+from pathlib import Path
+
+from setuptools import setup
+
+SOURCES = Path("csrc")
+ON_X86 = platform.machine().lower() in ("x86_64", "amd64")
+# Only these files may use more than the baseline instruction set: which of them runs is decided when the process runs.
+X86_FLAGS = {
+    "kernels_avx2.cpp": ["-mavx2", "-mfma", "-mf16c"],
+    "kernels_avx512.cpp": ["-mavx512f", "-mavx2", "-mfma", "-mf16c"],
+}
+
+
+def warn(reason):
+    """Say that there will be no C++ backend."""
+    print(
+        f"\nWARNING: the C++ backend of plr_kernels is not built: {reason}.\n"
+        "It needs g++ or clang++ with C++17. All works without it, slower on CPUs; to have it, install a compiler and "
+        "run `pip install -e .` again.\n",
+        file=sys.stderr,
+    )
+
+
+def extension_options():
+    """The arguments of `setup` that describe the extension."""
+    try:
+        from pybind11.setup_helpers import ParallelCompile, Pybind11Extension, build_ext
+    except ImportError as error:
+        warn(error)
+        return {}
+
+    class BuildKernels(build_ext):
+        """Gives each file its own flags, and never fails an installation."""
+
+        def build_extension(self, extension):
+            compile_file = self.compiler._compile
+
+            def compile_with_own_flags(obj, src, ext, cc_args, extra_postargs, pp_opts):
+                own = X86_FLAGS.get(Path(src).name, [])
+                compile_file(obj, src, ext, cc_args, [*extra_postargs, *own], pp_opts)
+
+            self.compiler._compile = compile_with_own_flags
+            try:
+                super().build_extension(extension)
+            except Exception as error:  # each version of setuptools has its own
+                warn(error)
+                raise
+
+    sources = [*SOURCES.glob("*.cpp"), *SOURCES.glob("simd/*.cpp")]
+    extension = Pybind11Extension(
+        "plr_kernels._cpp",
+        sorted(str(path) for path in sources if ON_X86 or path.name not in X86_FLAGS),
+        depends=sorted(str(path) for path in SOURCES.rglob("*.h")),
+        cxx_std=17,
+        define_macros=[("PLR_KERNELS_X86", None)] if ON_X86 else [],
+        extra_compile_args=["-O3", "-pthread"],
+        extra_link_args=["-pthread"],
+        optional=True,  # setuptools goes on where it fails
+    )
+    ParallelCompile().install()
+    return {"ext_modules": [extension], "cmdclass": {"build_ext": BuildKernels}}
+
+
+setup(**extension_options())
