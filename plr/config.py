@@ -48,6 +48,7 @@ class Config:
         streams: PLR: number of reasoning streams M.
         steps: PLR: number of reasoning steps T.
         kl_weight: PLR: λ, how strongly states are pushed apart; 0 is "w/o KL".
+        kl_limit: PLR: the mean divergence, in nats, beyond which no more is rewarded; 0 for no limit, as in the paper.
         contrastive_weight: PLR: weight of the contrastive loss; 0 is "w/o RCL".
         contrastive_temperature: PLR: τ of the contrastive loss.
         gate: PLR: false averages the streams, "w/o MoRS".
@@ -103,6 +104,7 @@ class Config:
     streams: int = 2
     steps: int = 2
     kl_weight: float = 0.1
+    kl_limit: float = 1.0
     contrastive_weight: float = 1.0
     contrastive_temperature: float = 1.0
     gate: bool = True
@@ -138,7 +140,7 @@ class Config:
         for name in ("temperature", "contrastive_temperature", "lr"):
             value = getattr(self, name)
             self._require(name, value > 0 and math.isfinite(value), "a finite number above 0")
-        for name in ("kl_weight", "contrastive_weight", "weight_decay", "clip"):
+        for name in ("kl_weight", "kl_limit", "contrastive_weight", "weight_decay", "clip"):
             value = getattr(self, name)
             self._require(name, value >= 0 and math.isfinite(value), "a finite number, 0 or more")
         self._require("ks", min(self.ks) >= 1, "positive")

@@ -45,7 +45,8 @@ class PLRRecommender(Recommender):
     """M reasoning streams, opened by trigger tokens, over the shared prefix; gated, diverse and robust.
 
     Minimises  L = L_NIP + w·L_RCL − λ·L_KL  (Eq. 11). The paper prints +λ·L_KL, which would pull the streams together
-    against its own text; the divergence is meant to grow, hence the minus. L_KL has no upper bound.
+    against its own text; the divergence is meant to grow, hence the minus. L_KL has no upper bound, and descending −λ·L_KL
+    alone would never end: a batch whose L_KL exceeds `kl_limit` gives no gradient for it.
 
     Args:
         items: the item encoder.
@@ -54,6 +55,7 @@ class PLRRecommender(Recommender):
         streams: M, at least 1.
         steps: T, at least 1.
         kl_weight: λ; 0 leaves the regulariser out ("w/o KL").
+        kl_limit: the mean divergence, in nats, beyond which no more is rewarded; 0 for no limit, as in the paper.
         contrastive_weight: w; 0 leaves the second dropout view and the contrastive term out ("w/o RCL").
         contrastive_temperature: τ of Eq. 8.
         gate: False replaces the gate by the mean over streams ("w/o MoRS").
@@ -69,6 +71,7 @@ class PLRRecommender(Recommender):
         streams: int = 2,
         steps: int = 2,
         kl_weight: float = 0.1,
+        kl_limit: float = 1.0,
         contrastive_weight: float = 1.0,
         contrastive_temperature: float = 1.0,
         gate: bool = True,
@@ -77,6 +80,7 @@ class PLRRecommender(Recommender):
         super().__init__(items, encoder)
         self.steps = steps
         self.kl_weight = kl_weight
+        self.kl_limit = kl_limit
         self.contrastive_weight = contrastive_weight
         self.contrastive_temperature = contrastive_temperature
         self.temperature = temperature
@@ -110,7 +114,10 @@ class PLRRecommender(Recommender):
             losses["contrastive"] = self.contrastive_weight * contrastive
         if self.kl_weight:
             states = outcome.states[:rows].flatten(1, 2)  # [B, M·T, d]
-            losses["diversity"] = -self.kl_weight * pairwise_kl(states, table, temperature=self.temperature)
+            divergence = pairwise_kl(states, table, temperature=self.temperature)
+            if self.kl_limit:
+                divergence = divergence.clamp(max=self.kl_limit)
+            losses["diversity"] = -self.kl_weight * divergence
         return losses
 
     def represent(self, batch: Batch, table: Tensor | None = None) -> Tensor:

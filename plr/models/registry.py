@@ -44,6 +44,7 @@ METHODS = {
             "streams": config.streams,
             "steps": config.steps,
             "kl_weight": config.kl_weight,
+            "kl_limit": config.kl_limit,
             "contrastive_weight": config.contrastive_weight,
             "contrastive_temperature": config.contrastive_temperature,
             "gate": config.gate,

@@ -77,7 +77,7 @@ def test_training_predicts_from_the_slow_state_and_inference_ranks_with_both():
 
 def test_loss_terms_and_their_signs():
     """Eq. 11 with the divergence subtracted."""
-    model = small_model(kl_weight=0.3, contrastive_weight=0.8, contrastive_temperature=0.5)
+    model = small_model(kl_weight=0.3, kl_limit=0.0, contrastive_weight=0.8, contrastive_temperature=0.5)
     batch = random_batch()
     losses = model.losses(batch)
     assert list(losses) == ["next_item", "contrastive", "diversity"]
@@ -87,6 +87,18 @@ def test_loss_terms_and_their_signs():
     divergence = pairwise_kl(states, model.item_table())
     assert divergence > 0
     close(losses["diversity"], -0.3 * divergence)
+
+
+def test_beyond_the_limit_divergence_is_no_longer_rewarded():
+    batch = random_batch()
+    free = small_model(kl_limit=0.0, contrastive_weight=0.0)
+    divergence = pairwise_kl(free.run(batch).states.flatten(1, 2), free.item_table()).item()
+    for limit, reward in ((0.0, divergence), (divergence * 2, divergence), (divergence / 2, divergence / 2)):
+        model = small_model(kl_limit=limit, contrastive_weight=0.0)
+        term = model.losses(batch)["diversity"]
+        assert term.item() == pytest.approx(-0.1 * reward, rel=1e-9)
+        term.backward()
+        assert bool(model.trigger.weight.grad.count_nonzero()) == (reward == divergence)
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.4])
@@ -165,7 +177,7 @@ def test_raising_lambda_raises_the_divergence_between_states():
     batch = random_batch((6, 7, 5, 8))
     divergence = []
     for kl_weight in (0.0, 1.0):
-        model = small_model(kl_weight=kl_weight, contrastive_weight=0.0, spread=0.1)
+        model = small_model(kl_weight=kl_weight, kl_limit=0.0, contrastive_weight=0.0, spread=0.1)
         optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
         for _ in range(10):
             optimizer.zero_grad()
