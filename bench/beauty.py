@@ -3,11 +3,11 @@
     python -m bench.beauty --data Beauty.txt --out runs/beauty
 
 Trains what is not finished under --out (runs go on where they were interrupted), then writes the table and every run's
-metrics to bench/results/beauty.md and beauty.json. Both systems: width 64, two layers, two heads, Adam at 1e-3, at most
-30 epochs, early stopping on validation NDCG@10 with patience 3. Tuning: the two dropout settings below, both for both
-systems, chosen by validation NDCG@10 on seed 0. PLR has the paper's M = T = 2 and λ = 0.1. SASRec trains on whole
-sequences, 128 to a batch, PLR on 256 prefixes. The last row is SASRec refitted: trained anew on training and validation
-rows for the best number of epochs, so that the test target follows what was trained on.
+metrics to bench/results/beauty.md and beauty.json. Both systems have the same rows, batches, budget and settings, none of
+them tuned to either: one row per prefix, 256 to a batch, width 64, two layers, two heads, Adam at 1e-3, dropout 0.2 on the
+input and 0.5 on hidden states and attention (as in ReaRec's public code), at most 30 epochs, early stopping on validation
+NDCG@10 with patience 3. PLR has the paper's M = T = 2 and λ = 0.1. The last row is SASRec refitted: trained anew on training
+and validation rows for the best number of epochs, so that the test target follows what was trained on.
 """
 
 from __future__ import annotations
@@ -24,35 +24,32 @@ from plr.runs import RunFolder
 from plr.source import load_dataset
 from plr.training import train
 
-DROPOUTS = {
-    "A": {"input_dropout": 0.2, "hidden_dropout": 0.5, "attention_dropout": 0.5},
-    "B": {"input_dropout": 0.5, "hidden_dropout": 0.5, "attention_dropout": 0.2},
-}
-SYSTEMS = {
-    "SASRec": {"method": "base", "batch_size": 128},
-    "PLR": {"method": "plr", "batch_size": 256},
-}
+METHODS = {"SASRec": "base", "PLR": "plr"}
 ROWS = {"SASRec": False, "PLR": False, "SASRec, refitted": True}
 METRICS = ("recall@10", "ndcg@10", "recall@20", "ndcg@20")
 RESULTS = Path(__file__).parent / "results"
 
 
-def configuration(data: str, out: Path, row: str, dropout: str, seed: int, threads: int) -> Config:
+def configuration(data: str, out: Path, row: str, seed: int, threads: int) -> Config:
     """Return the configuration of one run of one row of the table."""
     system = row.split(",")[0]
-    name = f"{system.lower()}-{dropout}-seed{seed}{'-refitted' if ROWS[row] else ''}"
+    name = f"{system.lower()}-seed{seed}{'-refitted' if ROWS[row] else ''}"
     return Config(
         data=data,
         out=str(out / name),
+        method=METHODS[system],
+        training_rows="prefix",
+        batch_size=256,
         dim=64,
         ffn_dim=256,
+        input_dropout=0.2,
+        hidden_dropout=0.5,
+        attention_dropout=0.5,
         epochs=30,
         patience=3,
         refit=ROWS[row],
         seed=seed,
         threads=threads,
-        **SYSTEMS[system],
-        **DROPOUTS[dropout],
     )
 
 
@@ -71,25 +68,22 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=0)
     arguments = parser.parse_args()
 
-    def configured(row: str, dropout: str, seed: int) -> Config:
-        return configuration(arguments.data, arguments.out, row, dropout, seed, arguments.threads)
+    def configured(row: str, seed: int) -> Config:
+        return configuration(arguments.data, arguments.out, row, seed, arguments.threads)
 
-    chosen, tuning, results, rankings = {}, {}, {}, {}
-    for system in SYSTEMS:
-        tuning[system] = {name: result_of(configured(system, name, 0))["valid"]["ndcg@10"] for name in DROPOUTS}
-        chosen[system] = max(tuning[system], key=tuning[system].get)
+    results, rankings = {}, {}
     for row in ROWS:
-        configs = [configured(row, chosen[row.split(",")[0]], seed) for seed in range(arguments.seeds)]
+        configs = [configured(row, seed) for seed in range(arguments.seeds)]
         results[row] = [result_of(config) for config in configs]
         rankings[row] = [load_ranking(RunFolder(Path(config.out)).ranks("test")) for config in configs]
 
-    dataset = load_dataset(configured("SASRec", "A", 0))
+    dataset = load_dataset(configured("SASRec", 0))
     popularity = metrics(popularity_ranks(dataset.popularity(), dataset.items[dataset.targets["test"]]))
     difference = compare(rankings["PLR"], rankings["SASRec"], k=10)
     lines = [
-        "| system | dropout | " + " | ".join(METRICS) + " |",
-        "|---" * (2 + len(METRICS)) + "|",
-        "| popularity | | " + " | ".join(f"{popularity[name]:.4f}" for name in METRICS) + " |",
+        "| system | " + " | ".join(METRICS) + " |",
+        "|---" * (1 + len(METRICS)) + "|",
+        "| popularity | " + " | ".join(f"{popularity[name]:.4f}" for name in METRICS) + " |",
     ]
     for row, runs in results.items():
         cells = []
@@ -97,7 +91,7 @@ def main() -> None:
             values = [run["test"][name] for run in runs]
             spread = statistics.stdev(values) if len(values) > 1 else 0.0
             cells.append(f"{statistics.mean(values):.4f} ± {spread:.4f}")
-        lines.append(f"| {row} | {chosen[row.split(',')[0]]} | " + " | ".join(cells) + " |")
+        lines.append(f"| {row} | " + " | ".join(cells) + " |")
     lines += [
         "",
         f"Test of {len(dataset.targets['test'])} users, all {dataset.num_items} items ranked, leave-one-out; mean and "
@@ -108,8 +102,6 @@ def main() -> None:
     RESULTS.mkdir(exist_ok=True)
     record = {
         "versions": Config.load(RunFolder(Path(configs[0].out)).config).provenance,
-        "tuning: validation ndcg@10 of seed 0": tuning,
-        "chosen": chosen,
         "popularity": popularity,
         "runs": {
             row: [{key: run[key] for key in ("best_epoch", "epochs", "valid", "test")} for run in runs]
