@@ -74,7 +74,7 @@ def compare(benchmark: Any, rivals: dict[str, Callable[[], list[Tensor]]], round
 
 
 def extra_memory(run: Callable[[], list[Tensor]]) -> int | None:
-    """How far a call raises the resident memory beyond what it returns; None where the kernel does not tell (Linux does)."""
+    """How far a call raises the resident memory beyond what it returns; None where the system is not Linux."""
     peak_reset, status = Path("/proc/self/clear_refs"), Path("/proc/self/status")
     if not peak_reset.exists():
         return None

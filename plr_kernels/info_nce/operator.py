@@ -85,7 +85,7 @@ def _run_fused(backend: str) -> Callable[..., Tensor]:
 
 
 # Backend name -> implementation with the signature of _run_reference.
-IMPLEMENTATIONS = {"reference": _run_reference, "cpp": _run_fused("cpp")}
+IMPLEMENTATIONS = {"reference": _run_reference, "cpp": _run_fused("cpp"), "triton": _run_fused("triton")}
 
 
 def info_nce(view1: Tensor, view2: Tensor, *, temperature: float = 1.0) -> Tensor:

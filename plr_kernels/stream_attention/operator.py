@@ -1,9 +1,12 @@
 """The public function stream_attention."""
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from torch import Tensor
 
-from plr_kernels.backend import resolve
+from plr_kernels.backend import fused_module, resolve
 from plr_kernels.checks import (
     check_device,
     check_dropout_p,
@@ -49,8 +52,136 @@ def _run_reference(
     ).to(query.dtype)
 
 
+@torch.library.custom_op("plr_kernels::stream_attention_forward", mutates_args=())
+def _forward(
+    query: Tensor,
+    prefix_key: Tensor,
+    prefix_value: Tensor,
+    stream_key: Tensor,
+    stream_value: Tensor,
+    prefix_lengths: Tensor | None,
+    seed: Tensor | None,
+    scale: float,
+    dropout_p: float,
+    backend: str,
+) -> tuple[Tensor, Tensor]:
+    """The output, and for the backward pass log2 of the sum of every softmax, float32 [B, H, M]."""
+    return fused_module("stream_attention", backend).forward(
+        query, prefix_key, prefix_value, stream_key, stream_value, prefix_lengths, scale, dropout_p, seed
+    )
+
+
+@_forward.register_fake
+def _(query, prefix_key, prefix_value, stream_key, stream_value, prefix_lengths, seed, scale, dropout_p, backend):
+    return query.new_empty(query.shape), query.new_empty(query.shape[:3], dtype=torch.float32)
+
+
+@torch.library.custom_op("plr_kernels::stream_attention_backward", mutates_args=())
+def _backward(
+    output_gradient: Tensor,
+    query: Tensor,
+    prefix_key: Tensor,
+    prefix_value: Tensor,
+    stream_key: Tensor,
+    stream_value: Tensor,
+    prefix_lengths: Tensor | None,
+    seed: Tensor | None,
+    output: Tensor,
+    log_sums: Tensor,
+    scale: float,
+    dropout_p: float,
+    needs: list[bool],
+    backend: str,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """The gradients of the five tensors; an empty tensor for one that is not needed."""
+    return fused_module("stream_attention", backend).backward(
+        output_gradient,
+        query,
+        prefix_key,
+        prefix_value,
+        stream_key,
+        stream_value,
+        prefix_lengths,
+        seed,
+        output,
+        log_sums,
+        scale,
+        dropout_p,
+        needs,
+    )
+
+
+@_backward.register_fake
+def _(
+    output_gradient,
+    query,
+    prefix_key,
+    prefix_value,
+    stream_key,
+    stream_value,
+    prefix_lengths,
+    seed,
+    output,
+    log_sums,
+    scale,
+    dropout_p,
+    needs,
+    backend,
+):
+    inputs = (query, prefix_key, prefix_value, stream_key, stream_value)
+    return tuple(
+        tensor.new_empty(tensor.shape if needed else (0,)) for tensor, needed in zip(inputs, needs, strict=True)
+    )
+
+
+def _save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    *tensors, ctx.scale, ctx.dropout_p, ctx.backend = inputs
+    ctx.save_for_backward(*tensors, *output)
+    ctx.mark_non_differentiable(output[1])
+
+
+def _gradients(ctx: Any, output_gradient: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+    needs = list(ctx.needs_input_grad[:5])
+    gradients = torch.ops.plr_kernels.stream_attention_backward(
+        output_gradient, *ctx.saved_tensors, ctx.scale, ctx.dropout_p, needs, ctx.backend
+    )
+    wanted = [gradient if needed else None for gradient, needed in zip(gradients, needs, strict=True)]
+    return *wanted, None, None, None, None, None
+
+
+_forward.register_autograd(_gradients, setup_context=_save_for_backward)
+
+
+def _run_fused(backend: str) -> Callable[..., Tensor]:
+    def run(
+        query: Tensor,
+        prefix_key: Tensor,
+        prefix_value: Tensor,
+        stream_key: Tensor,
+        stream_value: Tensor,
+        prefix_lengths: Tensor | None,
+        scale: float,
+        dropout_p: float,
+        seed: Tensor | None,
+    ) -> Tensor:
+        return torch.ops.plr_kernels.stream_attention_forward(
+            query,
+            prefix_key,
+            prefix_value,
+            stream_key,
+            stream_value,
+            prefix_lengths,
+            seed,
+            scale,
+            dropout_p,
+            backend,
+        )[0]
+
+    return run
+
+
 # Backend name -> implementation with the signature of _run_reference.
-IMPLEMENTATIONS = {"reference": _run_reference}
+IMPLEMENTATIONS = {"reference": _run_reference, "triton": _run_fused("triton")}
 
 
 def _checked_seed(seed: int | Tensor | None, query: Tensor) -> Tensor:

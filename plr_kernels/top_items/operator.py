@@ -1,9 +1,11 @@
 """The public function top_items."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
-from plr_kernels.backend import resolve
+from plr_kernels.backend import fused_module, resolve
 from plr_kernels.checks import check_index, check_integer, check_not_empty, check_shape, check_values
 from plr_kernels.precision import floating_inputs, no_autocast, raised
 from plr_kernels.top_items import reference
@@ -20,8 +22,27 @@ def _run_reference(states: Tensor, items: Tensor, k: int, exclude: Tensor | None
     return torch.ops.plr_kernels.top_items(raised(states), raised(items), k, exclude)
 
 
+@torch.library.custom_op("plr_kernels::top_items_forward", mutates_args=())
+def _forward(states: Tensor, items: Tensor, k: int, exclude: Tensor | None, backend: str) -> tuple[Tensor, Tensor]:
+    """The scores [R, k], float32, and ids int64 [R, k]."""
+    return fused_module("top_items", backend).forward(states, items, k, exclude)
+
+
+@_forward.register_fake
+def _(states, items, k, exclude, backend):
+    shape = (states.shape[0], k)
+    return states.new_empty(shape, dtype=torch.float32), states.new_empty(shape, dtype=torch.int64)
+
+
+def _run_fused(backend: str) -> Callable[..., tuple[Tensor, Tensor]]:
+    def run(states: Tensor, items: Tensor, k: int, exclude: Tensor | None) -> tuple[Tensor, Tensor]:
+        return torch.ops.plr_kernels.top_items_forward(states, items, k, exclude, backend)
+
+    return run
+
+
 # Backend name -> implementation with the signature of _run_reference.
-IMPLEMENTATIONS = {"reference": _run_reference}
+IMPLEMENTATIONS = {"reference": _run_reference, "triton": _run_fused("triton")}
 
 
 def top_items(states: Tensor, items: Tensor, k: int, *, exclude: Tensor | None = None) -> tuple[Tensor, Tensor]:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 import plr_kernels
-from plr_kernels.backend import runnable_backends
+from plr_kernels.backend import TRITON_INTERPRETED, runnable_backends
 from plr_kernels.info_nce import operator as info_nce_operator
 from plr_kernels.info_nce import reference as info_nce_reference
 from plr_kernels.linear_cross_entropy import operator as linear_cross_entropy_operator
@@ -27,9 +27,11 @@ from plr_kernels.stream_attention import reference as stream_attention_reference
 BACKENDS: dict[str, tuple[str, ...]] = {
     "reference": ("cpu", "cuda"),
     "cpp": ("cpu",),
+    "triton": ("cpu",) if TRITON_INTERPRETED else ("cuda",),
 }
 
-DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+# Triton's interpreter computes in numpy, which has no bfloat16: a run under TRITON_INTERPRET=1 is about float32.
+DTYPES = (torch.float32,) if TRITON_INTERPRETED else (torch.float32, torch.bfloat16, torch.float16)
 
 # How far a float32 error may exceed that of the plain formula: both are chance results of differently ordered sums.
 FACTOR = 4.0
