@@ -5,7 +5,7 @@
 Trains what is not finished under --out (runs go on where they were interrupted), then writes the table and every
 run's metrics to bench/results/beauty.md and beauty.json. Both systems have the same rows, batches, budget and
 settings, none of them tuned to either: one row per prefix, 256 to a batch, width 64, two layers, two heads, Adam at
-1e-3, dropout 0.2 on the input and 0.5 on hidden states and attention (as in ReaRec's public code), at most 30 epochs,
+1e-3, dropout 0.2 on the input and 0.5 on hidden states and attention (as in ReaRec's public code), at most 15 epochs,
 early stopping on validation NDCG@10 with patience 3. PLR has the paper's M = T = 2 and λ = 0.1. The last row is
 SASRec refitted: trained anew on training and validation rows for the best number of epochs, so that the test target
 follows what was trained on.
@@ -46,7 +46,7 @@ def configuration(data: str, out: Path, row: str, seed: int, threads: int) -> Co
         input_dropout=0.2,
         hidden_dropout=0.5,
         attention_dropout=0.5,
-        epochs=30,
+        epochs=15,
         patience=3,
         refit=ROWS[row],
         seed=seed,

@@ -45,8 +45,8 @@ class PLRRecommender(Recommender):
     """M reasoning streams, opened by trigger tokens, over the shared prefix; gated, diverse and robust.
 
     Minimises  L = L_NIP + w·L_RCL − λ·L_KL  (Eq. 11). The paper prints +λ·L_KL, which would pull the streams together
-    against its own text; the divergence is meant to grow, hence the minus. L_KL has no upper bound, and descending −λ·L_KL
-    alone would never end: a batch whose L_KL exceeds `kl_limit` gives no gradient for it.
+    against its own text; the divergence is meant to grow, hence the minus. L_KL has no upper bound, and descending
+    −λ·L_KL alone would never end: a batch whose L_KL exceeds `kl_limit` gives no gradient for it.
 
     Args:
         items: the item encoder.
