@@ -5,7 +5,7 @@
 //     [columns / 32][rows][32]
 //
 // A panel of 256 rows takes 32 KB and so stays in the first-level cache while the other operand streams past it.
-// The last panel is full: what lies beyond `columns` is zero.
+// The last panel has its full size. What lies in it beyond `columns` reaches no result.
 #pragma once
 
 #include <cstdint>

@@ -1,7 +1,7 @@
 // The threads of one call of an operator.
 //
-// They sleep while they wait. OpenMP's spin, which on a machine that others compute on too costs several times the
-// work itself: a thread that has spun away its share of a core does not get it when there is something to do.
+// They sleep while they wait. OpenMP's threads spin: on a machine that others compute on too, a thread that has spun away
+// its share of a core does not get it when there is something to do, and all others wait for it.
 #pragma once
 
 #include <condition_variable>

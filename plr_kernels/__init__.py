@@ -8,6 +8,9 @@ from plr_kernels.pairwise_kl import pairwise_kl
 from plr_kernels.stream_attention import stream_attention
 from plr_kernels.top_items import top_items
 
+# isort: split
+from plr_kernels import flops  # noqa: F401 -- registers formulas for the operators above
+
 __all__ = [
     "InfoNCE",
     "LinearCrossEntropy",

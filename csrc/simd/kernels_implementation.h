@@ -87,8 +87,6 @@ void load_rows(const Matrix& source, int64_t first, int64_t count, float* panels
         __builtin_memcpy(padded, row + column * bytes, left * bytes);
         store(target, load_raised(padded, source.type, 0));
       }
-      const bool half_panel_left = column % kPanelColumns == 0 && left <= kLanes;
-      if (half_panel_left) store(target + kLanes, zero());
     }
   }
 }

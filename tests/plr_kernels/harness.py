@@ -33,6 +33,9 @@ BACKENDS: dict[str, tuple[str, ...]] = {
 # Triton's interpreter computes in numpy, which has no bfloat16: a run under TRITON_INTERPRET=1 is about float32.
 DTYPES = (torch.float32,) if TRITON_INTERPRETED else (torch.float32, torch.bfloat16, torch.float16)
 
+# Cases that hypothesis draws for each operator and dtype; the interpreter takes about a second for each.
+EXAMPLES = 4 if TRITON_INTERPRETED else 20
+
 # How far a float32 error may exceed that of the plain formula: both are chance results of differently ordered sums.
 FACTOR = 4.0
 # How many times the plain formula is run on inputs moved by rounding, to learn how large its error can be.

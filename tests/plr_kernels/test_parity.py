@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from plr_kernels import use_backend
 from tests.plr_kernels.harness import (
     DTYPES,
+    EXAMPLES,
     LAYOUTS,
     OPERATORS,
     STREAM_ATTENTION,
@@ -41,7 +42,7 @@ def _chosen_backend(request):
 
 @on_every_target
 @in_every_dtype
-@settings(max_examples=15)
+@settings(max_examples=EXAMPLES)
 @given(data=st.data())
 def test_as_accurate_as_the_plain_formula(target, operator, dtype, data):
     sizes = data.draw(operator.sizes, "sizes")

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from plr_kernels import top_items, use_backend
 from plr_kernels.top_items import operator as top_items_operator
 from plr_kernels.top_items import reference as top_items_reference
-from tests.plr_kernels.harness import DTYPES, LAYOUTS, normal, targets
+from tests.plr_kernels.harness import DTYPES, EXAMPLES, LAYOUTS, normal, targets
 
 
 @pytest.fixture(params=targets(), ids=str)
@@ -44,7 +44,7 @@ def by_sorting(states, items, k, exclude):
 
 @pytest.mark.usefixtures("_small_blocks")
 @pytest.mark.parametrize("dtype", [*DTYPES, torch.float64], ids=str)
-@settings(max_examples=25)
+@settings(max_examples=EXAMPLES)
 @given(data=st.data())
 def test_equals_sorting_ties_included(target, dtype, data):
     if dtype == torch.float64 and target.backend != "reference":

@@ -1,0 +1,190 @@
+"""How the Triton kernels are cut into blocks, and the reason for each choice.
+
+No choice depends on the number of rows, items or users in a way that would compile a kernel anew for every batch, and
+none on the chip beyond the shared memory that a block may use.
+"""
+
+from typing import Final
+
+import torch
+
+from plr_kernels.backend import TRITON_INTERPRETED
+
+# What half of the GPUs in use offer to a block (sm_86, sm_89, sm_120); sm_80 has 163 KiB, sm_90 and sm_100 227 KiB.
+SMALL_SHARED_MEMORY: Final = 99 * 1024
+# Columns of a gradient that one program holds: 256 float32 columns of 64 rows are 64 registers of 256 threads.
+WIDEST_BLOCK: Final = 256
+
+# Rows that one program of a kernel takes whose work per row is small.
+ROWS_PER_PROGRAM: Final = 128
+# How many programs a split loop aims at, for the 132 multiprocessors of an H100. Constants, so that results do not
+# depend on the chip. Parts of the forward pass are three numbers per row, those of a gradient float32 rows: fewer
+# of these, 528 programs of 128 rows and 256 columns hold 69 MB. Under the interpreter few, so that loops have several
+# steps.
+FORWARD_PROGRAMS: Final = 4 if TRITON_INTERPRETED else 1056
+GRADIENT_PROGRAMS: Final = 4 if TRITON_INTERPRETED else 528
+
+Options = dict[str, int | bool]
+
+
+def shared_memory(device: torch.device) -> int:
+    """Bytes of shared memory that a block of threads may use on a device."""
+    if device.type != "cuda":
+        return SMALL_SHARED_MEMORY
+    return torch.cuda.get_device_properties(device).shared_memory_per_block_optin
+
+
+def power_of_two(number: int, smallest: int = 1) -> int:
+    """The smallest power of two that is at least `number` and at least `smallest`."""
+    return max(smallest, 1 << max(number - 1, 0).bit_length())
+
+
+def blocks(count: int, size: int) -> int:
+    """How many blocks of `size` cover `count` entries."""
+    return -(-count // size)
+
+
+def options(num_warps: int, num_stages: int, **sizes: int) -> Options:
+    """The launch options; multiply-adds are fused, said explicitly since the default depends on the Triton version."""
+    return {"num_warps": num_warps, "num_stages": num_stages, "enable_fp_fusion": True, **sizes}
+
+
+def stream_attention(streams: int, dim: int, element_size: int, device: torch.device, backward: bool) -> Options:
+    """Blocks of streams and prefix entries.
+
+    All streams of a user share a block where there are at most 32 of them (64 of narrow heads), so that the prefix is
+    read once. 16 is the least that a matrix instruction takes; what is padding costs no memory traffic, which is the
+    limit. Entries come 64 at a time (a history of 50 is one block), fewer where heads are wide or the numbers float32:
+    keys and values are double buffered in shared memory.
+    """
+    block_d = power_of_two(dim, 16)
+    if TRITON_INTERPRETED:
+        return options(4, 1, BLOCK_M=min(power_of_two(streams), 4), BLOCK_P=64, BLOCK_D=block_d)
+    row = block_d * element_size
+    block_m = min(power_of_two(streams, 16), 64 if row <= 128 else 32 if row <= 512 else 16)
+    block_p = 64 if row <= 256 else 32 if row <= 512 else 16
+    if backward:  # five products instead of two, and twice the registers
+        block_m, block_p = min(block_m, 32), min(block_p, 64 if row <= 128 else 32)
+    return options(4, 2 if row <= 1024 else 1, BLOCK_M=block_m, BLOCK_P=block_p, BLOCK_D=block_d)
+
+
+def split(loop_blocks: int, owners: int, wanted: int) -> tuple[int, int]:
+    """Cut a loop of `loop_blocks` steps, run by each of `owners` programs: steps per part, and number of parts."""
+    parts = min(loop_blocks, blocks(wanted, owners))
+    per_part = blocks(loop_blocks, parts)
+    return per_part, blocks(loop_blocks, per_part)
+
+
+# Largest first: what a program owns (rows of states or items), what it visits at a time, warps, blocks in flight.
+_SCORE_TILES: Final = (
+    (128, 128, 8, 2),
+    (128, 64, 8, 2),
+    (128, 32, 8, 2),
+    (64, 64, 8, 2),
+    (64, 32, 8, 2),
+    (32, 32, 4, 2),
+    (16, 16, 4, 1),
+)
+
+
+def _score_tile(
+    group: int, dim: int, element_size: int, device: torch.device, owned: int, visited: int
+) -> tuple[int, int, Options]:
+    """The largest tile of scores whose operands fit into shared memory, all D columns at once where D <= 256.
+
+    Wider rows, and groups of more than 32 states, are read in pieces of 64 columns, and their gradients computed in
+    blocks of columns, with the scores anew for each.
+
+    Args:
+        group: the number of states in a group.
+        dim: the number of columns.
+        element_size: bytes of a number.
+        device: where the kernel runs.
+        owned: the most entries that a program may own.
+        visited: the most entries to visit at a time.
+
+    Returns:
+        How many entries a program owns, how many it visits at a time, and the other options.
+    """
+    group = power_of_two(group)
+    if TRITON_INTERPRETED:
+        block_d = power_of_two(dim, 16) if dim <= 32 else 32
+        return 64, 128, options(4, 1, GROUP=group, BLOCK_D=block_d, PIECE=32)
+    if dim > WIDEST_BLOCK or group > 32:
+        block_d = 64 if group > 32 or element_size == 4 else 128
+        return 64, 32, options(8, 2, GROUP=group, BLOCK_D=block_d, PIECE=64)
+    block_d = power_of_two(dim, 16)
+    row = block_d * element_size
+    fitting = [
+        tile
+        for tile in _SCORE_TILES
+        if tile[0] <= owned
+        and tile[1] <= visited
+        and (tile[0] + tile[3] * tile[1]) * row + tile[0] * tile[1] * element_size <= shared_memory(device)
+    ]
+    owned, visited, warps, stages = fitting[0]
+    return owned, visited, options(warps, stages, GROUP=group, BLOCK_D=block_d, PIECE=64)
+
+
+def score_forward(group: int, dim: int, element_size: int, device: torch.device) -> Options:
+    """A program owns rows of states. One product and few registers, so up to 128 items at a time.
+
+    64 where the means of large groups need registers too.
+    """
+    rows, items, others = _score_tile(group, dim, element_size, device, 128, 128 if group <= 16 else 64)
+    return {**others, "BLOCK_R": max(rows, others["GROUP"]), "BLOCK_V": items}
+
+
+def _reads_shared_memory(device: torch.device) -> bool:
+    """Whether matrix instructions take operands from shared memory (sm_90 and later, known by its size).
+
+    Elsewhere operands pass through registers, and fewer are left for sums.
+    """
+    return shared_memory(device) > 200 * 1024
+
+
+def states_gradient(group: int, dim: int, element_size: int, device: torch.device) -> Options:
+    """A program owns rows of states and visits items; its sum is another `owned` × D numbers in registers."""
+    large = element_size == 2 and _reads_shared_memory(device)
+    rows, items, others = _score_tile(group, dim, element_size, device, 128 if large else 64, 32 if large else 64)
+    return {**others, "BLOCK_R": max(rows, others["GROUP"]), "BLOCK_V": items}
+
+
+def items_gradient(group: int, dim: int, element_size: int, device: torch.device) -> Options:
+    """A program owns 64 items and visits rows of states, 32 where 64 make registers spill."""
+    items, rows, others = _score_tile(group, dim, element_size, device, 64, 32 if _reads_shared_memory(device) else 64)
+    return {**others, "BLOCK_R": max(rows, others["GROUP"]), "BLOCK_V": items}
+
+
+def row_products(dim: int) -> Options:
+    """A kernel that reads each row once: 16 rows at a time keep enough loads in flight."""
+    return options(4, 1, BLOCK_R=16, BLOCK_D=min(power_of_two(dim, 16), WIDEST_BLOCK))
+
+
+def info_nce_forward(element_size: int) -> Options:
+    """One tile per program: a batch of 2048 in 4 groups is 1024 programs of 128 × 128."""
+    if TRITON_INTERPRETED:
+        return options(4, 1, BLOCK=128, PIECE=32)
+    if element_size == 2:
+        return options(8, 3, BLOCK=128, PIECE=64)
+    return options(4, 3, BLOCK=64, PIECE=32)
+
+
+def info_nce_backward(dim: int, element_size: int) -> Options:
+    """A block of one view's rows; at most 128 columns of the gradient, so that few groups still fill the chip."""
+    block_d = min(power_of_two(dim, 16), 128)
+    if TRITON_INTERPRETED:
+        return options(4, 1, BLOCK_R=128, BLOCK_V=64, BLOCK_D=min(block_d, 32), PIECE=32)
+    return options(8, 2, BLOCK_R=64, BLOCK_V=64 if element_size == 2 else 32, BLOCK_D=block_d, PIECE=64)
+
+
+def top_items(rows: int, k: int, element_size: int) -> Options:
+    """Blocks of rows and items. Few rows per block: a block visits the longest of its rows' lists of candidates.
+
+    16 rows where there are no more, the least that a matrix instruction takes, else 32.
+    """
+    block_k = power_of_two(k)
+    if TRITON_INTERPRETED:
+        return options(4, 1, BLOCK_R=16, BLOCK_V=16 if k <= 16 else 256, BLOCK_K=block_k, BLOCK_X=16, PIECE=16)
+    block_r = 16 if rows <= 16 else 32
+    return options(8, 3, BLOCK_R=block_r, BLOCK_V=128, BLOCK_K=block_k, BLOCK_X=64, PIECE=128 // element_size)

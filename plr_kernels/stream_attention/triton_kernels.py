@@ -1,0 +1,566 @@
+"""The "triton" backend of stream_attention.
+
+The M streams of a (user, head) are the rows of one tile: the shared prefix is read once for all of them. A stream's own
+entries belong to one row each, so no matrix product applies: they are visited one after the other, a row per stream.
+
+Scores are held in units of log2, since the hardware's exponential is 2^x.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from plr_kernels import launch
+from plr_kernels.stream_attention.keep_mask import dropout_threshold
+from plr_kernels.triton_common import LOG2_E, dot_precision, load_tile, new_gradient
+
+# The tile of queries and an accumulator of its width stay in registers.
+LARGEST_DIM = 512
+
+
+@triton.jit
+def _keep_scale(words, threshold, inverse_keep):
+    """What a probability is multiplied by: 0 where it is dropped. The threshold may be 2^32, so compare in int64."""
+    return tl.where(words.to(tl.int64) >= threshold, inverse_keep, 0.0)
+
+
+@triton.jit
+def _row_words(rows):
+    return (rows & 0xFFFFFFFF).to(tl.uint32), (rows >> 32).to(tl.uint32)
+
+
+@triton.jit
+def _prefix_keep(seed, rows, start, threshold, inverse_keep, BLOCK_P: tl.constexpr):
+    """The multipliers [BLOCK_M, BLOCK_P] of prefix entries from `start`, a multiple of 4: one draw serves four."""
+    low, high = _row_words(rows)
+    quads = (start // 4 + tl.arange(0, BLOCK_P // 4)).to(tl.uint32)
+    zeros = tl.zeros([rows.shape[0], BLOCK_P // 4], tl.uint32)
+    word0, word1, word2, word3 = tl.philox(
+        tl.load(seed), zeros + quads[None, :], zeros + low[:, None], zeros + high[:, None], zeros
+    )
+    # [0, 2, 0, 2, ...] with [1, 3, 1, 3, ...] gives [0, 1, 2, 3, ...].
+    words = tl.interleave(tl.interleave(word0, word2), tl.interleave(word1, word3))
+    return _keep_scale(words, threshold, inverse_keep)
+
+
+@triton.jit
+def _own_keep(seed, rows, entry, threshold, inverse_keep):
+    """The multipliers [BLOCK_M] of every stream's own entry number `entry`."""
+    low, high = _row_words(rows)
+    zeros = tl.zeros([rows.shape[0]], tl.uint32)
+    word0, word1, word2, word3 = tl.philox(tl.load(seed), zeros + tl.cast(entry // 4, tl.uint32), low, high, zeros + 1)
+    lane = entry % 4
+    words = tl.where(lane == 0, word0, tl.where(lane == 1, word1, tl.where(lane == 2, word2, word3)))
+    return _keep_scale(words, threshold, inverse_keep)
+
+
+@triton.jit
+def _load_own(base, batch, head, streams, entry, strides, columns, mask):
+    """Entry number `entry` of each stream's own keys or values, in float32: [BLOCK_M, BLOCK_D]."""
+    base += batch * strides[0] + head * strides[1] + tl.cast(entry, tl.int64) * strides[3]
+    return load_tile(base, streams, strides[2], columns, strides[4], mask).to(tl.float32)
+
+
+@triton.jit
+def _forward_kernel(
+    query,
+    query_strides,
+    prefix_key,
+    prefix_key_strides,
+    prefix_value,
+    prefix_value_strides,
+    stream_key,
+    stream_key_strides,
+    stream_value,
+    stream_value_strides,
+    lengths,
+    lengths_stride,
+    seed,
+    threshold,
+    inverse_keep,
+    output,
+    log_sums,
+    scale,
+    H,
+    M,
+    P,
+    S,
+    D: tl.constexpr,
+    PRECISION: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_P: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):
+    pair = tl.program_id(0).to(tl.int64)
+    batch, head = pair // H, pair % H
+    streams = tl.program_id(1) * BLOCK_M + tl.arange(0, BLOCK_M)
+    columns = tl.arange(0, BLOCK_D)
+    mask = (streams < M)[:, None] & (columns < D)[None, :]
+    rows = pair * M + streams
+    base = query + batch * query_strides[0] + head * query_strides[1]
+    q = load_tile(base, streams, query_strides[2], columns, query_strides[3], mask)
+    length = P
+    if lengths is not None:
+        length = tl.load(lengths + batch * lengths_stride).to(tl.int32)
+
+    maximum = tl.full([BLOCK_M], float("-inf"), tl.float32)
+    total = tl.zeros([BLOCK_M], tl.float32)
+    weighted = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
+    key_base = prefix_key + batch * prefix_key_strides[0] + head * prefix_key_strides[1]
+    value_base = prefix_value + batch * prefix_value_strides[0] + head * prefix_value_strides[1]
+    # Every block has an entry below `length`, so that the maximum is finite from the first block on.
+    for start in range(0, length, BLOCK_P):
+        entries = start + tl.arange(0, BLOCK_P)
+        inside = (entries < length)[:, None] & (columns < D)[None, :]
+        k = load_tile(key_base, entries, prefix_key_strides[2], columns, prefix_key_strides[3], inside)
+        v = load_tile(value_base, entries, prefix_value_strides[2], columns, prefix_value_strides[3], inside)
+        scores = tl.dot(q, tl.trans(k), input_precision=PRECISION) * scale
+        scores = tl.where((entries < length)[None, :], scores, float("-inf"))
+        raised = tl.maximum(maximum, tl.max(scores, 1))
+        shrink = tl.exp2(maximum - raised)
+        weights = tl.exp2(scores - raised[:, None])
+        total = total * shrink + tl.sum(weights, 1)
+        if seed is not None:
+            weights *= _prefix_keep(seed, rows, start, threshold, inverse_keep, BLOCK_P)
+        weighted = tl.dot(weights.to(v.dtype), v, acc=weighted * shrink[:, None], input_precision=PRECISION)
+        maximum = raised
+
+    for entry in range(0, S):
+        k = _load_own(stream_key, batch, head, streams, entry, stream_key_strides, columns, mask)
+        v = _load_own(stream_value, batch, head, streams, entry, stream_value_strides, columns, mask)
+        scores = tl.sum(q.to(tl.float32) * k, 1) * scale
+        raised = tl.maximum(maximum, scores)
+        shrink = tl.exp2(maximum - raised)
+        weights = tl.exp2(scores - raised)
+        total = total * shrink + weights
+        if seed is not None:
+            weights *= _own_keep(seed, rows, entry, threshold, inverse_keep)
+        weighted = weighted * shrink[:, None] + weights[:, None] * v
+        maximum = raised
+
+    # Where there is nothing to attend to, the output is 0/1 and the logarithm that is stored −inf + 0.
+    total = tl.where(total > 0, total, 1.0)
+    offsets = rows[:, None] * D + columns[None, :]
+    tl.store(output + offsets, (weighted / total[:, None]).to(output.dtype.element_ty), mask=mask)
+    tl.store(log_sums + rows, maximum + tl.log2(total), mask=streams < M)
+
+
+@triton.jit
+def _load_streams(
+    query,
+    query_strides,
+    output,
+    output_gradient,
+    output_gradient_strides,
+    log_sums,
+    pair,
+    batch,
+    head,
+    M,
+    streams,
+    columns,
+    mask,
+    D: tl.constexpr,
+):
+    """Of a block of streams: queries, the output's gradient, log2 of the softmax' sum, and Σ gradient · output."""
+    base = query + batch * query_strides[0] + head * query_strides[1]
+    q = load_tile(base, streams, query_strides[2], columns, query_strides[3], mask)
+    base = output_gradient + batch * output_gradient_strides[0] + head * output_gradient_strides[1]
+    do = load_tile(base, streams, output_gradient_strides[2], columns, output_gradient_strides[3], mask)
+    o = load_tile(output + pair * M * D, streams, D, columns, 1, mask)
+    # A row beyond M gets probability 2^−inf = 0 everywhere.
+    log_sum = tl.load(log_sums + pair * M + streams, mask=streams < M, other=float("inf"))
+    return q, do, log_sum, tl.sum(do.to(tl.float32) * o.to(tl.float32), 1)
+
+
+@triton.jit
+def _prefix_gradients(
+    q,
+    do,
+    log_sum,
+    delta,
+    k,
+    v,
+    scale,
+    inside,
+    rows,
+    start,
+    seed,
+    threshold,
+    inverse_keep,
+    PRECISION: tl.constexpr,
+    BLOCK_P: tl.constexpr,
+):
+    """The weights of the values and the gradient by the products q·k, over the scale: both [BLOCK_M, BLOCK_P]."""
+    scores = tl.dot(q, tl.trans(k), input_precision=PRECISION) * scale
+    weights = tl.where(inside[None, :], tl.exp2(scores - log_sum[:, None]), 0.0)
+    weights_gradient = tl.dot(do, tl.trans(v), input_precision=PRECISION)
+    kept = weights
+    if seed is not None:
+        keep = _prefix_keep(seed, rows, start, threshold, inverse_keep, BLOCK_P)
+        kept = weights * keep
+        weights_gradient *= keep
+    return kept.to(v.dtype), (weights * (weights_gradient - delta[:, None])).to(k.dtype)
+
+
+@triton.jit
+def _backward_kernel(
+    query,
+    query_strides,
+    prefix_key,
+    prefix_key_strides,
+    prefix_value,
+    prefix_value_strides,
+    stream_key,
+    stream_key_strides,
+    stream_value,
+    stream_value_strides,
+    lengths,
+    lengths_stride,
+    seed,
+    threshold,
+    inverse_keep,
+    output,
+    log_sums,
+    output_gradient,
+    output_gradient_strides,
+    query_gradient,
+    prefix_key_gradient,
+    prefix_value_gradient,
+    stream_key_gradient,
+    stream_value_gradient,
+    scale,
+    gradient_scale,
+    H,
+    M,
+    P,
+    S,
+    D: tl.constexpr,
+    PREFIX: tl.constexpr,
+    PRECISION: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_P: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):
+    """Gradients of one block of streams, and of the prefix too where that block is all streams (PREFIX).
+
+    A gradient that is None is not wanted.
+    """
+    pair = tl.program_id(0).to(tl.int64)
+    batch, head = pair // H, pair % H
+    streams = tl.program_id(1) * BLOCK_M + tl.arange(0, BLOCK_M)
+    columns = tl.arange(0, BLOCK_D)
+    mask = (streams < M)[:, None] & (columns < D)[None, :]
+    rows = pair * M + streams
+    q, do, log_sum, delta = _load_streams(
+        query,
+        query_strides,
+        output,
+        output_gradient,
+        output_gradient_strides,
+        log_sums,
+        pair,
+        batch,
+        head,
+        M,
+        streams,
+        columns,
+        mask,
+        D,
+    )
+    length = P
+    if lengths is not None:
+        length = tl.load(lengths + batch * lengths_stride).to(tl.int32)
+
+    dq = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
+    if PREFIX or query_gradient is not None:
+        key_base = prefix_key + batch * prefix_key_strides[0] + head * prefix_key_strides[1]
+        value_base = prefix_value + batch * prefix_value_strides[0] + head * prefix_value_strides[1]
+        end = length
+        if PREFIX:
+            end = P  # what lies beyond the length gets zeros
+        for start in range(0, end, BLOCK_P):
+            entries = start + tl.arange(0, BLOCK_P)
+            inside = (entries < length)[:, None] & (columns < D)[None, :]
+            k = load_tile(key_base, entries, prefix_key_strides[2], columns, prefix_key_strides[3], inside)
+            v = load_tile(value_base, entries, prefix_value_strides[2], columns, prefix_value_strides[3], inside)
+            kept, ds = _prefix_gradients(
+                q,
+                do,
+                log_sum,
+                delta,
+                k,
+                v,
+                scale,
+                entries < length,
+                rows,
+                start,
+                seed,
+                threshold,
+                inverse_keep,
+                PRECISION,
+                BLOCK_P,
+            )
+            dq = tl.dot(ds, k, acc=dq, input_precision=PRECISION)
+            if PREFIX:
+                offsets = (pair * P + entries)[:, None] * D + columns[None, :]
+                within = (entries < P)[:, None] & (columns < D)[None, :]
+                if prefix_key_gradient is not None:
+                    dk = tl.dot(tl.trans(ds), q, input_precision=PRECISION) * gradient_scale
+                    tl.store(prefix_key_gradient + offsets, dk.to(k.dtype), mask=within)
+                if prefix_value_gradient is not None:
+                    dv = tl.dot(tl.trans(kept), do, input_precision=PRECISION)
+                    tl.store(prefix_value_gradient + offsets, dv.to(v.dtype), mask=within)
+
+    for entry in range(0, S):
+        k = _load_own(stream_key, batch, head, streams, entry, stream_key_strides, columns, mask)
+        v = _load_own(stream_value, batch, head, streams, entry, stream_value_strides, columns, mask)
+        weights = tl.exp2(tl.sum(q.to(tl.float32) * k, 1) * scale - log_sum)
+        weights_gradient = tl.sum(do.to(tl.float32) * v, 1)
+        kept = weights
+        if seed is not None:
+            keep = _own_keep(seed, rows, entry, threshold, inverse_keep)
+            kept = weights * keep
+            weights_gradient *= keep
+        ds = weights * (weights_gradient - delta)
+        dq += ds[:, None] * k
+        offsets = (rows * S + entry)[:, None] * D + columns[None, :]
+        if stream_key_gradient is not None:
+            dk = (ds * gradient_scale)[:, None] * q.to(tl.float32)
+            tl.store(stream_key_gradient + offsets, dk.to(stream_key_gradient.dtype.element_ty), mask=mask)
+        if stream_value_gradient is not None:
+            dv = kept[:, None] * do.to(tl.float32)
+            tl.store(stream_value_gradient + offsets, dv.to(stream_value_gradient.dtype.element_ty), mask=mask)
+
+    if query_gradient is not None:
+        offsets = rows[:, None] * D + columns[None, :]
+        tl.store(query_gradient + offsets, (dq * gradient_scale).to(query_gradient.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def _prefix_backward_kernel(
+    query,
+    query_strides,
+    prefix_key,
+    prefix_key_strides,
+    prefix_value,
+    prefix_value_strides,
+    lengths,
+    lengths_stride,
+    seed,
+    threshold,
+    inverse_keep,
+    output,
+    log_sums,
+    output_gradient,
+    output_gradient_strides,
+    prefix_key_gradient,
+    prefix_value_gradient,
+    scale,
+    gradient_scale,
+    H,
+    M,
+    P,
+    D: tl.constexpr,
+    PRECISION: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_P: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):
+    """Gradients of one block of prefix entries, summed over all blocks of streams: for more streams than fit in one."""
+    pair = tl.program_id(0).to(tl.int64)
+    batch, head = pair // H, pair % H
+    start = tl.program_id(1) * BLOCK_P
+    entries = start + tl.arange(0, BLOCK_P)
+    columns = tl.arange(0, BLOCK_D)
+    length = P
+    if lengths is not None:
+        length = tl.load(lengths + batch * lengths_stride).to(tl.int32)
+    inside = (entries < length)[:, None] & (columns < D)[None, :]
+    base = prefix_key + batch * prefix_key_strides[0] + head * prefix_key_strides[1]
+    k = load_tile(base, entries, prefix_key_strides[2], columns, prefix_key_strides[3], inside)
+    base = prefix_value + batch * prefix_value_strides[0] + head * prefix_value_strides[1]
+    v = load_tile(base, entries, prefix_value_strides[2], columns, prefix_value_strides[3], inside)
+    dk = tl.zeros([BLOCK_P, BLOCK_D], tl.float32)
+    dv = tl.zeros([BLOCK_P, BLOCK_D], tl.float32)
+    for first in range(0, M, BLOCK_M):
+        streams = first + tl.arange(0, BLOCK_M)
+        mask = (streams < M)[:, None] & (columns < D)[None, :]
+        q, do, log_sum, delta = _load_streams(
+            query,
+            query_strides,
+            output,
+            output_gradient,
+            output_gradient_strides,
+            log_sums,
+            pair,
+            batch,
+            head,
+            M,
+            streams,
+            columns,
+            mask,
+            D,
+        )
+        kept, ds = _prefix_gradients(
+            q,
+            do,
+            log_sum,
+            delta,
+            k,
+            v,
+            scale,
+            entries < length,
+            pair * M + streams,
+            start,
+            seed,
+            threshold,
+            inverse_keep,
+            PRECISION,
+            BLOCK_P,
+        )
+        dk = tl.dot(tl.trans(ds), q, acc=dk, input_precision=PRECISION)
+        dv = tl.dot(tl.trans(kept), do, acc=dv, input_precision=PRECISION)
+    offsets = (pair * P + entries)[:, None] * D + columns[None, :]
+    within = (entries < P)[:, None] & (columns < D)[None, :]
+    if prefix_key_gradient is not None:
+        tl.store(prefix_key_gradient + offsets, (dk * gradient_scale).to(k.dtype), mask=within)
+    if prefix_value_gradient is not None:
+        tl.store(prefix_value_gradient + offsets, dv.to(v.dtype), mask=within)
+
+
+def _check_dim(query: Tensor) -> None:
+    if query.shape[-1] > LARGEST_DIM:
+        raise ValueError(
+            f"query must have at most D={LARGEST_DIM} columns on the backend 'triton', got D={query.shape[-1]}"
+        )
+
+
+def _lengths_arguments(prefix_lengths: Tensor | None) -> tuple[Tensor | None, int]:
+    return prefix_lengths, 0 if prefix_lengths is None else prefix_lengths.stride(0)
+
+
+def _dropout_arguments(seed: Tensor | None, dropout_p: float) -> tuple[Tensor | None, int, float]:
+    return seed, dropout_threshold(dropout_p), 1 / (1 - dropout_p)
+
+
+def forward(
+    query: Tensor,
+    prefix_key: Tensor,
+    prefix_value: Tensor,
+    stream_key: Tensor,
+    stream_value: Tensor,
+    prefix_lengths: Tensor | None,
+    scale: float,
+    dropout_p: float,
+    seed: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    """The output and, for the backward pass, log2 of every softmax' sum: float32 [B, H, M]."""
+    _check_dim(query)
+    batch, heads, streams, dim = query.shape
+    output = query.new_empty(query.shape)
+    log_sums = query.new_empty(query.shape[:3], dtype=torch.float32)
+    if query.numel() == 0:
+        return output, log_sums
+    options = launch.stream_attention(streams, dim, query.element_size(), query.device, backward=False)
+    with torch.cuda.device_of(query):
+        _forward_kernel[(batch * heads, launch.blocks(streams, options["BLOCK_M"]))](
+            query,
+            query.stride(),
+            prefix_key,
+            prefix_key.stride(),
+            prefix_value,
+            prefix_value.stride(),
+            stream_key,
+            stream_key.stride(),
+            stream_value,
+            stream_value.stride(),
+            *_lengths_arguments(prefix_lengths),
+            *_dropout_arguments(seed, dropout_p),
+            output,
+            log_sums,
+            scale * LOG2_E,
+            heads,
+            streams,
+            prefix_key.shape[2],
+            stream_key.shape[3],
+            D=dim,
+            PRECISION=dot_precision(),
+            **options,
+        )
+    return output, log_sums
+
+
+def backward(
+    output_gradient: Tensor,
+    query: Tensor,
+    prefix_key: Tensor,
+    prefix_value: Tensor,
+    stream_key: Tensor,
+    stream_value: Tensor,
+    prefix_lengths: Tensor | None,
+    seed: Tensor | None,
+    output: Tensor,
+    log_sums: Tensor,
+    scale: float,
+    dropout_p: float,
+    needs: list[bool],
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """The gradients of the five tensors; an empty tensor for one that is not needed."""
+    batch, heads, streams, dim = query.shape
+    prefix = prefix_key.shape[2]
+    inputs = (query, prefix_key, prefix_value, stream_key, stream_value)
+    gradients = tuple(new_gradient(tensor, wanted) for tensor, wanted in zip(inputs, needs, strict=True))
+    if query.numel() == 0:
+        return tuple(gradient.zero_() for gradient in gradients)
+    wanted = [gradient if need else None for gradient, need in zip(gradients, needs, strict=True)]
+    options = launch.stream_attention(streams, dim, query.element_size(), query.device, backward=True)
+    stream_blocks = launch.blocks(streams, options["BLOCK_M"])
+    prefix_arguments = (prefix_key, prefix_key.stride(), prefix_value, prefix_value.stride())
+    dropout_arguments = _dropout_arguments(seed, dropout_p)
+    saved = (output.contiguous(), log_sums.contiguous(), output_gradient, output_gradient.stride())
+    scales = (scale * LOG2_E, scale)
+    wants_prefix = needs[1] or needs[2]
+    with torch.cuda.device_of(query):
+        if stream_blocks == 1 or needs[0] or needs[3] or needs[4]:
+            _backward_kernel[(batch * heads, stream_blocks)](
+                query,
+                query.stride(),
+                *prefix_arguments,
+                stream_key,
+                stream_key.stride(),
+                stream_value,
+                stream_value.stride(),
+                *_lengths_arguments(prefix_lengths),
+                *dropout_arguments,
+                *saved,
+                *wanted,
+                *scales,
+                heads,
+                streams,
+                prefix,
+                stream_key.shape[3],
+                D=dim,
+                PREFIX=wants_prefix and stream_blocks == 1,
+                PRECISION=dot_precision(),
+                **options,
+            )
+        if wants_prefix and stream_blocks > 1 and prefix > 0:
+            _prefix_backward_kernel[(batch * heads, launch.blocks(prefix, options["BLOCK_P"]))](
+                query,
+                query.stride(),
+                *prefix_arguments,
+                *_lengths_arguments(prefix_lengths),
+                *dropout_arguments,
+                *saved,
+                *wanted[1:3],
+                *scales,
+                heads,
+                streams,
+                prefix,
+                D=dim,
+                PRECISION=dot_precision(),
+                **options,
+            )
+    return gradients

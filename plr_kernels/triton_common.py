@@ -1,0 +1,34 @@
+"""What the Triton kernels of several operators share."""
+
+from typing import Final
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+# torch.set_float32_matmul_precision -> the input_precision of tl.dot. Products of half-precision numbers are exact.
+_PRECISIONS: Final = {"highest": "ieee", "high": "tf32x3", "medium": "tf32"}
+
+LOG2_E: Final = 1.4426950408889634
+LN_2: Final = 0.6931471805599453
+
+
+def dot_precision() -> str:
+    """How tl.dot multiplies float32 numbers: as torch's own products do at this moment."""
+    return _PRECISIONS[torch.get_float32_matmul_precision()]
+
+
+def new_gradient(tensor: Tensor, wanted: bool) -> Tensor:
+    """Uninitialised contiguous memory for the gradient of `tensor`, or an empty tensor where it is not wanted."""
+    return tensor.new_empty(tensor.shape if wanted else (0,))
+
+
+@triton.jit
+def load_tile(base, rows, row_stride, columns, column_stride, mask):
+    """A tile [rows, columns] of a matrix with any strides, zero where masked.
+
+    Offsets are int64: a table of V items, or V times a stride, may exceed 2^31.
+    """
+    offsets = rows.to(tl.int64)[:, None] * row_stride + columns.to(tl.int64)[None, :] * column_stride
+    return tl.load(base + offsets, mask=mask, other=0.0)

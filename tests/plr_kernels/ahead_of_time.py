@@ -1,0 +1,114 @@
+"""Compiles, without a GPU, exactly what a launcher would launch, and reads the binary.
+
+The launchers run on tensors of the meta device, which have shapes and strides but no memory; every kernel launch is
+recorded instead of run, and compiled for a chip with the constants, warps and stages that the launcher chose.
+"""
+
+import re
+import subprocess
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+from triton.runtime.jit import JITFunction
+
+from plr_kernels import launch
+
+# Compute capability -> shared memory that a block may use.
+SHARED_MEMORY = {80: 163 * 1024, 86: 99 * 1024, 90: 227 * 1024, 100: 227 * 1024}
+LAUNCH_OPTIONS = ("num_warps", "num_stages", "enable_fp_fusion")
+_TYPES = {
+    torch.float32: "fp32",
+    torch.bfloat16: "bf16",
+    torch.float16: "fp16",
+    torch.int64: "i64",
+    torch.int32: "i32",
+}
+
+
+@dataclass(frozen=True)
+class Launch:
+    """One recorded call of a kernel."""
+
+    kernel: JITFunction
+    arguments: dict[str, Any]
+    options: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Binary:
+    """What the compiler reports of a kernel."""
+
+    name: str
+    registers: int
+    stack: int  # bytes per thread: spilled registers, and nothing else in these kernels
+    shared: int
+    has_matrix_instructions: bool
+
+
+@contextmanager
+def recorded_launches(capability: int):
+    """A list to which every launch is added instead of being run, as on a chip of that capability."""
+    launches: list[Launch] = []
+
+    def record(kernel, *arguments, grid, warmup, **named):
+        del grid, warmup
+        options = {name: named.pop(name) for name in LAUNCH_OPTIONS if name in named}
+        launches.append(Launch(kernel, dict(zip(kernel.arg_names, arguments, strict=False)) | named, options))
+
+    with (
+        mock.patch.object(JITFunction, "run", record),
+        mock.patch.object(launch, "shared_memory", return_value=SHARED_MEMORY[capability]),
+    ):
+        yield launches
+
+
+def _describe(value: Any, path: tuple[int, ...], constants: dict, attributes: dict) -> Any:
+    """The type of an argument as the compiler wants it; constants and alignments are added to the dictionaries."""
+    if isinstance(value, tuple):
+        return tuple(_describe(entry, (*path, i), constants, attributes) for i, entry in enumerate(value))
+    if isinstance(value, torch.Tensor):
+        attributes[path] = [["tt.divisibility", 16]]
+        return "*" + _TYPES[value.dtype]
+    if isinstance(value, float):
+        return "fp32"
+    if value is None or value == 1 or isinstance(value, bool | str):
+        constants[path] = value
+        return "constexpr"
+    if value % 16 == 0:
+        attributes[path] = [["tt.divisibility", 16]]
+    return "i32" if -(2**31) <= value < 2**31 else "i64"
+
+
+def compile_launch(call: Launch, capability: int) -> Binary:
+    """The binary of a recorded launch."""
+    signature, constants, attributes = {}, {}, {}
+    constexprs = {parameter.name for parameter in call.kernel.params if parameter.is_constexpr}
+    for position, name in enumerate(call.kernel.arg_names):
+        value = call.arguments[name]
+        if name in constexprs:
+            signature[name], constants[(position,)] = "constexpr", value
+        else:
+            signature[name] = _describe(value, (position,), constants, attributes)
+    source = ASTSource(call.kernel, signature, constants, attributes)
+    compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=call.options)
+    registers, stack = _resources(compiled.asm["cubin"])
+    matrix = re.search(r"\b(mma\.sync|wgmma\.mma_async|tcgen05\.mma)", compiled.asm["ptx"])
+    return Binary(call.kernel.__name__, registers, stack, compiled.metadata.shared, matrix is not None)
+
+
+def _resources(cubin: bytes) -> tuple[int, int]:
+    """Registers and stack bytes per thread, from the binary itself."""
+    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+    path = Path(triton.knobs.cache.dir) / "plr_kernels_resources.cubin"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(cubin)
+    usage = subprocess.run([tool, "-res-usage", path], capture_output=True, text=True, check=True).stdout
+    registers, stack = re.search(r"REG:(\d+) STACK:(\d+)", usage).groups()
+    return int(registers), int(stack)

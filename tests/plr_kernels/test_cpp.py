@@ -1,0 +1,261 @@
+"""The C++ backend: every instruction set, every way its blocks can end, any number of threads."""
+
+import pytest
+import torch
+
+pytest.importorskip("plr_kernels._cpp", reason="the extension is not built")
+
+from plr_kernels import extension, info_nce, linear_cross_entropy, pairwise_kl, use_backend
+from tests.plr_kernels.harness import (
+    DTYPES,
+    INFO_NCE,
+    LINEAR_CROSS_ENTROPY,
+    PAIRWISE_KL,
+    assert_accurate,
+    evaluate,
+    make_case,
+)
+
+OPERATORS = (PAIRWISE_KL, INFO_NCE, LINEAR_CROSS_ENTROPY)
+INSTRUCTION_SETS = [name for name in ("avx512", "avx2", "generic") if extension._cpp.instruction_set(name)]
+
+for_every_operator = pytest.mark.parametrize("operator", OPERATORS, ids=lambda operator: operator.name)
+
+
+@pytest.fixture(autouse=True)
+def _on_cpp():
+    with use_backend("cpp"):
+        yield
+
+
+@pytest.fixture
+def _threads_restored():
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+def check(operator, dtype=torch.float32, **sizes):
+    case = make_case(operator, operator.large | sizes, dtype=dtype)
+    assert_accurate(evaluate(operator.public, case), operator, case)
+
+
+# ------------------------------------------------------------------------------------------ instruction sets
+
+
+@for_every_operator
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("instruction_set", INSTRUCTION_SETS)
+def test_every_instruction_set(monkeypatch, operator, dtype, instruction_set):
+    monkeypatch.setattr(extension, "_instruction_set", instruction_set)
+    check(operator, dtype)
+    check(operator, dtype, dim=37)
+    if operator is not PAIRWISE_KL:
+        check(operator, dtype, temperature=0.02)
+
+
+@pytest.mark.parametrize("instruction_set", INSTRUCTION_SETS)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_half_precision_is_rounded_as_torch_rounds(monkeypatch, instruction_set, dtype):
+    """The gradient of one state's score is its item: any number goes in, and comes out rounded."""
+    monkeypatch.setattr(extension, "_instruction_set", instruction_set)
+    numbers = torch.cat([torch.randn(2000) * 2.0**power for power in range(-30, 15)])
+    items = numbers.to(dtype).reshape(-1, 5)[None]
+    items = torch.cat([torch.zeros_like(items), items]).transpose(0, 1)  # [cases, V = 2, D = 5]
+    for table in items[::97]:
+        states = torch.zeros(1, 5, dtype=dtype, requires_grad=True)
+        # With logits 0 and 0 the gradient is (items[0] − items[1]) / 2 times the weight.
+        loss = linear_cross_entropy(states, table, torch.tensor([0]), reduction="sum")
+        (gradient,) = torch.autograd.grad(loss * 0.75, states)
+        assert torch.equal(gradient[0], (table[1].float() * 0.375).to(dtype))
+
+
+@pytest.mark.parametrize("instruction_set", INSTRUCTION_SETS)
+def test_exponentials_are_right_to_the_last_bits(monkeypatch, instruction_set):
+    """With state 1 and items x, the gradient of item v is its probability: ratios of two are exponentials."""
+    monkeypatch.setattr(extension, "_instruction_set", instruction_set)
+    logits = torch.linspace(-1, 0, 4001)[:, None].requires_grad_()
+    loss = linear_cross_entropy(torch.ones(1, 1), logits, torch.tensor([0]), reduction="sum")
+    (gradient,) = torch.autograd.grad(loss, logits)
+    ratios = gradient[1:].double() / gradient[-1].double()
+    torch.testing.assert_close(ratios, logits.detach()[1:].double().exp(), rtol=3e-7, atol=0)
+    # Far below the largest, down to where float32 has no normal numbers.
+    logits = torch.linspace(-100, 0, 4001)[:, None].requires_grad_()
+    (gradient,) = torch.autograd.grad(linear_cross_entropy(torch.ones(1, 1), logits, torch.tensor([4000])), logits)
+    probabilities = logits.detach()[:, 0].double().softmax(0)
+    normal = probabilities[:-1] > 1e-37
+    torch.testing.assert_close(gradient[:-1, 0][normal].double(), probabilities[:-1][normal], rtol=2e-5, atol=0)
+    assert (gradient[:-1, 0][probabilities[:-1] < 1e-39] == 0).all()
+
+
+def test_unknown_instruction_set():
+    assert extension._cpp.instruction_set("sse9") is None
+    assert extension._cpp.instruction_set("auto") == INSTRUCTION_SETS[0]
+
+
+# ------------------------------------------------------------------------------------------ sizes
+
+
+@pytest.mark.parametrize("batch", [1, 15, 16, 17, 33])
+@pytest.mark.parametrize("group", [2, 3, 5, 16, 17])
+def test_groups_of_any_size(group, batch):
+    check(PAIRWISE_KL, group=group, batch=batch, vocabulary=101, dim=9)
+    check(PAIRWISE_KL, group=group, batch=batch, vocabulary=101, dim=9, detach_reference=True)
+
+
+@for_every_operator
+@pytest.mark.parametrize("dim", [1, 15, 16, 17, 31, 32, 33, 48, 255, 256, 257, 600])
+def test_any_dimension(operator, dim):
+    check(operator, dim=dim)
+
+
+@pytest.mark.parametrize("operator", [PAIRWISE_KL, LINEAR_CROSS_ENTROPY], ids=lambda operator: operator.name)
+@pytest.mark.parametrize("vocabulary", [1, 2, 23, 24, 25, 95, 96, 97, 3073])
+def test_any_number_of_items(operator, vocabulary):
+    check(operator, vocabulary=vocabulary, dim=7)
+
+
+@pytest.mark.parametrize("rows", [1, 31, 32, 33, 255, 256, 257, 2047, 2048, 2049, 4200])
+def test_any_number_of_rows(rows):
+    check(LINEAR_CROSS_ENTROPY, rows=rows, vocabulary=211, dim=5)
+
+
+@pytest.mark.parametrize("batch", [1, 2, 24, 25, 31, 33, 96, 770])
+@pytest.mark.parametrize("temperature", [1.0, 0.07, 0.028])
+def test_any_batch_of_views(batch, temperature):
+    check(INFO_NCE, batch=batch, dim=6, temperature=temperature)
+
+
+def test_groups_beyond_one_stretch_of_states():
+    check(PAIRWISE_KL, batch=701, group=4, vocabulary=211, dim=5)
+
+
+@for_every_operator
+def test_rows_of_a_wider_matrix(operator):
+    """A slice of columns is read in place, its rows apart by more than their length."""
+    case = make_case(operator, operator.large)
+    for name, tensor in case.tensors.items():
+        wider = tensor.new_full((*tensor.shape[:-1], tensor.shape[-1] + 3), torch.nan)
+        wider[..., :-3] = tensor
+        case.tensors[name] = wider[..., :-3]
+    assert_accurate(evaluate(operator.public, case), operator, case)
+
+
+def test_more_scores_than_32_bits_count():
+    rows, vocabulary = 66_000, 33_000
+    assert rows * vocabulary > 2**31
+    generator = torch.Generator().manual_seed(0)
+    items = torch.randn(vocabulary, 1, generator=generator)
+    states = torch.ones(rows, 1)
+    targets = torch.full((rows,), vocabulary - 1)
+    leaves = [states.requires_grad_(), items.requires_grad_()]
+    losses = linear_cross_entropy(*leaves, targets, reduction="none")
+    state_gradient, item_gradient = torch.autograd.grad(losses.sum(), leaves)
+    exact = items.detach().double()[:, 0].requires_grad_()
+    loss = exact.logsumexp(0) - exact[-1]
+    (gradient,) = torch.autograd.grad(loss, exact)
+    torch.testing.assert_close(losses.double(), loss.detach().expand(rows), rtol=1e-5, atol=0)
+    torch.testing.assert_close(item_gradient[:, 0].double(), rows * gradient, rtol=1e-4, atol=0)
+    # d loss / d state = Σ p · item − item of the target
+    expected = ((gradient * exact.detach()).sum()).expand(rows, 1)
+    torch.testing.assert_close(state_gradient.double(), expected, rtol=1e-4, atol=1e-5)
+
+
+# ------------------------------------------------------------------------------------------ threads
+
+
+@for_every_operator
+@pytest.mark.usefixtures("_threads_restored")
+def test_the_number_of_threads_changes_no_bit(operator):
+    sizes = {"rows": 900, "batch": 300 if operator is PAIRWISE_KL else 900, "vocabulary": 5003, "dim": 40, "group": 3}
+    sizes = {name: sizes.get(name, size) for name, size in operator.large.items()}
+    case = make_case(operator, sizes)
+    results = []
+    for threads in (1, 2, 3, 7):
+        torch.set_num_threads(threads)
+        results.append(evaluate(operator.public, case))
+    for other in results[1:]:
+        for name, result in other.items():
+            assert torch.equal(result, results[0][name]), name
+
+
+def test_denormal_numbers_are_left_to_others():
+    """Numbers below 1e-38 count as zero inside the kernels only."""
+    check(LINEAR_CROSS_ENTROPY)
+    assert (torch.tensor([1e-40]) * torch.tensor([0.5])).item() != 0
+
+
+# ------------------------------------------------------------------------------------------ values
+
+
+@pytest.mark.parametrize("instruction_set", INSTRUCTION_SETS)
+def test_not_a_number_stays_where_it_is(monkeypatch, instruction_set):
+    monkeypatch.setattr(extension, "_instruction_set", instruction_set)
+    states, items = torch.randn(5, 8), torch.randn(40, 8)
+    targets = torch.tensor([3, 7, -100, 39, 0])
+    expected = linear_cross_entropy(states, items, targets, reduction="none")
+    states[1, 3] = torch.nan
+    states[2] = torch.nan  # not counted: of no consequence
+    states[3, 0] = torch.inf
+    losses = linear_cross_entropy(states, items, targets, reduction="none")
+    assert losses.isnan().tolist() == [False, True, False, True, False]
+    assert torch.equal(losses[[0, 2, 4]], expected[[0, 2, 4]])
+    assert pairwise_kl(states[None, :2], items).isnan()
+    assert info_nce(states[None], states.flip(0)[None], temperature=0.5).isnan()
+    assert info_nce(states[None], states.flip(0)[None], temperature=0.01).isnan()
+
+
+def test_small_losses_are_as_accurate_as_large_ones():
+    """Where the positive wins by far, a loss of 1e-5 must not drown in the rounding of the scores."""
+    view = torch.eye(8)[None] + 0.01
+    loss = info_nce(view, view, temperature=0.08)
+    with use_backend("reference"):
+        exact = info_nce(view.double(), view.double(), temperature=0.08)
+    assert 1e-6 < exact.item() < 1e-3
+    torch.testing.assert_close(loss.double(), exact, rtol=1e-4, atol=0)
+    states = 5 * torch.eye(8) + 0.01
+    loss = linear_cross_entropy(states, states, torch.arange(8))
+    exact = linear_cross_entropy_in_float64(states, torch.arange(8))
+    assert 1e-12 < exact.item() < 1e-3
+    torch.testing.assert_close(loss.double(), exact, rtol=1e-2, atol=torch.finfo(torch.float32).eps)
+
+
+def linear_cross_entropy_in_float64(states, targets):
+    with use_backend("reference"):
+        return linear_cross_entropy(states.double(), states.double(), targets)
+
+
+def test_target_outside_the_items_raises_without_the_public_checks():
+    targets = torch.tensor([0, 7])
+    with pytest.raises(ValueError, match=r"targets must be in \[0, V\) or ignore_index \(V=7\), got 7"):
+        torch.ops.plr_kernels.linear_cross_entropy_forward(
+            torch.randn(2, 3), torch.randn(7, 3), targets, 1.0, -100, "cpp"
+        )
+
+
+# ------------------------------------------------------------------------------------------ registration
+
+
+@for_every_operator
+def test_opcheck(operator):
+    case = make_case(operator, operator.small)
+    tensors = [tensor.requires_grad_() for tensor in case.tensors.values()]
+    if operator is LINEAR_CROSS_ENTROPY:
+        tensors.append(case.options["targets"])
+    between = {"pairwise_kl": (True,), "info_nce": (), "linear_cross_entropy": (-100,)}[operator.name]
+    ops = torch.ops.plr_kernels
+    forward = getattr(ops, f"{operator.name}_forward").default
+    torch.library.opcheck(forward, (*tensors, 0.7, *between, "cpp"))
+    output, statistics = (result.detach() for result in forward(*tensors, 0.7, *between, "cpp"))
+    backward = getattr(ops, f"{operator.name}_backward").default
+    tensors = [torch.ones_like(output), *(tensor.detach() for tensor in tensors), statistics]
+    for needs in ((True, True), (True, False), (False, True)):
+        torch.library.opcheck(backward, (*tensors, 0.7, *between, *needs, "cpp"))
+
+
+def test_compiles_with_inductor():
+    operator = LINEAR_CROSS_ENTROPY
+    case = make_case(operator, operator.large)
+    compiled = torch.compile(operator.public, fullgraph=True)
+    for name, result in evaluate(compiled, case).items():
+        torch.testing.assert_close(result, evaluate(operator.public, case)[name], msg=name)

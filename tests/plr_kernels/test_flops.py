@@ -1,0 +1,49 @@
+"""FlopCounterMode sees the fused operators: counted on the meta device by their fake implementations' shapes."""
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+import plr_kernels  # noqa: F401, registers the operators
+
+
+def meta(*shape):
+    return torch.empty(shape, device="meta")
+
+
+def counted(operator, *arguments):
+    with FlopCounterMode(display=False) as counter:
+        getattr(torch.ops.plr_kernels, operator)(*arguments)
+    return counter.get_total_flops()
+
+
+ROWS, ITEMS, DIM = 12, 7, 5
+PRODUCT = 2 * ROWS * ITEMS * DIM
+
+
+@pytest.mark.parametrize(("needs", "products"), [((True, True), 3), ((False, True), 2)])
+def test_losses(needs, products):
+    states, items, targets = meta(ROWS, DIM), meta(ITEMS, DIM), meta(ROWS).long()
+    groups = states.view(3, 4, DIM)
+    view1, view2 = meta(2, 6, DIM), meta(2, 6, DIM)
+    with torch._subclasses.FakeTensorMode(allow_non_fake_inputs=True):
+        assert counted("pairwise_kl_forward", groups, items, 1.0, False, "triton") == PRODUCT
+        assert counted("linear_cross_entropy_forward", states, items, targets, 1.0, -100, "triton") == PRODUCT
+        assert counted("info_nce_forward", view1, view2, 1.0, "triton") == 2 * 2 * 6 * 6 * DIM
+        assert counted("top_items_forward", states, items, 3, None, "triton") == PRODUCT
+        arguments = (groups, items, meta(3, 3, 4), 1.0, False)
+        assert counted("pairwise_kl_backward", meta(), *arguments, *needs, "triton") == products * PRODUCT
+        arguments = (states, items, targets, meta(2, ROWS), 1.0, -100)
+        assert (
+            counted("linear_cross_entropy_backward", meta(ROWS), *arguments, *needs, "triton") == products * PRODUCT
+        )
+
+
+def test_stream_attention():
+    query, prefix, own = meta(2, 3, 4, DIM), meta(2, 3, 6, DIM), meta(2, 3, 4, 1, DIM)
+    product = 2 * 2 * 3 * 4 * (6 + 1) * DIM
+    tensors = (query, prefix, prefix, own, own)
+    with torch._subclasses.FakeTensorMode(allow_non_fake_inputs=True):
+        assert counted("stream_attention_forward", *tensors, None, None, 1.0, 0.0, "triton") == 2 * product
+        arguments = (*tensors, None, None, query, meta(2, 3, 4), 1.0, 0.0, [True] * 5, "triton")
+        assert counted("stream_attention_backward", query, *arguments) == 5 * product

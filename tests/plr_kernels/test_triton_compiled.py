@@ -1,0 +1,88 @@
+"""Every Triton kernel, compiled ahead of time for A100, H100 and B200 at the sizes of the paper, and its binary read.
+
+No GPU is needed: the compiler and the assembler come with Triton.
+"""
+
+import functools
+
+import pytest
+import torch
+
+pytest.importorskip("triton")
+
+from plr_kernels.backend import TRITON_INTERPRETED, fused_module
+from tests.plr_kernels.ahead_of_time import SHARED_MEMORY, compile_launch, recorded_launches
+
+pytestmark = pytest.mark.skipif(TRITON_INTERPRETED, reason="under TRITON_INTERPRET=1 nothing is compiled")
+
+# What these kernels do per row is small: no product of matrices.
+WITHOUT_PRODUCTS = {"_merge_kernel", "_loss_kernel", "_view_gradient_kernel"}
+
+
+def meta(*shape, dtype=torch.bfloat16):
+    return torch.empty(shape, dtype=dtype, device="meta")
+
+
+def stream_attention(streams=4, dim=128, prefix=50, dtype=torch.bfloat16):
+    kernels = fused_module("stream_attention", "triton")
+    query, shared, own = (meta(2048, 2, *sizes, dim, dtype=dtype) for sizes in ((streams,), (prefix,), (streams, 3)))
+    lengths, seed = meta(2048, dtype=torch.int64), meta(dtype=torch.int64)
+    output, log_sums = kernels.forward(query, shared, shared, own, own, lengths, 0.1, 0.3, seed)
+    kernels.backward(output, query, shared, shared, own, own, lengths, seed, output, log_sums, 0.1, 0.3, [True] * 5)
+
+
+def pairwise_kl(group=4, dim=256, dtype=torch.bfloat16):
+    kernels = fused_module("pairwise_kl", "triton")
+    states, items = meta(2048, group, dim, dtype=dtype), meta(88001, dim, dtype=dtype)
+    loss, statistics = kernels.forward(states, items, 1.0)
+    kernels.backward(loss, states, items, statistics, 1.0, False, True, True)
+
+
+def linear_cross_entropy(dim=256, dtype=torch.bfloat16):
+    kernels = fused_module("linear_cross_entropy", "triton")
+    states, items, targets = meta(2048, dim, dtype=dtype), meta(88001, dim, dtype=dtype), meta(2048, dtype=torch.int64)
+    losses, statistics = kernels.forward(states, items, targets, 1.0, -100)
+    kernels.backward(losses, states, items, targets, statistics, 1.0, -100, True, True)
+
+
+def info_nce(dim=256, dtype=torch.bfloat16):
+    kernels = fused_module("info_nce", "triton")
+    view = meta(4, 2048, dim, dtype=dtype)
+    loss, statistics = kernels.forward(view, view, 1.0)
+    kernels.backward(loss, view, view, statistics, 1.0, True, False)
+
+
+def top_items(k=20, dim=256, dtype=torch.bfloat16):
+    kernels = fused_module("top_items", "triton")
+    kernels.forward(meta(2048, dim, dtype=dtype), meta(88001, dim, dtype=dtype), k, meta(2048, 50, dtype=torch.int64))
+
+
+CASES = [
+    *(
+        (run, capability)
+        for run in (stream_attention, pairwise_kl, linear_cross_entropy)
+        for capability in (80, 90, 100)
+    ),
+    *((run, 90) for run in (info_nce, top_items)),
+    (functools.partial(stream_attention, dim=64, prefix=200, streams=8), 90),
+    (functools.partial(pairwise_kl, group=25), 90),
+]
+
+
+def describe(value):
+    function = getattr(value, "func", value)
+    options = getattr(value, "keywords", {})
+    return "-".join([getattr(function, "__name__", f"sm_{value}"), *(f"{k}={v}" for k, v in options.items())])
+
+
+@pytest.mark.parametrize(("run", "capability"), CASES, ids=describe)
+def test_binary(run, capability):
+    with recorded_launches(capability) as launches:
+        run()
+    assert launches
+    for launch in launches:
+        binary = compile_launch(launch, capability)
+        assert binary.registers <= 255, binary
+        assert binary.stack == 0, binary
+        assert binary.shared <= SHARED_MEMORY[capability], binary
+        assert binary.has_matrix_instructions == (binary.name not in WITHOUT_PRODUCTS), binary

@@ -1,0 +1,40 @@
+"""The "triton" backend's results without a GPU: this package's own tests, run by Triton's interpreter.
+
+The interpreter is chosen when Triton is imported, hence a process of its own. Left to a GPU are what repeats a
+computation already checked here (the same bits, autocast, compilation: the interpreter takes seconds for each).
+"""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from plr_kernels.backend import TRITON_INTERPRETED
+
+pytest.importorskip("triton")
+
+HERE = Path(__file__).parent
+FILES = [
+    "test_parity.py",
+    "test_stream_attention.py",
+    "test_pairwise_kl.py",
+    "test_linear_cross_entropy.py",
+    "test_info_nce.py",
+    "test_top_items.py",
+    "test_triton_registration.py",
+]
+LEFT_TO_A_GPU = (
+    "autocast or for_all_shapes or same_bits or (only_where_asked and stream) or unbiased or padding_reaches"
+    " or accurate_as_a_product or first_ids"
+)
+
+
+@pytest.mark.skipif(TRITON_INTERPRETED, reason="runs tests in such a process, and is in one")
+def test_under_the_interpreter():
+    environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
+    selection = f"(triton-cpu or registration) and not ({LEFT_TO_A_GPU})"
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *FILES, "-k", selection]
+    result = subprocess.run(command, cwd=HERE, env=environment, capture_output=True, text=True)
+    assert result.returncode == 0, result.stdout[-8000:] + result.stderr[-2000:]

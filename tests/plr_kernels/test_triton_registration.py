@@ -1,0 +1,110 @@
+"""The "triton" backend as torch.library operators, and its limits: run under TRITON_INTERPRET=1, or on a GPU."""
+
+import pytest
+import torch
+
+from plr_kernels import launch, pairwise_kl, top_items, use_backend
+from plr_kernels.backend import TRITON_INTERPRETED, runnable_backends
+from tests.plr_kernels.harness import (
+    INFO_NCE,
+    LINEAR_CROSS_ENTROPY,
+    OPERATORS,
+    PAIRWISE_KL,
+    STREAM_ATTENTION,
+    assert_accurate,
+    evaluate,
+    make_case,
+)
+
+pytestmark = pytest.mark.skipif("triton" not in runnable_backends(), reason="needs a GPU or TRITON_INTERPRET=1")
+DEVICE = "cpu" if TRITON_INTERPRETED else "cuda"
+
+ARGUMENTS = {
+    "stream_attention": lambda case: (case.options["prefix_lengths"], case.options["seed"], 0.5, 0.3),
+    "pairwise_kl": lambda case: (0.7, True),
+    "info_nce": lambda case: (0.7,),
+    "linear_cross_entropy": lambda case: (case.options["targets"], 0.7, -100),
+}
+
+
+@pytest.mark.parametrize("operator", OPERATORS, ids=lambda operator: operator.name)
+def test_opcheck(operator):
+    case = make_case(operator, operator.small, device=DEVICE)
+    tensors = [tensor.requires_grad_() for tensor in case.tensors.values()]
+    overload = getattr(torch.ops.plr_kernels, operator.name + "_forward").default
+    torch.library.opcheck(overload, (*tensors, *ARGUMENTS[operator.name](case), "triton"))
+
+
+def test_opcheck_of_top_items():
+    exclude = torch.tensor([[0, -1], [2, 3]], device=DEVICE)
+    states, items = torch.randn(2, 3, device=DEVICE), torch.randn(7, 3, device=DEVICE)
+    torch.library.opcheck(torch.ops.plr_kernels.top_items_forward.default, (states, items, 3, exclude, "triton"))
+
+
+@pytest.mark.parametrize("operator", OPERATORS, ids=lambda operator: operator.name)
+def test_compiles_into_one_graph(operator):
+    case = make_case(operator, operator.small, device=DEVICE)
+    compiled = torch.compile(operator.public, fullgraph=True, dynamic=True, backend="aot_eager")
+    with use_backend("triton"):
+        assert_accurate(evaluate(compiled, case), operator, case)
+
+
+LARGE = [
+    (PAIRWISE_KL, {"batch": 3, "group": 33, "vocabulary": 150, "dim": 70, "temperature": 1.0}),
+    (PAIRWISE_KL, {"batch": 70, "group": 3, "vocabulary": 200, "dim": 20, "temperature": 1.0}),
+    (LINEAR_CROSS_ENTROPY, {"rows": 300, "vocabulary": 300, "dim": 20, "temperature": 1.0, "ignored": 0.1}),
+    (INFO_NCE, {"groups": 2, "batch": 150, "dim": 70, "temperature": 0.2}),
+    (STREAM_ATTENTION, {"batch": 1, "heads": 1, "streams": 9, "prefix": 70, "own": 1, "dim": 20}),
+]
+OPTIONS = {
+    "pairwise_kl": {"detach_reference": True},
+    "linear_cross_entropy": {"reduction": "mean"},
+    "info_nce": {},
+    "stream_attention": {"lengths": torch.int32, "scale": None, "dropout_p": 0.0},
+}
+
+
+@pytest.mark.parametrize(("operator", "sizes"), LARGE, ids=lambda value: getattr(value, "name", ""))
+def test_several_blocks_along_every_dimension(operator, sizes):
+    case = make_case(operator, {**sizes, **OPTIONS[operator.name]}, device=DEVICE)
+    with use_backend("triton"):
+        assert_accurate(evaluate(operator.public, case), operator, case)
+
+
+@pytest.mark.parametrize("operator", [PAIRWISE_KL, LINEAR_CROSS_ENTROPY], ids=lambda operator: operator.name)
+def test_all_logits_far_below_zero(operator):
+    """Scores of items that do not exist, which fill up a tile, are 0: far above those that do."""
+    case = make_case(operator, operator.small, device=DEVICE)
+    case.tensors["states"].abs_().add_(10)
+    case.tensors["items"].abs_().add_(10).neg_()
+    with use_backend("triton"):
+        results = evaluate(operator.public, case)
+    assert all(result.isfinite().all() for result in results.values())
+
+
+def test_all_similarities_far_below_zero():
+    case = make_case(INFO_NCE, {"groups": 2, "batch": 1, "dim": 3, "temperature": 0.004}, device=DEVICE)
+    case.tensors["view2"] = -case.tensors["view1"]
+    with use_backend("triton"):
+        assert_accurate(evaluate(INFO_NCE.public, case), INFO_NCE, case)
+
+
+def test_more_states_than_a_tile_holds():
+    with use_backend("triton"), pytest.raises(ValueError, match=r"states must have at most N=128 .* got N=129"):
+        pairwise_kl(torch.zeros(1, 129, 4, device=DEVICE), torch.zeros(5, 4, device=DEVICE))
+
+
+def test_longer_lists_than_registers_hold():
+    states, items = torch.randn(2, 3, device=DEVICE), torch.randn(200, 3, device=DEVICE)
+    with use_backend("reference"):
+        expected = top_items(states, items, 150)
+    with use_backend("triton"):
+        scores, ids = top_items(states, items, 150)
+    assert torch.equal(ids, expected[1])
+    assert torch.equal(scores, expected[0])
+
+
+@pytest.mark.parametrize(("loop_blocks", "owners"), [(1, 1), (7, 1), (1000, 1), (1000, 3), (5, 10**6)])
+def test_split_covers_the_loop(loop_blocks, owners):
+    per_part, parts = launch.split(loop_blocks, owners, 100)
+    assert (parts - 1) * per_part < loop_blocks <= parts * per_part
