@@ -472,6 +472,8 @@ def backward(
     batch, group, dim = states.shape
     vocabulary = items.shape[0]
     states_gradient, items_gradient = new_gradient(states, needs_states), new_gradient(items, needs_items)
+    if vocabulary == 1:  # the only item has probability 1 whatever its score, which the kernels know up to rounding
+        return states_gradient.zero_(), items_gradient.zero_()
     # A probability of 1/V is subnormal in float16: held in larger units, which a factor of at most 1 cannot
     # overflow, and a divergence, some ten units of logit, hardly.
     units = 1 if states.dtype != torch.float16 else 64 if targets is None else 1024

@@ -86,7 +86,6 @@ def _backward(
     stream_value: Tensor,
     prefix_lengths: Tensor | None,
     seed: Tensor | None,
-    output: Tensor,
     log_sums: Tensor,
     scale: float,
     dropout_p: float,
@@ -103,7 +102,6 @@ def _backward(
         stream_value,
         prefix_lengths,
         seed,
-        output,
         log_sums,
         scale,
         dropout_p,
@@ -121,7 +119,6 @@ def _(
     stream_value,
     prefix_lengths,
     seed,
-    output,
     log_sums,
     scale,
     dropout_p,
@@ -136,7 +133,7 @@ def _(
 
 def _save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
     *tensors, ctx.scale, ctx.dropout_p, ctx.backend = inputs
-    ctx.save_for_backward(*tensors, *output)
+    ctx.save_for_backward(*tensors, output[1])
     ctx.mark_non_differentiable(output[1])
 
 

@@ -150,7 +150,6 @@ def _forward_kernel(
 def _load_streams(
     query,
     query_strides,
-    output,
     output_gradient,
     output_gradient_strides,
     log_sums,
@@ -161,25 +160,22 @@ def _load_streams(
     streams,
     columns,
     mask,
-    D: tl.constexpr,
 ):
-    """Of a block of streams: queries, the output's gradient, log2 of the softmax' sum, and Σ gradient · output."""
+    """Of a block of streams: queries, the output's gradient, and log2 of the softmax' sum."""
     base = query + batch * query_strides[0] + head * query_strides[1]
     q = load_tile(base, streams, query_strides[2], columns, query_strides[3], mask)
     base = output_gradient + batch * output_gradient_strides[0] + head * output_gradient_strides[1]
     do = load_tile(base, streams, output_gradient_strides[2], columns, output_gradient_strides[3], mask)
-    o = load_tile(output + pair * M * D, streams, D, columns, 1, mask)
     # A row beyond M gets probability 2^−inf = 0 everywhere.
     log_sum = tl.load(log_sums + pair * M + streams, mask=streams < M, other=float("inf"))
-    return q, do, log_sum, tl.sum(do.to(tl.float32) * o.to(tl.float32), 1)
+    return q, do, log_sum
 
 
 @triton.jit
-def _prefix_gradients(
+def _prefix_weights(
     q,
     do,
     log_sum,
-    delta,
     k,
     v,
     scale,
@@ -192,7 +188,7 @@ def _prefix_gradients(
     PRECISION: tl.constexpr,
     BLOCK_P: tl.constexpr,
 ):
-    """The weights of the values and the gradient by the products q·k, over the scale: both [BLOCK_M, BLOCK_P]."""
+    """Probabilities, what the values are multiplied by, and the probabilities' gradient: each [BLOCK_M, BLOCK_P]."""
     scores = tl.dot(q, tl.trans(k), input_precision=PRECISION) * scale
     weights = tl.where(inside[None, :], tl.exp2(scores - log_sum[:, None]), 0.0)
     weights_gradient = tl.dot(do, tl.trans(v), input_precision=PRECISION)
@@ -201,7 +197,20 @@ def _prefix_gradients(
         keep = _prefix_keep(seed, rows, start, threshold, inverse_keep, BLOCK_P)
         kept = weights * keep
         weights_gradient *= keep
-    return kept.to(v.dtype), (weights * (weights_gradient - delta[:, None])).to(k.dtype)
+    return weights, kept, weights_gradient
+
+
+@triton.jit
+def _own_weights(q, do, log_sum, k, v, scale, rows, entry, seed, threshold, inverse_keep):
+    """The same for each stream's own entry number `entry`: each [BLOCK_M]."""
+    weights = tl.exp2(tl.sum(q.to(tl.float32) * k, 1) * scale - log_sum)
+    weights_gradient = tl.sum(do.to(tl.float32) * v, 1)
+    kept = weights
+    if seed is not None:
+        keep = _own_keep(seed, rows, entry, threshold, inverse_keep)
+        kept = weights * keep
+        weights_gradient *= keep
+    return weights, kept, weights_gradient
 
 
 @triton.jit
@@ -221,8 +230,8 @@ def _backward_kernel(
     seed,
     threshold,
     inverse_keep,
-    output,
     log_sums,
+    deltas,
     output_gradient,
     output_gradient_strides,
     query_gradient,
@@ -245,7 +254,9 @@ def _backward_kernel(
 ):
     """Gradients of one block of streams, and of the prefix too where that block is all streams (PREFIX).
 
-    A gradient that is None is not wanted.
+    A gradient that is None is not wanted. A first pass sums δ = Σ p · (gradient by p), which is Σ output · its gradient
+    too; summed from the very terms that it is subtracted from, it cancels exactly where a single entry has all the
+    weight. The second pass finds keys and values in the cache.
     """
     pair = tl.program_id(0).to(tl.int64)
     batch, head = pair // H, pair % H
@@ -253,10 +264,9 @@ def _backward_kernel(
     columns = tl.arange(0, BLOCK_D)
     mask = (streams < M)[:, None] & (columns < D)[None, :]
     rows = pair * M + streams
-    q, do, log_sum, delta = _load_streams(
+    q, do, log_sum = _load_streams(
         query,
         query_strides,
-        output,
         output_gradient,
         output_gradient_strides,
         log_sums,
@@ -267,16 +277,48 @@ def _backward_kernel(
         streams,
         columns,
         mask,
-        D,
     )
     length = P
     if lengths is not None:
         length = tl.load(lengths + batch * lengths_stride).to(tl.int32)
 
+    key_base = prefix_key + batch * prefix_key_strides[0] + head * prefix_key_strides[1]
+    value_base = prefix_value + batch * prefix_value_strides[0] + head * prefix_value_strides[1]
+    delta = tl.zeros([BLOCK_M], tl.float32)
+    for start in range(0, length, BLOCK_P):
+        entries = start + tl.arange(0, BLOCK_P)
+        inside = (entries < length)[:, None] & (columns < D)[None, :]
+        k = load_tile(key_base, entries, prefix_key_strides[2], columns, prefix_key_strides[3], inside)
+        v = load_tile(value_base, entries, prefix_value_strides[2], columns, prefix_value_strides[3], inside)
+        weights, _, weights_gradient = _prefix_weights(
+            q,
+            do,
+            log_sum,
+            k,
+            v,
+            scale,
+            entries < length,
+            rows,
+            start,
+            seed,
+            threshold,
+            inverse_keep,
+            PRECISION,
+            BLOCK_P,
+        )
+        delta += tl.sum(weights * weights_gradient, 1)
+    for entry in range(0, S):
+        k = _load_own(stream_key, batch, head, streams, entry, stream_key_strides, columns, mask)
+        v = _load_own(stream_value, batch, head, streams, entry, stream_value_strides, columns, mask)
+        weights, _, weights_gradient = _own_weights(
+            q, do, log_sum, k, v, scale, rows, entry, seed, threshold, inverse_keep
+        )
+        delta += weights * weights_gradient
+    if deltas is not None:
+        tl.store(deltas + rows, delta, mask=streams < M)
+
     dq = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
     if PREFIX or query_gradient is not None:
-        key_base = prefix_key + batch * prefix_key_strides[0] + head * prefix_key_strides[1]
-        value_base = prefix_value + batch * prefix_value_strides[0] + head * prefix_value_strides[1]
         end = length
         if PREFIX:
             end = P  # what lies beyond the length gets zeros
@@ -285,11 +327,10 @@ def _backward_kernel(
             inside = (entries < length)[:, None] & (columns < D)[None, :]
             k = load_tile(key_base, entries, prefix_key_strides[2], columns, prefix_key_strides[3], inside)
             v = load_tile(value_base, entries, prefix_value_strides[2], columns, prefix_value_strides[3], inside)
-            kept, ds = _prefix_gradients(
+            weights, kept, weights_gradient = _prefix_weights(
                 q,
                 do,
                 log_sum,
-                delta,
                 k,
                 v,
                 scale,
@@ -302,6 +343,7 @@ def _backward_kernel(
                 PRECISION,
                 BLOCK_P,
             )
+            ds = (weights * (weights_gradient - delta[:, None])).to(k.dtype)
             dq = tl.dot(ds, k, acc=dq, input_precision=PRECISION)
             if PREFIX:
                 offsets = (pair * P + entries)[:, None] * D + columns[None, :]
@@ -310,19 +352,15 @@ def _backward_kernel(
                     dk = tl.dot(tl.trans(ds), q, input_precision=PRECISION) * gradient_scale
                     tl.store(prefix_key_gradient + offsets, dk.to(k.dtype), mask=within)
                 if prefix_value_gradient is not None:
-                    dv = tl.dot(tl.trans(kept), do, input_precision=PRECISION)
+                    dv = tl.dot(tl.trans(kept.to(v.dtype)), do, input_precision=PRECISION)
                     tl.store(prefix_value_gradient + offsets, dv.to(v.dtype), mask=within)
 
     for entry in range(0, S):
         k = _load_own(stream_key, batch, head, streams, entry, stream_key_strides, columns, mask)
         v = _load_own(stream_value, batch, head, streams, entry, stream_value_strides, columns, mask)
-        weights = tl.exp2(tl.sum(q.to(tl.float32) * k, 1) * scale - log_sum)
-        weights_gradient = tl.sum(do.to(tl.float32) * v, 1)
-        kept = weights
-        if seed is not None:
-            keep = _own_keep(seed, rows, entry, threshold, inverse_keep)
-            kept = weights * keep
-            weights_gradient *= keep
+        weights, kept, weights_gradient = _own_weights(
+            q, do, log_sum, k, v, scale, rows, entry, seed, threshold, inverse_keep
+        )
         ds = weights * (weights_gradient - delta)
         dq += ds[:, None] * k
         offsets = (rows * S + entry)[:, None] * D + columns[None, :]
@@ -351,8 +389,8 @@ def _prefix_backward_kernel(
     seed,
     threshold,
     inverse_keep,
-    output,
     log_sums,
+    deltas,
     output_gradient,
     output_gradient_strides,
     prefix_key_gradient,
@@ -387,10 +425,9 @@ def _prefix_backward_kernel(
     for first in range(0, M, BLOCK_M):
         streams = first + tl.arange(0, BLOCK_M)
         mask = (streams < M)[:, None] & (columns < D)[None, :]
-        q, do, log_sum, delta = _load_streams(
+        q, do, log_sum = _load_streams(
             query,
             query_strides,
-            output,
             output_gradient,
             output_gradient_strides,
             log_sums,
@@ -401,13 +438,12 @@ def _prefix_backward_kernel(
             streams,
             columns,
             mask,
-            D,
         )
-        kept, ds = _prefix_gradients(
+        delta = tl.load(deltas + pair * M + streams, mask=streams < M, other=0.0)
+        weights, kept, weights_gradient = _prefix_weights(
             q,
             do,
             log_sum,
-            delta,
             k,
             v,
             scale,
@@ -420,8 +456,9 @@ def _prefix_backward_kernel(
             PRECISION,
             BLOCK_P,
         )
+        ds = (weights * (weights_gradient - delta[:, None])).to(k.dtype)
         dk = tl.dot(tl.trans(ds), q, acc=dk, input_precision=PRECISION)
-        dv = tl.dot(tl.trans(kept), do, acc=dv, input_precision=PRECISION)
+        dv = tl.dot(tl.trans(kept.to(v.dtype)), do, acc=dv, input_precision=PRECISION)
     offsets = (pair * P + entries)[:, None] * D + columns[None, :]
     within = (entries < P)[:, None] & (columns < D)[None, :]
     if prefix_key_gradient is not None:
@@ -501,7 +538,6 @@ def backward(
     stream_value: Tensor,
     prefix_lengths: Tensor | None,
     seed: Tensor | None,
-    output: Tensor,
     log_sums: Tensor,
     scale: float,
     dropout_p: float,
@@ -519,34 +555,34 @@ def backward(
     stream_blocks = launch.blocks(streams, options["BLOCK_M"])
     prefix_arguments = (prefix_key, prefix_key.stride(), prefix_value, prefix_value.stride())
     dropout_arguments = _dropout_arguments(seed, dropout_p)
-    saved = (output.contiguous(), log_sums.contiguous(), output_gradient, output_gradient.stride())
+    split_prefix = (needs[1] or needs[2]) and stream_blocks > 1
+    deltas = torch.empty_like(log_sums) if split_prefix else None
+    saved = (log_sums.contiguous(), deltas, output_gradient, output_gradient.stride())
     scales = (scale * LOG2_E, scale)
-    wants_prefix = needs[1] or needs[2]
     with torch.cuda.device_of(query):
-        if stream_blocks == 1 or needs[0] or needs[3] or needs[4]:
-            _backward_kernel[(batch * heads, stream_blocks)](
-                query,
-                query.stride(),
-                *prefix_arguments,
-                stream_key,
-                stream_key.stride(),
-                stream_value,
-                stream_value.stride(),
-                *_lengths_arguments(prefix_lengths),
-                *dropout_arguments,
-                *saved,
-                *wanted,
-                *scales,
-                heads,
-                streams,
-                prefix,
-                stream_key.shape[3],
-                D=dim,
-                PREFIX=wants_prefix and stream_blocks == 1,
-                PRECISION=dot_precision(),
-                **options,
-            )
-        if wants_prefix and stream_blocks > 1 and prefix > 0:
+        _backward_kernel[(batch * heads, stream_blocks)](
+            query,
+            query.stride(),
+            *prefix_arguments,
+            stream_key,
+            stream_key.stride(),
+            stream_value,
+            stream_value.stride(),
+            *_lengths_arguments(prefix_lengths),
+            *dropout_arguments,
+            *saved,
+            *wanted,
+            *scales,
+            heads,
+            streams,
+            prefix,
+            stream_key.shape[3],
+            D=dim,
+            PREFIX=(needs[1] or needs[2]) and stream_blocks == 1,
+            PRECISION=dot_precision(),
+            **options,
+        )
+        if split_prefix and prefix > 0:
             _prefix_backward_kernel[(batch * heads, launch.blocks(prefix, options["BLOCK_P"]))](
                 query,
                 query.stride(),

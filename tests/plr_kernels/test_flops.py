@@ -45,5 +45,5 @@ def test_stream_attention():
     tensors = (query, prefix, prefix, own, own)
     with torch._subclasses.FakeTensorMode(allow_non_fake_inputs=True):
         assert counted("stream_attention_forward", *tensors, None, None, 1.0, 0.0, "triton") == 2 * product
-        arguments = (*tensors, None, None, query, meta(2, 3, 4), 1.0, 0.0, [True] * 5, "triton")
+        arguments = (*tensors, None, None, meta(2, 3, 4), 1.0, 0.0, [True] * 5, "triton")
         assert counted("stream_attention_backward", query, *arguments) == 5 * product
