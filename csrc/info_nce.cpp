@@ -34,8 +34,20 @@ std::vector<int64_t> all_rows(int64_t batch) {
   return rows;
 }
 
-States packed(const Run& run, const Matrix& view, double temperature) {
-  return pack_states(run.kernels, view, listed_order(all_rows(view.rows)), kLog2E / temperature, run.threads);
+States packed(const Run& run, const Matrix& view, double scale) {
+  return pack_states(run.kernels, view, listed_order(all_rows(view.rows)), scale, run.threads);
+}
+
+// A float32 matrix times the scale, rounded as in packed(): its products are the same to the bit.
+Buffer scaled(const Matrix& view, double scale) {
+  Buffer result(view.rows * view.columns);
+  for (int64_t row = 0; row < view.rows; ++row) {
+    const float* source = static_cast<const float*>(row_of(view, row));
+    for (int64_t column = 0; column < view.columns; ++column) {
+      result[row * view.columns + column] = static_cast<float>(source[column] * scale);
+    }
+  }
+  return result;
 }
 
 // 1 for every state, 0 for what fills up the last panel.
@@ -60,9 +72,9 @@ Direction<Number> direction_of(Number* statistics, int64_t rows, int64_t directi
   return {start, start + rows, start + 2 * rows};
 }
 
-// One direction; returns the sum of its losses.
-double one_way(const Run& run, const Matrix& view, const Matrix& other, double temperature, const Direction<float>& result) {
-  const States states = packed(run, view, temperature);
+// One direction, of views whose products are the scores; returns the sum of its losses.
+double one_way(const Run& run, const Matrix& view, const Matrix& other, const Direction<float>& result) {
+  const States states = packed(run, view, 1.0);
   const Targets positives(states.order, all_rows(view.rows).data());
   Buffer positive_scores(states.count);
   SoftmaxStatistics softmax(ItemChunks(other.rows).count, states.count, false);
@@ -83,13 +95,24 @@ double one_way(const Run& run, const Matrix& view, const Matrix& other, double t
   return total;
 }
 
-// Both directions; returns the sum of their losses, from one product: a cosine is at most 1, so 1 / temperature serves all rows of both as the maximum.
-// The sums leave the positives out, so that a small loss −log p = log(1 + Σ others / positive) is accurate too.
-double both_ways(const Run& run, const Matrix& view1, const Matrix& view2, double temperature, const Direction<float>& first,
-                 const Direction<float>& second) {
+// Both directions, each with its own maxima; returns the sum of their losses. Where scores are in the hundreds, a
+// probability is right only if its score and the maximum come from the same rounded numbers: here and in the backward
+// pass it is the first view that is scaled.
+double each_way(const Run& run, const Matrix& view1, const Matrix& view2, double temperature,
+                const Direction<float>& first, const Direction<float>& second) {
+  const Buffer numbers = scaled(view1, kLog2E / temperature);
+  const Matrix scaled1{numbers.data(), DataType::float32, view1.rows, view1.columns, view1.columns};
+  return one_way(run, scaled1, view2, first) + one_way(run, view2, scaled1, second);
+}
+
+// Both directions from one product; returns the sum of their losses. A cosine is at most 1, so 1 / temperature serves all
+// rows of both as the maximum. The sums leave the positives out, so that a small loss −log p = log(1 + Σ others /
+// positive) is accurate too.
+double both_ways(const Run& run, const Matrix& view1, const Matrix& view2, double temperature,
+                 const Direction<float>& first, const Direction<float>& second) {
   const int64_t batch = view1.rows;
   const float bound = static_cast<float>(kLog2E / temperature);
-  const States states = packed(run, view1, temperature);
+  const States states = packed(run, view1, kLog2E / temperature);
   const Buffer counted = counted_states(states);
   const Targets positives(states.order, all_rows(batch).data());
   const ItemChunks chunks(batch);
@@ -149,9 +172,8 @@ double info_nce_forward(const Run& run, const Matrix& view1, const Matrix& view2
     const Matrix first = group_of(view1, group, batch), second = group_of(view2, group, batch);
     const Direction<float> to_second = direction_of(statistics, rows, 0, group * batch);
     const Direction<float> to_first = direction_of(statistics, rows, 1, group * batch);
-    losses[group] = bound_serves(temperature) ? both_ways(own, first, second, temperature, to_second, to_first)
-                                              : one_way(own, first, second, temperature, to_second) +
-                                                    one_way(own, second, first, temperature, to_first);
+    const auto directions = bound_serves(temperature) ? both_ways : each_way;
+    losses[group] = directions(own, first, second, temperature, to_second, to_first);
   });
   return std::accumulate(losses.begin(), losses.end(), 0.0) / static_cast<double>(rows);
 }
@@ -163,7 +185,7 @@ void info_nce_backward(const Run& run, const Matrix& view1, const Matrix& view2,
   const float scale = static_cast<float>(weight / temperature / static_cast<double>(rows));
   for_each_group(run, groups, [&](const Run& own, int64_t group) {
     const Matrix first = group_of(view1, group, batch), second = group_of(view2, group, batch);
-    const States states = packed(own, first, temperature);
+    const States states = packed(own, first, kLog2E / temperature);
     const Buffer counted = counted_states(states);
     const Targets positives(states.order, all_rows(batch).data());
     const Direction<const float> to_second = direction_of(statistics, rows, 0, group * batch);

@@ -386,7 +386,8 @@ void both_softmax_gradient(float* scores, int64_t scores_rows, int64_t items, in
       float* place = column + i * kPanelColumns;
       const Vector score = load(place);
       const Vector over_items = exp2(score - largest_score) * factor;
-      const Vector over_states = exp2(score - broadcast(item_maximum[i])) * broadcast(item_inverse_sum[i]);
+      // The mask here too: a state that does not count may lie above the maximum of those that do, without bound.
+      const Vector over_states = exp2((score - broadcast(item_maximum[i])) * mask) * broadcast(item_inverse_sum[i]);
       store(place, (over_items + over_states) * mask);
     }
   }

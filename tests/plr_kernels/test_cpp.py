@@ -121,7 +121,7 @@ def test_any_number_of_rows(rows):
 
 
 @pytest.mark.parametrize("batch", [1, 2, 24, 25, 31, 33, 96, 770])
-@pytest.mark.parametrize("temperature", [1.0, 0.07, 0.028])
+@pytest.mark.parametrize("temperature", [1.0, 0.07, 0.028, 0.004])
 def test_any_batch_of_views(batch, temperature):
     check(INFO_NCE, batch=batch, dim=6, temperature=temperature)
 
