@@ -95,7 +95,7 @@ def rank_rows(
 
     Args:
         model: scores an item by the dot product of `represent(batch, table)` [B, d] with its row of
-            `item_table()` [V, d].
+            `candidates(table)` [V, d], where table is `item_table()`.
         batches: item_ids [B, L], lengths [B], targets [B] and users [B] each, on any device.
         exclude_seen: leave the items of each row's history (as far as the row holds it) out of the ranking;
             a target that was seen before still counts.
@@ -113,11 +113,12 @@ def rank_rows(
     users, targets, ranks = [], [], []
     try:
         model.eval()
-        items = model.item_table()
+        embeddings = model.item_table()
+        items = model.candidates(embeddings)
         table = _ItemTable.of(items)
         for batch in batches:
             batch = batch.to(items.device)
-            states = model.represent(batch, items)
+            states = model.represent(batch, embeddings)
             exclude = seen_items(batch.item_ids, batch.lengths) if exclude_seen else None
             _check(states, items, batch.targets, exclude)
             try:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from plr.data import Batch
 from plr.models.encoder import SequenceEncoder
-from plr.models.items import IdItemEncoder
+from plr.models.items import ItemEncoder
 from plr.models.recommender import Losses, Recommender
 from plr_kernels import linear_cross_entropy
 
@@ -19,14 +19,13 @@ class BaseRecommender(Recommender):
     Args:
         items: the item encoder.
         encoder: the sequence encoder. Training on whole sequences needs a causal one.
-        temperature: logits are h·E / temperature.
+        temperature: logits are score / temperature.
     """
 
     row_kind: ClassVar[Literal["prefix", "sequence"]] = "sequence"
 
-    def __init__(self, items: IdItemEncoder, encoder: SequenceEncoder, *, temperature: float = 1.0):
-        super().__init__(items, encoder)
-        self.temperature = temperature
+    def __init__(self, items: ItemEncoder, encoder: SequenceEncoder, *, temperature: float = 1.0):
+        super().__init__(items, encoder, temperature=temperature)
         self.initialize()
 
     def losses(self, batch: Batch) -> Losses:
@@ -41,10 +40,12 @@ class BaseRecommender(Recommender):
             self.embed(table, batch.item_ids), batch.lengths, all_positions=all_positions
         )
         states = encoded.hidden.flatten(0, 1) if all_positions else encoded.last  # [R, d]
-        loss = linear_cross_entropy(states, table, batch.targets.flatten(), temperature=self.temperature)
+        loss = linear_cross_entropy(
+            self.queries(states), self.candidates(table), batch.targets.flatten(), temperature=self.temperature
+        )
         return {"next_item": loss}
 
     def represent(self, batch: Batch, table: Tensor | None = None) -> Tensor:
         """Return h_0 [B, d], the state of the last item."""
         table = self.item_table() if table is None else table
-        return self.encoder.encode(self.embed(table, batch.item_ids), batch.lengths).last
+        return self.queries(self.encoder.encode(self.embed(table, batch.item_ids), batch.lengths).last)

@@ -2,17 +2,32 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from torch import Tensor, nn
 
 
-class IdItemEncoder(nn.Module):
+class ItemEncoder(nn.Module):
+    """What turns the items into vectors of the encoder's width.
+
+    Attributes:
+        num_items: V; items are numbered 0..V-1, there is no padding row.
+        cosine: whether an item's score is the cosine to its vector instead of the dot product.
+    """
+
+    num_items: int
+    cosine: ClassVar[bool] = False
+
+    def table(self) -> Tensor:
+        """Return the item vectors [V, d], with gradients: computed once per step, for inputs and scores alike."""
+        raise NotImplementedError
+
+
+class IdItemEncoder(ItemEncoder):
     """One learned vector per item.
 
-    An item encoder has `num_items` and `table() -> [V, d]`, which a step computes once and uses for the inputs, the
-    losses and the ranking alike.
-
     Args:
-        num_items: V; items are numbered 0..V-1, there is no padding row.
+        num_items: V.
         dim: width d.
     """
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from plr.data import Batch
 from plr.models.encoder import Encoded, SequenceEncoder
-from plr.models.items import IdItemEncoder
+from plr.models.items import ItemEncoder
 from plr.models.reasoning import Reasoning, reason
 from plr.models.recommender import Losses, Recommender
 from plr_kernels import info_nce, linear_cross_entropy, pairwise_kl
@@ -59,12 +59,12 @@ class PLRRecommender(Recommender):
         contrastive_weight: w; 0 leaves the second dropout view and the contrastive term out ("w/o RCL").
         contrastive_temperature: τ of Eq. 8.
         gate: False replaces the gate by the mean over streams ("w/o MoRS").
-        temperature: of the item softmax, in L_NIP and L_KL: logits are h·E / temperature.
+        temperature: of the item softmax, in L_NIP and L_KL: logits are score / temperature.
     """
 
     def __init__(
         self,
-        items: IdItemEncoder,
+        items: ItemEncoder,
         encoder: SequenceEncoder,
         *,
         dim: int,
@@ -77,13 +77,12 @@ class PLRRecommender(Recommender):
         gate: bool = True,
         temperature: float = 1.0,
     ):
-        super().__init__(items, encoder)
+        super().__init__(items, encoder, temperature=temperature)
         self.steps = steps
         self.kl_weight = kl_weight
         self.kl_limit = kl_limit
         self.contrastive_weight = contrastive_weight
         self.contrastive_temperature = contrastive_temperature
-        self.temperature = temperature
         self.trigger = nn.Embedding(streams, dim)
         self.step_embedding = nn.Embedding(steps, dim)
         self.gate = nn.Linear(dim, streams) if gate else None
@@ -101,9 +100,10 @@ class PLRRecommender(Recommender):
             item_ids, lengths = item_ids.repeat(2, 1), lengths.repeat(2)
         outcome = self._run(table, item_ids, lengths)
 
+        candidates = self.candidates(table)
         losses = {
             "next_item": linear_cross_entropy(
-                outcome.slow[:rows], table, batch.targets, temperature=self.temperature
+                self.queries(outcome.slow[:rows]), candidates, batch.targets, temperature=self.temperature
             )
         }
         if self.contrastive_weight:
@@ -114,7 +114,7 @@ class PLRRecommender(Recommender):
             losses["contrastive"] = self.contrastive_weight * contrastive
         if self.kl_weight:
             states = outcome.states[:rows].flatten(1, 2)  # [B, M·T, d]
-            divergence = pairwise_kl(states, table, temperature=self.temperature)
+            divergence = pairwise_kl(self.queries(states), candidates, temperature=self.temperature)
             if self.kl_limit:
                 divergence = divergence.clamp(max=self.kl_limit)
             losses["diversity"] = -self.kl_weight * divergence
@@ -123,7 +123,7 @@ class PLRRecommender(Recommender):
     def represent(self, batch: Batch, table: Tensor | None = None) -> Tensor:
         """Return z_final [B, d] (Eq. 10)."""
         table = self.item_table() if table is None else table
-        return self._run(table, batch.item_ids, batch.lengths).final
+        return self.queries(self._run(table, batch.item_ids, batch.lengths).final)
 
     def run(self, batch: Batch, *, with_attention: bool = False) -> ParallelReasoning:
         """Encode and reason; return states, gates and, if asked for, attention weights."""

@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from plr.data import Batch
 from plr.models.encoder import SequenceEncoder
-from plr.models.items import IdItemEncoder
+from plr.models.items import ItemEncoder
 
 Losses = dict[str, Tensor]
 
@@ -18,7 +18,12 @@ Losses = dict[str, Tensor]
 class Recommender(nn.Module):
     """An item encoder and a sequence encoder; subclasses add how they train and what represents a history.
 
-    An item's score is the dot product of `represent(batch)` with its row of `item_table()`.
+    An item's score is the dot product of `represent(batch)` with its row of `candidates(item_table())`.
+
+    Args:
+        items: the item encoder.
+        encoder: the sequence encoder.
+        temperature: of the item softmax: logits are score / temperature.
 
     Attributes:
         row_kind: the training rows the method wants: "prefix" (one row per history and target) or "sequence" (one row
@@ -27,25 +32,34 @@ class Recommender(nn.Module):
 
     row_kind: ClassVar[Literal["prefix", "sequence"]] = "prefix"
 
-    def __init__(self, items: IdItemEncoder, encoder: SequenceEncoder):
+    def __init__(self, items: ItemEncoder, encoder: SequenceEncoder, *, temperature: float = 1.0):
         super().__init__()
         self.items = items
         self.encoder = encoder
+        self.temperature = temperature
 
     def losses(self, batch: Batch) -> Losses:
         """Return the training loss as named, weighted, signed scalars; their sum is minimised."""
         raise NotImplementedError
 
     def represent(self, batch: Batch, table: Tensor | None = None) -> Tensor:
-        """Return the ranking representation [B, d] of each history.
+        """Return the ranking representation [B, d] of each history, as `queries` makes it.
 
         table is `item_table()` where the caller already has it (ranking computes it once for all batches).
         """
         raise NotImplementedError
 
     def item_table(self) -> Tensor:
-        """Return the item vectors [V, d]."""
+        """Return the item vectors [V, d] that histories are made of."""
         return self.items.table()
+
+    def candidates(self, table: Tensor) -> Tensor:
+        """Return the vectors [V, d] that scores are taken against: those of the table, or their unit vectors."""
+        return functional.normalize(table, dim=-1) if self.items.cosine else table
+
+    def queries(self, states: Tensor) -> Tensor:
+        """Return the states [..., d] as scores take them: as they are, or as unit vectors."""
+        return functional.normalize(states, dim=-1) if self.items.cosine else states
 
     def embed(self, table: Tensor, item_ids: Tensor) -> Tensor:
         """Look item_ids [B, L] up in the table [V, d] of this step -> [B, L, d]."""
@@ -63,4 +77,4 @@ class Recommender(nn.Module):
     def scores(self, batch: Batch) -> Tensor:
         """Score every item for each history, [B, V]: for small sets; ranking and serving work in blocks instead."""
         table = self.item_table()
-        return self.represent(batch, table) @ table.T
+        return self.represent(batch, table) @ self.candidates(table).T

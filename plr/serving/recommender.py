@@ -50,6 +50,7 @@ class Recommender:
         self._index = {item_id: index for index, item_id in enumerate(self.item_ids)}
         with torch.no_grad():
             self._table = model.item_table().detach()  # [V, d]
+            self._candidates = model.candidates(self._table)  # [V, d]
 
     @classmethod
     def load(cls, path: str | Path, device: str | torch.device = "cpu") -> Recommender:
@@ -121,7 +122,7 @@ class Recommender:
         exclude = None
         if exclude_seen:
             exclude = torch.nn.utils.rnn.pad_sequence(histories, batch_first=True, padding_value=-1).to(device)
-        scores, ids = top_items(states, self._table, k, exclude=exclude)
+        scores, ids = top_items(states, self._candidates, k, exclude=exclude)
         return [
             [
                 Recommendation(self.item_ids[item], score)

@@ -154,6 +154,9 @@ class MeanModel(nn.Module):
         self.tables += 1
         return self.vectors
 
+    def candidates(self, table: Tensor) -> Tensor:
+        return table
+
     def represent(self, batch: Batch, table: Tensor | None = None) -> Tensor:
         assert not self.training
         assert not torch.is_grad_enabled()
