@@ -8,6 +8,7 @@ enough for `torch.compile` to trace and guard on.
 import importlib
 import importlib.util
 import os
+import warnings
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
@@ -126,3 +127,12 @@ def fused_module(operator: str, name: str) -> Any:
 
 
 _selected: str = _checked(os.environ.get(ENVIRONMENT_VARIABLE, "auto"))
+
+if _selected == "auto" and _MISSING["cpp"] is not None and not torch.cuda.is_available():
+    # Said here because pip hides what an installation printed; once a process.
+    warnings.warn(
+        f"plr_kernels computes with plain PyTorch formulas, which is slower: the C++ backend is missing, "
+        f"{_MISSING['cpp']} where there is g++ or clang++. {ENVIRONMENT_VARIABLE}=reference asks for the formulas.",
+        RuntimeWarning,
+        stacklevel=2,
+    )

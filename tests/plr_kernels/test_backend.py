@@ -148,3 +148,18 @@ def test_compiled_function_follows_a_later_choice(monkeypatch):
         torch.testing.assert_close(compiled(states, items), pairwise_kl(states, items))
     with use_backend("cpp"):
         assert compiled(states, items).item() == 42
+
+
+@pytest.mark.parametrize(("chosen", "warned"), [("auto", True), ("reference", False)])
+def test_an_installation_without_the_extension_says_so_once(chosen, warned):
+    program = (
+        "import sys; sys.modules['plr_kernels._cpp'] = None\n"  # its import now fails
+        "import torch; torch.cuda.is_available = lambda: False\n"
+        "import plr_kernels\n"
+        "plr_kernels.info_nce(torch.ones(1, 2, 3), torch.ones(1, 2, 3))\n"
+    )
+    environment = {**os.environ, "PLR_KERNELS_BACKEND": chosen}
+    done = subprocess.run(
+        [sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True, timeout=120
+    )
+    assert done.stderr.count("C++ backend is missing") == warned
