@@ -23,7 +23,7 @@ class Config:
     Args:
         data: a file of interactions, or the name of one in the folder $PLR_DATA.
         out: the folder the run is written to.
-        backbone: the sequence encoder.
+        backbone: the sequence encoder; `plr systems` describes each.
         method: the reasoning on top of it; "base" is the bare backbone.
         format: how to read the data: auto, sequences (user item item ...), pairs (user item), recbole, csv or parquet.
         user_column: name of the user column (csv, parquet); by default the usual names are tried.
@@ -37,6 +37,10 @@ class Config:
         test_time: time split: test starts here; default the 90 % quantile.
         max_length: the most recent items of a history that the model sees.
         cache: folder for prepared data; by default data are prepared anew.
+        features: a file of item features, whose vectors are added to the items' own: JSON {item: [value ...]} or
+            {item: {field: value or [value ...]}}, or Parquet with a column item_id and columns of strings or lists.
+        feature_fields: which fields of that file; by default all but title and text.
+        text_vectors: UniSRec: the folder that `plr embed-text` wrote.
         dim: width d of the states.
         layers: Transformer layers.
         heads: attention heads.
@@ -44,7 +48,7 @@ class Config:
         input_dropout: dropout on the input of the encoder and of every reasoning step.
         hidden_dropout: dropout on hidden representations, p_rep.
         attention_dropout: dropout on attention weights, p_attn.
-        temperature: of the item softmax: logits are h·E / temperature.
+        temperature: of the item softmax: logits are h·E / temperature. By default the backbone's: 1.
         streams: PLR: number of reasoning streams M.
         steps: PLR: number of reasoning steps T.
         kl_weight: PLR: λ, how strongly states are pushed apart; 0 is "w/o KL".
@@ -76,7 +80,7 @@ class Config:
 
     data: str = ""
     out: str = ""
-    backbone: Literal["sasrec"] = "sasrec"
+    backbone: Literal["sasrec", "bert4rec"] = "sasrec"
     method: Literal["base", "plr"] = "plr"
 
     format: Literal["auto", "sequences", "pairs", "recbole", "csv", "parquet"] = "auto"
@@ -91,6 +95,9 @@ class Config:
     test_time: int | None = None
     max_length: int = 50
     cache: str | None = None
+    features: str | None = None
+    feature_fields: tuple[str, ...] | None = None
+    text_vectors: str | None = None
 
     dim: int = 256
     layers: int = 2
@@ -99,7 +106,7 @@ class Config:
     input_dropout: float = 0.2
     hidden_dropout: float = 0.5
     attention_dropout: float = 0.5
-    temperature: float = 1.0
+    temperature: float | None = None
 
     streams: int = 2
     steps: int = 2
@@ -129,7 +136,15 @@ class Config:
     provenance: dict[str, Any] | None = None
 
     def __post_init__(self) -> None:
+        # Imported here because the registry imports this module.
+        from plr.models.registry import BACKBONES, check_system
+
         self.ks = tuple(sorted({10, *self.ks}))
+        if self.feature_fields is not None:
+            self.feature_fields = tuple(self.feature_fields)
+        check_system(self)
+        if self.temperature is None:  # set here, so that config.yaml says what was used
+            self.temperature = BACKBONES[self.backbone].temperature
         for name in ("dim", "layers", "heads", "ffn_dim", "max_length", "streams", "steps", "batch_size",
                      "eval_batch_size", "epochs", "patience", "devices"):  # fmt: skip
             self._require(name, getattr(self, name) >= 1, "at least 1")
@@ -158,7 +173,7 @@ class Config:
     def save(self, path: Path) -> None:
         """Write all fields as YAML; the file can be given back as --config."""
         values = asdict(self)
-        values["ks"] = list(self.ks)
+        values = {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
         with atomic_path(path) as aside:
             aside.write_text(yaml.safe_dump(values, sort_keys=False, allow_unicode=True), encoding="utf-8")
 

@@ -11,7 +11,9 @@ from typing import Any
 import polars as pl
 
 from plr.config import Config
+from plr.data import DataError
 from plr.data.atomic import atomic_path
+from plr.items import ItemData
 
 
 @dataclass(frozen=True)
@@ -29,6 +31,11 @@ class RunFolder:
     def items(self) -> Path:
         """The item id map: a Parquet column item_id; the row number is the item's number."""
         return self.path / "items.parquet"
+
+    @property
+    def item_data(self) -> Path:
+        """Features and text vectors of the items, where the model reads any."""
+        return self.path / "items.safetensors"
 
     @property
     def weights(self) -> Path:
@@ -90,6 +97,27 @@ class RunFolder:
         """Write the item id map."""
         with atomic_path(self.items) as aside:
             pl.DataFrame({"item_id": pl.Series(item_ids, dtype=pl.String)}).write_parquet(aside)
+
+    def save_item_data(self, data: ItemData) -> None:
+        """Write what is known about the items, if anything is."""
+        if data.content_hash is not None:
+            data.save(self.item_data)
+
+    def read_item_data(self, config: Config) -> ItemData:
+        """Read what is known about the items of the run with this configuration, as it was written.
+
+        Raises:
+            DataError: it is not what the configuration's provenance says.
+        """
+        recorded = (config.provenance or {}).get("item_data_hash")
+        if recorded is None:
+            return ItemData(len(self.read_item_ids()))
+        if not self.item_data.exists():
+            raise DataError("the run's item features or text vectors are missing", self.item_data)
+        data = ItemData.load(self.item_data)
+        if data.content_hash != recorded:
+            raise DataError("not the item features or text vectors that the run was made with", self.item_data)
+        return data
 
     def read_item_ids(self) -> list[str]:
         """Read the item id map."""

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import ClassVar
 
+import torch
 from torch import Tensor, nn
+from torch.nn import functional
+
+from plr.items import FeatureField
 
 
 class ItemEncoder(nn.Module):
@@ -39,3 +44,58 @@ class IdItemEncoder(ItemEncoder):
     def table(self) -> Tensor:
         """Return the item vectors [V, d], with gradients."""
         return self.embedding.weight
+
+
+class FeatureItemEncoder(ItemEncoder):
+    """One learned vector per item, plus for each field the mean of its values' learned vectors.
+
+        table[v] = E_id[v] + Σ over fields f of  mean over the values a of v in f of E_f[a],
+
+    where an item without a value in f has the one value "missing", with a learned vector like any other.
+
+    Args:
+        num_items: V.
+        dim: width d.
+        features: the fields.
+    """
+
+    def __init__(self, num_items: int, dim: int, features: Sequence[FeatureField]):
+        super().__init__()
+        self.num_items = num_items
+        self.embedding = nn.Embedding(num_items, dim)
+        self.fields = nn.ModuleList(FieldMean(field, dim) for field in features)
+
+    def table(self) -> Tensor:
+        """Return the item vectors [V, d], with gradients."""
+        table = self.embedding.weight
+        for field in self.fields:
+            table = table + field()
+        return table
+
+
+class FieldMean(nn.Module):
+    """The mean vector of every item's values in one field, [V, d]; row `num_values` of the weights is "missing"."""
+
+    def __init__(self, field: FeatureField, dim: int):
+        super().__init__()
+        self.embedding = nn.Embedding(field.num_values + 1, dim)
+        offsets, values = _with_missing(field)
+        # Not in the weights' file: they are the item data's, which the run's folder holds once.
+        self.register_buffer("offsets", offsets, persistent=False)
+        self.register_buffer("values", values, persistent=False)
+
+    def forward(self) -> Tensor:
+        """Return [V, d]."""
+        return functional.embedding_bag(
+            self.values, self.embedding.weight, self.offsets, mode="mean", include_last_offset=True
+        )
+
+
+def _with_missing(field: FeatureField) -> tuple[Tensor, Tensor]:
+    """Return offsets and values in which every item without a value has the value num_values: no mean is empty."""
+    counts = field.offsets.diff()
+    filled = counts.clamp(min=1)
+    offsets = torch.cat([filled.new_zeros(1), filled.cumsum(0)])
+    values = field.values.new_full((int(offsets[-1]),), field.num_values)
+    values[torch.repeat_interleave(counts > 0, filled)] = field.values
+    return offsets, values

@@ -1,4 +1,4 @@
-"""Names to models: a new backbone or method is one entry here."""
+"""Names to models: a new backbone or method is one entry here, a pair that does not fit one more."""
 
 from __future__ import annotations
 
@@ -8,35 +8,75 @@ from typing import Any
 
 import torch
 
-from plr.config import Config
+from plr.config import Config, ConfigError
+from plr.items import ItemData
 from plr.models.base import BaseRecommender
 from plr.models.encoder import SequenceEncoder
-from plr.models.items import IdItemEncoder
+from plr.models.items import FeatureItemEncoder, IdItemEncoder, ItemEncoder
 from plr.models.plr import PLRRecommender
 from plr.models.recommender import Recommender
 
 
 @dataclass(frozen=True)
 class Backbone:
-    """A sequence encoder's kind: whether a position may read what follows it."""
+    """A sequence encoder's kind together with what its items are.
 
+    Attributes:
+        description: one sentence, and where the system was published.
+        causal: whether a position may not read what follows it.
+        row_kinds: the training rows that an encoder of this kind may see.
+        items: builds the item encoder.
+        temperature: the softmax temperature where the configuration names none.
+        reads: which of the configuration's item sources ("features", "text_vectors") it makes use of.
+        needs: which of them it cannot do without.
+        base: the recommender of method "base", where the bare backbone has its own way of training.
+        extra_positions: positions beside those of the items.
+    """
+
+    description: str
     causal: bool
+    items: Callable[[Config, ItemData], ItemEncoder]
+    row_kinds: tuple[str, ...] = ("sequence", "prefix")
+    temperature: float = 1.0
+    reads: tuple[str, ...] = ("features",)
+    needs: tuple[str, ...] = ()
+    base: Callable[..., Recommender] | None = None
+    extra_positions: int = 0
 
 
 @dataclass(frozen=True)
 class Method:
-    """A recommender class and how its own options are read from the configuration."""
+    """A recommender class, how its own options are read from the configuration, and one sentence with its source."""
 
     model: type[Recommender]
     options: Callable[[Config], dict[str, Any]]
+    description: str = ""
+
+
+def _id_items(config: Config, data: ItemData) -> ItemEncoder:
+    if data.features:
+        return FeatureItemEncoder(data.num_items, config.dim, data.features)
+    return IdItemEncoder(data.num_items, config.dim)
 
 
 BACKBONES = {
-    "sasrec": Backbone(causal=True),
+    "sasrec": Backbone(
+        "causal self-attention over the items; method base predicts the next item at every position "
+        "(SASRec, Kang and McAuley 2018, with full cross-entropy)",
+        causal=True,
+        items=_id_items,
+    ),
+    "bert4rec": Backbone(
+        "attention both ways over the items, next-item loss on prefixes, reasoning tokens causal behind them "
+        "(BERT4Rec as a reasoning backbone in ReaRec, 2025; not trained by Cloze)",
+        causal=False,
+        items=_id_items,
+        row_kinds=("prefix",),
+    ),
 }
 
 METHODS = {
-    "base": Method(BaseRecommender, lambda config: {}),
+    "base": Method(BaseRecommender, lambda config: {}, "the bare backbone, no reasoning"),
     "plr": Method(
         PLRRecommender,
         lambda config: {
@@ -49,18 +89,69 @@ METHODS = {
             "contrastive_temperature": config.contrastive_temperature,
             "gate": config.gate,
         },
+        "parallel reasoning streams over the cached prefix, mixed by a gate (PLR, arXiv 2601.03153)",
     ),
 }
 
+# Pairs that do not fit -> why. What the pair would need, not that it is missing.
+REFUSALS: dict[tuple[str, str], str] = {}
 
-def build_model(config: Config, num_items: int) -> Recommender:
+
+def check_system(config: Config) -> None:
+    """Refuse a configuration whose backbone, method, training rows and item sources do not fit together.
+
+    Raises:
+        ConfigError: naming what does not fit, and why.
+    """
+    for field, known in (("backbone", BACKBONES), ("method", METHODS)):
+        if getattr(config, field) not in known:
+            raise ConfigError(f"{field} must be one of {', '.join(known)}; found {getattr(config, field)!r}")
+    backbone = BACKBONES[config.backbone]
+    reason = REFUSALS.get((config.backbone, config.method))
+    if reason:
+        raise ConfigError(f"method {config.method!r} does not work on backbone {config.backbone!r}: {reason}")
+    for source in ("features", "text_vectors"):
+        given = getattr(config, source)
+        if given and source not in backbone.reads:
+            readers = [name for name, other in BACKBONES.items() if source in other.reads]
+            raise ConfigError(f"{source} is not read by backbone {config.backbone!r}; it is by {', '.join(readers)}")
+        if not given and source in backbone.needs:
+            raise ConfigError(f"{source} is missing: backbone {config.backbone!r} cannot do without it")
+    if config.feature_fields and not config.features:
+        raise ConfigError(f"feature_fields {list(config.feature_fields)} were chosen, but features names no file")
+    possible = _row_kinds(config)
+    if config.training_rows not in ("auto", *possible):
+        raise ConfigError(
+            f"training_rows must be {' or '.join(possible)} for method {config.method!r} on backbone "
+            f"{config.backbone!r}; found {config.training_rows!r}"
+        )
+
+
+def row_kind(config: Config) -> str:
+    """Return the kind of training rows: the configured one, or what the method prefers among those possible."""
+    return _row_kinds(config)[0] if config.training_rows == "auto" else config.training_rows
+
+
+def _row_kinds(config: Config) -> list[str]:
+    """Return the kinds of rows that the method can train on and the backbone may see, the preferred one first."""
+    backbone = BACKBONES[config.backbone]
+    preferred = METHODS[config.method].model.row_kind
+    return [kind for kind in dict.fromkeys((preferred, "prefix")) if kind in backbone.row_kinds]
+
+
+def build_model(config: Config, items: ItemData | int) -> Recommender:
     """Build the configured recommender with weights drawn from config.seed; torch's global generator is left as it was.
 
     Args:
         config: names the backbone and the method and holds their options.
-        num_items: V.
+        items: what is known about the items, or V where that is all.
+
+    Raises:
+        ConfigError: the backbone needs something about the items that is not there.
     """
+    items = ItemData(items) if isinstance(items, int) else items
     backbone, method = BACKBONES[config.backbone], METHODS[config.method]
+    model = backbone.base if config.method == "base" and backbone.base is not None else method.model
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         encoder = SequenceEncoder(
@@ -68,11 +159,11 @@ def build_model(config: Config, num_items: int) -> Recommender:
             layers=config.layers,
             heads=config.heads,
             ffn_dim=config.ffn_dim,
-            max_length=config.max_length,
+            max_length=config.max_length + backbone.extra_positions,
             causal=backbone.causal,
             input_dropout=config.input_dropout,
             hidden_dropout=config.hidden_dropout,
             attention_dropout=config.attention_dropout,
         )
-        items = IdItemEncoder(num_items, config.dim)
-        return method.model(items, encoder, temperature=config.temperature, **method.options(config))
+        item_encoder = backbone.items(config, items)
+        return model(item_encoder, encoder, temperature=config.temperature, **method.options(config))

@@ -62,7 +62,7 @@ class Recommender:
         folder = RunFolder(Path(path))
         config = folder.require_finished()
         item_ids = folder.read_item_ids()
-        model = build_model(config, len(item_ids))
+        model = build_model(config, folder.read_item_data(config))
         model.load_state_dict(load_file(folder.weights))
         return cls(model.to(device), item_ids, config)
 

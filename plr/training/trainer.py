@@ -30,7 +30,10 @@ from plr.evaluation import (
     save_ranking,
     write_metrics,
 )
-from plr.models import METHODS, Recommender, build_model
+from plr.items import ItemData
+from plr.items.source import load_item_data
+from plr.models import Recommender, build_model
+from plr.models.registry import row_kind
 from plr.runs import RunFolder
 from plr.source import load_dataset
 from plr.training.callbacks import MONITOR, BestWeights, ResumePoint, Validation, save_weights
@@ -63,14 +66,15 @@ def train(config: Config, dataset: SequenceDataset | None = None) -> dict[str, A
     if dataset is None:
         dataset = load_dataset(config)
     folder = RunFolder(Path(config.out))
-    _open_folder(folder, config, dataset)
+    item_data = load_item_data(config, dataset.item_ids, folder.item_data)
+    _open_folder(folder, config, dataset, item_data)
 
     with _quiet():
-        selection = _select(folder, config, dataset)
-        refitted = _refit(folder, config, dataset, selection.best_epoch + 1) if config.refit else None
+        selection = _select(folder, config, dataset, item_data)
+        refitted = _refit(folder, config, dataset, item_data, selection.best_epoch + 1) if config.refit else None
     if rank_zero_only.rank not in (None, 0):
         return {}
-    return _finish(folder, config, dataset, selection, refitted)
+    return _finish(folder, config, dataset, item_data, selection, refitted)
 
 
 @dataclass(frozen=True)
@@ -83,9 +87,9 @@ class _Selection:
     train_seconds: float  # the median of the epochs
 
 
-def _select(folder: RunFolder, config: Config, dataset: SequenceDataset) -> _Selection:
+def _select(folder: RunFolder, config: Config, dataset: SequenceDataset, item_data: ItemData) -> _Selection:
     """Train with early stopping on the validation rows."""
-    model = build_model(config, dataset.num_items)
+    model = build_model(config, item_data)
     validation = Validation(
         dataset.rows("valid", config.max_length), config.eval_batch_size, config.ks, config.exclude_seen
     )
@@ -106,9 +110,11 @@ def _select(folder: RunFolder, config: Config, dataset: SequenceDataset) -> _Sel
     return _Selection(model, best.best_epoch, epochs, statistics.median(validation.train_seconds))
 
 
-def _refit(folder: RunFolder, config: Config, dataset: SequenceDataset, epochs: int) -> Recommender:
+def _refit(
+    folder: RunFolder, config: Config, dataset: SequenceDataset, item_data: ItemData, epochs: int
+) -> Recommender:
     """Train anew on training and validation rows, for as many epochs as were best without the latter."""
-    model = build_model(config, dataset.num_items)
+    model = build_model(config, item_data)
     trainer = _trainer(folder.logs / "refit", config, epochs, [ResumePoint(folder.refit_point)])
     _fit(trainer, model, config, dataset.with_validation_in_training(), folder.refit_point)
     return model.cpu()
@@ -150,17 +156,11 @@ def _over(resume_point: Path, epochs: int, stopping: EarlyStopping) -> bool:
     return stopped or state["epoch"] + 1 >= epochs
 
 
-def row_kind(config: Config) -> str:
-    """Return the kind of training rows: what the configuration says or the method prefers."""
-    if config.training_rows != "auto":
-        return config.training_rows
-    return METHODS[config.method].model.row_kind
-
-
 def _finish(
     folder: RunFolder,
     config: Config,
     dataset: SequenceDataset,
+    item_data: ItemData,
     selection: _Selection,
     refitted: Recommender | None,
 ) -> dict[str, Any]:
@@ -182,13 +182,14 @@ def _finish(
         save_ranking(folder.ranks(split), ranking, dataset.user_ids, dataset.item_ids)
         result[split] = {**metrics(ranking.ranks, config.ks), "rows": len(rows)}
     result["data"] = {"split": dataset.split, **dataset.report}
+    result["items"] = item_data.report()
     write_metrics(folder.metrics, result)
     return result
 
 
-def _open_folder(folder: RunFolder, config: Config, dataset: SequenceDataset) -> None:
+def _open_folder(folder: RunFolder, config: Config, dataset: SequenceDataset, item_data: ItemData) -> None:
     """Start a run folder or accept the unfinished run of the same configuration in it."""
-    recorded = provenance(dataset.content_hash)
+    recorded = provenance(dataset.content_hash, item_data.content_hash)
     if folder.config.exists():
         earlier = Config.load(folder.config)
         if folder.finished():
@@ -202,11 +203,17 @@ def _open_folder(folder: RunFolder, config: Config, dataset: SequenceDataset) ->
             )
         if (earlier.provenance or {}).get("data_hash") != dataset.content_hash:
             raise RunError(f"{folder.path}: holds an unfinished run on other data; {config.data} has changed since")
+        if (earlier.provenance or {}).get("item_data_hash") != item_data.content_hash:
+            raise RunError(
+                f"{folder.path}: holds an unfinished run with other item features or text vectors; "
+                f"{config.features or config.text_vectors} has changed since"
+            )
         return
     if rank_zero_only.rank not in (None, 0) or os.environ.get("LOCAL_RANK", "0") != "0":
         return
     folder.resume_point.parent.mkdir(parents=True, exist_ok=True)
     folder.save_item_ids(dataset.item_ids)
+    folder.save_item_data(item_data)
     Config(**{**asdict(config), "provenance": recorded}).save(folder.config)
 
 
