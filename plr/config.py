@@ -49,6 +49,8 @@ class Config:
         hidden_dropout: dropout on hidden representations, p_rep.
         attention_dropout: dropout on attention weights, p_attn.
         temperature: of the item softmax: logits are h·E / temperature. By default the backbone's: 1.
+        mask_probability: Cloze BERT4Rec: the share ρ of a sequence's items that is masked.
+        mask_last_probability: Cloze BERT4Rec: how often a sequence has its last item masked and no other.
         streams: PLR: number of reasoning streams M.
         steps: PLR: number of reasoning steps T.
         kl_weight: PLR: λ, how strongly states are pushed apart; 0 is "w/o KL".
@@ -80,7 +82,7 @@ class Config:
 
     data: str = ""
     out: str = ""
-    backbone: Literal["sasrec", "bert4rec"] = "sasrec"
+    backbone: Literal["sasrec", "bert4rec", "bert4rec-cloze"] = "sasrec"
     method: Literal["base", "plr"] = "plr"
 
     format: Literal["auto", "sequences", "pairs", "recbole", "csv", "parquet"] = "auto"
@@ -107,6 +109,9 @@ class Config:
     hidden_dropout: float = 0.5
     attention_dropout: float = 0.5
     temperature: float | None = None
+
+    mask_probability: float = 0.2
+    mask_last_probability: float = 0.1
 
     streams: int = 2
     steps: int = 2
@@ -152,6 +157,8 @@ class Config:
             self._require(name, getattr(self, name) >= 0, "0 or more")
         for name in ("input_dropout", "hidden_dropout", "attention_dropout"):
             self._require(name, 0 <= getattr(self, name) < 1, "in [0, 1)")
+        self._require("mask_probability", 0 < self.mask_probability < 1, "in (0, 1)")
+        self._require("mask_last_probability", 0 <= self.mask_last_probability <= 1, "in [0, 1]")
         for name in ("temperature", "contrastive_temperature", "lr"):
             value = getattr(self, name)
             self._require(name, value > 0 and math.isfinite(value), "a finite number above 0")
