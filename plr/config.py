@@ -48,9 +48,13 @@ class Config:
         input_dropout: dropout on the input of the encoder and of every reasoning step.
         hidden_dropout: dropout on hidden representations, p_rep.
         attention_dropout: dropout on attention weights, p_attn.
-        temperature: of the item softmax: logits are h·E / temperature. By default the backbone's: 1.
+        temperature: of the item softmax: logits are h·E / temperature. By default the backbone's: 0.07 for
+            unisrec, whose scores are cosines, and 1 for the others.
         mask_probability: Cloze BERT4Rec: the share ρ of a sequence's items that is masked.
         mask_last_probability: Cloze BERT4Rec: how often a sequence has its last item masked and no other.
+        unisrec_mode: UniSRec: inductive, an item is its text alone, or transductive, plus an id embedding.
+        experts: UniSRec: number of experts of the text adaptor.
+        adaptor_dropout: UniSRec: dropout on the text vectors, for each expert.
         streams: PLR: number of reasoning streams M.
         steps: PLR: number of reasoning steps T.
         kl_weight: PLR: λ, how strongly states are pushed apart; 0 is "w/o KL".
@@ -82,7 +86,7 @@ class Config:
 
     data: str = ""
     out: str = ""
-    backbone: Literal["sasrec", "bert4rec", "bert4rec-cloze"] = "sasrec"
+    backbone: Literal["sasrec", "bert4rec", "bert4rec-cloze", "unisrec"] = "sasrec"
     method: Literal["base", "plr"] = "plr"
 
     format: Literal["auto", "sequences", "pairs", "recbole", "csv", "parquet"] = "auto"
@@ -112,6 +116,10 @@ class Config:
 
     mask_probability: float = 0.2
     mask_last_probability: float = 0.1
+
+    unisrec_mode: Literal["inductive", "transductive"] = "inductive"
+    experts: int = 8
+    adaptor_dropout: float = 0.2
 
     streams: int = 2
     steps: int = 2
@@ -150,12 +158,12 @@ class Config:
         check_system(self)
         if self.temperature is None:  # set here, so that config.yaml says what was used
             self.temperature = BACKBONES[self.backbone].temperature
-        for name in ("dim", "layers", "heads", "ffn_dim", "max_length", "streams", "steps", "batch_size",
+        for name in ("dim", "layers", "heads", "ffn_dim", "max_length", "experts", "streams", "steps", "batch_size",
                      "eval_batch_size", "epochs", "patience", "devices"):  # fmt: skip
             self._require(name, getattr(self, name) >= 1, "at least 1")
         for name in ("core", "seed", "threads"):
             self._require(name, getattr(self, name) >= 0, "0 or more")
-        for name in ("input_dropout", "hidden_dropout", "attention_dropout"):
+        for name in ("input_dropout", "hidden_dropout", "attention_dropout", "adaptor_dropout"):
             self._require(name, 0 <= getattr(self, name) < 1, "in [0, 1)")
         self._require("mask_probability", 0 < self.mask_probability < 1, "in (0, 1)")
         self._require("mask_last_probability", 0 <= self.mask_last_probability <= 1, "in [0, 1]")

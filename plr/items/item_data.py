@@ -48,7 +48,7 @@ class ItemText:
     """A vector for the text of each of V items.
 
     Attributes:
-        vectors: float32 [V, W], unspecified where there is no text.
+        vectors: float32 [V, W], zeros where there is no text.
         present: bool [V], whether the item has a text.
     """
 

@@ -16,6 +16,7 @@ from plr.models.encoder import SequenceEncoder
 from plr.models.items import FeatureItemEncoder, IdItemEncoder, ItemEncoder
 from plr.models.plr import PLRRecommender
 from plr.models.recommender import Recommender
+from plr.models.unisrec import TextItemEncoder
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,18 @@ def _id_items(config: Config, data: ItemData) -> ItemEncoder:
     return IdItemEncoder(data.num_items, config.dim)
 
 
+def _text_items(config: Config, data: ItemData) -> ItemEncoder:
+    if data.text is None:
+        raise ConfigError(f"backbone {config.backbone!r} needs the items' text vectors: set text_vectors")
+    return TextItemEncoder(
+        data.text,
+        config.dim,
+        experts=config.experts,
+        dropout=config.adaptor_dropout,
+        transductive=config.unisrec_mode == "transductive",
+    )
+
+
 BACKBONES = {
     "sasrec": Backbone(
         "causal self-attention over the items; method base predicts the next item at every position "
@@ -89,6 +102,15 @@ BACKBONES = {
             },
         ),
         extra_positions=1,
+    ),
+    "unisrec": Backbone(
+        "SASRec's encoder over item vectors made from text by a mixture of whitening experts, scored by cosine "
+        "(UniSRec, Hou et al. 2022); inductive: text alone, transductive: plus an id embedding",
+        causal=True,
+        items=_text_items,
+        temperature=0.07,
+        reads=("text_vectors",),
+        needs=("text_vectors",),
     ),
 }
 
@@ -138,7 +160,10 @@ def check_system(config: Config) -> None:
             readers = [name for name, other in BACKBONES.items() if source in other.reads]
             raise ConfigError(f"{source} is not read by backbone {config.backbone!r}; it is by {', '.join(readers)}")
         if not given and source in backbone.needs:
-            raise ConfigError(f"{source} is missing: backbone {config.backbone!r} cannot do without it")
+            raise ConfigError(
+                f"{source} is missing: backbone {config.backbone!r} cannot do without; "
+                "name the folder that `plr embed-text` wrote"
+            )
     if config.feature_fields and not config.features:
         raise ConfigError(f"feature_fields {list(config.feature_fields)} were chosen, but features names no file")
     possible = _row_kinds(config)
