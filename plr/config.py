@@ -56,12 +56,16 @@ class Config:
         experts: UniSRec: number of experts of the text adaptor.
         adaptor_dropout: UniSRec: dropout on the text vectors, for each expert.
         streams: PLR: number of reasoning streams M.
-        steps: PLR: number of reasoning steps T.
-        kl_weight: PLR: λ, how strongly states are pushed apart; 0 is "w/o KL".
-        kl_limit: PLR: the mean divergence, in nats, beyond which no more is rewarded; 0 for no limit, as in the paper.
-        contrastive_weight: PLR: weight of the contrastive loss; 0 is "w/o RCL".
+        steps: PLR, ERL, PRL: number of reasoning steps T.
+        kl_weight: PLR, ERL: λ, how strongly states are pushed apart; 0 is "w/o KL".
+        kl_limit: PLR, ERL: the mean divergence, in nats, beyond which no more is rewarded; 0: no limit, as published.
+        contrastive_weight: PLR, PRL: weight of the contrastive loss; 0 is "w/o RCL".
         contrastive_temperature: PLR: τ of the contrastive loss.
         gate: PLR: false averages the streams, "w/o MoRS".
+        progressive_weight: PRL: weight of the predictions of earlier steps.
+        temperature_scale: PRL: α, by which the temperature grows with every step before the last.
+        noise: PRL: standard deviation of the noise on the inputs of the noisy copy's steps.
+        warmup_epochs: PRL: epochs without the noisy copy and its contrastive loss.
         training_rows: prefix (a row per history and target), sequence (a row per user, all positions), auto: what
             the method prefers.
         batch_size: training rows per step.
@@ -87,7 +91,7 @@ class Config:
     data: str = ""
     out: str = ""
     backbone: Literal["sasrec", "bert4rec", "bert4rec-cloze", "unisrec"] = "sasrec"
-    method: Literal["base", "plr"] = "plr"
+    method: Literal["base", "erl", "prl", "plr"] = "plr"
 
     format: Literal["auto", "sequences", "pairs", "recbole", "csv", "parquet"] = "auto"
     user_column: str | None = None
@@ -128,6 +132,10 @@ class Config:
     contrastive_weight: float = 1.0
     contrastive_temperature: float = 1.0
     gate: bool = True
+    progressive_weight: float = 1.0
+    temperature_scale: float = 5.0
+    noise: float = 0.01
+    warmup_epochs: int = 2
 
     training_rows: Literal["auto", "prefix", "sequence"] = "auto"
     batch_size: int = 2048
@@ -161,7 +169,7 @@ class Config:
         for name in ("dim", "layers", "heads", "ffn_dim", "max_length", "experts", "streams", "steps", "batch_size",
                      "eval_batch_size", "epochs", "patience", "devices"):  # fmt: skip
             self._require(name, getattr(self, name) >= 1, "at least 1")
-        for name in ("core", "seed", "threads"):
+        for name in ("core", "seed", "threads", "warmup_epochs"):
             self._require(name, getattr(self, name) >= 0, "0 or more")
         for name in ("input_dropout", "hidden_dropout", "attention_dropout", "adaptor_dropout"):
             self._require(name, 0 <= getattr(self, name) < 1, "in [0, 1)")
@@ -170,9 +178,12 @@ class Config:
         for name in ("temperature", "contrastive_temperature", "lr"):
             value = getattr(self, name)
             self._require(name, value > 0 and math.isfinite(value), "a finite number above 0")
-        for name in ("kl_weight", "kl_limit", "contrastive_weight", "weight_decay", "clip"):
+        for name in ("kl_weight", "kl_limit", "contrastive_weight", "progressive_weight", "noise", "weight_decay",
+                     "clip"):  # fmt: skip
             value = getattr(self, name)
             self._require(name, value >= 0 and math.isfinite(value), "a finite number, 0 or more")
+        scale = self.temperature_scale
+        self._require("temperature_scale", scale >= 1 and math.isfinite(scale), "a finite number, 1 or more")
         self._require("ks", min(self.ks) >= 1, "positive")
         self._require("heads", self.dim % self.heads == 0, f"a divisor of dim={self.dim}")
 

@@ -2,8 +2,10 @@
 
 from plr.models.base import BaseRecommender
 from plr.models.encoder import Encoded, SequenceEncoder
+from plr.models.erl import ERLRecommender
 from plr.models.items import IdItemEncoder
 from plr.models.plr import ParallelReasoning, PLRRecommender
+from plr.models.prl import PRLRecommender
 from plr.models.reasoning import Reasoning, reason
 from plr.models.recommender import Recommender
 from plr.models.registry import BACKBONES, METHODS, build_model
@@ -12,9 +14,11 @@ __all__ = [
     "BACKBONES",
     "METHODS",
     "BaseRecommender",
+    "ERLRecommender",
     "Encoded",
     "IdItemEncoder",
     "PLRRecommender",
+    "PRLRecommender",
     "ParallelReasoning",
     "Reasoning",
     "Recommender",

@@ -28,9 +28,11 @@ class Recommender(nn.Module):
     Attributes:
         row_kind: the training rows the method wants: "prefix" (one row per history and target) or "sequence" (one row
             per sequence, a target at every position).
+        epoch: the epoch being trained, from 0; training sets it before each.
     """
 
     row_kind: ClassVar[Literal["prefix", "sequence"]] = "prefix"
+    epoch: int = 0
 
     def __init__(self, items: ItemEncoder, encoder: SequenceEncoder, *, temperature: float = 1.0):
         super().__init__()

@@ -13,8 +13,10 @@ from plr.items import ItemData
 from plr.models.base import BaseRecommender
 from plr.models.cloze import ClozeRecommender
 from plr.models.encoder import SequenceEncoder
+from plr.models.erl import ERLRecommender
 from plr.models.items import FeatureItemEncoder, IdItemEncoder, ItemEncoder
 from plr.models.plr import PLRRecommender
+from plr.models.prl import PRLRecommender
 from plr.models.recommender import Recommender
 from plr.models.unisrec import TextItemEncoder
 
@@ -116,6 +118,29 @@ BACKBONES = {
 
 METHODS = {
     "base": Method(BaseRecommender, lambda config: {}, "the bare backbone, no reasoning"),
+    "erl": Method(
+        ERLRecommender,
+        lambda config: {
+            "dim": config.dim,
+            "steps": config.steps,
+            "kl_weight": config.kl_weight,
+            "kl_limit": config.kl_limit,
+        },
+        "one stream, the mean of its steps, kept apart by their divergence (ReaRec, arXiv 2503.22675)",
+    ),
+    "prl": Method(
+        PRLRecommender,
+        lambda config: {
+            "dim": config.dim,
+            "steps": config.steps,
+            "progressive_weight": config.progressive_weight,
+            "temperature_scale": config.temperature_scale,
+            "contrastive_weight": config.contrastive_weight,
+            "noise": config.noise,
+            "warmup_epochs": config.warmup_epochs,
+        },
+        "one stream, its last step, every earlier one predicting hotter, robust to noise (ReaRec, 2025)",
+    ),
     "plr": Method(
         PLRRecommender,
         lambda config: {

@@ -43,6 +43,10 @@ class RecommenderModule(lightning.LightningModule):
         )
         return DataLoader(RowDataset(self.rows), sampler=order, batch_size=None, collate_fn=_as_it_is)
 
+    def on_train_epoch_start(self) -> None:
+        """Tell the model the epoch; a resumed run's is that of the uninterrupted one."""
+        self.model.epoch = self.current_epoch
+
     def on_train_batch_start(self, batch: Batch, batch_index: int) -> None:
         """Seed the step. Not the epoch: whether its data loader draws before or after the hook depends on resuming."""
         torch.manual_seed(step_seed(self.config.seed, self.global_step, self.global_rank))

@@ -1,8 +1,11 @@
+import copy
+
 import torch
 
 from plr.config import Config
 from plr.data import Batch
 from plr.models import build_model
+from plr_kernels import use_backend
 
 
 def small_config(**changes) -> Config:
@@ -41,3 +44,50 @@ def random_batch(lengths=(5, 1, 9, 3), num_items: int = 29, seed: int = 0) -> Ba
         targets=torch.randint(0, num_items, (len(lengths),), generator=generator),
         users=torch.arange(len(lengths)),
     )
+
+
+def bidirectional(model):
+    """The model with an encoder that reads both ways."""
+    model.encoder.causal = False
+    return model
+
+
+def scored_by_cosine(model):
+    """The model with items that are scored by cosine, as text items are."""
+    model.items.cosine = True
+    return model
+
+
+def gradients(model, loss):
+    """The gradients of all parameters that the loss reaches, by name."""
+    model.zero_grad(set_to_none=True)
+    loss.backward()
+    return {name: p.grad.double() for name, p in model.named_parameters() if p.grad is not None}
+
+
+def assert_backends_agree(model, total_loss):
+    """Loss and gradients of float32 with the C++ backend are as near to float64 as those of the reference are.
+
+    "auto" on CPU tensors is the C++ backend of every operator that has one.
+
+    total_loss is called with a model; what it draws at random must be the same in each call. An error is relative to
+    the largest entry of the gradient that it is in. The largest over all parameters is compared: a single one can be
+    right by luck. 4 is the room for another order of summation, as in the kernels' tests.
+    """
+    model = model.float()
+    truth_model = copy.deepcopy(model).double()
+    with use_backend("reference"):
+        loss = total_loss(truth_model)
+        truth = {"loss": loss.detach(), **gradients(truth_model, loss)}
+    errors = {}
+    for backend in ("reference", "auto"):
+        with use_backend(backend):
+            loss = total_loss(model)
+            found = {"loss": loss.detach().double(), **gradients(model, loss)}
+        assert found.keys() == truth.keys()
+        errors[backend] = max(
+            float((found[name] - truth[name]).abs().max() / truth[name].abs().max())
+            for name in truth
+            if truth[name].count_nonzero()
+        )
+    assert errors["auto"] <= 4 * max(errors["reference"], torch.finfo(torch.float32).eps), errors

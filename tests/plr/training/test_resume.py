@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from plr.config import Config
 from plr.training import RunError, train
 from plr.training.callbacks import BestWeights, ResumePoint
+from plr.training.module import RecommenderModule
 
 
 def assert_equal_runs(one: Path, two: Path):
@@ -86,8 +87,6 @@ def test_every_gap_between_two_writes(when, quick, tmp_path, monkeypatch):
 
             patch.setattr("plr.training.trainer.write_metrics", kill)
         else:
-            from plr.training.module import RecommenderModule
-
             step = RecommenderModule.training_step
 
             def killing_step(self, batch, index):
@@ -101,6 +100,35 @@ def test_every_gap_between_two_writes(when, quick, tmp_path, monkeypatch):
             train(Config(**{**values, "out": str(out)}))
     train(Config(**{**values, "out": str(out)}))
     assert_equal_runs(uninterrupted, out)
+
+
+def killed_in_epoch_three(config, monkeypatch):
+    """Start the run, and end it in the middle of its fourth epoch."""
+    step = RecommenderModule.training_step
+
+    def killing_step(self, batch, index):
+        if self.current_epoch == 3 and index == 2:
+            raise Killed
+        return step(self, batch, index)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(RecommenderModule, "training_step", killing_step)
+        with pytest.raises(Killed):
+            train(config)
+
+
+def test_a_resumed_run_knows_its_epoch(quick, tmp_path, monkeypatch):
+    """PRL's loss has one term more from epoch `warmup_epochs` on, whether or not the run was killed before."""
+    values = {**quick, "method": "prl", "epochs": 6, "patience": 6, "lr": 0.003, "warmup_epochs": 2, "noise": 0.1}
+    train(Config(**{**values, "out": str(tmp_path / "uninterrupted")}))
+    config = Config(**{**values, "out": str(tmp_path / "killed")})
+    killed_in_epoch_three(config, monkeypatch)
+    train(config)
+    assert_equal_runs(tmp_path / "uninterrupted", tmp_path / "killed")
+    other = Config(**{**values, "out": str(tmp_path / "never"), "warmup_epochs": 99})
+    train(other)
+    assert not torch.equal(*(load_file(tmp_path / run / "model.safetensors")["step_embedding.weight"]
+                             for run in ("never", "killed")))  # fmt: skip
 
 
 def test_a_damaged_resume_point_is_named(quick, tmp_path):

@@ -18,7 +18,7 @@ from plr.training.finite import FiniteGuard
 from plr.training.module import step_seed
 
 
-@pytest.mark.parametrize("method", ["base", "plr"])
+@pytest.mark.parametrize("method", ["base", "erl", "prl", "plr"])
 def test_a_tiny_set_is_memorised(method, small_data):
     dataset = prepare(small_data)
     config = Config(
@@ -39,7 +39,7 @@ def test_a_tiny_set_is_memorised(method, small_data):
     assert metrics(ranking.ranks)["mrr"] > 0.99
 
 
-@pytest.mark.parametrize("method", ["base", "plr"])
+@pytest.mark.parametrize("method", ["base", "erl", "prl", "plr"])
 def test_a_run_folder_holds_all_the_contract_names(method, quick):
     result = train(Config(**quick, method=method))
     out = quick["out"]
