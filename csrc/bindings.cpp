@@ -3,6 +3,7 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <array>
 #include <optional>
 #include <stdexcept>
 #include <string>
@@ -57,6 +58,55 @@ const Kernels& kernels_of(const std::string& instruction_set) {
 // What the scores of one pass take.
 double multiply_adds(const Matrix& states, const Matrix& items) {
   return static_cast<double>(states.rows) * static_cast<double>(items.rows) * static_cast<double>(items.columns);
+}
+
+// Address, and the numbers from one batch entry, head, row and entry to the next.
+using StridedArguments = std::tuple<Address, int64_t, int64_t, int64_t, int64_t>;
+// B, H, M, P, S, D.
+using AttentionSizes = std::tuple<int64_t, int64_t, int64_t, int64_t, int64_t, int64_t>;
+// Seed, threshold, 1 / (1 − dropout_p).
+using DropoutArguments = std::tuple<int64_t, uint64_t, double>;
+
+Strided strided(const StridedArguments& arguments) {
+  const auto& [address, batch_stride, head_stride, row_stride, entry_stride] = arguments;
+  return {pointer<const void>(address), batch_stride, head_stride, row_stride, entry_stride};
+}
+
+std::optional<Dropout> dropout_of(const std::optional<DropoutArguments>& arguments) {
+  if (!arguments) return std::nullopt;
+  const auto& [seed, threshold, inverse_keep] = *arguments;
+  return Dropout{static_cast<uint64_t>(seed), threshold, static_cast<float>(inverse_keep)};
+}
+
+AttentionCall attention_call(const std::string& type, const AttentionSizes& sizes,
+                             const std::array<StridedArguments, 5>& inputs, Address lengths, double scale,
+                             const std::optional<Dropout>& dropout) {
+  const auto& [batch, heads, streams, prefix, own, dim] = sizes;
+  const int64_t* known_lengths = pointer<const int64_t>(lengths);
+  for (int64_t b = 0; known_lengths != nullptr && b < batch; ++b) {
+    if (known_lengths[b] < 0 || known_lengths[b] > prefix) {
+      throw std::invalid_argument("prefix_lengths must be in [0, P] (P=" + std::to_string(prefix) + "), got " +
+                                  std::to_string(known_lengths[b]));
+    }
+  }
+  return {data_type(type),    batch,
+          heads,              streams,
+          prefix,             own,
+          dim,                strided(inputs[0]),
+          strided(inputs[1]), strided(inputs[2]),
+          strided(inputs[3]), strided(inputs[4]),
+          known_lengths,      scale,
+          dropout ? &*dropout : nullptr};
+}
+
+// Multiply-adds that take as long as the call. Each number of the prefix is used for few: fetching it counts for more.
+double attention_work(const AttentionCall& call, double products) {
+  constexpr double per_number = 16;
+  const double rows = static_cast<double>(call.batch) * static_cast<double>(call.heads);
+  const double prefix = static_cast<double>(call.prefix), own = static_cast<double>(call.own);
+  const double streams = static_cast<double>(call.streams);
+  return products * rows * static_cast<double>(call.dim) *
+         (streams * (prefix + own) + per_number * (prefix + streams * own));
 }
 
 void check_targets(const int64_t* targets, int64_t rows, int64_t items, int64_t ignore_index) {
@@ -158,6 +208,33 @@ PYBIND11_MODULE(_cpp, module) {
                info_nce_backward({kernels_of(instruction_set), team}, view1, view2, groups, temperature,
                                  pointer<const float>(statistics), weight, pointer_to(for_view1),
                                  pointer_to(for_view2));
+             });
+
+  module.def("stream_attention_forward",
+             [](const std::string& instruction_set, int threads, const std::string& type, const AttentionSizes& sizes,
+                const std::array<StridedArguments, 5>& inputs, Address lengths, double scale,
+                const std::optional<DropoutArguments>& dropout_arguments, Address output, Address log_sums) {
+               const py::gil_scoped_release release;
+               const auto dropout = dropout_of(dropout_arguments);
+               const AttentionCall call = attention_call(type, sizes, inputs, lengths, scale, dropout);
+               Threads team(threads, attention_work(call, 2));
+               stream_attention_forward({kernels_of(instruction_set), team}, call, pointer<void>(output),
+                                        pointer<float>(log_sums));
+             });
+
+  module.def("stream_attention_backward",
+             [](const std::string& instruction_set, int threads, const std::string& type, const AttentionSizes& sizes,
+                const std::array<StridedArguments, 5>& inputs, Address lengths, double scale,
+                const std::optional<DropoutArguments>& dropout_arguments, const StridedArguments& output_gradient,
+                const std::array<Address, 5>& gradients) {
+               const py::gil_scoped_release release;
+               const auto dropout = dropout_of(dropout_arguments);
+               const AttentionCall call = attention_call(type, sizes, inputs, lengths, scale, dropout);
+               const AttentionGradients wanted{pointer<void>(gradients[0]), pointer<void>(gradients[1]),
+                                               pointer<void>(gradients[2]), pointer<void>(gradients[3]),
+                                               pointer<void>(gradients[4])};
+               Threads team(threads, attention_work(call, 5));
+               stream_attention_backward({kernels_of(instruction_set), team}, call, strided(output_gradient), wanted);
              });
 }
 

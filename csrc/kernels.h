@@ -9,6 +9,7 @@
 
 #include <cstdint>
 
+#include "attention.h"
 #include "matrix.h"
 
 namespace plr_kernels {
@@ -68,6 +69,12 @@ struct Kernels {
   void (*both_softmax_gradient)(float* scores, int64_t scores_rows, int64_t items, int64_t states,
                                 const float* state_maximum, const float* state_inverse_sum,
                                 const float* item_maximum, const float* item_inverse_sum, const float* counted);
+
+  // Attention of the pair (b, h) with the number b · H + h: output [B, H, M, D], and log2 of every softmax' sum [B, H, M].
+  // `memory` has room for an AttentionWorkspace.
+  void (*attention_forward)(const AttentionCall& call, int64_t pair, float* memory, void* output, float* log_sums);
+  void (*attention_backward)(const AttentionCall& call, int64_t pair, float* memory, const Strided& output_gradient,
+                             const AttentionGradients& wanted);
 };
 
 // The kernels of the widest instruction set that this CPU has, or of the one named ("avx512", "avx2", "generic"), or

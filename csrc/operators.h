@@ -3,6 +3,7 @@
 
 #include <cstdint>
 
+#include "attention.h"
 #include "kernels.h"
 #include "matrix.h"
 #include "threads.h"
@@ -39,5 +40,10 @@ double info_nce_forward(const Run& run, const Matrix& view1, const Matrix& view2
 void info_nce_backward(const Run& run, const Matrix& view1, const Matrix& view2, int64_t groups, double temperature,
                        const float* statistics, double weight, const MutableMatrix* view1_gradient,
                        const MutableMatrix* view2_gradient);
+
+// output [B, H, M, D] in the type of the inputs; log_sums [B, H, M], log2 of every softmax' sum.
+void stream_attention_forward(const Run& run, const AttentionCall& call, void* output, float* log_sums);
+void stream_attention_backward(const Run& run, const AttentionCall& call, const Strided& output_gradient,
+                               const AttentionGradients& wanted);
 
 }  // namespace plr_kernels

@@ -16,6 +16,11 @@ struct Vector {
 constexpr int kTileRows = 6;
 constexpr int kTileVectors = 1;
 
+// Attention multiplies kStreamTile streams with kDotEntries entries, or with kSumVectors Vectors, in registers.
+constexpr int kStreamTile = 2;
+constexpr int kDotEntries = 2;
+constexpr int kSumVectors = 2;
+
 inline Vector zero() { return {_mm256_setzero_ps(), _mm256_setzero_ps()}; }
 inline Vector broadcast(float number) { return {_mm256_set1_ps(number), _mm256_set1_ps(number)}; }
 inline Vector load(const float* source) { return {_mm256_loadu_ps(source), _mm256_loadu_ps(source + 8)}; }
@@ -64,6 +69,59 @@ inline __m256 scaled_by_power(__m256 a, __m256 exponent, __m256 argument, __m256
 inline Vector scaled_by_power(Vector a, Vector exponent, Vector argument, Vector least) {
   return {scaled_by_power(a.low, exponent.low, argument.low, least.low),
           scaled_by_power(a.high, exponent.high, argument.high, least.high)};
+}
+
+// The first `count` < 16 numbers, then zeros.
+inline Vector load_first(const float* source, int count) {
+  const __m256i lanes = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
+  const __m256i low = _mm256_cmpgt_epi32(_mm256_set1_epi32(count), lanes);
+  const __m256i high = _mm256_cmpgt_epi32(_mm256_set1_epi32(count - 8), lanes);
+  return {_mm256_maskload_ps(source, low), count > 8 ? _mm256_maskload_ps(source + 8, high) : _mm256_setzero_ps()};
+}
+
+// Lane i of half h: the sum of the lanes of vectors[8 h + i].
+inline Vector sums_of_lanes(const Vector (&vectors)[16]) {
+  __m256 quarters[4];  // per 128-bit lane, partial sums of four vectors
+#pragma GCC unroll 4
+  for (int i = 0; i < 4; ++i) {
+    __m256 halves[4];
+#pragma GCC unroll 4
+    for (int j = 0; j < 4; ++j) halves[j] = _mm256_add_ps(vectors[4 * i + j].low, vectors[4 * i + j].high);
+    const __m256d ab = _mm256_castps_pd(
+        _mm256_add_ps(_mm256_unpacklo_ps(halves[0], halves[1]), _mm256_unpackhi_ps(halves[0], halves[1])));
+    const __m256d cd = _mm256_castps_pd(
+        _mm256_add_ps(_mm256_unpacklo_ps(halves[2], halves[3]), _mm256_unpackhi_ps(halves[2], halves[3])));
+    quarters[i] = _mm256_add_ps(_mm256_castpd_ps(_mm256_unpacklo_pd(ab, cd)),
+                                _mm256_castpd_ps(_mm256_unpackhi_pd(ab, cd)));
+  }
+  const auto low_plus_high = [](__m256 a, __m256 b) {
+    return _mm256_add_ps(_mm256_permute2f128_ps(a, b, 0x20), _mm256_permute2f128_ps(a, b, 0x31));
+  };
+  return {low_plus_high(quarters[0], quarters[1]), low_plus_high(quarters[2], quarters[3])};
+}
+
+inline float sum_of_lanes(Vector a) {
+  const __m256 eight = _mm256_add_ps(a.low, a.high);
+  __m128 four = _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
+  four = _mm_add_ps(four, _mm_movehl_ps(four, four));
+  return _mm_cvtss_f32(_mm_add_ss(four, _mm_movehdup_ps(four)));
+}
+inline float largest_lane(Vector a) {
+  const __m256 eight = _mm256_max_ps(a.low, a.high);
+  __m128 four = _mm_max_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
+  four = _mm_max_ps(four, _mm_movehl_ps(four, four));
+  return _mm_cvtss_f32(_mm_max_ss(four, _mm_movehdup_ps(four)));
+}
+
+// `values` where the unsigned words are above the limit, else zero.
+inline __m256 where_above(const uint32_t* words, uint32_t limit, __m256 values) {
+  const __m256i sign = _mm256_set1_epi32(static_cast<int>(0x80000000u));  // moves unsigned order to signed order
+  const __m256i from_words = _mm256_xor_si256(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(words)), sign);
+  const __m256i above = _mm256_cmpgt_epi32(from_words, _mm256_set1_epi32(static_cast<int>(limit ^ 0x80000000u)));
+  return _mm256_and_ps(_mm256_castsi256_ps(above), values);
+}
+inline Vector where_above(const uint32_t* words, uint32_t limit, Vector values) {
+  return {where_above(words, limit, values.low), where_above(words + 8, limit, values.high)};
 }
 
 }  // namespace

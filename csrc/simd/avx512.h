@@ -1,6 +1,10 @@
 // Vector: 16 floats in one AVX-512 register.
 #pragma once
 
+#if defined(__GNUC__) && !defined(__clang__)
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"  // GCC 12 warns of its own intrinsics, wherever they are used
+#pragma GCC diagnostic ignored "-Wuninitialized"
+#endif
 #include <immintrin.h>
 
 #include <cstdint>
@@ -14,6 +18,11 @@ struct Vector {
 // A product keeps kTileRows x kTileVectors Vectors of its result in the 32 registers.
 constexpr int kTileRows = 12;
 constexpr int kTileVectors = 2;
+
+// Attention multiplies kStreamTile streams with kDotEntries entries, or with kSumVectors Vectors, in registers.
+constexpr int kStreamTile = 4;
+constexpr int kDotEntries = 4;
+constexpr int kSumVectors = 4;
 
 inline Vector zero() { return {_mm512_setzero_ps()}; }
 inline Vector broadcast(float number) { return {_mm512_set1_ps(number)}; }
@@ -47,6 +56,39 @@ inline Vector nearest_integer(Vector a) {
 inline Vector scaled_by_power(Vector a, Vector exponent, Vector argument, Vector least) {
   const __mmask16 kept = _mm512_cmp_ps_mask(argument.value, least.value, _CMP_NLT_UQ);
   return {_mm512_maskz_scalef_ps(kept, a.value, exponent.value)};
+}
+
+// The first `count` < 16 numbers, then zeros.
+inline Vector load_first(const float* source, int count) {
+  return {_mm512_maskz_loadu_ps(static_cast<__mmask16>((1u << count) - 1), source)};
+}
+
+// Lane i: the sum of the lanes of vectors[i].
+inline Vector sums_of_lanes(const Vector (&vectors)[16]) {
+  __m512 quarters[4];  // per 128-bit lane, partial sums of four vectors
+#pragma GCC unroll 4
+  for (int i = 0; i < 4; ++i) {
+    const __m512 a = vectors[4 * i].value, b = vectors[4 * i + 1].value;
+    const __m512 c = vectors[4 * i + 2].value, d = vectors[4 * i + 3].value;
+    const __m512d ab = _mm512_castps_pd(_mm512_add_ps(_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b)));
+    const __m512d cd = _mm512_castps_pd(_mm512_add_ps(_mm512_unpacklo_ps(c, d), _mm512_unpackhi_ps(c, d)));
+    quarters[i] = _mm512_add_ps(_mm512_castpd_ps(_mm512_unpacklo_pd(ab, cd)),
+                                _mm512_castpd_ps(_mm512_unpackhi_pd(ab, cd)));
+  }
+  const auto even_plus_odd = [](__m512 a, __m512 b) {
+    return _mm512_add_ps(_mm512_shuffle_f32x4(a, b, 0x88), _mm512_shuffle_f32x4(a, b, 0xdd));
+  };
+  return {even_plus_odd(even_plus_odd(quarters[0], quarters[1]), even_plus_odd(quarters[2], quarters[3]))};
+}
+
+inline float sum_of_lanes(Vector a) { return _mm512_reduce_add_ps(a.value); }
+inline float largest_lane(Vector a) { return _mm512_reduce_max_ps(a.value); }
+
+// `values` where the unsigned words are above the limit, else zero.
+inline Vector where_above(const uint32_t* words, uint32_t limit, Vector values) {
+  const __mmask16 above =
+      _mm512_cmpgt_epu32_mask(_mm512_loadu_si512(words), _mm512_set1_epi32(static_cast<int>(limit)));
+  return {_mm512_maskz_mov_ps(above, values.value)};
 }
 
 }  // namespace

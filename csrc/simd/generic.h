@@ -16,6 +16,11 @@ struct Vector {
 constexpr int kTileRows = 2;
 constexpr int kTileVectors = 1;
 
+// Attention multiplies kStreamTile streams with kDotEntries entries, or with kSumVectors Vectors, in registers.
+constexpr int kStreamTile = 2;
+constexpr int kDotEntries = 1;
+constexpr int kSumVectors = 1;
+
 template <class Function>
 inline Vector each(Function function) {
   Vector result;
@@ -110,6 +115,34 @@ inline Vector scaled_by_power(Vector a, Vector exponent, Vector argument, Vector
     const float scaled = from_bits(bits_of(a.value[lane]) + (static_cast<uint32_t>(shift) << 23));
     return argument.value[lane] < least.value[lane] ? 0.0f : scaled;
   });
+}
+
+// The first `count` < 16 numbers, then zeros.
+inline Vector load_first(const float* source, int count) {
+  Vector result = zero();
+  std::memcpy(result.value, source, count * sizeof(float));
+  return result;
+}
+
+inline float sum_of_lanes(Vector a) {
+  for (int width = kWidth / 2; width > 0; width /= 2) {
+    for (int lane = 0; lane < width; ++lane) a.value[lane] += a.value[lane + width];
+  }
+  return a.value[0];
+}
+// Lane i: the sum of the lanes of vectors[i].
+inline Vector sums_of_lanes(const Vector (&vectors)[kWidth]) {
+  return each([&](int lane) { return sum_of_lanes(vectors[lane]); });
+}
+inline float largest_lane(Vector a) {
+  float largest = a.value[0];
+  for (int lane = 1; lane < kWidth; ++lane) largest = a.value[lane] > largest ? a.value[lane] : largest;
+  return largest;
+}
+
+// `values` where the unsigned words are above the limit, else zero.
+inline Vector where_above(const uint32_t* words, uint32_t limit, Vector values) {
+  return each([&](int lane) { return words[lane] > limit ? values.value[lane] : 0.0f; });
 }
 
 }  // namespace

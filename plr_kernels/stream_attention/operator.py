@@ -178,7 +178,7 @@ def _run_fused(backend: str) -> Callable[..., Tensor]:
 
 
 # Backend name -> implementation with the signature of _run_reference.
-IMPLEMENTATIONS = {"reference": _run_reference, "triton": _run_fused("triton")}
+IMPLEMENTATIONS = {"reference": _run_reference, "cpp": _run_fused("cpp"), "triton": _run_fused("triton")}
 
 
 def _checked_seed(seed: int | Tensor | None, query: Tensor) -> Tensor:

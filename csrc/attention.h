@@ -1,0 +1,86 @@
+// One call of stream_attention: where its tensors lie in memory, and what a thread needs to work on them.
+//
+// Query (b, h, m) attends to `length` prefix entries, shared by the M streams, and to the S entries of its own stream:
+// with s the scores times scale, p = softmax(s) over both, c = 1 / (1 − dropout_p) where an entry is kept and else 0,
+//
+//     output[m] = Σ_e c p v        g = c ⟨output gradient, v⟩        ds = p (g − Σ_e p g) scale
+//     query gradient[m] = Σ_e ds k        k's gradient = Σ_m ds q        v's gradient = Σ_m c p · output gradient
+#pragma once
+
+#include <cstdint>
+
+#include "matrix.h"
+#include "panels.h"
+
+namespace plr_kernels {
+
+// A tensor [B, H, R, D] or [B, H, R, S, D] of any strides, in numbers; columns are adjacent.
+struct Strided {
+  const void* data;
+  int64_t batch_stride;
+  int64_t head_stride;
+  int64_t row_stride;    // from one stream, or one prefix entry, to the next
+  int64_t entry_stride;  // from one entry of a stream to the next
+};
+
+// The mask of plr_kernels/stream_attention/keep_mask.py.
+struct Dropout {
+  uint64_t seed;
+  uint64_t threshold;  // in [0, 2^32]: an entry is kept when its random word is not below
+  float inverse_keep;  // 1 / (1 − dropout_p)
+};
+
+struct AttentionCall {
+  DataType type;
+  int64_t batch, heads, streams, prefix, own, dim;  // B, H, M, P, S, D
+  Strided query, prefix_key, prefix_value, stream_key, stream_value;
+  const int64_t* lengths;  // [B] in [0, P]; null: all P
+  double scale;
+  const Dropout* dropout;  // null: none
+
+  int64_t length(int64_t pair) const { return lengths == nullptr ? prefix : lengths[pair / heads]; }
+};
+
+// Contiguous gradients of the five tensors, in their type; null where not wanted.
+struct AttentionGradients {
+  void* query;
+  void* prefix_key;
+  void* prefix_value;
+  void* stream_key;
+  void* stream_value;
+};
+
+// A thread's memory for one pair (b, h) at a time. Rows of numbers per entry have `row_size` numbers: first the prefix,
+// then the stream's own entries, each part filled up to whole Vectors.
+struct AttentionWorkspace {
+  int64_t dim;                    // D in whole Vectors
+  int64_t row_size;
+  float* query;                   // [M, dim], zero beyond D
+  float* output;                  // [M, dim]
+  float* weights;                 // [M, row_size]: scores, then probabilities
+  float* factor;                  // [M]
+  uint32_t* words;                // [M, row_size]: the draws of dropout
+  float* output_gradient;         // [M, dim], zero beyond D; backward only, as those below
+  float* weights_gradient;        // [M, row_size]
+  float* kept;                    // [M, row_size]: c p
+
+  AttentionWorkspace(const AttentionCall& call, float* memory)
+      : dim(round_up(call.dim, kLanes)),
+        row_size(round_up(call.prefix, kLanes) + round_up(call.own, kLanes)),
+        query(memory),
+        output(query + call.streams * dim),
+        weights(output + call.streams * dim),
+        factor(weights + call.streams * row_size),
+        words(reinterpret_cast<uint32_t*>(factor + round_up(call.streams, kLanes))),
+        output_gradient(reinterpret_cast<float*>(words) + call.streams * row_size),
+        weights_gradient(output_gradient + call.streams * dim),
+        kept(weights_gradient + call.streams * row_size) {}
+
+  // Numbers that all of it takes.
+  static int64_t size(const AttentionCall& call) {
+    const AttentionWorkspace from_zero(call, nullptr);
+    return 3 * call.streams * from_zero.dim + 4 * call.streams * from_zero.row_size + round_up(call.streams, kLanes);
+  }
+};
+
+}  // namespace plr_kernels

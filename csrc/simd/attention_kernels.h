@@ -1,0 +1,630 @@
+// Attention of one pair (b, h) of stream_attention, in terms of Vector (attention.h has the formulas). Part of
+// kernels_implementation.h, and included there only.
+//
+// Keys and values are read from where they lie and raised to float32 on the way: prefix entries once for all streams,
+// in blocks that stay in the cache while one group of streams after the other visits them.
+#pragma once
+
+#include <cstdint>
+
+#include "../attention.h"
+
+namespace {
+
+using plr_kernels::AttentionCall;
+using plr_kernels::AttentionGradients;
+using plr_kernels::AttentionWorkspace;
+using plr_kernels::Dropout;
+using plr_kernels::Strided;
+
+constexpr int64_t kEntryBlock = 64;
+
+// Rows of numbers, `stride` bytes apart.
+struct Source {
+  const char* data;
+  int64_t stride;
+
+  const char* row(int64_t index) const { return data + index * stride; }
+};
+
+// The rows of one pair (b, h): streams or prefix entries.
+inline Source rows_of(const AttentionCall& call, const Strided& tensor, int64_t pair) {
+  const int64_t offset = pair / call.heads * tensor.batch_stride + pair % call.heads * tensor.head_stride;
+  const int64_t bytes = plr_kernels::bytes_of(call.type);
+  return {static_cast<const char*>(tensor.data) + offset * bytes, tensor.row_stride * bytes};
+}
+
+// The entries of one stream, given the rows of the pair.
+inline Source entries_of(const AttentionCall& call, const Strided& tensor, Source streams, int64_t stream) {
+  return {streams.row(stream), tensor.entry_stride * plr_kernels::bytes_of(call.type)};
+}
+
+template <DataType type>
+inline Vector load_columns(const char* row, int64_t column) {
+  return load_raised(row, type, column);
+}
+
+// The last `count` < 16 columns of a row, and zeros.
+template <DataType type>
+inline Vector load_last_columns(const char* row, int64_t column, int64_t count) {
+  if constexpr (type == DataType::float32) {
+    return load_first(reinterpret_cast<const float*>(row) + column, static_cast<int>(count));
+  } else {
+    uint16_t padded[kLanes] = {};
+    __builtin_memcpy(padded, row + column * 2, count * 2);
+    return load_raised(padded, type, 0);
+  }
+}
+
+template <DataType type>
+inline void store_columns(char* row, int64_t column, int64_t dim, Vector values) {
+  if (dim - column >= kLanes) {
+    store_lowered(row, type, column, values);
+    return;
+  }
+  const int64_t bytes = plr_kernels::bytes_of(type);
+  alignas(64) char padded[kLanes * sizeof(float)];
+  store_lowered(padded, type, 0, values);
+  __builtin_memcpy(row + column * bytes, padded, (dim - column) * bytes);
+}
+
+// Rows [count, dim] to float32, zero beyond dim.
+template <DataType type>
+inline void raise_rows(Source source, int64_t count, int64_t dim, float* target, int64_t target_stride) {
+  for (int64_t i = 0; i < count; ++i) {
+    for (int64_t column = 0; column < dim; column += kLanes) {
+      const int64_t left = dim - column;
+      store(target + i * target_stride + column,
+            left >= kLanes ? load_columns<type>(source.row(i), column)
+                           : load_last_columns<type>(source.row(i), column, left));
+    }
+  }
+}
+
+// ------------------------------------------------------------------------------------------ products with rows
+
+// Lane by lane, the products of Streams rows of `left` with the given rows, summed over the columns.
+template <DataType type, int Streams, int Entries>
+inline void dot_tile(const float* left, int64_t left_stride, const char* const* rows, int64_t dim, Vector* sums,
+                     int sums_stride) {
+  Vector tile[Streams][Entries];
+#pragma GCC unroll 4
+  for (int i = 0; i < Streams; ++i) {
+#pragma GCC unroll 4
+    for (int j = 0; j < Entries; ++j) tile[i][j] = zero();
+  }
+  int64_t column = 0;
+  for (; column + kLanes <= dim; column += kLanes) {
+    Vector from_rows[Entries];
+#pragma GCC unroll 4
+    for (int j = 0; j < Entries; ++j) from_rows[j] = load_columns<type>(rows[j], column);
+#pragma GCC unroll 4
+    for (int i = 0; i < Streams; ++i) {
+      const Vector from_left = load(left + i * left_stride + column);
+#pragma GCC unroll 4
+      for (int j = 0; j < Entries; ++j) tile[i][j] = multiply_add(from_left, from_rows[j], tile[i][j]);
+    }
+  }
+  if (column < dim) {
+#pragma GCC unroll 4
+    for (int j = 0; j < Entries; ++j) {
+      const Vector from_row = load_last_columns<type>(rows[j], column, dim - column);
+#pragma GCC unroll 4
+      for (int i = 0; i < Streams; ++i) {
+        tile[i][j] = multiply_add(load(left + i * left_stride + column), from_row, tile[i][j]);
+      }
+    }
+  }
+#pragma GCC unroll 4
+  for (int i = 0; i < Streams; ++i) {
+#pragma GCC unroll 4
+    for (int j = 0; j < Entries; ++j) sums[i * sums_stride + j] = tile[i][j];
+  }
+}
+
+// products[i, e] = factor · ⟨left[i], row e⟩ for Streams rows of `left`. Writes up to the end of the last Vector.
+template <DataType type, int Streams>
+inline void dots_of_streams(const float* left, int64_t left_stride, Source rows, int64_t entries, int64_t dim,
+                            float factor, float* products, int64_t products_stride) {
+  // 16 sums over lanes at a time: so many entries of each stream.
+  constexpr int kEntries = Streams == 1 ? 16 : Streams == 2 ? 8 : 4;
+  constexpr int kInTile = kDotEntries;
+  for (int64_t first = 0; first < entries; first += kEntries) {
+    Vector sums[kLanes];
+    if constexpr (Streams * kEntries < kLanes) {
+      for (int i = Streams * kEntries; i < kLanes; ++i) sums[i] = zero();
+    }
+#pragma GCC unroll 16
+    for (int e = 0; e < kEntries; e += kInTile) {
+      const char* tile_rows[kInTile];
+#pragma GCC unroll 4
+      for (int j = 0; j < kInTile; ++j) tile_rows[j] = rows.row(smaller(first + e + j, entries - 1));
+      dot_tile<type, Streams, kInTile>(left, left_stride, tile_rows, dim, sums + e, kEntries);
+    }
+    alignas(64) float numbers[kLanes];
+    store(numbers, sums_of_lanes(sums) * broadcast(factor));
+#pragma GCC unroll 4
+    for (int i = 0; i < Streams; ++i) {
+      __builtin_memcpy(products + i * products_stride + first, numbers + i * kEntries, kEntries * sizeof(float));
+    }
+  }
+}
+
+// As dots_of_streams, for any number of rows of `left`.
+template <DataType type, int Streams = kStreamTile>
+inline void dots_of_tile(int64_t streams, const float* left, int64_t left_stride, Source rows, int64_t entries,
+                         int64_t dim, float factor, float* products, int64_t products_stride) {
+  if constexpr (Streams > 1) {
+    if (streams < Streams) {
+      dots_of_tile<type, Streams - 1>(streams, left, left_stride, rows, entries, dim, factor, products,
+                                      products_stride);
+      return;
+    }
+  }
+  dots_of_streams<type, Streams>(left, left_stride, rows, entries, dim, factor, products, products_stride);
+}
+
+template <DataType type>
+inline void prefix_dots(int64_t streams, const float* left, int64_t left_stride, Source rows, int64_t entries,
+                        int64_t dim, float factor, float* products, int64_t products_stride) {
+  for (int64_t first = 0; first < entries; first += kEntryBlock) {
+    for (int64_t m = 0; m < streams; m += kStreamTile) {
+      dots_of_tile<type>(smaller(kStreamTile, streams - m), left + m * left_stride, left_stride,
+                         {rows.row(first), rows.stride}, smaller(kEntryBlock, entries - first), dim, factor,
+                         products + m * products_stride + first, products_stride);
+    }
+  }
+}
+
+// products[m, s] = factor · ⟨left[m], entry s of stream m⟩.
+template <DataType type>
+inline void own_dots(const AttentionCall& call, const Strided& tensor, int64_t pair, const float* left,
+                     int64_t left_stride, float factor, float* products, int64_t products_stride) {
+  const Source streams = rows_of(call, tensor, pair);
+  const int64_t count = call.streams * call.own;
+  int64_t stream = 0, entry = 0;
+  for (int64_t first = 0; first < count; first += kLanes) {
+    const int64_t in_group = smaller(kLanes, count - first);
+    Vector sums[kLanes];
+    float* targets[kLanes];
+    for (int64_t i = 0; i < kLanes; ++i) {
+      if (i >= in_group) {
+        sums[i] = zero();
+        continue;
+      }
+      const char* row = entries_of(call, tensor, streams, stream).row(entry);
+      dot_tile<type, 1, 1>(left + stream * left_stride, left_stride, &row, call.dim, sums + i, 1);
+      targets[i] = products + stream * products_stride + entry;
+      if (++entry == call.own) {
+        entry = 0;
+        ++stream;
+      }
+    }
+    alignas(64) float numbers[kLanes];
+    store(numbers, sums_of_lanes(sums) * broadcast(factor));
+    for (int64_t i = 0; i < in_group; ++i) *targets[i] = numbers[i];
+  }
+}
+
+// ------------------------------------------------------------------------------------------ weighted sums of rows
+
+// sums[i] (+)= Σ_e weights[i, e] row e, for Streams rows of weights and Vectors Vectors from `column` on; with Last, one
+// Vector of which `dim` leaves a part.
+template <DataType type, int Streams, int Vectors, bool Last>
+inline void sum_tile(const float* weights, int64_t weights_stride, Source rows, int64_t entries, int64_t column,
+                     int64_t dim, bool accumulate, float* sums, int64_t sums_stride) {
+  static_assert(!Last || Vectors == 1, "only the last Vector of a row is not whole");
+  Vector tile[Streams][Vectors];
+#pragma GCC unroll 4
+  for (int i = 0; i < Streams; ++i) {
+#pragma GCC unroll 4
+    for (int j = 0; j < Vectors; ++j) {
+      tile[i][j] = accumulate ? load(sums + i * sums_stride + column + j * kLanes) : zero();
+    }
+  }
+  const char* row = rows.data;
+  for (int64_t e = 0; e < entries; ++e) {
+    Vector from_row[Vectors];
+#pragma GCC unroll 4
+    for (int j = 0; j < Vectors; ++j) {
+      from_row[j] = Last ? load_last_columns<type>(row, column, dim - column)
+                         : load_columns<type>(row, column + j * kLanes);
+    }
+#pragma GCC unroll 4
+    for (int i = 0; i < Streams; ++i) {
+      const Vector weight = broadcast(weights[i * weights_stride + e]);
+#pragma GCC unroll 4
+      for (int j = 0; j < Vectors; ++j) tile[i][j] = multiply_add(weight, from_row[j], tile[i][j]);
+    }
+    row += rows.stride;
+  }
+#pragma GCC unroll 4
+  for (int i = 0; i < Streams; ++i) {
+#pragma GCC unroll 4
+    for (int j = 0; j < Vectors; ++j) store(sums + i * sums_stride + column + j * kLanes, tile[i][j]);
+  }
+}
+
+// Columns from `column` on that are less than a tile's: as many whole Vectors as there are, then the last part.
+template <DataType type, int Streams, int Vectors>
+inline void sum_last_columns(const float* weights, int64_t weights_stride, Source rows, int64_t entries,
+                             int64_t column, int64_t dim, bool accumulate, float* sums, int64_t sums_stride) {
+  if constexpr (Vectors == 0) {
+    if (column < dim) {
+      sum_tile<type, Streams, 1, true>(weights, weights_stride, rows, entries, column, dim, accumulate, sums,
+                                       sums_stride);
+    }
+  } else if ((dim - column) / kLanes >= Vectors) {
+    sum_tile<type, Streams, Vectors, false>(weights, weights_stride, rows, entries, column, dim, accumulate, sums,
+                                            sums_stride);
+    sum_last_columns<type, Streams, 0>(weights, weights_stride, rows, entries, column + Vectors * kLanes, dim,
+                                       accumulate, sums, sums_stride);
+  } else {
+    sum_last_columns<type, Streams, Vectors - 1>(weights, weights_stride, rows, entries, column, dim, accumulate,
+                                                 sums, sums_stride);
+  }
+}
+
+// sums[i] (+)= Σ_e weights[i, e] row e, for at most Streams rows of weights.
+template <DataType type, int Streams = kStreamTile>
+inline void sums_of_tile(int64_t streams, const float* weights, int64_t weights_stride, Source rows, int64_t entries,
+                         int64_t dim, bool accumulate, float* sums, int64_t sums_stride) {
+  if constexpr (Streams > 1) {
+    if (streams < Streams) {
+      sums_of_tile<type, Streams - 1>(streams, weights, weights_stride, rows, entries, dim, accumulate, sums,
+                                      sums_stride);
+      return;
+    }
+  }
+  int64_t column = 0;
+  for (; column + kSumVectors * kLanes <= dim; column += kSumVectors * kLanes) {
+    sum_tile<type, Streams, kSumVectors, false>(weights, weights_stride, rows, entries, column, dim, accumulate, sums,
+                                                sums_stride);
+  }
+  sum_last_columns<type, Streams, kSumVectors - 1>(weights, weights_stride, rows, entries, column, dim, accumulate,
+                                                   sums, sums_stride);
+}
+
+// sums[m] = Σ over the prefix entries and over the stream's own of weight · row.
+template <DataType type>
+inline void weighted_sums(const AttentionCall& call, const Strided& prefix, const Strided& own, int64_t pair,
+                          int64_t length, const float* weights, int64_t weights_stride, float* sums,
+                          int64_t sums_stride) {
+  const Source prefix_rows = rows_of(call, prefix, pair), streams = rows_of(call, own, pair);
+  const float* own_weights = weights + plr_kernels::round_up(length, kLanes);
+  for (int64_t m = 0; m < call.streams; ++m) {
+    sums_of_tile<type, 1>(1, own_weights + m * weights_stride, weights_stride, entries_of(call, own, streams, m),
+                          call.own, call.dim, false, sums + m * sums_stride, sums_stride);
+  }
+  for (int64_t first = 0; first < length; first += kEntryBlock) {
+    const int64_t entries = smaller(kEntryBlock, length - first);
+    for (int64_t m = 0; m < call.streams; m += kStreamTile) {
+      sums_of_tile<type>(smaller(kStreamTile, call.streams - m), weights + m * weights_stride + first, weights_stride,
+                         {prefix_rows.row(first), prefix_rows.stride}, entries, call.dim, true,
+                         sums + m * sums_stride, sums_stride);
+    }
+  }
+}
+
+// ------------------------------------------------------------------------------------------ sums over streams
+
+// Rows [entries, dim] of the result: row e = Σ_m weights[m, e] left[m], Entries x Vectors Vectors of it.
+template <DataType type, int Entries, int Vectors>
+inline void outer_tile(int64_t streams, const float* weights, int64_t weights_stride, const float* left,
+                       int64_t left_stride, int64_t column, int64_t dim, char* target, int64_t target_stride) {
+  Vector tile[Entries][Vectors];
+#pragma GCC unroll 4
+  for (int i = 0; i < Entries; ++i) {
+#pragma GCC unroll 4
+    for (int j = 0; j < Vectors; ++j) tile[i][j] = zero();
+  }
+  for (int64_t m = 0; m < streams; ++m) {
+    Vector from_left[Vectors];
+#pragma GCC unroll 4
+    for (int j = 0; j < Vectors; ++j) from_left[j] = load(left + m * left_stride + column + j * kLanes);
+#pragma GCC unroll 4
+    for (int i = 0; i < Entries; ++i) {
+      const Vector weight = broadcast(weights[m * weights_stride + i]);
+#pragma GCC unroll 4
+      for (int j = 0; j < Vectors; ++j) tile[i][j] = multiply_add(weight, from_left[j], tile[i][j]);
+    }
+  }
+#pragma GCC unroll 4
+  for (int i = 0; i < Entries; ++i) {
+#pragma GCC unroll 4
+    for (int j = 0; j < Vectors; ++j) {
+      store_columns<type>(target + i * target_stride, column + j * kLanes, dim, tile[i][j]);
+    }
+  }
+}
+
+template <DataType type, int Entries = kDotEntries>
+inline void outer_rows(int64_t entries, int64_t streams, const float* weights, int64_t weights_stride,
+                       const float* left, int64_t left_stride, int64_t dim, char* target, int64_t target_stride) {
+  if constexpr (Entries > 1) {
+    if (entries < Entries) {
+      outer_rows<type, Entries - 1>(entries, streams, weights, weights_stride, left, left_stride, dim, target,
+                                    target_stride);
+      return;
+    }
+  }
+  int64_t column = 0;
+  for (; column + kSumVectors * kLanes <= dim; column += kSumVectors * kLanes) {
+    outer_tile<type, Entries, kSumVectors>(streams, weights, weights_stride, left, left_stride, column, dim, target,
+                                           target_stride);
+  }
+  for (; column < dim; column += kLanes) {
+    outer_tile<type, Entries, 1>(streams, weights, weights_stride, left, left_stride, column, dim, target,
+                                 target_stride);
+  }
+}
+
+// The gradient of the pair's prefix entries: Σ_m weights[m, e] left[m], and zeros from `length` on.
+template <DataType type>
+inline void prefix_gradient(const AttentionCall& call, int64_t pair, int64_t length, const float* weights,
+                            int64_t weights_stride, const float* left, int64_t left_stride, void* gradient) {
+  const int64_t row_bytes = call.dim * plr_kernels::bytes_of(type);
+  char* target = static_cast<char*>(gradient) + pair * call.prefix * row_bytes;
+  for (int64_t e = 0; e < length; e += kDotEntries) {
+    outer_rows<type>(smaller(kDotEntries, length - e), call.streams, weights + e, weights_stride, left, left_stride,
+                     call.dim, target + e * row_bytes, row_bytes);
+  }
+  __builtin_memset(target + length * row_bytes, 0, (call.prefix - length) * row_bytes);
+}
+
+// The gradient of the streams' own entries: weights[m, s] left[m].
+template <DataType type>
+inline void own_gradient(const AttentionCall& call, int64_t pair, const float* weights, int64_t weights_stride,
+                         const float* left, int64_t left_stride, void* gradient) {
+  const int64_t row_bytes = call.dim * plr_kernels::bytes_of(type);
+  char* target = static_cast<char*>(gradient) + pair * call.streams * call.own * row_bytes;
+  for (int64_t m = 0; m < call.streams; ++m) {
+    for (int64_t s = 0; s < call.own; ++s) {
+      outer_rows<type, 1>(1, 1, weights + m * weights_stride + s, weights_stride, left + m * left_stride, left_stride,
+                          call.dim, target, row_bytes);
+      target += row_bytes;
+    }
+  }
+}
+
+// ------------------------------------------------------------------------------------------ dropout
+
+// Philox 4x32-10 (Salmon, Moraes, Dror, Shaw 2011) for 16 counters; words[lane][4].
+inline void philox(uint32_t (&counter)[4][kLanes], uint64_t seed, uint32_t (&words)[kLanes][4]) {
+  uint32_t key0 = static_cast<uint32_t>(seed), key1 = static_cast<uint32_t>(seed >> 32);
+  for (int round = 0; round < 10; ++round) {
+    for (int lane = 0; lane < kLanes; ++lane) {
+      const uint64_t product0 = uint64_t{0xD2511F53} * counter[0][lane];
+      const uint64_t product1 = uint64_t{0xCD9E8D57} * counter[2][lane];
+      counter[0][lane] = static_cast<uint32_t>(product1 >> 32) ^ counter[1][lane] ^ key0;
+      counter[1][lane] = static_cast<uint32_t>(product1);
+      counter[2][lane] = static_cast<uint32_t>(product0 >> 32) ^ counter[3][lane] ^ key1;
+      counter[3][lane] = static_cast<uint32_t>(product0);
+    }
+    key0 += 0x9E3779B9;
+    key1 += 0xBB67AE85;
+  }
+  for (int lane = 0; lane < kLanes; ++lane) {
+    for (int word = 0; word < 4; ++word) words[lane][word] = counter[word][lane];
+  }
+}
+
+// The random words of all entries of a pair, laid out as their weights.
+inline void draw_words(const AttentionCall& call, int64_t pair, int64_t length, uint32_t* words, int64_t row_size) {
+  uint32_t counter[4][kLanes] = {};
+  uint32_t drawn[kLanes][4];
+  uint32_t* targets[kLanes];
+  int waiting = 0;
+  const auto draw = [&] {
+    philox(counter, call.dropout->seed, drawn);
+    for (int i = 0; i < waiting; ++i) __builtin_memcpy(targets[i], drawn[i], sizeof(drawn[i]));
+    waiting = 0;
+  };
+  for (int64_t m = 0; m < call.streams; ++m) {
+    const uint64_t row = static_cast<uint64_t>(pair * call.streams + m);
+    const int64_t starts[2] = {0, plr_kernels::round_up(length, kLanes)};
+    const int64_t sizes[2] = {length, call.own};
+    for (uint32_t part = 0; part < 2; ++part) {
+      for (int64_t entry = 0; entry < sizes[part]; entry += 4) {
+        counter[0][waiting] = static_cast<uint32_t>(entry / 4);
+        counter[1][waiting] = static_cast<uint32_t>(row);
+        counter[2][waiting] = static_cast<uint32_t>(row >> 32);
+        counter[3][waiting] = part;
+        targets[waiting] = words + m * row_size + starts[part] + entry;
+        if (++waiting == kLanes) draw();
+      }
+    }
+  }
+  if (waiting > 0) draw();
+}
+
+// The entries that dropout keeps, the others zero, times `factor`.
+inline Vector dropped(const Dropout& dropout, Vector values, const uint32_t* words, Vector factor) {
+  const Vector scaled = values * factor;
+  if (dropout.threshold == 0) return scaled;
+  return where_above(words, static_cast<uint32_t>(dropout.threshold - 1), scaled);
+}
+
+// ------------------------------------------------------------------------------------------ softmax
+
+// Fills both parts of every row up to whole Vectors.
+inline void fill_up(const AttentionCall& call, int64_t length, float value, float* rows, int64_t row_size) {
+  const int64_t own = plr_kernels::round_up(length, kLanes), end = own + plr_kernels::round_up(call.own, kLanes);
+  for (int64_t m = 0; m < call.streams; ++m) {
+    float* row = rows + m * row_size;
+    for (int64_t e = length; e < own; ++e) row[e] = value;
+    for (int64_t e = own + call.own; e < end; ++e) row[e] = value;
+  }
+}
+
+// Scores of `size` > 0 entries, a multiple of 16, times log2(e) -> exp2(score − largest); their sum is returned.
+inline float exponentials(float* scores, int64_t size, float* largest_score) {
+  Vector largest = load(scores);
+  for (int64_t e = kLanes; e < size; e += kLanes) largest = maximum_of(load(scores + e), largest);
+  *largest_score = largest_lane(largest);
+  const Vector shift = broadcast(*largest_score);
+  Vector sum = zero();
+  for (int64_t e = 0; e < size; e += kLanes) {
+    const Vector power = exp2(load(scores + e) - shift);
+    store(scores + e, power);
+    sum = sum + power;
+  }
+  return sum_of_lanes(sum);
+}
+
+// The scores of all streams of a pair, times log2(e), filled up with -inf.
+template <DataType type>
+inline void all_scores(const AttentionCall& call, int64_t pair, int64_t length, const AttentionWorkspace& space) {
+  const float factor = static_cast<float>(call.scale * plr_kernels::kLog2E);
+  raise_rows<type>(rows_of(call, call.query, pair), call.streams, call.dim, space.query, space.dim);
+  prefix_dots<type>(call.streams, space.query, space.dim, rows_of(call, call.prefix_key, pair), length, call.dim,
+                    factor, space.weights, space.row_size);
+  own_dots<type>(call, call.stream_key, pair, space.query, space.dim, factor,
+                 space.weights + plr_kernels::round_up(length, kLanes), space.row_size);
+  fill_up(call, length, -__builtin_inff(), space.weights, space.row_size);
+  if (call.dropout != nullptr) draw_words(call, pair, length, space.words, space.row_size);
+}
+
+// ------------------------------------------------------------------------------------------ one pair
+
+template <DataType type>
+void forward_of_pair(const AttentionCall& call, int64_t pair, float* memory, void* output, float* log_sums) {
+  const AttentionWorkspace space(call, memory);
+  const int64_t length = call.length(pair);
+  const int64_t entries = plr_kernels::round_up(length, kLanes) + plr_kernels::round_up(call.own, kLanes);
+  const int64_t row_bytes = call.dim * plr_kernels::bytes_of(type);
+  char* target = static_cast<char*>(output) + pair * call.streams * row_bytes;
+  if (entries == 0) {  // nothing to attend to
+    __builtin_memset(target, 0, call.streams * row_bytes);
+    for (int64_t m = 0; m < call.streams; ++m) log_sums[pair * call.streams + m] = -__builtin_inff();
+    return;
+  }
+  all_scores<type>(call, pair, length, space);
+  for (int64_t m = 0; m < call.streams; ++m) {
+    float* row = space.weights + m * space.row_size;
+    float largest;
+    const float sum = exponentials(row, entries, &largest);
+    log_sums[pair * call.streams + m] = largest + __builtin_log2f(sum);
+    space.factor[m] = 1.0f / sum;
+    if (call.dropout == nullptr) continue;
+    const Vector factor = broadcast(call.dropout->inverse_keep);
+    for (int64_t e = 0; e < entries; e += kLanes) {
+      store(row + e, dropped(*call.dropout, load(row + e), space.words + m * space.row_size + e, factor));
+    }
+  }
+  weighted_sums<type>(call, call.prefix_value, call.stream_value, pair, length, space.weights, space.row_size,
+                      space.output, space.dim);
+  for (int64_t m = 0; m < call.streams; ++m) {
+    const Vector factor = broadcast(space.factor[m]);
+    for (int64_t column = 0; column < call.dim; column += kLanes) {
+      store_columns<type>(target + m * row_bytes, column, call.dim,
+                          load(space.output + m * space.dim + column) * factor);
+    }
+  }
+}
+
+// Softmax and its gradient: weights -> p, kept = c p, and where wanted weights_gradient -> ds.
+inline void softmax_backward(const AttentionCall& call, int64_t entries, bool scores_wanted,
+                             const AttentionWorkspace& space) {
+  const Vector scale = broadcast(static_cast<float>(call.scale));
+  for (int64_t m = 0; m < call.streams; ++m) {
+    float* row = space.weights + m * space.row_size;
+    float* gradient = space.weights_gradient + m * space.row_size;
+    float* kept = space.kept + m * space.row_size;
+    const uint32_t* words = space.words + m * space.row_size;
+    float largest;
+    const Vector inverse_sum = broadcast(1.0f / exponentials(row, entries, &largest));
+    const Vector keep = broadcast(call.dropout == nullptr ? 1.0f : call.dropout->inverse_keep);
+    for (int64_t e = 0; e < entries; e += kLanes) {
+      const Vector p = load(row + e) * inverse_sum;
+      store(row + e, p);
+      store(kept + e, call.dropout == nullptr ? p : dropped(*call.dropout, p, words + e, keep));
+    }
+    if (!scores_wanted) continue;
+    Vector mean = zero();  // Σ p g
+    for (int64_t e = 0; e < entries; e += kLanes) {
+      Vector g = load(gradient + e);
+      if (call.dropout != nullptr) g = dropped(*call.dropout, g, words + e, keep);
+      store(gradient + e, g);
+      mean = multiply_add(load(row + e), g, mean);
+    }
+    const Vector expected = broadcast(sum_of_lanes(mean));
+    for (int64_t e = 0; e < entries; e += kLanes) {
+      store(gradient + e, load(row + e) * (load(gradient + e) - expected) * scale);
+    }
+  }
+}
+
+template <DataType type>
+void backward_of_pair(const AttentionCall& call, int64_t pair, float* memory, const Strided& output_gradient,
+                      const AttentionGradients& wanted) {
+  const AttentionWorkspace space(call, memory);
+  const int64_t length = call.length(pair);
+  const int64_t own = plr_kernels::round_up(length, kLanes);
+  const int64_t entries = own + plr_kernels::round_up(call.own, kLanes);
+  const int64_t row_bytes = call.dim * plr_kernels::bytes_of(type);
+  const bool scores_wanted = wanted.query != nullptr || wanted.prefix_key != nullptr || wanted.stream_key != nullptr;
+  if (entries > 0) {
+    raise_rows<type>(rows_of(call, output_gradient, pair), call.streams, call.dim, space.output_gradient, space.dim);
+    all_scores<type>(call, pair, length, space);
+    if (scores_wanted) {
+      prefix_dots<type>(call.streams, space.output_gradient, space.dim, rows_of(call, call.prefix_value, pair),
+                        length, call.dim, 1.0f, space.weights_gradient, space.row_size);
+      own_dots<type>(call, call.stream_value, pair, space.output_gradient, space.dim, 1.0f,
+                     space.weights_gradient + own, space.row_size);
+      fill_up(call, length, 0.0f, space.weights_gradient, space.row_size);
+    }
+    softmax_backward(call, entries, scores_wanted, space);
+  }
+  if (wanted.query != nullptr) {
+    char* target = static_cast<char*>(wanted.query) + pair * call.streams * row_bytes;
+    weighted_sums<type>(call, call.prefix_key, call.stream_key, pair, length, space.weights_gradient, space.row_size,
+                        space.output, space.dim);
+    for (int64_t m = 0; m < call.streams; ++m) {
+      for (int64_t column = 0; column < call.dim; column += kLanes) {
+        store_columns<type>(target + m * row_bytes, column, call.dim, load(space.output + m * space.dim + column));
+      }
+    }
+  }
+  if (wanted.prefix_key != nullptr) {
+    prefix_gradient<type>(call, pair, length, space.weights_gradient, space.row_size, space.query, space.dim,
+                          wanted.prefix_key);
+  }
+  if (wanted.prefix_value != nullptr) {
+    prefix_gradient<type>(call, pair, length, space.kept, space.row_size, space.output_gradient, space.dim,
+                          wanted.prefix_value);
+  }
+  if (wanted.stream_key != nullptr) {
+    own_gradient<type>(call, pair, space.weights_gradient + own, space.row_size, space.query, space.dim,
+                       wanted.stream_key);
+  }
+  if (wanted.stream_value != nullptr) {
+    own_gradient<type>(call, pair, space.kept + own, space.row_size, space.output_gradient, space.dim,
+                       wanted.stream_value);
+  }
+}
+
+void attention_forward(const AttentionCall& call, int64_t pair, float* memory, void* output, float* log_sums) {
+  switch (call.type) {
+    case DataType::float16:
+      return forward_of_pair<DataType::float16>(call, pair, memory, output, log_sums);
+    case DataType::bfloat16:
+      return forward_of_pair<DataType::bfloat16>(call, pair, memory, output, log_sums);
+    default:
+      return forward_of_pair<DataType::float32>(call, pair, memory, output, log_sums);
+  }
+}
+
+void attention_backward(const AttentionCall& call, int64_t pair, float* memory, const Strided& output_gradient,
+                        const AttentionGradients& wanted) {
+  switch (call.type) {
+    case DataType::float16:
+      return backward_of_pair<DataType::float16>(call, pair, memory, output_gradient, wanted);
+    case DataType::bfloat16:
+      return backward_of_pair<DataType::bfloat16>(call, pair, memory, output_gradient, wanted);
+    default:
+      return backward_of_pair<DataType::float32>(call, pair, memory, output_gradient, wanted);
+  }
+}
+
+}  // namespace

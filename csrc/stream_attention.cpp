@@ -1,0 +1,44 @@
+// Attention of streams to a shared prefix and to their own entries: one pair (b, h) after the other, each by one thread,
+// which alone writes all that the pair has. So nothing is added across threads.
+#include <algorithm>
+
+#include "attention.h"
+#include "buffer.h"
+#include "operators.h"
+
+namespace plr_kernels {
+
+namespace {
+
+// Calls visit(pair, memory) for all pairs, with a workspace of the thread's own.
+template <class Visit>
+void visit_pairs(const Run& run, const AttentionCall& call, const Visit& visit) {
+  const int64_t pairs = call.batch * call.heads;
+  const int64_t size = round_up(AttentionWorkspace::size(call), kLanes);
+  Buffer memory(size * run.threads.count());
+  // Some tasks for each thread, so that one which started late does less.
+  constexpr int64_t tasks_per_thread = 16;
+  const int64_t tasks = std::min<int64_t>(pairs, run.threads.count() == 1 ? 1 : tasks_per_thread * run.threads.count());
+  run.threads.run(tasks, [&](int64_t task, int thread) {
+    for (int64_t pair = pairs * task / tasks; pair < pairs * (task + 1) / tasks; ++pair) {
+      visit(pair, memory.data() + thread * size);
+    }
+  });
+}
+
+}  // namespace
+
+void stream_attention_forward(const Run& run, const AttentionCall& call, void* output, float* log_sums) {
+  visit_pairs(run, call, [&](int64_t pair, float* memory) {
+    run.kernels.attention_forward(call, pair, memory, output, log_sums);
+  });
+}
+
+void stream_attention_backward(const Run& run, const AttentionCall& call, const Strided& output_gradient,
+                               const AttentionGradients& wanted) {
+  visit_pairs(run, call, [&](int64_t pair, float* memory) {
+    run.kernels.attention_backward(call, pair, memory, output_gradient, wanted);
+  });
+}
+
+}  // namespace plr_kernels

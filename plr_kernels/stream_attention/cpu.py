@@ -1,0 +1,100 @@
+"""The "cpp" backend of stream_attention: csrc/stream_attention.cpp."""
+
+import torch
+from torch import Tensor
+
+from plr_kernels import _cpp
+from plr_kernels.extension import new_gradient, resources
+from plr_kernels.stream_attention.keep_mask import dropout_threshold
+
+# Address, and the strides of batch, heads, streams or prefix entries, and a stream's own entries.
+_Strided = tuple[int, int, int, int, int]
+
+
+def _with_plain_columns(tensor: Tensor) -> Tensor:
+    """The tensor with adjacent columns; copied only where they are not."""
+    return tensor if tensor.stride(-1) == 1 or tensor.shape[-1] == 1 else tensor.contiguous()
+
+
+def _strided(tensor: Tensor) -> _Strided:
+    """A tensor from `_with_plain_columns` for the extension. The caller keeps it alive."""
+    batch, head, row, entry = (*tensor.stride(), 0)[:4]
+    return tensor.data_ptr(), batch, head, row, entry if tensor.ndim == 5 else 0
+
+
+class _Call:
+    """The arguments that both passes share; keeps the tensors alive whose addresses they hold."""
+
+    def __init__(
+        self,
+        inputs: tuple[Tensor, Tensor, Tensor, Tensor, Tensor],
+        prefix_lengths: Tensor | None,
+        seed: Tensor | None,
+        scale: float,
+        dropout_p: float,
+    ) -> None:
+        query, prefix_key, _, stream_key, _ = inputs
+        self._inputs = [_with_plain_columns(tensor) for tensor in inputs]
+        self._lengths = None if prefix_lengths is None else prefix_lengths.to(torch.int64).contiguous()
+        batch, heads, streams, dim = query.shape
+        self.arguments = (
+            *resources(),
+            str(query.dtype).removeprefix("torch."),
+            (batch, heads, streams, prefix_key.shape[2], stream_key.shape[3], dim),
+            [_strided(tensor) for tensor in self._inputs],
+            0 if self._lengths is None else self._lengths.data_ptr(),
+            scale,
+            None if seed is None else (seed.item(), dropout_threshold(dropout_p), 1 / (1 - dropout_p)),
+        )
+
+
+def forward(
+    query: Tensor,
+    prefix_key: Tensor,
+    prefix_value: Tensor,
+    stream_key: Tensor,
+    stream_value: Tensor,
+    prefix_lengths: Tensor | None,
+    scale: float,
+    dropout_p: float,
+    seed: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    """The output, and log2 of every softmax' sum: float32 [B, H, M]."""
+    output = torch.empty(query.shape, dtype=query.dtype)
+    log_sums = torch.empty(query.shape[:3])
+    if query.numel() == 0:
+        return output, log_sums
+    inputs = (query, prefix_key, prefix_value, stream_key, stream_value)
+    call = _Call(inputs, prefix_lengths, seed, scale, dropout_p)
+    _cpp.stream_attention_forward(*call.arguments, output.data_ptr(), log_sums.data_ptr())
+    return output, log_sums
+
+
+def backward(
+    output_gradient: Tensor,
+    query: Tensor,
+    prefix_key: Tensor,
+    prefix_value: Tensor,
+    stream_key: Tensor,
+    stream_value: Tensor,
+    prefix_lengths: Tensor | None,
+    seed: Tensor | None,
+    log_sums: Tensor,
+    scale: float,
+    dropout_p: float,
+    needs: list[bool],
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """The gradients of the five tensors; an empty tensor for one that is not needed.
+
+    `log_sums` is not read: a row of scores is computed anew as a whole, and the probabilities that follow from its own
+    largest score and sum are those of the forward pass to the bit, not to the rounding of a logarithm.
+    """
+    inputs = (query, prefix_key, prefix_value, stream_key, stream_value)
+    gradients = tuple(new_gradient(tensor, wanted) for tensor, wanted in zip(inputs, needs, strict=True))
+    if query.numel() == 0:
+        return tuple(gradient.zero_() for gradient in gradients)
+    call = _Call(inputs, prefix_lengths, seed, scale, dropout_p)
+    output_gradient = _with_plain_columns(output_gradient)
+    addresses = [gradient.data_ptr() if need else 0 for gradient, need in zip(gradients, needs, strict=True)]
+    _cpp.stream_attention_backward(*call.arguments, _strided(output_gradient), addresses)
+    return gradients
