@@ -3,6 +3,7 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <algorithm>
 #include <array>
 #include <optional>
 #include <stdexcept>
@@ -185,6 +186,20 @@ PYBIND11_MODULE(_cpp, module) {
                                              pointer<const float>(statistics), pointer<const float>(losses_gradient),
                                              pointer_to(for_states), pointer_to(for_items));
              });
+
+  module.def("top_items", [](const std::string& instruction_set, int threads, const MatrixArguments& states_arguments,
+                             const MatrixArguments& items_arguments, int64_t k, Address exclude,
+                             int64_t excluded_columns, Address scores, Address ids) {
+    const py::gil_scoped_release release;
+    const Matrix states = matrix(states_arguments), items = matrix(items_arguments);
+    // A few rows take as long as reading the items, which is that of some products.
+    constexpr int64_t rows_per_reading = 8;
+    Matrix at_least = states;
+    at_least.rows = std::max(states.rows, rows_per_reading);
+    Threads team(threads, multiply_adds(at_least, items));
+    top_items({kernels_of(instruction_set), team}, states, items, k,
+              {pointer<const int64_t>(exclude), excluded_columns}, pointer<float>(scores), pointer<int64_t>(ids));
+  });
 
   module.def("info_nce_forward", [](const std::string& instruction_set, int threads,
                                     const MatrixArguments& view1_arguments, const MatrixArguments& view2_arguments,

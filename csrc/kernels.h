@@ -75,6 +75,13 @@ struct Kernels {
   void (*attention_forward)(const AttentionCall& call, int64_t pair, float* memory, void* output, float* log_sums);
   void (*attention_backward)(const AttentionCall& call, int64_t pair, float* memory, const Strided& output_gradient,
                              const AttentionGradients& wanted);
+
+  // Ascending positions 16 · v + lane of the scores in `vectors` Vectors, `step` numbers apart, that are not at most the
+  // bound of their lane, in bounds [16]: the larger ones and NaN. `found` has room for all. Returns their number.
+  int64_t (*above)(const float* scores, int64_t step, int64_t vectors, const float* bounds, uint32_t* found);
+
+  // result [count] = rows [first, first + count) of a matrix with at least 16 columns, each times the vector.
+  void (*dots)(const Matrix& source, int64_t first, int64_t count, const float* vector, float* result);
 };
 
 // The kernels of the widest instruction set that this CPU has, or of the one named ("avx512", "avx2", "generic"), or

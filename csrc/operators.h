@@ -4,6 +4,7 @@
 #include <cstdint>
 
 #include "attention.h"
+#include "exclusions.h"
 #include "kernels.h"
 #include "matrix.h"
 #include "threads.h"
@@ -45,5 +46,9 @@ void info_nce_backward(const Run& run, const Matrix& view1, const Matrix& view2,
 void stream_attention_forward(const Run& run, const AttentionCall& call, void* output, float* log_sums);
 void stream_attention_backward(const Run& run, const AttentionCall& call, const Strided& output_gradient,
                                const AttentionGradients& wanted);
+
+// scores and ids [states.rows, k], best first, ties to the smaller id; -inf and -1 where there are fewer candidates.
+void top_items(const Run& run, const Matrix& states, const Matrix& items, int64_t k, const ExcludedIds& excluded,
+               float* scores, int64_t* ids);
 
 }  // namespace plr_kernels

@@ -124,4 +124,21 @@ inline Vector where_above(const uint32_t* words, uint32_t limit, Vector values) 
   return {where_above(words, limit, values.low), where_above(words + 8, limit, values.high)};
 }
 
+// Which lanes of a are not at most b's: larger or NaN.
+inline uint32_t not_at_most(Vector a, Vector b) {
+  return static_cast<uint32_t>(_mm256_movemask_ps(_mm256_cmp_ps(a.low, b.low, _CMP_NLE_UQ))) |
+         static_cast<uint32_t>(_mm256_movemask_ps(_mm256_cmp_ps(a.high, b.high, _CMP_NLE_UQ))) << 8;
+}
+
+// The first `count` lanes become zero; count < 16.
+inline Vector without_first(Vector a, int count) {
+  const __m256i dropped = _mm256_set1_epi32(count - 1);
+  const __m256i low = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7), high = _mm256_add_epi32(low, _mm256_set1_epi32(8));
+  return {_mm256_and_ps(a.low, _mm256_castsi256_ps(_mm256_cmpgt_epi32(low, dropped))),
+          _mm256_and_ps(a.high, _mm256_castsi256_ps(_mm256_cmpgt_epi32(high, dropped)))};
+}
+
+// Rows that are multiplied with a vector together.
+constexpr int kDotRows = 4;
+
 }  // namespace

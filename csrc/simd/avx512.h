@@ -91,4 +91,15 @@ inline Vector where_above(const uint32_t* words, uint32_t limit, Vector values) 
   return {_mm512_maskz_mov_ps(above, values.value)};
 }
 
+// Which lanes of a are not at most b's: larger or NaN.
+inline uint32_t not_at_most(Vector a, Vector b) { return _mm512_cmp_ps_mask(a.value, b.value, _CMP_NLE_UQ); }
+
+// The first `count` lanes become zero; count < 16.
+inline Vector without_first(Vector a, int count) {
+  return {_mm512_maskz_mov_ps(static_cast<__mmask16>(0xffffu << count), a.value)};
+}
+
+// Rows that are multiplied with a vector together.
+constexpr int kDotRows = 8;
+
 }  // namespace

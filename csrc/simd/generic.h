@@ -124,6 +124,20 @@ inline Vector load_first(const float* source, int count) {
   return result;
 }
 
+// Which lanes of a are not at most b's: larger or NaN.
+inline uint32_t not_at_most(Vector a, Vector b) {
+  uint32_t lanes = 0;
+  for (int lane = 0; lane < kWidth; ++lane) {
+    lanes |= static_cast<uint32_t>(!(a.value[lane] <= b.value[lane])) << lane;
+  }
+  return lanes;
+}
+
+// The first `count` lanes become zero; count < 16.
+inline Vector without_first(Vector a, int count) {
+  return each([&](int lane) { return lane < count ? 0.0f : a.value[lane]; });
+}
+
 inline float sum_of_lanes(Vector a) {
   for (int width = kWidth / 2; width > 0; width /= 2) {
     for (int lane = 0; lane < width; ++lane) a.value[lane] += a.value[lane + width];
@@ -144,5 +158,8 @@ inline float largest_lane(Vector a) {
 inline Vector where_above(const uint32_t* words, uint32_t limit, Vector values) {
   return each([&](int lane) { return words[lane] > limit ? values.value[lane] : 0.0f; });
 }
+
+// Rows that are multiplied with a vector together.
+constexpr int kDotRows = 2;
 
 }  // namespace

@@ -396,6 +396,7 @@ void both_softmax_gradient(float* scores, int64_t scores_rows, int64_t items, in
 }  // namespace
 
 #include "attention_kernels.h"
+#include "ranking.h"
 
 namespace {
 
@@ -403,7 +404,7 @@ constexpr Kernels table(const char* name) {
   return {name,          load_rows,        store_rows,        product,
           product_transposed, update_softmax, merge_softmax,  softmax_gradient,
           update_divergence,  divergence_gradient, update_both_sums, both_softmax_gradient,
-          attention_forward, attention_backward};
+          attention_forward,   attention_backward,  above,            dots};
 }
 
 }  // namespace

@@ -42,7 +42,7 @@ def _run_fused(backend: str) -> Callable[..., tuple[Tensor, Tensor]]:
 
 
 # Backend name -> implementation with the signature of _run_reference.
-IMPLEMENTATIONS = {"reference": _run_reference, "triton": _run_fused("triton")}
+IMPLEMENTATIONS = {"reference": _run_reference, "cpp": _run_fused("cpp"), "triton": _run_fused("triton")}
 
 
 def top_items(states: Tensor, items: Tensor, k: int, *, exclude: Tensor | None = None) -> tuple[Tensor, Tensor]:

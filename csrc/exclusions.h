@@ -1,0 +1,71 @@
+// Which scores of each block belong to items that a row must not return.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <limits>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+namespace plr_kernels {
+
+// Lists of excluded ids [rows, columns], padded with -1.
+struct ExcludedIds {
+  const int64_t* ids;
+  int64_t columns;
+};
+
+// The excluded ids of rows [first_row, first_row + rows), sorted by block of items (a counting sort, so that a row's list
+// may be as long as it likes) and within a block by row.
+class Exclusions {
+ public:
+  Exclusions(const ExcludedIds& excluded, int64_t first_row, int64_t rows, int64_t items, int64_t block_items)
+      : block_items_(block_items) {
+    if (excluded.columns == 0) return;
+    const int64_t* begin = excluded.ids + first_row * excluded.columns;
+    const int64_t* end = begin + rows * excluded.columns;
+    starts_.resize((items + block_items - 1) / block_items + 1);
+    for (const int64_t* id = begin; id < end; ++id) {
+      if (*id < -1 || *id >= items) {
+        throw std::invalid_argument("exclude must be in [0, V), or -1 as padding (V=" + std::to_string(items) +
+                                    "), got " + std::to_string(*id));
+      }
+      if (*id >= 0) ++starts_[*id / block_items + 1];
+    }
+    for (std::size_t block = 1; block < starts_.size(); ++block) starts_[block] += starts_[block - 1];
+    entries_.resize(starts_.back());
+    std::vector<int64_t> next(starts_.begin(), starts_.end() - 1);
+    for (int64_t row = 0; row < rows; ++row) {
+      for (int64_t column = 0; column < excluded.columns; ++column) {
+        const int64_t id = begin[row * excluded.columns + column];
+        if (id < 0) continue;
+        const int64_t block = id / block_items;
+        entries_[next[block]++] = {static_cast<uint32_t>(row), static_cast<uint32_t>(id - block * block_items)};
+      }
+    }
+  }
+
+  // Calls visit(row, item) for each excluded item of rows [first, last), row and item counted from the first of the lists
+  // and of the block that starts at `first_item`.
+  template <class Visit>
+  void visit(int64_t first_item, int64_t first, int64_t last, const Visit& visit) const {
+    if (entries_.empty()) return;
+    const int64_t block = first_item / block_items_;
+    const auto end = entries_.begin() + starts_[block + 1];
+    auto entry = std::lower_bound(entries_.begin() + starts_[block], end, first,
+                                  [](const Entry& one, int64_t row) { return one.row < row; });
+    for (; entry != end && entry->row < last; ++entry) visit(int64_t{entry->row}, int64_t{entry->item});
+  }
+
+ private:
+  struct Entry {
+    uint32_t row;
+    uint32_t item;
+  };
+  int64_t block_items_;
+  std::vector<int64_t> starts_;  // of each block's entries, and their number
+  std::vector<Entry> entries_;
+};
+
+}  // namespace plr_kernels

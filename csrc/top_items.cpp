@@ -1,0 +1,165 @@
+// top_items: blocks of scores, and for each row a running selection of the best.
+//
+// Each thread keeps its own candidates; at the end each row's are merged. The k best in a strict order are the same however
+// the items are shared among threads, and so are the scores: the results do not depend on the number of threads.
+#include <algorithm>
+#include <cstdint>
+#include <functional>
+#include <limits>
+#include <numeric>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "candidates.h"
+#include "exclusions.h"
+#include "operators.h"
+#include "panels.h"
+#include "score_blocks.h"
+#include "states.h"
+
+namespace plr_kernels {
+
+namespace {
+
+constexpr float kExcluded = -std::numeric_limits<float>::infinity();  // above no bound
+
+struct Output {
+  float* scores;  // [R, k]
+  int64_t* ids;   // [R, k]
+  int64_t k;
+};
+
+// The best of `rows` rows, whose first is row `first_row` of the output, from the candidates of all threads.
+void merge(const std::vector<Candidates>& candidates, int64_t first_row, int64_t rows, const Output& output,
+           Threads& threads) {
+  const int64_t k = output.k;
+  const int64_t tasks = std::min<int64_t>(rows, 4 * threads.count());
+  threads.run(tasks, [&](int64_t task, int) {
+    std::vector<Key> all;
+    for (int64_t row = rows * task / tasks; row < rows * (task + 1) / tasks; ++row) {
+      all.clear();
+      for (const Candidates& own : candidates) own.append_to(all, row);
+      if (static_cast<int64_t>(all.size()) > k) {
+        select(all.data(), all.size(), k);
+        all.resize(k);
+      }
+      std::sort(all.begin(), all.end(), std::greater<Key>());
+      float* scores = output.scores + (first_row + row) * k;
+      int64_t* ids = output.ids + (first_row + row) * k;
+      for (const Key key : all) {
+        *scores++ = score_of(key);
+        *ids++ = id_of(key);
+      }
+      const int64_t missing = k - static_cast<int64_t>(all.size());
+      std::fill_n(scores, missing, -std::numeric_limits<float>::infinity());
+      std::fill_n(ids, missing, -1);
+    }
+  });
+}
+
+std::vector<Candidates> candidates_of_threads(const Threads& threads, int64_t rows, int64_t k, int64_t items) {
+  std::vector<Candidates> candidates;
+  candidates.reserve(threads.count());
+  for (int thread = 0; thread < threads.count(); ++thread) {
+    candidates.emplace_back(rows, round_up(rows, kPanelColumns), k, items);
+  }
+  return candidates;
+}
+
+// For few rows: the time is that of reading the items once, straight from where they are.
+void read_once(const Run& run, const Matrix& states, const Matrix& items, const ExcludedIds& excluded,
+               const Output& output) {
+  constexpr int64_t block_bytes = 1 << 15;  // of items: stay in the first-level cache for all rows
+  constexpr int64_t task_bytes = 1 << 19;
+  const int64_t rows = states.rows, dim = states.columns;
+  const int64_t block = std::clamp<int64_t>(block_bytes / (dim * bytes_of(items.type)) / kLanes * kLanes, kLanes, 1024);
+  const int64_t blocks = divided_up(items.rows, block);
+  const int64_t blocks_per_task = divided_up(task_bytes, block * dim * bytes_of(items.type));
+
+  const Exclusions exclusions(excluded, 0, rows, items.rows, block);
+  const int64_t row_panels = panels_size(1, dim);
+  Buffer raised(rows * row_panels);
+  for (int64_t row = 0; row < rows; ++row) run.kernels.load_rows(states, row, 1, raised.data() + row * row_panels, 1);
+  std::vector<Candidates> candidates = candidates_of_threads(run.threads, rows, output.k, items.rows);
+  Buffer scratch(block * run.threads.count());
+  std::vector<uint32_t> positions(block * run.threads.count());
+  run.threads.run(divided_up(blocks, blocks_per_task), [&](int64_t task, int thread) {
+    float* scores = scratch.data() + block * thread;
+    uint32_t* found = positions.data() + block * thread;
+    Candidates& own = candidates[thread];
+    const int64_t end = std::min(items.rows, (task + 1) * blocks_per_task * block);
+    for (int64_t first = task * blocks_per_task * block; first < end; first += block) {
+      const int64_t count = std::min(block, end - first);
+      for (int64_t row = 0; row < rows; ++row) {
+        run.kernels.dots(items, first, count, raised.data() + row * row_panels, scores);
+        std::fill(scores + count, scores + round_up(count, kLanes), kExcluded);
+        exclusions.visit(first, row, row + 1, [&](int64_t, int64_t item) { scores[item] = kExcluded; });
+        float bounds[kLanes];
+        std::fill_n(bounds, kLanes, own.bounds()[row]);
+        const int64_t survivors = run.kernels.above(scores, kLanes, divided_up(count, kLanes), bounds, found);
+        for (int64_t i = 0; i < survivors; ++i) own.push(row, scores[found[i]], first + found[i]);
+      }
+    }
+  });
+  merge(candidates, 0, rows, output, run.threads);
+}
+
+// Rows [first_row, first_row + rows): blocks of scores from the register-blocked product.
+void by_products(const Run& run, const Matrix& matrix, int64_t first_row, int64_t rows, const Matrix& items,
+                 const ExcludedIds& excluded, const Output& output) {
+  std::vector<int64_t> listed(rows);
+  std::iota(listed.begin(), listed.end(), first_row);
+  const States states = pack_states(run.kernels, matrix, listed_order(std::move(listed)), 1.0, run.threads);
+  const int64_t block_items = items_per_block(items.rows);
+  const Exclusions exclusions(excluded, first_row, rows, items.rows, block_items);
+  std::vector<Candidates> candidates = candidates_of_threads(run.threads, rows, output.k, items.rows);
+  std::vector<uint32_t> positions(block_items * kLanes * run.threads.count());
+  visit_scores(run.kernels, states, items, kPanelColumns, run.threads, [&](int64_t, const ScoreBlock& block) {
+    const auto score = [&](int64_t item, int64_t state) -> float& {
+      const int64_t panel = state / kPanelColumns;
+      return block.scores[(panel * block.scores_rows + item) * kPanelColumns + state % kPanelColumns];
+    };
+    exclusions.visit(block.first_item, block.first_state, block.first_state + block.states,
+                     [&](int64_t row, int64_t item) { score(item, row - block.first_state) = kExcluded; });
+    Candidates& own = candidates[block.thread];
+    uint32_t* found = positions.data() + block_items * kLanes * block.thread;
+    for (int64_t state = 0; state < block.states && block.first_state + state < rows; state += kLanes) {
+      const int64_t first = block.first_state + state;
+      const int64_t survivors =
+          run.kernels.above(&score(0, state), kPanelColumns, block.items, own.bounds() + first, found);
+      for (int64_t i = 0; i < survivors; ++i) {
+        const int64_t item = found[i] / kLanes, lane = found[i] % kLanes;
+        if (first + lane >= rows) continue;  // a lane that is no row, and NaN for an item that is not finite
+        own.push(first + lane, score(item, state + lane), block.first_item + item);
+      }
+    }
+  });
+  merge(candidates, first_row, rows, output, run.threads);
+}
+
+}  // namespace
+
+void top_items(const Run& run, const Matrix& states, const Matrix& items, int64_t k, const ExcludedIds& excluded,
+               float* scores, int64_t* ids) {
+  if (items.rows > kMostItems) {
+    throw std::invalid_argument("items must have at most 2**32 rows on the cpp backend, got " +
+                                std::to_string(items.rows));
+  }
+  const Output output{scores, ids, k};
+  constexpr int64_t few_rows = 8;
+  if (states.rows <= few_rows && states.columns >= kLanes) {
+    if (states.rows > 0) read_once(run, states, items, excluded, output);
+    return;
+  }
+  // As many rows together as leave their candidates in a few megabytes.
+  constexpr int64_t candidates_bytes = 4 << 20, most_rows = 1024;
+  const int64_t row_bytes = Candidates::room(k, items.rows) * static_cast<int64_t>(sizeof(Key));
+  const int64_t together =
+      std::clamp(candidates_bytes / row_bytes / kPanelColumns * kPanelColumns, kPanelColumns, most_rows);
+  for (int64_t first = 0; first < states.rows; first += together) {
+    by_products(run, states, first, std::min(together, states.rows - first), items, excluded, output);
+  }
+}
+
+}  // namespace plr_kernels

@@ -1,0 +1,26 @@
+"""The "cpp" backend of top_items: csrc/top_items.cpp."""
+
+import torch
+from torch import Tensor
+
+from plr_kernels import _cpp
+from plr_kernels.extension import as_matrix, resources, with_plain_rows
+
+
+def forward(states: Tensor, items: Tensor, k: int, exclude: Tensor | None) -> tuple[Tensor, Tensor]:
+    """The k best items of each state by dot product, best first, ties to the smaller id."""
+    rows = states.shape[0]
+    scores, ids = torch.empty(rows, k), torch.empty(rows, k, dtype=torch.int64)
+    states, items = with_plain_rows(states), with_plain_rows(items)
+    exclude = torch.empty(rows, 0, dtype=torch.int64) if exclude is None else exclude.contiguous()
+    _cpp.top_items(
+        *resources(),
+        as_matrix(states),
+        as_matrix(items),
+        k,
+        exclude.data_ptr(),
+        exclude.shape[1],
+        scores.data_ptr(),
+        ids.data_ptr(),
+    )
+    return scores, ids
