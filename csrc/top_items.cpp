@@ -105,33 +105,55 @@ void read_once(const Run& run, const Matrix& states, const Matrix& items, const 
   merge(candidates, 0, rows, output, run.threads);
 }
 
-// Rows [first_row, first_row + rows): blocks of scores from the register-blocked product.
+// Rows [first_row, first_row + rows): blocks of scores from register-blocked products.
 void by_products(const Run& run, const Matrix& matrix, int64_t first_row, int64_t rows, const Matrix& items,
                  const ExcludedIds& excluded, const Output& output) {
   std::vector<int64_t> listed(rows);
   std::iota(listed.begin(), listed.end(), first_row);
   const States states = pack_states(run.kernels, matrix, listed_order(std::move(listed)), 1.0, run.threads);
-  const int64_t block_items = items_per_block(items.rows);
-  const Exclusions exclusions(excluded, first_row, rows, items.rows, block_items);
+  const ItemChunks chunks(items.rows);
+  const Exclusions exclusions(excluded, first_row, rows, items.rows, chunks.block);
   std::vector<Candidates> candidates = candidates_of_threads(run.threads, rows, output.k, items.rows);
-  std::vector<uint32_t> positions(block_items * kLanes * run.threads.count());
-  visit_scores(run.kernels, states, items, kPanelColumns, run.threads, [&](int64_t, const ScoreBlock& block) {
-    const auto score = [&](int64_t item, int64_t state) -> float& {
-      const int64_t panel = state / kPanelColumns;
-      return block.scores[(panel * block.scores_rows + item) * kPanelColumns + state % kPanelColumns];
-    };
-    exclusions.visit(block.first_item, block.first_state, block.first_state + block.states,
-                     [&](int64_t row, int64_t item) { score(item, row - block.first_state) = kExcluded; });
-    Candidates& own = candidates[block.thread];
-    uint32_t* found = positions.data() + block_items * kLanes * block.thread;
-    for (int64_t state = 0; state < block.states && block.first_state + state < rows; state += kLanes) {
-      const int64_t first = block.first_state + state;
-      const int64_t survivors =
-          run.kernels.above(&score(0, state), kPanelColumns, block.items, own.bounds() + first, found);
-      for (int64_t i = 0; i < survivors; ++i) {
-        const int64_t item = found[i] / kLanes, lane = found[i] % kLanes;
-        if (first + lane >= rows) continue;  // a lane that is no row, and NaN for an item that is not finite
-        own.push(first + lane, score(item, state + lane), block.first_item + item);
+
+  const bool in_place = items.type == DataType::float32;
+  const int64_t row_size = panels_size(1, states.dim);
+  const int64_t raised_size = in_place ? 0 : chunks.block * row_size;
+  const int64_t scores_size = panels_size(chunks.block, kPanelColumns);
+  Buffer scratch((raised_size + scores_size) * run.threads.count());
+  std::vector<uint32_t> positions(chunks.block * kLanes * run.threads.count());
+  const int64_t panels = states.count / kPanelColumns;
+  run.threads.run(chunks.count, [&](int64_t chunk, int thread) {
+    float* raised = scratch.data() + (raised_size + scores_size) * thread;
+    float* scores = raised + raised_size;
+    uint32_t* found = positions.data() + chunks.block * kLanes * thread;
+    Candidates& own = candidates[thread];
+    const int64_t end = std::min(items.rows, (chunk + 1) * chunks.size);
+    for (int64_t first_item = chunk * chunks.size; first_item < end; first_item += chunks.block) {
+      const int64_t count = std::min(chunks.block, end - first_item);
+      const int64_t next_count = in_place ? std::min(chunks.block, end - first_item - count) : 0;
+      for (int64_t i = 0; i < raised_size / row_size && i < count; ++i) {
+        run.kernels.load_rows(items, first_item + i, 1, raised + i * row_size, 1);
+      }
+      const Matrix block = in_place ? items : Matrix{raised, DataType::float32, count, states.dim, row_size};
+      for (int64_t panel = 0; panel < panels; ++panel) {
+        const int64_t first = panel * kPanelColumns, last = std::min(rows, first + kPanelColumns);
+        // While the panels are computed, the next block of items comes from memory.
+        const int64_t fetch_from = next_count * panel / panels, fetch_to = next_count * (panel + 1) / panels;
+        run.kernels.rows_product(block, in_place ? first_item : 0, count, round_up(last - first, kLanes),
+                                 states.transposed.data() + first * states.dim, scores,
+                                 in_place ? first_item + count + fetch_from : 0, fetch_to - fetch_from);
+        exclusions.visit(first_item, first, last, [&](int64_t row, int64_t item) {
+          scores[item * kPanelColumns + row - first] = kExcluded;
+        });
+        for (int64_t row = first; row < last; row += kLanes) {
+          const float* column = scores + row - first;
+          const int64_t survivors = run.kernels.above(column, kPanelColumns, count, own.bounds() + row, found);
+          for (int64_t i = 0; i < survivors; ++i) {
+            const int64_t item = found[i] / kLanes, lane = found[i] % kLanes;
+            if (row + lane >= rows) continue;  // a lane that is no row, and NaN for an item that is not finite
+            own.push(row + lane, column[item * kPanelColumns + lane], first_item + item);
+          }
+        }
       }
     }
   });

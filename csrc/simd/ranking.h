@@ -19,6 +19,82 @@ int64_t above(const float* scores, int64_t step, int64_t vectors, const float* b
   return count;
 }
 
+// As `tile`, with the rows of a as they are, `stride` numbers apart; meanwhile brings as many terms of `fetched_rows`
+// rows from `fetched` on into the second-level cache.
+template <int Rows, int Vectors>
+inline void rows_tile(int64_t k, const float* a, int64_t stride, const float* b, float* c, bool accumulate,
+                      const float* fetched, int64_t fetched_rows) {
+  Vector sums[Rows][Vectors];
+#pragma GCC unroll 16
+  for (int i = 0; i < Rows; ++i) {
+#pragma GCC unroll 4
+    for (int j = 0; j < Vectors; ++j) sums[i][j] = zero();
+  }
+  for (int64_t done = 0; done < k; done += kLanes) {
+    for (int64_t row = 0; row < fetched_rows; ++row) __builtin_prefetch(fetched + row * stride + done, 0, 2);
+    const int64_t terms = smaller(kLanes, k - done);
+    for (int64_t term = 0; term < terms; ++term) {
+      Vector from_b[Vectors];
+#pragma GCC unroll 4
+      for (int j = 0; j < Vectors; ++j) from_b[j] = load(b + j * kLanes);
+#pragma GCC unroll 16
+      for (int i = 0; i < Rows; ++i) {
+        const Vector from_a = broadcast(a[i * stride]);
+#pragma GCC unroll 4
+        for (int j = 0; j < Vectors; ++j) sums[i][j] = multiply_add(from_a, from_b[j], sums[i][j]);
+      }
+      ++a;
+      b += kPanelColumns;
+    }
+  }
+#pragma GCC unroll 16
+  for (int i = 0; i < Rows; ++i) {
+#pragma GCC unroll 4
+    for (int j = 0; j < Vectors; ++j) {
+      float* target = c + i * kPanelColumns + j * kLanes;
+      store(target, accumulate ? load(target) + sums[i][j] : sums[i][j]);
+    }
+  }
+}
+
+template <int Rows>
+inline void rows_tile_of(int64_t rows, int64_t k, const float* a, int64_t stride, int64_t vectors, const float* b,
+                         float* c, bool accumulate, const float* fetched, int64_t fetched_rows) {
+  if constexpr (Rows > 1) {
+    if (rows < Rows) {
+      rows_tile_of<Rows - 1>(rows, k, a, stride, vectors, b, c, accumulate, fetched, fetched_rows);
+      return;
+    }
+  }
+  int64_t j = 0;
+  if (vectors == kTileVectors) {
+    rows_tile<Rows, kTileVectors>(k, a, stride, b, c, accumulate, fetched, fetched_rows);
+    j = kTileVectors;
+  }
+  for (; j < vectors; ++j) {
+    rows_tile<Rows, 1>(k, a, stride, b + j * kLanes, c + j * kLanes, accumulate, fetched, j == 0 ? fetched_rows : 0);
+  }
+}
+
+void rows_product(const Matrix& source, int64_t first, int64_t count, int64_t columns, const float* b, float* c,
+                  int64_t fetched_first, int64_t fetched_count) {
+  const float* a = static_cast<const float*>(plr_kernels::row_of(source, first));
+  const float* fetched = static_cast<const float*>(plr_kernels::row_of(source, fetched_first));
+  const int64_t tiles = (count + kTileRows - 1) / kTileRows;
+  for (int64_t term = 0; term < source.columns; term += kProductDepth) {
+    const int64_t depth = smaller(kProductDepth, source.columns - term);
+    int64_t i = 0;
+    for (int64_t t = 0; t < tiles; ++t) {
+      const int64_t rows = (count - i + tiles - t - 1) / (tiles - t);
+      const int64_t fetch_from = fetched_count * t / tiles, fetch_to = fetched_count * (t + 1) / tiles;
+      rows_tile_of<kTileRows>(rows, depth, a + i * source.stride + term, source.stride, columns / kLanes,
+                              b + term * kPanelColumns, c + i * kPanelColumns, term > 0,
+                              fetched + fetch_from * source.stride + term, fetch_to - fetch_from);
+      i += rows;
+    }
+  }
+}
+
 template <DataType Type, int Rows>
 inline void dot_tile(const Matrix& source, int64_t first, const float* vector, float* result) {
   const void* rows[Rows];
