@@ -11,26 +11,28 @@
 #include <vector>
 
 #include "buffer.h"
+#include "kernels.h"
 
 namespace plr_kernels {
 
 // A candidate as one number: the larger one is the better item. The score in an order-preserving form, NaN above all as
 // torch.sort has it, over the complement of the id, so that ties go to the smaller id.
-using Key = uint64_t;
+using Key = int64_t;
 
 constexpr int64_t kMostItems = int64_t{1} << 32;  // their ids fit into a Key
 
 inline Key key_of(float score, int64_t id) {
-  uint32_t bits;
+  constexpr int32_t largest = std::numeric_limits<int32_t>::max();
+  int32_t bits;
   const float number = score + 0.0f;  // −0 equals 0
   std::memcpy(&bits, &number, sizeof(bits));
-  bits = std::isnan(score) ? 0xffffffffu : bits & 0x80000000u ? ~bits : bits | 0x80000000u;
-  return Key{bits} << 32 | ~static_cast<uint32_t>(id);
+  bits = std::isnan(score) ? largest : bits < 0 ? bits ^ largest : bits;
+  return Key{bits} * kMostItems + ~static_cast<uint32_t>(id);
 }
 
 inline float score_of(Key key) {
-  uint32_t bits = static_cast<uint32_t>(key >> 32);
-  bits = bits & 0x80000000u ? bits & 0x7fffffffu : ~bits;
+  int32_t bits = static_cast<int32_t>(key >> 32);
+  bits = bits < 0 ? bits ^ std::numeric_limits<int32_t>::max() : bits;
   float score;
   std::memcpy(&score, &bits, sizeof(score));
   return score;
@@ -38,18 +40,23 @@ inline float score_of(Key key) {
 
 inline int64_t id_of(Key key) { return static_cast<uint32_t>(~key); }
 
-// Brings the k largest to the front, the k-th largest last of them; needs k <= count.
-inline void select(Key* keys, int64_t count, int64_t k) {
-  std::nth_element(keys, keys + k - 1, keys + count, std::greater<Key>());
+// Brings the k largest to the front, the k-th largest last of them; k <= count.
+inline void select(const Kernels& kernels, Key* keys, int64_t count, int64_t k) {
+  if (count <= kMostRanked) {
+    kernels.rank(keys, count, k);
+  } else {
+    std::nth_element(keys, keys + k - 1, keys + count, std::greater<Key>());
+  }
 }
 
 // Items come in ascending order of their ids: after k of them, only a score above the k-th best one can enter. A row's
 // list is cut back to its k best when it is full, and not before, so that an entry costs a constant on average.
 class Candidates {
  public:
-  // Of `items` items; `bounds` takes padded_rows numbers.
-  Candidates(int64_t rows, int64_t padded_rows, int64_t k, int64_t items)
-      : k_(k),
+  // Of `items` items; there are `padded_rows` bounds.
+  Candidates(const Kernels& kernels, int64_t rows, int64_t padded_rows, int64_t k, int64_t items)
+      : kernels_(&kernels),
+        k_(k),
         room_(room(k, items)),
         counts_(rows, 0),
         // In a lane that is no row only NaN is above the bound.
@@ -58,7 +65,7 @@ class Candidates {
     std::fill_n(bounds_.data(), rows, -std::numeric_limits<float>::infinity());
   }
 
-  static int64_t room(int64_t k, int64_t items) { return std::min(items, k + std::max<int64_t>(k, 64)); }
+  static int64_t room(int64_t k, int64_t items) { return std::min(items, k + std::max<int64_t>(k, 32)); }
 
   // Scores that are not above it need not be pushed.
   const float* bounds() const { return bounds_.data(); }
@@ -68,7 +75,7 @@ class Candidates {
     Key* keys = keys_.get() + row * room_;
     keys[counts_[row]++] = key_of(score, id);
     if (counts_[row] < room_) return;
-    select(keys, room_, k_);
+    select(*kernels_, keys, room_, k_);
     counts_[row] = k_;
     const float worst = score_of(keys[k_ - 1]);
     // Above a bound that is NaN would be everything; above infinity is NaN alone.
@@ -81,6 +88,7 @@ class Candidates {
   }
 
  private:
+  const Kernels* kernels_;
   int64_t k_;
   int64_t room_;
   std::vector<int64_t> counts_;

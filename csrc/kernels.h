@@ -17,6 +17,8 @@ namespace plr_kernels {
 constexpr double kLog2E = 1.4426950408889634;
 constexpr double kLn2 = 0.6931471805599453;
 
+constexpr int64_t kMostRanked = 128;  // numbers that `rank` takes
+
 struct Kernels {
   const char* name;
 
@@ -79,6 +81,9 @@ struct Kernels {
   // Ascending positions 16 · v + lane of the scores in `vectors` Vectors, `step` numbers apart, that are not at most the
   // bound of their lane, in bounds [16]: the larger ones and NaN. `found` has room for all. Returns their number.
   int64_t (*above)(const float* scores, int64_t step, int64_t vectors, const float* bounds, uint32_t* found);
+
+  // The k largest of `count` distinct keys to the front, largest first; k <= count <= kMostRanked.
+  void (*rank)(int64_t* keys, int64_t count, int64_t k);
 
   // result [count] = rows [first, first + count) of a matrix with at least 16 columns, each times the vector.
   void (*dots)(const Matrix& source, int64_t first, int64_t count, const float* vector, float* result);

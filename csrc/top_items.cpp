@@ -31,17 +31,17 @@ struct Output {
 };
 
 // The best of `rows` rows, whose first is row `first_row` of the output, from the candidates of all threads.
-void merge(const std::vector<Candidates>& candidates, int64_t first_row, int64_t rows, const Output& output,
-           Threads& threads) {
+void merge(const Run& run, const std::vector<Candidates>& candidates, int64_t first_row, int64_t rows,
+           const Output& output) {
   const int64_t k = output.k;
-  const int64_t tasks = std::min<int64_t>(rows, 4 * threads.count());
-  threads.run(tasks, [&](int64_t task, int) {
+  const int64_t tasks = std::min<int64_t>(rows, 4 * run.threads.count());
+  run.threads.run(tasks, [&](int64_t task, int) {
     std::vector<Key> all;
     for (int64_t row = rows * task / tasks; row < rows * (task + 1) / tasks; ++row) {
       all.clear();
       for (const Candidates& own : candidates) own.append_to(all, row);
       if (static_cast<int64_t>(all.size()) > k) {
-        select(all.data(), all.size(), k);
+        select(run.kernels, all.data(), all.size(), k);
         all.resize(k);
       }
       std::sort(all.begin(), all.end(), std::greater<Key>());
@@ -58,11 +58,11 @@ void merge(const std::vector<Candidates>& candidates, int64_t first_row, int64_t
   });
 }
 
-std::vector<Candidates> candidates_of_threads(const Threads& threads, int64_t rows, int64_t k, int64_t items) {
+std::vector<Candidates> candidates_of_threads(const Run& run, int64_t rows, int64_t k, int64_t items) {
   std::vector<Candidates> candidates;
-  candidates.reserve(threads.count());
-  for (int thread = 0; thread < threads.count(); ++thread) {
-    candidates.emplace_back(rows, round_up(rows, kPanelColumns), k, items);
+  candidates.reserve(run.threads.count());
+  for (int thread = 0; thread < run.threads.count(); ++thread) {
+    candidates.emplace_back(run.kernels, rows, round_up(rows, kPanelColumns), k, items);
   }
   return candidates;
 }
@@ -81,7 +81,7 @@ void read_once(const Run& run, const Matrix& states, const Matrix& items, const 
   const int64_t row_panels = panels_size(1, dim);
   Buffer raised(rows * row_panels);
   for (int64_t row = 0; row < rows; ++row) run.kernels.load_rows(states, row, 1, raised.data() + row * row_panels, 1);
-  std::vector<Candidates> candidates = candidates_of_threads(run.threads, rows, output.k, items.rows);
+  std::vector<Candidates> candidates = candidates_of_threads(run, rows, output.k, items.rows);
   Buffer scratch(block * run.threads.count());
   std::vector<uint32_t> positions(block * run.threads.count());
   run.threads.run(divided_up(blocks, blocks_per_task), [&](int64_t task, int thread) {
@@ -102,7 +102,7 @@ void read_once(const Run& run, const Matrix& states, const Matrix& items, const 
       }
     }
   });
-  merge(candidates, 0, rows, output, run.threads);
+  merge(run, candidates, 0, rows, output);
 }
 
 // Rows [first_row, first_row + rows): blocks of scores from register-blocked products.
@@ -113,7 +113,7 @@ void by_products(const Run& run, const Matrix& matrix, int64_t first_row, int64_
   const States states = pack_states(run.kernels, matrix, listed_order(std::move(listed)), 1.0, run.threads);
   const ItemChunks chunks(items.rows);
   const Exclusions exclusions(excluded, first_row, rows, items.rows, chunks.block);
-  std::vector<Candidates> candidates = candidates_of_threads(run.threads, rows, output.k, items.rows);
+  std::vector<Candidates> candidates = candidates_of_threads(run, rows, output.k, items.rows);
 
   const bool in_place = items.type == DataType::float32;
   const int64_t row_size = panels_size(1, states.dim);
@@ -157,7 +157,7 @@ void by_products(const Run& run, const Matrix& matrix, int64_t first_row, int64_
       }
     }
   });
-  merge(candidates, first_row, rows, output, run.threads);
+  merge(run, candidates, first_row, rows, output);
 }
 
 }  // namespace

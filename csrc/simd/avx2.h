@@ -138,6 +138,8 @@ inline Vector without_first(Vector a, int count) {
           _mm256_and_ps(a.high, _mm256_castsi256_ps(_mm256_cmpgt_epi32(high, dropped)))};
 }
 
+constexpr int kKeyLanes = 4;  // 64-bit integers in a register
+
 // Rows that are multiplied with a vector together.
 constexpr int kDotRows = 4;
 

@@ -99,6 +99,8 @@ inline Vector without_first(Vector a, int count) {
   return {_mm512_maskz_mov_ps(static_cast<__mmask16>(0xffffu << count), a.value)};
 }
 
+constexpr int kKeyLanes = 8;  // 64-bit integers in a register
+
 // Rows that are multiplied with a vector together.
 constexpr int kDotRows = 8;
 

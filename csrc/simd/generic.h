@@ -159,6 +159,8 @@ inline Vector where_above(const uint32_t* words, uint32_t limit, Vector values) 
   return each([&](int lane) { return words[lane] > limit ? values.value[lane] : 0.0f; });
 }
 
+constexpr int kKeyLanes = 2;  // 64-bit integers in a register
+
 // Rows that are multiplied with a vector together.
 constexpr int kDotRows = 2;
 

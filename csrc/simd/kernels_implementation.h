@@ -404,8 +404,8 @@ constexpr Kernels table(const char* name) {
   return {name,          load_rows,        store_rows,        product,
           product_transposed, update_softmax, merge_softmax,  softmax_gradient,
           update_divergence,  divergence_gradient, update_both_sums, both_softmax_gradient,
-          attention_forward,   attention_backward,  above,            dots,
-          rows_product};
+          attention_forward,   attention_backward,  above,            rank,
+          dots,          rows_product};
 }
 
 }  // namespace

@@ -1,6 +1,7 @@
 // The kernels of top_items. Included by kernels_implementation.h.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 
 namespace {
@@ -17,6 +18,31 @@ int64_t above(const float* scores, int64_t step, int64_t vectors, const float* b
     }
   }
   return count;
+}
+
+// Each key's place is the number of larger ones: more comparisons than sorting takes, but none that is mispredicted.
+void rank(int64_t* keys, int64_t count, int64_t k) {
+  using Keys = int64_t __attribute__((vector_size(kKeyLanes * sizeof(int64_t))));
+  constexpr int registers = 4;
+  constexpr int64_t together = registers * kKeyLanes;
+  int64_t unsorted[plr_kernels::kMostRanked + together];
+  __builtin_memcpy(unsorted, keys, static_cast<std::size_t>(count) * sizeof(int64_t));
+  __builtin_memset(unsorted + count, 0, together * sizeof(int64_t));
+  for (int64_t i = 0; i < count; i += together) {
+    Keys own[registers], places[registers];
+    __builtin_memcpy(own, unsorted + i, sizeof(own));
+#pragma GCC unroll 4
+    for (int r = 0; r < registers; ++r) places[r] = Keys{};
+    for (int64_t j = 0; j < count; ++j) {
+#pragma GCC unroll 4
+      for (int r = 0; r < registers; ++r) places[r] -= unsorted[j] > own[r];  // true is -1
+    }
+    int64_t place[together];
+    __builtin_memcpy(place, places, sizeof(place));
+    for (int64_t lane = 0; lane < smaller(together, count - i); ++lane) {
+      if (place[lane] < k) keys[place[lane]] = unsorted[i + lane];
+    }
+  }
 }
 
 // As `tile`, with the rows of a as they are, `stride` numbers apart; meanwhile brings as many terms of `fetched_rows`
