@@ -77,9 +77,7 @@ class Candidates {
     if (counts_[row] < room_) return;
     select(*kernels_, keys, room_, k_);
     counts_[row] = k_;
-    const float worst = score_of(keys[k_ - 1]);
-    // Above a bound that is NaN would be everything; above infinity is NaN alone.
-    bounds_[row] = std::isnan(worst) ? std::numeric_limits<float>::infinity() : worst;
+    bounds_[row] = score_of(keys[k_ - 1]);  // nothing is at most NaN: then all are pushed, and their keys decide
   }
 
   void append_to(std::vector<Key>& all, int64_t row) const {

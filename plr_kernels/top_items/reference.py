@@ -7,6 +7,21 @@ from torch import Tensor
 ITEM_BLOCK = 4096
 
 
+def _best(scores: Tensor, k: int) -> Tensor:
+    """The columns [R, k] of each row's k best scores, best first, ties to the smaller column; NaN is above all."""
+    width = scores.shape[1]
+    # topk does not say which of equal scores it takes, but the k-th best one is sure.
+    worst = scores.topk(k).values[:, -1:]
+    worst = worst.masked_fill(worst.isnan(), torch.inf)  # only NaN is better than that
+    # Those that are better first, then those as good as the worst, then the rest; each by column.
+    places = torch.arange(width, dtype=torch.int32, device=scores.device)
+    places = places + width * ((scores <= worst).int() + (scores < worst).int())
+    columns = places.topk(k, largest=False).values.long() % width
+    # A stable sort keeps equal scores in the order of their columns.
+    order = scores.gather(1, columns).sort(dim=1, descending=True, stable=True).indices
+    return columns.gather(1, order)
+
+
 def top_items(states: Tensor, items: Tensor, k: int, exclude: Tensor | None) -> tuple[Tensor, Tensor]:
     """The k best items of each state by dot product, best first, ties to the smaller id."""
     rows = states.shape[0]
@@ -24,8 +39,8 @@ def top_items(states: Tensor, items: Tensor, k: int, exclude: Tensor | None) -> 
             excluded = torch.zeros(rows, width + 1, dtype=torch.bool, device=states.device)
             block_scores = block_scores.masked_fill(excluded.scatter(1, columns, True)[:, :width], -torch.inf)
         block_ids = torch.arange(start, start + width, device=states.device).expand(rows, width)
-        # A stable sort keeps equal scores in the order given, and everything before a block has smaller ids.
-        scores, order = torch.cat([scores, block_scores], dim=1).sort(dim=1, descending=True, stable=True)
-        ids = torch.cat([ids, block_ids], dim=1).gather(1, order)[:, :k]
-        scores = scores[:, :k]
+        # Everything before a block has smaller ids, and so have smaller columns of equal scores.
+        scores, ids = torch.cat([scores, block_scores], dim=1), torch.cat([ids, block_ids], dim=1)
+        columns = _best(scores, min(k, scores.shape[1]))
+        scores, ids = scores.gather(1, columns), ids.gather(1, columns)
     return scores, ids.masked_fill(scores == -torch.inf, -1)

@@ -94,6 +94,21 @@ def test_everything_excluded(target):
     assert scores.tolist() == [[-torch.inf, -torch.inf]]
 
 
+@pytest.mark.usefixtures("_small_blocks")
+@pytest.mark.parametrize("k", [1, 3, 4, 5, 9, 30])
+def test_not_a_number_is_above_all(k):
+    """As in torch.sort; below it all goes by score, then by id. What scores -inf is no candidate."""
+    values = [1.0, torch.nan, torch.inf, -torch.inf, torch.nan, 1.0, 0.0, torch.inf, -0.0, torch.nan]
+    items = torch.tensor([*values, *[2.0] * 20, torch.nan])[:, None]
+    ranked = [1, 4, 9, 30, 2, 7, *range(10, 30), 0, 5, 6, 8, -1]
+    for backend in ("reference", "auto"):
+        with use_backend(backend):
+            scores, ids = top_items(torch.ones(1, 1), items, k)
+        assert ids.tolist() == [ranked[:k]]
+        expected = torch.tensor([items[item, 0] if item >= 0 else -torch.inf for item in ranked[:k]])
+        torch.testing.assert_close(scores[0], expected, rtol=0, atol=0, equal_nan=True)
+
+
 def test_carries_no_gradient(target):
     states = torch.randn(2, 3, device=target.device, requires_grad=True)
     scores, _ = top_items(states, torch.randn(5, 3, device=target.device, requires_grad=True), 2)
@@ -101,15 +116,15 @@ def test_carries_no_gradient(target):
 
 
 def test_never_builds_all_scores(monkeypatch):
-    """What is sorted is a block of items and the list so far, and never wider."""
+    """What is ranked is a block of items and the list so far, and never wider."""
     widths = []
-    sort = torch.Tensor.sort
+    topk = torch.Tensor.topk
 
-    def recorded_sort(self, *arguments, **options):
+    def recorded_topk(self, *arguments, **options):
         widths.append(self.shape[1])
-        return sort(self, *arguments, **options)
+        return topk(self, *arguments, **options)
 
-    monkeypatch.setattr(torch.Tensor, "sort", recorded_sort)
+    monkeypatch.setattr(torch.Tensor, "topk", recorded_topk)
     with use_backend("reference"):
         top_items(torch.randn(3, 2), torch.randn(20000, 2), 5)
     assert len(widths) > 1
