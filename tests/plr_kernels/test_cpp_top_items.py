@@ -111,6 +111,16 @@ def test_not_a_number_and_infinity(rows, dim):
     assert_exact(states, integers(generator, 2, 500, dim), 60)
 
 
+@pytest.mark.usefixtures("instruction_set")
+def test_minus_zero_equals_zero():
+    """A product too small for float32 becomes 0 or -0: a tie."""
+    items = torch.tensor([-1e-30, 1e-30]).repeat(100)[:, None]
+    for k in (3, 70):
+        scores, ids = top_items(torch.full((1, 1), 1e-30), items, k)
+        assert ids.tolist() == [list(range(k))]
+        assert not scores.any()
+
+
 @pytest.mark.parametrize("rows", [1, 9])
 def test_long_lists_of_excluded_items(rows):
     """Lists longer than the table, all but a few of its items, some of them many times."""
