@@ -1,9 +1,9 @@
-"""What the benchmarks of the loss operators share: a training step of each rival, timed in turns.
+"""What the benchmarks share: an operator and its peers, timed in turns. docs/benchmarks.md explains the figures.
 
-    python -m pytest bench -s --benchmark-json=FILE
+    python -m bench.report --run
 
-Every figure of merit is a ratio to a rival measured in the same run: rivals take turns, so that whatever else the
-machine does meets all of them, and the best round counts, which it disturbed least.
+Every figure of merit is a ratio to a peer measured in the same run. In every round each rival has one turn, so that
+whatever else the machine does meets all of them, and the ratios are taken round by round.
 """
 
 import ctypes
@@ -15,75 +15,151 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bench.limits import Limit
 from plr_kernels import use_backend
 
 OURS = "plr_kernels"
+# A rival that has used up this much is out of the rounds that follow; but every rival has two.
+MOST_SECONDS = 20.0
+
+
+class Step:
+    """Phases that run one after the other, each with what the one before returned.
+
+    Args:
+        whole: the name of all phases together.
+        phases: by name; the first is called with None, the last returns tensors.
+
+    Attributes:
+        seconds: of the last call, for each phase and for the whole.
+    """
+
+    def __init__(self, whole: str, phases: dict[str, Callable[[Any], Any]]) -> None:
+        self.whole = whole
+        self.phases = phases
+        self.seconds: dict[str, float] = {}
+
+    def __call__(self) -> list[Tensor]:
+        outcome = None
+        times = [time.perf_counter()]
+        for phase in self.phases.values():
+            outcome = phase(outcome)
+            times.append(time.perf_counter())
+        self.seconds = {name: end - start for name, start, end in zip(self.phases, times, times[1:], strict=False)}
+        self.seconds[self.whole] = times[-1] - times[0]
+        return outcome
 
 
 def training_step(
-    loss: Callable[..., Tensor], *leaves: Tensor, backend: str | None = None
-) -> Callable[[], list[Tensor]]:
-    """A function that computes the loss and all its gradients."""
+    loss: Callable[..., Tensor], *leaves: Tensor, backend: str | None = None, divided: bool = True
+) -> Step:
+    """A step that computes the loss, forward, and all its gradients, backward.
+
+    `divided=False` is for a loss that computes gradients in its forward pass: only the whole can be compared.
+    """
     leaves = tuple(leaf.detach().requires_grad_() for leaf in leaves)
 
-    def run() -> list[Tensor]:
-        value = loss(*leaves)
-        return [value.detach(), *torch.autograd.grad(value, leaves)]
-
-    def run_on_backend() -> list[Tensor]:
+    def forward(_: None) -> Tensor:
+        if backend is None:
+            return loss(*leaves)
         with use_backend(backend):
-            return run()
+            return loss(*leaves)
 
-    return run if backend is None else run_on_backend
+    def backward(value: Tensor) -> list[Tensor]:
+        # An operator's output that is no scalar counts as summed.
+        return [value.detach(), *torch.autograd.grad(value, leaves, torch.ones_like(value))]
+
+    if not divided:
+        return Step("both", {"both": lambda _: backward(forward(None))})
+    return Step("both", {"forward": forward, "backward": backward})
 
 
 def compiled(loss: Callable[..., Tensor]) -> Callable[..., Tensor]:
     """The formula as torch.compile fuses it."""
+    torch._dynamo.reset()  # it compiles one function for eight shapes and no more
+    torch._inductor.config.compile_threads = 1  # no pool of processes beside what is timed
     return torch.compile(loss, fullgraph=True, dynamic=False)
 
 
-def compare(benchmark: Any, rivals: dict[str, Callable[[], list[Tensor]]], rounds: int) -> None:
-    """Time the rivals in turns, `rounds` times each after one round to warm up, and record times and ratios.
+def compare(
+    benchmark: Any,
+    rivals: dict[str, Callable[[], list[Tensor]]],
+    rounds: int,
+    limit: Limit | None = None,
+    unchecked: frozenset[str] = frozenset(),
+) -> None:
+    """Time the rivals in turns, `rounds` times each after one round to warm up, and their memory once.
 
-    All must agree first. pytest-benchmark's own columns are those of OURS; the rest is in extra_info.
+    pytest-benchmark's own columns are those of OURS. extra_info holds the seconds of every rival, phase and round, the
+    extra memory, and what the limit was found from.
+
+    Args:
+        benchmark: pytest-benchmark's fixture.
+        rivals: by name, OURS among them: steps, or functions, which count as forward passes.
+        rounds: fewer for a rival that takes longer than MOST_SECONDS in all.
+        limit: the least work, and how fast this machine does such work.
+        unchecked: rivals that compute in a lower precision, whose results need not agree with ours.
     """
-    results = {name: run() for name, run in rivals.items()}
+    steps = {name: _as_step(run) for name, run in rivals.items()}
+    _check_agreement({name: step() for name, step in steps.items() if name not in unchecked})
+    for name in unchecked:
+        steps[name]()
+
+    seconds: dict[str, dict[str, list[float]]] = {name: {} for name in steps}
+
+    def take_turn(name: str) -> None:
+        steps[name]()
+        for phase, value in steps[name].seconds.items():
+            seconds[name].setdefault(phase, []).append(value)
+
+    def take_others_turns() -> None:
+        if limit is not None:
+            limit.measure()
+        for name in steps:
+            taken = seconds[name].get(steps[name].whole, ())
+            if name != OURS and (len(taken) < 2 or sum(taken) < MOST_SECONDS):
+                take_turn(name)
+
+    benchmark.pedantic(take_turn, args=(OURS,), setup=take_others_turns, rounds=rounds)
+    benchmark.extra_info["threads"] = torch.get_num_threads()
+    benchmark.extra_info["seconds"] = seconds
+    benchmark.extra_info["extra_bytes"] = {name: extra_memory(step) for name, step in steps.items()}
+    if limit is not None:
+        benchmark.extra_info["limit"] = limit.record()
+
+
+def _as_step(run: Callable[[], list[Tensor]]) -> Step:
+    return run if isinstance(run, Step) else Step("forward", {"forward": lambda _: run()})
+
+
+def _check_agreement(results: dict[str, list[Tensor]]) -> None:
     for name, result in results.items():
         for mine, theirs in zip(results[OURS], result, strict=True):
-            difference = (mine - theirs).abs().max() / theirs.abs().max()
-            assert difference < 1e-4, f"{name} disagrees by {difference:.2g}"
-    del results
-
-    best = dict.fromkeys(rivals, float("inf"))
-    for _ in range(rounds):
-        for name, run in rivals.items():
-            start = time.perf_counter()
-            run()
-            best[name] = min(best[name], time.perf_counter() - start)
-    extra = {name: extra_memory(run) for name, run in rivals.items()}
-
-    benchmark.pedantic(rivals[OURS], rounds=rounds)
-    benchmark.extra_info["threads"] = torch.get_num_threads()
-    benchmark.extra_info["torch"] = torch.__version__
-    print(f"\n{benchmark.name}")
-    for name in rivals:
-        ratio = best[name] / best[OURS]
-        benchmark.extra_info[name] = {"seconds": best[name], "ratio": ratio, "extra_bytes": extra[name]}
-        megabytes = "" if extra[name] is None else f", {extra[name] / 2**20:8.0f} MB beside inputs and gradients"
-        print(f"  {name:36} {best[name] * 1e3:9.2f} ms, {ratio:6.2f} times ours{megabytes}")
+            difference = (mine.double() - theirs.double()).abs().max() / theirs.double().abs().max()
+            # What summing in another order may cost, and storing a result in half precision.
+            allowed = 1e-4 + sum(torch.finfo(tensor.dtype).eps / 2 for tensor in (mine, theirs) if tensor.itemsize == 2)
+            assert difference < allowed, f"{name} disagrees by {difference:.2g}"
 
 
-def extra_memory(run: Callable[[], list[Tensor]]) -> int | None:
-    """How far a call raises the resident memory beyond what it returns; None where the system is not Linux."""
-    peak_reset, status = Path("/proc/self/clear_refs"), Path("/proc/self/status")
+def extra_memory(step: Step) -> dict[str, int] | None:
+    """How far each phase, with those before it, raises the resident memory beyond what the step returns, in bytes.
+
+    By name of the phase; the last goes by the name of the whole. None where the system is not Linux.
+    """
+    peak_reset = Path("/proc/self/clear_refs")
     if not peak_reset.exists():
         return None
     ctypes.CDLL(None).malloc_trim(0)  # memory that was freed, but is still resident, would hide what the call needs
     peak_reset.write_text("5")
+    before = resident_bytes("VmRSS")
+    outcome, extra = None, {}
+    for name, phase in step.phases.items():
+        outcome = phase(outcome)
+        extra[name] = max(resident_bytes("VmHWM") - before, 0)
+    extra[step.whole] = max(extra.pop(name) - sum(tensor.nbytes for tensor in outcome), 0)
+    return extra
 
-    def kilobytes(field: str) -> int:
-        return int(status.read_text().split(f"{field}:")[1].split()[0])
 
-    before = kilobytes("VmRSS")
-    returned = sum(tensor.nbytes for tensor in run())
-    return max((kilobytes("VmHWM") - before) * 1024 - returned, 0)
+def resident_bytes(field: str) -> int:
+    """What Linux says of this process' resident memory: VmRSS now, VmHWM at its peak."""
+    return int(Path("/proc/self/status").read_text().split(f"{field}:")[1].split()[0]) * 1024
