@@ -92,7 +92,7 @@ class Case:
             return None
         work = self.limit["work"]
         parts = [phase] if phase in work else [part for part in self.passes if part != phase]
-        if not all(part in work for part in parts):
+        if not parts or not all(part in work for part in parts):
             return None
         least = sum(work[part] / self._best_rate(part) for part in parts)
         return Spread.of([seconds / least for seconds in self.seconds[OURS][phase]])
@@ -171,6 +171,8 @@ def _machine(content: dict[str, Any]) -> str:
 
 def _case(benchmark: dict[str, Any]) -> Case:
     info = benchmark["extra_info"]
+    if OURS not in info["seconds"]:
+        raise KeyError(OURS)
     return Case(
         operator=Path(benchmark["fullname"].split("::")[0]).stem.removeprefix("test_"),
         shape=benchmark["param"] or "",
@@ -181,11 +183,11 @@ def _case(benchmark: dict[str, Any]) -> Case:
     )
 
 
-def measure(target: Path, tests: Path = HERE, options: list[str] | None = None) -> None:
+def measure(target: Path, tests: Path, options: list[str]) -> None:
     """Run the benchmarks in a process of their own and write their results; nothing is written when one fails."""
     with atomic_path(target) as aside:
         command = [sys.executable, "-m", "pytest", str(tests), "--benchmark-only", "-q", f"--benchmark-json={aside}"]
-        done = subprocess.run([*command, *(options or [])], stdout=sys.stderr, cwd=HERE.parent)
+        done = subprocess.run([*command, *options], stdout=sys.stderr, cwd=HERE.parent)
         if done.returncode:
             raise ResultError(f"pytest ended with status {done.returncode}: {target} was not written")
 
@@ -196,6 +198,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("files", nargs="*", type=Path, metavar="FILE")
     parser.add_argument("--run", action="store_true", help="measure now, and render the result")
     parser.add_argument("--sizes", choices=SIZES, default="all", help="with --run: which shapes")
+    parser.add_argument("--tests", type=Path, default=HERE, help="with --run: a file of benchmarks; by default all")
     parser.add_argument("--out", type=Path, default=HERE / "results" / "cpu.json", help="with --run: the result file")
     parser.add_argument("--whole", action="store_true", help="only forward and backward together")
     parser.add_argument("--plot", type=Path, metavar="PNG", help="also draw the passes as a whole")
@@ -204,7 +207,7 @@ def main(arguments: list[str] | None = None) -> None:
         parser.error("give result files, or --run to measure")
     try:
         if options.run:
-            measure(options.out.resolve(), options=SIZES[options.sizes])
+            measure(options.out.resolve(), options.tests.resolve(), SIZES[options.sizes])
         reports = [Report.read(path) for path in options.files or [options.out]]
     except ResultError as error:
         sys.exit(str(error))

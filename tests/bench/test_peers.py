@@ -1,0 +1,120 @@
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from bench.limits import copies, products
+from bench.peers import OURS, Step, compare, training_step
+from plr_kernels import info_nce, linear_cross_entropy, pairwise_kl
+
+
+class Benchmark:
+    """As much of pytest-benchmark's fixture as `compare` uses."""
+
+    def __init__(self):
+        self.extra_info = {}
+
+    def pedantic(self, target, args, setup, rounds):
+        for _ in range(rounds):
+            setup()
+            target(*args)
+
+
+def square_sum(tensor):
+    return (tensor**2).sum()
+
+
+def test_a_step_returns_the_loss_and_all_gradients_and_times_its_phases():
+    leaves = torch.tensor([1.0, 2.0]), torch.tensor([3.0, 4.0])
+    step = training_step(lambda a, b: (a * b).sum(), *leaves)
+    loss, first, second = step()
+    assert loss == 11
+    assert torch.equal(first, leaves[1])
+    assert torch.equal(second, leaves[0])
+    assert list(step.seconds) == ["forward", "backward", "both"]
+    assert step.seconds["both"] == pytest.approx(step.seconds["forward"] + step.seconds["backward"])
+
+
+def test_an_undivided_step_has_no_phases():
+    step = training_step(square_sum, torch.ones(3), divided=False)
+    assert torch.equal(step()[1], torch.full((3,), 2.0))
+    assert list(step.seconds) == ["both"]
+
+
+def test_rivals_take_turns():
+    turns = []
+
+    def rival(name):
+        return lambda: turns.append(name) or [torch.ones(1)]
+
+    benchmark = Benchmark()
+    compare(benchmark, {OURS: rival("ours"), "a": rival("a"), "b": rival("b")}, rounds=3)
+    assert turns[3:12] == ["a", "b", "ours"] * 3
+    assert {name: len(phases["forward"]) for name, phases in benchmark.extra_info["seconds"].items()} == {
+        OURS: 3, "a": 3, "b": 3,
+    }  # fmt: skip
+
+
+def test_a_slow_rival_has_two_rounds(monkeypatch):
+    monkeypatch.setattr("bench.peers.MOST_SECONDS", 0.0)
+    benchmark = Benchmark()
+    compare(benchmark, {OURS: lambda: [torch.ones(1)], "slow": lambda: [torch.ones(1)]}, rounds=4)
+    assert len(benchmark.extra_info["seconds"][OURS]["forward"]) == 4
+    assert len(benchmark.extra_info["seconds"]["slow"]["forward"]) == 2
+
+
+def test_disagreement_is_an_error_unless_the_rival_is_unchecked():
+    rivals = {OURS: lambda: [torch.ones(1)], "wrong": lambda: [torch.full((1,), 1.001)]}
+    with pytest.raises(AssertionError, match=r"wrong disagrees by 0\.001"):
+        compare(Benchmark(), rivals, rounds=1)
+    compare(Benchmark(), rivals, rounds=1, unchecked=frozenset({"wrong"}))
+
+
+def test_half_precision_may_differ_by_its_rounding():
+    exact = torch.tensor([1.0, 0.7])
+    compare(Benchmark(), {OURS: lambda: [exact.bfloat16()], "exact": lambda: [exact]}, rounds=1)
+
+
+def test_extra_memory_counts_what_a_phase_needs_but_not_the_result():
+    def forward(_):
+        return [torch.ones(2**20 * 8) for _ in range(3)]  # 96 MB
+
+    def backward(tensors):
+        return [tensors[0]]
+
+    benchmark = Benchmark()
+    compare(benchmark, {OURS: Step("both", {"forward": forward, "backward": backward})}, rounds=1)
+    extra = benchmark.extra_info["extra_bytes"][OURS]
+    if extra is None:
+        pytest.skip("the system does not tell the peak")
+    assert extra["forward"] == pytest.approx(96 * 2**20, rel=0.1)
+    assert extra["both"] == pytest.approx(64 * 2**20, rel=0.1)
+
+
+
+@pytest.mark.parametrize(
+    ("operator", "shapes", "limit"),
+    [
+        (pairwise_kl, [(3, 2, 4), (20, 4)], products(6, 20, 4)),
+        (lambda *both: linear_cross_entropy(*both, torch.arange(6)), [(6, 4), (20, 4)], products(6, 20, 4)),
+        (info_nce, [(3, 6, 4), (3, 6, 4)], products(6, 6, 4, groups=3)),
+    ],
+    ids=["pairwise_kl", "linear_cross_entropy", "info_nce"],
+)
+def test_the_limit_counts_the_operations_that_the_operator_declares(operator, shapes, limit):
+    step = training_step(operator, *map(torch.randn, shapes), backend="cpp")
+    outcome = None
+    for name, phase in step.phases.items():
+        with FlopCounterMode(display=False) as counter:
+            outcome = phase(outcome)
+        assert counter.get_total_flops() == limit.work[name]
+
+
+def test_limits_measure_all_probes_and_say_what_they_did():
+    for limit in (products(8, 8, 8, backward=0), copies(forward=4096, backward=8192)):
+        limit.measure()
+        limit.measure()
+        record = limit.record()
+        assert all(len(probe["seconds"]) == 2 for probe in record["probes"].values())
+    assert record["work"] == {"forward": 4096, "backward": 8192}
+    assert [probe["amount"] for probe in record["probes"].values()] == [4096, 8192]
+    assert products(8, 8, 8, backward=0).work == {"forward": 1024}

@@ -1,0 +1,178 @@
+import json
+import subprocess
+import sys
+import textwrap
+
+import pytest
+
+from bench import report
+from bench.peers import OURS
+
+PNG = b"\x89PNG\r\n\x1a\n"
+
+
+@pytest.fixture
+def content():
+    """What pytest-benchmark writes, as far as the report reads it."""
+    seconds = {
+        OURS: {"forward": [0.010, 0.020, 0.010], "backward": [0.030] * 3, "both": [0.040, 0.050, 0.040]},
+        "eager": {"forward": [0.030, 0.060, 0.030], "backward": [0.090] * 3, "both": [0.120, 0.150, 0.140]},
+        "chunked": {"both": [0.080, 0.080]},  # too slow for a third round
+    }
+    probes = {
+        "a": {"amount": 1e9, "phase": None, "seconds": [0.02, 0.01, 0.04]},  # at best 1e11 a second
+        "b": {"amount": 1e9, "phase": None, "seconds": [0.03, 0.03, 0.03]},
+    }
+    extra = {OURS: {"forward": 2**20, "both": 2**21}, "eager": {"forward": 2**24, "both": 2**25}, "chunked": None}
+    return {
+        "machine_info": {
+            "cpu": {"brand_raw": "A CPU"}, "cpu_capability": "AVX2", "threads": 2, "torch": "2.13",
+            "python_version": "3.11",
+        },
+        "commit_info": {"id": "0123456789", "dirty": False},
+        "datetime": "2026-01-02T03:04:05",
+        "benchmarks": [
+            {
+                "fullname": "bench/test_some_loss.py::test_training_step[R5 V7]",
+                "param": "R5 V7",
+                "extra_info": {
+                    "seconds": seconds,
+                    "extra_bytes": extra,
+                    "limit": {"unit": "flop", "work": {"forward": 5e8, "backward": 1.5e9}, "probes": probes},
+                },
+            }
+        ],
+    }  # fmt: skip
+
+
+@pytest.fixture
+def file(content, tmp_path):
+    path = tmp_path / "result.json"
+    path.write_text(json.dumps(content))
+    return path
+
+
+def test_the_table(file, capsys):
+    report.main([str(file)])
+    machine, _, _, rule, forward, backward, both = capsys.readouterr().out.splitlines()
+    assert machine == "A CPU (AVX2), 2 threads, torch 2.13, Python 3.11, 2026-01-02, commit 0123456."
+    assert set(rule) == {"|", "-"}
+    # The limit's 5e8 operations take 5 ms: 10, 20 and 10 ms are 2, 4 and 2 times that.
+    assert forward == "| some_loss | R5 V7 | forward | 10 | eager 3 (3–3) | **3** | 2 (2–3) | 1, 16, – | 3, 3, 0 |"
+    assert backward == "| some_loss | R5 V7 | backward | 30 | eager 3 (3–3) | **3** | 2 (2–2) | –, –, – | 3, 3, 0 |"
+    # Ratios of the same round: 2 and 1.6 for the two rounds of the peer that is fastest, hence first.
+    assert both == (
+        "| some_loss | R5 V7 | both | 40 | chunked 1.8 (1.7–1.9); eager 3 (3–3.25) | **1.8** | 2 (2–2.25) "
+        "| 2, 32, – | 3, 3, 2 |"
+    )
+
+
+def test_only_the_whole(file, capsys):
+    report.main([str(file), "--whole"])
+    assert [line.split(" | ")[2] for line in capsys.readouterr().out.splitlines()[4:]] == ["both"]
+
+
+def test_a_pass_without_limit_memory_or_peers(content):
+    benchmark = content["benchmarks"][0]
+    benchmark["extra_info"] = {"seconds": {OURS: {"forward": [0.001]}}, "extra_bytes": {OURS: None}}
+    (case,) = [report._case(benchmark)]
+    assert case.row("forward") == "| some_loss | R5 V7 | forward | 1 | – | – | – | – | 1 |"
+
+
+def test_a_limit_of_bytes_is_the_copy_of_its_own_phase(content):
+    content["benchmarks"][0]["extra_info"]["limit"] = {
+        "unit": "byte",
+        "work": {"forward": 1e6, "backward": 2e6},
+        "probes": {
+            "copy, forward": {"amount": 1e6, "phase": "forward", "seconds": [0.005]},
+            "copy, backward": {"amount": 2e6, "phase": "backward", "seconds": [0.015]},
+        },
+    }
+    case = report._case(content["benchmarks"][0])
+    assert [case.ratio_to_limit(phase).median for phase in case.passes] == pytest.approx([2, 2, 2])
+
+
+def test_peaks_of_whole_processes(content, file, capsys):
+    content["benchmarks"][0]["extra_info"]["process_peak_bytes"] = {OURS: 2**30, "eager": 2**32}
+    file.write_text(json.dumps(content))
+    report.main([str(file)])
+    assert capsys.readouterr().out.endswith(f"peak of a whole process: {OURS} 1024 MB, eager 4096 MB.\n")
+
+
+def test_the_plot(file, tmp_path, capsys):
+    report.main([str(file), "--plot", str(tmp_path / "plot.png")])
+    assert (tmp_path / "plot.png").read_bytes().startswith(PNG)
+
+
+def test_bars_are_relative_to_ours(content):
+    from bench.plot import bars
+
+    drawn = bars(report._case(content["benchmarks"][0]))
+    assert list(drawn) == ["limit", OURS, "eager", "chunked"]
+    assert [median for _, median, _ in drawn.values()] == pytest.approx([0.5, 1, 3, 1.8])
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [("", "not JSON"), ("{}", "no 'machine_info'"), ("[]", "not written by"), (None, "cannot be read")],
+)
+def test_a_file_that_is_no_result_is_named(text, message, tmp_path):
+    path = tmp_path / "wrong.json"
+    if text is not None:
+        path.write_text(text)
+    with pytest.raises(SystemExit, match=message) as stopped:
+        report.main([str(path)])
+    assert str(path) in str(stopped.value)
+
+
+def test_a_result_of_other_benchmarks_is_named(content, file):
+    del content["benchmarks"][0]["extra_info"]["seconds"][OURS]
+    file.write_text(json.dumps(content))
+    with pytest.raises(SystemExit, match=f"no '{OURS}'"):
+        report.main([str(file)])
+
+
+@pytest.mark.parametrize("arguments", [[], ["--run", "file.json"]])
+def test_either_files_or_a_run(arguments, capsys):
+    with pytest.raises(SystemExit):
+        report.main(arguments)
+    assert "give result files, or --run" in capsys.readouterr().err
+
+
+def write_benchmark(folder, peer):
+    (folder / "conftest.py").write_text("from bench.conftest import *\n")
+    (folder / "test_tiny.py").write_text(
+        textwrap.dedent(f"""
+            import torch
+            from bench.limits import products
+            from bench.peers import OURS, compare, training_step
+
+            def test_training_step(benchmark):
+                leaves = torch.ones(4, 3), torch.ones(5, 3)
+                rivals = {{OURS: training_step(lambda a, b: (a @ b.T).sum(), *leaves),
+                          "peer": training_step({peer}, *leaves)}}
+                compare(benchmark, rivals, 2, products(4, 5, 3))
+        """)
+    )
+
+
+def test_a_real_run(tmp_path):
+    write_benchmark(tmp_path, "lambda a, b: torch.einsum('rd,vd->', a, b)")
+    target = tmp_path / "results" / "tiny.json"
+    command = [sys.executable, "-m", "bench.report", "--run", "--tests", str(tmp_path), "--out", str(target)]
+    done = subprocess.run(command, check=True, capture_output=True, text=True, cwd=report.HERE.parent)
+    assert done.stdout.count("| tiny |") == 3
+    (case,) = report.Report.read(target).cases
+    assert all(len(rounds) == 2 for phases in case.seconds.values() for rounds in phases.values())
+    assert set(json.loads(target.read_text())["machine_info"]) >= {"torch", "threads", "cpu"}
+    assert "node" not in json.loads(target.read_text())["machine_info"]
+
+
+def test_a_failed_run_leaves_the_former_result(tmp_path):
+    write_benchmark(tmp_path, "lambda a, b: (a @ b.T).sum() * 2")
+    target = tmp_path / "tiny.json"
+    target.write_text("former")
+    with pytest.raises(report.ResultError, match="was not written"):
+        report.measure(target, tmp_path, [])
+    assert target.read_text() == "former"
+    assert not list(tmp_path.glob(".tiny*"))
