@@ -17,7 +17,14 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the command line; returns the exit status. Mistakes of the user are one message, not a traceback."""
     parser = _parser()
     parsed = parser.parse_args(sys.argv[1:] if arguments is None else arguments)
-    command = {"demo": _demo, "train": _train, "evaluate": _evaluate, "recommend": _recommend}[parsed.command]
+    command = {
+        "demo": _demo,
+        "train": _train,
+        "evaluate": _evaluate,
+        "recommend": _recommend,
+        "embed-text": _embed_text,
+        "systems": _systems,
+    }[parsed.command]
     try:
         command(parsed[parsed.command])
     except KeyboardInterrupt:
@@ -76,6 +83,29 @@ def _parser() -> ArgumentParser:
     unknown = Literal["error", "skip"]
     recommend.add_argument("--unknown", type=unknown, default="error", help="what to do with items never seen")
     commands.add_subcommand("recommend", recommend, help="recommend for one history")
+
+    embed = ArgumentParser(description="Turn item texts into vectors, for --backbone unisrec.")
+    embed.add_argument("file", type=str, help="item texts: .tsv or .csv with a header, .jsonl or .parquet")
+    embed.add_argument("--out", type=str, default="", help="the folder to be made")
+    embed.add_argument(
+        "--encoder",
+        type=str | None,
+        default=None,
+        help="tfidf (TF-IDF and SVD, fitted to these texts; the default) or a model of sentence-transformers",
+    )
+    embed.add_argument(
+        "--dim",
+        type=int | None,
+        default=None,
+        help="width of the vectors: tfidf's components (default 768); a model's principal components (default: all)",
+    )
+    embed.add_argument("--like", type=str | None, default=None, help="encode as this earlier folder was, fit nothing")
+    embed.add_argument("--item_column", type=str | None, default=None, help="default: item_id, item, parent_asin, asin")
+    embed.add_argument("--text_columns", type=list[str] | None, default=None, help="default: text or title")
+    commands.add_subcommand("embed-text", embed, help="make text vectors of items")
+
+    systems = ArgumentParser(description="List backbones and methods, and which of them do not go together.")
+    commands.add_subcommand("systems", systems, help="list what can be trained")
     return parser
 
 
@@ -126,6 +156,34 @@ def _recommend(options: Namespace) -> None:
         [options.history.split()], options.k, exclude_seen=options.exclude_seen, unknown=options.unknown
     )
     _print(recommendation_table(answer))
+
+
+def _embed_text(options: Namespace) -> None:
+    from plr.text import embed_text
+
+    made = embed_text(
+        Path(options.file),
+        Path(options.out) if options.out else None,
+        encoder=options.encoder,
+        dim=options.dim,
+        like=None if options.like is None else Path(options.like),
+        item_column=options.item_column,
+        text_columns=options.text_columns,
+    )
+    facts = made.manifest
+    _print(
+        f"{facts['items']} items, vectors of width {facts['width']} by {facts['encoder']} from "
+        f"{', '.join(facts['source']['text_columns'])}; saved in {options.out}",
+        f"{facts['without_text']} items have no text, {facts['without_known_word']} none that the encoder can read; "
+        "they are marked as such",
+        f"Next: plr train --backbone unisrec --text_vectors {options.out}",
+    )
+
+
+def _systems(options: Namespace) -> None:
+    from plr.models.table import systems_tables
+
+    _print(*systems_tables())
 
 
 def _columns(ks: tuple[int, ...]) -> list[str]:
