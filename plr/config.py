@@ -25,6 +25,8 @@ class Config:
         out: the folder the run is written to.
         backbone: the sequence encoder; `plr systems` describes each.
         method: the reasoning on top of it; "base" is the bare backbone.
+        phase: LARES: spt, self-supervised pre-training, or rpt, reinforcement post-training of the run `init`.
+        init: LARES, phase rpt: the folder of a finished run of phase spt with the same data and sizes.
         format: how to read the data: auto, sequences (user item item ...), pairs (user item), recbole, csv or parquet.
         user_column: name of the user column (csv, parquet); by default the usual names are tried.
         item_column: name of the item column.
@@ -42,7 +44,7 @@ class Config:
         feature_fields: which fields of that file; by default all but title and text.
         text_vectors: UniSRec: the folder that `plr embed-text` wrote.
         dim: width d of the states.
-        layers: Transformer layers.
+        layers: Transformer layers (LARES: of the pre-block).
         heads: attention heads.
         ffn_dim: inner width of the feed-forward parts.
         input_dropout: dropout on the input of the encoder and of every reasoning step.
@@ -60,12 +62,21 @@ class Config:
         kl_weight: PLR, ERL: λ, how strongly states are pushed apart; 0 is "w/o KL".
         kl_limit: PLR, ERL: the mean divergence, in nats, beyond which no more is rewarded; 0: no limit, as published.
         contrastive_weight: PLR, PRL: weight of the contrastive loss; 0 is "w/o RCL".
-        contrastive_temperature: PLR: τ of the contrastive loss.
+        contrastive_temperature: PLR, LARES: τ of the contrastive losses.
         gate: PLR: false averages the streams, "w/o MoRS".
         progressive_weight: PRL: weight of the predictions of earlier steps.
         temperature_scale: PRL: α, by which the temperature grows with every step before the last.
         noise: PRL: standard deviation of the noise on the inputs of the noisy copy's steps.
         warmup_epochs: PRL: epochs without the noisy copy and its contrastive loss.
+        core_layers: LARES: Transformer layers of the core-block.
+        mean_steps: LARES: m, the refinements of evaluation; training draws their number at random.
+        lares_adapter: LARES: what a step refines: the mean of the last states and the pre-block's, a linear map of both
+            ("concat"), or both weighted by one learned gate.
+        trajectory_weight: LARES, phase spt: α, of the alignment with another sequence of the same target.
+        step_weight: LARES, phase spt: γ, of the alignment of the last step with another.
+        rollouts: LARES, phase rpt: G, how many rollouts of a row are compared.
+        reward: LARES, phase rpt: Recall@10 or NDCG@10.
+        reference_weight: LARES, phase rpt: β, of the divergence from the run `init`.
         training_rows: prefix (a row per history and target), sequence (a row per user, all positions), auto: what
             the method prefers.
         batch_size: training rows per step.
@@ -91,7 +102,9 @@ class Config:
     data: str = ""
     out: str = ""
     backbone: Literal["sasrec", "bert4rec", "bert4rec-cloze", "unisrec"] = "sasrec"
-    method: Literal["base", "erl", "prl", "plr"] = "plr"
+    method: Literal["base", "erl", "prl", "lares", "plr"] = "plr"
+    phase: Literal["spt", "rpt"] = "spt"
+    init: str | None = None
 
     format: Literal["auto", "sequences", "pairs", "recbole", "csv", "parquet"] = "auto"
     user_column: str | None = None
@@ -136,6 +149,14 @@ class Config:
     temperature_scale: float = 5.0
     noise: float = 0.01
     warmup_epochs: int = 2
+    core_layers: int = 2
+    mean_steps: int = 4
+    lares_adapter: Literal["mean", "concat", "gate"] = "mean"
+    trajectory_weight: float = 0.1
+    step_weight: float = 0.5
+    rollouts: int = 4
+    reward: Literal["recall", "ndcg"] = "recall"
+    reference_weight: float = 1.0
 
     training_rows: Literal["auto", "prefix", "sequence"] = "auto"
     batch_size: int = 2048
@@ -166,8 +187,8 @@ class Config:
         check_system(self)
         if self.temperature is None:  # set here, so that config.yaml says what was used
             self.temperature = BACKBONES[self.backbone].temperature
-        for name in ("dim", "layers", "heads", "ffn_dim", "max_length", "experts", "streams", "steps", "batch_size",
-                     "eval_batch_size", "epochs", "patience", "devices"):  # fmt: skip
+        for name in ("dim", "layers", "heads", "ffn_dim", "max_length", "experts", "streams", "steps", "core_layers",
+                     "mean_steps", "batch_size", "eval_batch_size", "epochs", "patience", "devices"):  # fmt: skip
             self._require(name, getattr(self, name) >= 1, "at least 1")
         for name in ("core", "seed", "threads", "warmup_epochs"):
             self._require(name, getattr(self, name) >= 0, "0 or more")
@@ -178,10 +199,12 @@ class Config:
         for name in ("temperature", "contrastive_temperature", "lr"):
             value = getattr(self, name)
             self._require(name, value > 0 and math.isfinite(value), "a finite number above 0")
-        for name in ("kl_weight", "kl_limit", "contrastive_weight", "progressive_weight", "noise", "weight_decay",
-                     "clip"):  # fmt: skip
+        for name in ("kl_weight", "kl_limit", "contrastive_weight", "progressive_weight", "noise",
+                     "trajectory_weight", "step_weight", "reference_weight", "weight_decay", "clip"):  # fmt: skip
             value = getattr(self, name)
             self._require(name, value >= 0 and math.isfinite(value), "a finite number, 0 or more")
+        self._require("rollouts", self.rollouts >= 2, "at least 2: a rollout is judged by the others of its row")
+        self._check_phase()
         scale = self.temperature_scale
         self._require("temperature_scale", scale >= 1 and math.isfinite(scale), "a finite number, 1 or more")
         self._require("ks", min(self.ks) >= 1, "positive")
@@ -190,6 +213,14 @@ class Config:
     def _require(self, name: str, holds: bool, accepted: str) -> None:
         if not holds:
             raise ConfigError(f"{name} must be {accepted}; found {getattr(self, name)!r}")
+
+    def _check_phase(self) -> None:
+        if self.phase == "rpt" and self.method != "lares":
+            raise ConfigError(f"phase 'rpt' is a phase of method 'lares'; found method {self.method!r}")
+        if self.phase == "rpt" and not self.init:
+            raise ConfigError("phase 'rpt' needs --init: the folder of a finished run of --method lares --phase spt")
+        if self.phase != "rpt" and self.init:
+            raise ConfigError(f"init is for phase 'rpt'; found phase {self.phase!r} with init {self.init!r}")
 
     def decisive(self) -> dict[str, Any]:
         """Return the fields that decide the result, for telling whether a run may be resumed."""

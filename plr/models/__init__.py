@@ -4,6 +4,8 @@ from plr.models.base import BaseRecommender
 from plr.models.encoder import Encoded, SequenceEncoder
 from plr.models.erl import ERLRecommender
 from plr.models.items import IdItemEncoder
+from plr.models.lares import LARESRecommender
+from plr.models.lares_post_training import PostTrainedLARES
 from plr.models.plr import ParallelReasoning, PLRRecommender
 from plr.models.prl import PRLRecommender
 from plr.models.reasoning import Reasoning, reason
@@ -17,9 +19,11 @@ __all__ = [
     "ERLRecommender",
     "Encoded",
     "IdItemEncoder",
+    "LARESRecommender",
     "PLRRecommender",
     "PRLRecommender",
     "ParallelReasoning",
+    "PostTrainedLARES",
     "Reasoning",
     "Recommender",
     "SequenceEncoder",

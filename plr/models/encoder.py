@@ -88,11 +88,11 @@ class SequenceEncoder(nn.Module):
         final = self.layers[-1]
         if all_positions:
             hidden, cache = final(states, lengths, self.causal)
-            last = _at_last_position(hidden, lengths).squeeze(1)
+            last = at_last_position(hidden, lengths).squeeze(1)
         else:
             hidden, cache = None, final.keys_values(states)
             # The last real position may read every real one, causal or not: the query of a stream without entries.
-            last, _ = final.step(_at_last_position(states, lengths), cache, lengths, None)
+            last, _ = final.step(at_last_position(states, lengths), cache, lengths, None)
             last = last.squeeze(1)
         prefix.append(cache)
         return Encoded(last=last, lengths=lengths, prefix=prefix, hidden=hidden)
@@ -102,7 +102,7 @@ class SequenceEncoder(nn.Module):
         return self.input_dropout(self.input_norm(states))
 
 
-def _at_last_position(states: Tensor, lengths: Tensor) -> Tensor:
+def at_last_position(states: Tensor, lengths: Tensor) -> Tensor:
     """states [B, L, d] -> [B, 1, d], the state at position lengths[b] - 1."""
     index = (lengths - 1)[:, None, None].expand(-1, 1, states.shape[2])
     return torch.gather(states, 1, index)

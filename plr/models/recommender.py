@@ -28,17 +28,23 @@ class Recommender(nn.Module):
     Attributes:
         row_kind: the training rows the method wants: "prefix" (one row per history and target) or "sequence" (one row
             per sequence, a target at every position).
+        with_partners: whether a training batch holds, after its B rows, another row with the same target for each.
         epoch: the epoch being trained, from 0; training sets it before each.
+        observed: what the last call of `losses` saw beside its terms, by name, for the logs.
+        reference: a frozen model that training compares with; its rows are those whose targets it ranks well.
     """
 
     row_kind: ClassVar[Literal["prefix", "sequence"]] = "prefix"
+    with_partners: bool = False
     epoch: int = 0
+    reference: Recommender | None = None
 
     def __init__(self, items: ItemEncoder, encoder: SequenceEncoder, *, temperature: float = 1.0):
         super().__init__()
         self.items = items
         self.encoder = encoder
         self.temperature = temperature
+        self.observed: dict[str, Tensor] = {}
 
     def losses(self, batch: Batch) -> Losses:
         """Return the training loss as named, weighted, signed scalars; their sum is minimised."""

@@ -15,6 +15,8 @@ from plr.models.cloze import ClozeRecommender
 from plr.models.encoder import SequenceEncoder
 from plr.models.erl import ERLRecommender
 from plr.models.items import FeatureItemEncoder, IdItemEncoder, ItemEncoder
+from plr.models.lares import LARESRecommender
+from plr.models.lares_post_training import PostTrainedLARES
 from plr.models.plr import PLRRecommender
 from plr.models.prl import PRLRecommender
 from plr.models.recommender import Recommender
@@ -50,11 +52,23 @@ class Backbone:
 
 @dataclass(frozen=True)
 class Method:
-    """A recommender class, how its own options are read from the configuration, and one sentence with its source."""
+    """A recommender class and how its own options are read from the configuration.
+
+    Attributes:
+        model: the class.
+        options: its own options.
+        description: one sentence, and where the method was published.
+        post_training: the class and the options of phase "rpt", where the method has one.
+    """
 
     model: type[Recommender]
     options: Callable[[Config], dict[str, Any]]
     description: str = ""
+    post_training: Method | None = None
+
+    def of_phase(self, phase: str) -> Method:
+        """Return the method as phase "spt" or "rpt" trains it."""
+        return self.post_training if phase == "rpt" and self.post_training else self
 
 
 def _id_items(config: Config, data: ItemData) -> ItemEncoder:
@@ -116,6 +130,23 @@ BACKBONES = {
     ),
 }
 
+
+def _lares_options(config: Config) -> dict[str, Any]:
+    return {
+        "dim": config.dim,
+        "core_layers": config.core_layers,
+        "heads": config.heads,
+        "ffn_dim": config.ffn_dim,
+        "hidden_dropout": config.hidden_dropout,
+        "attention_dropout": config.attention_dropout,
+        "mean_steps": config.mean_steps,
+        "adapter": config.lares_adapter,
+        "trajectory_weight": config.trajectory_weight,
+        "step_weight": config.step_weight,
+        "contrastive_temperature": config.contrastive_temperature,
+    }
+
+
 METHODS = {
     "base": Method(BaseRecommender, lambda config: {}, "the bare backbone, no reasoning"),
     "erl": Method(
@@ -140,6 +171,21 @@ METHODS = {
             "warmup_epochs": config.warmup_epochs,
         },
         "one stream, its last step, every earlier one predicting hotter, robust to noise (ReaRec, 2025)",
+    ),
+    "lares": Method(
+        LARESRecommender,
+        _lares_options,
+        "a depth-recurrent block refines the states of all positions; alignment losses, then reinforcement "
+        "(LARES, arXiv 2505.16865)",
+        post_training=Method(
+            PostTrainedLARES,
+            lambda config: {
+                **_lares_options(config),
+                "rollouts": config.rollouts,
+                "reward": config.reward,
+                "reference_weight": config.reference_weight,
+            },
+        ),
     ),
     "plr": Method(
         PLRRecommender,
@@ -213,7 +259,8 @@ def _row_kinds(config: Config) -> list[str]:
 
 def _method(config: Config) -> Method:
     """Return the configured method, as the backbone means it."""
-    return (BACKBONES[config.backbone].base if config.method == "base" else None) or METHODS[config.method]
+    own = BACKBONES[config.backbone].base if config.method == "base" else None
+    return (own or METHODS[config.method]).of_phase(config.phase)
 
 
 def build_model(config: Config, items: ItemData | int) -> Recommender:

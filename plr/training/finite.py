@@ -11,6 +11,9 @@ ADVICE = {
     "diversity": "lower --kl_weight (the divergence between states has no upper bound) or set --clip 1",
     "contrastive": "raise --contrastive_temperature, lower --contrastive_weight or set --clip 1",
     "noise_contrastive": "raise --temperature, lower --contrastive_weight or set --clip 1",
+    "trajectory": "raise --contrastive_temperature, lower --trajectory_weight or set --clip 1",
+    "step": "raise --contrastive_temperature, lower --step_weight or set --clip 1",
+    "reference": "lower --lr or --reference_weight, or set --clip 1",
     "next_item": "lower --lr, set --clip 1 or raise --temperature",
 }
 

@@ -38,6 +38,7 @@ from plr.runs import RunFolder
 from plr.source import load_dataset
 from plr.training.callbacks import MONITOR, BestWeights, ResumePoint, Validation, save_weights
 from plr.training.checkpoint import AtomicCheckpointIO, read_checkpoint
+from plr.training.initial import InitialRun
 from plr.training.module import RecommenderModule
 from plr.training.provenance import provenance
 
@@ -67,11 +68,14 @@ def train(config: Config, dataset: SequenceDataset | None = None) -> dict[str, A
         dataset = load_dataset(config)
     folder = RunFolder(Path(config.out))
     item_data = load_item_data(config, dataset.item_ids, folder.item_data)
-    _open_folder(folder, config, dataset, item_data)
+    initial = InitialRun.of(config, dataset, item_data)
+    _open_folder(folder, config, dataset, item_data, initial)
 
     with _quiet():
-        selection = _select(folder, config, dataset, item_data)
-        refitted = _refit(folder, config, dataset, item_data, selection.best_epoch + 1) if config.refit else None
+        selection = _select(folder, config, dataset, item_data, initial)
+        refitted = None
+        if config.refit:
+            refitted = _refit(folder, config, dataset, item_data, initial, selection.best_epoch + 1)
     if rank_zero_only.rank not in (None, 0):
         return {}
     return _finish(folder, config, dataset, item_data, selection, refitted)
@@ -87,9 +91,19 @@ class _Selection:
     train_seconds: float  # the median of the epochs
 
 
-def _select(folder: RunFolder, config: Config, dataset: SequenceDataset, item_data: ItemData) -> _Selection:
-    """Train with early stopping on the validation rows."""
+def _untrained(config: Config, item_data: ItemData, initial: InitialRun | None) -> Recommender:
+    """The model before its first step: with drawn weights, or with those of the first phase."""
     model = build_model(config, item_data)
+    if initial is not None:
+        model.start_from(initial.load(item_data))
+    return model
+
+
+def _select(
+    folder: RunFolder, config: Config, dataset: SequenceDataset, item_data: ItemData, initial: InitialRun | None
+) -> _Selection:
+    """Train with early stopping on the validation rows."""
+    model = _untrained(config, item_data, initial)
     validation = Validation(
         dataset.rows("valid", config.max_length), config.eval_batch_size, config.ks, config.exclude_seen
     )
@@ -111,10 +125,15 @@ def _select(folder: RunFolder, config: Config, dataset: SequenceDataset, item_da
 
 
 def _refit(
-    folder: RunFolder, config: Config, dataset: SequenceDataset, item_data: ItemData, epochs: int
+    folder: RunFolder,
+    config: Config,
+    dataset: SequenceDataset,
+    item_data: ItemData,
+    initial: InitialRun | None,
+    epochs: int,
 ) -> Recommender:
     """Train anew on training and validation rows, for as many epochs as were best without the latter."""
-    model = build_model(config, item_data)
+    model = _untrained(config, item_data, initial)
     trainer = _trainer(folder.logs / "refit", config, epochs, [ResumePoint(folder.refit_point)])
     _fit(trainer, model, config, dataset.with_validation_in_training(), folder.refit_point)
     return model.cpu()
@@ -187,9 +206,12 @@ def _finish(
     return result
 
 
-def _open_folder(folder: RunFolder, config: Config, dataset: SequenceDataset, item_data: ItemData) -> None:
+def _open_folder(
+    folder: RunFolder, config: Config, dataset: SequenceDataset, item_data: ItemData, initial: InitialRun | None
+) -> None:
     """Start a run folder or accept the unfinished run of the same configuration in it."""
-    recorded = provenance(dataset.content_hash, item_data.content_hash)
+    init_hash = None if initial is None else initial.weights_hash
+    recorded = provenance(dataset.content_hash, item_data.content_hash, init_hash)
     if folder.config.exists():
         earlier = Config.load(folder.config)
         if folder.finished():
@@ -208,6 +230,8 @@ def _open_folder(folder: RunFolder, config: Config, dataset: SequenceDataset, it
                 f"{folder.path}: holds an unfinished run with other item features or text vectors; "
                 f"{config.features or config.text_vectors} has changed since"
             )
+        if (earlier.provenance or {}).get("init_hash") != init_hash:
+            raise RunError(f"{folder.path}: holds an unfinished run that began at other weights than {config.init} has")
         return
     if rank_zero_only.rank not in (None, 0) or os.environ.get("LOCAL_RANK", "0") != "0":
         return

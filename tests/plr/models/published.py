@@ -109,3 +109,37 @@ def cross_entropy(logits, targets):
 def divergence(p, q):
     """KL(p ‖ q) of two distributions [V]."""
     return (p * (torch.log(p) - torch.log(q))).sum()
+
+
+def lares_states(model, table, item_ids, length, start, steps):
+    """The last position's state after each step [steps, d] of one row; start is T_0 [length, d]."""
+    positions = torch.arange(length)
+    readable = readable_by(positions, 0, model.encoder.causal)
+    hidden, _ = sequence_input(model, table, item_ids, length, length)
+    for layer in model.encoder.layers:
+        hidden = transformer_layer(layer, hidden, readable)
+    states, outputs = start, []
+    for _ in range(steps):
+        if model.adapter.kind == "mean":
+            states = (states + hidden) / 2
+        elif model.adapter.kind == "concat":
+            states = linear(torch.cat([states, hidden], dim=1), model.adapter.linear)
+        else:
+            gate = 1 / (1 + torch.exp(-model.adapter.weight))
+            states = gate * states + (1 - gate) * hidden
+        states = layer_norm(states, model.core_norm)
+        for layer in model.core:
+            states = transformer_layer(layer, states, readable)
+        outputs.append(states[-1])
+    return torch.stack(outputs)
+
+
+def all_lares_states(model, item_ids, lengths, start, steps):
+    """[B, steps, d]; start is T_0 [B, L, d]."""
+    table = model.item_table()
+    return torch.stack(
+        [
+            lares_states(model, table, item_ids[row], length, start[row, :length], steps)
+            for row, length in enumerate(lengths.tolist())
+        ]
+    )
