@@ -192,7 +192,7 @@ PYBIND11_MODULE(_cpp, module) {
                              int64_t excluded_columns, Address scores, Address ids) {
     const py::gil_scoped_release release;
     const Matrix states = matrix(states_arguments), items = matrix(items_arguments);
-    // A few rows take as long as reading the items, which is that of some products.
+    // For fewer rows than this, reading the items takes longer than the multiply-adds.
     constexpr int64_t rows_per_reading = 8;
     Matrix at_least = states;
     at_least.rows = std::max(states.rows, rows_per_reading);

@@ -9,6 +9,7 @@
 #include <numeric>
 #include <stdexcept>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "candidates.h"
@@ -67,10 +68,11 @@ std::vector<Candidates> candidates_of_threads(const Run& run, int64_t rows, int6
   return candidates;
 }
 
-// For few rows: the time is that of reading the items once, straight from where they are.
+// For few rows: the time is that of reading the items once from where they are; each block of them meets all rows while it
+// is in the first-level cache.
 void read_once(const Run& run, const Matrix& states, const Matrix& items, const ExcludedIds& excluded,
                const Output& output) {
-  constexpr int64_t block_bytes = 1 << 15;  // of items: stay in the first-level cache for all rows
+  constexpr int64_t block_bytes = 1 << 15;  // of items
   constexpr int64_t task_bytes = 1 << 19;
   const int64_t rows = states.rows, dim = states.columns;
   const int64_t block = std::clamp<int64_t>(block_bytes / (dim * bytes_of(items.type)) / kLanes * kLanes, kLanes, 1024);
@@ -131,8 +133,8 @@ void by_products(const Run& run, const Matrix& matrix, int64_t first_row, int64_
     for (int64_t first_item = chunk * chunks.size; first_item < end; first_item += chunks.block) {
       const int64_t count = std::min(chunks.block, end - first_item);
       const int64_t next_count = in_place ? std::min(chunks.block, end - first_item - count) : 0;
-      for (int64_t i = 0; i < raised_size / row_size && i < count; ++i) {
-        run.kernels.load_rows(items, first_item + i, 1, raised + i * row_size, 1);
+      if (!in_place) {
+        for (int64_t i = 0; i < count; ++i) run.kernels.load_rows(items, first_item + i, 1, raised + i * row_size, 1);
       }
       const Matrix block = in_place ? items : Matrix{raised, DataType::float32, count, states.dim, row_size};
       for (int64_t panel = 0; panel < panels; ++panel) {
