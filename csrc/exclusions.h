@@ -16,8 +16,8 @@ struct ExcludedIds {
   int64_t columns;
 };
 
-// The excluded ids of rows [first_row, first_row + rows), sorted by block of items (a counting sort, so that a row's list
-// may be as long as it likes) and within a block by row.
+// The excluded ids of rows [first_row, first_row + rows), sorted by block of items and within a block by row. It is a
+// counting sort: a row's list may be as long as it likes.
 class Exclusions {
  public:
   Exclusions(const ExcludedIds& excluded, int64_t first_row, int64_t rows, int64_t items, int64_t block_items)
@@ -46,8 +46,8 @@ class Exclusions {
     }
   }
 
-  // Calls visit(row, item) for each excluded item of rows [first, last), row and item counted from the first of the lists
-  // and of the block that starts at `first_item`.
+  // Calls visit(row, item) for each excluded item of rows [first, last) in the block that starts at `first_item`. Rows
+  // count from first_row, items from the first of the block.
   template <class Visit>
   void visit(int64_t first_item, int64_t first, int64_t last, const Visit& visit) const {
     if (entries_.empty()) return;

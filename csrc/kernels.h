@@ -78,8 +78,8 @@ struct Kernels {
   void (*attention_backward)(const AttentionCall& call, int64_t pair, float* memory, const Strided& output_gradient,
                              const AttentionGradients& wanted);
 
-  // Ascending positions 16 · v + lane of the scores in `vectors` Vectors, `step` numbers apart, that are not at most the
-  // bound of their lane, in bounds [16]: the larger ones and NaN. `found` has room for all. Returns their number.
+  // Ascending positions 16 · v + lane of the scores in `vectors` Vectors, `step` numbers apart, that are not at most
+  // the bound of their lane, in bounds [16]: the larger ones and NaN. `found` has room for all. Returns their number.
   int64_t (*above)(const float* scores, int64_t step, int64_t vectors, const float* bounds, uint32_t* found);
 
   // The k largest of `count` distinct keys to the front, largest first; k <= count <= kMostRanked.

@@ -1,7 +1,7 @@
 // top_items: blocks of scores, and for each row a running selection of the best.
 //
-// Each thread keeps its own candidates; at the end each row's are merged. The k best in a strict order are the same however
-// the items are shared among threads, and so are the scores: the results do not depend on the number of threads.
+// Each thread keeps its own candidates; at the end each row's are merged. The k best in a strict order are the same
+// however the items are shared among threads, and so are the scores: results do not depend on the number of threads.
 #include <algorithm>
 #include <cstdint>
 #include <functional>
@@ -68,8 +68,8 @@ std::vector<Candidates> candidates_of_threads(const Run& run, int64_t rows, int6
   return candidates;
 }
 
-// For few rows: the time is that of reading the items once from where they are; each block of them meets all rows while it
-// is in the first-level cache.
+// For few rows: the time is that of reading the items once from where they are; each block of them meets all rows while
+// it is in the first-level cache.
 void read_once(const Run& run, const Matrix& states, const Matrix& items, const ExcludedIds& excluded,
                const Output& output) {
   constexpr int64_t block_bytes = 1 << 15;  // of items

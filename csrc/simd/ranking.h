@@ -6,8 +6,6 @@
 
 namespace {
 
-// Positions 16 · v + lane, ascending, of the scores in `vectors` Vectors, `step` numbers apart, that are not at most the
-// bound of their lane: the larger ones and NaN. Returns their number.
 int64_t above(const float* scores, int64_t step, int64_t vectors, const float* bounds, uint32_t* found) {
   const Vector bound = load(bounds);
   int64_t count = 0;
