@@ -106,6 +106,18 @@ class Case:
         extra = [(self.extra_bytes[name] or {}).get(phase) for name in (OURS, *self.peers)]
         return ", ".join("–" if value is None else f"{value / 2**20:.0f}" for value in extra)
 
+    def notes(self) -> list[str]:
+        """What the table has no column for: the rates that the limit was taken from, peaks of whole processes."""
+        notes = []
+        if self.limit is not None:
+            rates = ((name, probe["amount"] / min(probe["seconds"])) for name, probe in self.limit["probes"].items())
+            unit = f"10⁹ {self.limit['unit']}/s"
+            notes.append(f"best rates in {unit}: " + "; ".join(f"{name} {rate / 1e9:.3g}" for name, rate in rates))
+        if self.process_peak_bytes:
+            peaks = (f"{name} {peak / 2**20:.0f} MB" for name, peak in self.process_peak_bytes.items())
+            notes.append("peak of a whole process: " + ", ".join(peaks))
+        return notes
+
     def row(self, phase: str) -> str:
         """A line of the table; the fastest peer first."""
         ratios = [(self.ratio(peer, phase), peer) for peer in self.peers if phase in self.seconds[peer]]
@@ -154,11 +166,8 @@ class Report:
         lines = [f"{self.machine}.\n", HEADER]
         for case in self.cases:
             lines += [case.row(phase) for phase in (case.passes[-1:] if whole else case.passes)]
-        for case in self.cases:
-            if case.process_peak_bytes:
-                peaks = ", ".join(f"{name} {peak / 2**20:.0f} MB" for name, peak in case.process_peak_bytes.items())
-                lines.append(f"\n{case.operator}, {case.shape}: peak of a whole process: {peaks}.")
-        return "\n".join(lines)
+        notes = [f"- {case.operator}, {case.shape}: {note}." for case in self.cases for note in case.notes()]
+        return "\n".join([*lines, "", *notes] if notes else lines)
 
 
 def _machine(content: dict[str, Any]) -> str:
