@@ -1,7 +1,4 @@
 import json
-import subprocess
-import sys
-import textwrap
 
 import pytest
 
@@ -140,29 +137,27 @@ def test_either_files_or_a_run(arguments, capsys):
     assert "give result files, or --run" in capsys.readouterr().err
 
 
-def write_benchmark(folder, peer):
-    (folder / "conftest.py").write_text("from bench.conftest import *\n")
-    (folder / "test_tiny.py").write_text(
-        textwrap.dedent(f"""
-            import torch
-            from bench.limits import products
-            from bench.peers import OURS, compare, training_step
+TINY = """
+import torch
+from bench.limits import products
+from bench.peers import OURS, compare, training_step
 
-            def test_training_step(benchmark):
-                leaves = torch.ones(4, 3), torch.ones(5, 3)
-                rivals = {{OURS: training_step(lambda a, b: (a @ b.T).sum(), *leaves),
-                          "peer": training_step({peer}, *leaves)}}
-                compare(benchmark, rivals, 2, products(4, 5, 3))
-        """)
-    )
+def test_training_step(benchmark):
+    leaves = torch.ones(4, 3), torch.ones(5, 3)
+    rivals = {
+        OURS: training_step(lambda a, b: (a @ b.T).sum(), *leaves),
+        "peer": training_step(lambda a, b: torch.einsum("rd,vd->", a, b), *leaves),
+    }
+    compare(benchmark, rivals, 2, products(4, 5, 3))
+"""
 
 
-def test_a_real_run(tmp_path):
-    write_benchmark(tmp_path, "lambda a, b: torch.einsum('rd,vd->', a, b)")
+def test_a_real_run(tmp_path, capfd):
+    (tmp_path / "conftest.py").write_text("from bench.conftest import *\n")
+    (tmp_path / "test_tiny.py").write_text(TINY)
     target = tmp_path / "results" / "tiny.json"
-    command = [sys.executable, "-m", "bench.report", "--run", "--tests", str(tmp_path), "--out", str(target)]
-    done = subprocess.run(command, check=True, capture_output=True, text=True, cwd=report.HERE.parent)
-    assert done.stdout.count("| tiny |") == 3
+    report.main(["--run", "--tests", str(tmp_path), "--out", str(target)])
+    assert capfd.readouterr().out.count("| tiny |") == 3  # pytest's own output goes to stderr
     (case,) = report.Report.read(target).cases
     assert all(len(rounds) == 2 for phases in case.seconds.values() for rounds in phases.values())
     assert set(json.loads(target.read_text())["machine_info"]) >= {"torch", "threads", "cpu"}
@@ -170,7 +165,7 @@ def test_a_real_run(tmp_path):
 
 
 def test_a_failed_run_leaves_the_former_result(tmp_path):
-    write_benchmark(tmp_path, "lambda a, b: (a @ b.T).sum() * 2")
+    (tmp_path / "test_wrong.py").write_text("def test_wrong(benchmark):\n    assert benchmark(int)\n")
     target = tmp_path / "tiny.json"
     target.write_text("former")
     with pytest.raises(report.ResultError, match="was not written"):
