@@ -136,25 +136,27 @@ PYBIND11_MODULE(_cpp, module) {
   module.def("pairwise_kl_forward", [](const std::string& instruction_set, int threads,
                                        const MatrixArguments& states_arguments, int64_t group,
                                        const MatrixArguments& items_arguments, double temperature,
-                                       Address statistics) {
+                                       Address statistics, Address tops) {
     const py::gil_scoped_release release;
     const Matrix states = matrix(states_arguments), items = matrix(items_arguments);
     Threads team(threads, multiply_adds(states, items));
     return pairwise_kl_forward({kernels_of(instruction_set), team}, states, group, items, temperature,
-                               pointer<float>(statistics));
+                               pointer<float>(statistics), pointer<int64_t>(tops));
   });
 
   module.def("pairwise_kl_backward",
              [](const std::string& instruction_set, int threads, const MatrixArguments& states_arguments,
                 int64_t group, const MatrixArguments& items_arguments, double temperature, bool detach_reference,
-                Address statistics, double weight, const std::optional<MatrixArguments>& states_gradient,
+                Address statistics, Address tops, double weight,
+                const std::optional<MatrixArguments>& states_gradient,
                 const std::optional<MatrixArguments>& items_gradient) {
                const py::gil_scoped_release release;
                const Matrix states = matrix(states_arguments), items = matrix(items_arguments);
                const auto for_states = mutable_matrix(states_gradient), for_items = mutable_matrix(items_gradient);
                Threads team(threads, multiply_adds(states, items));
                pairwise_kl_backward({kernels_of(instruction_set), team}, states, group, items, temperature,
-                                    detach_reference, pointer<const float>(statistics), weight,
+                                    detach_reference, pointer<const float>(statistics),
+                                    pointer<const int64_t>(tops), weight,
                                     pointer_to(for_states), pointer_to(for_items));
              });
 

@@ -77,20 +77,24 @@ double one_way(const Run& run, const Matrix& view, const Matrix& other, const Di
   const States states = packed(run, view, 1.0);
   const Targets positives(states.order, all_rows(view.rows).data());
   Buffer positive_scores(states.count);
-  SoftmaxStatistics softmax(ItemChunks(other.rows).count, states.count, false);
+  SoftmaxStatistics softmax(ItemChunks(other.rows).count, states.count);
   visit_scores(run.kernels, states, other, kPanelColumns, run.threads, [&](int64_t chunk, const ScoreBlock& block) {
-    positives.visit(block, [&](int64_t state, const float& score) { positive_scores[state] = score; });
+    positives.visit(block, [&](int64_t state, float& score) {
+      positive_scores[state] = score;
+      score = std::numeric_limits<float>::lowest();  // finite: there may be no other row
+    });
     run.kernels.update_softmax(block.scores, block.scores_rows, block.items, block.states,
                                softmax.maximum(chunk) + block.first_state, softmax.sum(chunk) + block.first_state);
   });
   softmax.merge(run.kernels);
   double total = 0.0;
   for (int64_t i = 0; i < view.rows; ++i) {
-    const double maximum = softmax.maximum()[i], sum = softmax.sum()[i];
-    total += ((maximum - positive_scores[i]) + std::log2(sum)) * kLn2;
-    result.maximum[i] = softmax.maximum()[i];
-    result.inverse_sum[i] = 1.0f / softmax.sum()[i];
-    result.others[i] = static_cast<float>(1.0 - std::exp2(positive_scores[i] - maximum) / sum);
+    const auto [loss, maximum, inverse_sum, others] =
+        with_target(softmax.maximum()[i], softmax.sum()[i], positive_scores[i]);
+    total += loss;
+    result.maximum[i] = maximum;
+    result.inverse_sum[i] = inverse_sum;
+    result.others[i] = others;
   }
   return total;
 }

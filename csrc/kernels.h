@@ -19,6 +19,16 @@ constexpr double kLn2 = 0.6931471805599453;
 
 constexpr int64_t kMostRanked = 128;  // numbers that `rank` takes
 
+// Of every state, over some of the items; see pairwise_kl.cpp. With m the largest score, t = s − m, and r the difference
+// of t from its mean over the group, "top" the first item with s = m:
+struct DivergenceStatistics {
+  float* maximum;    // m
+  float* rest;       // Σ exp2(t) over all items but the top
+  float* at_top;     // r of the top
+  float* deviation;  // Σ exp2(t) (r − r of the top)
+  float* top;        // the top's number within the block; merge_divergence leaves it alone
+};
+
 struct Kernels {
   const char* name;
 
@@ -41,24 +51,26 @@ struct Kernels {
   void (*update_softmax)(const float* scores, int64_t scores_rows, int64_t items, int64_t states, float* maximum,
                          float* sum);
 
-  // Adds the running statistics of other items to those in `maximum`, `sum` and (where not null) `deviation`.
-  void (*merge_softmax)(int64_t states, const float* other_maximum, const float* other_sum,
-                        const float* other_deviation, float* maximum, float* sum, float* deviation);
+  // Adds the running statistics of other items to those in `maximum` and `sum`.
+  void (*merge_softmax)(int64_t states, const float* other_maximum, const float* other_sum, float* maximum, float* sum);
 
   // scores -> weight · exp2(s − m) · inverse_sum, per state.
   void (*softmax_gradient)(float* scores, int64_t scores_rows, int64_t items, int64_t states, const float* maximum,
                            const float* inverse_sum, const float* weight);
 
-  // As update_softmax, and the running Σ exp2(s − m) (s − mean over the group of s). The states of a group are
-  // `group` consecutive Vectors, one group per lane; `states` is a multiple of 16 · group. `mean` has room for
-  // `items` Vectors.
-  void (*update_divergence)(const float* scores, int64_t scores_rows, int64_t items, int64_t states, int64_t group,
-                            float* mean, float* maximum, float* sum, float* deviation);
+  // Statistics of every state over the items of one block, which destroys its scores. The states of a group are `group`
+  // consecutive Vectors, one group per lane; `states` is a multiple of 16 · group. `memory` has room for 2 · `items` Vectors.
+  void (*divergence_statistics)(float* scores, int64_t scores_rows, int64_t items, int64_t states, int64_t group,
+                                float* memory, const DivergenceStatistics& result);
+
+  // Adds the statistics of other, later items to those in `result`.
+  void (*merge_divergence)(int64_t states, int64_t group, const DivergenceStatistics& other,
+                           const DivergenceStatistics& result);
 
   // scores -> p (r − mean_deviation) ln 2, plus p − mean over the group of p unless `detach_reference`, with
-  // p = exp2(s − m) · inverse_sum and r = s − mean over the group of s. `mean` has room for 2 · `items` Vectors.
+  // t = s − m, p = exp2(t) · inverse_sum and r = t − mean over the group of t. `memory` has room for 4 · `items` Vectors.
   void (*divergence_gradient)(float* scores, int64_t scores_rows, int64_t items, int64_t states, int64_t group,
-                              bool detach_reference, float* mean, const float* maximum, const float* inverse_sum,
+                              bool detach_reference, float* memory, const float* maximum, const float* inverse_sum,
                               const float* mean_deviation);
 
   // Adds exp2(s − bound) to `state_sum` [states] and, times `counted` [states], to `item_sum` [items, 16], whose 16

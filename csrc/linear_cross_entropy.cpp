@@ -1,7 +1,10 @@
 // Cross-entropy of each state's target among all items. The gradient by the logits of a row is weight · (p − [target]).
+//
+// The sums leave the target out, so that where it wins by far, the loss log(1 + Σ others / target) and the gradient at the
+// target, −weight · (the others' probability), are as accurate as elsewhere.
 #include <algorithm>
-#include <cmath>
 #include <cstdint>
+#include <limits>
 #include <utility>
 #include <vector>
 
@@ -32,12 +35,15 @@ void linear_cross_entropy_forward(const Run& run, const Matrix& matrix, const Ma
   const States states = packed(run, matrix, targets, temperature, ignore_index);
   const int64_t rows = matrix.rows;
   std::fill_n(losses, rows, 0.0f);
-  std::fill_n(statistics, 2 * rows, 0.0f);
+  std::fill_n(statistics, 3 * rows, 0.0f);
   const Targets by_item(states.order, targets);
   Buffer target_scores(states.count);
-  SoftmaxStatistics softmax(ItemChunks(items.rows).count, states.count, false);
+  SoftmaxStatistics softmax(ItemChunks(items.rows).count, states.count);
   visit_scores(run.kernels, states, items, kPanelColumns, run.threads, [&](int64_t chunk, const ScoreBlock& block) {
-    by_item.visit(block, [&](int64_t state, const float& score) { target_scores[state] = score; });
+    by_item.visit(block, [&](int64_t state, float& score) {
+      target_scores[state] = score;
+      score = std::numeric_limits<float>::lowest();  // finite: there may be no other item
+    });
     run.kernels.update_softmax(block.scores, block.scores_rows, block.items, block.states,
                                softmax.maximum(chunk) + block.first_state, softmax.sum(chunk) + block.first_state);
   });
@@ -45,12 +51,12 @@ void linear_cross_entropy_forward(const Run& run, const Matrix& matrix, const Ma
   for (int64_t i = 0; i < states.count; ++i) {
     const int64_t row = states.order[i];
     if (row < 0) continue;
-    const double maximum = softmax.maximum()[i], sum = softmax.sum()[i];
-    // The target's score came from the same product as the maximum, so that their difference is exact where they are
-    // close: a small loss is as accurate as a large one.
-    losses[row] = static_cast<float>(((maximum - target_scores[i]) + std::log2(sum)) * kLn2);
-    statistics[row] = softmax.maximum()[i];
-    statistics[rows + row] = 1.0f / softmax.sum()[i];
+    const auto [loss, maximum, inverse_sum, others] =
+        with_target(softmax.maximum()[i], softmax.sum()[i], target_scores[i]);
+    losses[row] = static_cast<float>(loss);
+    statistics[row] = maximum;
+    statistics[rows + row] = inverse_sum;
+    statistics[2 * rows + row] = others;
   }
 }
 
@@ -60,12 +66,14 @@ void linear_cross_entropy_backward(const Run& run, const Matrix& matrix, const M
                                    const MutableMatrix* items_gradient) {
   const States states = packed(run, matrix, targets, temperature, ignore_index);
   const int64_t rows = matrix.rows;
-  Buffer maximum(states.count, 0.0f), inverse_sum(states.count, 0.0f), weight(states.count, 0.0f);
+  Buffer maximum(states.count, 0.0f), inverse_sum(states.count, 0.0f), others(states.count, 0.0f);
+  Buffer weight(states.count, 0.0f);
   for (int64_t i = 0; i < states.count; ++i) {
     const int64_t row = states.order[i];
     if (row < 0) continue;
     maximum[i] = statistics[row];
     inverse_sum[i] = statistics[rows + row];
+    others[i] = statistics[2 * rows + row];
     weight[i] = losses_gradient[row];
   }
   const Targets by_item(states.order, targets);
@@ -76,8 +84,9 @@ void linear_cross_entropy_backward(const Run& run, const Matrix& matrix, const M
                                                          maximum.data() + block.first_state,
                                                          inverse_sum.data() + block.first_state,
                                                          weight.data() + block.first_state);
-                            by_item.visit(block,
-                                          [&](int64_t state, float& gradient) { gradient -= weight[state]; });
+                            by_item.visit(block, [&](int64_t state, float& gradient) {
+                              gradient = -weight[state] * others[state];
+                            });
                           });
 }
 

@@ -16,16 +16,17 @@ struct Run {
   Threads& threads;
 };
 
-// states [batch · group, dim], group >= 2; statistics [3, batch · group]: per state the largest score, 1 / Σ exp2(s − m)
-// and the mean deviation, for the backward pass. Returns the loss.
+// states [batch · group, dim], group >= 2. For the backward pass, per state: statistics [5, batch · group], the largest score
+// m, 1 / Σ exp2(s − m), the mean deviation, and in terms of the item with the largest score, the sum of all other
+// probabilities and the mean of the deviation's difference; tops [batch · group], that item. Returns the loss.
 double pairwise_kl_forward(const Run& run, const Matrix& states, int64_t group, const Matrix& items,
-                           double temperature, float* statistics);
+                           double temperature, float* statistics, int64_t* tops);
 void pairwise_kl_backward(const Run& run, const Matrix& states, int64_t group, const Matrix& items, double temperature,
-                          bool detach_reference, const float* statistics, double weight,
+                          bool detach_reference, const float* statistics, const int64_t* tops, double weight,
                           const MutableMatrix* states_gradient, const MutableMatrix* items_gradient);
 
-// targets and losses [rows]; statistics [2, rows]: per row the largest score and 1 / Σ exp2(s − m). Rows with the target
-// `ignore_index` are not computed: their loss is 0.
+// targets and losses [rows]; statistics [3, rows]: per row the largest score, 1 / Σ exp2(s − m), and the probability of all
+// items but the target. Rows with the target `ignore_index` are not computed: their loss is 0.
 void linear_cross_entropy_forward(const Run& run, const Matrix& states, const Matrix& items, const int64_t* targets,
                                   double temperature, int64_t ignore_index, float* losses, float* statistics);
 void linear_cross_entropy_backward(const Run& run, const Matrix& states, const Matrix& items, const int64_t* targets,

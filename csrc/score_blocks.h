@@ -25,6 +25,12 @@ struct ScoreBlock {
   int64_t first_state;
   int64_t states;
   int thread;
+
+  float& at(int64_t item, int64_t state) const {
+    const int64_t column = state - first_state;
+    const int64_t row = column / kPanelColumns * scores_rows + (item - first_item);
+    return scores[row * kPanelColumns + column % kPanelColumns];
+  }
 };
 
 // Items per block: as many as leave the items and their gradients in the second-level cache, and fewer where there would
@@ -55,12 +61,14 @@ inline int64_t states_per_block(int64_t unit, int64_t wanted) {
   return std::max<int64_t>(1, wanted / smallest) * smallest;
 }
 
+// States per block of visit_scores: few enough for the scores to be still in the first-level cache when they are visited.
+inline int64_t visited_states(int64_t states_unit) { return states_per_block(states_unit, 2 * kPanelColumns); }
+
 // Calls visit(chunk, block) for every block of scores; one thread sees all blocks of a chunk, in order.
 template <class Visit>
 void visit_scores(const Kernels& kernels, const States& states, const Matrix& items, int64_t states_unit, Threads& threads,
                   const Visit& visit) {
-  // Small enough for the scores to be still in the first-level cache when they are visited.
-  const int64_t block_states = states_per_block(states_unit, 2 * kPanelColumns);
+  const int64_t block_states = visited_states(states_unit);
   const ItemChunks chunks(items.rows);
   const int64_t item_panels = panels_size(chunks.block, states.dim);
   const int64_t scratch_size = item_panels + panels_size(chunks.block, block_states);

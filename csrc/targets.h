@@ -6,7 +6,6 @@
 #include <utility>
 #include <vector>
 
-#include "panels.h"
 #include "score_blocks.h"
 #include "states.h"
 
@@ -30,9 +29,7 @@ class Targets {
     for (auto pair = first; pair != sorted_.end() && pair->first < end_item; ++pair) {
       const auto [item, state] = *pair;
       if (state < block.first_state || state >= end_state) continue;
-      const int64_t column = state - block.first_state;
-      const int64_t row = column / kPanelColumns * block.scores_rows + (item - block.first_item);
-      visit(state, block.scores[row * kPanelColumns + column % kPanelColumns]);
+      visit(state, block.at(item, state));
     }
   }
 

@@ -129,9 +129,9 @@ def _score_tile(
 def score_forward(group: int, dim: int, element_size: int, device: torch.device) -> Options:
     """A program owns rows of states. One product and few registers, so up to 128 items at a time.
 
-    64 where the means of large groups need registers too.
+    64 where the means of groups need registers too.
     """
-    rows, items, others = _score_tile(group, dim, element_size, device, 128, 128 if group <= 16 else 64)
+    rows, items, others = _score_tile(group, dim, element_size, device, 128, 128 if group == 1 else 64)
     return {**others, "BLOCK_R": max(rows, others["GROUP"]), "BLOCK_V": items}
 
 
@@ -145,8 +145,9 @@ def _reads_shared_memory(device: torch.device) -> bool:
 
 def states_gradient(group: int, dim: int, element_size: int, device: torch.device) -> Options:
     """A program owns rows of states and visits items; its sum is another `owned` × D numbers in registers."""
-    large = element_size == 2 and _reads_shared_memory(device)
-    rows, items, others = _score_tile(group, dim, element_size, device, 128 if large else 64, 32 if large else 64)
+    large = element_size == 2 and group <= 16 and _reads_shared_memory(device)
+    visited = 32 if large or group > 16 else 64  # the means of large groups need registers too
+    rows, items, others = _score_tile(group, dim, element_size, device, 128 if large else 64, visited)
     return {**others, "BLOCK_R": max(rows, others["GROUP"]), "BLOCK_V": items}
 
 

@@ -2,12 +2,17 @@
 
 Rows of states come in groups [B, N, D], all rows of a group in one tile, padded to GROUP = the next power of two of N;
 a loss without groups has N = 1. A tile of scores is one product of a block of rows and a block of items, and nothing
-larger than a tile is ever stored. The forward pass keeps three numbers per row; the backward pass computes the scores
+larger than a tile is ever stored. The forward pass keeps a few numbers per row; the backward pass computes the scores
 anew, once for the gradient of the states and once for that of the items, each summed in float32 by the one program that
 owns those rows or items. Where that would occupy too few programs, the sum is split and the parts are added in a fixed
 order, so that results are the same in every run.
 
 Scores are held in units of log2, since the hardware's exponential is 2^x.
+
+One entry per row is treated apart: of the cross-entropy the target, of the divergence the "top", the first item with
+the largest score. Where a distribution is near one-hot, the gradient there is a small difference of numbers that are
+not (csrc/pairwise_kl.cpp has the formulas). So the sums leave that entry out, and give its gradient without
+cancellation.
 """
 
 import torch
@@ -67,15 +72,29 @@ def _products(
 
 
 @triton.jit
-def _group_mean(tile, inverse_group, GROUP: tl.constexpr, ROWS_AXIS: tl.constexpr):
-    """Each row's mean over its group, for a tile that is 0 in rows that do not exist."""
+def _off_group_mean(tile, inverse_group, N, GROUP: tl.constexpr, ROWS_AXIS: tl.constexpr, PADDED: tl.constexpr):
+    """Of each entry, the difference from the mean over the row's group, for a tile that is 0 in rows that do not exist.
+
+    Exactly 0 where all rows of a group agree: where the sum over N rows divided by N would be rounded, which is where a
+    group is PADDED to a power of two, the mean is taken of the differences from the group's first row.
+    """
     if ROWS_AXIS == 0:
         grouped = tl.reshape(tile, [tile.shape[0] // GROUP, GROUP, tile.shape[1]])
-        mean = tl.sum(grouped, 1, keep_dims=True) * inverse_group
+        member = tl.arange(0, GROUP)[None, :, None]
     else:
         grouped = tl.reshape(tile, [tile.shape[0], tile.shape[1] // GROUP, GROUP])
-        mean = tl.sum(grouped, 2, keep_dims=True) * inverse_group
-    return tl.reshape(tl.broadcast_to(mean, grouped.shape), tile.shape)
+        member = tl.arange(0, GROUP)[None, None, :]
+    if PADDED:
+        grouped -= tl.sum(tl.where(member == 0, grouped, 0.0), ROWS_AXIS + 1, keep_dims=True)
+        grouped = tl.where(member < N, grouped, 0.0)
+    grouped -= tl.sum(grouped, ROWS_AXIS + 1, keep_dims=True) * inverse_group
+    return tl.reshape(grouped, tile.shape)
+
+
+@triton.jit
+def _off_mean_of_rows(numbers, inverse_group, N, GROUP: tl.constexpr, PADDED: tl.constexpr):
+    """The same for one number per row."""
+    return tl.reshape(_off_group_mean(numbers[:, None], inverse_group, N, GROUP, 0, PADDED), numbers.shape)
 
 
 @triton.jit
@@ -84,9 +103,12 @@ def _forward_kernel(
     states_strides,
     items,
     items_strides,
+    targets,
     maxima,
     sums,
     deviations,
+    at_tops,
+    tops,
     scale,
     inverse_group,
     per_split,
@@ -95,25 +117,36 @@ def _forward_kernel(
     V,
     D: tl.constexpr,
     GROUP: tl.constexpr,
+    PADDED: tl.constexpr,
     PRECISION: tl.constexpr,
     BLOCK_R: tl.constexpr,
     BLOCK_V: tl.constexpr,
     BLOCK_D: tl.constexpr,
     PIECE: tl.constexpr,
 ):
-    """Of a part of the items (`per_split` blocks), for each row: the maximum m, Σ 2^(s − m) and, where wanted,
-    Σ 2^(s − m)·(s − the mean of s over the group).
+    """Of a part of the items (`per_split` blocks), for each row, with t = s − m and m the maximum:
+
+    with targets, m and Σ 2^t, both without the target; without, m, Σ 2^t without the top, r of the top,
+    Σ 2^t (r − r of the top), and the top, with r the difference of t from its mean over the group.
     """
-    group, member, row_mask, rows = _tile_rows(tl.program_id(0), B, N, GROUP, BLOCK_R)
+    group, member, row_exists, rows = _tile_rows(tl.program_id(0), B, N, GROUP, BLOCK_R)
+    row_mask = row_exists
+    target = tl.zeros([BLOCK_R], tl.int32)
+    if targets is not None:
+        target = tl.load(targets + rows, mask=row_exists, other=-1).to(tl.int32)
+        row_mask = target >= 0
     row_offsets = group * states_strides[0] + member * states_strides[1]
     columns = tl.arange(0, BLOCK_D)
     inside = (columns < D)[None, :]
     h = load_tile(states, row_offsets, 1, columns, states_strides[2], row_mask[:, None] & inside)
     first = tl.program_id(1) * per_split * BLOCK_V
     last = tl.minimum(first + per_split * BLOCK_V, V)
-    maximum = tl.full([BLOCK_R], float("-inf"), tl.float32)
+    # The least finite number: a part of the items may consist of the target alone.
+    maximum = tl.full([BLOCK_R], -3.4028234663852886e38, tl.float32)
     total = tl.zeros([BLOCK_R], tl.float32)
     deviation = tl.zeros([BLOCK_R], tl.float32)
+    at_top = tl.zeros([BLOCK_R], tl.float32)
+    top = tl.zeros([BLOCK_R], tl.int32)
     for start in range(first, last, BLOCK_V):
         numbers = start + tl.arange(0, BLOCK_V)
         item_mask = numbers < last
@@ -135,59 +168,74 @@ def _forward_kernel(
             BLOCK_D,
             PIECE,
         )
-        raised = tl.maximum(maximum, tl.max(tl.where(item_mask[None, :], scores, float("-inf")), 1))
-        shrink = tl.exp2(maximum - raised)
-        weights = tl.where(item_mask[None, :], tl.exp2(scores - raised[:, None]), 0.0)
-        total = total * shrink + tl.sum(weights, 1)
-        if deviations is not None:
-            off_mean = scores - _group_mean(scores, inverse_group, GROUP, 0)
-            deviation = deviation * shrink + tl.sum(weights * off_mean, 1)
-        maximum = raised
+        if targets is not None:
+            counted = item_mask[None, :] & (numbers[None, :] != target[:, None])
+            raised = tl.maximum(maximum, tl.max(tl.where(counted, scores, float("-inf")), 1))
+            weights = tl.where(counted, tl.exp2(scores - raised[:, None]), 0.0)
+            total = total * tl.exp2(maximum - raised) + tl.sum(weights, 1)
+            maximum = raised
+        else:
+            of_items = tl.where(item_mask[None, :], scores, float("-inf"))
+            tile_maximum = tl.max(of_items, 1)
+            tile_top = tl.min(tl.where(of_items == tile_maximum[:, None], numbers[None, :], V), 1)
+            is_top = numbers[None, :] == tile_top[:, None]
+            distances = scores - tile_maximum[:, None]
+            off_mean = _off_group_mean(distances, inverse_group, N, GROUP, 0, PADDED)
+            tile_at_top = tl.sum(tl.where(is_top, off_mean, 0.0), 1)
+            weights = tl.where(item_mask[None, :] & (is_top == 0), tl.exp2(distances), 0.0)
+            tile_total = tl.sum(weights, 1)
+            tile_deviation = tl.sum(weights * (off_mean - tile_at_top[:, None]), 1)
+            # Both with the distances from the larger maximum, then the smaller added to the larger.
+            raised = tl.maximum(maximum, tile_maximum)
+            at_top += _off_mean_of_rows(maximum - raised, inverse_group, N, GROUP, PADDED)
+            tile_at_top += _off_mean_of_rows(tile_maximum - raised, inverse_group, N, GROUP, PADDED)
+            begins = start == first
+            higher = (tile_maximum > maximum) | begins
+            shrink = tl.where(begins, 0.0, tl.exp2(tl.where(higher, maximum, tile_maximum) - raised))
+            new_at_top = tl.where(higher, tile_at_top, at_top)
+            added = (1.0 + tl.where(higher, total, tile_total)) * shrink
+            offset = tl.where(begins, 0.0, tl.where(higher, at_top, tile_at_top) - new_at_top)
+            deviation, lower_deviation = (
+                tl.where(higher, tile_deviation, deviation),
+                tl.where(higher, deviation, tile_deviation),
+            )
+            deviation += lower_deviation * shrink + added * offset
+            total = tl.where(higher, tile_total, total) + added
+            top = tl.where(higher, tile_top, top)
+            at_top = new_at_top
+            maximum = raised
     offsets = tl.program_id(1).to(tl.int64) * B * N + rows
-    tl.store(maxima + offsets, maximum, mask=row_mask)
-    tl.store(sums + offsets, total, mask=row_mask)
-    if deviations is not None:
-        tl.store(deviations + offsets, deviation, mask=row_mask)
+    tl.store(maxima + offsets, maximum, mask=row_exists)
+    tl.store(sums + offsets, total, mask=row_exists)
+    if targets is None:
+        tl.store(deviations + offsets, deviation, mask=row_exists)
+        tl.store(at_tops + offsets, at_top, mask=row_exists)
+        tl.store(tops + offsets, top, mask=row_exists)
 
 
 @triton.jit
-def _merge_kernel(maxima, sums, deviations, statistics, splits, R, BLOCK_R: tl.constexpr):
-    """Statistics [2 or 3, R] from those of each part of the items: maximum, 1/sum and mean deviation."""
-    rows = tl.program_id(0).to(tl.int64) * BLOCK_R + tl.arange(0, BLOCK_R)
-    mask = rows < R
-    maximum = tl.load(maxima + rows, mask=mask, other=0.0)
-    total = tl.load(sums + rows, mask=mask, other=1.0)
-    deviation = tl.zeros([BLOCK_R], tl.float32)
-    if deviations is not None:
-        deviation = tl.load(deviations + rows, mask=mask, other=0.0)
-    for split in range(1, splits):
-        offsets = rows + tl.cast(split, tl.int64) * R
-        part = tl.load(maxima + offsets, mask=mask, other=0.0)
-        raised = tl.maximum(maximum, part)
-        shrink, part_shrink = tl.exp2(maximum - raised), tl.exp2(part - raised)
-        total = total * shrink + tl.load(sums + offsets, mask=mask, other=0.0) * part_shrink
-        if deviations is not None:
-            part_deviation = tl.load(deviations + offsets, mask=mask, other=0.0)
-            deviation = deviation * shrink + part_deviation * part_shrink
-        maximum = raised
-    tl.store(statistics + rows, maximum, mask=mask)
-    tl.store(statistics + rows + R, 1.0 / total, mask=mask)
-    if deviations is not None:
-        tl.store(statistics + rows + 2 * tl.cast(R, tl.int64), deviation / total, mask=mask)
+def _counted(row_exists, special, rows, CROSS_ENTROPY: tl.constexpr):
+    """Which rows of a tile exist and, of a cross-entropy, have a target."""
+    if CROSS_ENTROPY:
+        row_exists = tl.load(special + rows, mask=row_exists, other=-1) >= 0
+    return row_exists
 
 
 @triton.jit
-def _load_statistics(statistics, targets, weights, rows, row_mask, R):
-    """Maximum, 1/sum and mean deviation of each row, its target and weight; a row that does not exist gets p = 0."""
+def _load_statistics(statistics, special, weights, rows, row_mask, R, CROSS_ENTROPY: tl.constexpr):
+    """What `_gradient_tile` takes of each row; a row that does not count gets p = 0."""
     maximum = tl.load(statistics + rows, mask=row_mask, other=0.0)
     inverse_sum = tl.load(statistics + rows + R, mask=row_mask, other=0.0)
-    if targets is None:
-        third = tl.load(statistics + rows + 2 * tl.cast(R, tl.int64), mask=row_mask, other=0.0)
-        target = tl.zeros_like(rows).to(tl.int32)
+    others = tl.load(statistics + rows + 2 * R, mask=row_mask, other=0.0)
+    entry = tl.load(special + rows, mask=row_mask, other=-1).to(tl.int32)
+    if CROSS_ENTROPY:
+        weight = tl.load(weights + rows, mask=row_mask, other=0.0)
+        return maximum, inverse_sum, others, entry, weight, weight, entry
     else:
-        third = tl.load(weights + rows, mask=row_mask, other=0.0)
-        target = tl.load(targets + rows, mask=row_mask, other=-1).to(tl.int32)
-    return maximum, inverse_sum, third, target
+        mean_deviation = tl.load(statistics + rows + 3 * R, mask=row_mask, other=0.0)
+        top_deviation = tl.load(statistics + rows + 4 * R, mask=row_mask, other=0.0)
+        shared = tl.load(special + rows + R, mask=row_mask, other=-1).to(tl.int32)
+        return maximum, inverse_sum, others, entry, mean_deviation, top_deviation, shared
 
 
 @triton.jit
@@ -195,33 +243,42 @@ def _gradient_tile(
     scores,
     maximum,
     inverse_sum,
+    others,
+    entry,
     third,
-    target,
+    top_deviation,
+    shared,
     numbers,
     item_mask,
     inverse_group,
+    N,
     GROUP: tl.constexpr,
     ROWS_AXIS: tl.constexpr,
+    PADDED: tl.constexpr,
     CROSS_ENTROPY: tl.constexpr,
     DETACH: tl.constexpr,
     SCALE: tl.constexpr,
 ):
     """The gradient by the logits, but for a factor common to all.
 
-    Cross-entropy: w (p − [item is the target]). Divergence: p (r − r̄ + 1) − mean_j p_j, the last two terms not where
-    the reference is detached, with r the deviation of the logit from the mean of the group and r̄ = Σ p r. The tile's
-    rows run along ROWS_AXIS, and what belongs to rows or items has a second dimension of size 1.
+    Cross-entropy: w (p − [item is the target]), which is −w · others at the target. Divergence:
+    p (r − r̄ + 1) − mean_j p_j, the last two terms not where the reference is detached, with r the deviation of
+    t = s − m from its mean over the group and r̄ = Σ p r. At the row's own top r − r̄ is known better, and where all
+    rows of a group share a top, so is 1 − p there. The tile's rows run along ROWS_AXIS, and what belongs to rows
+    or items has a second dimension of size 1.
     """
-    p = tl.exp2(scores - maximum) * inverse_sum
+    distances = scores - maximum
+    p = tl.exp2(distances) * inverse_sum
     # Scores of items that do not exist are 0, and 2^(0 − maximum) may be infinite.
     p = tl.where(item_mask, p, 0.0)
     if CROSS_ENTROPY:
-        gradient = tl.where(numbers == target, p - 1.0, p) * third
+        gradient = tl.where(numbers == entry, -others, p) * third
     else:
-        off_mean = scores - _group_mean(scores, inverse_group, GROUP, ROWS_AXIS)
-        gradient = p * ((off_mean - third) * _LN_2)
+        deviation = _off_group_mean(distances, inverse_group, N, GROUP, ROWS_AXIS, PADDED) - third
+        gradient = p * (tl.where(numbers == entry, -top_deviation, deviation) * _LN_2)
         if not DETACH:
-            gradient += p - _group_mean(p, inverse_group, GROUP, ROWS_AXIS)
+            p = tl.where(numbers == shared, -others, p)  # p − 1 of all rows: the same difference from the mean
+            gradient += _off_group_mean(p, inverse_group, N, GROUP, ROWS_AXIS, PADDED)
     return gradient * SCALE
 
 
@@ -232,7 +289,7 @@ def _states_gradient_kernel(
     items,
     items_strides,
     statistics,
-    targets,
+    special,
     weights,
     outer,
     factor,
@@ -245,6 +302,7 @@ def _states_gradient_kernel(
     V,
     D: tl.constexpr,
     GROUP: tl.constexpr,
+    PADDED: tl.constexpr,
     DETACH: tl.constexpr,
     SCALE: tl.constexpr,
     PRECISION: tl.constexpr,
@@ -254,13 +312,16 @@ def _states_gradient_kernel(
     PIECE: tl.constexpr,
 ):
     """Σ over a part of the items (`per_split` blocks) of gradient-by-logit times item, for one block of rows."""
-    group, member, row_mask, rows = _tile_rows(tl.program_id(0), B, N, GROUP, BLOCK_R)
+    group, member, row_exists, rows = _tile_rows(tl.program_id(0), B, N, GROUP, BLOCK_R)
+    row_mask = _counted(row_exists, special, rows, weights is not None)
     row_offsets = group * states_strides[0] + member * states_strides[1]
     columns = tl.program_id(2) * BLOCK_D + tl.arange(0, BLOCK_D)
     inside = (columns < D)[None, :]
     R = tl.cast(B, tl.int64) * N
     h = load_tile(states, row_offsets, 1, columns, states_strides[2], row_mask[:, None] & inside)
-    maximum, inverse_sum, third, target = _load_statistics(statistics, targets, weights, rows, row_mask, R)
+    maximum, inverse_sum, others, entry, third, top_deviation, shared = _load_statistics(
+        statistics, special, weights, rows, row_mask, R, weights is not None
+    )
     first = tl.program_id(1) * per_split * BLOCK_V
     last = tl.minimum(first + per_split * BLOCK_V, V)
     total = tl.zeros([BLOCK_R, BLOCK_D], tl.float32)
@@ -289,21 +350,26 @@ def _states_gradient_kernel(
             scores,
             maximum[:, None],
             inverse_sum[:, None],
+            others[:, None],
+            entry[:, None],
             third[:, None],
-            target[:, None],
+            top_deviation[:, None],
+            shared[:, None],
             numbers[None, :],
             item_mask[None, :],
             inverse_group,
+            N,
             GROUP,
             0,
-            targets is not None,
+            PADDED,
+            weights is not None,
             DETACH,
             SCALE,
         )
         total = tl.dot(tile.to(e.dtype), e, acc=total, input_precision=PRECISION)
     total *= tl.load(outer).to(tl.float32) * factor
     offsets = (tl.program_id(1) * R + rows)[:, None] * D + columns[None, :]
-    tl.store(gradient + offsets, total.to(gradient.dtype.element_ty), mask=row_mask[:, None] & inside)
+    tl.store(gradient + offsets, total.to(gradient.dtype.element_ty), mask=row_exists[:, None] & inside)
 
 
 @triton.jit
@@ -313,7 +379,7 @@ def _items_gradient_kernel(
     items,
     items_strides,
     statistics,
-    targets,
+    special,
     weights,
     outer,
     factor,
@@ -326,6 +392,7 @@ def _items_gradient_kernel(
     V,
     D: tl.constexpr,
     GROUP: tl.constexpr,
+    PADDED: tl.constexpr,
     DETACH: tl.constexpr,
     SCALE: tl.constexpr,
     PRECISION: tl.constexpr,
@@ -347,9 +414,12 @@ def _items_gradient_kernel(
     total = tl.zeros([BLOCK_V, BLOCK_D], tl.float32)
     for block in range(first, last):
         group, member, row_mask, rows = _tile_rows(block, B, N, GROUP, BLOCK_R)
+        row_mask = _counted(row_mask, special, rows, weights is not None)
         row_offsets = group * states_strides[0] + member * states_strides[1]
         h = load_tile(states, row_offsets, 1, columns, states_strides[2], row_mask[:, None] & inside)
-        maximum, inverse_sum, third, target = _load_statistics(statistics, targets, weights, rows, row_mask, R)
+        maximum, inverse_sum, others, entry, third, top_deviation, shared = _load_statistics(
+        statistics, special, weights, rows, row_mask, R, weights is not None
+    )
         scores = scale * _products(
             e,
             h,
@@ -370,14 +440,19 @@ def _items_gradient_kernel(
             scores,
             maximum[None, :],
             inverse_sum[None, :],
+            others[None, :],
+            entry[None, :],
             third[None, :],
-            target[None, :],
+            top_deviation[None, :],
+            shared[None, :],
             numbers[:, None],
             item_mask[:, None],
             inverse_group,
+            N,
             GROUP,
             1,
-            targets is not None,
+            PADDED,
+            weights is not None,
             DETACH,
             SCALE,
         )
@@ -387,17 +462,20 @@ def _items_gradient_kernel(
     tl.store(gradient + offsets, total.to(gradient.dtype.element_ty), mask=item_mask[:, None] & inside)
 
 
-def forward(states: Tensor, items: Tensor, temperature: float, with_deviations: bool) -> Tensor:
+def forward(states: Tensor, items: Tensor, temperature: float, targets: Tensor | None) -> tuple[Tensor, Tensor | None]:
     """Statistics of every row's softmax over the items, in units of log2.
 
     Args:
         states: [B, N, D], not empty.
         items: [V, D], not empty.
         temperature: what the logits are divided by.
-        with_deviations: whether to compute the mean deviation from the logits' mean over the group.
+        targets: contiguous int64 [B] for cross-entropy (N = 1), −1 for rows that do not count; None for the
+            divergence.
 
     Returns:
-        float32 [2 or 3, B, N]: maximum, 1/sum, and the mean deviation.
+        With targets, float32 [2, B, N]: maximum and sum over all items but the target. Without, float32 [5, B, N]:
+        maximum, 1/sum, the probability of all items but the top, mean deviation, and the mean deviation's difference
+        from the deviation at the top; and the tops, int64 [B, N], else None.
     """
     batch, group, dim = states.shape
     vocabulary = items.shape[0]
@@ -405,20 +483,21 @@ def forward(states: Tensor, items: Tensor, temperature: float, with_deviations: 
     options = launch.score_forward(group, dim, states.element_size(), states.device)
     row_blocks = launch.blocks(batch, options["BLOCK_R"] // options["GROUP"])
     per_split, splits = launch.split(launch.blocks(vocabulary, options["BLOCK_V"]), row_blocks, launch.FORWARD_PROGRAMS)
-    kinds = 3 if with_deviations else 2
-    parts = states.new_empty((kinds, splits, batch, group), dtype=torch.float32)
-    statistics = states.new_empty((kinds, batch, group), dtype=torch.float32)
-    deviations = parts[2] if with_deviations else None
-    rows = batch * group
+    shape = (splits, batch, group)
+    parts = states.new_empty((4 if targets is None else 2, *shape), dtype=torch.float32)
+    tops = states.new_empty(shape, dtype=torch.int32) if targets is None else None
     with torch.cuda.device_of(states):
         _forward_kernel[(row_blocks, splits)](
             states,
             states.stride(),
             items,
             items.stride(),
+            targets,
             parts[0],
             parts[1],
-            deviations,
+            parts[2] if targets is None else None,
+            parts[3] if targets is None else None,
+            tops,
             LOG2_E / temperature,
             1 / group,
             per_split,
@@ -426,26 +505,38 @@ def forward(states: Tensor, items: Tensor, temperature: float, with_deviations: 
             group,
             vocabulary,
             D=dim,
+            PADDED=group != options["GROUP"],
             PRECISION=dot_precision(),
             **options,
         )
-        _merge_kernel[(launch.blocks(rows, launch.ROWS_PER_PROGRAM),)](
-            parts[0],
-            parts[1],
-            deviations,
-            statistics,
-            splits,
-            rows,
-            **launch.options(4, 1, BLOCK_R=launch.ROWS_PER_PROGRAM),
-        )
-    return statistics
+    if tops is None:
+        maximum = parts[0].amax(0)
+        return torch.stack([maximum, (parts[1] * torch.exp2(parts[0] - maximum)).sum(0)]), None
+    return _merged_divergence(*parts.unbind(0), tops)
+
+
+def _merged_divergence(
+    maxima: Tensor, rests: Tensor, deviations: Tensor, at_tops: Tensor, tops: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The results of `forward` from those of parts of the items [splits, B, N]."""
+    maximum, best = maxima.max(0, keepdim=True)  # [1, B, N]
+    fall = maxima - maximum
+    at_tops = at_tops + (fall - fall.mean(2, keepdim=True))
+    at_top = at_tops.gather(0, best)
+    is_best = torch.arange(len(maxima), device=maxima.device)[:, None, None] == best
+    shrink = torch.exp2(fall)
+    rest = torch.where(is_best, rests, (1 + rests) * shrink).sum(0)
+    off_top = deviations + (1 + rests) * (at_tops - at_top)
+    top_deviation = torch.where(is_best, deviations, off_top * shrink).sum(0) / (1 + rest)
+    statistics = [maximum[0], 1 / (1 + rest), rest / (1 + rest), at_top[0] + top_deviation, top_deviation]
+    return torch.stack(statistics), tops.gather(0, best)[0].long()
 
 
 def backward(
     states: Tensor,
     items: Tensor,
     statistics: Tensor,
-    targets: Tensor | None,
+    special: Tensor,
     weights: Tensor | None,
     outer: Tensor,
     factor: float,
@@ -459,9 +550,10 @@ def backward(
     Args:
         states: [B, N, D], not empty.
         items: [V, D], not empty.
-        statistics: from `forward`.
-        targets: int64 [B] for cross-entropy, None for the divergence.
-        weights: float32 [B], what each row's cross-entropy is multiplied by.
+        statistics: contiguous float32 [3, B, N] for cross-entropy: maximum and 1/sum over all items, and the
+            probability of all but the target; [5, B, N] from `forward` for the divergence.
+        special: contiguous int64, the targets [B] as for `forward`, or the tops [B, N].
+        weights: float32 [B], what each row's cross-entropy is multiplied by, None for the divergence.
         outer: a scalar on the device that multiplies everything, read there.
         factor: a further common factor.
         temperature: as in `forward`.
@@ -472,11 +564,11 @@ def backward(
     batch, group, dim = states.shape
     vocabulary = items.shape[0]
     states_gradient, items_gradient = new_gradient(states, needs_states), new_gradient(items, needs_items)
-    if vocabulary == 1:  # the only item has probability 1 whatever its score, which the kernels know up to rounding
-        return states_gradient.zero_(), items_gradient.zero_()
     # A probability of 1/V is subnormal in float16: held in larger units, which a factor of at most 1 cannot
     # overflow, and a divergence, some ten units of logit, hardly.
-    units = 1 if states.dtype != torch.float16 else 64 if targets is None else 1024
+    units = 1 if states.dtype != torch.float16 else 64 if weights is None else 1024
+    if weights is None:  # and whether the whole group has the same
+        special = torch.stack([special, special.where((special == special[:, :1]).all(1, keepdim=True), -1)])
     for kernel, gradient in ((_states_gradient_kernel, states_gradient), (_items_gradient_kernel, items_gradient)):
         for_states = kernel is _states_gradient_kernel
         if not (needs_states if for_states else needs_items):
@@ -496,7 +588,7 @@ def backward(
                 items,
                 items.stride(),
                 statistics,
-                targets,
+                special,
                 weights,
                 outer,
                 factor / (temperature * units),
@@ -508,6 +600,7 @@ def backward(
                 group,
                 vocabulary,
                 D=dim,
+                PADDED=group != options["GROUP"],
                 DETACH=detach_reference,
                 SCALE=units,
                 PRECISION=dot_precision(),

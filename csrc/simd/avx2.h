@@ -54,6 +54,12 @@ inline Vector multiply_add(Vector a, Vector b, Vector c) {
 // The larger of both; b where a is NaN.
 inline Vector maximum_of(Vector a, Vector b) { return {_mm256_max_ps(a.low, b.low), _mm256_max_ps(a.high, b.high)}; }
 
+// x where a > b, else y.
+inline Vector where_greater(Vector a, Vector b, Vector x, Vector y) {
+  return {_mm256_blendv_ps(y.low, x.low, _mm256_cmp_ps(a.low, b.low, _CMP_GT_OQ)),
+          _mm256_blendv_ps(y.high, x.high, _mm256_cmp_ps(a.high, b.high, _CMP_GT_OQ))};
+}
+
 inline Vector nearest_integer(Vector a) {
   constexpr int mode = _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC;
   return {_mm256_round_ps(a.low, mode), _mm256_round_ps(a.high, mode)};

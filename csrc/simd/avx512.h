@@ -48,6 +48,11 @@ inline Vector multiply_add(Vector a, Vector b, Vector c) { return {_mm512_fmadd_
 // The larger of both; b where a is NaN.
 inline Vector maximum_of(Vector a, Vector b) { return {_mm512_max_ps(a.value, b.value)}; }
 
+// x where a > b, else y.
+inline Vector where_greater(Vector a, Vector b, Vector x, Vector y) {
+  return {_mm512_mask_mov_ps(y.value, _mm512_cmp_ps_mask(a.value, b.value, _CMP_GT_OQ), x.value)};
+}
+
 inline Vector nearest_integer(Vector a) {
   return {_mm512_roundscale_ps(a.value, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)};
 }

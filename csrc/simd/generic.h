@@ -101,6 +101,11 @@ inline Vector maximum_of(Vector a, Vector b) {
   return each([&](int lane) { return a.value[lane] > b.value[lane] ? a.value[lane] : b.value[lane]; });
 }
 
+// x where a > b, else y.
+inline Vector where_greater(Vector a, Vector b, Vector x, Vector y) {
+  return each([&](int lane) { return a.value[lane] > b.value[lane] ? x.value[lane] : y.value[lane]; });
+}
+
 // Adding and subtracting 1.5 · 2^23 rounds to an integer, for magnitudes below 2^22.
 inline Vector nearest_integer(Vector a) {
   return each([&](int lane) { return (a.value[lane] + 0x1.8p23f) - 0x1.8p23f; });

@@ -10,6 +10,7 @@
 namespace {
 
 using plr_kernels::DataType;
+using plr_kernels::DivergenceStatistics;
 using plr_kernels::Kernels;
 using plr_kernels::kLanes;
 using plr_kernels::kPanelColumns;
@@ -248,17 +249,12 @@ void update_softmax(const float* scores, int64_t scores_rows, int64_t items, int
   }
 }
 
-void merge_softmax(int64_t states, const float* other_maximum, const float* other_sum, const float* other_deviation,
-                   float* maximum, float* sum, float* deviation) {
+void merge_softmax(int64_t states, const float* other_maximum, const float* other_sum, float* maximum, float* sum) {
   for (int64_t state = 0; state < states; state += kLanes) {
     const Vector now = maximum_of(load(other_maximum + state), load(maximum + state));
     const Vector factor = exp2(load(maximum + state) - now);
     const Vector other_factor = exp2(load(other_maximum + state) - now);
     store(sum + state, multiply_add(load(sum + state), factor, load(other_sum + state) * other_factor));
-    if (deviation != nullptr) {
-      store(deviation + state,
-            multiply_add(load(deviation + state), factor, load(other_deviation + state) * other_factor));
-    }
     store(maximum + state, now);
   }
 }
@@ -278,52 +274,130 @@ void softmax_gradient(float* scores, int64_t scores_rows, int64_t items, int64_t
 
 // ------------------------------------------------------------------------------------------ divergence in groups
 
-// Per item, the mean over the group that starts at `state` of its scores.
-inline void group_mean(const float* scores, int64_t scores_rows, int64_t items, int64_t state, int64_t group,
-                       float* mean) {
-  const float share = 1.0f / static_cast<float>(group);
+// Instead of a score that is not to count: its exponential is 0, and 0 times its distance from anything is 0 too.
+constexpr float kNoScore = -1e38f;
+
+// Scores of hundreds would round away what a state prefers, so a score counts by its distance from the state's maximum:
+// where a probability matters, that is small. And the mean over a group is taken of differences from the group's first
+// state, so that states which agree differ by exactly 0.
+struct GroupMean {
+  float* first;  // per item, of the group's first state
+  float* mean;   // of the differences from it
+};
+
+inline GroupMean group_mean(const float* scores, int64_t scores_rows, int64_t items, int64_t state, int64_t group,
+                            const float* maximum, float* memory) {
+  const GroupMean result{memory, memory + items * kLanes};
   for (int64_t member = 0; member < group; ++member) {
     const float* column = of_states(scores, scores_rows, state + member * kLanes);
-    const Vector factor = broadcast(member == group - 1 ? share : 1.0f);
+    const Vector largest_score = load(maximum + state + member * kLanes);
+    const Vector share = broadcast(member == group - 1 ? 1.0f / static_cast<float>(group) : 1.0f);
     for (int64_t i = 0; i < items; ++i) {
-      const Vector score = load(column + i * kPanelColumns);
-      store(mean + i * kLanes, (member == 0 ? score : load(mean + i * kLanes) + score) * factor);
+      const Vector distance = load(column + i * kPanelColumns) - largest_score;
+      if (member == 0) {
+        store(result.first + i * kLanes, distance);
+      } else {
+        const Vector difference = distance - load(result.first + i * kLanes);
+        store(result.mean + i * kLanes, (member == 1 ? difference : load(result.mean + i * kLanes) + difference) * share);
+      }
+    }
+  }
+  return result;
+}
+
+void divergence_statistics(float* scores, int64_t scores_rows, int64_t items, int64_t states, int64_t group,
+                           float* memory, const DivergenceStatistics& result) {
+  for (int64_t first = 0; first < states; first += group * kLanes) {
+    for (int64_t state = first; state < first + group * kLanes; state += kLanes) {
+      const float* column = of_states(scores, scores_rows, state);
+      Vector largest_score = load(column), top = zero();
+      for (int64_t i = 1; i < items; ++i) {
+        const Vector score = load(column + i * kPanelColumns);
+        top = where_greater(score, largest_score, broadcast(static_cast<float>(i)), top);
+        largest_score = maximum_of(score, largest_score);
+      }
+      store(result.maximum + state, largest_score);
+      store(result.top + state, top);
+    }
+    const GroupMean of_group = group_mean(scores, scores_rows, items, first, group, result.maximum, memory);
+    for (int64_t state = first; state < first + group * kLanes; state += kLanes) {
+      float* column = of_states(scores, scores_rows, state);
+      for (int64_t lane = 0; lane < kLanes; ++lane) {
+        const int64_t top = static_cast<int64_t>(result.top[state + lane]);
+        const float distance = column[top * kPanelColumns + lane] - result.maximum[state + lane];
+        const int64_t place = top * kLanes + lane;
+        result.at_top[state + lane] = (distance - of_group.first[place]) - of_group.mean[place];
+        column[top * kPanelColumns + lane] = kNoScore;
+      }
+      const Vector largest_score = load(result.maximum + state);
+      const Vector at_top = load(result.at_top + state);
+      Vector rest = zero(), deviation = zero();
+      for (int64_t i = 0; i < items; ++i) {
+        const Vector distance = load(column + i * kPanelColumns) - largest_score;
+        const Vector power = exp2(distance);
+        rest = rest + power;
+        const Vector off_mean = (distance - load(of_group.first + i * kLanes)) - load(of_group.mean + i * kLanes);
+        deviation = multiply_add(power, off_mean - at_top, deviation);
+      }
+      store(result.rest + state, rest);
+      store(result.deviation + state, deviation);
     }
   }
 }
 
-void update_divergence(const float* scores, int64_t scores_rows, int64_t items, int64_t states, int64_t group,
-                       float* mean, float* maximum, float* sum, float* deviation) {
+// Per lane, the mean over the group that starts at `state` of how far the maxima are below those of both.
+inline Vector mean_rise(const float* maximum, const float* other_maximum, int64_t state, int64_t group) {
+  Vector sum = zero();
+  for (int64_t member = state; member < state + group * kLanes; member += kLanes) {
+    const Vector own = load(maximum + member);
+    sum = sum + (maximum_of(load(other_maximum + member), own) - own);
+  }
+  return sum * broadcast(1.0f / static_cast<float>(group));
+}
+
+void merge_divergence(int64_t states, int64_t group, const DivergenceStatistics& other,
+                      const DivergenceStatistics& result) {
+  const Vector one = broadcast(1.0f);
   for (int64_t first = 0; first < states; first += group * kLanes) {
-    group_mean(scores, scores_rows, items, first, group, mean);
+    const Vector rise = mean_rise(result.maximum, other.maximum, first, group);
+    const Vector other_rise = mean_rise(other.maximum, result.maximum, first, group);
     for (int64_t state = first; state < first + group * kLanes; state += kLanes) {
-      const float* column = of_states(scores, scores_rows, state);
-      const Vector before = load(maximum + state);
-      const Vector now = largest(column, items, before);
-      Vector added_sum = zero(), added_deviation = zero();
-      for (int64_t i = 0; i < items; ++i) {
-        const Vector score = load(column + i * kPanelColumns);
-        const Vector power = exp2(score - now);
-        added_sum = added_sum + power;
-        added_deviation = multiply_add(power, score - load(mean + i * kLanes), added_deviation);
-      }
-      const Vector factor = exp2(before - now);
-      store(maximum + state, now);
-      store(sum + state, multiply_add(load(sum + state), factor, added_sum));
-      store(deviation + state, multiply_add(load(deviation + state), factor, added_deviation));
+      const Vector maximum = load(result.maximum + state), other_maximum = load(other.maximum + state);
+      const Vector now = maximum_of(other_maximum, maximum);
+      // r of both tops, with the distances from the maxima of both.
+      const Vector at_top = load(result.at_top + state) + (rise - (now - maximum));
+      const Vector other_at_top = load(other.at_top + state) + (other_rise - (now - other_maximum));
+      const auto of_larger = [&](Vector own, Vector others) {
+        return where_greater(other_maximum, maximum, others, own);
+      };
+      const auto of_smaller = [&](Vector own, Vector others) { return of_larger(others, own); };
+      const Vector rest = load(result.rest + state), other_rest = load(other.rest + state);
+      const Vector deviation = load(result.deviation + state), other_deviation = load(other.deviation + state);
+      const Vector factor = exp2(of_smaller(maximum, other_maximum) - now);
+      const Vector added = (one + of_smaller(rest, other_rest)) * factor;
+      const Vector new_at_top = of_larger(at_top, other_at_top);
+      const Vector offset = of_smaller(at_top, other_at_top) - new_at_top;
+      const Vector added_deviation = multiply_add(added, offset, of_smaller(deviation, other_deviation) * factor);
+      store(result.rest + state, of_larger(rest, other_rest) + added);
+      store(result.deviation + state, of_larger(deviation, other_deviation) + added_deviation);
+      store(result.at_top + state, new_at_top);
+    }
+    for (int64_t state = first; state < first + group * kLanes; state += kLanes) {
+      store(result.maximum + state, maximum_of(load(other.maximum + state), load(result.maximum + state)));
     }
   }
 }
 
 void divergence_gradient(float* scores, int64_t scores_rows, int64_t items, int64_t states, int64_t group,
-                         bool detach_reference, float* mean, const float* maximum, const float* inverse_sum,
+                         bool detach_reference, float* memory, const float* maximum, const float* inverse_sum,
                          const float* mean_deviation) {
   const Vector ln2 = broadcast(0.693147182f);
-  const Vector own = broadcast(detach_reference ? 0.0f : 1.0f);
   const Vector share = broadcast(-1.0f / static_cast<float>(group));
-  float* probability = mean + items * kLanes;  // per item, the sum of the group's
+  // Per item, the first state's probability and the sum of the others' differences from it.
+  float* first_p = memory + 2 * items * kLanes;
+  float* difference_sum = memory + 3 * items * kLanes;
   for (int64_t first = 0; first < states; first += group * kLanes) {
-    group_mean(scores, scores_rows, items, first, group, mean);
+    const GroupMean of_group = group_mean(scores, scores_rows, items, first, group, maximum, memory);
     for (int64_t state = first; state < first + group * kLanes; state += kLanes) {
       float* column = of_states(scores, scores_rows, state);
       const Vector largest_score = load(maximum + state);
@@ -331,11 +405,21 @@ void divergence_gradient(float* scores, int64_t scores_rows, int64_t items, int6
       const Vector expected = load(mean_deviation + state);
       for (int64_t i = 0; i < items; ++i) {
         float* place = column + i * kPanelColumns;
-        const Vector score = load(place);
-        const Vector p = exp2(score - largest_score) * factor;
-        const Vector deviation = score - load(mean + i * kLanes) - expected;
-        store(place, p * multiply_add(deviation, ln2, own));
-        store(probability + i * kLanes, state == first ? p : load(probability + i * kLanes) + p);
+        const Vector distance = load(place) - largest_score;
+        const Vector p = exp2(distance) * factor;
+        const Vector off_mean = (distance - load(of_group.first + i * kLanes)) - load(of_group.mean + i * kLanes);
+        const Vector gradient = p * ((off_mean - expected) * ln2);
+        if (detach_reference) {
+          store(place, gradient);
+        } else if (state == first) {
+          store(place, gradient);
+          store(first_p + i * kLanes, p);
+          store(difference_sum + i * kLanes, zero());
+        } else {
+          const Vector difference = p - load(first_p + i * kLanes);
+          store(place, gradient + difference);
+          store(difference_sum + i * kLanes, load(difference_sum + i * kLanes) + difference);
+        }
       }
     }
     if (detach_reference) continue;
@@ -343,7 +427,7 @@ void divergence_gradient(float* scores, int64_t scores_rows, int64_t items, int6
       float* column = of_states(scores, scores_rows, state);
       for (int64_t i = 0; i < items; ++i) {
         float* place = column + i * kPanelColumns;
-        store(place, multiply_add(load(probability + i * kLanes), share, load(place)));
+        store(place, multiply_add(load(difference_sum + i * kLanes), share, load(place)));
       }
     }
   }
@@ -403,7 +487,7 @@ namespace {
 constexpr Kernels table(const char* name) {
   return {name,          load_rows,        store_rows,        product,
           product_transposed, update_softmax, merge_softmax,  softmax_gradient,
-          update_divergence,  divergence_gradient, update_both_sums, both_softmax_gradient,
+          divergence_statistics, merge_divergence, divergence_gradient, update_both_sums, both_softmax_gradient,
           attention_forward,   attention_backward,  above,            rank,
           dots,          rows_product};
 }

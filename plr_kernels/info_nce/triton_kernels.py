@@ -5,6 +5,9 @@ in between. One product serves both directions: a tile gives parts of the softma
 backward pass computes a tile's similarities anew and uses P_row + P_col; it runs once per view that needs a gradient,
 with the views exchanged.
 
+The sums leave the positive pair out. So the loss log(1 + Σ others / positive) and the gradient at the positive, minus
+the others' probability, are right where the positive wins by far too.
+
 Similarities are held in units of log2, since the hardware's exponential is 2^x.
 """
 
@@ -27,14 +30,15 @@ def _similarities(
     right_strides,
     rows,
     others,
-    row_scale,
-    other_scale,
+    row_inverse_norm,
+    other_inverse_norm,
+    scale,
     B,
     D: tl.constexpr,
     PRECISION: tl.constexpr,
     PIECE: tl.constexpr,
 ):
-    """A tile of similarities over the temperature, in units of log2; the scales hold 1/norm and 0 beyond B."""
+    """A tile of similarities over the temperature, in units of log2: the same to the bit with the views exchanged."""
     products = tl.zeros([rows.shape[0], others.shape[0]], tl.float32)
     for first in range(0, D, PIECE):
         columns = first + tl.arange(0, PIECE)
@@ -42,7 +46,7 @@ def _similarities(
         u = load_tile(left, rows, left_strides[1], columns, left_strides[2], (rows < B)[:, None] & inside)
         v = load_tile(right, others, right_strides[1], columns, right_strides[2], (others < B)[:, None] & inside)
         products = tl.dot(u, tl.trans(v), acc=products, input_precision=PRECISION)
-    return products * row_scale[:, None] * other_scale[None, :]
+    return products * (row_inverse_norm[:, None] * other_inverse_norm[None, :]) * scale
 
 
 @triton.jit
@@ -64,7 +68,9 @@ def _forward_kernel(
     BLOCK: tl.constexpr,
     PIECE: tl.constexpr,
 ):
-    """One tile of one group: maximum and Σ 2^(s − maximum) of its rows and of its columns, and the diagonal's s."""
+    """One tile of one group: of its rows and columns, off the diagonal, the maximum and Σ 2^(s − maximum); and the
+    diagonal's s.
+    """
     row_block, column_block, group = tl.program_id(0), tl.program_id(1), tl.program_id(2).to(tl.int64)
     rows = row_block * BLOCK + tl.arange(0, BLOCK)
     others = column_block * BLOCK + tl.arange(0, BLOCK)
@@ -78,25 +84,29 @@ def _forward_kernel(
         view2_strides,
         rows,
         others,
-        scale / tl.maximum(norm1, floor),
+        1.0 / tl.maximum(norm1, floor),
         1.0 / tl.maximum(norm2, floor),
+        scale,
         B,
         D,
         PRECISION,
         PIECE,
     )
-    # A row or column beyond B is computed too, on zeros, and not stored: no maximum is −inf.
-    in_row = tl.where((others < B)[None, :], s, float("-inf"))
-    maximum = tl.max(in_row, 1)
+    # A row or column beyond B is computed too, on zeros, and not stored.
+    counted = (rows[:, None] != others[None, :]) & (rows < B)[:, None] & (others < B)[None, :]
+    # The least finite number: there may be nothing off the diagonal.
+    off_diagonal = tl.where(counted, s, -3.4028234663852886e38)
+    maximum = tl.max(off_diagonal, 1)
     offsets = column_block * all_rows + group * B + rows
     parts = tl.num_programs(1) * all_rows
     tl.store(row_parts + offsets, maximum, mask=rows < B)
-    tl.store(row_parts + parts + offsets, tl.sum(tl.exp2(in_row - maximum[:, None]), 1), mask=rows < B)
-    in_column = tl.where((rows < B)[:, None], s, float("-inf"))
-    maximum = tl.max(in_column, 0)
+    weights = tl.where(counted, tl.exp2(off_diagonal - maximum[:, None]), 0.0)
+    tl.store(row_parts + parts + offsets, tl.sum(weights, 1), mask=rows < B)
+    maximum = tl.max(off_diagonal, 0)
     offsets = row_block * all_rows + group * B + others
     tl.store(column_parts + offsets, maximum, mask=others < B)
-    tl.store(column_parts + parts + offsets, tl.sum(tl.exp2(in_column - maximum[None, :]), 0), mask=others < B)
+    weights = tl.where(counted, tl.exp2(off_diagonal - maximum[None, :]), 0.0)
+    tl.store(column_parts + parts + offsets, tl.sum(weights, 0), mask=others < B)
     if row_block == column_block:
         own = tl.sum(tl.where(rows[:, None] == others[None, :], s, 0.0), 1)
         tl.store(diagonal + group * B + rows, own, mask=rows < B)
@@ -134,14 +144,16 @@ def _unit_gradient_kernel(
     inside = (columns < D)[None, :]
     all_rows = tl.cast(G, tl.int64) * B
     own = group * B + rows
-    row_scale = scale / tl.maximum(tl.load(norms + own, mask=rows < B, other=1.0), floor)
+    row_inverse_norm = 1.0 / tl.maximum(tl.load(norms + own, mask=rows < B, other=1.0), floor)
     row_maximum = tl.load(statistics + own, mask=rows < B, other=0.0)
     row_inverse = tl.load(statistics + all_rows + own, mask=rows < B, other=0.0)
+    not_positive = tl.load(statistics + 2 * all_rows + own, mask=rows < B, other=0.0)
+    not_positive += tl.load(other_statistics + 2 * all_rows + own, mask=rows < B, other=0.0)
     total = tl.zeros([BLOCK_R, BLOCK_D], tl.float32)
     for start in range(0, B, BLOCK_V):
         others = start + tl.arange(0, BLOCK_V)
         theirs = group * B + others
-        other_scale = 1.0 / tl.maximum(tl.load(other_norms + theirs, mask=others < B, other=1.0), floor)
+        other_inverse_norm = 1.0 / tl.maximum(tl.load(other_norms + theirs, mask=others < B, other=1.0), floor)
         other_maximum = tl.load(other_statistics + theirs, mask=others < B, other=0.0)
         other_inverse = tl.load(other_statistics + all_rows + theirs, mask=others < B, other=0.0)
         s = _similarities(
@@ -151,8 +163,9 @@ def _unit_gradient_kernel(
             other_strides,
             rows,
             others,
-            row_scale,
-            other_scale,
+            row_inverse_norm,
+            other_inverse_norm,
+            scale,
             B,
             D,
             PRECISION,
@@ -160,12 +173,12 @@ def _unit_gradient_kernel(
         )
         both = tl.exp2(s - row_maximum[:, None]) * row_inverse[:, None]
         both += tl.exp2(s - other_maximum[None, :]) * other_inverse[None, :]
-        both = tl.where(rows[:, None] == others[None, :], both - 2.0, both)
+        both = tl.where(rows[:, None] == others[None, :], -not_positive[:, None], both)
         # Beyond B there is s = 0, and 2^(0 − maximum) may be infinite.
         both = tl.where((rows < B)[:, None] & (others < B)[None, :], both, 0.0) * SCALE
         base = other + group * other_strides[0]
         v = load_tile(base, others, other_strides[1], columns, other_strides[2], (others < B)[:, None] & inside)
-        unit = (v.to(tl.float32) * other_scale[:, None]).to(v.dtype)
+        unit = (v.to(tl.float32) * other_inverse_norm[:, None]).to(v.dtype)
         total = tl.dot(both.to(v.dtype), unit, acc=total, input_precision=PRECISION)
     total *= tl.load(outer).to(tl.float32) * factor
     tl.store(gradient + own[:, None] * D + columns[None, :], total, mask=(rows < B)[:, None] & inside)
@@ -190,21 +203,24 @@ def _view_gradient_kernel(
     mask = rows < B
     own = group * B + rows
     norm = tl.load(norms + own, mask=mask, other=1.0)
-    inverse = 1.0 / tl.maximum(norm, floor)
+    divisor = tl.maximum(norm, floor)[:, None]
     base = view + group * view_strides[0]
     along = tl.zeros([BLOCK_R], tl.float32)
+    # Divided, and rounded to nearest: the only component of a vector is exactly 1 or −1, and its gradient 0.
     for first in range(0, D, BLOCK_D):
         columns = first + tl.arange(0, BLOCK_D)
         inside = mask[:, None] & (columns < D)[None, :]
         v = load_tile(base, rows, view_strides[1], columns, view_strides[2], inside).to(tl.float32)
-        along += tl.sum(load_tile(unit_gradient, own, D, columns, 1, inside) * (v * inverse[:, None]), 1)
+        unit = tl.div_rn(v, tl.broadcast_to(divisor, v.shape))
+        along += tl.sum(load_tile(unit_gradient, own, D, columns, 1, inside) * unit, 1)
     along = tl.where(norm >= floor, along, 0.0)  # a shorter vector is only scaled
     for first in range(0, D, BLOCK_D):
         columns = first + tl.arange(0, BLOCK_D)
         inside = mask[:, None] & (columns < D)[None, :]
         v = load_tile(base, rows, view_strides[1], columns, view_strides[2], inside).to(tl.float32)
+        unit = tl.div_rn(v, tl.broadcast_to(divisor, v.shape))
         du = load_tile(unit_gradient, own, D, columns, 1, inside)
-        dv = (du - v * (inverse * along)[:, None]) * inverse[:, None]
+        dv = (du - unit * along[:, None]) / divisor
         tl.store(gradient + own[:, None] * D + columns[None, :], dv.to(gradient.dtype.element_ty), mask=inside)
 
 
@@ -213,10 +229,17 @@ def _norms(view1: Tensor, view2: Tensor) -> Tensor:
     return torch.stack([vector_norm(view, dim=-1, dtype=torch.float32) for view in (view1, view2)])
 
 
-def _merged(parts: Tensor, diagonal: Tensor) -> Tensor:
-    """Maximum, 1/sum and the positive's similarity [3, G, B] from the parts [2, tiles, G, B] of a softmax."""
-    maximum = parts[0].amax(0)
-    return torch.stack([maximum, 1 / (parts[1] * torch.exp2(parts[0] - maximum)).sum(0), diagonal])
+def _merged(parts: Tensor, positive: Tensor) -> tuple[Tensor, Tensor]:
+    """Losses [G, B], and statistics [3, G, B]: maximum, 1/sum and the probability of all but the positive.
+
+    From the parts [2, tiles, G, B] of a softmax without the positive, and the positive's similarity.
+    """
+    others_maximum = parts[0].amax(0)
+    maximum = torch.maximum(others_maximum, positive)
+    others = (parts[1] * torch.exp2(parts[0] - maximum)).sum(0)
+    total = others + torch.exp2(positive - maximum)
+    losses = torch.where(positive == maximum, others.log1p(), (maximum - positive) * LN_2 + total.log())
+    return losses, torch.stack([maximum, 1 / total, others / total])
 
 
 def forward(view1: Tensor, view2: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
@@ -246,11 +269,10 @@ def forward(view1: Tensor, view2: Tensor, temperature: float) -> tuple[Tensor, T
             PRECISION=dot_precision(),
             **options,
         )
-    statistics = torch.stack([_merged(row_parts, diagonal), _merged(column_parts, diagonal)])
-    maximum, inverse_sum, positive = statistics.unbind(1)
-    # −log2 softmax of the positive, in both directions: (maximum − s) + log2(sum).
-    losses = (maximum - positive) - inverse_sum.log2()
-    return losses.sum() * (LN_2 / (groups * batch)), statistics
+    row_losses, row_statistics = _merged(row_parts, diagonal)
+    column_losses, column_statistics = _merged(column_parts, diagonal)
+    loss = (row_losses + column_losses).sum() / (groups * batch)
+    return loss, torch.stack([row_statistics, column_statistics])
 
 
 def backward(
@@ -265,7 +287,7 @@ def backward(
     """The gradients of the views; an empty tensor for one that is not needed."""
     groups, batch, dim = view1.shape
     gradients = new_gradient(view1, needs_view1), new_gradient(view2, needs_view2)
-    if groups == 0 or batch <= 1:  # the only pair has probability 1, which the kernels know up to rounding
+    if groups == 0 or batch == 0:
         return tuple(gradient.zero_() for gradient in gradients)
     statistics = statistics.contiguous()
     norms = _norms(view1, view2)

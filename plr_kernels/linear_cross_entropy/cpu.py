@@ -10,8 +10,8 @@ from plr_kernels.extension import as_gradient, as_matrix, new_gradient, resource
 def forward(
     states: Tensor, items: Tensor, targets: Tensor, temperature: float, ignore_index: int
 ) -> tuple[Tensor, Tensor]:
-    """The losses [R] and, for the backward pass, statistics [2, R] of every row's distribution."""
-    losses, statistics = torch.empty(states.shape[0]), torch.empty(2, states.shape[0])
+    """The losses [R] and, for the backward pass, statistics [3, R] of every row's distribution."""
+    losses, statistics = torch.empty(states.shape[0]), torch.empty(3, states.shape[0])
     states, items, targets = with_plain_rows(states), with_plain_rows(items), targets.contiguous()
     _cpp.linear_cross_entropy_forward(
         *resources(),

@@ -8,6 +8,8 @@ def linear_cross_entropy(
     states: Tensor, items: Tensor, targets: Tensor, temperature: float, ignore_index: int, reduction: str
 ) -> Tensor:
     """−log softmax(states itemsᵀ / temperature)[target] per row, over the rows whose target is not ignore_index."""
+    # Ignored rows become 0 before the product: the gradient of items would be NaN for a NaN in one, 0 · NaN being NaN.
+    states = states.masked_fill((targets == ignore_index).unsqueeze(1), 0)
     logits = states @ items.T / temperature  # [R, V]
     losses = cross_entropy(logits, targets, ignore_index=ignore_index, reduction="none")  # [R]
     if reduction == "none":

@@ -18,21 +18,23 @@ def _loss_kernel(
     items,
     items_strides,
     targets,
-    targets_stride,
+    others,
     statistics,
     losses,
     scale,
-    ignore_index,
     R,
     D: tl.constexpr,
     BLOCK_R: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
-    """−log p(target) of each row: the target's score is D products, computed in float32 whatever the precision."""
+    """−log p(target) of each row, and its statistics, from the maximum and the sum over all items but the target.
+
+    The target's score is D products, computed in float32 whatever the precision.
+    """
     rows = tl.program_id(0).to(tl.int64) * BLOCK_R + tl.arange(0, BLOCK_R)
     mask = rows < R
-    target = tl.load(targets + rows * targets_stride, mask=mask, other=0)
-    counted = mask & (target != ignore_index)
+    target = tl.load(targets + rows, mask=mask, other=-1)
+    counted = target >= 0
     score = tl.zeros([BLOCK_R], tl.float32)
     for first in range(0, D, BLOCK_D):
         columns = first + tl.arange(0, BLOCK_D)
@@ -40,21 +42,35 @@ def _loss_kernel(
         h = load_tile(states, rows, states_strides[0], columns, states_strides[1], inside)
         e = load_tile(items, target, items_strides[0], columns, items_strides[1], inside)
         score += tl.sum(h.to(tl.float32) * e.to(tl.float32), 1)
-    maximum = tl.load(statistics + rows, mask=mask, other=0.0)
-    inverse_sum = tl.load(statistics + rows + R, mask=mask, other=1.0)
-    loss = ((maximum - score * scale) - tl.log2(inverse_sum)) * _LN_2
+    # An ignored row has no target: all of its sum is that of others.
+    score = tl.where(counted, score * scale, -3.4028234663852886e38)
+    others_maximum = tl.load(others + rows, mask=mask, other=0.0)
+    maximum = tl.maximum(others_maximum, score)
+    others_sum = tl.load(others + rows + R, mask=mask, other=1.0) * tl.exp2(others_maximum - maximum)
+    total = others_sum + tl.exp2(score - maximum)
+    loss = ((maximum - score) + tl.log2(total)) * _LN_2
     tl.store(losses + rows, tl.where(counted, loss, 0.0), mask=mask)
+    tl.store(statistics + rows, maximum, mask=mask)
+    tl.store(statistics + rows + R, 1.0 / total, mask=mask)
+    tl.store(statistics + rows + 2 * tl.cast(R, tl.int64), others_sum / total, mask=mask)
+
+
+def _counted(targets: Tensor, ignore_index: int) -> Tensor:
+    """The targets, −1 for ignored rows: these are not even read."""
+    return torch.where(targets == ignore_index, -1, targets).contiguous()
 
 
 def forward(
     states: Tensor, items: Tensor, targets: Tensor, temperature: float, ignore_index: int
 ) -> tuple[Tensor, Tensor]:
-    """The losses [R] and, for the backward pass, statistics [2, R] of every row's distribution."""
+    """The losses [R] and, for the backward pass, statistics [3, R] of every row's distribution."""
     rows, dim = states.shape
     losses = states.new_empty((rows,), dtype=torch.float32)
+    statistics = states.new_empty((3, rows), dtype=torch.float32)
     if rows == 0:
-        return losses, states.new_empty((2, 0), dtype=torch.float32)
-    statistics = score_kernels.forward(states.unsqueeze(1), items, temperature, with_deviations=False).squeeze(2)
+        return losses, statistics
+    targets = _counted(targets, ignore_index)
+    others, _ = score_kernels.forward(states.unsqueeze(1), items, temperature, targets)
     options = launch.row_products(dim)
     with torch.cuda.device_of(states):
         _loss_kernel[(launch.blocks(rows, options["BLOCK_R"]),)](
@@ -63,11 +79,10 @@ def forward(
             items,
             items.stride(),
             targets,
-            targets.stride(0),
+            others,
             statistics,
             losses,
             LOG2_E / temperature,
-            ignore_index,
             rows,
             D=dim,
             **options,
@@ -96,7 +111,7 @@ def backward(
         states.unsqueeze(1),
         items,
         statistics.contiguous(),
-        targets.contiguous(),
+        _counted(targets, ignore_index),
         weights / largest,
         largest,
         1.0,

@@ -7,17 +7,17 @@ from plr_kernels import _cpp
 from plr_kernels.extension import as_gradient, as_matrix, new_gradient, resources, with_plain_rows
 
 
-def forward(states: Tensor, items: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-    """The loss and, for the backward pass, statistics [3, B, N] of every state's distribution."""
+def forward(states: Tensor, items: Tensor, temperature: float) -> tuple[Tensor, Tensor, Tensor]:
+    """The loss and, for the backward pass, statistics [5, B, N] of every state's distribution and top items [B, N]."""
     batch, group, _ = states.shape
-    statistics = torch.zeros(3, batch, group)
+    statistics, tops = torch.zeros(5, batch, group), torch.zeros(batch, group, dtype=torch.int64)
     if batch == 0 or group == 1:
-        return torch.zeros(()), statistics
+        return torch.zeros(()), statistics, tops
     states, items = with_plain_rows(states), with_plain_rows(items)
     loss = _cpp.pairwise_kl_forward(
-        *resources(), as_matrix(states), group, as_matrix(items), temperature, statistics.data_ptr()
+        *resources(), as_matrix(states), group, as_matrix(items), temperature, statistics.data_ptr(), tops.data_ptr()
     )
-    return torch.tensor(loss, dtype=torch.float32), statistics
+    return torch.tensor(loss, dtype=torch.float32), statistics, tops
 
 
 def backward(
@@ -25,6 +25,7 @@ def backward(
     states: Tensor,
     items: Tensor,
     statistics: Tensor,
+    tops: Tensor,
     temperature: float,
     detach_reference: bool,
     needs_states: bool,
@@ -35,7 +36,7 @@ def backward(
     states_gradient, items_gradient = new_gradient(states, needs_states), new_gradient(items, needs_items)
     if batch == 0 or group == 1:
         return states_gradient.zero_(), items_gradient.zero_()
-    statistics = statistics.contiguous()
+    statistics, tops = statistics.contiguous(), tops.contiguous()
     states, items = with_plain_rows(states), with_plain_rows(items)
     _cpp.pairwise_kl_backward(
         *resources(),
@@ -45,6 +46,7 @@ def backward(
         temperature,
         detach_reference,
         statistics.data_ptr(),
+        tops.data_ptr(),
         loss_gradient.item(),
         as_gradient(states_gradient, dim, needs_states),
         as_gradient(items_gradient, dim, needs_items),

@@ -26,8 +26,10 @@ def _run_reference(states: Tensor, items: Tensor, temperature: float, detach_ref
 @torch.library.custom_op("plr_kernels::pairwise_kl_forward", mutates_args=())
 def _forward(
     states: Tensor, items: Tensor, temperature: float, detach_reference: bool, backend: str
-) -> tuple[Tensor, Tensor]:
-    """The loss, and float32 statistics [3, B, N] of every state's distribution for the backward pass.
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The loss, and for the backward pass float32 statistics [5, B, N] of every state's distribution.
+
+    The last result, int64 [B, N], is the item with the largest score: csrc/pairwise_kl.cpp says why it is apart.
 
     `detach_reference` changes the gradient only.
     """
@@ -36,8 +38,8 @@ def _forward(
 
 @_forward.register_fake
 def _(states, items, temperature, detach_reference, backend):
-    statistics = states.new_empty((3, *states.shape[:2]), dtype=torch.float32)
-    return states.new_empty((), dtype=torch.float32), statistics
+    statistics = states.new_empty((5, *states.shape[:2]), dtype=torch.float32)
+    return states.new_empty((), dtype=torch.float32), statistics, states.new_empty(states.shape[:2], dtype=torch.int64)
 
 
 @torch.library.custom_op("plr_kernels::pairwise_kl_backward", mutates_args=())
@@ -46,6 +48,7 @@ def _backward(
     states: Tensor,
     items: Tensor,
     statistics: Tensor,
+    tops: Tensor,
     temperature: float,
     detach_reference: bool,
     needs_states: bool,
@@ -54,13 +57,13 @@ def _backward(
 ) -> tuple[Tensor, Tensor]:
     """The gradients of states and items; an empty tensor for one that is not needed."""
     return fused_module("pairwise_kl", backend).backward(
-        loss_gradient, states, items, statistics, temperature, detach_reference, needs_states, needs_items
+        loss_gradient, states, items, statistics, tops, temperature, detach_reference, needs_states, needs_items
     )
 
 
 @_backward.register_fake
 def _(
-    loss_gradient, states, items, statistics, temperature, detach_reference, needs_states, needs_items, backend
+    loss_gradient, states, items, statistics, tops, temperature, detach_reference, needs_states, needs_items, backend
 ):
     return (
         states.new_empty(states.shape if needs_states else (0,)),
@@ -68,13 +71,13 @@ def _(
     )
 
 
-def _save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+def _save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     states, items, *ctx.options, ctx.backend = inputs
-    ctx.save_for_backward(states, items, output[1])
-    ctx.mark_non_differentiable(output[1])
+    ctx.save_for_backward(states, items, *output[1:])
+    ctx.mark_non_differentiable(*output[1:])
 
 
-def _gradients(ctx: Any, loss_gradient: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+def _gradients(ctx: Any, loss_gradient: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
     needs_states, needs_items = ctx.needs_input_grad[:2]
     states_gradient, items_gradient = torch.ops.plr_kernels.pairwise_kl_backward(
         loss_gradient, *ctx.saved_tensors, *ctx.options, needs_states, needs_items, ctx.backend

@@ -1,6 +1,7 @@
 """The "triton" backend of pairwise_kl: the kernels of score_kernels.py, and the loss from their statistics.
 
-With r the deviation of a logit from its mean over the group, the loss is Σ_i Σ_v p_i(v) r_i(v) / (B (N − 1)).
+With t a logit's distance from the row's largest, and r the deviation of t from its mean over the group, the loss is
+Σ_i Σ_v p_i(v) r_i(v) / (B (N − 1)).
 """
 
 import torch
@@ -10,13 +11,14 @@ from plr_kernels import score_kernels
 from plr_kernels.triton_common import LN_2, new_gradient
 
 
-def forward(states: Tensor, items: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-    """The loss and, for the backward pass, statistics [3, B, N] of every state's distribution."""
+def forward(states: Tensor, items: Tensor, temperature: float) -> tuple[Tensor, Tensor, Tensor]:
+    """The loss and, for the backward pass, statistics [5, B, N] of every state's distribution and top items [B, N]."""
     batch, group, _ = states.shape
     if batch == 0 or group == 1:
-        return states.new_zeros((), dtype=torch.float32), states.new_zeros((3, batch, group), dtype=torch.float32)
-    statistics = score_kernels.forward(states, items, temperature, with_deviations=True)
-    return statistics[2].sum() * (LN_2 / (batch * (group - 1))), statistics
+        statistics = states.new_zeros((5, batch, group), dtype=torch.float32)
+        return statistics.new_zeros(()), statistics, statistics.new_zeros((batch, group), dtype=torch.int64)
+    statistics, tops = score_kernels.forward(states, items, temperature, None)
+    return statistics[3].sum() * (LN_2 / (batch * (group - 1))), statistics, tops
 
 
 def backward(
@@ -24,6 +26,7 @@ def backward(
     states: Tensor,
     items: Tensor,
     statistics: Tensor,
+    tops: Tensor,
     temperature: float,
     detach_reference: bool,
     needs_states: bool,
@@ -37,7 +40,7 @@ def backward(
         states,
         items,
         statistics.contiguous(),
-        None,
+        tops.contiguous(),
         None,
         loss_gradient,
         1 / (batch * (group - 1)),

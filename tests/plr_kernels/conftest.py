@@ -9,6 +9,13 @@ import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
+from plr_kernels.backend import TRITON_INTERPRETED
+
+if TRITON_INTERPRETED:
+    from tests.plr_kernels.interpreted_products import use_products_in_order
+
+    use_products_in_order()
+
 settings.register_profile(
     "kernels", derandomize=True, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )

@@ -246,9 +246,9 @@ def test_opcheck(operator):
     ops = torch.ops.plr_kernels
     forward = getattr(ops, f"{operator.name}_forward").default
     torch.library.opcheck(forward, (*tensors, 0.7, *between, "cpp"))
-    output, statistics = (result.detach() for result in forward(*tensors, 0.7, *between, "cpp"))
+    output, *saved = (result.detach() for result in forward(*tensors, 0.7, *between, "cpp"))
     backward = getattr(ops, f"{operator.name}_backward").default
-    tensors = [torch.ones_like(output), *(tensor.detach() for tensor in tensors), statistics]
+    tensors = [torch.ones_like(output), *(tensor.detach() for tensor in tensors), *saved]
     for needs in ((True, True), (True, False), (False, True)):
         torch.library.opcheck(backward, (*tensors, 0.7, *between, *needs, "cpp"))
 

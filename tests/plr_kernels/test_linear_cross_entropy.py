@@ -60,6 +60,16 @@ def test_ignored_rows_count_for_nothing(target, reduction):
 
 
 @pytest.mark.parametrize("reduction", REDUCTIONS)
+@pytest.mark.parametrize("content", [math.nan, math.inf, 1e30])
+def test_not_even_non_finite_ignored_rows_count(target, reduction, content):
+    case = make(target, reduction=reduction)
+    expected = evaluate(linear_cross_entropy, case)
+    case.tensors["states"][case.options["targets"] == -100] = content
+    for name, result in evaluate(linear_cross_entropy, case).items():
+        torch.testing.assert_close(result, expected[name], rtol=0, atol=0, msg=name)
+
+
+@pytest.mark.parametrize("reduction", REDUCTIONS)
 @pytest.mark.parametrize("sizes", [{"rows": 0}, {"ignored": 1.1}], ids=str)
 def test_no_row_counted_gives_zero(target, sizes, reduction):
     for name, result in evaluate(linear_cross_entropy, make(target, reduction=reduction, **sizes)).items():
