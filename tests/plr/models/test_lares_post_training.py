@@ -1,4 +1,4 @@
-"""LARES' reinforcement post-training: its loss against the equations, and that it raises the reward."""
+"""LARES' reinforcement post-training: its loss against the equations, and what follows from them."""
 
 import copy
 import math
@@ -7,9 +7,6 @@ from dataclasses import replace
 import pytest
 import torch
 
-from plr.config import Config
-from plr.data import prepare
-from plr.models import build_model
 from plr.models.lares_post_training import group_advantages
 from plr_kernels.backend import runnable_backends
 from tests.plr.models import published
@@ -157,33 +154,12 @@ def test_rollouts_differ_in_start_dropout_and_number_of_steps():
             assert not torch.equal(seen[i][2][:, 0], seen[j][2][:, 0])
 
 
-@pytest.mark.parametrize("reward", ["recall", "ndcg"])
-def test_descending_the_loss_raises_the_reward(reward, small_data):
-    dataset = prepare(small_data)
-    options = {"method": "lares", "dim": 16, "ffn_dim": 16, "max_length": 10, "input_dropout": 0.0,
-               "hidden_dropout": 0.1, "attention_dropout": 0.1, "mean_steps": 2}  # fmt: skip
-    rows = dataset.rows("train", 10)
-    batch = rows.batch(torch.arange(0, len(rows), 4))
-    torch.manual_seed(0)
-    model = build_model(Config(**options, phase="rpt", init="x", reward=reward, reference_weight=0.01), 24)
-    model.start_from(build_model(Config(**options, seed=5), 24))
-    optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
-    rewards = []
-    for _ in range(40):
-        optimizer.zero_grad()
-        total(model.losses(batch)).backward()
-        optimizer.step()
-        rewards.append(model.observed["reward"].item())
-    before, after = sum(rewards[:5]) / 5, sum(rewards[-5:]) / 5
-    assert after > before + 0.1, (before, after)
-
-
 def test_fewer_items_than_rewarded_places():
     model = small_model(7, method="lares", phase="rpt", init="x")
     model.start_from(small_model(7, method="lares"))
     losses = model.losses(random_batch(num_items=7))
     assert model.observed["reward"] == 1.0
-    assert all(math.isfinite(loss) for loss in losses.values())
+    assert all(math.isfinite(loss.item()) for loss in losses.values())
 
 
 @pytest.mark.skipif("cpp" not in runnable_backends(), reason="the extension is not built")
