@@ -21,13 +21,14 @@ class Config:
     """Everything that decides a run.
 
     Args:
-        data: a file of interactions, or the name of one in the folder $PLR_DATA.
+        data: a file of interactions, a folder made by `plr prepare`, or the name of one in the folder $PLR_DATA.
         out: the folder the run is written to.
         backbone: the sequence encoder; `plr systems` describes each.
         method: the reasoning on top of it; "base" is the bare backbone.
         phase: LARES: spt, self-supervised pre-training, or rpt, reinforcement post-training of the run `init`.
         init: LARES, phase rpt: the folder of a finished run of phase spt with the same data and sizes.
-        format: how to read the data: auto, sequences (user item item ...), pairs (user item), recbole, csv or parquet.
+        format: how to read the data: auto, sequences (user item item ...), pairs (user item), movielens, recbole, csv,
+            parquet or huggingface. This and the options down to test_time are for raw data, not for a prepared folder.
         user_column: name of the user column (csv, parquet); by default the usual names are tried.
         item_column: name of the item column.
         rating_column: name of the rating column.
@@ -106,7 +107,7 @@ class Config:
     phase: Literal["spt", "rpt"] = "spt"
     init: str | None = None
 
-    format: Literal["auto", "sequences", "pairs", "recbole", "csv", "parquet"] = "auto"
+    format: Literal["auto", "sequences", "pairs", "movielens", "recbole", "csv", "parquet", "huggingface"] = "auto"
     user_column: str | None = None
     item_column: str | None = None
     rating_column: str | None = None

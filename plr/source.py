@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from plr.config import Config
-from plr.data import DataError, SequenceDataset, prepare
+from plr.config import Config, ConfigError
+from plr.data import DataError, SequenceDataset, open_prepared, prepare
+from plr.data.prepared import is_prepared
 
 
 def resolve(name: str) -> Path:
@@ -16,7 +17,7 @@ def resolve(name: str) -> Path:
         DataError: there is no such file; lists what was tried.
     """
     if not name:
-        raise DataError("--data is missing: name a file of interactions")
+        raise DataError("--data is missing: name a file of interactions or a prepared folder")
     path = Path(name)
     if path.exists():
         return path
@@ -33,19 +34,33 @@ def resolve(name: str) -> Path:
     raise DataError(f"--data {name}: no such file; tried {', '.join(tried)}{hint}")
 
 
+OPTIONS = (
+    "format", "user_column", "item_column", "rating_column", "timestamp_column", "min_rating", "core", "split",
+    "valid_time", "test_time",
+)  # fmt: skip
+"""The fields of the configuration that say how a raw file is prepared."""
+
+
+def _refuse_options(config: Config, path: Path) -> None:
+    given = [name for name in OPTIONS if getattr(config, name) != getattr(Config, name)]
+    if given:
+        raise ConfigError(f"{path} is prepared already; {', '.join(given)} must be given to plr prepare instead")
+
+
 def load_dataset(config: Config, data: str | None = None) -> SequenceDataset:
-    """Prepare the configured data, or another file `data` with the same options."""
+    """Prepare the configured data, or another file `data` with the same options; or open a prepared folder.
+
+    Raises:
+        ConfigError: an option of preparing is set, and the data are prepared already.
+        DataError: the data cannot be used.
+    """
+    path = resolve(data or config.data)
+    if is_prepared(path):
+        if data is None:
+            _refuse_options(config, path)
+        return open_prepared(path)
     return prepare(
-        resolve(data or config.data),
-        format=config.format,
-        user_column=config.user_column,
-        item_column=config.item_column,
-        rating_column=config.rating_column,
-        timestamp_column=config.timestamp_column,
-        min_rating=config.min_rating,
-        core=config.core,
-        split=config.split,
-        valid_time=config.valid_time,
-        test_time=config.test_time,
+        path,
+        **{name: getattr(config, name) for name in OPTIONS},
         cache_dir=config.cache,
     )

@@ -9,8 +9,21 @@ for index in LengthGroupedBatches(rows.lengths, 256, shuffle=True, seed=0):
 from plr.data.batching import LengthGroupedBatches
 from plr.data.dataset import SequenceDataset
 from plr.data.errors import DataError
+from plr.data.options import PrepareOptions
 from plr.data.partners import SameTargetPartners
-from plr.data.pipeline import prepare
+from plr.data.pipeline import prepare, prepare_folder
+from plr.data.prepared import open_prepared
 from plr.data.rows import Batch, Rows
 
-__all__ = ["Batch", "DataError", "LengthGroupedBatches", "Rows", "SameTargetPartners", "SequenceDataset", "prepare"]
+__all__ = [
+    "Batch",
+    "DataError",
+    "LengthGroupedBatches",
+    "PrepareOptions",
+    "Rows",
+    "SameTargetPartners",
+    "SequenceDataset",
+    "open_prepared",
+    "prepare",
+    "prepare_folder",
+]

@@ -26,7 +26,7 @@ class LengthGroupedBatches:
     batches of one step are neighbours in length, so that no rank waits long for another.
 
     Args:
-        lengths: int64 [R], the length of every row.
+        lengths: int16 or wider [R], the length of every row.
         batch_size: Rows per batch and rank, at most (where 1 does not go round among the ranks, 2).
         shuffle: True for training, False for evaluation.
         seed: Of the shuffling.
@@ -79,7 +79,7 @@ class LengthGroupedBatches:
             random = np.random.Generator(np.random.PCG64([self.seed, self.epoch]))
             order, steps = self._shuffled(random, bounds), random.permutation(self._steps)
         else:
-            order, steps = np.argsort(-self._lengths, kind="stable"), np.arange(self._steps)
+            order, steps = np.argsort(~self._lengths, kind="stable"), np.arange(self._steps)
         rows = torch.from_numpy(order)
         for step in steps:
             batch = step * self.world_size + self.rank
@@ -88,7 +88,10 @@ class LengthGroupedBatches:
     def _shuffled(self, random: np.random.Generator, bounds: np.ndarray) -> np.ndarray:
         """Return a permutation of the rows, sorted by length within each mega-batch."""
         order = random.permutation(len(self._lengths))
+        lengths = self._lengths[order]
         steps_together = -(-_MEGA_BATCH // self.world_size)
-        mega_bounds = bounds[:: steps_together * self.world_size]
-        mega = np.searchsorted(mega_bounds, np.arange(len(order)), side="right")
-        return order[np.lexsort((self._lengths[order], mega))]
+        for start in range(0, len(bounds) - 1, steps_together * self.world_size):
+            stop = min(start + steps_together * self.world_size, len(bounds) - 1)
+            part = slice(bounds[start], bounds[stop])
+            order[part] = order[part][np.argsort(lengths[part], kind="stable")]
+        return order

@@ -2,55 +2,100 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from pathlib import Path
 
+import numpy as np
 import polars as pl
 import torch
 from torch import Tensor
 
 from plr.data.errors import DataError
 from plr.data.rows import Rows
+from plr.data.split import SPLITS
 
-__all__ = ["SequenceDataset"]
+__all__ = ["Ids", "SequenceDataset"]
+
+
+class Ids:
+    """External ids (strings), read when they are first asked for: a prepared set is opened without them."""
+
+    def __init__(self, ids: pl.Series | Callable[[], pl.Series], count: int | None = None) -> None:
+        self._ids = ids
+        self._count = len(ids) if count is None else count
+
+    def __len__(self) -> int:
+        return self._count
+
+    @property
+    def series(self) -> pl.Series:
+        """All of them."""
+        if not isinstance(self._ids, pl.Series):
+            self._ids = self._ids()
+        return self._ids
 
 
 @dataclass(frozen=True, eq=False)
 class SequenceDataset:
     """Sequences of U users over V items, N interactions in all.
 
+    The tensors may be mapped from a file: what is not looked at is not read.
+
     Attributes:
-        items: int64 [N], item numbers 0..V-1, user after user, oldest first within a user.
+        items: int32 [N], item numbers 0..V-1, user after user, oldest first within a user.
         offsets: int64 [U+1]; user u's items are ``items[offsets[u]:offsets[u + 1]]``.
-        targets: {"train", "valid", "test"} to int64 [R], the ascending flat positions of the split's targets.
+        roles: uint8 [N], of which split each interaction is a target: 0 of none, 1 train, 2 valid, 3 test.
         training_stop: int64 [U], the flat position after each user's last training interaction.
-        user_ids: The external ids of the users (strings, sorted).
-        item_ids: The external ids of the items (strings, sorted).
+        users: The external ids of the users.
+        vocabulary: The external ids of the items.
         split: "leave-one-out" or "time".
         report: What every filter dropped and what is left, ready for JSON.
-        content_hash: SHA-256 (hex) of the source file's bytes and the options.
+        content_hash: SHA-256 (hex) of the source files' bytes and the options.
+        item_features: The Parquet file whose row i tells about item i (``item_id``, and where known ``title``,
+            ``categories``, ``store``, ``text``); None where the data are not of a prepared folder.
     """
 
     items: Tensor
     offsets: Tensor
-    targets: dict[str, Tensor]
+    roles: Tensor
     training_stop: Tensor
-    user_ids: pl.Series
-    item_ids: pl.Series
+    users: Ids
+    vocabulary: Ids
     split: str
     report: dict
     content_hash: str
+    item_features: Path | None = None
 
     @property
     def num_items(self) -> int:
         """V."""
-        return len(self.item_ids)
+        return len(self.vocabulary)
 
     @property
     def num_users(self) -> int:
         """U."""
-        return len(self.user_ids)
+        return len(self.users)
+
+    @property
+    def user_ids(self) -> pl.Series:
+        """The external ids of the users: strings, sorted."""
+        return self.users.series
+
+    @property
+    def item_ids(self) -> pl.Series:
+        """The external ids of the items: strings, sorted."""
+        return self.vocabulary.series
+
+    @cached_property
+    def targets(self) -> dict[str, Tensor]:
+        """{"train", "valid", "test"} to int64 [R], the ascending flat positions of the split's targets."""
+        return {split: self.target_positions(split) for split in SPLITS}
+
+    def target_positions(self, split: str) -> Tensor:
+        """Return the ascending flat positions of the targets of one split: int64 [R]."""
+        return (self.roles == SPLITS.index(split) + 1).nonzero().squeeze(1)
 
     def rows(self, split: str, max_length: int, kind: str = "prefix") -> Rows:
         """Return the rows of ``split``.
@@ -64,12 +109,12 @@ class SequenceDataset:
             ValueError: for an unknown split or kind, a max_length below 1, or kind "sequence" of another
                 split than train.
         """
-        if split not in self.targets:
-            raise ValueError(f"split must be one of {', '.join(self.targets)}; got {split!r}")
+        if split not in SPLITS:
+            raise ValueError(f"split must be one of {', '.join(SPLITS)}; got {split!r}")
         if max_length < 1:
             raise ValueError(f"max_length must be at least 1; got {max_length}")
         if kind == "prefix":
-            return self._prefix_rows(self.targets[split], max_length)
+            return self._prefix_rows(split, max_length)
         if kind != "sequence":
             raise ValueError(f"kind must be 'prefix' or 'sequence'; got {kind!r}")
         if split != "train":
@@ -78,11 +123,11 @@ class SequenceDataset:
 
     def with_validation_in_training(self) -> SequenceDataset:
         """Return the data set whose training rows are those of training and validation, for a refit before the test."""
-        valid = self.targets["valid"]
+        valid = self.target_positions("valid")
         stop = self.training_stop.clone()
-        stop.scatter_reduce_(0, self._user_of(valid), valid + 1, "amax")
-        train = torch.cat([self.targets["train"], valid]).sort().values
-        return replace(self, targets={**self.targets, "train": train}, training_stop=stop)
+        users = torch.searchsorted(self.offsets, valid, right=True) - 1
+        stop.scatter_reduce_(0, users, valid + 1, "amax")
+        return replace(self, roles=torch.where(self.roles == 2, 1, self.roles), training_stop=stop)
 
     def item_index(self, external_ids: Iterable[str], *, history: int | str | None = None) -> Tensor:
         """Return the numbers (int64 [n]) of the items with these external ids.
@@ -106,23 +151,40 @@ class SequenceDataset:
 
     def popularity(self) -> Tensor:
         """Return how often each item occurs in training: int64 [V]."""
-        starts = torch.zeros(len(self.items) + 1, dtype=torch.int64)
-        starts.index_add_(0, self.offsets[:-1], torch.ones_like(self.training_stop))
-        starts.index_add_(0, self.training_stop, -torch.ones_like(self.training_stop))
-        in_training = starts.cumsum(0)[:-1] > 0
-        return torch.bincount(self.items[in_training], minlength=self.num_items)
+        items, offsets, stop = self.items.numpy(), self.offsets.numpy(), self.training_stop.numpy()
+        count = np.zeros(self.num_items, dtype=np.int64)
+        for first, last in _blocks(offsets):
+            inside = np.repeat(stop[first:last] - offsets[first:last], np.diff(offsets[first : last + 1]))
+            place = np.arange(offsets[first], offsets[last]) - np.repeat(
+                offsets[first:last], np.diff(offsets[first : last + 1])
+            )
+            part = items[offsets[first] : offsets[last]]
+            count += np.bincount(part[place < inside], minlength=self.num_items)
+        return torch.from_numpy(count)
 
     @cached_property
     def _number_of(self) -> dict[str, int]:
         return {external_id: number for number, external_id in enumerate(self.item_ids)}
 
-    def _user_of(self, positions: Tensor) -> Tensor:
-        return torch.searchsorted(self.offsets, positions, right=True) - 1
-
-    def _prefix_rows(self, targets: Tensor, max_length: int) -> Rows:
-        users = self._user_of(targets)
-        starts = torch.maximum(self.offsets[users], targets - max_length)
-        return Rows(self.items, starts, targets - starts, users, every_position=False)
+    def _prefix_rows(self, split: str, max_length: int) -> Rows:
+        """Return the rows, made in blocks of users: what is held for all of them is 6 to 8 bytes a row."""
+        roles, offsets = self.roles.numpy(), self.offsets.numpy()
+        code = SPLITS.index(split) + 1
+        stops, lengths = [], []
+        narrow = np.int16 if max_length < 2**15 else np.int64
+        wide = np.int32 if len(roles) < 2**31 else np.int64
+        for first, last in _blocks(offsets):
+            targets = np.flatnonzero(roles[offsets[first] : offsets[last]] == code) + offsets[first]
+            starts = np.repeat(offsets[first:last], np.diff(np.searchsorted(targets, offsets[first : last + 1])))
+            stops.append(targets.astype(wide))
+            lengths.append(np.minimum(targets - starts, max_length).astype(narrow))
+        return Rows(
+            self.items,
+            torch.from_numpy(_concatenated(stops, wide)),
+            torch.from_numpy(_concatenated(lengths, narrow)),
+            self.offsets,
+            every_position=False,
+        )
 
     def _sequence_rows(self, max_length: int) -> Rows:
         inputs = (self.training_stop - 1 - self.offsets[:-1]).clamp(min=0)  # the last training item is only a target
@@ -131,4 +193,26 @@ class SequenceDataset:
         age = torch.arange(len(users)) - (windows.cumsum(0) - windows)[users]  # 0 = the newest window of the user
         stops = self.training_stop[users] - 1 - age * max_length
         starts = torch.maximum(self.offsets[users], stops - max_length)
-        return Rows(self.items, starts, stops - starts, users, every_position=True)
+        is_target = self.roles == 1
+        if int(is_target.sum()) == int(inputs.sum()):
+            return Rows(self.items, stops, stops - starts, self.offsets, every_position=True)
+        before = torch.cat([torch.zeros(1, dtype=torch.int64), is_target.cumsum(0)])
+        useful = before[stops + 1] > before[starts + 1]
+        stops, starts = stops[useful], starts[useful]
+        return Rows(self.items, stops, stops - starts, self.offsets, every_position=True, is_target=is_target)
+
+
+_BLOCK = 1 << 22
+
+
+def _blocks(offsets: np.ndarray) -> Iterable[tuple[int, int]]:
+    """Yield (first, last) of consecutive users who together have about four million interactions or one user's."""
+    first = 0
+    while first < len(offsets) - 1:
+        last = max(first + 1, int(np.searchsorted(offsets, offsets[first] + _BLOCK, side="right")) - 1)
+        yield first, last
+        first = last
+
+
+def _concatenated(parts: Sequence[np.ndarray], dtype: type) -> np.ndarray:
+    return np.concatenate(parts) if parts else np.empty(0, dtype)

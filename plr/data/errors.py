@@ -10,7 +10,8 @@ __all__ = ["DataError"]
 class DataError(ValueError):
     """Input data that cannot be used: what is wrong, in which file, and on which line where there is one.
 
-    ``path`` and ``line`` (1-based, a header counts; the row number for Parquet) are also attributes.
+    ``path``, ``line`` (1-based, a header counts; the row number for Parquet) and ``reason`` (the message
+    without its place) are also attributes.
     """
 
     def __init__(
@@ -21,5 +22,6 @@ class DataError(ValueError):
     ) -> None:
         self.path = None if path is None else os.fspath(path)
         self.line = line
+        self.reason = message
         place = "" if path is None else f"{self.path}: " if line is None else f"{self.path}:{line}: "
         super().__init__(place + message)

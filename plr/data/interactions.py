@@ -2,26 +2,32 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 import polars as pl
 
-__all__ = ["Interactions", "number"]
+from plr.data.readers import Source
+
+__all__ = ["Interactions", "counts_of", "number", "stable_order"]
+
+_CHUNK = 1 << 22
 
 
 @dataclass(frozen=True, eq=False)
 class Interactions:
-    """N interactions in file order.
+    """N interactions in file order, or after ``in_user_order`` in that.
 
-    ``user`` and ``item`` are int64 [N] in 0..U-1 and 0..V-1, ``row`` int64 [N] says where in the file;
-    ``rating`` float64 [N] and ``timestamp`` int64 [N] are None where the file has none. ``user_ids`` and
-    ``item_ids`` are the sorted external ids, each of them in use.
+    ``user`` and ``item`` are int32 [N] in 0..U-1 and 0..V-1, ``position`` uint32 [N] says where in the source
+    (None: as they stand); ``rating`` float64 [N] and ``timestamp`` int64 [N] are None where the file has
+    none. ``user_ids`` and ``item_ids`` are the sorted external ids, each of them in use.
     """
 
     user: np.ndarray
     item: np.ndarray
-    row: np.ndarray
+    position: np.ndarray | None
     rating: np.ndarray | None
     timestamp: np.ndarray | None
     user_ids: pl.Series
@@ -29,6 +35,10 @@ class Interactions:
 
     def __len__(self) -> int:
         return len(self.user)
+
+    def positions(self) -> np.ndarray:
+        """Return where in the source each stands."""
+        return np.arange(len(self), dtype=np.uint32) if self.position is None else self.position
 
     def take(self, chosen: np.ndarray) -> Interactions:
         """Return the chosen interactions (mask or positions); ids left without any are renumbered away."""
@@ -38,43 +48,91 @@ class Interactions:
             self,
             user=user,
             item=item,
-            row=self.row[chosen],
+            position=self._positions(chosen),
             rating=None if self.rating is None else self.rating[chosen],
             timestamp=None if self.timestamp is None else self.timestamp[chosen],
             user_ids=user_ids,
             item_ids=item_ids,
         )
 
+    def _positions(self, chosen: np.ndarray) -> np.ndarray:
+        if self.position is not None:
+            return self.position[chosen]
+        return (np.flatnonzero(chosen) if chosen.dtype == bool else chosen).astype(np.uint32)
+
     def in_user_order(self) -> Interactions:
         """Return them sorted by user, then by time where known; equal ones stay in file order."""
-        keys = {"user": self.user} if self.timestamp is None else {"user": self.user, "time": self.timestamp}
-        order = pl.DataFrame(keys).select(pl.arg_sort_by(*keys, maintain_order=True)).to_series()
-        return self.take(order.to_numpy())
+        order = None if self.timestamp is None else stable_order(self.timestamp)
+        # One sort of 64-bit words: the user above, the place in the order so far below.
+        words = (self.user if order is None else self.user[order]).astype(np.uint64)
+        words <<= np.uint64(32)
+        words |= np.arange(len(self), dtype=np.uint64)
+        words.sort()
+        words &= np.uint64(0xFFFFFFFF)
+        return self.take(words.astype(np.uint32) if order is None else order[words])
 
 
-def number(frame: pl.DataFrame) -> Interactions:
-    """Number the users and items of a Source's frame; strings sort by their UTF-8 bytes, so "007" and "7"
-    stay two ids."""
-    user, user_ids = _rank(frame["user"])
-    item, item_ids = _rank(frame["item"])
-    return Interactions(
-        user=user,
-        item=item,
-        row=frame["row"].cast(pl.Int64).to_numpy(),
-        rating=frame["rating"].to_numpy() if "rating" in frame.columns else None,
-        timestamp=frame["timestamp"].to_numpy() if "timestamp" in frame.columns else None,
-        user_ids=user_ids,
-        item_ids=item_ids,
-    )
+def stable_order(values: np.ndarray) -> np.ndarray:
+    """Return the positions (uint32 [N]) that sort ``values`` (int64 [N], N < 2^32), equal ones in their order."""
+    if (values[1:] >= values[:-1]).all():
+        return np.arange(len(values), dtype=np.uint32)
+    order = np.argsort(values)  # many times as fast as a stable sort, which the equal ones are given below
+    placed = values[order]
+    words = np.zeros(len(order), dtype=np.uint64)
+    np.cumsum(placed[1:] != placed[:-1], out=words[1:])
+    words <<= np.uint64(32)
+    words |= order.astype(np.uint64)
+    words.sort()
+    return (words & np.uint64(0xFFFFFFFF)).astype(np.uint32)
+
+
+def counts_of(index: np.ndarray, count: int) -> np.ndarray:
+    """Return how often each of 0..count-1 occurs in ``index``: int64 [count].
+
+    By blocks: ``np.bincount`` makes a copy in 64 bits of what it counts.
+    """
+    total = np.zeros(count, dtype=np.int64)
+    for start in range(0, len(index), _CHUNK):
+        total += np.bincount(index[start : start + _CHUNK], minlength=count)
+    return total
+
+
+def number(sources: list[Source]) -> tuple[Interactions, Callable[[int], tuple[Path, int]]]:
+    """Number the users and items of Sources that were read into one IdSpace.
+
+    Strings sort by their UTF-8 bytes, so "007" and "7" stay two ids. Also returns what gives the file and line
+    of an interaction by its position. The list is emptied: there is no room for both forms of large files.
+    """
+    frame = pl.concat([source.frame for source in sources], rechunk=False)
+    starts = np.cumsum([0, *(source.frame.height for source in sources)])
+    places = [replace(source, frame=pl.DataFrame()) for source in sources]
+    sources.clear()
+
+    def place(position: int) -> tuple[Path, int]:
+        part = int(np.searchsorted(starts, position, side="right")) - 1
+        return places[part].place(position - int(starts[part]))
+
+    def taken(name: str) -> np.ndarray | None:
+        return frame.drop_in_place(name).to_numpy() if name in frame.columns else None
+
+    user, user_ids = _rank(frame.drop_in_place("user"))
+    item, item_ids = _rank(frame.drop_in_place("item"))
+    return Interactions(user, item, None, taken("rating"), taken("timestamp"), user_ids, item_ids), place
 
 
 def _rank(values: pl.Series) -> tuple[np.ndarray, pl.Series]:
-    ids = values.unique().sort()
-    return values.cast(pl.Enum(ids)).to_physical().cast(pl.Int64).to_numpy(), ids
+    """Return the rank int32 [N] of each value (a categorical) among the sorted distinct ones, and those."""
+    distinct = values.unique()
+    ids = distinct.cast(pl.String)
+    order = ids.arg_sort()
+    codes = distinct.to_physical().gather(order).to_numpy()
+    rank_of = np.zeros(int(codes.max()) + 1 if len(codes) else 0, dtype=np.int32)
+    rank_of[codes] = np.arange(len(codes), dtype=np.int32)
+    return rank_of[values.to_physical().to_numpy()], ids.gather(order)
 
 
 def _compact(index: np.ndarray, ids: pl.Series) -> tuple[np.ndarray, pl.Series]:
-    used = np.bincount(index, minlength=len(ids)) > 0
+    used = counts_of(index, len(ids)) > 0
     if used.all():
         return index, ids
-    return (np.cumsum(used) - 1)[index], ids.filter(pl.Series(used))
+    return (np.cumsum(used, dtype=np.int32) - 1)[index], ids.filter(pl.Series(used))

@@ -1,70 +1,67 @@
-"""prepare: an interaction file -> a SequenceDataset."""
+"""prepare: an interaction file -> a SequenceDataset; prepare_folder: files -> a prepared folder."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import math
 import os
+import tempfile
 import warnings
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import polars as pl
 import torch
 
-from plr.data.cache import CACHE_VERSION, load_cached, save_cached
-from plr.data.dataset import SequenceDataset
+from plr.data.dataset import Ids, SequenceDataset
 from plr.data.errors import DataError
-from plr.data.filters import keep_core, keep_rated
+from plr.data.filters import keep_active, keep_core, keep_rated, repeated
 from plr.data.fingerprint import fingerprint
-from plr.data.interactions import Interactions, number
-from plr.data.readers import CONTROL_BYTES, FORMATS, Columns, Source, detect_format, read
+from plr.data.interactions import Interactions, counts_of, number
+from plr.data.metadata import item_features
+from plr.data.options import PrepareOptions
+from plr.data.prepared import FORMAT_VERSION, is_prepared, load_cached, open_prepared, save_prepared
+from plr.data.readers import (
+    CONTROL_BYTES,
+    TEXT_FORMATS,
+    IdSpace,
+    Skipped,
+    Source,
+    detect_format,
+    find_interactions,
+    read,
+)
+from plr.data.readers.delimited import without_bad_records
+from plr.data.readers.huggingface import huggingface_files
 from plr.data.split import SPLITS, Split, default_cuts, leave_one_out, time_split
+from plr.data.timestamps import first_of_another_unit, unit_of
 
-__all__ = ["prepare"]
+__all__ = ["prepare", "prepare_folder"]
+
+Place = Callable[[int], tuple[Path, int]]
+"""From the position of an interaction to its file and line."""
 
 
 def prepare(
-    path: str | os.PathLike[str],
-    *,
-    format: str = "auto",
-    user_column: str | None = None,
-    item_column: str | None = None,
-    rating_column: str | None = None,
-    timestamp_column: str | None = None,
-    min_rating: float | None = None,
-    core: int = 0,
-    split: str = "auto",
-    valid_time: float | None = None,
-    test_time: float | None = None,
-    cache_dir: str | os.PathLike[str] | None = None,
+    path: str | os.PathLike[str], *, cache_dir: str | os.PathLike[str] | None = None, **options: Any
 ) -> SequenceDataset:
-    """Read an interaction file, filter it, split it, and return its sequences.
+    """Read an interaction file, filter it, split it, and return its sequences; or open a prepared folder.
 
-    The filters run in this order: minimum rating, then k-core. Users and items are numbered by their sorted
-    external ids (strings, compared by their UTF-8 bytes). Where the file has timestamps a user's
-    interactions are put in their order, equal ones staying in file order; else file order counts.
+    Users and items are numbered by their sorted external ids (strings, compared by their UTF-8 bytes). Where the
+    file has timestamps a user's interactions are put in their order, equal ones staying in file order; else file
+    order counts. Timestamps are whole numbers in any unit (``1.0`` and negative ones too), or in Parquet a date
+    or datetime, which counts in its own unit (days, or ms, us, ns since 1970).
 
     Args:
-        path: The file. ``user item item …`` lines, ``user item`` lines, RecBole ``.inter``, CSV with a
-            header, or Parquet.
-        format: "sequences", "pairs", "recbole", "csv", "parquet", or "auto": by extension, for other names
-            by the first lines.
-        user_column: Name of the column; by default ``user``, ``user_id``, ``userId`` and the like. So are
-            the next three.
-        item_column: ``item``, ``item_id``, ``parent_asin``, ``asin`` and the like.
-        rating_column: ``rating``, ``overall`` and the like; optional.
-        timestamp_column: ``timestamp``, ``time`` and the like; optional. Whole numbers in any unit (``1.0``
-            and negative ones too), or in Parquet a date or datetime, which counts in its own unit (days, or
-            ms, us, ns since 1970).
-        min_rating: Keep the interactions with rating >= min_rating.
-        core: Keep only users and items with at least ``core`` interactions among what is kept; 0 or 1 keeps
-            all.
-        split: "leave-one-out", "time", or "auto": time where the file has timestamps.
-        valid_time: For the time split: targets from here on are for validation, in the unit of the
-            timestamps; default: the 80 % quantile of the interactions' times.
-        test_time: For the time split: targets from here on are for test; default: the 90 % quantile.
+        path: The file, ``user item item …`` lines, ``user item`` lines, MovieLens' ``ratings.dat``, RecBole
+            ``.inter``, CSV with a header (text may be packed with gzip) or Parquet; a data set folder of
+            Hugging Face; or a folder that ``prepare_folder`` wrote.
         cache_dir: Folder in which the result is kept under the hash of file and options, and found again.
+        **options: The fields of PrepareOptions. A prepared folder has its own and takes none.
 
     Raises:
         DataError: for anything in the file that cannot be used, naming file and line; or when no training
@@ -76,143 +73,304 @@ def prepare(
             validation or test has no row; when a cache is corrupt.
     """
     path = Path(path)
-    _check_arguments(format, min_rating, core, split, valid_time, test_time)
-    valid_time, test_time = _plain(valid_time), _plain(test_time)
-    if not path.is_file():
-        raise DataError("no such file" if not path.exists() else "not a file", path)
-    if path.stat().st_size == 0:
-        raise DataError("the file is empty", path)
-    file_format = detect_format(path) if format == "auto" else format
-    columns = Columns(user_column, item_column, rating_column, timestamp_column)
-    options = {
-        "version": CACHE_VERSION,
-        "format": file_format,
-        "columns": vars(columns),
-        "min_rating": None if min_rating is None else float(min_rating),
-        "core": core,
-        "split": split,
-        "valid_time": valid_time,
-        "test_time": test_time,
-    }
-    content_hash = _content_hash(path, file_format, options)
-    folder = None if cache_dir is None else Path(cache_dir) / content_hash[:32]
-    dataset = None if folder is None else load_cached(folder, content_hash)
-    if dataset is None:
-        dataset = _build(path, file_format, columns, min_rating, core, split, valid_time, test_time, content_hash)
-        if folder is not None:
-            save_cached(dataset, folder)
+    chosen = PrepareOptions(**options)
+    if is_prepared(path):
+        if chosen != PrepareOptions():
+            raise ValueError(f"{path} is prepared already; its options cannot be changed: {', '.join(sorted(options))}")
+        return open_prepared(path)
+    path = find_interactions(path)
+    job = _Job([path], chosen)
+    if cache_dir is None:
+        dataset = job.build()
+    else:
+        folder = Path(cache_dir) / job.content_hash()[:32]
+        dataset = load_cached(folder, job.content_hash())
+        if dataset is None:
+            dataset = job.build()
+            save_prepared(dataset, folder)
     _warn(dataset.report, path)
     return dataset
 
 
-def _check_arguments(
-    file_format: str,
-    min_rating: float | None,
-    core: int,
-    split: str,
-    valid_time: float | None,
-    test_time: float | None,
-) -> None:
-    if file_format not in ("auto", *FORMATS):
-        raise ValueError(f"format must be auto, {', '.join(FORMATS)}; got {file_format!r}")
-    if split not in ("auto", "leave-one-out", "time"):
-        raise ValueError(f"split must be auto, leave-one-out or time; got {split!r}")
-    for name, value in (("min_rating", min_rating), ("valid_time", valid_time), ("test_time", test_time)):
-        if value is not None and not math.isfinite(value):
-            raise ValueError(f"{name} must be a finite number; got {value}")
-    if core < 0:
-        raise ValueError(f"core must not be negative; got {core}")
-    if split == "leave-one-out" and (valid_time is not None or test_time is not None):
-        raise ValueError("valid_time and test_time belong to the time split, not to leave-one-out")
-
-
-def _plain(time: float | None) -> float | None:
-    """Return a number as JSON knows it, exact for whole ones."""
-    return None if time is None else int(time) if time == int(time) else float(time)
-
-
-def _content_hash(path: Path, file_format: str, options: dict) -> str:
-    lines = file_format in ("sequences", "pairs")
-    source = fingerprint(path, text=file_format != "parquet", forbidden=CONTROL_BYTES if lines else b"\0")
-    return hashlib.sha256(json.dumps([source, options], sort_keys=True).encode()).hexdigest()
-
-
-def _build(
-    path: Path,
-    file_format: str,
-    columns: Columns,
-    min_rating: float | None,
-    core: int,
-    split: str,
-    valid_time: float | None,
-    test_time: float | None,
-    content_hash: str,
+def prepare_folder(
+    sources: Sequence[Path],
+    out: Path,
+    options: PrepareOptions,
+    *,
+    items: Path | None = None,
+    skip_bad_lines: bool = False,
+    protocol: str | None = None,
 ) -> SequenceDataset:
-    source = read(path, file_format, columns)
-    interactions = number(source.frame)
-    if not len(interactions):
-        raise DataError("the file holds no interaction", path)
-    report: dict = {"format": file_format, "read": _size(interactions), "filters": []}
-    if min_rating is not None:
-        if interactions.rating is None:
-            raise DataError(
-                "min_rating needs a rating column, and the file has none (name it with rating_column)", path
-            )
-        interactions = _filtered(interactions, keep_rated(interactions, min_rating), "min_rating", min_rating, report)
-    if core > 1:
-        interactions = _filtered(interactions, keep_core(interactions, core), "core", core, report)
-    if not len(interactions):
-        raise DataError(f"no interaction is left after the filters: {report['filters']}", path)
-    interactions = interactions.in_user_order()
-    report["order"] = "file" if interactions.timestamp is None else "timestamp"
-    report["single_interaction_users"] = _single_interaction_users(interactions, source)
+    """Prepare files of interactions, taken as one, and write the result as a folder.
 
-    made = _split(interactions, path, split, valid_time, test_time)
-    if not len(made.targets["train"]):
-        raise DataError(
-            f"no training row is left: {len(interactions)} interactions of {len(interactions.user_ids)} "
-            "users, none of whom has two in training",
-            path,
+    Args:
+        sources: The files (or one folder, of Hugging Face), all of one format.
+        out: The folder to write. One that already holds the same is left as it is.
+        options: The filters and the split.
+        items: A file of item metadata; it makes the columns title, categories, store and text of items.parquet.
+        skip_bad_lines: Leave out lines that cannot be used, and list them in the report, instead of raising.
+        protocol: The name of the published protocol that the options follow, for the report.
+
+    Raises:
+        DataError: as ``prepare``; and when ``out`` holds something else.
+
+    Warns:
+        UserWarning: as ``prepare``.
+    """
+    job = _Job([find_interactions(source) for source in sources], options, items, skip_bad_lines, protocol)
+    if out.exists() and not is_prepared(out):
+        if not out.is_dir() or any(out.iterdir()):
+            raise DataError("there is something else than a prepared data set; choose another --out", out)
+    elif out.exists():
+        try:
+            there = open_prepared(out)
+        except DataError:
+            there = None  # of another version or damaged: written anew
+        if there is not None:
+            if there.content_hash != job.content_hash():
+                raise DataError("holds a data set of other files or options; choose another --out or delete it", out)
+            return there
+    dataset = job.build()
+    save_prepared(dataset, out, job.features)
+    _warn(dataset.report, job.paths[0])
+    return replace(open_prepared(out), users=dataset.users, vocabulary=dataset.vocabulary)
+
+
+class _Job:
+    """One preparation: what goes in, and the steps."""
+
+    def __init__(
+        self,
+        paths: list[Path],
+        options: PrepareOptions,
+        items: Path | None = None,
+        skip_bad_lines: bool = False,
+        protocol: str | None = None,
+    ) -> None:
+        for path in [*paths, *([] if items is None else [items])]:
+            if not path.exists():
+                raise DataError("no such file", path)
+            if path.is_file() and path.stat().st_size == 0:
+                raise DataError("the file is empty", path)
+        self.paths = paths
+        self.options = options
+        self.items = items
+        self.protocol = protocol
+        self.skipped = Skipped() if skip_bad_lines else None
+        self.features: pl.DataFrame | None = None
+        self.format = detect_format(paths[0]) if options.format == "auto" else options.format
+        if (self.format == "huggingface" and paths[0].is_file()) or (
+            self.format != "huggingface" and paths[0].is_dir()
+        ):
+            raise DataError(
+                f"not {'a folder' if paths[0].is_file() else 'a file'}, as the format {self.format!r} is", paths[0]
+            )
+        self._hashes: list[str] | None = None
+        self._report: dict[str, Any] = {}
+
+    def content_hash(self) -> str:
+        """Return the SHA-256 (hex) of what decides the result: the sources' bytes and the options."""
+        if self._hashes is None:
+            self._hashes = self._fingerprints()
+        decisive = [self._hashes, FORMAT_VERSION, {**self.options.as_json(), "format": self.format}]
+        if self.skipped is not None:
+            decisive.append("skip_bad_lines")
+        return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
+
+    def build(self) -> SequenceDataset:
+        """Read, filter, order and split; ``features`` holds what is known about the items then."""
+        interactions, place = self._read()
+        if not len(interactions):
+            raise DataError("the file holds no interaction", self.paths[0])
+        report = self._report
+        report.update(
+            format=self.format,
+            options=self.options.as_json(),
+            protocol=self.protocol,
+            read=_size(interactions),
+            filters=[],
         )
-    report |= made.report | _size(made.interactions)
-    report["rows"] = {part: len(made.targets[part]) for part in SPLITS}
-    return SequenceDataset(
-        items=torch.from_numpy(made.interactions.item),
-        offsets=torch.from_numpy(made.offsets),
-        targets={part: torch.from_numpy(made.targets[part]) for part in SPLITS},
-        training_stop=torch.from_numpy(made.training_stop),
-        user_ids=made.interactions.user_ids.rename("id"),
-        item_ids=made.interactions.item_ids.rename("id"),
-        split=report["split"],
-        report=report,
-        content_hash=content_hash,
-    )
-
-
-def _split(
-    interactions: Interactions, path: Path, split: str, valid_time: float | None, test_time: float | None
-) -> Split:
-    if interactions.timestamp is None:
-        if split == "time" or valid_time is not None or test_time is not None:
+        interactions = self._filtered(interactions, place)
+        report["order"] = "file" if interactions.timestamp is None else "timestamp"
+        report["single_interaction_users"] = alone = _single_interaction_users(interactions, place)
+        if len(self.paths) == 1:
+            alone.pop("file", None)
+        report["filtered"] = _size(interactions)
+        untitled = None
+        if self.items is not None and self.options.untitled == "drop-rows":
+            titles = item_features(self.items, interactions.item_ids, self.skipped)[0]["title"]
+            untitled = titles.is_null().to_numpy()
+        made = self._split(interactions, untitled)
+        del interactions
+        if not (made.roles == 1).any():
             raise DataError(
-                "the time split needs a timestamp column, and the file has none (name it with timestamp_column)",
-                path,
+                f"no training row is left: {len(made.roles)} interactions of {len(made.offsets) - 1} "
+                f"users, none of whom has two in training; {report['filters']}",
+                self.paths[0],
             )
-        return leave_one_out(interactions)
-    if split == "leave-one-out":
-        return leave_one_out(interactions)
-    cuts = default_cuts(interactions.timestamp)
-    valid_time = cuts[0] if valid_time is None else valid_time
-    test_time = cuts[1] if test_time is None else test_time
-    if test_time < valid_time:
-        raise DataError(f"test_time {test_time} is before valid_time {valid_time}", path)
-    return time_split(interactions, valid_time, test_time)
+        kept = made.interactions
+        report |= made.report | _size(kept)
+        report["rows"] = {part: int((made.roles == code).sum()) for code, part in enumerate(SPLITS, start=1)}
+        if kept.timestamp is not None:
+            report["times"] = _times(kept.timestamp, made.roles)
+        if self.items is not None:
+            # Bad lines were noted when the titles were read.
+            again = Skipped() if untitled is not None and self.skipped is not None else self.skipped
+            self.features, report["metadata"] = item_features(self.items, kept.item_ids, again)
+        report["sources"] = self._sources()
+        if self.skipped is not None:
+            report["skipped_lines"] = {"count": self.skipped.count, "first": self.skipped.lines}
+        return SequenceDataset(
+            items=torch.from_numpy(kept.item),
+            offsets=torch.from_numpy(made.offsets),
+            roles=torch.from_numpy(made.roles),
+            training_stop=torch.from_numpy(made.training_stop),
+            users=Ids(kept.user_ids.rename("user_id")),
+            vocabulary=Ids(kept.item_ids.rename("item_id")),
+            split=report["split"],
+            report=report,
+            content_hash=self.content_hash(),
+        )
 
+    def _read(self) -> tuple[Interactions, Place]:
+        """Read and number the sources while a second thread hashes them."""
+        if self._hashes is not None:
+            return number(self._read_all())
+        with ThreadPoolExecutor(1) as pool:
+            hashes = pool.submit(self._fingerprints)
+            try:
+                numbered = number(self._read_all())
+            except DataError:
+                hashes.result()  # what is no text at all is better said so
+                raise
+            self._hashes = hashes.result()
+        return numbered
 
-def _filtered(before: Interactions, after: Interactions, name: str, value: float, report: dict) -> Interactions:
-    old, new = _size(before), _size(after)
-    report["filters"].append({"filter": name, "value": value, "dropped": {key: old[key] - new[key] for key in old}})
-    return after
+    def _read_all(self) -> list[Source]:
+        space = IdSpace()
+        sources = [self._read_one(path, space) for path in self.paths]
+        columns = {tuple(source.frame.columns) for source in sources}
+        if len(columns) > 1:
+            raise DataError(f"the files have different columns: {sorted(map(list, columns))}", self.paths[0])
+        return sources
+
+    def _read_one(self, path: Path, space: IdSpace) -> Source:
+        columns = self.options.columns
+        if self.skipped is None:
+            return read(path, self.format, columns, space)
+        if self.format not in TEXT_FORMATS:
+            return read(path, self.format, columns, space, self.skipped)
+        noted = Skipped()
+        try:
+            source = read(path, self.format, columns, space, noted)
+            fingerprint(path, text=True)
+        except DataError:
+            noted = Skipped()
+            with tempfile.TemporaryDirectory(prefix="plr-") as folder:
+                copy = Path(folder) / path.name.removesuffix(".gz")
+                without_bad_records(path, copy, self.format, noted)
+                inner = Skipped()
+                source = read(copy, self.format, columns, space, inner)
+                noted.extend(inner)
+                # The copy goes: lines are those of the original, which they still are in.
+                source = replace(source, path=path)
+        self.skipped.extend(noted)
+        return source
+
+    def _fingerprints(self) -> list[str]:
+        forbidden = CONTROL_BYTES if self.format in ("sequences", "pairs") else b"\0"
+        text = self.format in TEXT_FORMATS and self.skipped is None
+        hashes = []
+        for path in self.paths:
+            files = [path] if path.is_file() else huggingface_files(path)
+            hashes += [fingerprint(file, text=text, forbidden=forbidden) for file in files]
+        if self.items is not None:
+            hashes.append(fingerprint(self.items, text=False))
+        return hashes
+
+    def _sources(self) -> list[dict[str, Any]]:
+        files = [file for path in self.paths for file in ([path] if path.is_file() else huggingface_files(path))]
+        files += [] if self.items is None else [self.items]
+        return [
+            {"file": file.name, "bytes": file.stat().st_size, "sha256": sha256}
+            for file, sha256 in zip(files, self._hashes, strict=True)
+        ]
+
+    def _filtered(self, interactions: Interactions, place: Place) -> Interactions:
+        """Apply the filters and put what is left in user order."""
+        options, report = self.options, self._report
+
+        def noted(after: Interactions, name: str, value: Any) -> Interactions:
+            old, new = _size(interactions), _size(after)
+            dropped = {key: old[key] - new[key] for key in old}
+            report["filters"].append({"filter": name, "value": value, "dropped": dropped})
+            return after
+
+        if interactions.timestamp is not None:
+            report["time_unit"] = _one_unit(interactions.timestamp, place)
+        if options.duplicates == "drop":
+            if interactions.timestamp is None:
+                raise DataError("duplicates='drop' needs timestamps, and the file has none", self.paths[0])
+            interactions = interactions.in_user_order()
+            interactions = noted(interactions.take(~repeated(interactions)), "duplicates", "drop")
+        if options.min_rating is not None:
+            if interactions.rating is None:
+                raise DataError(
+                    "min_rating needs a rating column, and the file has none (name it with rating_column)",
+                    self.paths[0],
+                )
+            if options.low_rated == "drop":
+                interactions = noted(keep_rated(interactions, options.min_rating), "min_rating", options.min_rating)
+        if options.low_rated == "drop":
+            interactions = replace(interactions, rating=None)
+        if options.min_interactions > 1:
+            name = "min_interactions"
+            interactions = noted(keep_active(interactions, options.min_interactions), name, options.min_interactions)
+        if options.core > 1:
+            interactions = noted(keep_core(interactions, options.core), "core", options.core)
+        if not len(interactions):
+            raise DataError(f"no interaction is left after the filters: {report['filters']}", self.paths[0])
+        interactions = interactions.in_user_order()
+        if interactions.timestamp is not None:
+            report["duplicates_kept"] = int(repeated(interactions).sum())
+        return interactions
+
+    def _split(self, interactions: Interactions, untitled: np.ndarray | None) -> Split:
+        options, path = self.options, self.paths[0]
+        if interactions.timestamp is None:
+            if options.needs_time_split:
+                raise DataError(
+                    "the time split needs a timestamp column, and the file has none (name it with timestamp_column)",
+                    path,
+                )
+            return leave_one_out(interactions)
+        if options.split == "leave-one-out":
+            return leave_one_out(interactions)
+        for name in ("valid_time", "test_time"):
+            given, unit = getattr(options, name), self._report["time_unit"]
+            if given is not None and unit is not None and unit_of(given) not in (None, unit):
+                raise DataError(
+                    f"{name} {given:g} looks like {unit_of(given)}, the file's timestamps look like {unit} "
+                    f"({int(interactions.timestamp.min())} to {int(interactions.timestamp.max())}); give it in {unit}",
+                    path,
+                )
+        cuts = (0, 0) if None not in (options.valid_time, options.test_time) else default_cuts(interactions.timestamp)
+        values = options.as_json()
+        valid_time = cuts[0] if options.valid_time is None else values["valid_time"]
+        test_time = cuts[1] if options.test_time is None else values["test_time"]
+        if test_time < valid_time:
+            raise DataError(f"test_time {test_time} is before valid_time {valid_time}", path)
+        if options.untitled == "drop-rows" and untitled is None:
+            raise DataError("untitled='drop-rows' needs item metadata: name the file with --items", path)
+        return time_split(
+            interactions,
+            valid_time,
+            test_time,
+            positive=None if interactions.rating is None else interactions.rating >= options.min_rating,
+            min_history=options.min_history,
+            unseen=options.unseen,
+            untitled=untitled,
+        )
 
 
 def _size(interactions: Interactions) -> dict[str, int]:
@@ -223,25 +381,50 @@ def _size(interactions: Interactions) -> dict[str, int]:
     }
 
 
-def _single_interaction_users(interactions: Interactions, source: Source) -> dict:
-    counts = np.bincount(interactions.user)
-    alone = np.flatnonzero(counts[interactions.user] == 1)
+def _one_unit(times: np.ndarray, place: Place) -> str | None:
+    """Return the unit of the timestamps, None for one that is not recognised; refuse a mixture."""
+    mixed = first_of_another_unit(times)
+    if mixed is not None:
+        (former_path, former), (path, line) = (place(position) for position in mixed)
+        one, other = (int(times[position]) for position in mixed)
+        where = f"line {former}" if former_path == path else f"{former_path}:{former}"
+        raise DataError(
+            f"timestamp {other} looks like {unit_of(other)}, but {one} on {where} like {unit_of(one)}; "
+            "bring them to one unit",
+            path,
+            line,
+        )
+    return unit_of(int(times.max()))
+
+
+def _single_interaction_users(interactions: Interactions, place: Place) -> dict:
+    counts = counts_of(interactions.user, len(interactions.user_ids))
+    alone = np.flatnonzero(counts == 1)
     if not len(alone):
         return {"count": 0}
-    first = alone[np.argmin(interactions.row[alone])]
-    return {
-        "count": len(alone),
-        "user": interactions.user_ids[int(interactions.user[first])],
-        "line": source.line_of(int(interactions.row[first])),
-    }
+    at = np.searchsorted(interactions.user, alone)
+    positions = interactions.positions()[at]
+    first = int(np.argmin(positions))
+    path, line = place(int(positions[first]))
+    return {"count": len(alone), "user": interactions.user_ids[int(alone[first])], "line": line, "file": path.name}
+
+
+def _times(times: np.ndarray, roles: np.ndarray) -> dict[str, list[int]]:
+    """Return the first and last time of each split's targets."""
+    found = {}
+    for code, part in enumerate(SPLITS, start=1):
+        chosen = times[roles == code]
+        if len(chosen):
+            found[part] = [int(chosen.min()), int(chosen.max())]
+    return found
 
 
 def _warn(report: dict, path: Path) -> None:
     alone = report["single_interaction_users"]
     if alone["count"]:
         warnings.warn(
-            f"{path}:{alone['line']}: user {alone['user']!r} has a single interaction and so makes no row "
-            f"({alone['count']} such users)",
+            f"{path.with_name(alone.get('file', path.name))}:{alone['line']}: user {alone['user']!r} has a single "
+            f"interaction and so makes no row ({alone['count']} such users)",
             stacklevel=3,
         )
     for part in ("valid", "test"):

@@ -7,10 +7,10 @@ from dataclasses import replace
 
 import polars as pl
 import torch
-from torch import Tensor
 
-from plr.data.dataset import SequenceDataset
+from plr.data.dataset import Ids, SequenceDataset
 from plr.data.errors import DataError
+from plr.data.split import SPLITS
 
 __all__ = ["renumber"]
 
@@ -25,7 +25,7 @@ def renumber(dataset: SequenceDataset, item_ids: Sequence[str]) -> SequenceDatas
         DataError: none of the data set's items is known.
     """
     number_of = {item_id: number for number, item_id in enumerate(item_ids)}
-    numbers = torch.tensor([number_of.get(item_id, -1) for item_id in dataset.item_ids], dtype=torch.int64)
+    numbers = torch.tensor([number_of.get(item_id, -1) for item_id in dataset.item_ids], dtype=torch.int32)
     if not bool((numbers >= 0).any()):
         raise DataError(f"none of the {dataset.num_items} items of these data is known to the model")
     items = numbers[dataset.items]
@@ -33,28 +33,22 @@ def renumber(dataset: SequenceDataset, item_ids: Sequence[str]) -> SequenceDatas
     # before[p] = how many known interactions stand before flat position p: the new position of what stood at p.
     before = torch.cat([torch.zeros(1, dtype=torch.int64), known.cumsum(0)])
     offsets = before[dataset.offsets]
-    targets = {
-        split: _kept(positions, known, before, offsets) for split, positions in dataset.targets.items()
-    }
+    roles = dataset.roles[known]
+    roles[offsets[:-1][offsets[:-1] < offsets[1:]]] = 0  # nothing is left before them
     report = dict(dataset.report)
+    rows = {split: int((roles == code).sum()) for code, split in enumerate(SPLITS, start=1)}
     report["unknown_items"] = {
         "interactions": int((~known).sum()),
-        "rows": {split: len(dataset.targets[split]) - len(targets[split]) for split in targets},
+        "rows": {split: int((dataset.roles == code).sum()) - rows[split] for code, split in enumerate(SPLITS, start=1)},
     }
-    report["rows"] = {split: len(positions) for split, positions in targets.items()}
+    report["rows"] = rows
     return replace(
         dataset,
         items=items[known],
         offsets=offsets,
-        targets=targets,
+        roles=roles,
         training_stop=before[dataset.training_stop],
-        item_ids=pl.Series("id", item_ids, dtype=pl.String),
+        vocabulary=Ids(pl.Series("item_id", item_ids, dtype=pl.String)),
         report=report,
+        item_features=None,
     )
-
-
-def _kept(positions: Tensor, known: Tensor, before: Tensor, offsets: Tensor) -> Tensor:
-    """Return the new positions of the targets that are known and have a known item before them."""
-    moved = before[positions[known[positions]]]
-    first = offsets[torch.searchsorted(offsets, moved, right=True) - 1]
-    return moved[moved > first]

@@ -41,31 +41,56 @@ class Batch:
 
 @dataclass(frozen=True, eq=False)
 class Rows:
-    """R windows ``start .. start + length - 1`` of the flat ``items``.
+    """R windows ``stop - length .. stop - 1`` of the flat ``items``.
 
     With ``every_position`` each position has the item after it as target, else the row has one, the item
-    after the window. ``items`` int64 [N]; ``starts``, ``lengths`` (>= 1) and ``users`` int64 [R].
+    after the window. Kept small, for there may be tens of millions of rows: 6 to 8 bytes a row; what can be
+    computed is computed for the rows of a batch.
+
+    Attributes:
+        items: int32 or int64 [N].
+        stops: int32 or int64 [R], the flat position after each window.
+        lengths: int16 or wider [R], >= 1.
+        offsets: int64 [U+1], where each user's items begin.
+        every_position: Whether every position has a target.
+        is_target: bool [N], with ``every_position``: which items count as targets; None where all do.
     """
 
     items: Tensor
-    starts: Tensor
+    stops: Tensor
     lengths: Tensor
-    users: Tensor
+    offsets: Tensor
     every_position: bool
+    is_target: Tensor | None = None
 
     def __len__(self) -> int:
-        return len(self.starts)
+        return len(self.stops)
+
+    @property
+    def starts(self) -> Tensor:
+        """The flat position of each row's first item: int64 [R]."""
+        return self.stops.long() - self.lengths
+
+    @property
+    def users(self) -> Tensor:
+        """Each row's user: int64 [R]."""
+        return self._users_at(self.starts)
 
     def batch(self, index: Tensor) -> Batch:
         """Gather the rows ``index`` (int64 [B], any order, repeats allowed), padded to the longest."""
-        start, length = self.starts[index], self.lengths[index]
+        stop, length = self.stops[index].long(), self.lengths[index].long()
+        start = stop - length
         longest = int(length.max()) if len(length) else 0
         place = torch.arange(longest)
         real = place < length[:, None]
         position = (start[:, None] + place).masked_fill_(~real, 0)
-        item_ids = self.items[position].masked_fill_(~real, 0)
+        item_ids = self.items[position].long().masked_fill_(~real, 0)
         if self.every_position:
-            targets = self.items[position + 1].masked_fill_(~real, IGNORED)
+            counted = real if self.is_target is None else real & self.is_target[position + 1]
+            targets = self.items[position + 1].long().masked_fill_(~counted, IGNORED)
         else:
-            targets = self.items[start + length]
-        return Batch(item_ids, length, targets, self.users[index])
+            targets = self.items[stop].long()
+        return Batch(item_ids, length, targets, self._users_at(start))
+
+    def _users_at(self, positions: Tensor) -> Tensor:
+        return torch.searchsorted(self.offsets, positions, right=True) - 1

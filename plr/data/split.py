@@ -2,30 +2,32 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from plr.data.interactions import Interactions
+from plr.data.interactions import Interactions, counts_of
 
 __all__ = ["SPLITS", "Split", "default_cuts", "leave_one_out", "time_split"]
 
 SPLITS = ("train", "valid", "test")
+"""The splits; the role of an interaction is 1, 2 or 3 where it is a target of one, and else 0."""
 
 
 @dataclass(frozen=True, eq=False)
 class Split:
     """Sequences and their targets.
 
-    ``interactions`` are in user order, ``offsets`` int64 [U+1] bounds each user's part; ``targets`` maps a
-    split to flat positions, int64 [R], ascending; ``training_stop`` int64 [U] is the flat position after
-    each user's last training interaction; ``report`` holds what the split dropped and what there is to know
-    about it.
+    ``interactions`` are in user order, ``offsets`` int64 [U+1] bounds each user's part; ``roles`` uint8 [N]
+    says of which split each is a target (0 of none, else 1 + the place in SPLITS); ``training_stop`` int64
+    [U] is the flat position after each user's last training interaction; ``report`` holds what the split
+    dropped and what there is to know about it.
     """
 
     interactions: Interactions
     offsets: np.ndarray
-    targets: dict[str, np.ndarray]
+    roles: np.ndarray
     training_stop: np.ndarray
     report: dict
 
@@ -39,15 +41,19 @@ def leave_one_out(interactions: Interactions) -> Split:
     Args:
         interactions: In user order.
     """
-    offsets = _offsets(interactions)
+    offsets = _offsets(interactions.user, len(interactions.user_ids))
     length = np.diff(offsets)
     split_off = length >= 3
     training_stop = offsets[1:] - 2 * split_off
     last = offsets[1:][split_off] - 1
+    roles = np.ones(len(interactions), dtype=np.uint8)
+    roles[offsets[:-1]] = 0
+    roles[last - 1] = 2
+    roles[last] = 3
     return Split(
         interactions,
         offsets,
-        {"train": _ranges(offsets[:-1] + 1, training_stop), "valid": last - 1, "test": last},
+        roles,
         training_stop,
         {
             "split": "leave-one-out",
@@ -72,70 +78,182 @@ def default_cuts(timestamps: np.ndarray) -> tuple[int, int]:
     return int(valid_time), int(test_time)
 
 
-def time_split(interactions: Interactions, valid_time: float, test_time: float) -> Split:
+def time_split(
+    interactions: Interactions,
+    valid_time: float,
+    test_time: float,
+    *,
+    positive: np.ndarray | None = None,
+    min_history: Sequence[int] = (1, 1, 1),
+    unseen: str = "drop-items",
+    untitled: np.ndarray | None = None,
+) -> Split:
     """Split by absolute time.
 
     A target before ``valid_time`` trains, one before ``test_time`` validates, later ones test. Its history is
-    all of the user's earlier interactions (at equal times: those before it in the
-    file). The vocabulary holds the items of the training period. Interactions with another item leave the
-    sequences: as targets of validation and test they are dropped, and they are removed from histories; a
-    target whose history is emptied by that is dropped too. All three are counted in the report.
+    all of the user's earlier interactions (at equal times: those before it in the file). A row is dropped,
+    and counted in the report, when its target is not ``positive`` or its history is shorter than
+    ``min_history``. Items that training does not know are treated in one of two ways:
+
+    - ``unseen="drop-items"``: the vocabulary holds the items of the training period. Interactions with another
+      item leave the sequences: as targets of validation and test they are dropped, and they are removed from
+      histories; a target whose history is emptied by that is dropped too.
+    - ``unseen="drop-rows"``: rows with an ``untitled`` item in history or target are dropped. The vocabulary
+      holds the items of the training rows that are left, histories and targets. Rows of validation and test
+      with another item in history or target are dropped. What follows a user's last target is left out.
 
     Args:
         interactions: In user order, with timestamps.
         valid_time: In the unit of the timestamps.
         test_time: Likewise, at least ``valid_time``.
+        positive: bool [N], which interactions may be targets; None = all.
+        min_history: The least length of a history in training, validation and test, each at least 1.
+        unseen: "drop-items" or "drop-rows".
+        untitled: bool [V], the items without a title; with ``unseen="drop-rows"``.
     """
-    start = _offsets(interactions)[:-1]
-    place = np.arange(len(interactions)) - start[interactions.user]
-    period = np.searchsorted([valid_time, test_time], interactions.timestamp, side="right")
+    period = (interactions.timestamp >= valid_time).view(np.uint8) + (interactions.timestamp >= test_time)
+    period = period.astype(np.uint8)
+    make = _drop_items if unseen == "drop-items" else _drop_rows
+    split = make(interactions, period, positive, np.asarray(min_history), untitled)
+    split.report.update(split="time", notes=[], valid_time=valid_time, test_time=test_time)
+    return split
+
+
+def _drop_items(
+    interactions: Interactions, period: np.ndarray, positive: np.ndarray | None, min_history: np.ndarray, _: None
+) -> Split:
     seen = np.zeros(len(interactions.item_ids), dtype=bool)
     seen[interactions.item[period == 0]] = True
-    known = seen[interactions.item]
+    first = _is_first(interactions)
+    tally = _Tally(period, ~first)
+    if positive is not None:
+        tally.drop("low_rated", ~positive)
+    kept = interactions
+    known = None
+    if not seen.all():
+        known = seen[interactions.item]
+        tally.drop("unseen_target", ~known)
+        kept, period = interactions.take(known), period[known]
+        positive = None if positive is None else positive[known]
+    offsets = _offsets(kept.user, len(kept.user_ids))
+    short = _shorter(kept, offsets, min_history, period)
+    tally.drop("empty_history", _is_first(kept), known)
+    if short is not None:
+        tally.drop("short_history", short, known)
+    roles = period + np.uint8(1)
+    roles[~tally.left(known)] = 0
+    training_stop = offsets[:-1] + counts_of(kept.user[period == 0], len(kept.user_ids))
+    report = {
+        "dropped_rows": tally.report(),
+        "unseen_items": int((~seen).sum()),
+        "interactions_with_unseen_items": 0 if known is None else int((~known).sum()),
+    }
+    return Split(kept, offsets, roles, training_stop, report)
 
-    kept = interactions.take(known)
-    offsets = _offsets(kept)
-    kept_place = np.arange(len(kept)) - offsets[:-1][kept.user]
-    kept_period = period[known]
-    is_target = kept_place > 0
-    targets = {name: np.flatnonzero(is_target & (kept_period == code)) for code, name in enumerate(SPLITS)}
-    training_stop = offsets[:-1] + np.bincount(kept.user[kept_period == 0], minlength=len(kept.user_ids))
 
-    could_be = place > 0
-    dropped = {}
-    for code, name in list(enumerate(SPLITS))[1:]:
-        here = could_be & (period == code)
-        unseen = int((here & ~known).sum())
-        rows = int(here.sum())
-        dropped[name] = {
-            "unseen_target": unseen,
-            "empty_history": rows - unseen - len(targets[name]),
-            "share": (rows - len(targets[name])) / rows if rows else 0.0,
+def _drop_rows(
+    interactions: Interactions,
+    period: np.ndarray,
+    positive: np.ndarray | None,
+    min_history: np.ndarray,
+    untitled: np.ndarray | None,
+) -> Split:
+    user, item = interactions.user, interactions.item
+    offsets = _offsets(user, len(interactions.user_ids))
+    tally = _Tally(period, ~_is_first(interactions))
+    if positive is not None:
+        tally.drop("low_rated", ~positive)
+    if untitled is not None:
+        tally.drop("untitled", _any_so_far(untitled[item], user, offsets))
+    short = _shorter(interactions, offsets, min_history, period)
+    if short is not None:
+        tally.drop("short_history", short)
+
+    training_stop = _after_last(tally.left() & (period == 0), user, offsets)
+    place = np.arange(len(user))
+    seen = np.zeros(len(interactions.item_ids), dtype=bool)
+    seen[item[place < training_stop[user]]] = True
+    new = ~seen[item]
+    held_out = period > 0
+    tally.drop("unseen_target", new & held_out)
+    tally.drop("unseen_history", _any_so_far(new, user, offsets) & held_out)
+
+    left = tally.left()
+    stop = _after_last(left, user, offsets)
+    inside = place < stop[user]
+    kept = interactions.take(inside)
+    with_rows = stop > offsets[:-1]
+    roles = np.where(left, period + np.uint8(1), np.uint8(0))[inside]
+    kept_offsets = _offsets(kept.user, len(kept.user_ids))
+    trained = np.minimum(training_stop, stop) - offsets[:-1]
+    report = {
+        "dropped_rows": tally.report(),
+        "unseen_items": int((~seen).sum()),
+        "interactions_after_the_last_target": int((~inside).sum()),
+    }
+    return Split(kept, kept_offsets, roles, kept_offsets[:-1] + trained[with_rows], report)
+
+
+class _Tally:
+    """Which interactions are still targets, and how many of each period were dropped for which reason."""
+
+    def __init__(self, period: np.ndarray, candidates: np.ndarray) -> None:
+        self._period = period
+        self._left = candidates
+        self._rows = np.bincount(period[candidates], minlength=3)
+        self._dropped: dict[str, np.ndarray] = {}
+
+    def drop(self, reason: str, mask: np.ndarray, among: np.ndarray | None = None) -> None:
+        """Drop the targets in ``mask``; ``among`` says (bool [N]) which interactions the mask is about."""
+        places = np.flatnonzero(mask) if among is None else np.flatnonzero(among)[mask]
+        places = places[self._left[places]]
+        self._left[places] = False
+        self._dropped[reason] = np.bincount(self._period[places], minlength=3)
+
+    def left(self, among: np.ndarray | None = None) -> np.ndarray:
+        """Return which interactions (or those of ``among``) are targets."""
+        return self._left if among is None else self._left[among]
+
+    def report(self) -> dict:
+        """Return the counts of every split; ``share`` is what they are of all rows."""
+        counts = {"unseen_target": np.zeros(3, dtype=int), "empty_history": np.zeros(3, dtype=int), **self._dropped}
+        gone = sum(counts.values())
+        return {
+            part: {reason: int(count[code]) for reason, count in counts.items()}
+            | {"share": float(gone[code] / self._rows[code]) if self._rows[code] else 0.0}
+            for code, part in enumerate(SPLITS)
         }
-    return Split(
-        kept,
-        offsets,
-        targets,
-        training_stop,
-        {
-            "split": "time",
-            "notes": [],
-            "valid_time": valid_time,
-            "test_time": test_time,
-            "dropped_rows": dropped,
-            "unseen_items": int((~seen).sum()),
-            "interactions_with_unseen_items": int((~known).sum()),
-        },
-    )
 
 
-def _offsets(interactions: Interactions) -> np.ndarray:
-    counts = np.bincount(interactions.user, minlength=len(interactions.user_ids))
-    return np.concatenate([[0], np.cumsum(counts)])
+def _offsets(user: np.ndarray, users: int) -> np.ndarray:
+    return np.concatenate([[0], np.cumsum(counts_of(user, users))])
 
 
-def _ranges(starts: np.ndarray, stops: np.ndarray) -> np.ndarray:
-    """Return start..stop-1 of every pair, one after the other (nothing where stop <= start)."""
-    counts = np.maximum(stops - starts, 0)
-    before = np.cumsum(counts) - counts
-    return np.arange(counts.sum()) + np.repeat(starts - before, counts)
+def _is_first(interactions: Interactions) -> np.ndarray:
+    """Return which interactions (bool [N]) are their user's first; in user order."""
+    first = np.ones(len(interactions), dtype=bool)
+    first[1:] = interactions.user[1:] != interactions.user[:-1]
+    return first
+
+
+def _shorter(
+    interactions: Interactions, offsets: np.ndarray, min_history: np.ndarray, period: np.ndarray
+) -> np.ndarray | None:
+    """Return which interactions have fewer than ``min_history`` before them; None where all could have enough."""
+    if (min_history <= 1).all():
+        return None
+    return np.arange(len(interactions)) - offsets[interactions.user] < min_history[period]
+
+
+def _any_so_far(mask: np.ndarray, user: np.ndarray, offsets: np.ndarray) -> np.ndarray:
+    """Return where the mask is true at this or an earlier interaction of the same user."""
+    count = np.concatenate([[0], np.cumsum(mask)])
+    return count[1:] > count[offsets[user]]
+
+
+def _after_last(mask: np.ndarray, user: np.ndarray, offsets: np.ndarray) -> np.ndarray:
+    """Return the flat position after each user's last true place of the mask (their start where none is)."""
+    stop = offsets[:-1].copy()
+    places = np.flatnonzero(mask)
+    stop[user[places]] = places + 1  # ascending: the last one stays
+    return stop

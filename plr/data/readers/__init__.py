@@ -1,30 +1,62 @@
-"""Readers: a file of one of five formats -> its interactions in file order, checked."""
+"""Readers: a file or folder of one of seven formats -> its interactions in file order, checked."""
 
 from __future__ import annotations
 
+import zlib
 from pathlib import Path
+
+import polars as pl
 
 from plr.data.readers.columns import Columns
 from plr.data.readers.delimited import read_csv, read_recbole
-from plr.data.readers.detect import detect_format
+from plr.data.readers.detect import detect_format, find_interactions
+from plr.data.readers.huggingface import read_huggingface
 from plr.data.readers.lines import CONTROL_BYTES, read_pairs, read_sequences
+from plr.data.readers.movielens import read_movielens
 from plr.data.readers.parquet import read_parquet
-from plr.data.readers.source import Source
+from plr.data.readers.source import IdSpace, Skipped, Source, unreadable
 
-__all__ = ["CONTROL_BYTES", "FORMATS", "Columns", "Source", "detect_format", "read"]
+__all__ = [
+    "CONTROL_BYTES",
+    "FORMATS",
+    "TEXT_FORMATS",
+    "Columns",
+    "IdSpace",
+    "Skipped",
+    "Source",
+    "detect_format",
+    "find_interactions",
+    "read",
+]
 
-FORMATS = ("sequences", "pairs", "recbole", "csv", "parquet")
+_NAMED = {"recbole": read_recbole, "csv": read_csv, "parquet": read_parquet, "huggingface": read_huggingface}
+_UNNAMED = {"sequences": read_sequences, "pairs": read_pairs, "movielens": read_movielens}
+FORMATS = (*_UNNAMED, *_NAMED)
+TEXT_FORMATS = ("sequences", "pairs", "movielens", "recbole", "csv")
 
 
-def read(path: Path, file_format: str, columns: Columns) -> Source:
+def read(
+    path: Path, file_format: str, columns: Columns, space: IdSpace | None = None, skipped: Skipped | None = None
+) -> Source:
     """Read ``path``; ``columns`` counts for the formats with named columns.
+
+    Args:
+        path: The file, or for "huggingface" the folder.
+        file_format: One of FORMATS.
+        columns: The names of the columns.
+        space: Where the ids are kept; a new one by default. Give one to read several files into it.
+        skipped: Where given, lines that cannot be used are added to it and left out.
 
     Raises:
         DataError: for anything in the file that cannot be used, naming file and line.
         ValueError: for column names given with a format that has none.
     """
-    if file_format in ("sequences", "pairs"):
-        if columns != Columns():
-            raise ValueError(f"the format {file_format!r} has no named columns; a CSV, RecBole or Parquet file has")
-        return read_sequences(path) if file_format == "sequences" else read_pairs(path)
-    return {"recbole": read_recbole, "csv": read_csv, "parquet": read_parquet}[file_format](path, columns)
+    space = space or IdSpace()
+    if file_format in _UNNAMED and columns != Columns():
+        raise ValueError(f"the format {file_format!r} has no named columns; a CSV, RecBole or Parquet file has")
+    try:
+        if file_format in _UNNAMED:
+            return _UNNAMED[file_format](path, space, skipped)
+        return _NAMED[file_format](path, columns, space, skipped)
+    except (pl.exceptions.PolarsError, OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
+        raise unreadable(path, error) from error

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import polars as pl
 
 from plr.data.errors import DataError
-from plr.data.readers.source import Source, collect
+from plr.data.readers.source import LISTED, IdSpace, LinesOf, Skipped, Source, collect
 
 __all__ = ["Columns", "find_columns", "normalise", "read_columns"]
 
@@ -82,12 +83,15 @@ def read_columns(
     path: Path,
     table: pl.LazyFrame,
     columns: Mapping[str, str],
-    line_of: Callable[[int], int],
+    lines_of: LinesOf,
+    space: IdSpace,
     last_column: str | None = None,
+    skipped: Skipped | None = None,
 ) -> Source:
-    """Check and convert the ``columns`` ({role: name}) of ``table``; rows without any value are skipped.
+    """Check and convert the ``columns`` ({role: name}) of ``table``; rows without any value are left out.
 
     For text ``last_column`` names the last one: reading it too makes polars count the fields of every line.
+    Where ``skipped`` is given, rows with a value that cannot be used are added to it instead of raising.
 
     Raises:
         DataError: naming file, line, column, the value found and what is accepted, for the first value that
@@ -96,19 +100,29 @@ def read_columns(
     schema = table.collect_schema()
     for role, name in columns.items():
         _check_dtype(role, name, schema[name], path)
-    numbered = table.with_row_index("row")
     wanted = [_convert(role, pl.col(name), schema[name]) for role, name in columns.items()]
+    wanted[:2] = [id_.cast(dtype) for id_, dtype in zip(wanted[:2], (space.user, space.item), strict=True)]
     counted = [] if last_column is None else [pl.col(last_column).is_null().alias("counted")]
-    frame = collect(numbered.select("row", *wanted, *counted)).select("row", *columns)
-    wrong = [_wrong(role) for role in columns]
-    if frame.select(pl.any_horizontal(wrong).any()).item():
-        # Blank lines come as rows without any value. Only now is it worth reading every column to tell them.
-        blank = collect(numbered.filter(pl.all_horizontal(pl.col(schema.names()).is_null())).select("row"))
-        frame = frame.join(blank, on="row", how="anti", maintain_order="left")
-        bad = frame.filter(pl.any_horizontal(wrong)).head(1)
-        if bad.height:
-            raise _bad_value(path, numbered, columns, bad, line_of)
-    return Source(path, frame, line_of)
+    frame = collect(table.select(*wanted, *counted)).select(*columns)
+    wrong = frame.select(pl.any_horizontal([_wrong(role) for role in columns])).to_series()
+    if not wrong.any():
+        return Source(path, frame, lines_of)
+
+    # Blank lines come as rows without any value. Only now is it worth reading every column to tell them.
+    numbered = table.with_row_index("row")
+    blank = collect(numbered.filter(pl.all_horizontal(pl.col(schema.names()).is_null())).select("row"))
+    kept = np.ones(frame.height, dtype=bool)
+    kept[blank["row"].to_numpy()] = False
+    bad = np.flatnonzero(kept & wrong.to_numpy())
+    if len(bad):
+        errors = _bad_values(path, numbered, columns, frame, bad[: 1 if skipped is None else LISTED], lines_of)
+        if skipped is None:
+            raise errors[0]
+        for error in errors:
+            skipped.add(path, error.line, error.reason)
+        skipped.count += len(bad) - len(errors)
+        kept[bad] = False
+    return Source(path, frame.filter(pl.Series(kept)), lines_of, np.flatnonzero(kept))
 
 
 def _check_dtype(role: str, name: str, dtype: pl.DataType, path: Path) -> None:
@@ -156,16 +170,20 @@ _ACCEPTED = {
 }
 
 
-def _bad_value(
+def _bad_values(
     path: Path,
     numbered: pl.LazyFrame,
     columns: Mapping[str, str],
-    bad: pl.DataFrame,
-    line_of: Callable[[int], int],
-) -> DataError:
-    row = bad["row"][0]
-    role = next(role for role in columns if bad.select(_wrong(role)).item())
-    name = columns[role]
-    value = collect(numbered.filter(pl.col("row") == row).select(name)).item()
-    what = "no value" if value is None or value == "" else f"the value {str(value)[:100]!r}"
-    return DataError(f"column {name!r} has {what}; accepted: {_ACCEPTED[role]}", path, line_of(row))
+    frame: pl.DataFrame,
+    rows: np.ndarray,
+    lines_of: LinesOf,
+) -> list[DataError]:
+    """Return what is wrong with each of the ``rows``, in one further pass over the file."""
+    texts = collect(numbered.filter(pl.col("row").is_in(rows.tolist())).select(*columns.values()))
+    errors = []
+    for found, text, line in zip(frame[rows].iter_slices(1), texts.iter_rows(named=True), lines_of(rows), strict=True):
+        role = next(role for role in columns if found.select(_wrong(role)).item())
+        value = text[columns[role]]
+        what = "no value" if value is None or value == "" else f"the value {str(value)[:100]!r}"
+        errors.append(DataError(f"column {columns[role]!r} has {what}; accepted: {_ACCEPTED[role]}", path, line))
+    return errors

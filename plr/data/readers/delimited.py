@@ -2,38 +2,44 @@
 
 from __future__ import annotations
 
+import io
 import re
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
+import numpy as np
 import polars as pl
 
 from plr.data.errors import DataError
 from plr.data.readers.columns import Columns, find_columns, read_columns
-from plr.data.readers.source import Source
+from plr.data.readers.source import IdSpace, Skipped, Source, open_plain, unreadable
 
-__all__ = ["read_csv", "read_recbole", "separator_of"]
+__all__ = ["read_csv", "read_recbole", "records", "separator_of", "without_bad_records"]
+
+_LONGEST_RECORD = 1000  # lines; a quote that is not closed within is taken for a stray one
 
 
-def read_csv(path: Path, columns: Columns) -> Source:
+def read_csv(path: Path, columns: Columns, space: IdSpace, skipped: Skipped | None = None) -> Source:
     """Read a CSV with a header, separated by whichever of comma, semicolon and tab the header has most of.
 
-    Fields may be quoted with ``"``. A line whose every field is empty is skipped.
+    Fields may be quoted with ``"``. A line whose every field is empty is left out.
 
     Raises:
         DataError: as ``find_columns`` and ``read_columns``, and for a line with more fields than the header.
     """
-    header = next(_records(path, quoted=True), (1, ""))[1]
-    return _read(path, columns, separator_of(header), quoted=True)
+    header = next(records(path, quoted=True), (1, ""))[1]
+    return _read(path, columns, separator_of(header), True, space, skipped)
 
 
-def read_recbole(path: Path, columns: Columns) -> Source:
+def read_recbole(path: Path, columns: Columns, space: IdSpace, skipped: Skipped | None = None) -> Source:
     """Read a tab separated file with a header like ``user_id:token``, ``item_id:token``, ``rating:float``.
 
     Raises:
         DataError: as ``find_columns`` and ``read_columns``, and for a line with more fields than the header.
     """
-    return _read(path, columns, "\t", quoted=False)
+    return _read(path, columns, "\t", False, space, skipped)
 
 
 def separator_of(header: str) -> str:
@@ -41,7 +47,9 @@ def separator_of(header: str) -> str:
     return max(",;\t", key=header.count)
 
 
-def _read(path: Path, columns: Columns, separator: str, quoted: bool) -> Source:
+def _read(
+    path: Path, columns: Columns, separator: str, quoted: bool, space: IdSpace, skipped: Skipped | None
+) -> Source:
     table = pl.scan_csv(
         path,
         separator=separator,
@@ -50,22 +58,28 @@ def _read(path: Path, columns: Columns, separator: str, quoted: bool) -> Source:
         glob=False,
     )
 
-    def line_of(row: int) -> int:
-        return next((line for record, (line, _) in enumerate(_records(path, quoted)) if record == row + 1), row + 2)
+    def lines_of(rows: np.ndarray) -> list[int]:
+        wanted, lines = set((rows + 1).tolist()), []  # record 0 is the header
+        for record, (line, _) in enumerate(records(path, quoted)):
+            if record in wanted:
+                lines.append(line)
+                if len(lines) == len(wanted):
+                    break
+        return lines
 
     try:
         names = table.collect_schema().names()
-        return read_columns(path, table, find_columns(names, columns, path), line_of, names[-1])
-    except pl.exceptions.PolarsError as error:
+        return read_columns(path, table, find_columns(names, columns, path), lines_of, space, names[-1], skipped)
+    except (pl.exceptions.PolarsError, OSError) as error:
         raise _malformed(path, separator, quoted, error) from error
 
 
-def _records(path: Path, quoted: bool) -> Iterator[tuple[int, str]]:
+def records(path: Path, quoted: bool) -> Iterator[tuple[int, str]]:
     """Yield (first line, text) of the header and of every record after it, blank ones too.
 
     A quoted field may span lines; blank lines before the header are left out.
     """
-    with open(path, encoding="utf-8-sig", newline="\n") as file:
+    with io.TextIOWrapper(open_plain(path), encoding="utf-8-sig", newline="\n") as file:
         start, parts, open_quote, seen = 1, [], False, False
         for number, line in enumerate(file, start=1):
             start = start if parts else number
@@ -82,15 +96,98 @@ def _records(path: Path, quoted: bool) -> Iterator[tuple[int, str]]:
             yield start, "".join(parts).rstrip("\r\n")
 
 
+def fields_of(record: str, separator: str, quoted: bool) -> int:
+    """Return how many fields a record has."""
+    return (re.sub(r'"[^"]*"', "", record) if quoted else record).count(separator) + 1
+
+
 def _malformed(path: Path, separator: str, quoted: bool, error: Exception) -> DataError:
     """Find the line that polars could not read: slow, but only for a file that is refused anyway."""
     expected = None
-    for line, record in _records(path, quoted):
-        if quoted and record.count('"') % 2:
-            return DataError('a quote (") is opened and never closed', path, line)
-        fields = (re.sub(r'"[^"]*"', "", record) if quoted else record).count(separator) + 1
-        if expected is None:
-            expected = fields
-        elif fields > expected:
-            return DataError(f"{fields} fields; the header has {expected}", path, line)
+    try:
+        for line, record in records(path, quoted):
+            if quoted and record.count('"') % 2:
+                return DataError('a quote (") is opened and never closed', path, line)
+            fields = fields_of(record, separator, quoted)
+            if expected is None:
+                expected = fields
+            elif fields > expected:
+                return DataError(f"{fields} fields; the header has {expected}", path, line)
+    except (OSError, EOFError, zlib.error, UnicodeDecodeError):
+        return unreadable(path, error)
     return DataError(f"cannot be read: {str(error).splitlines()[0]}", path)
+
+
+def without_bad_records(source: Path, target: Path, file_format: str, skipped: Skipped) -> None:
+    """Copy a CSV or RecBole file, leaving out the records that make the whole file unreadable.
+
+    Those are: bytes that are not UTF-8, a zero byte, more fields than the header, a quote that is never closed
+    (its line alone is left out), and the end of a compressed file that was cut off. In the copy every record
+    stands on the line it had.
+    """
+    judge = _Judge(quoted=file_format == "csv")
+    with open_plain(source) as file, open(target, "wb") as copy:
+        lines = _lines(source, file, skipped)
+        ahead: list[bytes] = []  # lines that were read in search of the end of a quote
+        number = 1
+        while True:
+            record: list[bytes] = []
+            while (line := ahead.pop(0) if ahead else next(lines, None)) is not None:
+                record.append(line)
+                if not judge.is_open(record) or len(record) == _LONGEST_RECORD:
+                    break
+            if not record:
+                return
+            reason = judge.reason(record)
+            if reason is None:
+                copy.writelines(record)
+            else:
+                if judge.is_open(record):
+                    record, ahead = record[:1], record[1:] + ahead
+                skipped.add(source, number, reason)
+                copy.write(b"\n" * len(record))
+            number += len(record)
+
+
+class _Judge:
+    """Says of the records of one file, header first, whether they can be read."""
+
+    def __init__(self, quoted: bool) -> None:
+        self.quoted = quoted
+        self.separator = "\t"
+        self.fields: int | None = None  # of the header
+
+    def is_open(self, record: list[bytes]) -> bool:
+        """Return whether a quote is open at the end."""
+        return self.quoted and sum(line.count(b'"') for line in record) % 2 == 1
+
+    def reason(self, record: list[bytes]) -> str | None:
+        """Return what is wrong with a record, or None."""
+        whole = b"".join(record)
+        try:
+            text = whole.decode("utf-8-sig" if self.fields is None else "utf-8")
+        except UnicodeDecodeError as error:
+            return f"byte 0x{whole[error.start]:02x} is not UTF-8"
+        if "\0" in text:
+            return "byte 0x00 does not belong in a text file"
+        if self.quoted and text.count('"') % 2:
+            return 'a quote (") is opened and never closed'
+        if not text.strip():
+            return None
+        if self.fields is None and self.quoted:
+            self.separator = separator_of(text)
+        fields = fields_of(text, self.separator, self.quoted)
+        if self.fields is None:
+            self.fields = fields
+        return f"{fields} fields; the header has {self.fields}" if fields > self.fields else None
+
+
+def _lines(path: Path, file: BinaryIO, skipped: Skipped) -> Iterator[bytes]:
+    """Yield the lines; where a compressed file is cut off, end with a note."""
+    number = 0
+    try:
+        for line in file:
+            number += 1
+            yield line
+    except EOFError:
+        skipped.add(path, number + 1, "the gzip file ends here: it was cut off")

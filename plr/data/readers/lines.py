@@ -7,7 +7,7 @@ from pathlib import Path
 import polars as pl
 
 from plr.data.errors import DataError
-from plr.data.readers.source import Source, collect
+from plr.data.readers.source import IdSpace, Skipped, Source, collect, one_to_one
 
 __all__ = ["CONTROL_BYTES", "read_pairs", "read_sequences"]
 
@@ -17,33 +17,43 @@ CONTROL_BYTES = bytes(byte for byte in range(32) if byte not in b"\t\n\v\f\r")
 _NEVER = "\x01"  # a control byte, refused before: so every line is one field
 
 
-def read_sequences(path: Path) -> Source:
-    """Read lines of ``user item item …``, white space between, oldest item first; blank lines are skipped.
+def read_sequences(path: Path, space: IdSpace, skipped: Skipped | None = None) -> Source:
+    """Read lines of ``user item item …``, white space between, oldest item first; blank lines are left out.
+
+    Where ``skipped`` is given, lines that cannot be used are added to it instead of raising.
 
     Raises:
         DataError: naming file and line, for a user without an item or a user with two lines.
     """
     lines = _tokens(path)
-    counted = collect(lines.select("row", pl.col("tokens").list.first().alias("user"), pl.col("tokens").list.len()))
-    _refuse(counted, pl.col("tokens") < 2, path, "user {user!r} has no item; expected 'user item item …'")
-    repeated = counted.filter(pl.col("user").is_duplicated()).filter(pl.col("user") == pl.col("user").first())
-    if repeated.height:
-        first, second = repeated["row"][:2].to_list()
+    first = pl.col("tokens").list.first().alias("user").cast(space.user)
+    counted = collect(lines.select("row", first, pl.col("tokens").list.len()))
+    lonely = _refuse(
+        counted, pl.col("tokens") < 2, path, "user {user!r} has no item; expected 'user item item …'", skipped
+    )
+    repeated = counted.filter(~pl.col("user").is_first_distinct() & ~lonely)
+    if repeated.height and skipped is None:
+        user, second = repeated.sort("row")["user", "row"].row(0)
+        former = counted.filter(pl.col("user") == user)["row"].min()
         raise DataError(
-            f"user {repeated['user'][0]!r} already has line {first + 1}; expected one line per user "
+            f"user {user!r} already has line {former + 1}; expected one line per user "
             "('user item item …'). For one interaction per line use format='pairs', or a CSV with a header",
             path,
             second + 1,
         )
+    for user, row in repeated.sort("row")["user", "row"].iter_rows():
+        skipped.add(path, row + 1, f"user {user!r} already has a line")
     del counted
-    items = lines.select(
-        "row", pl.col("tokens").list.first().alias("user"), pl.col("tokens").list.slice(1).alias("item")
-    ).explode("item")
-    return Source(path, collect(items), _line_of)
+    items = lines.filter(~pl.col("row").is_in(repeated["row"].to_list())) if repeated.height else lines
+    items = items.select("row", first, pl.col("tokens").list.slice(1).alias("item")).explode("item")
+    frame = collect(items.with_columns(pl.col("item").cast(space.item)).filter(pl.col("item").is_not_null()))
+    return Source(path, frame.drop("row"), one_to_one, frame["row"].to_numpy())
 
 
-def read_pairs(path: Path) -> Source:
-    """Read lines of ``user item``, white space between, oldest interaction first; blank lines are skipped.
+def read_pairs(path: Path, space: IdSpace, skipped: Skipped | None = None) -> Source:
+    """Read lines of ``user item``, white space between, oldest interaction first; blank lines are left out.
+
+    Where ``skipped`` is given, lines that cannot be used are added to it instead of raising.
 
     Raises:
         DataError: naming file and line, for a line of more or fewer than two fields.
@@ -52,19 +62,21 @@ def read_pairs(path: Path) -> Source:
     pairs = collect(
         lines.select(
             "row",
-            pl.col("tokens").list.first().alias("user"),
-            pl.col("tokens").list.get(1, null_on_oob=True).alias("item"),
+            pl.col("tokens").list.first().alias("user").cast(space.user),
+            pl.col("tokens").list.get(1, null_on_oob=True).alias("item").cast(space.item),
             pl.col("tokens").list.len(),
         )
     )
-    _refuse(pairs, pl.col("tokens") == 1, path, "user {user!r} has no item; expected 'user item'")
-    _refuse(
+    few = _refuse(pairs, pl.col("tokens") == 1, path, "user {user!r} has no item; expected 'user item'", skipped)
+    many = _refuse(
         pairs,
         pl.col("tokens") > 2,
         path,
         "{tokens} fields; expected 'user item'. For one line per user use format='sequences'",
+        skipped,
     )
-    return Source(path, pairs.drop("tokens"), _line_of)
+    pairs = pairs.filter(~few & ~many)
+    return Source(path, pairs.select("user", "item"), one_to_one, pairs["row"].to_numpy())
 
 
 def _tokens(path: Path) -> pl.LazyFrame:
@@ -85,12 +97,11 @@ def _tokens(path: Path) -> pl.LazyFrame:
     )
 
 
-def _refuse(frame: pl.DataFrame, wrong: pl.Expr, path: Path, message: str) -> None:
-    first = frame.filter(wrong).head(1)
-    if first.height:
-        values = first.row(0, named=True)
-        raise DataError(message.format(**values), path, _line_of(values["row"]))
-
-
-def _line_of(row: int) -> int:
-    return row + 1
+def _refuse(frame: pl.DataFrame, wrong: pl.Expr, path: Path, message: str, skipped: Skipped | None) -> pl.Series:
+    """Raise for the first wrong line; with ``skipped`` note all of them. Returns which are wrong."""
+    mask = frame.select(wrong.alias("wrong")).to_series()
+    for values in frame.filter(mask).head(1 if skipped is None else None).iter_rows(named=True):
+        if skipped is None:
+            raise DataError(message.format(**values), path, values["row"] + 1)
+        skipped.add(path, values["row"] + 1, message.format(**values))
+    return mask

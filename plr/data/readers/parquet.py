@@ -8,12 +8,12 @@ import polars as pl
 
 from plr.data.errors import DataError
 from plr.data.readers.columns import Columns, find_columns, read_columns
-from plr.data.readers.source import Source
+from plr.data.readers.source import IdSpace, Skipped, Source, one_to_one
 
 __all__ = ["read_parquet"]
 
 
-def read_parquet(path: Path, columns: Columns) -> Source:
+def read_parquet(path: Path, columns: Columns, space: IdSpace, skipped: Skipped | None = None) -> Source:
     """Read a Parquet file; messages name rows (1-based) instead of lines.
 
     Raises:
@@ -23,6 +23,7 @@ def read_parquet(path: Path, columns: Columns) -> Source:
     try:
         table = pl.scan_parquet(path, glob=False)
         names = table.collect_schema().names()
-        return read_columns(path, table, find_columns(names, columns, path, None), lambda row: row + 1)
+        found = find_columns(names, columns, path, None)
+        return read_columns(path, table, found, one_to_one, space, skipped=skipped)
     except (pl.exceptions.PolarsError, OSError) as error:
         raise DataError(f"not a readable Parquet file: {str(error).splitlines()[0]}", path) from error

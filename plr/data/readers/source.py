@@ -2,38 +2,111 @@
 
 from __future__ import annotations
 
+import gzip
+import zlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import BinaryIO
 
+import numpy as np
 import polars as pl
 
-__all__ = ["Source", "collect", "polars_version"]
+from plr.data.errors import DataError
+
+__all__ = ["LISTED", "IdSpace", "LinesOf", "Skipped", "Source", "collect", "one_to_one", "open_plain", "unreadable"]
+
+_GZIP = b"\x1f\x8b"
+LISTED = 100
+"""How many of the skipped lines are listed."""
+
+LinesOf = Callable[[np.ndarray], list[int]]
+"""From ascending record numbers (0-based) of a file to their 1-based lines, in one pass over the file."""
+
+
+@dataclass(frozen=True)
+class IdSpace:
+    """The types under which user and item ids are kept while files are read: 4 bytes each, one string per id.
+
+    Files read into the same space can be put one after the other.
+    """
+
+    user: pl.DataType = field(default_factory=lambda: pl.Categorical(pl.Categories.random("user")))
+    item: pl.DataType = field(default_factory=lambda: pl.Categorical(pl.Categories.random("item")))
+
+
+@dataclass
+class Skipped:
+    """The lines that were left out because they cannot be used: all counted, the first hundred listed."""
+
+    count: int = 0
+    lines: list[dict] = field(default_factory=list)
+
+    def add(self, path: Path, line: int | None, reason: str) -> None:
+        """Count a line, and list it while there is room."""
+        self.count += 1
+        if len(self.lines) < LISTED:
+            self.lines.append({"file": path.name, "line": line, "reason": reason})
+
+    def extend(self, others: Skipped) -> None:
+        """Count and list what others hold, too."""
+        self.count += others.count
+        self.lines += others.lines[: max(0, LISTED - len(self.lines))]
 
 
 @dataclass(frozen=True)
 class Source:
     """The interactions of one file, in file order.
 
-    ``frame`` has the columns ``row`` (unsigned integer, where in the file), ``user`` and ``item`` (strings,
-    never null or empty), and where the file has them ``rating`` (float64, finite) and ``timestamp``
-    (int64). ``line_of(row)`` gives the 1-based line (for Parquet: the row) to name in a message; it may
-    read the file again.
+    ``frame`` has the columns ``user`` and ``item`` (categoricals of an IdSpace, never null or empty), and
+    where the file has them ``rating`` (float64, finite) and ``timestamp`` (int64). ``rows`` says which
+    record of the file each is (ascending); None where every record is one. ``lines_of(rows)`` gives the
+    1-based lines (for Parquet: rows) to name in a message; it may read the file again.
     """
 
     path: Path
     frame: pl.DataFrame
-    line_of: Callable[[int], int]
+    lines_of: LinesOf
+    rows: np.ndarray | None = None
+
+    def place(self, position: int) -> tuple[Path, int]:
+        """Return the file and line of the interaction at ``position``."""
+        row = position if self.rows is None else int(self.rows[position])
+        return self.path, self.lines_of(np.array([row]))[0]
 
 
-def polars_version() -> tuple[int, int]:
-    """Return (major, minor) of the installed polars."""
-    major, minor = pl.__version__.split(".")[:2]
-    return int(major), int(minor)
+def one_to_one(rows: np.ndarray) -> list[int]:
+    """Return the lines of records where every line is one, without a header."""
+    return (rows + 1).tolist()
 
 
 def collect(frame: pl.LazyFrame) -> pl.DataFrame:
-    """Run ``frame`` on the streaming engine where polars has the present one, else in memory."""
-    if polars_version() >= (1, 25):
-        return frame.collect(engine="streaming")
-    return frame.collect()
+    """Run ``frame`` on the streaming engine: text is turned into numbers block by block."""
+    return frame.collect(engine="streaming")
+
+
+def open_plain(path: Path) -> BinaryIO:
+    """Open a file for reading bytes, unpacking gzip (told by its first bytes, not by its name)."""
+    with open(path, "rb") as file:
+        packed = file.read(2) == _GZIP
+    return gzip.open(path, "rb") if packed else open(path, "rb")
+
+
+def unreadable(path: Path, error: Exception) -> DataError:
+    """Return the error to raise where ``error`` stopped the reading of a text file; finds the line again."""
+    line = 0
+    try:
+        with open_plain(path) as file:
+            for text in file:
+                line += 1
+                text.decode("utf-8")
+    except EOFError:
+        return DataError("the gzip file ends too early: it was cut off; fetch it again", path, line or None)
+    except UnicodeDecodeError as bad:
+        byte = bad.object[bad.start]
+        return DataError(
+            f"byte 0x{byte:02x} at column {bad.start + 1} is not UTF-8; save the file as UTF-8", path, line
+        )
+    except (OSError, zlib.error) as broken:
+        return DataError(f"cannot be read: {broken}", path, line or None)
+    return DataError(f"cannot be read: {str(error).splitlines()[0]}", path)

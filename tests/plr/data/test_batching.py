@@ -114,9 +114,9 @@ def test_arguments(options, message):
 def test_batch_is_gathered_and_padded():
     rows = Rows(
         items=torch.tensor([7, 8, 9, 5, 6, 4]),
-        starts=torch.tensor([0, 1, 3]),
+        stops=torch.tensor([2, 2, 5]),
         lengths=torch.tensor([2, 1, 2]),
-        users=torch.tensor([0, 0, 1]),
+        offsets=torch.tensor([0, 3, 6]),
         every_position=False,
     )
     batch = rows.batch(torch.tensor([2, 1, 2]))
@@ -125,6 +125,7 @@ def test_batch_is_gathered_and_padded():
     assert batch.targets.tolist() == [4, 9, 4]
     assert batch.users.tolist() == [1, 0, 1]
     assert (len(rows), len(batch)) == (3, 3)
+    assert (rows.starts.tolist(), rows.users.tolist()) == ([0, 1, 3], [0, 0, 1])
     assert rows.batch(torch.tensor([1])).item_ids.tolist() == [[8]]  # as long as its longest row, no longer
     assert rows.batch(torch.empty(0, dtype=torch.int64)).item_ids.shape == (0, 0)
 

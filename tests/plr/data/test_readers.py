@@ -178,7 +178,7 @@ def test_reader_keeps_file_order_and_lines(write):
     path = write("data.csv", '\nuser,item\n"b\n",x\n\na,y\n')
     source = read(path, "csv", Columns())
     assert source.frame["item"].to_list() == ["x", "y"]
-    assert [source.line_of(row) for row in source.frame["row"]] == [3, 6]
+    assert [source.place(position) for position in range(2)] == [(path, 3), (path, 6)]
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,228 @@
+"""What is known about items: title, category path, store, and the text made of them."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import BinaryIO
+
+import polars as pl
+
+from plr.data.errors import DataError
+from plr.data.readers.columns import normalise
+from plr.data.readers.delimited import separator_of
+from plr.data.readers.source import Skipped, open_plain
+
+__all__ = ["FEATURES", "describe", "item_features"]
+
+FEATURES = {"title": pl.String, "categories": pl.List(pl.String), "store": pl.String, "text": pl.String}
+"""The columns beside ``item_id``; each is null where nothing is known."""
+
+# Names of fields (normalised), the better ones first.
+_USUAL = {
+    "item": ("parentasin", "itemid", "item", "asin", "movieid", "productid", "id"),
+    "title": ("title", "movietitle", "itemname", "name"),
+    "categories": ("categories", "category", "genres", "genre", "class"),
+    "store": ("store", "brand", "seller"),
+}
+_PATH = " > "
+
+Record = dict[str, object]
+"""A record's values by role: item, title, categories, store."""
+Lines = Iterator[tuple[int, Record | str]]
+"""1-based lines with their record, or with what is wrong with it."""
+
+
+def item_features(path: Path, item_ids: pl.Series, skipped: Skipped | None = None) -> tuple[pl.DataFrame, dict]:
+    """Read a file of item metadata and return what it says of the items, in their order, with counts of it.
+
+    Formats: JSON lines (.jsonl, .json), RecBole's .item, CSV with a header, Parquet, and MovieLens' movies.dat
+    (``id::title::genre|genre``); any but Parquet may be packed with gzip. Where an item has several records the last
+    one counts. In CSV a category path is separated by ``|``, in RecBole by spaces.
+
+    Args:
+        path: The file.
+        item_ids: The items, strings [V].
+        skipped: Where given, lines that cannot be used are added to it instead of raising.
+
+    Returns:
+        The columns FEATURES, V rows; and {"records", "items", "with_title", ...}.
+
+    Raises:
+        DataError: naming file and line, for a record that cannot be used.
+    """
+    number_of = {item_id: number for number, item_id in enumerate(item_ids)}
+    found: list[tuple | None] = [None] * len(number_of)
+    count = repeated = 0
+    line = None
+    try:
+        for line, record in _lines(path):
+            if isinstance(record, str):
+                if skipped is None:
+                    raise DataError(record, path, line)
+                skipped.add(path, line, record)
+                continue
+            count += 1
+            number = number_of.get(record["item"])
+            if number is not None:
+                repeated += found[number] is not None
+                found[number] = (record["title"], record["categories"], record["store"])
+    except EOFError:
+        cut_off = "the gzip file ends too early: it was cut off; fetch it again"
+        if skipped is None:
+            raise DataError(cut_off, path, line) from None
+        skipped.add(path, line, cut_off)
+    values = [(None, None, None) if record is None else record for record in found]
+    frame = pl.DataFrame([(*record, describe(*record)) for record in values], schema=FEATURES, orient="row")
+    return frame, {
+        "file": path.name,
+        "records": count,
+        "items_without_record": found.count(None),
+        "repeated_records": repeated,
+        **{f"items_with_{name}": frame.height - frame[name].null_count() for name in FEATURES},
+    }
+
+
+def describe(title: str | None, categories: list[str] | None, store: str | None) -> str | None:
+    """Return title, category path and store as one line of text; None where nothing is known."""
+    parts = [title, _PATH.join(categories) if categories else None, store]
+    return ". ".join(" ".join(part.split()) for part in parts if part) or None
+
+
+def _lines(path: Path) -> Lines:
+    suffix = next((suffix.lower() for suffix in reversed(path.suffixes) if suffix.lower() != ".gz"), "")
+    readers: dict[str, Callable[[BinaryIO], Lines]] = {
+        ".jsonl": _json_lines, ".json": _json_lines, ".csv": _csv, ".tsv": _csv, ".item": _recbole, ".dat": _movielens,
+    }  # fmt: skip
+    if suffix in (".parquet", ".pq"):
+        return _parquet(path)
+    if suffix not in readers:
+        raise DataError(f"metadata with the extension {suffix!r}; accepted: {', '.join([*readers, '.parquet'])}", path)
+    if not path.is_file():
+        raise DataError("no such file", path)
+    return _closing(path, readers[suffix])
+
+
+def _closing(path: Path, read: Callable[[BinaryIO], Lines]) -> Lines:
+    with open_plain(path) as file:
+        yield from read(file)
+
+
+def _json_lines(file: BinaryIO) -> Lines:
+    roles = _Roles()
+    for line, text in enumerate(file, start=1):
+        if not text.strip():
+            continue
+        try:
+            values = json.loads(text.decode("utf-8-sig" if line == 1 else "utf-8"))
+        except UnicodeDecodeError as error:
+            yield line, f"byte 0x{text[error.start]:02x} at column {error.start + 1} is not UTF-8"
+        except (ValueError, RecursionError) as error:
+            yield line, f"not JSON: {error}"
+        else:
+            yield line, roles.record(values) if isinstance(values, dict) else "not a JSON object"
+
+
+def _csv(file: BinaryIO) -> Lines:
+    with io.TextIOWrapper(file, encoding="utf-8-sig", errors="surrogateescape", newline="") as text:
+        header = text.readline()
+        while header and not header.strip():
+            header = text.readline()
+        separator = separator_of(header)
+        names = next(csv.reader([header], delimiter=separator), [])
+        yield from _table(csv.reader(text, delimiter=separator), names, "|")
+
+
+def _recbole(file: BinaryIO) -> Lines:
+    with io.TextIOWrapper(file, encoding="utf-8-sig", errors="surrogateescape", newline="\n") as text:
+        rows = csv.reader(text, delimiter="\t", quoting=csv.QUOTE_NONE)
+        yield from _table(rows, next(rows, []), " ")
+
+
+def _table(rows: Iterator[list[str]], header: Sequence[str], path_separator: str) -> Lines:
+    roles = _Roles()
+    for line, row in enumerate(rows, start=2):
+        if not any(row):
+            continue
+        if len(row) > len(header):
+            yield line, f"{len(row)} fields; the header has {len(header)}"
+        elif any(not field.isascii() and _has_surrogate(field) for field in row):
+            yield line, "bytes that are not UTF-8"
+        else:
+            yield line, roles.record(dict(zip(header, row, strict=False)), path_separator)
+
+
+def _movielens(file: BinaryIO) -> Lines:
+    for line, raw in enumerate(file, start=1):
+        try:
+            text = raw.decode("utf-8")
+        except UnicodeDecodeError:
+            text = raw.decode("latin-1")  # as these files were published
+        parts = text.rstrip("\r\n").split("::")
+        if not text.strip():
+            continue
+        if len(parts) != 3:
+            yield line, f"{len(parts)} fields; expected 'id::title::genre|genre'"
+        else:
+            yield line, _record({"item": parts[0], "title": parts[1], "categories": parts[2]}, "|")
+
+
+def _parquet(path: Path) -> Lines:
+    try:
+        table = pl.read_parquet(path)
+    except (pl.exceptions.PolarsError, OSError) as error:
+        raise DataError(f"not a readable Parquet file: {str(error).splitlines()[0]}", path) from error
+    roles = _Roles()
+    for row, values in enumerate(table.iter_rows(named=True), start=1):
+        yield row, roles.record(values)
+
+
+class _Roles:
+    """Finds the fields of records by their usual names; remembers what it found for the same fields."""
+
+    def __init__(self) -> None:
+        self._known: dict[tuple[str, ...], dict[str, str]] = {}
+
+    def record(self, values: dict, path_separator: str = "|") -> Record | str:
+        """Return the record by roles, or what is wrong with it."""
+        fields = tuple(values)
+        if fields not in self._known:
+            names: dict[str, str] = {}
+            for name in fields:
+                names.setdefault(normalise(name), name)
+            self._known[fields] = {
+                role: next(names[name] for name in usual if name in names)
+                for role, usual in _USUAL.items()
+                if not names.keys().isdisjoint(usual)
+            }
+        known = self._known[fields]
+        if "item" not in known:
+            return f"no item id; the fields are {', '.join(map(repr, fields))[:200]}"
+        return _record({role: values[name] for role, name in known.items()}, path_separator)
+
+
+def _record(values: Record, path_separator: str) -> Record | str:
+    record: Record = {}
+    for role in ("item", "title", "store"):
+        value = values.get(role)
+        if isinstance(value, (list, dict, bool)):
+            return f"the {role} is a {type(value).__name__}; expected text"
+        record[role] = None if value is None else str(value).strip() or None
+    if record["item"] is None:
+        return "the item id is empty"
+    path = values.get("categories")
+    if isinstance(path, str):
+        path = path.split(path_separator)
+    if path and isinstance(path, list) and isinstance(path[0], list):
+        path = path[0]  # several paths: the first
+    if path is not None and not (isinstance(path, list) and all(isinstance(part, str) for part in path)):
+        return "the categories are not a list of texts"
+    record["categories"] = [part.strip() for part in path or () if part.strip()] or None
+    return record
+
+
+def _has_surrogate(text: str) -> bool:
+    return any("\udc80" <= letter <= "\udcff" for letter in text)

@@ -1,0 +1,162 @@
+"""A prepared data set as a folder: safetensors, Parquet and JSON, never a pickle.
+
+manifest.json           what it was made from and how: sources with their hashes, options, statistics, versions
+sequences.safetensors   items, offsets, roles, training_stop, as in SequenceDataset; mapped into memory when opened
+users.parquet           user_id; row u is user u
+items.parquet           item_id, and where metadata were given title, categories, store, text; row i is item i
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import warnings
+from pathlib import Path
+
+import polars as pl
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+import plr
+from plr.data.atomic import atomic_path
+from plr.data.dataset import Ids, SequenceDataset
+from plr.data.errors import DataError
+
+__all__ = ["FORMAT_VERSION", "ITEMS", "MANIFEST", "is_prepared", "load_cached", "open_prepared", "save_prepared"]
+
+FORMAT_VERSION = 2
+"""Raised with every change of what is stored or of how a data set is made from a file."""
+
+MANIFEST = "manifest.json"
+ITEMS = "items.parquet"
+_FORMAT = "plr prepared data set"
+_SEQUENCES = "sequences.safetensors"
+_USERS = "users.parquet"
+_FILES = (_SEQUENCES, _USERS, ITEMS)
+_TENSORS = ("items", "offsets", "roles", "training_stop")
+
+
+def is_prepared(path: Path) -> bool:
+    """Return whether ``path`` is a folder with a manifest."""
+    return (path / MANIFEST).is_file()
+
+
+def save_prepared(dataset: SequenceDataset, folder: Path, features: pl.DataFrame | None = None) -> None:
+    """Write ``dataset`` as ``folder``: whole or not at all.
+
+    Args:
+        dataset: What to write.
+        folder: Where to.
+        features: What is known about the items, row i about item i, beside the ``item_id``.
+    """
+    with atomic_path(folder) as aside:
+        aside.mkdir()
+        save_file({name: getattr(dataset, name).contiguous() for name in _TENSORS}, aside / _SEQUENCES)
+        dataset.user_ids.to_frame("user_id").write_parquet(aside / _USERS)
+        items = dataset.item_ids.to_frame("item_id")
+        (items if features is None else items.hstack(features)).write_parquet(aside / ITEMS)
+        manifest = {
+            "format": _FORMAT,
+            "version": FORMAT_VERSION,
+            "content_hash": dataset.content_hash,
+            "split": dataset.split,
+            "users": dataset.num_users,
+            "items": dataset.num_items,
+            "interactions": len(dataset.items),
+            "written_by": {"plr": plr.__version__, "polars": pl.__version__},
+            "report": dataset.report,
+            "files": {
+                name: {"bytes": (aside / name).stat().st_size, "sha256": _sha256(aside / name)} for name in _FILES
+            },
+        }
+        (aside / MANIFEST).write_text(json.dumps(manifest, indent=2, ensure_ascii=False), encoding="utf-8")
+
+
+def open_prepared(folder: Path, *, verify: bool = False) -> SequenceDataset:
+    """Open a prepared folder. The arrays are mapped and the ids not read before they are asked for.
+
+    Sizes and shapes are checked; with ``verify`` also the hashes of all files, for which each is read whole.
+
+    Raises:
+        DataError: it is not such a folder, of another version, or not as it was written.
+    """
+    path = folder / MANIFEST
+    if not path.is_file():
+        raise DataError(f"not a prepared data set: {MANIFEST} is missing (make one with plr prepare)", folder)
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+        if manifest["format"] != _FORMAT:
+            raise DataError(f"not the manifest of a prepared data set: its format is {manifest['format']!r}", path)
+        if manifest["version"] != FORMAT_VERSION:
+            raise DataError(
+                f"format version {manifest['version']}; this plr reads {FORMAT_VERSION}. Prepare the data again",
+                path,
+            )
+        for name in _FILES:
+            _check(folder / name, manifest["files"][name], verify)
+        with safe_open(folder / _SEQUENCES, framework="pt") as file:
+            tensors = {name: file.get_tensor(name) for name in _TENSORS}
+        users, items, interactions = (int(manifest[key]) for key in ("users", "items", "interactions"))
+        shapes = {"items": interactions, "offsets": users + 1, "roles": interactions, "training_stop": users}
+        for name, size in shapes.items():
+            if tuple(tensors[name].shape) != (size,):
+                raise DataError(f"{name} has the shape {tuple(tensors[name].shape)}; expected ({size},)", folder)
+        if int(tensors["offsets"][0]) != 0 or int(tensors["offsets"][-1]) != interactions:
+            raise DataError(f"the offsets do not span the {interactions} interactions", folder)
+        return SequenceDataset(
+            **tensors,
+            users=Ids(lambda: _ids(folder / _USERS, "user_id", users), users),
+            vocabulary=Ids(lambda: _ids(folder / ITEMS, "item_id", items), items),
+            split=manifest["split"],
+            report=manifest["report"],
+            content_hash=manifest["content_hash"],
+            item_features=folder / ITEMS,
+        )
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+        if isinstance(error, DataError):
+            raise
+        raise DataError(
+            f"a damaged prepared data set ({type(error).__name__}: {error}); prepare it again", folder
+        ) from error
+
+
+def load_cached(folder: Path, content_hash: str) -> SequenceDataset | None:
+    """Return the data set stored as ``folder``, or None where there is none.
+
+    A folder that holds something else, or whose files do not have the hashes of its manifest, also gives
+    None, with a warning.
+    """
+    if not folder.exists():
+        return None
+    try:
+        dataset = open_prepared(folder, verify=True)
+        if dataset.content_hash != content_hash:
+            raise DataError("it belongs to other data", folder)
+    except DataError as error:
+        warnings.warn(f"the cache {folder} cannot be used and is built again: {error.reason}", stacklevel=3)
+        return None
+    return dataset
+
+
+def _check(file: Path, entry: dict, verify: bool) -> None:
+    size = file.stat().st_size
+    if size != entry["bytes"] or (verify and _sha256(file) != entry["sha256"]):
+        raise DataError("not as it was written: its size or hash is not the manifest's; prepare the data again", file)
+
+
+def _ids(file: Path, column: str, count: int) -> pl.Series:
+    try:
+        ids = pl.read_parquet(file, columns=[column])[column]
+    except (pl.exceptions.PolarsError, OSError) as error:
+        raise DataError(f"cannot be read: {str(error).splitlines()[0]}", file) from error
+    if len(ids) != count:
+        raise DataError(f"{len(ids)} ids; expected {count}", file)
+    return ids
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while chunk := file.read(1 << 22):
+            digest.update(chunk)
+    return digest.hexdigest()
