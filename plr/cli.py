@@ -2,29 +2,33 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_type_hints
 
 from jsonargparse import ArgumentParser, Namespace
 
 import plr
 from plr.config import Config, ConfigError
-from plr.data import DataError
+from plr.data import DataError, PrepareOptions
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; returns the exit status. Mistakes of the user are one message, not a traceback."""
     parser = _parser()
     parsed = parser.parse_args(sys.argv[1:] if arguments is None else arguments)
-    command = {
+    commands = {
         "demo": _demo,
+        "prepare": _prepare,
+        "data": _data,
         "train": _train,
         "evaluate": _evaluate,
         "recommend": _recommend,
         "embed-text": _embed_text,
         "systems": _systems,
-    }[parsed.command]
+    }
+    command = commands[parsed.command]
     try:
         command(parsed[parsed.command])
     except KeyboardInterrupt:
@@ -62,6 +66,17 @@ def _parser() -> ArgumentParser:
     demo.add_argument("--out", type=str, default="plr-demo", help="folder for the data and the runs")
     demo.add_argument("--seed", type=int, default=0, help="of the data and the runs")
     commands.add_subcommand("demo", demo, help="the whole path on made-up data, in a few minutes")
+
+    commands.add_subcommand("prepare", _prepare_parser(), help="raw files into a folder to train on")
+    data = ArgumentParser(description="Look at a prepared folder.")
+    commands.add_subcommand("data", data, help="look at a prepared folder")
+    looks = data.add_subcommands(dest="look")
+    show = ArgumentParser(description="Statistics, sample sequences, and histograms of lengths and popularity.")
+    show.add_argument("folder", type=str, help="a folder that plr prepare wrote")
+    show.add_argument("--plots", type=str | None, default=None, help="folder for the histograms; default: the same")
+    show.add_argument("--samples", type=int, default=3, help="how many sequences to show")
+    show.add_argument("--seed", type=int, default=0, help="which sequences")
+    looks.add_subcommand("show", show, help="statistics, histograms and sample sequences; checks all hashes")
 
     train = ArgumentParser(description="Train, validate and test one system; repeat the command to resume.")
     train.add_argument("--config", action="config", help="a YAML file of fields, e.g. a run's config.yaml")
@@ -107,6 +122,50 @@ def _parser() -> ArgumentParser:
     systems = ArgumentParser(description="List backbones and methods, and which of them do not go together.")
     commands.add_subcommand("systems", systems, help="list what can be trained")
     return parser
+
+
+def _prepare_parser() -> ArgumentParser:
+    from plr.prepare import Request
+
+    parser = ArgumentParser(
+        description="Read, filter, split and write interactions as a folder that `plr train --data` opens at once."
+    )
+    help_of, types = argument_help(Request), get_type_hints(Request)
+    parser.add_argument("source", type=str, help=help_of["source"])
+    for name in ("out", "items", "domain", "raw"):
+        parser.add_argument(f"--{name}", type=types[name], default="" if name == "out" else None, help=help_of[name])
+    parser.add_argument("--protocol", type=Literal["plr", "rearec"] | None, default=None, help=help_of["protocol"])
+    parser.add_argument("--download", action="store_true", help=help_of["download"])
+    parser.add_argument("--base_url", type=str, default=Request.base_url, help=help_of["base_url"])
+    parser.add_argument("--skip_bad_lines", "--skip-bad-lines", action="store_true", help=help_of["skip_bad_lines"])
+    help_of, types = argument_help(PrepareOptions), get_type_hints(PrepareOptions)
+    for name, kind in types.items():
+        accepted = int | kind | None if name == "min_history" else kind | None
+        default = getattr(PrepareOptions, name)
+        text = help_of[name] if default is None else f"{help_of[name]} Default: {default}."
+        parser.add_argument(f"--{name}", type=accepted, default=None, help=text)
+    return parser
+
+
+def argument_help(of: type) -> dict[str, str]:
+    """Return the description of each field in the Args of a class's docstring."""
+    entries = re.findall(r"^ {8}(\w+): (.*(?:\n {12}.*)*)", of.__doc__ or "", re.MULTILINE)
+    return {name: " ".join(text.split()) for name, text in entries}
+
+
+def _prepare(options: Namespace) -> None:
+    from plr.prepare import Request, run
+
+    values = options.as_dict()
+    given = {name: values.pop(name) for name in get_type_hints(PrepareOptions)}
+    run(Request(**values, options={name: value for name, value in given.items() if value is not None}))
+
+
+def _data(options: Namespace) -> None:
+    from plr.data.show import show
+
+    chosen = options[options.look]
+    show(Path(chosen.folder), plots=chosen.plots and Path(chosen.plots), samples=chosen.samples, seed=chosen.seed)
 
 
 def _demo(options: Namespace) -> None:

@@ -16,7 +16,7 @@ from plr.data.readers.columns import normalise
 from plr.data.readers.delimited import separator_of
 from plr.data.readers.source import Skipped, open_plain
 
-__all__ = ["FEATURES", "describe", "item_features"]
+__all__ = ["FEATURES", "describe", "item_features", "known_items"]
 
 FEATURES = {"title": pl.String, "categories": pl.List(pl.String), "store": pl.String, "text": pl.String}
 """The columns beside ``item_id``; each is null where nothing is known."""
@@ -49,7 +49,7 @@ def item_features(path: Path, item_ids: pl.Series, skipped: Skipped | None = Non
         skipped: Where given, lines that cannot be used are added to it instead of raising.
 
     Returns:
-        The columns FEATURES, V rows; and {"records", "items", "with_title", ...}.
+        The columns FEATURES, V rows; and {"file", "records", "repeated_records"}.
 
     Raises:
         DataError: naming file and line, for a record that cannot be used.
@@ -80,10 +80,13 @@ def item_features(path: Path, item_ids: pl.Series, skipped: Skipped | None = Non
     return frame, {
         "file": path.name,
         "records": count,
-        "items_without_record": found.count(None),
         "repeated_records": repeated,
-        **{f"items_with_{name}": frame.height - frame[name].null_count() for name in FEATURES},
     }
+
+
+def known_items(features: pl.DataFrame) -> dict[str, int]:
+    """Count the items of which each thing is known: {"items_with_title", ...}."""
+    return {f"items_with_{name}": features.height - features[name].null_count() for name in FEATURES}
 
 
 def describe(title: str | None, categories: list[str] | None, store: str | None) -> str | None:

@@ -22,7 +22,7 @@ from plr.data.errors import DataError
 from plr.data.filters import keep_active, keep_core, keep_rated, repeated
 from plr.data.fingerprint import fingerprint
 from plr.data.interactions import Interactions, counts_of, number
-from plr.data.metadata import item_features
+from plr.data.metadata import item_features, known_items
 from plr.data.options import PrepareOptions
 from plr.data.prepared import FORMAT_VERSION, is_prepared, load_cached, open_prepared, save_prepared
 from plr.data.readers import (
@@ -100,6 +100,7 @@ def prepare_folder(
     items: Path | None = None,
     skip_bad_lines: bool = False,
     protocol: str | None = None,
+    periods: Sequence[tuple[float, float]] | None = None,
 ) -> SequenceDataset:
     """Prepare files of interactions, taken as one, and write the result as a folder.
 
@@ -110,14 +111,16 @@ def prepare_folder(
         items: A file of item metadata; it makes the columns title, categories, store and text of items.parquet.
         skip_bad_lines: Leave out lines that cannot be used, and list them in the report, instead of raising.
         protocol: The name of the published protocol that the options follow, for the report.
+        periods: For files that are the parts of a split by time: from when (inclusive) to when (exclusive) the
+            interactions of each must be.
 
     Raises:
-        DataError: as ``prepare``; and when ``out`` holds something else.
+        DataError: as ``prepare``; when ``out`` holds something else; and for an interaction outside its file's period.
 
     Warns:
         UserWarning: as ``prepare``.
     """
-    job = _Job([find_interactions(source) for source in sources], options, items, skip_bad_lines, protocol)
+    job = _Job([find_interactions(source) for source in sources], options, items, skip_bad_lines, protocol, periods)
     if out.exists() and not is_prepared(out):
         if not out.is_dir() or any(out.iterdir()):
             raise DataError("there is something else than a prepared data set; choose another --out", out)
@@ -146,6 +149,7 @@ class _Job:
         items: Path | None = None,
         skip_bad_lines: bool = False,
         protocol: str | None = None,
+        periods: Sequence[tuple[float, float]] | None = None,
     ) -> None:
         for path in [*paths, *([] if items is None else [items])]:
             if not path.exists():
@@ -156,6 +160,7 @@ class _Job:
         self.options = options
         self.items = items
         self.protocol = protocol
+        self.periods = periods
         self.skipped = Skipped() if skip_bad_lines else None
         self.features: pl.DataFrame | None = None
         self.format = detect_format(paths[0]) if options.format == "auto" else options.format
@@ -196,10 +201,11 @@ class _Job:
         if len(self.paths) == 1:
             alone.pop("file", None)
         report["filtered"] = _size(interactions)
-        untitled = None
-        if self.items is not None and self.options.untitled == "drop-rows":
-            titles = item_features(self.items, interactions.item_ids, self.skipped)[0]["title"]
-            untitled = titles.is_null().to_numpy()
+        features = None
+        if self.items is not None:
+            features, report["metadata"] = item_features(self.items, interactions.item_ids, self.skipped)
+        untitled = None if features is None else features["title"].is_null().to_numpy()
+        vocabulary = interactions.item_ids
         made = self._split(interactions, untitled)
         del interactions
         if not (made.roles == 1).any():
@@ -213,10 +219,9 @@ class _Job:
         report["rows"] = {part: int((made.roles == code).sum()) for code, part in enumerate(SPLITS, start=1)}
         if kept.timestamp is not None:
             report["times"] = _times(kept.timestamp, made.roles)
-        if self.items is not None:
-            # Bad lines were noted when the titles were read.
-            again = Skipped() if untitled is not None and self.skipped is not None else self.skipped
-            self.features, report["metadata"] = item_features(self.items, kept.item_ids, again)
+        if features is not None:
+            self.features = features.filter(vocabulary.is_in(kept.item_ids.implode()))
+            report["metadata"] |= known_items(self.features)
         report["sources"] = self._sources()
         if self.skipped is not None:
             report["skipped_lines"] = {"count": self.skipped.count, "first": self.skipped.lines}
@@ -252,6 +257,8 @@ class _Job:
         columns = {tuple(source.frame.columns) for source in sources}
         if len(columns) > 1:
             raise DataError(f"the files have different columns: {sorted(map(list, columns))}", self.paths[0])
+        for source, (start, stop) in zip(sources, self.periods or (), strict=False):
+            _check_period(source, start, stop)
         return sources
 
     def _read_one(self, path: Path, space: IdSpace) -> Source:
@@ -369,8 +376,16 @@ class _Job:
             positive=None if interactions.rating is None else interactions.rating >= options.min_rating,
             min_history=options.min_history,
             unseen=options.unseen,
-            untitled=untitled,
+            untitled=untitled if options.untitled == "drop-rows" else None,
         )
+
+
+def _check_period(source: Source, start: float, stop: float) -> None:
+    times = source.frame["timestamp"]
+    if source.frame.height and not (start <= times.min() and times.max() < stop):
+        position = int(((times < start) | (times >= stop)).arg_max())
+        path, line = source.place(position)
+        raise DataError(f"timestamp {times[position]} is outside this file's period, {start} to {stop}", path, line)
 
 
 def _size(interactions: Interactions) -> dict[str, int]:
