@@ -1,0 +1,248 @@
+"""Time and memory of preparing, opening and batching data, beside polars' reading alone and pandas.
+
+    python -m bench.prepare --rows 1000000 10000000 30000000 --pandas /path/to/python
+
+Every measurement is a process of its own: wall time, processor time (user and system, less disturbed by others on the
+machine) and the largest resident memory, imports included. The file is a log in time order, made by a seed: 26
+characters a user id, 10 an item id, popularity and activity skewed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from plr.data.atomic import atomic_path
+
+RESULTS = Path(__file__).parent / "results"
+CHUNK = 1_000_000
+
+POLARS = "import sys, polars; polars.read_csv(sys.argv[1])"
+
+PANDAS = """
+import sys
+import numpy as np, pandas as pd
+frame = pd.read_csv(sys.argv[1], dtype={"user_id": "string", "parent_asin": "string"})
+user, users = pd.factorize(frame["user_id"], sort=True)
+item, items = pd.factorize(frame["parent_asin"], sort=True)
+frame = pd.DataFrame({"user": user, "item": item, "time": frame["timestamp"]})
+frame = frame.sort_values(["user", "time"], kind="stable", ignore_index=True)
+valid, test = frame["time"].quantile([0.8, 0.9], interpolation="lower")
+seen = frame.loc[frame["time"] < valid, ["item"]].drop_duplicates()
+frame = frame.merge(seen, on="item", how="inner")
+frame = frame.sort_values(["user", "time"], kind="stable", ignore_index=True)
+place = frame.groupby("user").cumcount()
+role = np.where(place == 0, 0, 1 + (frame["time"] >= valid).astype(int) + (frame["time"] >= test).astype(int))
+np.savez(sys.argv[2], user=frame["user"], item=frame["item"], role=role)
+"""
+
+OPEN = """
+import json, sys, time
+import plr.data
+start = time.perf_counter()
+dataset = plr.data.open_prepared(__import__("pathlib").Path(sys.argv[1]))
+opened = time.perf_counter() - start
+print(json.dumps({"open_seconds": opened, "interactions": len(dataset.items)}))
+"""
+
+BATCHES = """
+import json, sys, time
+from pathlib import Path
+import plr.data
+start = time.perf_counter()
+dataset = plr.data.open_prepared(Path(sys.argv[1]))
+rows = dataset.rows("train", 50)
+batches = iter(plr.data.LengthGroupedBatches(rows.lengths, 2048, shuffle=True))
+rows.batch(next(batches))
+first = time.perf_counter() - start
+count = size = number = 0
+start = time.perf_counter()
+for index in batches:
+    batch = rows.batch(index)
+    count += len(batch)
+    size += sum(getattr(batch, name).nbytes for name in ("item_ids", "lengths", "targets", "users"))
+    number += 1
+    if number == 300:
+        break
+seconds = time.perf_counter() - start
+held = rows.stops.nbytes + rows.lengths.nbytes
+print(json.dumps({"rows": len(rows), "first_batch_seconds": first, "rows_per_second": count / seconds,
+                  "batch_bytes_per_row": size / count, "held_bytes_per_row": held / len(rows)}))
+"""
+
+
+def generate(path: Path, rows: int, seed: int = 0) -> None:
+    """Write a CSV user_id,parent_asin,rating,timestamp (ms) of a log in time order; a tenth as many users, a 60th items."""
+    users, items = max(rows // 10, 10), max(rows // 60, 10)
+    random = np.random.Generator(np.random.PCG64(seed))
+    user_ids, item_ids = _ids(random, users, 26, "AG"), _ids(random, items, 8, "B0")
+    start, span = 1_300_000_000_000, 370_000_000_000
+    with atomic_path(path) as aside:
+        with open(aside, "wb") as file:
+            for first in range(0, rows, CHUNK):
+                count = min(CHUNK, rows - first)
+                low, high = start + span * first // rows, start + span * (first + count) // rows
+                activity, popularity = random.random(count) ** 1.5, random.random(count) ** 3
+                frame = pl.DataFrame(
+                    {
+                        "user_id": user_ids.gather((activity * users).astype(np.int64)),
+                        "parent_asin": item_ids.gather((popularity * items).astype(np.int64)),
+                        "rating": random.integers(1, 6, count).astype(float),
+                        "timestamp": np.sort(random.integers(low, high, count)),
+                    }
+                )
+                frame.write_csv(file, include_header=first == 0)
+
+
+def _ids(random: np.random.Generator, count: int, letters: int, prefix: str) -> pl.Series:
+    alphabet = np.frombuffer(b"ABCDEFGHIJKLMNOPQRSTUVWXYZ234567", dtype=np.uint8)
+    text = np.ascontiguousarray(alphabet[random.integers(0, 32, (count, letters))]).view(f"S{letters}").ravel()
+    return prefix + pl.Series(text).cast(pl.String)
+
+
+def measure(command: list[str], repeats: int) -> dict[str, Any]:
+    """Run a command several times; returns the least wall and processor seconds, the memory and what it printed."""
+    runs = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        with tempfile.TemporaryFile() as out:
+            process = subprocess.Popen(command, stdout=out, env=_environment())
+            _, status, usage = os.wait4(process.pid, 0)
+            process.returncode = os.waitstatus_to_exitcode(status)
+            wall = time.perf_counter() - start
+            out.seek(0)
+            printed = out.read().decode()
+        if process.returncode:
+            return {"failed": process.returncode}
+        runs.append((wall, usage.ru_utime + usage.ru_stime, usage.ru_maxrss * 1024, printed))
+    return {
+        "wall_seconds": min(run[0] for run in runs),
+        "processor_seconds": min(run[1] for run in runs),
+        "wall_seconds_of_all": [run[0] for run in runs],
+        "peak_bytes": max(run[2] for run in runs),
+        "printed": runs[-1][3],
+    }
+
+
+def _environment() -> dict[str, str]:
+    root = str(Path(__file__).parent.parent)
+    return {**os.environ, "PYTHONPATH": root, "PYTHONWARNINGS": "ignore"}
+
+
+def bench(rows: int, folder: Path, pandas: str | None, repeats: int) -> dict[str, Any]:
+    """Measure everything at one size and remove the files."""
+    folder.mkdir(parents=True, exist_ok=True)
+    file, out, arrays = folder / f"log-{rows}.csv", folder / f"prepared-{rows}", folder / f"pandas-{rows}.npz"
+    if not file.exists():
+        generate(file, rows)
+    python = sys.executable
+    result: dict[str, Any] = {"rows": rows, "file_bytes": file.stat().st_size}
+    tasks = {
+        "import_only": [python, "-c", "import plr.data"],
+        "polars_read": [python, "-c", POLARS, str(file)],
+        "plr_prepare": [python, "-m", "plr.cli", "prepare", str(file), "--out", str(out)],
+        "plr_open": [python, "-c", OPEN, str(out)],
+        "plr_batches": [python, "-c", BATCHES, str(out)],
+    }
+    if pandas is not None:
+        tasks["pandas"] = [pandas, "-c", PANDAS, str(file), str(arrays)]
+    for name, command in tasks.items():
+        times = repeats if name in ("polars_read", "plr_open", "import_only") else 1
+        result[name] = measure(command, times)
+        printed = result[name].pop("printed", "")
+        if name in ("plr_open", "plr_batches") and printed:
+            result[name].update(json.loads(printed))
+        print(rows, name, result[name], flush=True)
+    result["prepared_bytes"] = sum(path.stat().st_size for path in out.iterdir())
+    shutil.rmtree(out)
+    for path in (file, arrays):
+        path.unlink(missing_ok=True)
+    return result
+
+
+def markdown(results: list[dict[str, Any]]) -> str:
+    """Return the table of a record."""
+    lines = [
+        "| interactions | | wall s | processor s | × polars (processor) | peak GiB |",
+        "|---|---|---|---|---|---|",
+    ]
+    for result in results:
+        reference = result["polars_read"]["processor_seconds"]
+        for name in ("polars_read", "plr_prepare", "pandas", "plr_open", "plr_batches"):
+            one = result.get(name)
+            if one is None or "failed" in one:
+                continue
+            lines.append(
+                f"| {result['rows']:,} | {name} | {one['wall_seconds']:.2f} | {one['processor_seconds']:.2f} "
+                f"| {one['processor_seconds'] / reference:.1f} | {one['peak_bytes'] / 2**30:.2f} |"
+            )
+    lines += [
+        "",
+        "| interactions | open s | first batch s | rows/s | bytes a row in a batch | held for a row |",
+        "|---|---|---|---|---|---|",
+    ]
+    for result in results:
+        batches, opened = result["plr_batches"], result["plr_open"]
+        lines.append(
+            f"| {result['rows']:,} | {opened['open_seconds']:.4f} | {batches['first_batch_seconds']:.2f} "
+            f"| {batches['rows_per_second']:,.0f} | {batches['batch_bytes_per_row']:.0f} | {batches['held_bytes_per_row']:.0f} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rows", type=int, nargs="+", default=[1_000_000])
+    parser.add_argument("--folder", type=Path, default=Path("bench-prepare"), help="for the generated files")
+    parser.add_argument("--pandas", default=None, help="a Python that has pandas")
+    parser.add_argument("--repeats", type=int, default=3, help="of the short measurements")
+    parser.add_argument("--out", type=Path, default=RESULTS / "prepare.json")
+    arguments = parser.parse_args()
+    results = [bench(rows, arguments.folder, arguments.pandas, arguments.repeats) for rows in arguments.rows]
+    record = {
+        "command": "python -m bench.prepare --rows " + " ".join(map(str, arguments.rows)),
+        "machine": processor(),
+        "cores": os.cpu_count(),
+        "python": platform.python_version(),
+        "versions": {name: version(name) for name in ("torch", "polars", "numpy", "safetensors")},
+        "pandas": _pandas_version(arguments.pandas),
+        "results": results,
+    }
+    with atomic_path(arguments.out) as aside:
+        aside.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    with atomic_path(arguments.out.with_suffix(".md")) as aside:
+        aside.write_text(markdown(results), encoding="utf-8")
+    print(markdown(results))
+
+
+def processor() -> str:
+    """Return the processor's name, where the system tells it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.processor())
+
+
+def _pandas_version(python: str | None) -> str | None:
+    if python is None:
+        return None
+    command = [python, "-c", "import pandas; print(pandas.__version__)"]
+    return subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout.strip()
+
+
+if __name__ == "__main__":
+    main()
