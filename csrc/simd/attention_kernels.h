@@ -19,24 +19,33 @@ using plr_kernels::Strided;
 
 constexpr int64_t kEntryBlock = 64;
 
-// Rows of numbers, `stride` bytes apart.
+// Rows of numbers, `stride` bytes apart, and the same rows of the next pair `ahead` bytes further, to be fetched into the
+// cache meanwhile: what a pair has is read once and soon over, too soon for the CPU to see where it goes on.
 struct Source {
   const char* data;
   int64_t stride;
+  int64_t ahead;
 
   const char* row(int64_t index) const { return data + index * stride; }
+  Source from(int64_t index) const { return {row(index), stride, ahead}; }
 };
+
+inline void fetch(const char* address) { __builtin_prefetch(address, 0, 2); }
 
 // The rows of one pair (b, h): streams or prefix entries.
 inline Source rows_of(const AttentionCall& call, const Strided& tensor, int64_t pair) {
-  const int64_t offset = pair / call.heads * tensor.batch_stride + pair % call.heads * tensor.head_stride;
-  const int64_t bytes = plr_kernels::bytes_of(call.type);
-  return {static_cast<const char*>(tensor.data) + offset * bytes, tensor.row_stride * bytes};
+  const auto offset = [&](int64_t of) {
+    return (of / call.heads * tensor.batch_stride + of % call.heads * tensor.head_stride) *
+           plr_kernels::bytes_of(call.type);
+  };
+  const int64_t next = smaller(pair + 1, call.batch * call.heads - 1);
+  return {static_cast<const char*>(tensor.data) + offset(pair), tensor.row_stride * plr_kernels::bytes_of(call.type),
+          offset(next) - offset(pair)};
 }
 
 // The entries of one stream, given the rows of the pair.
 inline Source entries_of(const AttentionCall& call, const Strided& tensor, Source streams, int64_t stream) {
-  return {streams.row(stream), tensor.entry_stride * plr_kernels::bytes_of(call.type)};
+  return {streams.row(stream), tensor.entry_stride * plr_kernels::bytes_of(call.type), streams.ahead};
 }
 
 template <DataType type>
@@ -77,6 +86,7 @@ inline void raise_rows(Source source, int64_t count, int64_t dim, float* target,
       store(target + i * target_stride + column,
             left >= kLanes ? load_columns<type>(source.row(i), column)
                            : load_last_columns<type>(source.row(i), column, left));
+      fetch(source.row(i) + column * plr_kernels::bytes_of(type) + source.ahead);
     }
   }
 }
@@ -85,8 +95,8 @@ inline void raise_rows(Source source, int64_t count, int64_t dim, float* target,
 
 // Lane by lane, the products of Streams rows of `left` with the given rows, summed over the columns.
 template <DataType type, int Streams, int Entries>
-inline void dot_tile(const float* left, int64_t left_stride, const char* const* rows, int64_t dim, Vector* sums,
-                     int sums_stride) {
+inline void dot_tile(const float* left, int64_t left_stride, const char* const* rows, int64_t ahead, int64_t dim,
+                     Vector* sums, int sums_stride) {
   Vector tile[Streams][Entries];
 #pragma GCC unroll 4
   for (int i = 0; i < Streams; ++i) {
@@ -97,7 +107,10 @@ inline void dot_tile(const float* left, int64_t left_stride, const char* const* 
   for (; column + kLanes <= dim; column += kLanes) {
     Vector from_rows[Entries];
 #pragma GCC unroll 4
-    for (int j = 0; j < Entries; ++j) from_rows[j] = load_columns<type>(rows[j], column);
+    for (int j = 0; j < Entries; ++j) {
+      from_rows[j] = load_columns<type>(rows[j], column);
+      fetch(rows[j] + column * plr_kernels::bytes_of(type) + ahead);
+    }
 #pragma GCC unroll 4
     for (int i = 0; i < Streams; ++i) {
       const Vector from_left = load(left + i * left_stride + column);
@@ -122,7 +135,7 @@ inline void dot_tile(const float* left, int64_t left_stride, const char* const* 
   }
 }
 
-// products[i, e] = factor · ⟨left[i], row e⟩ for Streams rows of `left`. Writes up to the end of the last Vector.
+// products[i, e] = factor · ⟨left[i], row e⟩ for Streams rows of `left`.
 template <DataType type, int Streams>
 inline void dots_of_streams(const float* left, int64_t left_stride, Source rows, int64_t entries, int64_t dim,
                             float factor, float* products, int64_t products_stride) {
@@ -139,13 +152,21 @@ inline void dots_of_streams(const float* left, int64_t left_stride, Source rows,
       const char* tile_rows[kInTile];
 #pragma GCC unroll 4
       for (int j = 0; j < kInTile; ++j) tile_rows[j] = rows.row(smaller(first + e + j, entries - 1));
-      dot_tile<type, Streams, kInTile>(left, left_stride, tile_rows, dim, sums + e, kEntries);
+      dot_tile<type, Streams, kInTile>(left, left_stride, tile_rows, rows.ahead, dim, sums + e, kEntries);
     }
     alignas(64) float numbers[kLanes];
     store(numbers, sums_of_lanes(sums) * broadcast(factor));
+    if (entries - first >= kEntries) {
 #pragma GCC unroll 4
-    for (int i = 0; i < Streams; ++i) {
-      __builtin_memcpy(products + i * products_stride + first, numbers + i * kEntries, kEntries * sizeof(float));
+      for (int i = 0; i < Streams; ++i) {
+        __builtin_memcpy(products + i * products_stride + first, numbers + i * kEntries, kEntries * sizeof(float));
+      }
+    } else {
+      for (int i = 0; i < Streams; ++i) {
+        for (int64_t e = first; e < entries; ++e) {
+          products[i * products_stride + e] = numbers[i * kEntries + e - first];
+        }
+      }
     }
   }
 }
@@ -170,7 +191,7 @@ inline void prefix_dots(int64_t streams, const float* left, int64_t left_stride,
   for (int64_t first = 0; first < entries; first += kEntryBlock) {
     for (int64_t m = 0; m < streams; m += kStreamTile) {
       dots_of_tile<type>(smaller(kStreamTile, streams - m), left + m * left_stride, left_stride,
-                         {rows.row(first), rows.stride}, smaller(kEntryBlock, entries - first), dim, factor,
+                         rows.from(first), smaller(kEntryBlock, entries - first), dim, factor,
                          products + m * products_stride + first, products_stride);
     }
   }
@@ -193,7 +214,7 @@ inline void own_dots(const AttentionCall& call, const Strided& tensor, int64_t p
         continue;
       }
       const char* row = entries_of(call, tensor, streams, stream).row(entry);
-      dot_tile<type, 1, 1>(left + stream * left_stride, left_stride, &row, call.dim, sums + i, 1);
+      dot_tile<type, 1, 1>(left + stream * left_stride, left_stride, &row, streams.ahead, call.dim, sums + i, 1);
       targets[i] = products + stream * products_stride + entry;
       if (++entry == call.own) {
         entry = 0;
@@ -208,28 +229,53 @@ inline void own_dots(const AttentionCall& call, const Strided& tensor, int64_t p
 
 // ------------------------------------------------------------------------------------------ weighted sums of rows
 
-// sums[i] (+)= Σ_e weights[i, e] row e, for Streams rows of weights and Vectors Vectors from `column` on; with Last, one
-// Vector of which `dim` leaves a part.
+// The entries of each stream's own, [i, s] with the weights [i, s].
+struct OwnEntries {
+  Source streams;
+  int64_t entry_stride;
+  int64_t count;
+  const float* weights;
+
+  OwnEntries from(int64_t stream, int64_t weights_stride) const {
+    return {streams.from(stream), entry_stride, count, weights + stream * weights_stride};
+  }
+};
+
+// sums[i] = Σ_s of its own entries + Σ_e weights[i, e] row e, for Streams rows of weights and Vectors Vectors from `column`
+// on; with Last, one Vector of which `dim` leaves a part. Without own entries, the second sum is added to sums[i].
 template <DataType type, int Streams, int Vectors, bool Last>
-inline void sum_tile(const float* weights, int64_t weights_stride, Source rows, int64_t entries, int64_t column,
-                     int64_t dim, bool accumulate, float* sums, int64_t sums_stride) {
+inline void sum_tile(const float* weights, int64_t weights_stride, Source rows, int64_t entries, const OwnEntries* own,
+                     int64_t column, int64_t dim, float* sums, int64_t sums_stride) {
   static_assert(!Last || Vectors == 1, "only the last Vector of a row is not whole");
+  const auto vector_of = [&](const char* row, int64_t ahead, int j) {
+    fetch(row + (column + j * kLanes) * plr_kernels::bytes_of(type) + ahead);
+    return Last ? load_last_columns<type>(row, column, dim - column) : load_columns<type>(row, column + j * kLanes);
+  };
   Vector tile[Streams][Vectors];
 #pragma GCC unroll 4
   for (int i = 0; i < Streams; ++i) {
+    if (own == nullptr) {
 #pragma GCC unroll 4
-    for (int j = 0; j < Vectors; ++j) {
-      tile[i][j] = accumulate ? load(sums + i * sums_stride + column + j * kLanes) : zero();
+      for (int j = 0; j < Vectors; ++j) tile[i][j] = load(sums + i * sums_stride + column + j * kLanes);
+      continue;
+    }
+#pragma GCC unroll 4
+    for (int j = 0; j < Vectors; ++j) tile[i][j] = zero();
+    const char* row = own->streams.row(i);
+    for (int64_t s = 0; s < own->count; ++s) {
+      const Vector weight = broadcast(own->weights[i * weights_stride + s]);
+#pragma GCC unroll 4
+      for (int j = 0; j < Vectors; ++j) {
+        tile[i][j] = multiply_add(weight, vector_of(row, own->streams.ahead, j), tile[i][j]);
+      }
+      row += own->entry_stride;
     }
   }
   const char* row = rows.data;
   for (int64_t e = 0; e < entries; ++e) {
     Vector from_row[Vectors];
 #pragma GCC unroll 4
-    for (int j = 0; j < Vectors; ++j) {
-      from_row[j] = Last ? load_last_columns<type>(row, column, dim - column)
-                         : load_columns<type>(row, column + j * kLanes);
-    }
+    for (int j = 0; j < Vectors; ++j) from_row[j] = vector_of(row, rows.ahead, j);
 #pragma GCC unroll 4
     for (int i = 0; i < Streams; ++i) {
       const Vector weight = broadcast(weights[i * weights_stride + e]);
@@ -248,41 +294,39 @@ inline void sum_tile(const float* weights, int64_t weights_stride, Source rows, 
 // Columns from `column` on that are less than a tile's: as many whole Vectors as there are, then the last part.
 template <DataType type, int Streams, int Vectors>
 inline void sum_last_columns(const float* weights, int64_t weights_stride, Source rows, int64_t entries,
-                             int64_t column, int64_t dim, bool accumulate, float* sums, int64_t sums_stride) {
+                             const OwnEntries* own, int64_t column, int64_t dim, float* sums, int64_t sums_stride) {
   if constexpr (Vectors == 0) {
     if (column < dim) {
-      sum_tile<type, Streams, 1, true>(weights, weights_stride, rows, entries, column, dim, accumulate, sums,
-                                       sums_stride);
+      sum_tile<type, Streams, 1, true>(weights, weights_stride, rows, entries, own, column, dim, sums, sums_stride);
     }
   } else if ((dim - column) / kLanes >= Vectors) {
-    sum_tile<type, Streams, Vectors, false>(weights, weights_stride, rows, entries, column, dim, accumulate, sums,
+    sum_tile<type, Streams, Vectors, false>(weights, weights_stride, rows, entries, own, column, dim, sums,
                                             sums_stride);
-    sum_last_columns<type, Streams, 0>(weights, weights_stride, rows, entries, column + Vectors * kLanes, dim,
-                                       accumulate, sums, sums_stride);
+    sum_last_columns<type, Streams, 0>(weights, weights_stride, rows, entries, own, column + Vectors * kLanes, dim,
+                                       sums, sums_stride);
   } else {
-    sum_last_columns<type, Streams, Vectors - 1>(weights, weights_stride, rows, entries, column, dim, accumulate,
-                                                 sums, sums_stride);
+    sum_last_columns<type, Streams, Vectors - 1>(weights, weights_stride, rows, entries, own, column, dim, sums,
+                                                 sums_stride);
   }
 }
 
-// sums[i] (+)= Σ_e weights[i, e] row e, for at most Streams rows of weights.
+// All columns of at most Streams rows.
 template <DataType type, int Streams = kStreamTile>
 inline void sums_of_tile(int64_t streams, const float* weights, int64_t weights_stride, Source rows, int64_t entries,
-                         int64_t dim, bool accumulate, float* sums, int64_t sums_stride) {
+                         const OwnEntries* own, int64_t dim, float* sums, int64_t sums_stride) {
   if constexpr (Streams > 1) {
     if (streams < Streams) {
-      sums_of_tile<type, Streams - 1>(streams, weights, weights_stride, rows, entries, dim, accumulate, sums,
-                                      sums_stride);
+      sums_of_tile<type, Streams - 1>(streams, weights, weights_stride, rows, entries, own, dim, sums, sums_stride);
       return;
     }
   }
   int64_t column = 0;
   for (; column + kSumVectors * kLanes <= dim; column += kSumVectors * kLanes) {
-    sum_tile<type, Streams, kSumVectors, false>(weights, weights_stride, rows, entries, column, dim, accumulate, sums,
+    sum_tile<type, Streams, kSumVectors, false>(weights, weights_stride, rows, entries, own, column, dim, sums,
                                                 sums_stride);
   }
-  sum_last_columns<type, Streams, kSumVectors - 1>(weights, weights_stride, rows, entries, column, dim, accumulate,
-                                                   sums, sums_stride);
+  sum_last_columns<type, Streams, kSumVectors - 1>(weights, weights_stride, rows, entries, own, column, dim, sums,
+                                                   sums_stride);
 }
 
 // sums[m] = Σ over the prefix entries and over the stream's own of weight · row.
@@ -290,20 +334,19 @@ template <DataType type>
 inline void weighted_sums(const AttentionCall& call, const Strided& prefix, const Strided& own, int64_t pair,
                           int64_t length, const float* weights, int64_t weights_stride, float* sums,
                           int64_t sums_stride) {
-  const Source prefix_rows = rows_of(call, prefix, pair), streams = rows_of(call, own, pair);
-  const float* own_weights = weights + plr_kernels::round_up(length, kLanes);
-  for (int64_t m = 0; m < call.streams; ++m) {
-    sums_of_tile<type, 1>(1, own_weights + m * weights_stride, weights_stride, entries_of(call, own, streams, m),
-                          call.own, call.dim, false, sums + m * sums_stride, sums_stride);
-  }
-  for (int64_t first = 0; first < length; first += kEntryBlock) {
-    const int64_t entries = smaller(kEntryBlock, length - first);
+  const Source rows = rows_of(call, prefix, pair);
+  const OwnEntries all_own{rows_of(call, own, pair), own.entry_stride * plr_kernels::bytes_of(type), call.own,
+                           weights + plr_kernels::round_up(length, kLanes)};
+  int64_t first = 0;
+  do {  // once even where there is no prefix
     for (int64_t m = 0; m < call.streams; m += kStreamTile) {
+      const OwnEntries own_entries = all_own.from(m, weights_stride);
       sums_of_tile<type>(smaller(kStreamTile, call.streams - m), weights + m * weights_stride + first, weights_stride,
-                         {prefix_rows.row(first), prefix_rows.stride}, entries, call.dim, true,
-                         sums + m * sums_stride, sums_stride);
+                         rows.from(first), smaller(kEntryBlock, length - first), first == 0 ? &own_entries : nullptr,
+                         call.dim, sums + m * sums_stride, sums_stride);
     }
-  }
+    first += kEntryBlock;
+  } while (first < length);
 }
 
 // ------------------------------------------------------------------------------------------ sums over streams
@@ -447,13 +490,12 @@ inline Vector dropped(const Dropout& dropout, Vector values, const uint32_t* wor
 
 // ------------------------------------------------------------------------------------------ softmax
 
-// Fills both parts of every row up to whole Vectors.
+// Sets what both parts of every row have beyond their entries to fill whole Vectors (and some entries, yet to come).
 inline void fill_up(const AttentionCall& call, int64_t length, float value, float* rows, int64_t row_size) {
   const int64_t own = plr_kernels::round_up(length, kLanes), end = own + plr_kernels::round_up(call.own, kLanes);
   for (int64_t m = 0; m < call.streams; ++m) {
-    float* row = rows + m * row_size;
-    for (int64_t e = length; e < own; ++e) row[e] = value;
-    for (int64_t e = own + call.own; e < end; ++e) row[e] = value;
+    if (length < own) store(rows + m * row_size + own - kLanes, broadcast(value));
+    if (own + call.own < end) store(rows + m * row_size + end - kLanes, broadcast(value));
   }
 }
 
@@ -476,12 +518,12 @@ inline float exponentials(float* scores, int64_t size, float* largest_score) {
 template <DataType type>
 inline void all_scores(const AttentionCall& call, int64_t pair, int64_t length, const AttentionWorkspace& space) {
   const float factor = static_cast<float>(call.scale * plr_kernels::kLog2E);
+  fill_up(call, length, -__builtin_inff(), space.weights, space.row_size);
   raise_rows<type>(rows_of(call, call.query, pair), call.streams, call.dim, space.query, space.dim);
   prefix_dots<type>(call.streams, space.query, space.dim, rows_of(call, call.prefix_key, pair), length, call.dim,
                     factor, space.weights, space.row_size);
   own_dots<type>(call, call.stream_key, pair, space.query, space.dim, factor,
                  space.weights + plr_kernels::round_up(length, kLanes), space.row_size);
-  fill_up(call, length, -__builtin_inff(), space.weights, space.row_size);
   if (call.dropout != nullptr) draw_words(call, pair, length, space.words, space.row_size);
 }
 
@@ -568,11 +610,11 @@ void backward_of_pair(const AttentionCall& call, int64_t pair, float* memory, co
     raise_rows<type>(rows_of(call, output_gradient, pair), call.streams, call.dim, space.output_gradient, space.dim);
     all_scores<type>(call, pair, length, space);
     if (scores_wanted) {
+      fill_up(call, length, 0.0f, space.weights_gradient, space.row_size);
       prefix_dots<type>(call.streams, space.output_gradient, space.dim, rows_of(call, call.prefix_value, pair),
                         length, call.dim, 1.0f, space.weights_gradient, space.row_size);
       own_dots<type>(call, call.stream_value, pair, space.output_gradient, space.dim, 1.0f,
                      space.weights_gradient + own, space.row_size);
-      fill_up(call, length, 0.0f, space.weights_gradient, space.row_size);
     }
     softmax_backward(call, entries, scores_wanted, space);
   }
