@@ -1,0 +1,324 @@
+"""stream_attention on the C++ backend: every way its tiles can end, memory as models hold it, the mask of dropout."""
+
+import itertools
+import mmap
+
+import pytest
+import torch
+
+pytest.importorskip("plr_kernels._cpp", reason="the extension is not built")
+
+from plr_kernels import extension, stream_attention, use_backend
+from plr_kernels.stream_attention import cpu, operator
+from plr_kernels.stream_attention.keep_mask import attention_keep_mask
+from tests.plr_kernels.harness import DTYPES, STREAM_ATTENTION, Case, assert_accurate, evaluate, make_case
+
+INSTRUCTION_SETS = [name for name in ("avx512", "avx2", "generic") if extension._cpp.instruction_set(name)]
+
+on_every_instruction_set = pytest.mark.parametrize("instruction_set", INSTRUCTION_SETS)
+
+
+@pytest.fixture(autouse=True)
+def _on_cpp():
+    with use_backend("cpp"):
+        yield
+
+
+@pytest.fixture(autouse=True)
+def _instruction_set(request, monkeypatch):
+    if "instruction_set" in request.fixturenames:
+        monkeypatch.setattr(extension, "_instruction_set", request.getfixturevalue("instruction_set"))
+
+
+def check(dtype=torch.float32, **sizes):
+    case = make_case(STREAM_ATTENTION, STREAM_ATTENTION.large | {"batch": 2} | sizes, dtype=dtype)
+    assert_accurate(evaluate(stream_attention, case), STREAM_ATTENTION, case)
+
+
+# ------------------------------------------------------------------------------------------ sizes
+
+
+@on_every_instruction_set
+@pytest.mark.parametrize("streams", [1, 2, 3, 4, 5, 6, 7, 8, 9, 33])
+def test_any_number_of_streams(instruction_set, streams):
+    check(streams=streams, prefix=21, own=3, dim=20)
+
+
+@on_every_instruction_set
+@pytest.mark.parametrize("prefix", [0, 1, 4, 15, 16, 17, 31, 63, 64, 65, 80, 200])
+def test_any_prefix(instruction_set, prefix):
+    check(prefix=prefix, lengths=None, dim=19)
+    check(prefix=prefix, dim=19, own=0)
+
+
+@on_every_instruction_set
+@pytest.mark.parametrize("own", [0, 1, 2, 3, 15, 16, 17, 40])
+def test_any_number_of_own_entries(instruction_set, own):
+    check(own=own, prefix=7, dim=19)
+    check(own=own, prefix=0, lengths=None, dim=19, streams=3)
+
+
+@on_every_instruction_set
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("dim", [1, 3, 8, 16, 31, 48, 64, 80, 112, 128, 300])
+def test_any_dimension(instruction_set, dtype, dim):
+    check(dtype, dim=dim, prefix=19, own=2)
+
+
+@pytest.mark.parametrize("batch", [1, 7, 50])
+def test_more_pairs_than_tasks(batch):
+    check(batch=batch, heads=3, prefix=11, dim=32)
+
+
+# ------------------------------------------------------------------------------------------ memory
+
+
+def as_a_model_holds_it(case):
+    """Heads beside each other in a row, keys beside values, the streams' entries cut from a longer cache."""
+    heads, dim = case.tensors["query"].shape[1::2]
+
+    def projected(key, value):
+        both = torch.cat([key.transpose(1, 2).flatten(2), value.transpose(1, 2).flatten(2)], dim=-1)
+        return [part.unflatten(-1, (heads, dim)).transpose(1, 2) for part in both.chunk(2, dim=-1)]
+
+    def cut(entries):
+        cache = entries.new_full((*entries.shape[:3], entries.shape[3] + 2, dim), torch.nan)
+        cache[:, :, :, 1:-1] = entries
+        return cache[:, :, :, 1:-1]
+
+    tensors = dict(case.tensors)
+    tensors["query"] = tensors["query"].transpose(1, 2).contiguous().transpose(1, 2)
+    tensors["prefix_key"], tensors["prefix_value"] = projected(tensors["prefix_key"], tensors["prefix_value"])
+    tensors["stream_key"], tensors["stream_value"] = cut(tensors["stream_key"]), cut(tensors["stream_value"])
+    assert not any(tensor.is_contiguous() for tensor in tensors.values())
+    return Case(tensors, case.options)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_the_memory_of_a_model_is_read_in_place(monkeypatch, dtype):
+    plain = make_case(STREAM_ATTENTION, STREAM_ATTENTION.large, dtype=dtype)
+    case = as_a_model_holds_it(plain)
+    addresses = []
+    strided = cpu._strided
+    monkeypatch.setattr(cpu, "_strided", lambda tensor: addresses.append(tensor.data_ptr()) or strided(tensor))
+    leaves = [tensor.detach().requires_grad_() for tensor in case.tensors.values()]
+    output = stream_attention(*leaves, **case.options)
+    output_gradient = torch.randn_like(output).transpose(0, 2).contiguous().transpose(0, 2)
+    gradients = torch.autograd.grad(output, leaves, output_gradient)
+    tensors = [tensor.data_ptr() for tensor in case.tensors.values()]
+    assert addresses == [*tensors, *tensors, output_gradient.data_ptr()]
+
+    leaves = [tensor.detach().requires_grad_() for tensor in plain.tensors.values()]
+    expected = stream_attention(*leaves, **plain.options)
+    assert torch.equal(output, expected)
+    for mine, theirs in zip(gradients, torch.autograd.grad(expected, leaves, output_gradient), strict=True):
+        assert torch.equal(mine, theirs)
+
+
+def test_gradient_of_the_output_in_any_layout():
+    case = make_case(STREAM_ATTENTION, STREAM_ATTENTION.large)
+    leaves = [tensor.requires_grad_() for tensor in case.tensors.values()]
+    output = stream_attention(*leaves, **case.options)
+    ones = torch.ones_like(output)
+    strided = torch.stack([ones, torch.full_like(ones, torch.nan)], dim=-1)[..., 0]
+    expected = torch.autograd.grad(output, leaves, ones, retain_graph=True)
+    for layout in (torch.ones(()).expand_as(output), strided, ones.transpose(0, 3).contiguous().transpose(0, 3)):
+        for mine, theirs in zip(torch.autograd.grad(output, leaves, layout, retain_graph=True), expected, strict=True):
+            assert torch.equal(mine, theirs)
+
+
+def test_lengths_in_any_layout():
+    case = make_case(STREAM_ATTENTION, STREAM_ATTENTION.large)
+    expected = stream_attention(**case.tensors, **case.options)
+    lengths = case.options.pop("prefix_lengths")
+    for layout in (lengths.to(torch.int32), torch.stack([lengths, -lengths], dim=-1)[:, 0]):
+        output = stream_attention(**case.tensors, **case.options, prefix_lengths=layout)
+        assert torch.equal(output, expected)
+
+
+def test_offsets_beyond_32_bits():
+    """Two prefixes 2^31 numbers apart, in memory that is not there until it is written to."""
+    apart, dim = 2**31 + 64, 16
+    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | getattr(mmap, "MAP_NORESERVE", 0)
+    memory = torch.frombuffer(mmap.mmap(-1, 2 * (apart + 10 * dim), flags=flags), dtype=torch.float16)
+    far = memory.as_strided((2, 1, 5, dim), (apart, 0, dim, 1))
+    case = make_case(
+        STREAM_ATTENTION,
+        STREAM_ATTENTION.large | {"batch": 2, "heads": 1, "prefix": 5, "dim": dim, "lengths": None},
+        dtype=torch.float16,
+    )
+    far.copy_(case.tensors["prefix_key"])
+    for name in ("prefix_key", "prefix_value"):
+        case.tensors[name] = far
+    assert_accurate(evaluate(stream_attention, case), STREAM_ATTENTION, case)
+
+
+# ------------------------------------------------------------------------------------------ dropout
+
+
+@on_every_instruction_set
+@pytest.mark.parametrize("seed", [0, 1, -1, 0x123456789ABCDEF, -(2**63)])
+@pytest.mark.parametrize("sizes", [(70, 9), (3, 2), (0, 5), (16, 0)], ids=str)
+def test_the_mask_is_that_of_the_definition(instruction_set, seed, sizes):
+    """Equal scores, and values that are the columns of a unit matrix: the output is the probabilities themselves."""
+    prefix, own = sizes
+    batch, heads, streams, entries = 2, 3, 5, prefix + own
+    unit = torch.eye(entries)
+    zeros = torch.zeros(batch, heads, streams, entries)
+    output = stream_attention(
+        zeros,
+        torch.zeros(batch, heads, prefix, entries),
+        unit[:prefix].expand(batch, heads, -1, -1),
+        torch.zeros(batch, heads, streams, own, entries),
+        unit[prefix:].expand(batch, heads, streams, -1, -1),
+        dropout_p=0.4,
+        seed=seed,
+    )
+    keep = torch.cat(attention_keep_mask(torch.tensor(seed), 0.4, batch, heads, streams, prefix, own), dim=-1)
+    torch.testing.assert_close(output, keep / (0.6 * entries))
+
+
+@on_every_instruction_set
+def test_the_ends_of_the_range_of_dropout(instruction_set):
+    case = make_case(STREAM_ATTENTION, STREAM_ATTENTION.large | {"dropout_p": 0.0})
+    without = evaluate(stream_attention, case)
+    for dropout_p, factor in ((1e-12, 1.0), (1 - 2**-40, 0.0)):  # nothing is dropped, everything is
+        case.options.update(dropout_p=dropout_p, seed=5)
+        for name, result in evaluate(stream_attention, case).items():
+            torch.testing.assert_close(result, factor * without[name], msg=name)
+
+
+# ------------------------------------------------------------------------------------------ values
+
+
+@on_every_instruction_set
+def test_not_a_number_stays_where_it_is(instruction_set):
+    case = make_case(STREAM_ATTENTION, STREAM_ATTENTION.small | {"dropout_p": 0.0, "streams": 3, "lengths": None})
+    expected = stream_attention(**case.tensors, **case.options)
+    case.tensors["query"][0, 0, 1] = torch.nan
+    case.tensors["stream_key"][0, 1, 0, 0, 1] = torch.nan
+    case.tensors["stream_value"][1, 0, 2, 1] = torch.nan
+    case.tensors["prefix_value"][1, 1, 0, 0] = torch.nan
+    output = stream_attention(**case.tensors, **case.options)
+    with use_backend("reference"):
+        reference = stream_attention(**case.tensors, **case.options)
+    assert torch.equal(output.isnan(), reference.isnan())
+    assert output.isnan().any(dim=-1).sum() == 1 + 1 + 1 + 3
+    assert torch.equal(output[~output.isnan()], expected[~output.isnan()])
+
+
+@on_every_instruction_set
+@pytest.mark.parametrize("own", [0, 3])
+def test_log_sums(instruction_set, own):
+    """What the forward pass says of every softmax: log2 of its sum, -inf where there is nothing to attend to."""
+    case = make_case(STREAM_ATTENTION, STREAM_ATTENTION.large | {"own": own, "dropout_p": 0.0})
+    lengths = torch.tensor([131, 0, 60])
+    query, prefix_key, _, stream_key, _ = tensors = case.tensors.values()
+    log_sums = torch.ops.plr_kernels.stream_attention_forward(*tensors, lengths, None, 0.3, 0.0, "cpp")[1]
+    scores = torch.cat([query @ prefix_key.mT, (stream_key @ query.unsqueeze(-1)).squeeze(-1)], dim=-1)
+    beyond = torch.arange(131) >= lengths[:, None, None, None]
+    scores[..., :131].masked_fill_(beyond, -torch.inf)
+    torch.testing.assert_close(log_sums, (0.3 * scores).exp().sum(-1).log2())
+
+
+@on_every_instruction_set
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_half_precision_is_rounded_as_torch_rounds(instruction_set, dtype):
+    """One entry has probability 1: the output is its value, and c times the output's gradient is the value's."""
+    numbers = torch.cat([torch.randn(500) * 2.0**power for power in range(-30, 15)]).to(dtype)
+    value = numbers.reshape(1, 1, 1, -1).requires_grad_()
+    empty = torch.zeros(1, 1, 1, 0, numbers.numel(), dtype=dtype)
+    output = stream_attention(torch.zeros_like(value), torch.zeros_like(value), value, empty, empty)
+    assert torch.equal(output, value)
+    dropped = stream_attention(
+        torch.zeros_like(value), torch.zeros_like(value), value, empty, empty, dropout_p=0.25, seed=1
+    )
+    assert torch.equal(dropped, (value.float() * torch.tensor(1 / 0.75)).to(dtype))
+    (gradient,) = torch.autograd.grad(dropped, value, numbers.reshape(value.shape))
+    assert torch.equal(gradient, dropped)
+
+
+def test_lengths_outside_the_prefix_raise_without_the_public_checks():
+    tensors = make_case(STREAM_ATTENTION, STREAM_ATTENTION.small).tensors.values()
+    for wrong in (-1, 4):
+        with pytest.raises(ValueError, match=rf"prefix_lengths must be in \[0, P\] \(P=3\), got {wrong}"):
+            torch.ops.plr_kernels.stream_attention_forward(*tensors, torch.tensor([0, wrong]), None, 1.0, 0.0, "cpp")
+
+
+# ------------------------------------------------------------------------------------------ threads
+
+
+@pytest.fixture
+def _threads_restored():
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+@on_every_instruction_set
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.usefixtures("_threads_restored")
+def test_the_number_of_threads_changes_no_bit(instruction_set, dtype):
+    case = make_case(STREAM_ATTENTION, STREAM_ATTENTION.large | {"batch": 41, "prefix": 70}, dtype=dtype)
+    results = []
+    for threads in (1, 2, 3, 7):
+        torch.set_num_threads(threads)
+        results.append(evaluate(stream_attention, case))
+    for other in results[1:]:
+        for name, result in other.items():
+            assert torch.equal(result, results[0][name]), name
+
+
+# ------------------------------------------------------------------------------------------ registration
+
+
+def test_auto_is_cpp_on_the_cpu():
+    case = make_case(STREAM_ATTENTION, STREAM_ATTENTION.large)
+    expected = stream_attention(**case.tensors, **case.options)
+    with use_backend("auto"):
+        assert torch.equal(stream_attention(**case.tensors, **case.options), expected)
+    with use_backend("reference"):
+        assert not torch.equal(stream_attention(**case.tensors, **case.options), expected)
+    assert set(operator.IMPLEMENTATIONS) == {"reference", "cpp", "triton"}
+
+
+@pytest.mark.parametrize("sizes", [{}, {"lengths": None, "dropout_p": 0.0}], ids=str)
+def test_opcheck(sizes):
+    case = make_case(STREAM_ATTENTION, STREAM_ATTENTION.small | sizes)
+    tensors = [tensor.requires_grad_() for tensor in case.tensors.values()]
+    lengths, seed = case.options.get("prefix_lengths"), case.options.get("seed")
+    dropout_p = case.options["dropout_p"]
+    ops = torch.ops.plr_kernels
+    torch.library.opcheck(ops.stream_attention_forward.default, (*tensors, lengths, seed, 0.7, dropout_p, "cpp"))
+    tensors = [tensor.detach() for tensor in tensors]
+    output, log_sums = ops.stream_attention_forward(*tensors, lengths, seed, 0.7, dropout_p, "cpp")
+    for needs in ([True] * 5, [False] * 5, *([i == j for i in range(5)] for j in range(5))):
+        torch.library.opcheck(
+            ops.stream_attention_backward.default,
+            (output, *tensors, lengths, seed, log_sums, 0.7, dropout_p, needs, "cpp"),
+        )
+
+
+def test_compiles_with_inductor():
+    case = make_case(STREAM_ATTENTION, STREAM_ATTENTION.large)
+    compiled = torch.compile(stream_attention, fullgraph=True)
+    expected = evaluate(stream_attention, case)
+    for name, result in evaluate(compiled, case).items():
+        assert torch.equal(result, expected[name]), name
+
+
+@pytest.mark.parametrize("empty", ["batch", "heads", "streams"])
+def test_nothing_to_compute(empty):
+    case = make_case(STREAM_ATTENTION, STREAM_ATTENTION.small | {empty: 0})
+    results = evaluate(stream_attention, case)
+    assert all(not result.any() for result in results.values())
+
+
+@on_every_instruction_set
+def test_every_set_of_gradients_at_the_size_of_a_model(instruction_set):
+    case = make_case(STREAM_ATTENTION, STREAM_ATTENTION.large | {"streams": 4, "prefix": 50, "own": 2, "dim": 32})
+    full = evaluate(stream_attention, case)
+    names = list(case.tensors)
+    for wanted in itertools.chain.from_iterable(itertools.combinations(names, count) for count in range(1, 5)):
+        for name, result in evaluate(stream_attention, case, wanted).items():
+            assert torch.equal(result, full[name]), f"{name} for {wanted}"
