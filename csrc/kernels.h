@@ -101,9 +101,10 @@ struct Kernels {
   void (*dots)(const Matrix& source, int64_t first, int64_t count, const float* vector, float* result);
 
   // c [count, columns] = rows [first, first + count) of a float32 matrix, as they are, times the panel b [k, columns];
-  // columns is 16 or 32. Brings the rows [fetched_first, fetched_first + fetched_count) into the cache meanwhile.
+  // columns is 16 or 32. Meanwhile brings rows [fetched_first, fetched_first + fetched_count) of a matrix with as many
+  // columns, of any type, into the cache.
   void (*rows_product)(const Matrix& source, int64_t first, int64_t count, int64_t columns, const float* b, float* c,
-                       int64_t fetched_first, int64_t fetched_count);
+                       const Matrix& fetched, int64_t fetched_first, int64_t fetched_count);
 };
 
 // The kernels of the widest instruction set that this CPU has, or of the one named ("avx512", "avx2", "generic"), or

@@ -113,26 +113,27 @@ void by_products(const Run& run, const Matrix& matrix, int64_t first_row, int64_
   std::vector<int64_t> listed(rows);
   std::iota(listed.begin(), listed.end(), first_row);
   const States states = pack_states(run.kernels, matrix, listed_order(std::move(listed)), 1.0, run.threads);
-  const ItemChunks chunks(items.rows);
-  const Exclusions exclusions(excluded, first_row, rows, items.rows, chunks.block);
+  const int64_t block_items = items_per_block(items.rows), blocks = divided_up(items.rows, block_items);
+  const int64_t tasks = std::min<int64_t>(blocks, 16 * run.threads.count());
+  const Exclusions exclusions(excluded, first_row, rows, items.rows, block_items);
   std::vector<Candidates> candidates = candidates_of_threads(run, rows, output.k, items.rows);
 
   const bool in_place = items.type == DataType::float32;
   const int64_t row_size = panels_size(1, states.dim);
-  const int64_t raised_size = in_place ? 0 : chunks.block * row_size;
-  const int64_t scores_size = panels_size(chunks.block, kPanelColumns);
+  const int64_t raised_size = in_place ? 0 : block_items * row_size;
+  const int64_t scores_size = panels_size(block_items, kPanelColumns);
   Buffer scratch((raised_size + scores_size) * run.threads.count());
-  std::vector<uint32_t> positions(chunks.block * kLanes * run.threads.count());
+  std::vector<uint32_t> positions(block_items * kLanes * run.threads.count());
   const int64_t panels = states.count / kPanelColumns;
-  run.threads.run(chunks.count, [&](int64_t chunk, int thread) {
+  run.threads.run(tasks, [&](int64_t task, int thread) {
     float* raised = scratch.data() + (raised_size + scores_size) * thread;
     float* scores = raised + raised_size;
-    uint32_t* found = positions.data() + chunks.block * kLanes * thread;
+    uint32_t* found = positions.data() + block_items * kLanes * thread;
     Candidates& own = candidates[thread];
-    const int64_t end = std::min(items.rows, (chunk + 1) * chunks.size);
-    for (int64_t first_item = chunk * chunks.size; first_item < end; first_item += chunks.block) {
-      const int64_t count = std::min(chunks.block, end - first_item);
-      const int64_t next_count = in_place ? std::min(chunks.block, end - first_item - count) : 0;
+    const int64_t end = std::min(items.rows, blocks * (task + 1) / tasks * block_items);
+    for (int64_t first_item = blocks * task / tasks * block_items; first_item < end; first_item += block_items) {
+      const int64_t count = std::min(block_items, end - first_item);
+      const int64_t next_count = std::min(block_items, end - first_item - count);
       if (!in_place) {
         for (int64_t i = 0; i < count; ++i) run.kernels.load_rows(items, first_item + i, 1, raised + i * row_size, 1);
       }
@@ -142,8 +143,8 @@ void by_products(const Run& run, const Matrix& matrix, int64_t first_row, int64_
         // While the panels are computed, the next block of items comes from memory.
         const int64_t fetch_from = next_count * panel / panels, fetch_to = next_count * (panel + 1) / panels;
         run.kernels.rows_product(block, in_place ? first_item : 0, count, round_up(last - first, kLanes),
-                                 states.transposed.data() + first * states.dim, scores,
-                                 in_place ? first_item + count + fetch_from : 0, fetch_to - fetch_from);
+                                 states.transposed.data() + first * states.dim, scores, items,
+                                 first_item + count + fetch_from, fetch_to - fetch_from);
         exclusions.visit(first_item, first, last, [&](int64_t row, int64_t item) {
           scores[item * kPanelColumns + row - first] = kExcluded;
         });

@@ -43,11 +43,20 @@ void rank(int64_t* keys, int64_t count, int64_t k) {
   }
 }
 
-// As `tile`, with the rows of a as they are, `stride` numbers apart; meanwhile brings as many terms of `fetched_rows`
-// rows from `fetched` on into the second-level cache.
+// Rows of a matrix from column `column` on.
+struct Fetched {
+  const Matrix& matrix;
+  int64_t column;
+  int64_t first;
+  int64_t last;
+};
+
+// As `tile`, with the rows of a as they are, `stride` numbers apart; meanwhile brings as many terms of other rows into
+// the second-level cache.
 template <int Rows, int Vectors>
 inline void rows_tile(int64_t k, const float* a, int64_t stride, const float* b, float* c, bool accumulate,
-                      const float* fetched, int64_t fetched_rows) {
+                      const Fetched& fetched) {
+  const int64_t number_bytes = plr_kernels::bytes_of(fetched.matrix.type);
   Vector sums[Rows][Vectors];
 #pragma GCC unroll 16
   for (int i = 0; i < Rows; ++i) {
@@ -55,7 +64,10 @@ inline void rows_tile(int64_t k, const float* a, int64_t stride, const float* b,
     for (int j = 0; j < Vectors; ++j) sums[i][j] = zero();
   }
   for (int64_t done = 0; done < k; done += kLanes) {
-    for (int64_t row = 0; row < fetched_rows; ++row) __builtin_prefetch(fetched + row * stride + done, 0, 2);
+    for (int64_t row = fetched.first; row < fetched.last; ++row) {
+      const char* numbers = static_cast<const char*>(plr_kernels::row_of(fetched.matrix, row));
+      __builtin_prefetch(numbers + (fetched.column + done) * number_bytes, 0, 2);
+    }
     const int64_t terms = smaller(kLanes, k - done);
     for (int64_t term = 0; term < terms; ++term) {
       Vector from_b[Vectors];
@@ -83,37 +95,36 @@ inline void rows_tile(int64_t k, const float* a, int64_t stride, const float* b,
 
 template <int Rows>
 inline void rows_tile_of(int64_t rows, int64_t k, const float* a, int64_t stride, int64_t vectors, const float* b,
-                         float* c, bool accumulate, const float* fetched, int64_t fetched_rows) {
+                         float* c, bool accumulate, const Fetched& fetched) {
   if constexpr (Rows > 1) {
     if (rows < Rows) {
-      rows_tile_of<Rows - 1>(rows, k, a, stride, vectors, b, c, accumulate, fetched, fetched_rows);
+      rows_tile_of<Rows - 1>(rows, k, a, stride, vectors, b, c, accumulate, fetched);
       return;
     }
   }
   int64_t j = 0;
   if (vectors == kTileVectors) {
-    rows_tile<Rows, kTileVectors>(k, a, stride, b, c, accumulate, fetched, fetched_rows);
+    rows_tile<Rows, kTileVectors>(k, a, stride, b, c, accumulate, fetched);
     j = kTileVectors;
   }
   for (; j < vectors; ++j) {
-    rows_tile<Rows, 1>(k, a, stride, b + j * kLanes, c + j * kLanes, accumulate, fetched, j == 0 ? fetched_rows : 0);
+    rows_tile<Rows, 1>(k, a, stride, b + j * kLanes, c + j * kLanes, accumulate, fetched);
   }
 }
 
 void rows_product(const Matrix& source, int64_t first, int64_t count, int64_t columns, const float* b, float* c,
-                  int64_t fetched_first, int64_t fetched_count) {
+                  const Matrix& fetched, int64_t fetched_first, int64_t fetched_count) {
   const float* a = static_cast<const float*>(plr_kernels::row_of(source, first));
-  const float* fetched = static_cast<const float*>(plr_kernels::row_of(source, fetched_first));
   const int64_t tiles = (count + kTileRows - 1) / kTileRows;
   for (int64_t term = 0; term < source.columns; term += kProductDepth) {
     const int64_t depth = smaller(kProductDepth, source.columns - term);
     int64_t i = 0;
     for (int64_t t = 0; t < tiles; ++t) {
       const int64_t rows = (count - i + tiles - t - 1) / (tiles - t);
-      const int64_t fetch_from = fetched_count * t / tiles, fetch_to = fetched_count * (t + 1) / tiles;
+      const Fetched own_part{fetched, term, fetched_first + fetched_count * t / tiles,
+                             fetched_first + fetched_count * (t + 1) / tiles};
       rows_tile_of<kTileRows>(rows, depth, a + i * source.stride + term, source.stride, columns / kLanes,
-                              b + term * kPanelColumns, c + i * kPanelColumns, term > 0,
-                              fetched + fetch_from * source.stride + term, fetch_to - fetch_from);
+                              b + term * kPanelColumns, c + i * kPanelColumns, term > 0, own_part);
       i += rows;
     }
   }

@@ -109,6 +109,10 @@ def test_not_a_number_and_infinity(rows, dim):
     assert_exact(states, items, 3)
     states[-1] = torch.inf
     assert_exact(states, integers(generator, 2, 500, dim), 60)
+    for column in (0, 5, dim - 1):
+        states = torch.ones(rows, dim)
+        states[0, column] = torch.inf
+        assert_exact(states, integers(generator, 2, 500, dim), 300)
 
 
 @pytest.mark.usefixtures("instruction_set")
