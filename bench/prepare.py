@@ -85,26 +85,25 @@ print(json.dumps({"rows": len(rows), "first_batch_seconds": first, "rows_per_sec
 
 
 def generate(path: Path, rows: int, seed: int = 0) -> None:
-    """Write a CSV user_id,parent_asin,rating,timestamp (ms) of a log in time order; a tenth as many users, a 60th items."""
+    """Write a CSV user_id,parent_asin,rating,timestamp (ms), a log in time order: users a tenth, items a 60th."""
     users, items = max(rows // 10, 10), max(rows // 60, 10)
     random = np.random.Generator(np.random.PCG64(seed))
     user_ids, item_ids = _ids(random, users, 26, "AG"), _ids(random, items, 8, "B0")
     start, span = 1_300_000_000_000, 370_000_000_000
-    with atomic_path(path) as aside:
-        with open(aside, "wb") as file:
-            for first in range(0, rows, CHUNK):
-                count = min(CHUNK, rows - first)
-                low, high = start + span * first // rows, start + span * (first + count) // rows
-                activity, popularity = random.random(count) ** 1.5, random.random(count) ** 3
-                frame = pl.DataFrame(
-                    {
-                        "user_id": user_ids.gather((activity * users).astype(np.int64)),
-                        "parent_asin": item_ids.gather((popularity * items).astype(np.int64)),
-                        "rating": random.integers(1, 6, count).astype(float),
-                        "timestamp": np.sort(random.integers(low, high, count)),
-                    }
-                )
-                frame.write_csv(file, include_header=first == 0)
+    with atomic_path(path) as aside, open(aside, "wb") as file:
+        for first in range(0, rows, CHUNK):
+            count = min(CHUNK, rows - first)
+            low, high = start + span * first // rows, start + span * (first + count) // rows
+            activity, popularity = random.random(count) ** 1.5, random.random(count) ** 3
+            frame = pl.DataFrame(
+                {
+                    "user_id": user_ids.gather((activity * users).astype(np.int64)),
+                    "parent_asin": item_ids.gather((popularity * items).astype(np.int64)),
+                    "rating": random.integers(1, 6, count).astype(float),
+                    "timestamp": np.sort(random.integers(low, high, count)),
+                }
+            )
+            frame.write_csv(file, include_header=first == 0)
 
 
 def _ids(random: np.random.Generator, count: int, letters: int, prefix: str) -> pl.Series:
@@ -196,9 +195,10 @@ def markdown(results: list[dict[str, Any]]) -> str:
     ]
     for result in results:
         batches, opened = result["plr_batches"], result["plr_open"]
+        sizes = f"{batches['batch_bytes_per_row']:.0f} | {batches['held_bytes_per_row']:.0f}"
         lines.append(
             f"| {result['rows']:,} | {opened['open_seconds']:.4f} | {batches['first_batch_seconds']:.2f} "
-            f"| {batches['rows_per_second']:,.0f} | {batches['batch_bytes_per_row']:.0f} | {batches['held_bytes_per_row']:.0f} |"
+            f"| {batches['rows_per_second']:,.0f} | {sizes} |"
         )
     return "\n".join(lines) + "\n"
 

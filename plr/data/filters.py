@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from plr.data.interactions import Interactions, counts_of
+from plr.data.interactions import Interactions, counts_of, gather
 
 __all__ = ["keep_active", "keep_core", "keep_rated", "repeated"]
 
@@ -37,7 +37,7 @@ def keep_rated(interactions: Interactions, min_rating: float) -> Interactions:
 def keep_active(interactions: Interactions, min_interactions: int) -> Interactions:
     """Return the interactions of the users who have at least ``min_interactions``; items are not looked at."""
     often = counts_of(interactions.user, len(interactions.user_ids)) >= min_interactions
-    return interactions if often.all() else interactions.take(often[interactions.user])
+    return interactions if often.all() else interactions.take(gather(often, interactions.user))
 
 
 def keep_core(interactions: Interactions, core: int) -> Interactions:
@@ -49,7 +49,7 @@ def keep_core(interactions: Interactions, core: int) -> Interactions:
     users, items = len(interactions.user_ids), len(interactions.item_ids)
     kept = None
     while len(user):
-        often = (counts_of(user, users) >= core)[user] & (counts_of(item, items) >= core)[item]
+        often = gather(counts_of(user, users) >= core, user) & gather(counts_of(item, items) >= core, item)
         if often.all():
             break
         kept = np.flatnonzero(often) if kept is None else kept[often]

@@ -11,7 +11,7 @@ import polars as pl
 
 from plr.data.readers import Source
 
-__all__ = ["Interactions", "counts_of", "number", "stable_order"]
+__all__ = ["Interactions", "counts_of", "gather", "number", "stable_order"]
 
 _CHUNK = 1 << 22
 
@@ -42,48 +42,58 @@ class Interactions:
 
     def take(self, chosen: np.ndarray) -> Interactions:
         """Return the chosen interactions (mask or positions); ids left without any are renumbered away."""
-        user, user_ids = _compact(self.user[chosen], self.user_ids)
-        item, item_ids = _compact(self.item[chosen], self.item_ids)
+        if chosen.dtype == bool:
+            chosen = np.flatnonzero(chosen).astype(np.uint32)
+        user, user_ids = _compact(gather(self.user, chosen), self.user_ids)
+        item, item_ids = _compact(gather(self.item, chosen), self.item_ids)
         return replace(
             self,
             user=user,
             item=item,
-            position=self._positions(chosen),
-            rating=None if self.rating is None else self.rating[chosen],
-            timestamp=None if self.timestamp is None else self.timestamp[chosen],
+            position=chosen if self.position is None else gather(self.position, chosen),
+            rating=None if self.rating is None else gather(self.rating, chosen),
+            timestamp=None if self.timestamp is None else gather(self.timestamp, chosen),
             user_ids=user_ids,
             item_ids=item_ids,
         )
-
-    def _positions(self, chosen: np.ndarray) -> np.ndarray:
-        if self.position is not None:
-            return self.position[chosen]
-        return (np.flatnonzero(chosen) if chosen.dtype == bool else chosen).astype(np.uint32)
 
     def in_user_order(self) -> Interactions:
         """Return them sorted by user, then by time where known; equal ones stay in file order."""
         order = None if self.timestamp is None else stable_order(self.timestamp)
         # One sort of 64-bit words: the user above, the place in the order so far below.
-        words = (self.user if order is None else self.user[order]).astype(np.uint64)
+        words = (self.user if order is None else gather(self.user, order)).astype(np.uint64)
         words <<= np.uint64(32)
-        words |= np.arange(len(self), dtype=np.uint64)
+        words |= np.arange(len(self), dtype=np.uint32)
         words.sort()
-        words &= np.uint64(0xFFFFFFFF)
-        return self.take(words.astype(np.uint32) if order is None else order[words])
+        place = words.astype(np.uint32)  # the lower half
+        del words
+        return self.take(place if order is None else gather(order, place))
 
 
-def stable_order(values: np.ndarray) -> np.ndarray:
-    """Return the positions (uint32 [N]) that sort ``values`` (int64 [N], N < 2^32), equal ones in their order."""
+def stable_order(values: np.ndarray) -> np.ndarray | None:
+    """Return the positions (uint32 [N]) that sort ``values`` (int64 [N], N < 2^32), equal ones in their order.
+
+    None where they are in order already.
+    """
     if (values[1:] >= values[:-1]).all():
-        return np.arange(len(values), dtype=np.uint32)
-    order = np.argsort(values)  # many times as fast as a stable sort, which the equal ones are given below
-    placed = values[order]
+        return None
+    order = np.argsort(values).astype(np.uint32)  # faster than a stable sort, which the equal ones are given below
+    placed = gather(values, order)
     words = np.zeros(len(order), dtype=np.uint64)
     np.cumsum(placed[1:] != placed[:-1], out=words[1:])
+    del placed
     words <<= np.uint64(32)
-    words |= order.astype(np.uint64)
+    words |= order
     words.sort()
-    return (words & np.uint64(0xFFFFFFFF)).astype(np.uint32)
+    return words.astype(np.uint32)  # the lower half
+
+
+def gather(values: np.ndarray, index: np.ndarray) -> np.ndarray:
+    """Return ``values[index]``, by blocks: numpy makes a copy in 64 bits of an index of fewer."""
+    out = np.empty(len(index), dtype=values.dtype)
+    for start in range(0, len(index), _CHUNK):
+        np.take(values, index[start : start + _CHUNK], out=out[start : start + _CHUNK], mode="clip")
+    return out
 
 
 def counts_of(index: np.ndarray, count: int) -> np.ndarray:
@@ -122,17 +132,29 @@ def number(sources: list[Source]) -> tuple[Interactions, Callable[[int], tuple[P
 
 def _rank(values: pl.Series) -> tuple[np.ndarray, pl.Series]:
     """Return the rank int32 [N] of each value (a categorical) among the sorted distinct ones, and those."""
-    distinct = values.unique()
-    ids = distinct.cast(pl.String)
+    codes = values.to_physical()  # dense or nearly so: they number the ids as they came
+    chunks = [chunk.to_numpy() for chunk in codes.get_chunks()]
+    known = 1 + int(codes.max()) if len(codes) else 0
+    somewhere = np.full(known, -1)  # a position of each id
+    start = 0
+    for chunk in chunks:
+        somewhere[chunk] = np.arange(start, start + len(chunk))
+        start += len(chunk)
+    used = np.flatnonzero(somewhere >= 0)
+    ids = values.gather(somewhere[used]).cast(pl.String)
     order = ids.arg_sort()
-    codes = distinct.to_physical().gather(order).to_numpy()
-    rank_of = np.zeros(int(codes.max()) + 1 if len(codes) else 0, dtype=np.int32)
-    rank_of[codes] = np.arange(len(codes), dtype=np.int32)
-    return rank_of[values.to_physical().to_numpy()], ids.gather(order)
+    rank_of = np.zeros(known, dtype=np.int32)
+    rank_of[used[order.to_numpy()]] = np.arange(len(order), dtype=np.int32)
+    ranks = np.empty(len(values), dtype=np.int32)
+    start = 0
+    for chunk in chunks:
+        ranks[start : start + len(chunk)] = gather(rank_of, chunk)
+        start += len(chunk)
+    return ranks, ids.gather(order)
 
 
 def _compact(index: np.ndarray, ids: pl.Series) -> tuple[np.ndarray, pl.Series]:
     used = counts_of(index, len(ids)) > 0
     if used.all():
         return index, ids
-    return (np.cumsum(used, dtype=np.int32) - 1)[index], ids.filter(pl.Series(used))
+    return gather(np.cumsum(used, dtype=np.int32) - np.int32(1), index), ids.filter(pl.Series(used))

@@ -7,7 +7,7 @@ import io
 import json
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import polars as pl
 
@@ -131,26 +131,38 @@ def _json_lines(file: BinaryIO) -> Lines:
 
 def _csv(file: BinaryIO) -> Lines:
     with io.TextIOWrapper(file, encoding="utf-8-sig", errors="surrogateescape", newline="") as text:
-        header = text.readline()
+        lines, header = 1, text.readline()
         while header and not header.strip():
-            header = text.readline()
+            lines, header = lines + 1, text.readline()
         separator = separator_of(header)
         names = next(csv.reader([header], delimiter=separator), [])
-        yield from _table(csv.reader(text, delimiter=separator), names, "|")
+        yield from _table(csv.reader(text, delimiter=separator), lines, names, "|")
 
 
 def _recbole(file: BinaryIO) -> Lines:
     with io.TextIOWrapper(file, encoding="utf-8-sig", errors="surrogateescape", newline="\n") as text:
-        rows = csv.reader(text, delimiter="\t", quoting=csv.QUOTE_NONE)
-        yield from _table(rows, next(rows, []), " ")
+        names = text.readline().rstrip("\r\n").split("\t")
+        yield from _table(csv.reader(text, delimiter="\t", quoting=csv.QUOTE_NONE), 1, names, " ")
 
 
-def _table(rows: Iterator[list[str]], header: Sequence[str], path_separator: str) -> Lines:
+def _table(rows: Any, lines: int, header: Sequence[str], path_separator: str) -> Lines:
+    """Yield the records of a csv.reader that begins after ``lines`` lines."""
     roles = _Roles()
-    for line, row in enumerate(rows, start=2):
-        if not any(row):
+    start = lines + 1
+    while True:
+        line, problem = start, None
+        try:
+            row = next(rows, None)
+        except csv.Error as error:
+            row, problem = [], str(error)
+        start = lines + rows.line_num + 1
+        if row is None:
+            return
+        if problem is None and not any(row):
             continue
-        if len(row) > len(header):
+        if problem is not None:
+            yield line, problem
+        elif len(row) > len(header):
             yield line, f"{len(row)} fields; the header has {len(header)}"
         elif any(not field.isascii() and _has_surrogate(field) for field in row):
             yield line, "bytes that are not UTF-8"

@@ -257,6 +257,8 @@ class _Job:
         columns = {tuple(source.frame.columns) for source in sources}
         if len(columns) > 1:
             raise DataError(f"the files have different columns: {sorted(map(list, columns))}", self.paths[0])
+        if self.options.min_rating is None:  # checked, and not needed
+            sources = [replace(source, frame=source.frame.select(pl.exclude("rating"))) for source in sources]
         for source, (start, stop) in zip(sources, self.periods or (), strict=False):
             _check_period(source, start, stop)
         return sources

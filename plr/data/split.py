@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from plr.data.interactions import Interactions, counts_of
+from plr.data.interactions import Interactions, counts_of, gather
 
 __all__ = ["SPLITS", "Split", "default_cuts", "leave_one_out", "time_split"]
 
@@ -131,7 +131,7 @@ def _drop_items(
     kept = interactions
     known = None
     if not seen.all():
-        known = seen[interactions.item]
+        known = gather(seen, interactions.item)
         tally.drop("unseen_target", ~known)
         kept, period = interactions.take(known), period[known]
         positive = None if positive is None else positive[known]
@@ -164,7 +164,7 @@ def _drop_rows(
     if positive is not None:
         tally.drop("low_rated", ~positive)
     if untitled is not None:
-        tally.drop("untitled", _any_so_far(untitled[item], user, offsets))
+        tally.drop("untitled", _any_so_far(gather(untitled, item), user, offsets))
     short = _shorter(interactions, offsets, min_history, period)
     if short is not None:
         tally.drop("short_history", short)
@@ -172,15 +172,15 @@ def _drop_rows(
     training_stop = _after_last(tally.left() & (period == 0), user, offsets)
     place = np.arange(len(user))
     seen = np.zeros(len(interactions.item_ids), dtype=bool)
-    seen[item[place < training_stop[user]]] = True
-    new = ~seen[item]
+    seen[item[place < gather(training_stop, user)]] = True
+    new = ~gather(seen, item)
     held_out = period > 0
     tally.drop("unseen_target", new & held_out)
     tally.drop("unseen_history", _any_so_far(new, user, offsets) & held_out)
 
     left = tally.left()
     stop = _after_last(left, user, offsets)
-    inside = place < stop[user]
+    inside = place < gather(stop, user)
     kept = interactions.take(inside)
     with_rows = stop > offsets[:-1]
     roles = np.where(left, period + np.uint8(1), np.uint8(0))[inside]
@@ -242,13 +242,13 @@ def _shorter(
     """Return which interactions have fewer than ``min_history`` before them; None where all could have enough."""
     if (min_history <= 1).all():
         return None
-    return np.arange(len(interactions)) - offsets[interactions.user] < min_history[period]
+    return np.arange(len(interactions)) - gather(offsets, interactions.user) < gather(min_history, period)
 
 
 def _any_so_far(mask: np.ndarray, user: np.ndarray, offsets: np.ndarray) -> np.ndarray:
     """Return where the mask is true at this or an earlier interaction of the same user."""
     count = np.concatenate([[0], np.cumsum(mask)])
-    return count[1:] > count[offsets[user]]
+    return count[1:] > gather(count[offsets], user)
 
 
 def _after_last(mask: np.ndarray, user: np.ndarray, offsets: np.ndarray) -> np.ndarray:

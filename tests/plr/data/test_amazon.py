@@ -54,7 +54,7 @@ def part_of(time: int) -> str:
 
 def write_split(folder: Path, rows, domain: str, packed: bool = False) -> None:
     """Write the three files of the publishers' time split, with histories."""
-    texts = {part: "user_id,parent_asin,rating,timestamp,history\n" for part in ("train", "valid", "test")}
+    texts = dict.fromkeys(("train", "valid", "test"), "user_id,parent_asin,rating,timestamp,history\n")
     for user, history, item, rating, time in histories(rows):
         texts[part_of(time)] += f"{user},{item},{rating},{time},{' '.join(history)}\n"
     folder.mkdir(parents=True, exist_ok=True)
@@ -189,7 +189,7 @@ def test_plr_protocol_against_its_definition(tmp_path_factory, rows, least, spli
     (write_split if split else write_ratings)(tmp / "raw", rows, "Toys")
     expected = by_plr(rows, least)
     if not expected["train"]:
-        with pytest.raises(DataError, match="no training row|no interaction is left"):
+        with pytest.raises(DataError, match=r"no training row|no interaction is left"):
             prepared(tmp, "Toys", min_interactions=least)
         return
     dataset = prepared(tmp, "Toys", min_interactions=least)
@@ -220,9 +220,8 @@ def test_item_features_stand_in_the_order_of_the_items(tmp_path):
     write_metadata(tmp_path / "raw" / "meta", {"B03": "Third", "B01": "First\tone ", "B09": "Other"}, "CDs_and_Vinyl")
     dataset = prepared(tmp_path, "CDs_and_Vinyl", min_interactions=0)
     items = pl.read_parquet(dataset.item_features)
-    assert items.schema == {
-        "item_id": pl.String, "title": pl.String, "categories": pl.List(pl.String), "store": pl.String, "text": pl.String,
-    }  # fmt: skip
+    text = pl.String
+    assert items.schema == dict(item_id=text, title=text, categories=pl.List(text), store=text, text=text)
     assert items["item_id"].to_list() == dataset.item_ids.to_list() == ["B01", "B02", "B03"]
     assert items["title"].to_list() == ["First\tone", None, "Third"]
     assert items["categories"].to_list() == [["CDs & Vinyl", "Rock", "Style 1"], None, None]
@@ -277,11 +276,11 @@ def test_missing_and_doubtful_files(tmp_path):
     with pytest.raises(DataError, match=r"neither Toys.csv nor .*there is other.csv"):
         find_files(tmp_path, "Toys")
     (tmp_path / "Toys.train.csv").touch()
-    with pytest.raises(DataError, match="Toys.valid.csv, Toys.test.csv missing"):
+    with pytest.raises(DataError, match=r"Toys.valid.csv, Toys.test.csv missing"):
         find_files(tmp_path, "Toys")
     for folder in ("one", "two"):
         write_ratings(tmp_path / folder, SMALL, "Games")
-    with pytest.raises(DataError, match="several files Games.csv: one/Games.csv, two/Games.csv"):
+    with pytest.raises(DataError, match=r"several files Games.csv: one/Games.csv, two/Games.csv"):
         find_files(tmp_path, "Games")
 
 
