@@ -172,6 +172,7 @@ class _Job:
             )
         self._hashes: list[str] | None = None
         self._report: dict[str, Any] = {}
+        self._scratch: tempfile.TemporaryDirectory | None = None
 
     def content_hash(self) -> str:
         """Return the SHA-256 (hex) of what decides the result: the sources' bytes and the options."""
@@ -274,17 +275,25 @@ class _Job:
             source = read(path, self.format, columns, space, noted)
             fingerprint(path, text=True)
         except DataError:
-            noted = Skipped()
-            with tempfile.TemporaryDirectory(prefix="plr-") as folder:
-                copy = Path(folder) / path.name.removesuffix(".gz")
-                without_bad_records(path, copy, self.format, noted)
-                inner = Skipped()
-                source = read(copy, self.format, columns, space, inner)
-                noted.extend(inner)
-                # The copy goes: lines are those of the original, which they still are in.
-                source = replace(source, path=path)
+            source, noted = self._read_copy(path, space)
         self.skipped.extend(noted)
         return source
+
+    def _read_copy(self, path: Path, space: IdSpace) -> tuple[Source, Skipped]:
+        """Read what is left of a text file when the records are left out that make it unreadable."""
+        self._scratch = self._scratch or tempfile.TemporaryDirectory(prefix="plr-")  # lines are looked up in the copy
+        copy = Path(self._scratch.name) / f"{len(list(Path(self._scratch.name).iterdir()))}-{path.name}"
+        noted, more = Skipped(), Skipped()
+        without_bad_records(path, copy, self.format, noted)
+        try:
+            source = read(copy, self.format, self.options.columns, space, more)
+        except DataError as error:
+            raise DataError(error.reason, path, error.line) from error
+        for entry in more.lines:
+            entry["file"] = path.name
+        noted.extend(more)
+        noted.lines.sort(key=lambda entry: entry["line"] or 0)
+        return replace(source, path=path), noted
 
     def _fingerprints(self) -> list[str]:
         forbidden = CONTROL_BYTES if self.format in ("sequences", "pairs") else b"\0"

@@ -100,7 +100,7 @@ def _tokens(path: Path) -> pl.LazyFrame:
 def _refuse(frame: pl.DataFrame, wrong: pl.Expr, path: Path, message: str, skipped: Skipped | None) -> pl.Series:
     """Raise for the first wrong line; with ``skipped`` note all of them. Returns which are wrong."""
     mask = frame.select(wrong.alias("wrong")).to_series()
-    for values in frame.filter(mask).head(1 if skipped is None else None).iter_rows(named=True):
+    for values in frame.filter(mask).iter_rows(named=True):
         if skipped is None:
             raise DataError(message.format(**values), path, values["row"] + 1)
         skipped.add(path, values["row"] + 1, message.format(**values))

@@ -221,7 +221,8 @@ def test_item_features_stand_in_the_order_of_the_items(tmp_path):
     dataset = prepared(tmp_path, "CDs_and_Vinyl", min_interactions=0)
     items = pl.read_parquet(dataset.item_features)
     text = pl.String
-    assert items.schema == dict(item_id=text, title=text, categories=pl.List(text), store=text, text=text)
+    expected = {"item_id": text, "title": text, "categories": pl.List(text), "store": text, "text": text}
+    assert items.schema == expected
     assert items["item_id"].to_list() == dataset.item_ids.to_list() == ["B01", "B02", "B03"]
     assert items["title"].to_list() == ["First\tone", None, "Third"]
     assert items["categories"].to_list() == [["CDs & Vinyl", "Rock", "Style 1"], None, None]

@@ -119,7 +119,7 @@ def test_goes_on_after_interruptions(server, tmp_path):
 def test_gives_up_and_a_repeated_command_goes_on(server, tmp_path):
     server.cut, server.cuts = 100_000, 5
     path = tmp_path / "file.gz"
-    with pytest.raises(DataError, match="broke off 5 times .*; 500000 bytes are kept"):
+    with pytest.raises(DataError, match=r"broke off 5 times .*; 500000 bytes are kept"):
         fetch(server, path)
     assert not path.exists()
     fetch(server, path)
