@@ -8,6 +8,7 @@ import pytest
 import plr
 from plr.cli import main
 from plr.config import Config
+from plr.models.registry import BACKBONES, METHODS, REFUSALS
 from plr.training import train
 
 
@@ -103,9 +104,17 @@ def test_seen_items_are_left_out_on_request(run):
         (["train", "--out", "OUT"], "--data is missing"),
         (["train", "--data", "DATA"], "--out is missing"),
         (["train", "--data", "DATA", "--out", "OUT", "--dim", "7"], "heads must be a divisor of dim=7"),
+        (["train", "--data", "DATA", "--out", "OUT", "--backbone", "bert4rec-cloze", "--method", "plr"],
+         "method 'plr' does not work on backbone 'bert4rec-cloze': Cloze training"),
+        (["train", "--data", "DATA", "--out", "OUT", "--backbone", "unisrec"], "text_vectors is missing"),
+        (["train", "--data", "DATA", "--out", "OUT", "--features", "DATA"], "item features are read from .json and"),
+        (["train", "--data", "DATA", "--out", "OUT", "--backbone", "unisrec", "--text_vectors", "NOWHERE"],
+         "not a folder of text vectors (manifest.json is missing); make one with `plr embed-text`"),
+        (["embed-text", "missing.tsv", "--out", "OUT"], "missing.tsv: no such file of item texts"),
+        (["embed-text", "DATA"], "--out is missing"),
         (["evaluate", "RUN", "--data", "missing.txt"], "--data missing.txt: no such file"),
     ],
-)
+)  # fmt: skip
 def test_mistakes_are_one_message_and_status_2(arguments, message, run, small_data, tmp_path, capsys):
     places = {"RUN": run, "NOWHERE": tmp_path / "nowhere", "OUT": tmp_path / "out", "DATA": small_data}
     arguments = [str(places.get(argument, argument)) for argument in arguments]
@@ -115,6 +124,38 @@ def test_mistakes_are_one_message_and_status_2(arguments, message, run, small_da
     assert error.startswith("plr: ")
     assert "Traceback" not in error
     assert not (tmp_path / "out").exists()
+
+
+def test_texts_become_vectors_and_vectors_a_run(small_data, tmp_path, capsys):
+    titles = tmp_path / "titles.tsv"
+    titles.write_text("item\ttitle\n" + "".join(f"i{n}\tnumber n{n} n{(n + 1) % 24}\n" for n in range(23)))
+    vectors, out = tmp_path / "vectors", tmp_path / "run"
+    assert main(["embed-text", str(titles), "--out", str(vectors), "--dim", "20"]) == 0
+    printed = re.sub(r"\s+", " ", capsys.readouterr().out)
+    assert "23 items, vectors of width 20 by tfidf from title" in printed
+    with pytest.warns(UserWarning, match="1 of 24 items have no text vector"):
+        status = main(
+            ["train", "--data", str(small_data), "--backbone", "unisrec", "--text_vectors", str(vectors), "--method",
+             "base", "--out", str(out), "--dim", "8", "--epochs", "1", "--batch_size", "32", "--progress", "false"]
+        )  # fmt: skip
+    assert status == 0
+    assert Config.load(out / "config.yaml").temperature == 0.07
+    assert main(["recommend", str(out), "--history", "i1 i2", "-k", "3"]) == 0
+    assert main(["embed-text", str(titles), "--out", str(vectors)]) == 2
+    assert "there is something here already" in capsys.readouterr().err
+
+
+def test_systems_names_every_backbone_method_and_refusal(capsys):
+    assert main(["systems"]) == 0
+    printed = re.sub(r"[\s│]+", " ", capsys.readouterr().out)
+    for name in (*BACKBONES, *METHODS):
+        assert f" {name} " in printed
+    for (backbone, method), reason in REFUSALS.items():
+        assert f"{backbone} with" in printed
+        assert method in printed
+        assert reason.split(";")[0].split(",")[0] in printed
+    for entry in (*BACKBONES.values(), *METHODS.values()):
+        assert entry.description
 
 
 def test_unknown_items_can_be_skipped(run, capsys):
