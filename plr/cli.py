@@ -10,7 +10,7 @@ from typing import Literal, get_type_hints
 from jsonargparse import ArgumentParser, Namespace
 
 import plr
-from plr.config import Config, ConfigError
+from plr.config import Config, ConfigError, names
 from plr.data import DataError, PrepareOptions
 
 
@@ -116,7 +116,12 @@ def _parser() -> ArgumentParser:
     )
     embed.add_argument("--like", type=str | None, default=None, help="encode as this earlier folder was, fit nothing")
     embed.add_argument("--item_column", type=str | None, default=None, help="default: item_id, item, parent_asin, asin")
-    embed.add_argument("--text_columns", type=list[str] | None, default=None, help="default: text or title")
+    embed.add_argument(
+        "--text_columns",
+        type=str | None,
+        default=None,
+        help="separated by commas; joined to one text; default: text or title",
+    )
     commands.add_subcommand("embed-text", embed, help="make text vectors of items")
 
     systems = ArgumentParser(description="List backbones and methods, and which of them do not go together.")
@@ -185,7 +190,7 @@ def _train(options: Namespace) -> None:
     if not result:  # not the first process of a distributed run
         return
     _print(
-        metrics_table({config.method: result["test"]}, columns=_columns(config.ks), title="Test, all items ranked"),
+        metrics_table({_system(config): result["test"]}, columns=_columns(config.ks), title="Test, all items ranked"),
         f"validation NDCG@10 {result['valid']['ndcg@10']:.4f}; "
         f"best epoch {result['best_epoch']} of {result['epochs']}, "
         f"{result['train_seconds_per_epoch']:.1f} s of training an epoch; saved in {config.out}",
@@ -227,7 +232,7 @@ def _embed_text(options: Namespace) -> None:
         dim=options.dim,
         like=None if options.like is None else Path(options.like),
         item_column=options.item_column,
-        text_columns=options.text_columns,
+        text_columns=None if options.text_columns is None else names(options.text_columns),
     )
     facts = made.manifest
     _print(
@@ -243,6 +248,10 @@ def _systems(options: Namespace) -> None:
     from plr.models.table import systems_tables
 
     _print(*systems_tables())
+
+
+def _system(config: Config) -> str:
+    return config.backbone if config.method == "base" else f"{config.backbone} + {config.method}"
 
 
 def _columns(ks: tuple[int, ...]) -> list[str]:

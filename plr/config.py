@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
@@ -14,6 +15,11 @@ from plr.data.atomic import atomic_path
 
 class ConfigError(ValueError):
     """A configuration value that cannot work; the message names the field, what was found and what is accepted."""
+
+
+def names(listed: str | Iterable[str]) -> tuple[str, ...]:
+    """Return the names of a list, or of a string in which commas separate them."""
+    return tuple(name.strip() for name in listed.split(",")) if isinstance(listed, str) else tuple(listed)
 
 
 @dataclass
@@ -42,7 +48,7 @@ class Config:
         cache: folder for prepared data; by default data are prepared anew.
         features: a file of item features, whose vectors are added to the items' own: JSON {item: [value ...]} or
             {item: {field: value or [value ...]}}, or Parquet with a column item_id and columns of strings or lists.
-        feature_fields: which fields of that file; by default all but title and text.
+        feature_fields: which fields of that file, as a list or separated by commas; by default all but title and text.
         text_vectors: UniSRec: the folder that `plr embed-text` wrote.
         dim: width d of the states.
         layers: Transformer layers (LARES: of the pre-block).
@@ -120,7 +126,7 @@ class Config:
     max_length: int = 50
     cache: str | None = None
     features: str | None = None
-    feature_fields: tuple[str, ...] | None = None
+    feature_fields: tuple[str, ...] | str | None = None
     text_vectors: str | None = None
 
     dim: int = 256
@@ -184,7 +190,7 @@ class Config:
 
         self.ks = tuple(sorted({10, *self.ks}))
         if self.feature_fields is not None:
-            self.feature_fields = tuple(self.feature_fields)
+            self.feature_fields = names(self.feature_fields)
         check_system(self)
         if self.temperature is None:  # set here, so that config.yaml says what was used
             self.temperature = BACKBONES[self.backbone].temperature

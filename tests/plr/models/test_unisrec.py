@@ -184,6 +184,7 @@ def test_what_does_not_fit_is_refused():
         Config(backbone="unisrec", text_vectors="a folder", features="a file")
     with pytest.raises(ConfigError, match="feature_fields \\['store'\\] were chosen, but features names no file"):
         Config(feature_fields=["store"])
+    assert Config(features="a file", feature_fields="store, tags").feature_fields == ("store", "tags")
     with pytest.raises(ConfigError, match="needs the items' text vectors"):
         build_model(Config(backbone="unisrec", text_vectors="a folder"), 5)
     assert Config(backbone="unisrec", text_vectors="a folder", temperature=0.5).temperature == 0.5
