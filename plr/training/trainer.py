@@ -31,11 +31,10 @@ from plr.evaluation import (
     write_metrics,
 )
 from plr.items import ItemData
-from plr.items.source import load_item_data
 from plr.models import Recommender, build_model
 from plr.models.registry import row_kind
 from plr.runs import RunFolder
-from plr.source import load_dataset
+from plr.source import load_dataset, load_item_data
 from plr.training.callbacks import MONITOR, BestWeights, ResumePoint, Validation, save_weights
 from plr.training.checkpoint import AtomicCheckpointIO, read_checkpoint
 from plr.training.initial import InitialRun
