@@ -94,4 +94,5 @@ class ParametricWhitening(nn.Module):
 
     def forward(self, vectors: Tensor) -> Tensor:
         """[V, width] -> [V, d]."""
-        return self.linear(self.dropout(vectors) - self.shift)
+        # W x − W b: unlike W (x − b) it needs no gradient of size [V, width].
+        return self.linear(self.dropout(vectors)) - self.linear(self.shift)
