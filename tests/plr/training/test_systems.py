@@ -52,10 +52,10 @@ def popularity(files):
 
 
 FEATURES, VECTORS = {"features": "features.json"}, {"text_vectors": "vectors", "experts": 3}
-WHOLE, PREFIX = {"epochs": 4, "batch_size": 32}, {"epochs": 2, "batch_size": 256}  # some ten targets in a whole row
+WHOLE, PREFIX = {"epochs": 4, "batch_size": 32}, {"epochs": 1, "batch_size": 256}  # some ten targets in a whole row
 # A mask has no item of its own to start from: Cloze training is known to need many more epochs.
 CLOZE = {
-    "backbone": "bert4rec-cloze", "epochs": 30, "patience": 30, "layers": 2, "mask_probability": 0.3, "lr": 0.003,
+    "backbone": "bert4rec-cloze", "epochs": 25, "patience": 25, "layers": 2, "mask_probability": 0.3, "lr": 0.003,
     "input_dropout": 0.0, "hidden_dropout": 0.0, "attention_dropout": 0.0, "batch_size": 32,
 }  # fmt: skip
 SYSTEMS = {
