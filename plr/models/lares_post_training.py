@@ -71,11 +71,13 @@ class PostTrainedLARES(LARESRecommender):
 
     def losses(self, batch: Batch) -> Losses:
         """Return {"policy", "reference"}; `observed` then holds the rollouts' mean "reward"."""
+        reference = self.reference
+        if reference is None:
+            raise RuntimeError("there is no pre-trained model to start from; call start_from first")
         table = self.item_table()
         candidates = self.candidates(table)
         rows = batch.lengths.shape[0]
         with torch.no_grad():
-            reference = self.reference
             reference_table = reference.item_table()
             reference_candidates = reference.candidates(reference_table)
 

@@ -12,7 +12,7 @@ from plr.config import Config
 from plr.data import LengthGroupedBatches, Rows, SequenceDataset
 from plr.data.fingerprint import fingerprint
 from plr.errors import RunError
-from plr.evaluation import rank_rows
+from plr.evaluation import rank_rows, ranking_progress
 from plr.items import ItemData
 from plr.models import Recommender, build_model
 from plr.runs import RunFolder
@@ -79,14 +79,15 @@ class InitialRun:
         return model
 
 
-def rows_within_reach(model: Recommender, rows: Rows, batch_size: int) -> Rows:
-    """Return the rows whose target the model ranks among the first 100 of all items.
+def rows_within_reach(model: Recommender, rows: Rows, batch_size: int, *, progress: bool = False) -> Rows:
+    """Return the rows whose target the model ranks among the first 100 of all items; progress shows a bar.
 
     Raises:
         RunError: there is no such row.
     """
     order = list(LengthGroupedBatches(rows.lengths, batch_size, shuffle=False))
-    ranking = rank_rows(model, map(rows.batch, order))
+    with ranking_progress("Choosing rows", len(rows), shown=progress) as advance:
+        ranking = rank_rows(model, map(rows.batch, order), on_batch=advance)
     kept = torch.cat(order)[ranking.ranks <= REACH].sort().values
     if not len(kept):
         raise RunError(f"the --init run ranks no training row's target among the first {REACH}: nothing to reward")

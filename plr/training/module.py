@@ -36,7 +36,8 @@ class RecommenderModule(lightning.LightningModule):
         """Batches grouped by length, gathered in the main process: a gather is cheaper than a queue."""
         rows, partners = self.rows, None
         if self.model.reference is not None:
-            rows = rows_within_reach(self.model.reference, rows, self.config.eval_batch_size)
+            shown = self.config.progress and self.global_rank == 0
+            rows = rows_within_reach(self.model.reference, rows, self.config.eval_batch_size, progress=shown)
         if self.model.with_partners:
             partners = SameTargetPartners(rows, self.config.seed)
         order = LengthGroupedBatches(

@@ -154,6 +154,13 @@ def test_rollouts_differ_in_start_dropout_and_number_of_steps():
             assert not torch.equal(seen[i][2][:, 0], seen[j][2][:, 0])
 
 
+def test_without_a_pre_trained_model_there_is_no_loss():
+    model = small_model(method="lares", phase="rpt", init="x")
+    with pytest.raises(RuntimeError, match="no pre-trained model to start from; call start_from first"):
+        model.losses(random_batch())
+    assert model.represent(random_batch()).shape == (4, 16)  # but it can be served
+
+
 def test_fewer_items_than_rewarded_places():
     model = small_model(7, method="lares", phase="rpt", init="x")
     model.start_from(small_model(7, method="lares"))
