@@ -15,6 +15,7 @@ ON_X86 = platform.machine().lower() in ("x86_64", "amd64")
 X86_FLAGS = {
     "kernels_avx2.cpp": ["-mavx2", "-mfma", "-mf16c"],
     "kernels_avx512.cpp": ["-mavx512f", "-mavx2", "-mfma", "-mf16c"],
+    "kernels_avx512_bf16.cpp": ["-mavx512bf16", "-mavx512f", "-mavx2", "-mfma", "-mf16c"],
 }
 
 

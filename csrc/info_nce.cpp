@@ -35,7 +35,7 @@ std::vector<int64_t> all_rows(int64_t batch) {
 }
 
 States packed(const Run& run, const Matrix& view, double scale) {
-  return pack_states(run.kernels, view, listed_order(all_rows(view.rows)), scale, run.threads);
+  return pack_states(run.kernels, view, listed_order(all_rows(view.rows)), scale, false, run.threads);
 }
 
 // A float32 matrix times the scale, rounded as in packed(): its products are the same to the bit.

@@ -29,6 +29,26 @@ struct DivergenceStatistics {
   float* top;        // the top's number within the block; merge_divergence leaves it alone
 };
 
+// Products of bfloat16, summed in float32. The cells of their operands' panels are pairs of numbers that are neighbours
+// along the inner dimension, so that k counts pairs; results are panels of float32.
+struct PairKernels {
+  void (*product)(int64_t m, int64_t n, int64_t k, const float* a, int64_t a_rows, const float* b, int64_t b_rows,
+                  float* c, int64_t c_rows, float scale, bool accumulate);
+  void (*product_transposed)(int64_t m, int64_t n, int64_t k, const float* a, int64_t a_rows, const float* b,
+                             int64_t b_rows, float* c, int64_t c_rows);
+
+  // A row of bfloat16 to row i of panels [rows, columns / 2], padded with zero.
+  void (*pair_columns)(const uint16_t* row, int64_t columns, int64_t i, float* panels, int64_t panels_rows);
+
+  // Two rows of bfloat16, null for one of zeros, to row i of panels [rows / 2, columns].
+  void (*pair_rows)(const uint16_t* row, const uint16_t* next_row, int64_t columns, int64_t i, float* panels,
+                    int64_t panels_rows);
+
+  // Scores [items, states], rounded to bfloat16, to panels [items, states / 2] and, where not null, [items / 2, states].
+  void (*pair_scores)(const float* scores, int64_t scores_rows, int64_t items, int64_t states, float* by_state,
+                      int64_t by_state_rows, float* by_item, int64_t by_item_rows);
+};
+
 struct Kernels {
   const char* name;
 
@@ -39,9 +59,9 @@ struct Kernels {
   void (*store_rows)(const float* panels, int64_t panels_rows, int64_t count, int64_t columns, float scale,
                      const MutableMatrix& target, int64_t first);
 
-  // c [m, n] = a [m, k] b [k, n], or += where `accumulate`; n a multiple of 16.
+  // c [m, n] = a [m, k] b [k, n] · scale, or += where `accumulate`; n a multiple of 16.
   void (*product)(int64_t m, int64_t n, int64_t k, const float* a, int64_t a_rows, const float* b, int64_t b_rows,
-                  float* c, int64_t c_rows, bool accumulate);
+                  float* c, int64_t c_rows, float scale, bool accumulate);
 
   // c [m, n] += aᵀ b with a [k, m] and b [k, n]; m a multiple of 32, n of 16.
   void (*product_transposed)(int64_t m, int64_t n, int64_t k, const float* a, int64_t a_rows, const float* b,
@@ -105,6 +125,9 @@ struct Kernels {
   // columns, of any type, into the cache.
   void (*rows_product)(const Matrix& source, int64_t first, int64_t count, int64_t columns, const float* b, float* c,
                        const Matrix& fetched, int64_t fetched_first, int64_t fetched_count);
+
+  // Null where the CPU has no products of bfloat16.
+  PairKernels pairs;
 };
 
 // The kernels of the widest instruction set that this CPU has, or of the one named ("avx512", "avx2", "generic"), or

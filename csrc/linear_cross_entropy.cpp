@@ -19,20 +19,21 @@ namespace plr_kernels {
 
 namespace {
 
-States packed(const Run& run, const Matrix& states, const int64_t* targets, double temperature,
+States packed(const Run& run, const Matrix& states, const Matrix& items, const int64_t* targets, double temperature,
               int64_t ignore_index) {
   std::vector<int64_t> counted;
   for (int64_t row = 0; row < states.rows; ++row) {
     if (targets[row] != ignore_index) counted.push_back(row);
   }
-  return pack_states(run.kernels, states, listed_order(std::move(counted)), kLog2E / temperature, run.threads);
+  return pack_states(run.kernels, states, listed_order(std::move(counted)), kLog2E / temperature,
+                     takes_pairs(run.kernels, states, items), run.threads);
 }
 
 }  // namespace
 
 void linear_cross_entropy_forward(const Run& run, const Matrix& matrix, const Matrix& items, const int64_t* targets,
                                   double temperature, int64_t ignore_index, float* losses, float* statistics) {
-  const States states = packed(run, matrix, targets, temperature, ignore_index);
+  const States states = packed(run, matrix, items, targets, temperature, ignore_index);
   const int64_t rows = matrix.rows;
   std::fill_n(losses, rows, 0.0f);
   std::fill_n(statistics, 3 * rows, 0.0f);
@@ -64,7 +65,7 @@ void linear_cross_entropy_backward(const Run& run, const Matrix& matrix, const M
                                    double temperature, int64_t ignore_index, const float* statistics,
                                    const float* losses_gradient, const MutableMatrix* states_gradient,
                                    const MutableMatrix* items_gradient) {
-  const States states = packed(run, matrix, targets, temperature, ignore_index);
+  const States states = packed(run, matrix, items, targets, temperature, ignore_index);
   const int64_t rows = matrix.rows;
   Buffer maximum(states.count, 0.0f), inverse_sum(states.count, 0.0f), others(states.count, 0.0f);
   Buffer weight(states.count, 0.0f);

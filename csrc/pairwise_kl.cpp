@@ -23,9 +23,9 @@ namespace plr_kernels {
 
 namespace {
 
-States packed(const Run& run, const Matrix& states, int64_t group, double temperature) {
+States packed(const Run& run, const Matrix& states, int64_t group, const Matrix& items, double temperature) {
   return pack_states(run.kernels, states, grouped_order(states.rows / group, group), kLog2E / temperature,
-                     run.threads);
+                     takes_pairs(run.kernels, states, items), run.threads);
 }
 
 // The part of a block's states that are whole groups; a half panel after the last group holds none.
@@ -82,7 +82,7 @@ float top_gradient(const ScoreBlock& block, const Distributions& distributions, 
 
 double pairwise_kl_forward(const Run& run, const Matrix& matrix, int64_t group, const Matrix& items,
                            double temperature, float* statistics, int64_t* tops) {
-  const States states = packed(run, matrix, group, temperature);
+  const States states = packed(run, matrix, group, items, temperature);
   const ItemChunks chunks(items.rows);
   const int64_t block_states = visited_states(group * kLanes);
   StatisticsOfParts of_chunks(chunks.count, states.count), of_block(run.threads.count(), block_states);
@@ -129,7 +129,7 @@ double pairwise_kl_forward(const Run& run, const Matrix& matrix, int64_t group, 
 void pairwise_kl_backward(const Run& run, const Matrix& matrix, int64_t group, const Matrix& items, double temperature,
                           bool detach_reference, const float* statistics, const int64_t* tops, double weight,
                           const MutableMatrix* states_gradient, const MutableMatrix* items_gradient) {
-  const States states = packed(run, matrix, group, temperature);
+  const States states = packed(run, matrix, group, items, temperature);
   const int64_t rows = matrix.rows;
   Distributions distributions(states.count);
   std::vector<int64_t> top_items(states.count, -1);

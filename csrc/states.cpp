@@ -1,6 +1,7 @@
 #include "states.h"
 
 #include <algorithm>
+#include <cstring>
 #include <utility>
 
 #include "panels.h"
@@ -39,29 +40,75 @@ void for_panels(Threads& threads, int64_t count, int64_t dim, const Visit& visit
 
 }  // namespace
 
-States pack_states(const Kernels& kernels, const Matrix& matrix, Order order, double scale, Threads& threads) {
-  const int64_t count = static_cast<int64_t>(order.size());
-  const int64_t dim = matrix.columns;
-  States states{std::move(order), count, dim, Buffer(panels_size(count, dim)), Buffer(panels_size(dim, count))};
-  for_panels(threads, count, dim, [&](int64_t panel) {
-    const int64_t first = panel * kPanelColumns;
-    float* rows = states.rows.data() + first * kPanelColumns;
-    for (int64_t i = 0; i < kPanelColumns; ++i) {
-      const int64_t row = states.order[first + i];
-      if (row >= 0) {
-        kernels.load_rows(matrix, row, 1, rows + i * kPanelColumns, count);
-      } else {
-        for (int64_t d = 0; d < dim; d += kPanelColumns) {
-          std::fill_n(rows + i * kPanelColumns + d * count, kPanelColumns, 0.0f);
-        }
+namespace {
+
+void pack_singles(const Kernels& kernels, const Matrix& matrix, double scale, int64_t first, States& states) {
+  float* rows = states.rows.data() + first * kPanelColumns;
+  for (int64_t i = 0; i < kPanelColumns; ++i) {
+    const int64_t row = states.order[first + i];
+    if (row >= 0) {
+      kernels.load_rows(matrix, row, 1, rows + i * kPanelColumns, states.count);
+    } else {
+      for (int64_t d = 0; d < states.dim; d += kPanelColumns) {
+        std::fill_n(rows + i * kPanelColumns + d * states.count, kPanelColumns, 0.0f);
       }
     }
-    float* transposed = states.transposed.data() + first * dim;
-    for (int64_t d = 0; d < dim; ++d) {
-      const float* column = rows + d / kPanelColumns * kPanelColumns * count + d % kPanelColumns;
-      for (int64_t i = 0; i < kPanelColumns; ++i) {
-        transposed[d * kPanelColumns + i] = static_cast<float>(column[i * kPanelColumns] * scale);
-      }
+  }
+  float* transposed = states.transposed.data() + first * states.dim;
+  for (int64_t d = 0; d < states.dim; ++d) {
+    const float* column = rows + d / kPanelColumns * kPanelColumns * states.count + d % kPanelColumns;
+    for (int64_t i = 0; i < kPanelColumns; ++i) {
+      transposed[d * kPanelColumns + i] = static_cast<float>(column[i * kPanelColumns] * scale);
+    }
+  }
+}
+
+void pack_pairs(const Kernels& kernels, const Matrix& matrix, int64_t first, States& states) {
+  const uint16_t* source[kPanelColumns];
+  for (int64_t i = 0; i < kPanelColumns; ++i) {
+    const int64_t row = states.order[first + i];
+    source[i] = row >= 0 ? static_cast<const uint16_t*>(row_of(matrix, row)) : nullptr;
+  }
+  for (int64_t i = 0; i < kPanelColumns; i += 2) {
+    kernels.pairs.pair_rows(source[i], source[i + 1], states.dim, (first + i) / 2, states.rows.data(),
+                            states.count / 2);
+  }
+  float* transposed = states.transposed.data() + first * states.depth;
+  for (int64_t i = 0; i < kPanelColumns; ++i) {
+    for (int64_t d = 0; d < states.dim; d += 2) {
+      uint16_t pair[2] = {};
+      if (source[i] != nullptr) std::memcpy(pair, source[i] + d, std::min<int64_t>(2, states.dim - d) * sizeof(pair[0]));
+      std::memcpy(transposed + d / 2 * kPanelColumns + i, pair, sizeof(pair));
+    }
+  }
+}
+
+}  // namespace
+
+bool takes_pairs(const Kernels& kernels, const Matrix& states, const Matrix& items) {
+  constexpr int64_t least_dim = 32, least_items = 256;
+  return kernels.pairs.product != nullptr && states.type == DataType::bfloat16 && items.type == DataType::bfloat16 &&
+         states.columns >= least_dim && items.rows >= least_items;
+}
+
+States pack_states(const Kernels& kernels, const Matrix& matrix, Order order, double scale, bool paired,
+                   Threads& threads) {
+  const int64_t count = static_cast<int64_t>(order.size());
+  const int64_t dim = matrix.columns;
+  const int64_t depth = paired ? (dim + 1) / 2 : dim;
+  States states{std::move(order),
+                count,
+                dim,
+                paired,
+                depth,
+                Buffer(panels_size(paired ? count / 2 : count, dim)),
+                Buffer(panels_size(depth, count)),
+                paired ? static_cast<float>(scale) : 1.0f};
+  for_panels(threads, count, dim, [&](int64_t panel) {
+    if (paired) {
+      pack_pairs(kernels, matrix, panel * kPanelColumns, states);
+    } else {
+      pack_singles(kernels, matrix, scale, panel * kPanelColumns, states);
     }
   });
   return states;

@@ -25,11 +25,24 @@ struct States {
   Order order;
   int64_t count;      // packed states, a multiple of 32
   int64_t dim;
+  // Whether the products are of bfloat16: then the cells below are pairs along the inner dimension (kernels.h).
+  bool paired;
+  int64_t depth;      // cells that a product over dim takes: dim, or pairs of it
   Buffer rows;        // panels of [count, dim]: second operand of the items' gradient, gradientᵀ · states
-  Buffer transposed;  // panels of [dim, count], times a scale: second operand of the scores, items · statesᵀ
+  Buffer transposed;  // panels of [dim, count]: second operand of the scores, items · statesᵀ
+  float scale;        // of the scores; 1 where `transposed` holds it already
+
+  int64_t per_cell() const { return paired ? 2 : 1; }
 };
 
-States pack_states(const Kernels& kernels, const Matrix& states, Order order, double scale, Threads& threads);
+// Whether to multiply in bfloat16: inputs that are, on a CPU that can. The products of items and states are then exact, and
+// the gradient by scores is rounded to bfloat16 as in PyTorch's own backward pass. Short sums of such gradients might, by
+// chance, be further from the truth than PyTorch's, and take no time anyhow.
+bool takes_pairs(const Kernels& kernels, const Matrix& states, const Matrix& items);
+
+// `scale` multiplies the scores.
+States pack_states(const Kernels& kernels, const Matrix& states, Order order, double scale, bool paired,
+                   Threads& threads);
 
 // Panels of [count, dim], times `scale`, to the rows they belong to; rows that are not packed become zero.
 void unpack_states(const Kernels& kernels, const States& states, const Buffer& panels, int64_t rows, float scale,

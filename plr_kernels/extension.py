@@ -18,7 +18,7 @@ Matrix = tuple[int, str, int, int, int]
 _instruction_set: str = os.environ.get(INSTRUCTION_SET_VARIABLE, "auto")
 if _cpp.instruction_set(_instruction_set) is None:
     raise RuntimeError(
-        f"{INSTRUCTION_SET_VARIABLE} must be auto, avx512, avx2 or generic, and one that this CPU has; "
+        f"{INSTRUCTION_SET_VARIABLE} must be auto, avx512_bf16, avx512, avx2 or generic, and one that this CPU has; "
         f"got {_instruction_set!r}"
     )
 

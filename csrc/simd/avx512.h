@@ -40,10 +40,42 @@ inline Vector load_bfloat16(const uint16_t* source) {
   return {_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16))};
 }
 
+// To nearest, ties to even.
+inline void store_bfloat16(uint16_t* target, Vector a) {
+  const __m512i bits = _mm512_castps_si512(a.value);
+  const __m512i upper = _mm512_srli_epi32(bits, 16);
+  const __m512i odd = _mm512_and_si512(upper, _mm512_set1_epi32(1));
+  const __m512i raised = _mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff)));
+  const __mmask16 not_a_number = _mm512_cmp_ps_mask(a.value, a.value, _CMP_UNORD_Q);
+  const __m512i rounded = _mm512_mask_or_epi32(_mm512_srli_epi32(raised, 16), not_a_number, upper,
+                                               _mm512_set1_epi32(0x40));
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(target), _mm512_cvtepi32_epi16(rounded));
+}
+
 inline Vector operator+(Vector a, Vector b) { return {_mm512_add_ps(a.value, b.value)}; }
 inline Vector operator-(Vector a, Vector b) { return {_mm512_sub_ps(a.value, b.value)}; }
 inline Vector operator*(Vector a, Vector b) { return {_mm512_mul_ps(a.value, b.value)}; }
 inline Vector multiply_add(Vector a, Vector b, Vector c) { return {_mm512_fmadd_ps(a.value, b.value, c.value)}; }
+
+#ifdef __AVX512BF16__
+// c plus the products of both numbers of each pair.
+inline Vector multiply_add_pairs(Vector a, Vector b, Vector c) {
+  return {_mm512_dpbf16_ps(c.value, reinterpret_cast<__m512bh>(a.value), reinterpret_cast<__m512bh>(b.value))};
+}
+
+// Numbers 0 to 15 and 16 to 31 as pairs (0, 1), (2, 3) …
+inline Vector neighbours_as_pairs(Vector low, Vector high) {
+  return {reinterpret_cast<__m512>(_mm512_cvtne2ps_pbh(high.value, low.value))};
+}
+
+// Pairs of the numbers in the same lane.
+inline Vector lanes_as_pairs(Vector first, Vector second) {
+  const auto wide = [](Vector a) {
+    return _mm512_cvtepu16_epi32(reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(a.value)));
+  };
+  return {_mm512_castsi512_ps(_mm512_or_si512(wide(first), _mm512_slli_epi32(wide(second), 16)))};
+}
+#endif
 
 // The larger of both; b where a is NaN.
 inline Vector maximum_of(Vector a, Vector b) { return {_mm512_max_ps(a.value, b.value)}; }

@@ -48,6 +48,7 @@ inline Vector load_raised(const void* source, DataType type, int64_t offset) {
   }
 }
 
+#ifndef __AVX512F__
 // To nearest, ties to even.
 inline uint16_t lower_bfloat16(float number) {
   uint32_t bits;
@@ -56,19 +57,21 @@ inline uint16_t lower_bfloat16(float number) {
   return static_cast<uint16_t>((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
 }
 
+inline void store_bfloat16(uint16_t* target, Vector a) {
+  float numbers[kLanes];
+  store(numbers, a);
+  for (int lane = 0; lane < kLanes; ++lane) target[lane] = lower_bfloat16(numbers[lane]);
+}
+#endif
+
 inline void store_lowered(void* target, DataType type, int64_t offset, Vector values) {
   switch (type) {
     case DataType::float16:
       store_float16(static_cast<uint16_t*>(target) + offset, values);
       break;
-    case DataType::bfloat16: {
-      float numbers[kLanes];
-      store(numbers, values);
-      for (int lane = 0; lane < kLanes; ++lane) {
-        static_cast<uint16_t*>(target)[offset + lane] = lower_bfloat16(numbers[lane]);
-      }
+    case DataType::bfloat16:
+      store_bfloat16(static_cast<uint16_t*>(target) + offset, values);
       break;
-    }
     default:
       store(static_cast<float*>(target) + offset, values);
   }
@@ -115,11 +118,22 @@ void store_rows(const float* panels, int64_t panels_rows, int64_t count, int64_t
 
 // ------------------------------------------------------------------------------------------ products
 
+// How a product multiplies and adds up: a cell of a panel is one float32, or a pair of bfloat16 that are neighbours along
+// the inner dimension.
+struct Singles {
+  static Vector multiply_add(Vector a, Vector b, Vector c) { return ::multiply_add(a, b, c); }
+};
+#ifdef __AVX512BF16__
+struct Pairs {
+  static Vector multiply_add(Vector a, Vector b, Vector c) { return multiply_add_pairs(a, b, c); }
+};
+#endif
+
 // Rows x Vectors of the result in registers. Row i, term k of a is a[i * row_step + k * term_step] as long as k stays
 // within `inner` terms, after which a moves on by `jump`; b and c have rows of one panel.
-template <int Rows, int Vectors>
+template <class Cells, int Rows, int Vectors>
 inline void tile(int64_t k, const float* a, int64_t row_step, int64_t term_step, int64_t inner, int64_t jump,
-                 const float* b, float* c, bool accumulate) {
+                 const float* b, float* c, float scale, bool accumulate) {
   Vector sums[Rows][Vectors];
 #pragma GCC unroll 16
   for (int i = 0; i < Rows; ++i) {
@@ -136,7 +150,7 @@ inline void tile(int64_t k, const float* a, int64_t row_step, int64_t term_step,
       for (int i = 0; i < Rows; ++i) {
         const Vector from_a = broadcast(a[i * row_step]);
 #pragma GCC unroll 4
-        for (int j = 0; j < Vectors; ++j) sums[i][j] = multiply_add(from_a, from_b[j], sums[i][j]);
+        for (int j = 0; j < Vectors; ++j) sums[i][j] = Cells::multiply_add(from_a, from_b[j], sums[i][j]);
       }
       a += term_step;
       b += kPanelColumns;
@@ -148,18 +162,19 @@ inline void tile(int64_t k, const float* a, int64_t row_step, int64_t term_step,
 #pragma GCC unroll 4
     for (int j = 0; j < Vectors; ++j) {
       float* target = c + i * kPanelColumns + j * kLanes;
-      store(target, accumulate ? load(target) + sums[i][j] : sums[i][j]);
+      const Vector scaled = sums[i][j] * broadcast(scale);
+      store(target, accumulate ? load(target) + scaled : scaled);
     }
   }
 }
 
 // One tile of `rows` rows, and as many Vectors as a tile has or one.
-template <bool Transposed, int Rows>
+template <class Cells, bool Transposed, int Rows>
 inline void tile_of(int64_t rows, int64_t vectors, int64_t k, const float* a, int64_t a_rows, const float* b, float* c,
-                    bool accumulate) {
+                    float scale, bool accumulate) {
   if constexpr (Rows > 1) {
     if (rows < Rows) {
-      tile_of<Transposed, Rows - 1>(rows, vectors, k, a, a_rows, b, c, accumulate);
+      tile_of<Cells, Transposed, Rows - 1>(rows, vectors, k, a, a_rows, b, c, scale, accumulate);
       return;
     }
   }
@@ -168,51 +183,113 @@ inline void tile_of(int64_t rows, int64_t vectors, int64_t k, const float* a, in
   const int64_t inner = Transposed ? k : kPanelColumns;
   const int64_t jump = Transposed ? 0 : (a_rows - 1) * kPanelColumns;
   if (vectors == kTileVectors) {
-    tile<Rows, kTileVectors>(k, a, row_step, term_step, inner, jump, b, c, accumulate);
+    tile<Cells, Rows, kTileVectors>(k, a, row_step, term_step, inner, jump, b, c, scale, accumulate);
   } else {
-    tile<Rows, 1>(k, a, row_step, term_step, inner, jump, b, c, accumulate);
+    tile<Cells, Rows, 1>(k, a, row_step, term_step, inner, jump, b, c, scale, accumulate);
   }
 }
 
 // Rows [0, m) of one panel of the result, in tiles of nearly equal height.
-template <bool Transposed>
+template <class Cells, bool Transposed>
 inline void column_of_tiles(int64_t m, int64_t columns, int64_t k, const float* a, int64_t a_rows, const float* b,
-                            float* c, bool accumulate) {
+                            float* c, float scale, bool accumulate) {
   const int64_t tiles = (m + kTileRows - 1) / kTileRows;
   int64_t i = 0;
   for (int64_t t = 0; t < tiles; ++t) {
     const int64_t rows = (m - i + tiles - t - 1) / (tiles - t);
     for (int64_t j = 0; j < columns; j += kTileVectors * kLanes) {
       const int64_t vectors = smaller(kTileVectors, (columns - j) / kLanes);
-      tile_of<Transposed, kTileRows>(rows, vectors, k, a + i * (Transposed ? 1 : kPanelColumns), a_rows, b + j,
-                                     c + i * kPanelColumns + j, accumulate);
+      tile_of<Cells, Transposed, kTileRows>(rows, vectors, k, a + i * (Transposed ? 1 : kPanelColumns), a_rows, b + j,
+                                            c + i * kPanelColumns + j, scale, accumulate);
     }
     i += rows;
   }
 }
 
+template <class Cells>
 void product(int64_t m, int64_t n, int64_t k, const float* a, int64_t a_rows, const float* b, int64_t b_rows, float* c,
-             int64_t c_rows, bool accumulate) {
+             int64_t c_rows, float scale, bool accumulate) {
   for (int64_t first = 0; first < k; first += kProductDepth) {
     const int64_t depth = smaller(kProductDepth, k - first);
     for (int64_t j = 0; j < n; j += kPanelColumns) {
       const int64_t panel = j / kPanelColumns;
-      column_of_tiles<false>(m, smaller(kPanelColumns, n - j), depth, a + first * a_rows, a_rows,
-                             b + (panel * b_rows + first) * kPanelColumns, c + panel * c_rows * kPanelColumns,
-                             accumulate || first > 0);
+      column_of_tiles<Cells, false>(m, smaller(kPanelColumns, n - j), depth, a + first * a_rows, a_rows,
+                                    b + (panel * b_rows + first) * kPanelColumns, c + panel * c_rows * kPanelColumns,
+                                    scale, accumulate || first > 0);
     }
   }
 }
 
+template <class Cells>
 void product_transposed(int64_t m, int64_t n, int64_t k, const float* a, int64_t a_rows, const float* b,
                         int64_t b_rows, float* c, int64_t c_rows) {
   for (int64_t i = 0; i < m; i += kPanelColumns) {
     for (int64_t j = 0; j < n; j += kPanelColumns) {
-      column_of_tiles<true>(kPanelColumns, smaller(kPanelColumns, n - j), k, a + i * a_rows, a_rows, b + j * b_rows,
-                            c + (j * c_rows) + i * kPanelColumns, true);
+      column_of_tiles<Cells, true>(kPanelColumns, smaller(kPanelColumns, n - j), k, a + i * a_rows, a_rows,
+                                   b + j * b_rows, c + (j * c_rows) + i * kPanelColumns, 1.0f, true);
     }
   }
 }
+
+// ------------------------------------------------------------------------------------------ panels of pairs
+
+#ifdef __AVX512BF16__
+
+inline uint32_t pair_of(uint16_t first, uint16_t second) {
+  return static_cast<uint32_t>(first) | static_cast<uint32_t>(second) << 16;
+}
+
+// A cell (i, c) of [rows, columns / 2]: row i, columns 2 c and 2 c + 1.
+void pair_columns(const uint16_t* row, int64_t columns, int64_t i, float* panels, int64_t panels_rows) {
+  for (int64_t column = 0; column < columns; column += 2 * kPanelColumns) {
+    const int64_t numbers = smaller(2 * kPanelColumns, columns - column);
+    float* target = panels + (column / 2 * panels_rows) + i * kPanelColumns;
+    if (numbers < 2 * kPanelColumns) __builtin_memset(target, 0, kPanelColumns * sizeof(float));
+    __builtin_memcpy(target, row + column, numbers * sizeof(uint16_t));
+  }
+}
+
+// A cell (i, c) of [rows / 2, columns]: column c, rows 2 i and 2 i + 1. A row may be null: zeros.
+void pair_rows(const uint16_t* row, const uint16_t* next_row, int64_t columns, int64_t i, float* panels,
+               int64_t panels_rows) {
+  static const uint16_t zeros[kPanelColumns] = {};
+  for (int64_t column = 0; column < columns; column += kPanelColumns) {
+    const uint16_t* first = row == nullptr ? zeros : row + column;
+    const uint16_t* second = next_row == nullptr ? zeros : next_row + column;
+    uint32_t cells[kPanelColumns] = {};
+    const int64_t numbers = smaller(kPanelColumns, columns - column);
+    if (numbers == kPanelColumns) {
+      for (int64_t c = 0; c < kPanelColumns; ++c) cells[c] = pair_of(first[c], second[c]);
+    } else {
+      for (int64_t c = 0; c < numbers; ++c) cells[c] = pair_of(first[c], second[c]);
+    }
+    __builtin_memcpy(panels + column * panels_rows + i * kPanelColumns, cells, sizeof(cells));
+  }
+}
+
+// scores [items, states] as [items, states / 2] and, where not null, as [items / 2, states]; rounded to nearest.
+void pair_scores(const float* scores, int64_t scores_rows, int64_t items, int64_t states, float* by_state,
+                 int64_t by_state_rows, float* by_item, int64_t by_item_rows) {
+  for (int64_t state = 0; state < states; state += kPanelColumns) {
+    const float* panel = scores + state * scores_rows;
+    for (int64_t i = 0; i < items; ++i) {
+      const float* row = panel + i * kPanelColumns;
+      float* target = by_state + state / (2 * kPanelColumns) * (by_state_rows * kPanelColumns) + i * kPanelColumns +
+                      state / 2 % kPanelColumns;
+      store(target, neighbours_as_pairs(load(row), load(row + kLanes)));
+    }
+    if (by_item == nullptr) continue;
+    for (int64_t i = 0; i < items; i += 2) {
+      for (int64_t lane = 0; lane < kPanelColumns; lane += kLanes) {
+        const float* row = panel + i * kPanelColumns + lane;
+        const Vector next = i + 1 < items ? load(row + kPanelColumns) : zero();
+        store(by_item + state * by_item_rows + i / 2 * kPanelColumns + lane, lanes_as_pairs(load(row), next));
+      }
+    }
+  }
+}
+
+#endif
 
 // ------------------------------------------------------------------------------------------ softmax
 
@@ -485,11 +562,31 @@ void both_softmax_gradient(float* scores, int64_t scores_rows, int64_t items, in
 namespace {
 
 constexpr Kernels table(const char* name) {
-  return {name,          load_rows,        store_rows,        product,
-          product_transposed, update_softmax, merge_softmax,  softmax_gradient,
-          divergence_statistics, merge_divergence, divergence_gradient, update_both_sums, both_softmax_gradient,
-          attention_forward,   attention_backward,  above,            rank,
-          dots,          rows_product};
+  return {name,
+          load_rows,
+          store_rows,
+          product<Singles>,
+          product_transposed<Singles>,
+          update_softmax,
+          merge_softmax,
+          softmax_gradient,
+          divergence_statistics,
+          merge_divergence,
+          divergence_gradient,
+          update_both_sums,
+          both_softmax_gradient,
+          attention_forward,
+          attention_backward,
+          above,
+          rank,
+          dots,
+          rows_product,
+#ifdef __AVX512BF16__
+          {product<Pairs>, product_transposed<Pairs>, pair_columns, pair_rows, pair_scores}
+#else
+          {}
+#endif
+  };
 }
 
 }  // namespace

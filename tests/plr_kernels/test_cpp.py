@@ -19,7 +19,9 @@ from tests.plr_kernels.harness import (
 
 # test_cpp_stream_attention.py has more on the last.
 OPERATORS = (PAIRWISE_KL, INFO_NCE, LINEAR_CROSS_ENTROPY, STREAM_ATTENTION)
-INSTRUCTION_SETS = [name for name in ("avx512", "avx2", "generic") if extension._cpp.instruction_set(name)]
+INSTRUCTION_SETS = [
+    name for name in ("avx512_bf16", "avx512", "avx2", "generic") if extension._cpp.instruction_set(name)
+]
 
 for_every_operator = pytest.mark.parametrize("operator", OPERATORS, ids=lambda operator: operator.name)
 

@@ -1,0 +1,10 @@
+#include "avx512.h"
+
+#include "kernels_implementation.h"
+
+namespace plr_kernels {
+
+extern const Kernels kernels_avx512_bf16;
+const Kernels kernels_avx512_bf16 = table("avx512_bf16");
+
+}  // namespace plr_kernels
