@@ -86,7 +86,7 @@ void pack_pairs(const Kernels& kernels, const Matrix& matrix, int64_t first, Sta
 }  // namespace
 
 bool takes_pairs(const Kernels& kernels, const Matrix& states, const Matrix& items) {
-  constexpr int64_t least_dim = 32, least_items = 256;
+  constexpr int64_t least_dim = 32, least_items = 1024;
   return kernels.pairs.product != nullptr && states.type == DataType::bfloat16 && items.type == DataType::bfloat16 &&
          states.columns >= least_dim && items.rows >= least_items;
 }

@@ -22,6 +22,7 @@ FILES = [
     "test_pairwise_kl.py",
     "test_linear_cross_entropy.py",
     "test_info_nce.py",
+    "test_extremes.py",
     "test_top_items.py",
     "test_triton_registration.py",
 ]

@@ -1,0 +1,126 @@
+"""The losses where rounding hurts most: near one-hot distributions, equal states, equal columns, low temperatures.
+
+The rule is that of test_parity.py. Logits differ by at most some 20: beyond, what is left of a gradient is below the
+rounding of the float64 truth.
+"""
+
+import pytest
+import torch
+
+from plr_kernels import use_backend
+from tests.plr_kernels.harness import (
+    INFO_NCE,
+    LINEAR_CROSS_ENTROPY,
+    PAIRWISE_KL,
+    Case,
+    assert_accurate,
+    evaluate,
+    implemented,
+    make_case,
+)
+
+DIVERGENCE = {"batch": 2, "group": 3, "vocabulary": 7, "dim": 5, "temperature": 1.0, "detach_reference": False}
+ENTROPY = {"rows": 5, "vocabulary": 7, "dim": 5, "temperature": 1.0, "ignored": 0.0, "reduction": "mean"}
+CONTRAST = {"groups": 2, "batch": 3, "dim": 3, "temperature": 1.0}
+
+
+def _one_hot(states, spread):
+    """The identity as items: a state's logits are its columns, the first of them far above the rest."""
+    logits = torch.randn(states.shape, generator=torch.Generator().manual_seed(3)) * 2
+    logits[..., 0] += spread
+    return logits
+
+
+def _same_top(spread):
+    def change(tensors):
+        return {"states": _one_hot(tensors["states"], spread), "items": torch.eye(5)}
+
+    return change
+
+
+def _different_tops(tensors):
+    states = _one_hot(tensors["states"], 14.0)
+    states[:, 1] = states[:, 1].roll(1, -1)
+    return {"states": states, "items": torch.eye(5)}
+
+
+def _every_target_wins(tensors):
+    return {"states": 20 * torch.eye(5), "items": torch.eye(5) + 0.01 * tensors["items"]}
+
+
+def _equal_states(tensors):
+    return {"states": tensors["states"][:, :1].expand_as(tensors["states"]).contiguous(), "items": tensors["items"]}
+
+
+def _equal_columns(tensors):
+    return {"states": tensors["states"], "items": tensors["items"][:, :1].expand_as(tensors["items"])}
+
+
+def _times(factor):
+    def change(tensors):
+        return {name: tensor * factor for name, tensor in tensors.items()}
+
+    return change
+
+
+def _equal_views(tensors):
+    return {name: tensors["view1"].clone() for name in tensors}
+
+
+def _as_drawn(tensors):
+    return tensors
+
+
+IDENTITY = {"vocabulary": 5}
+CASES = {
+    "divergence, one top": (PAIRWISE_KL, DIVERGENCE | IDENTITY, _same_top(10.0)),
+    "divergence, one top, nearer": (PAIRWISE_KL, DIVERGENCE | IDENTITY, _same_top(16.0)),
+    "divergence, one top of four": (PAIRWISE_KL, DIVERGENCE | IDENTITY | {"group": 4}, _same_top(14.0)),
+    "divergence, several tops": (PAIRWISE_KL, DIVERGENCE | IDENTITY, _different_tops),
+    "divergence, several tops, detached": (
+        PAIRWISE_KL,
+        DIVERGENCE | IDENTITY | {"detach_reference": True},
+        _different_tops,
+    ),
+    "divergence, two equal states": (PAIRWISE_KL, DIVERGENCE | {"group": 2}, _equal_states),
+    "divergence, five equal states, small": (PAIRWISE_KL, DIVERGENCE | {"group": 5, "vocabulary": 3}, _equal_states),
+    "divergence, seven near states": (PAIRWISE_KL, DIVERGENCE | {"group": 7, "vocabulary": 40}, _times(0.01)),
+    "divergence, low temperature": (PAIRWISE_KL, DIVERGENCE | {"temperature": 0.05}, _times(0.5)),
+    "divergence, equal columns": (PAIRWISE_KL, DIVERGENCE, _equal_columns),
+    "divergence, one item": (PAIRWISE_KL, DIVERGENCE | {"vocabulary": 1}, _times(3)),
+    "cross-entropy, every target wins": (LINEAR_CROSS_ENTROPY, ENTROPY | IDENTITY, _every_target_wins),
+    "cross-entropy, one item": (LINEAR_CROSS_ENTROPY, ENTROPY | {"vocabulary": 1}, _times(3)),
+    "cross-entropy, equal columns": (LINEAR_CROSS_ENTROPY, ENTROPY | {"temperature": 0.3}, _equal_columns),
+    "cross-entropy, large": (LINEAR_CROSS_ENTROPY, ENTROPY | {"temperature": 0.3, "vocabulary": 40}, _times(10)),
+    "cross-entropy, large, equal columns": (
+        LINEAR_CROSS_ENTROPY,
+        ENTROPY | {"temperature": 0.3, "dim": 50},
+        lambda tensors: _times(10)(_equal_columns(tensors)),
+    ),
+    "contrast, one dimension": (INFO_NCE, CONTRAST | {"batch": 2, "dim": 1}, _as_drawn),
+    "contrast, one dimension, low temperature": (
+        INFO_NCE,
+        CONTRAST | {"batch": 2, "dim": 1, "temperature": 0.05},
+        _as_drawn,
+    ),
+    "contrast, one row": (INFO_NCE, CONTRAST | {"batch": 1}, _as_drawn),
+    "contrast, equal views": (INFO_NCE, CONTRAST | {"temperature": 0.1}, _equal_views),
+    "contrast, low temperature": (INFO_NCE, CONTRAST | {"temperature": 0.03, "dim": 16}, _as_drawn),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("target", dict.fromkeys(target for target, _ in implemented()), ids=str)
+def test_as_accurate_as_the_plain_formula(target, name):
+    operator, sizes, change = CASES[name]
+    if target.backend not in operator.implementations:
+        pytest.skip("this backend has no such operator")
+    for seed in range(3):
+        drawn = make_case(operator, sizes, generator_seed=seed)
+        tensors = {key: tensor.to(target.device) for key, tensor in change(drawn.tensors).items()}
+        options = {key: value.to(target.device) if key == "targets" else value for key, value in drawn.options.items()}
+        if name == "cross-entropy, every target wins":
+            options["targets"] = torch.arange(5, device=target.device)
+        case = Case(tensors, options)
+        with use_backend(target.backend):
+            assert_accurate(evaluate(operator.public, case), operator, case)
