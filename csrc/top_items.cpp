@@ -112,7 +112,7 @@ void by_products(const Run& run, const Matrix& matrix, int64_t first_row, int64_
                  const ExcludedIds& excluded, const Output& output) {
   std::vector<int64_t> listed(rows);
   std::iota(listed.begin(), listed.end(), first_row);
-  const States states = pack_states(run.kernels, matrix, listed_order(std::move(listed)), 1.0, run.threads);
+  const States states = pack_states(run.kernels, matrix, listed_order(std::move(listed)), 1.0, false, run.threads);
   const int64_t block_items = items_per_block(items.rows), blocks = divided_up(items.rows, block_items);
   const int64_t tasks = std::min<int64_t>(blocks, 16 * run.threads.count());
   const Exclusions exclusions(excluded, first_row, rows, items.rows, block_items);

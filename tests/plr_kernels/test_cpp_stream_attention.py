@@ -12,8 +12,7 @@ from plr_kernels import extension, stream_attention, use_backend
 from plr_kernels.stream_attention import cpu, operator
 from plr_kernels.stream_attention.keep_mask import attention_keep_mask
 from tests.plr_kernels.harness import DTYPES, STREAM_ATTENTION, Case, assert_accurate, evaluate, make_case
-
-INSTRUCTION_SETS = [name for name in ("avx512", "avx2", "generic") if extension._cpp.instruction_set(name)]
+from tests.plr_kernels.test_cpp import INSTRUCTION_SETS
 
 on_every_instruction_set = pytest.mark.parametrize("instruction_set", INSTRUCTION_SETS)
 

@@ -1,0 +1,181 @@
+"""Every system from files to recommendations: it learns, and its run folder is enough to use it."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+import torch
+
+import plr
+from plr.config import Config
+from plr.data import DataError, prepare
+from plr.data.synthetic import generate
+from plr.evaluate import evaluate_run
+from plr.evaluation import metrics, popularity_ranks
+from plr.runs import RunFolder
+from plr.text import embed_text
+from plr.training import RunError, train
+
+USERS, ITEMS, INTERESTS = 800, 80, 4
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    """Interactions, and features and texts that tell an item's interest and its place on the interest's ring."""
+    folder = tmp_path_factory.mktemp("files")
+    generate(folder / "data.csv", users=USERS, items=ITEMS, interests=INTERESTS, seed=0)
+    # The generator's first draw says which item lies where: ring c is the places c, c + interests, ...
+    item_of_place = np.random.Generator(np.random.PCG64(0)).permutation(ITEMS)
+    features, texts = {}, ["item\ttitle"]
+    for place, number in enumerate(item_of_place.tolist()):
+        ring, turn = place % INTERESTS, place // INTERESTS
+        ahead = (turn + 1) % (ITEMS // INTERESTS)
+        item = f"i{number:02d}"
+        features[item] = {"interest": f"ring {ring}", "near": [f"{ring}-{turn}", f"{ring}-{ahead}"]}
+        texts.append(f"{item}\tring{ring} place{ring}x{turn} place{ring}x{ahead}")
+    dropped = item_of_place[:2].tolist()
+    for number in dropped:
+        del features[f"i{number:02d}"]
+    (folder / "features.json").write_text(json.dumps(features))
+    (folder / "texts.tsv").write_text("\n".join(texts) + "\n")
+    embed_text(folder / "texts.tsv", folder / "vectors")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def popularity(files):
+    dataset = prepare(files / "data.csv")
+    return metrics(popularity_ranks(dataset.popularity(), dataset.items[dataset.targets["test"]]))["ndcg@10"]
+
+
+FEATURES, VECTORS = {"features": "features.json"}, {"text_vectors": "vectors", "experts": 3}
+WHOLE, PREFIX = {"epochs": 4, "batch_size": 32}, {"epochs": 1, "batch_size": 256}  # some ten targets in a whole row
+# A mask has no item of its own to start from: Cloze training is known to need many more epochs.
+CLOZE = {
+    "backbone": "bert4rec-cloze", "epochs": 25, "patience": 25, "layers": 2, "mask_probability": 0.3, "lr": 0.003,
+    "input_dropout": 0.0, "hidden_dropout": 0.0, "attention_dropout": 0.0, "batch_size": 32,
+}  # fmt: skip
+SYSTEMS = {
+    "sasrec": WHOLE,
+    "sasrec-features": {**WHOLE, **FEATURES},
+    "bert4rec": {"backbone": "bert4rec", **PREFIX},
+    "bert4rec-plr": {"backbone": "bert4rec", "method": "plr", "kl_weight": 0.01, **PREFIX},
+    "bert4rec-cloze": CLOZE,
+    "unisrec-inductive": {"backbone": "unisrec", **WHOLE, **VECTORS},
+    "unisrec-transductive": {"backbone": "unisrec", "unisrec_mode": "transductive", **WHOLE, **VECTORS},
+    "unisrec-plr": {"backbone": "unisrec", "method": "plr", "kl_weight": 0.01, **PREFIX, **VECTORS},
+}
+
+
+def configuration(files, out, name, **changes):
+    values = {
+        "data": "data.csv", "out": str(out), "method": "base", "dim": 32, "ffn_dim": 32, "layers": 1, "max_length": 20,
+        "hidden_dropout": 0.1, "attention_dropout": 0.1, "input_dropout": 0.1, "lr": 0.01, "progress": False,
+        "accelerator": "cpu", "threads": 1, **SYSTEMS[name], **changes,
+    }  # fmt: skip
+    for source in ("data", "features", "text_vectors"):
+        if source in values:
+            values[source] = str(files / values[source])
+    return Config(**values)
+
+
+@pytest.mark.parametrize("name", SYSTEMS)
+def test_every_system_learns_and_its_folder_alone_recommends(name, files, popularity, tmp_path):
+    """Test NDCG@10 of at least twice popularity's, on data made of several interests per user."""
+    sources = tmp_path / "sources"
+    shutil.copytree(files, sources)
+    result = train(configuration(sources, tmp_path / "run", name))
+    assert result["test"]["ndcg@10"] > 2 * popularity
+    for source in ("features.json", "vectors"):
+        (sources / source).rename(sources / f"moved-{source}")
+    recommender = plr.Recommender.load(tmp_path / "run")
+    (answer,) = recommender.recommend([["i03", "i04"]], 5)
+    assert len({each.item for each in answer}) == 5
+    again = evaluate_run(tmp_path / "run")
+    assert again.metrics["ndcg@10"] == pytest.approx(result["test"]["ndcg@10"], rel=1e-6)
+    other = evaluate_run(tmp_path / "run", data=str(sources / "data.csv"))
+    assert other.rows == result["test"]["rows"]
+
+
+def test_what_is_missing_about_items_is_counted(files, tmp_path):
+    with pytest.warns(UserWarning, match="2 of 80 items have no value in feature field 'interest'; they share one"):
+        result = train(configuration(files, tmp_path / "run", "sasrec-features", epochs=1))
+    assert result["items"]["features"]["interest"] == {"values": INTERESTS, "items_without": 2}
+    result = train(configuration(files, tmp_path / "text", "unisrec-inductive", epochs=1))
+    assert result["items"]["text"]["items_without"] == 0
+
+
+def interrupted(monkeypatch, configuration):
+    """Train until the test metrics would be written: all that is missing is the end."""
+    with monkeypatch.context() as patch:
+        patch.setattr("plr.training.trainer.write_metrics", lambda *arguments: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            train(configuration)
+
+
+@pytest.mark.parametrize(("name", "source"), [("sasrec-features", "features.json"), ("unisrec-inductive", "vectors")])
+def test_a_run_goes_on_without_its_sources_but_not_with_others(name, source, files, tmp_path, monkeypatch):
+    sources = tmp_path / "sources"
+    shutil.copytree(files, sources)
+    config = configuration(sources, tmp_path / "run", name, epochs=1)
+    interrupted(monkeypatch, config)
+    if source == "vectors":
+        shutil.rmtree(sources / source)
+        embed_text(files / "texts.tsv", sources / source, dim=7)
+    else:
+        features = json.loads((files / source).read_text())
+        next(iter(features.values()))["interest"] = "another"
+        (sources / source).write_text(json.dumps(features))
+    with pytest.raises(RunError, match="holds an unfinished run with other item features or text vectors"):
+        train(config)
+    (sources / source).rename(sources / "away")
+    assert train(config)["epochs"] == 1
+    run = RunFolder(tmp_path / "run")
+    data = run.read_item_data(Config.load(run.config))
+    if data.text is not None:
+        data.text.present[0] = False
+    else:
+        data.features[0].values[0] += 1
+    data.save(run.item_data)
+    with pytest.raises(DataError, match="not the item features or text vectors that the run was made with"):
+        plr.Recommender.load(run.path)
+    (tmp_path / "run" / "items.safetensors").unlink()
+    with pytest.raises(DataError, match="the run's item features or text vectors are missing"):
+        plr.Recommender.load(tmp_path / "run")
+
+
+def test_a_killed_cloze_run_ends_as_an_uninterrupted_one(files, tmp_path, monkeypatch):
+    """Its masks are drawn from the seed of the step, not of the process."""
+    from plr.training.module import RecommenderModule
+
+    whole = configuration(files, tmp_path / "whole", "bert4rec-cloze", epochs=3)
+    expected = train(whole)
+    step = RecommenderModule.training_step
+
+    def killed(self, batch, index):
+        if self.current_epoch == 2 and index == 1:
+            raise KeyboardInterrupt
+        return step(self, batch, index)
+
+    resumed = configuration(files, tmp_path / "resumed", "bert4rec-cloze", epochs=3)
+    with monkeypatch.context() as patch:
+        patch.setattr(RecommenderModule, "training_step", killed)
+        with pytest.raises((KeyboardInterrupt, SystemExit)):
+            train(resumed)
+    assert train(resumed)["test"] == expected["test"]
+    one, two = (pl.read_parquet(tmp_path / run / "ranks_test.parquet") for run in ("whole", "resumed"))
+    assert one.equals(two)
+
+
+def test_recommending_after_a_full_history_leaves_room_for_the_mask(files, tmp_path):
+    train(configuration(files, tmp_path / "run", "bert4rec-cloze", epochs=1))
+    recommender = plr.Recommender.load(tmp_path / "run")
+    history = [f"i{number % ITEMS:02d}" for number in range(50)]
+    full, cut = recommender.recommend([history, history[-20:]], 3)
+    assert [each.item for each in full] == [each.item for each in cut]
+    assert recommender.model.encoder.max_length == 21
+    assert torch.isfinite(torch.tensor([each.score for each in full])).all()
+    assert Path(tmp_path / "run" / "model.safetensors").exists()
