@@ -85,7 +85,7 @@ class Config:
         reward: LARES, phase rpt: Recall@10 or NDCG@10.
         reference_weight: LARES, phase rpt: β, of the divergence from the run `init`.
         training_rows: prefix (a row per history and target), sequence (a row per user, all positions), auto: what
-            the method prefers.
+            the method prefers and the backbone can use.
         batch_size: training rows per step.
         eval_batch_size: rows per evaluation batch.
         epochs: at most this many.

@@ -99,6 +99,8 @@ class TextVectors:
             raise DataError(f"damaged text vectors: {error}", folder) from error
         if not len(loaded.item_ids) == len(loaded.vectors) == len(loaded.present):
             raise DataError("damaged text vectors: items and vectors differ in number", folder)
+        if not bool(loaded.vectors.isfinite().all()):
+            raise DataError("damaged text vectors: a value is not finite", folder)
         return loaded
 
     def of_items(self, item_ids: Sequence[str], folder: Path) -> ItemText:

@@ -15,6 +15,7 @@ ADVICE = {
     "step": "raise --contrastive_temperature, lower --step_weight or set --clip 1",
     "reference": "lower --lr or --reference_weight, or set --clip 1",
     "next_item": "lower --lr, set --clip 1 or raise --temperature",
+    "masked_item": "lower --lr, set --clip 1 or raise --temperature",
 }
 
 

@@ -136,6 +136,17 @@ def test_vectors_are_found_by_item_id(tmp_path):
         made.of_items(["x", "y"], tmp_path)
 
 
+def test_vectors_made_elsewhere_can_be_brought(tmp_path):
+    present = torch.tensor([True, False])
+    TextVectors(["a", "b"], torch.eye(2), present, {"encoder": "mine"}, {}).save(tmp_path / "vectors")
+    text = TextVectors.load(tmp_path / "vectors").of_items(["b", "a"], tmp_path)
+    assert torch.equal(text.vectors, torch.tensor([[0.0, 0.0], [1.0, 0.0]]))
+    assert text.present.tolist() == [False, True]
+    TextVectors(["a"], torch.tensor([[torch.nan]]), present[:1], {"encoder": "mine"}, {}).save(tmp_path / "bad")
+    with pytest.raises(DataError, match="damaged text vectors: a value is not finite"):
+        TextVectors.load(tmp_path / "bad")
+
+
 class FakeSentenceTransformer:
     """Stands in for the library: a vector of letter counts."""
 
