@@ -13,6 +13,8 @@ import plr
 from plr.config import Config, ConfigError, names
 from plr.data import DataError, PrepareOptions
 
+NEW_ITEMS = "inductive unisrec: text vectors of items that came after training, made with `plr embed-text --like`"
+
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; returns the exit status. Mistakes of the user are one message, not a traceback."""
@@ -87,6 +89,7 @@ def _parser() -> ArgumentParser:
     evaluate.add_argument("run", type=str, help="the run's folder")
     evaluate.add_argument("--data", type=str, default=None, help="another file, read with the run's options")
     evaluate.add_argument("--ks", type=tuple[int, ...] | None, default=None, help="the K of the metrics, e.g. [5,10]")
+    evaluate.add_argument("--text_vectors", type=str | None, default=None, help=NEW_ITEMS)
     evaluate.add_argument("--exclude_seen", type=bool | None, default=None, help="do not rank items of the history")
     commands.add_subcommand("evaluate", evaluate, help="measure a finished run")
 
@@ -94,6 +97,7 @@ def _parser() -> ArgumentParser:
     recommend.add_argument("run", type=str, help="the run's folder")
     recommend.add_argument("--history", type=str, required=True, help='item ids, oldest first: "id id id"')
     recommend.add_argument("-k", type=int, default=10, help="how many items")
+    recommend.add_argument("--text_vectors", type=str | None, default=None, help=NEW_ITEMS)
     recommend.add_argument("--exclude_seen", type=bool | None, default=None, help="leave out items of the history")
     unknown = Literal["error", "skip"]
     recommend.add_argument("--unknown", type=unknown, default="error", help="what to do with items never seen")
@@ -202,7 +206,7 @@ def _evaluate(options: Namespace) -> None:
     from plr.evaluation import metrics_table
 
     ks = options.ks
-    outcome = evaluate_run(Path(options.run), options.data, ks, options.exclude_seen)
+    outcome = evaluate_run(Path(options.run), options.data, ks, options.exclude_seen, options.text_vectors)
     _print(
         metrics_table({options.run: outcome.metrics}, columns=_columns(outcome.ks), title="Test, all items ranked"),
         f"{outcome.rows} test rows of {outcome.data}; all {outcome.items} items ranked; "
@@ -215,7 +219,7 @@ def _recommend(options: Namespace) -> None:
     from plr.serving import Recommender
     from plr.serving.table import recommendation_table
 
-    recommender = Recommender.load(options.run)
+    recommender = Recommender.load(options.run, text_vectors=options.text_vectors)
     (answer,) = recommender.recommend(
         [options.history.split()], options.k, exclude_seen=options.exclude_seen, unknown=options.unknown
     )

@@ -34,7 +34,11 @@ class Evaluation:
 
 
 def evaluate_run(
-    path: Path, data: str | None = None, ks: tuple[int, ...] | None = None, exclude_seen: bool | None = None
+    path: Path,
+    data: str | None = None,
+    ks: tuple[int, ...] | None = None,
+    exclude_seen: bool | None = None,
+    text_vectors: str | None = None,
 ) -> Evaluation:
     """Rank the test rows with a finished run's weights.
 
@@ -43,12 +47,13 @@ def evaluate_run(
         data: another file, read with the run's options; items that the run does not know are left out and counted.
         ks: the cut-offs; None takes the run's.
         exclude_seen: do not rank items of the history; None does as the run did.
+        text_vectors: a folder of text vectors with items that the run does not know, for an inductive unisrec run.
 
     Raises:
         FileNotFoundError: there is no finished run.
         DataError: the run's own data have changed since, or the data have no test row.
     """
-    recommender = Recommender.load(path)
+    recommender = Recommender.load(path, text_vectors=text_vectors)
     config = recommender.config
     dataset = load_dataset(config, data)
     notes = list(dataset.report.get("notes", []))
@@ -56,7 +61,7 @@ def evaluate_run(
         raise DataError(
             f"{config.data} has changed since {path} was trained; give it as --data to measure on it all the same"
         )
-    if data is not None:
+    if data is not None or text_vectors is not None:
         dataset = renumber(dataset, recommender.item_ids)
         unknown = dataset.report["unknown_items"]
         if unknown["interactions"]:

@@ -16,6 +16,7 @@ from plr.data import Batch
 from plr.models import Recommender as Model
 from plr.models import build_model
 from plr.runs import RunFolder
+from plr.serving.new_items import with_new_items
 from plr_kernels import top_items
 
 
@@ -53,16 +54,27 @@ class Recommender:
             self._candidates = model.candidates(self._table)  # [V, d]
 
     @classmethod
-    def load(cls, path: str | Path, device: str | torch.device = "cpu") -> Recommender:
+    def load(
+        cls, path: str | Path, device: str | torch.device = "cpu", *, text_vectors: str | Path | None = None
+    ) -> Recommender:
         """Load the run folder that `plr train` wrote.
+
+        Args:
+            path: the folder.
+            device: where the model computes.
+            text_vectors: a folder of text vectors with items that came after training, for an inductive unisrec run;
+                they are ranked with the others and may stand in histories.
 
         Raises:
             FileNotFoundError: there is no finished run.
+            DataError: the text vectors do not fit the run.
         """
         folder = RunFolder(Path(path))
         config = folder.require_finished()
-        item_ids = folder.read_item_ids()
-        model = build_model(config, folder.read_item_data(config))
+        item_ids, item_data = folder.read_item_ids(), folder.read_item_data(config)
+        if text_vectors is not None:
+            item_ids, item_data = with_new_items(config, item_ids, item_data, Path(text_vectors))
+        model = build_model(config, item_data)
         model.load_state_dict(load_file(folder.weights))
         return cls(model.to(device), item_ids, config)
 

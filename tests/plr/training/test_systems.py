@@ -12,9 +12,10 @@ import torch
 import plr
 from plr.config import Config
 from plr.data import DataError, prepare
+from plr.data.renumber import renumber
 from plr.data.synthetic import generate
 from plr.evaluate import evaluate_run
-from plr.evaluation import metrics, popularity_ranks
+from plr.evaluation import evaluation_batches, metrics, popularity_ranks, rank_rows
 from plr.runs import RunFolder
 from plr.text import embed_text
 from plr.training import RunError, train
@@ -179,3 +180,46 @@ def test_recommending_after_a_full_history_leaves_room_for_the_mask(files, tmp_p
     assert recommender.model.encoder.max_length == 21
     assert torch.isfinite(torch.tensor([each.score for each in full])).all()
     assert Path(tmp_path / "run" / "model.safetensors").exists()
+
+
+def test_items_that_come_after_training_are_ranked_from_their_text(files, tmp_path):
+    """Eight of 80 items are taken out of the training data and come back by `embed-text --like`."""
+    late = {f"i{number:02d}" for number in range(5, 80, 10)}
+    interactions, texts = (files / "data.csv").read_text().splitlines(), (files / "texts.tsv").read_text().splitlines()
+    (tmp_path / "early.csv").write_text("\n".join(row for row in interactions if row.split(",")[1] not in late) + "\n")
+    (tmp_path / "early.tsv").write_text("\n".join(row for row in texts if row.split("\t")[0] not in late) + "\n")
+    embed_text(tmp_path / "early.tsv", tmp_path / "vectors")
+    embed_text(files / "texts.tsv", tmp_path / "new", like=tmp_path / "vectors")
+    config = configuration(files, tmp_path / "run", "unisrec-inductive", text_vectors=str(tmp_path / "vectors"))
+    config.epochs = 6
+    config.data = str(tmp_path / "early.csv")
+    train(config)
+
+    without = evaluate_run(tmp_path / "run", data=str(files / "data.csv"))
+    outcome = evaluate_run(tmp_path / "run", data=str(files / "data.csv"), text_vectors=str(tmp_path / "new"))
+    assert without.notes
+    assert not outcome.notes
+    assert (without.items, outcome.items) == (72, 80)
+    assert outcome.rows == prepare(files / "data.csv").report["rows"]["test"]
+
+    recommender = plr.Recommender.load(tmp_path / "run", text_vectors=tmp_path / "new")
+    dataset = renumber(prepare(files / "data.csv"), recommender.item_ids)
+    rows = dataset.rows("test", 20)
+    ranking = rank_rows(recommender.model, evaluation_batches(rows, 256, "cpu"))
+    of_late = ranking.ranks[torch.tensor([recommender.item_ids[item] in late for item in ranking.targets.tolist()])]
+    assert len(of_late) > 100
+    # Chance: uniform in 1..80, mean 40.5, deviation 80/√12. Five standard errors better than that.
+    assert of_late.mean() < 40.5 - 5 * 80 / 12**0.5 / len(of_late) ** 0.5
+    (answer,) = recommender.recommend([["i05", "i06"]], 80)
+    assert late <= {each.item for each in answer}
+
+    embed_text(files / "texts.tsv", tmp_path / "narrow", dim=3)
+    with pytest.raises(DataError, match="vectors of width 3; the run was made with width"):
+        plr.Recommender.load(tmp_path / "run", text_vectors=tmp_path / "narrow")
+
+
+@pytest.mark.parametrize("name", ["sasrec", "unisrec-transductive"])
+def test_a_run_that_knows_items_by_more_than_text_takes_no_new_ones(name, files, tmp_path):
+    train(configuration(files, tmp_path / "run", name, epochs=1))
+    with pytest.raises(DataError, match="only an inductive unisrec run knows an item by its text alone"):
+        plr.Recommender.load(tmp_path / "run", text_vectors=files / "vectors")

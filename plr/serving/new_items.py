@@ -1,0 +1,53 @@
+"""Items that came after training: an inductive UniSRec run ranks them from their text."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from plr.config import Config
+from plr.data import DataError
+from plr.items import ItemData, ItemText
+from plr.text import TextVectors
+
+__all__ = ["with_new_items"]
+
+
+def with_new_items(
+    config: Config, item_ids: Sequence[str], data: ItemData, folder: Path
+) -> tuple[list[str], ItemData]:
+    """Return the run's items followed by those of a folder of text vectors that the run does not know.
+
+    Args:
+        config: the run's.
+        item_ids: the run's.
+        data: the run's.
+        folder: made by `plr embed-text --like` the folder that the run was made with; vectors of another encoder of
+            the same width cannot be told from right ones.
+
+    Raises:
+        DataError: the run's items are more than their text, or the vectors do not fit.
+    """
+    if data.text is None or config.unisrec_mode != "inductive":
+        raise DataError(
+            "text vectors of new items were given, but only an inductive unisrec run knows an item by its text alone; "
+            f"this run's backbone is {config.backbone!r}"
+            + (", transductive" if data.text is not None else "")
+        )
+    vectors = TextVectors.load(folder)
+    width = data.text.vectors.shape[1]
+    if vectors.vectors.shape[1] != width:
+        raise DataError(
+            f"vectors of width {vectors.vectors.shape[1]}; the run was made with width {width}: make them with "
+            "`plr embed-text --like` the folder that it was made with",
+            folder,
+        )
+    known = set(item_ids)
+    new_ids = [item_id for item_id in vectors.item_ids if item_id not in known]
+    if not new_ids:
+        return list(item_ids), data
+    new = vectors.of_items(new_ids, folder)
+    text = ItemText(torch.cat([data.text.vectors, new.vectors]), torch.cat([data.text.present, new.present]))
+    return [*item_ids, *new_ids], ItemData(len(known) + len(new_ids), text=text)
