@@ -1,7 +1,9 @@
 """The C++ backend: every instruction set, every way its blocks can end, any number of threads."""
 
+import hypothesis.strategies as st
 import pytest
 import torch
+from hypothesis import given, settings
 
 pytest.importorskip("plr_kernels._cpp", reason="the extension is not built")
 
@@ -9,6 +11,7 @@ from plr_kernels import extension, info_nce, linear_cross_entropy, pairwise_kl, 
 from tests.plr_kernels.harness import (
     DTYPES,
     INFO_NCE,
+    LAYOUTS,
     LINEAR_CROSS_ENTROPY,
     PAIRWISE_KL,
     STREAM_ATTENTION,
@@ -42,6 +45,49 @@ def _threads_restored():
 def check(operator, dtype=torch.float32, **sizes):
     case = make_case(operator, operator.large | sizes, dtype=dtype)
     assert_accurate(evaluate(operator.public, case), operator, case)
+
+
+# ------------------------------------------------------------------------------------------ anything at once
+
+# Logits up to 8: beyond, distributions may be so near one-hot that what is left of a gradient is below the rounding of
+# the float64 truth.
+LOGITS = (0.1, 1.0, 4.0, 8.0)
+
+
+def draw_sizes(data, operator):
+    """Sizes about where the blocks of the kernels end, and their usual values."""
+    drawn = {
+        "batch": st.integers(1, 40),
+        "group": st.integers(1, 9),
+        "rows": st.integers(1, 70),
+        "groups": st.integers(1, 5),
+        "vocabulary": st.integers(2, 60) | st.integers(90, 200) | st.integers(1020, 1100),
+        "dim": st.integers(1, 70) | st.integers(250, 260),
+        "temperature": st.sampled_from([1.0, 0.3, 0.05, 3.0]),
+    }
+    return {name: data.draw(drawn.get(name, st.just(size)), name) for name, size in operator.large.items()}
+
+
+@for_every_operator
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@settings(max_examples=25)
+@given(data=st.data())
+def test_any_sizes_layouts_magnitudes_and_gradients(operator, dtype, data):
+    case = make_case(operator, draw_sizes(data, operator), generator_seed=data.draw(st.integers(0, 10**6), "seed"))
+    tensors = case.tensors
+    if operator is INFO_NCE:
+        for name in tensors:
+            tensors[name] *= data.draw(st.sampled_from([1e-3, 1.0, 1e3]), f"magnitude of {name}")
+    else:
+        logits = tensors["states"] @ tensors["items"].T / case.options["temperature"]
+        share = data.draw(st.sampled_from([0.01, 1.0, 10.0]), "magnitude of items")
+        wanted = data.draw(st.sampled_from(LOGITS), "largest logit")
+        tensors["states"] *= wanted / logits.abs().max() / share
+        tensors["items"] *= share
+    for name, tensor in tensors.items():
+        tensors[name] = data.draw(st.sampled_from(LAYOUTS[:3]), f"layout of {name}")(tensor.to(dtype))
+    wanted = data.draw(st.sets(st.sampled_from(list(tensors))), "gradients of")
+    assert_accurate(evaluate(operator.public, case, wanted), operator, case)
 
 
 # ------------------------------------------------------------------------------------------ instruction sets
@@ -181,6 +227,20 @@ def test_the_number_of_threads_changes_no_bit(operator):
     for other in results[1:]:
         for name, result in other.items():
             assert torch.equal(result, results[0][name]), name
+
+
+@for_every_operator
+def test_products_of_float32_are_exact_whatever_the_setting(operator):
+    case = make_case(operator, operator.large)
+    expected = evaluate(operator.public, case)
+    before = torch.get_float32_matmul_precision()
+    try:
+        for precision in ("high", "medium"):
+            torch.set_float32_matmul_precision(precision)
+            for name, result in evaluate(operator.public, case).items():
+                assert torch.equal(result, expected[name]), (precision, name)
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 def test_denormal_numbers_are_left_to_others():
