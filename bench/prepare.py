@@ -3,8 +3,8 @@
     python -m bench.prepare --rows 1000000 10000000 30000000 --pandas /path/to/python
 
 Every measurement is a process of its own: wall time, processor time (user and system, less disturbed by others on the
-machine) and the largest resident memory, imports included. The file is a log in time order, made by a seed: 26
-characters a user id, 10 an item id, popularity and activity skewed.
+machine) and the largest resident memory, imports included. The files are made by a seed: 28 characters a user id, 10 an
+item id, popularity and activity skewed; either a log in time order, or user by user as Amazon's are.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import time
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -84,8 +83,11 @@ print(json.dumps({"rows": len(rows), "first_batch_seconds": first, "rows_per_sec
 """
 
 
-def generate(path: Path, rows: int, seed: int = 0) -> None:
-    """Write a CSV user_id,parent_asin,rating,timestamp (ms), a log in time order: users a tenth, items a 60th."""
+def generate(path: Path, rows: int, order: str, seed: int = 0) -> None:
+    """Write a CSV user_id,parent_asin,rating,timestamp (ms) in the order "time" or "user".
+
+    There are a tenth as many users as rows, and a 60th as many items.
+    """
     users, items = max(rows // 10, 10), max(rows // 60, 10)
     random = np.random.Generator(np.random.PCG64(seed))
     user_ids, item_ids = _ids(random, users, 26, "AG"), _ids(random, items, 8, "B0")
@@ -93,14 +95,20 @@ def generate(path: Path, rows: int, seed: int = 0) -> None:
     with atomic_path(path) as aside, open(aside, "wb") as file:
         for first in range(0, rows, CHUNK):
             count = min(CHUNK, rows - first)
-            low, high = start + span * first // rows, start + span * (first + count) // rows
             activity, popularity = random.random(count) ** 1.5, random.random(count) ** 3
+            low, high = first / rows, (first + count) / rows
+            if order == "time":
+                user, time = activity, np.sort(random.uniform(low, high, count))
+            else:
+                user, time = np.sort(random.uniform(low, high, count)) ** 1.5, random.random(count)
+                number = (user * users).astype(np.int64)
+                time = time[np.lexsort((time, number))]
             frame = pl.DataFrame(
                 {
-                    "user_id": user_ids.gather((activity * users).astype(np.int64)),
+                    "user_id": user_ids.gather((user * users).astype(np.int64)),
                     "parent_asin": item_ids.gather((popularity * items).astype(np.int64)),
                     "rating": random.integers(1, 6, count).astype(float),
-                    "timestamp": np.sort(random.integers(low, high, count)),
+                    "timestamp": start + (time * span).astype(np.int64),
                 }
             )
             frame.write_csv(file, include_header=first == 0)
@@ -112,27 +120,38 @@ def _ids(random: np.random.Generator, count: int, letters: int, prefix: str) -> 
     return prefix + pl.Series(text).cast(pl.String)
 
 
+LAUNCH = """
+import json, os, sys, time
+start = time.perf_counter()
+pid = os.fork()
+if not pid:
+    os.execv(sys.argv[2], sys.argv[2:])
+_, status, usage = os.wait4(pid, 0)
+with open(sys.argv[1], "w") as file:
+    json.dump([time.perf_counter() - start, usage.ru_utime + usage.ru_stime, usage.ru_maxrss * 1024, status], file)
+"""
+
+
 def measure(command: list[str], repeats: int) -> dict[str, Any]:
-    """Run a command several times; returns the least wall and processor seconds, the memory and what it printed."""
-    runs = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        with tempfile.TemporaryFile() as out:
-            process = subprocess.Popen(command, stdout=out, env=_environment())
-            _, status, usage = os.wait4(process.pid, 0)
-            process.returncode = os.waitstatus_to_exitcode(status)
-            wall = time.perf_counter() - start
-            out.seek(0)
-            printed = out.read().decode()
-        if process.returncode:
-            return {"failed": process.returncode}
-        runs.append((wall, usage.ru_utime + usage.ru_stime, usage.ru_maxrss * 1024, printed))
+    """Run a command several times; returns the least wall and processor seconds, the memory and what it printed.
+
+    A small process between starts it: the system counts the memory of the one that starts another as the other's.
+    """
+    runs, printed = [], ""
+    with tempfile.TemporaryDirectory() as folder:
+        usage = Path(folder) / "usage.json"
+        for _ in range(repeats):
+            launch = [sys.executable, "-S", "-E", "-c", LAUNCH, str(usage), *command]
+            printed = subprocess.run(launch, stdout=subprocess.PIPE, env=_environment(), text=True, check=True).stdout
+            runs.append(json.loads(usage.read_text()))
+            if runs[-1][3]:
+                return {"failed": os.waitstatus_to_exitcode(runs[-1][3])}
     return {
         "wall_seconds": min(run[0] for run in runs),
         "processor_seconds": min(run[1] for run in runs),
         "wall_seconds_of_all": [run[0] for run in runs],
         "peak_bytes": max(run[2] for run in runs),
-        "printed": runs[-1][3],
+        "printed": printed,
     }
 
 
@@ -141,14 +160,13 @@ def _environment() -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": root, "PYTHONWARNINGS": "ignore"}
 
 
-def bench(rows: int, folder: Path, pandas: str | None, repeats: int) -> dict[str, Any]:
+def bench(rows: int, order: str, folder: Path, pandas: str | None, repeats: int) -> dict[str, Any]:
     """Measure everything at one size and remove the files."""
     folder.mkdir(parents=True, exist_ok=True)
-    file, out, arrays = folder / f"log-{rows}.csv", folder / f"prepared-{rows}", folder / f"pandas-{rows}.npz"
-    if not file.exists():
-        generate(file, rows)
+    file, out, arrays = folder / f"{order}-{rows}.csv", folder / f"prepared-{rows}", folder / f"pandas-{rows}.npz"
+    generate(file, rows, order)
     python = sys.executable
-    result: dict[str, Any] = {"rows": rows, "file_bytes": file.stat().st_size}
+    result: dict[str, Any] = {"rows": rows, "order": order, "file_bytes": file.stat().st_size}
     tasks = {
         "import_only": [python, "-c", "import plr.data"],
         "polars_read": [python, "-c", POLARS, str(file)],
@@ -164,7 +182,7 @@ def bench(rows: int, folder: Path, pandas: str | None, repeats: int) -> dict[str
         printed = result[name].pop("printed", "")
         if name in ("plr_open", "plr_batches") and printed:
             result[name].update(json.loads(printed))
-        print(rows, name, result[name], flush=True)
+        print(rows, order, name, result[name], flush=True)
     result["prepared_bytes"] = sum(path.stat().st_size for path in out.iterdir())
     shutil.rmtree(out)
     for path in (file, arrays):
@@ -175,8 +193,8 @@ def bench(rows: int, folder: Path, pandas: str | None, repeats: int) -> dict[str
 def markdown(results: list[dict[str, Any]]) -> str:
     """Return the table of a record."""
     lines = [
-        "| interactions | | wall s | processor s | × polars (processor) | peak GiB |",
-        "|---|---|---|---|---|---|",
+        "| interactions | order | | wall s | processor s | × polars (processor) | peak GiB |",
+        "|---|---|---|---|---|---|---|",
     ]
     for result in results:
         reference = result["polars_read"]["processor_seconds"]
@@ -184,14 +202,15 @@ def markdown(results: list[dict[str, Any]]) -> str:
             one = result.get(name)
             if one is None or "failed" in one:
                 continue
+            wall, busy = one["wall_seconds"], one["processor_seconds"]
             lines.append(
-                f"| {result['rows']:,} | {name} | {one['wall_seconds']:.2f} | {one['processor_seconds']:.2f} "
-                f"| {one['processor_seconds'] / reference:.1f} | {one['peak_bytes'] / 2**30:.2f} |"
+                f"| {result['rows']:,} | {result['order']} | {name} | {wall:.2f} | {busy:.2f} | {busy / reference:.1f} "
+                f"| {one['peak_bytes'] / 2**30:.2f} |"
             )
     lines += [
         "",
         "| interactions | open s | first batch s | rows/s | bytes a row in a batch | held for a row |",
-        "|---|---|---|---|---|---|",
+        "|---|---|---|---|---|---|---|",
     ]
     for result in results:
         batches, opened = result["plr_batches"], result["plr_open"]
@@ -206,12 +225,17 @@ def markdown(results: list[dict[str, Any]]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, nargs="+", default=[1_000_000])
+    parser.add_argument("--orders", nargs="+", choices=("time", "user"), default=["time", "user"])
     parser.add_argument("--folder", type=Path, default=Path("bench-prepare"), help="for the generated files")
     parser.add_argument("--pandas", default=None, help="a Python that has pandas")
     parser.add_argument("--repeats", type=int, default=3, help="of the short measurements")
     parser.add_argument("--out", type=Path, default=RESULTS / "prepare.json")
     arguments = parser.parse_args()
-    results = [bench(rows, arguments.folder, arguments.pandas, arguments.repeats) for rows in arguments.rows]
+    results = [
+        bench(rows, order, arguments.folder, arguments.pandas, arguments.repeats)
+        for rows in arguments.rows
+        for order in arguments.orders
+    ]
     record = {
         "command": "python -m bench.prepare --rows " + " ".join(map(str, arguments.rows)),
         "machine": processor(),

@@ -1,16 +1,26 @@
-"""The cache gives back what was stored, or builds it again; writing is all or nothing."""
+"""A prepared folder is opened as it was written, or refused.
+
+The cache gives back what was stored, or builds it again; writing is all or nothing."""
 
 from __future__ import annotations
 
+import hashlib
+import json
 import multiprocessing
+import os
+import subprocess
+import sys
 import warnings
 from pathlib import Path
 
+import polars as pl
 import pytest
 import torch
 
-from plr.data import SequenceDataset, prepare
+from plr.data import DataError, PrepareOptions, SequenceDataset, open_prepared, prepare, prepare_folder
 from plr.data.atomic import atomic_path
+
+ROOT = Path(__file__).parents[3]
 
 TEXT = "a x y z w\nb y x\nlone x\nc w z y x w\n"
 
@@ -180,3 +190,127 @@ def test_atomic_folder_under_competition(tmp_path):
     assert [writer.exitcode for writer in writers] == [0, 0, 0]
     assert [child.name for child in tmp_path.iterdir()] == ["run"]
     assert (tmp_path / "run" / "whole").read_text() == "x" * 1000
+
+
+@pytest.fixture
+def folder(source, tmp_path) -> Path:
+    out = tmp_path / "prepared"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        prepare_folder([source], out, PrepareOptions())
+    return out
+
+
+@pytest.mark.filterwarnings("ignore:.*single interaction")
+def test_a_folder_is_what_prepare_makes(source, folder):
+    assert same(open_prepared(folder), prepare(source))
+    assert same(prepare(folder), prepare(source))
+    assert pl.read_parquet(folder / "items.parquet").columns == ["item_id"]
+    manifest = json.loads((folder / "manifest.json").read_text())
+    assert manifest["report"]["sources"][0]["file"] == "data.txt"
+    assert manifest["report"]["sources"][0]["sha256"] == hashlib.sha256(TEXT.encode()).hexdigest()
+    assert (manifest["users"], manifest["items"], manifest["interactions"]) == (4, 4, 12)
+    assert {*manifest["written_by"]} == {"plr", "polars"}
+
+
+def test_opening_reads_no_ids_and_hashes_nothing(folder, monkeypatch):
+    monkeypatch.setattr("plr.data.prepared._sha256", lambda _: pytest.fail("a file was hashed"))
+    with monkeypatch.context() as patch:
+        patch.setattr("polars.read_parquet", lambda *_, **__: pytest.fail("ids were read"))
+        dataset = open_prepared(folder)
+        assert (dataset.num_users, dataset.num_items) == (4, 4)
+        rows = dataset.rows("train", 5)
+        assert rows.batch(torch.arange(len(rows))).item_ids.shape[0] == dataset.report["rows"]["train"]
+    assert dataset.item_ids.to_list() == ["w", "x", "y", "z"]
+    assert dataset.user_ids.to_list() == ["a", "b", "c", "lone"]
+
+
+def test_arrays_are_mapped_not_read(folder):
+    dataset = open_prepared(folder)
+    before = dataset.items.clone()
+    dataset.items.fill_(3)  # a private mapping: the file stays as it is
+    assert torch.equal(open_prepared(folder, verify=True).items, before)
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "message"),
+    [
+        ("manifest.json", lambda text: "{", "damaged"),
+        (
+            "manifest.json",
+            lambda text: text.replace('"version": 2', '"version": 1'),
+            "format version 1; this plr reads 2",
+        ),
+        ("manifest.json", lambda text: text.replace("plr prepared", "other"), "not the manifest"),
+        ("manifest.json", lambda text: text.replace('"interactions": 12', '"interactions": 11'), "shape"),
+        ("users.parquet", lambda text: text + "x", "not as it was written"),
+    ],
+)
+def test_a_damaged_folder_is_refused(folder, name, change, message):
+    file = folder / name
+    file.write_bytes(change(file.read_bytes().decode("latin-1")).encode("latin-1"))
+    with pytest.raises(DataError, match=message):
+        open_prepared(folder)
+
+
+def test_a_flipped_bit_is_found_on_demand(folder):
+    file = folder / "sequences.safetensors"
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content)
+    open_prepared(folder)
+    with pytest.raises(DataError, match=r"sequences.safetensors: not as it was written"):
+        open_prepared(folder, verify=True)
+
+
+def test_a_missing_file_is_refused(folder):
+    (folder / "items.parquet").unlink()
+    with pytest.raises(DataError, match="damaged"):
+        open_prepared(folder)
+    with pytest.raises(DataError, match=r"manifest.json is missing"):
+        open_prepared(folder.parent)
+
+
+def test_options_of_a_prepared_folder_are_fixed(folder):
+    with pytest.raises(ValueError, match="is prepared already; its options cannot be changed: core"):
+        prepare(folder, core=2)
+
+
+@pytest.mark.filterwarnings("ignore:.*single interaction")
+def test_out_is_not_overwritten(source, folder, tmp_path):
+    manifest = (folder / "manifest.json").read_bytes()
+    with pytest.raises(DataError, match="other files or options"):
+        prepare_folder([source], folder, PrepareOptions(core=2))
+    assert (folder / "manifest.json").read_bytes() == manifest
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "notes.txt").touch()
+    with pytest.raises(DataError, match="something else than a prepared data set"):
+        prepare_folder([source], tmp_path / "mine", PrepareOptions())
+    (folder / "manifest.json").write_text("{")
+    assert same(prepare_folder([source], folder, PrepareOptions()), prepare(source))  # a damaged one is made anew
+
+
+TWICE = """
+import hashlib, sys, warnings
+from pathlib import Path
+warnings.simplefilter("ignore")
+from plr.data import PrepareOptions, prepare_folder
+prepare_folder([Path(sys.argv[1])], Path(sys.argv[2]), PrepareOptions())
+print(*(hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(Path(sys.argv[2]).iterdir())))
+"""
+
+
+def test_every_byte_is_the_same_whatever_the_hash_seed_and_the_threads(write, tmp_path):
+    lines = [f"u{n * 7919 % 613},i{n * 104729 % 997},{n * 31 % 5000}\n" for n in range(20_000)]
+    path = write("data.csv", "user,item,timestamp\n" + "".join(lines))
+    printed = {
+        subprocess.run(
+            [sys.executable, "-c", TWICE, path, tmp_path / f"out{seed}"],
+            env={**os.environ, "PYTHONHASHSEED": seed, "POLARS_MAX_THREADS": threads, "PYTHONPATH": str(ROOT)},
+            stdout=subprocess.PIPE,
+            text=True,
+            check=True,
+        ).stdout
+        for seed, threads in (("0", "1"), ("1", "4"))
+    }
+    assert len(printed) == 1

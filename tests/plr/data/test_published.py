@@ -10,7 +10,8 @@ import pytest
 from plr.data import DataError, prepare
 from plr.prepare import Request, run
 
-RATINGS = [(user, item, 4, 978300000 + 10 * user + place) for user in (1, 2) for place, item in enumerate((10, 9, 11, 9))]
+ITEMS = (10, 9, 11, 9)
+RATINGS = [(user, item, 4, 978300000 + 10 * user + n) for user in (1, 2) for n, item in enumerate(ITEMS)]
 
 
 def made(source, tmp_path, **options):
