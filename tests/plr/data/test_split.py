@@ -18,13 +18,17 @@ from plr.data import DataError, SequenceDataset, prepare
 INTERACTIONS = st.lists(st.tuples(st.integers(0, 5), st.integers(0, 6), st.integers(0, 12)), min_size=1, max_size=60)
 
 
-def build(interactions, *, timed: bool, **options) -> SequenceDataset | None:
-    """Prepare (user, item, time) triples; None where no training row is left."""
+def build(interactions, *, timed: bool, ratings=None, **options) -> SequenceDataset | None:
+    """Prepare (user, item, time) triples, rated where ratings are given; None where no training row is left."""
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         path = Path(folder) / "data.csv"
         rows = [f"u{user},i{item}{f',{time}' if timed else ''}" for user, item, time in interactions]
-        path.write_text("\n".join(["user,item" + (",timestamp" if timed else ""), *rows]) + "\n")
+        header = "user,item" + (",timestamp" if timed else "")
+        if ratings is not None:
+            header += ",rating"
+            rows = [f"{row},{rating}" for row, rating in zip(rows, ratings, strict=True)]
+        path.write_text("\n".join([header, *rows]) + "\n")
         try:
             return prepare(path, **options)
         except DataError as error:
@@ -244,3 +248,124 @@ def test_arguments_of_rows(write):
         dataset.rows("train", 5, kind="window")
     with pytest.raises(ValueError, match="for training rows"):
         dataset.rows("test", 5, kind="sequence")
+
+
+RATED = st.lists(
+    st.tuples(st.tuples(st.integers(0, 4), st.integers(0, 6), st.integers(0, 12)), st.integers(1, 5)),
+    min_size=1,
+    max_size=60,
+)
+
+
+@settings(max_examples=80, deadline=None)
+@given(
+    RATED,
+    st.integers(0, 12),
+    st.integers(0, 6),
+    st.tuples(*[st.integers(1, 3)] * 3),
+    st.sampled_from(["drop-items", "drop-rows"]),
+)
+def test_low_ratings_and_short_histories_against_their_definition(rated, valid_time, more, least, unseen):
+    test_time = valid_time + more
+    users: dict[str, list[tuple[str, int, int]]] = {}
+    for (user, item, time), rating in rated:
+        users.setdefault(f"u{user}", []).append((f"i{item}", time, rating))
+    for items in users.values():
+        items.sort(key=lambda entry: entry[1])
+
+    def part_of(time: int) -> int:
+        return (time >= valid_time) + (time >= test_time)
+
+    expected = {"train": Counter(), "valid": Counter(), "test": Counter()}
+    known = {item for items in users.values() for item, time, _ in items if time < valid_time}
+    if unseen == "drop-rows":
+        known = set()
+        for items in users.values():
+            for place, (_, time, rating) in enumerate(items):
+                if time < valid_time and rating >= 4 and place >= least[0]:
+                    known |= {item for item, *_ in items[: place + 1]}
+    for user, items in users.items():
+        for place, (item, time, rating) in enumerate(items):
+            history = tuple(other for other, *_ in items[:place])
+            if unseen == "drop-items":
+                history = tuple(other for other in history if other in known)
+            elif part_of(time) and not known.issuperset(history):
+                continue
+            if item in known and rating >= 4 and len(history) >= least[part_of(time)]:
+                expected[("train", "valid", "test")[part_of(time)]][user, history, item] += 1
+    dataset = build(
+        [interaction for interaction, _ in rated],
+        timed=True,
+        ratings=[rating for _, rating in rated],
+        min_rating=4,
+        low_rated="history",
+        valid_time=valid_time,
+        test_time=test_time,
+        min_history=least,
+        unseen=unseen,
+    )
+    if dataset is None:
+        assert not expected["train"]
+        return
+    assert {split: prefix_rows(dataset, split) for split in expected} == expected
+    assert set(dataset.item_ids) == known
+    for part, code in (("train", 0), ("valid", 1), ("test", 2)):
+        dropped = dataset.report["dropped_rows"][part]
+        candidates = sum(part_of(time) == code for items in users.values() for _, time, _ in items[1:])
+        gone = sum(count for reason, count in dropped.items() if reason != "share")
+        assert gone == candidates - expected[part].total()
+
+    # Windows hold every training target once, and none but those counts.
+    rows = dataset.rows("train", 3, kind="sequence")
+    batch = rows.batch(torch.arange(len(rows)))
+    counted = batch.targets >= 0
+    assert counted.any(1).all()
+    places = rows.starts[:, None] + torch.arange(batch.item_ids.shape[1]) + 1
+    assert torch.equal(places[counted].sort().values, dataset.targets["train"])
+    assert torch.equal(dataset.items[places[counted]].long(), batch.targets[counted])
+    refit = dataset.with_validation_in_training()
+    assert prefix_rows(refit, "train") == expected["train"] + expected["valid"]
+    windows = refit.rows("train", 4, kind="sequence")
+    assert int((windows.batch(torch.arange(len(windows))).targets >= 0).sum()) == len(refit.targets["train"])
+
+
+@settings(max_examples=60, deadline=None)
+@given(INTERACTIONS, st.integers(2, 8))
+def test_users_with_few_interactions_go_once(interactions, least):
+    count = Counter(user for user, _, _ in interactions)
+    left = Counter((f"u{user}", f"i{item}") for user, item, _ in interactions if count[user] >= least)
+    if not left:
+        return
+    dataset = build(interactions, timed=False, min_interactions=least)
+    if dataset is None:
+        return
+    users = torch.repeat_interleave(torch.arange(dataset.num_users), dataset.offsets.diff()).tolist()
+    pairs = zip(users, dataset.items.tolist(), strict=True)
+    assert Counter((dataset.user_ids[user], dataset.item_ids[item]) for user, item in pairs) == left
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"low_rated": "history"}, "needs min_rating"),
+        ({"untitled": "drop-rows"}, "needs unseen='drop-rows'"),
+        ({"min_history": (0, 1, 1)}, "min_history must be three numbers"),
+        ({"min_interactions": -1}, "min_interactions must not be negative"),
+        ({"split": "leave-one-out", "unseen": "drop-rows"}, "belongs to the time split"),
+    ],
+)
+def test_options_that_make_no_sense(write, options, message):
+    with pytest.raises(ValueError, match=message):
+        prepare(write("a.csv", "user,item,timestamp\na,x,1\n"), **options)
+
+
+def test_options_of_the_time_split_need_times(write):
+    with pytest.raises(DataError, match="the time split needs a timestamp column"):
+        prepare(write("a.txt", "a x y z\n"), min_history=(2, 2, 2))
+
+
+def test_tens_of_millions_of_rows_would_be_held_in_six_bytes_each(write):
+    rows = prepare(write("data.txt", "a p q r s\nb q r s p t u\n")).rows("train", 50)
+    assert rows.stops.element_size() + rows.lengths.element_size() == 6
+    wide = prepare(write("data.txt", "a p q r s\n")).rows("train", 2**15)
+    assert wide.lengths.tolist() == [1]
