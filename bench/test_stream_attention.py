@@ -26,6 +26,7 @@ from bench.peers import OURS, compare, compiled, training_step
 from plr_kernels import stream_attention, use_backend
 from plr_kernels.stream_attention.keep_mask import attention_keep_mask
 
+
 def shapes(suffix=""):
     """A wide model, then plr's own training shapes, d = H · D = 64 and 256, in the second of its two steps."""
     return pytest.mark.parametrize(
