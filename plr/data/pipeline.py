@@ -24,7 +24,7 @@ from plr.data.fingerprint import fingerprint
 from plr.data.interactions import Interactions, counts_of, number
 from plr.data.metadata import item_features, known_items
 from plr.data.options import PrepareOptions
-from plr.data.prepared import FORMAT_VERSION, is_prepared, load_cached, open_prepared, save_prepared
+from plr.data.prepared import FORMAT_VERSION, ITEMS, is_prepared, load_cached, open_prepared, save_prepared
 from plr.data.readers import (
     CONTROL_BYTES,
     TEXT_FORMATS,
@@ -88,6 +88,7 @@ def prepare(
         if dataset is None:
             dataset = job.build()
             save_prepared(dataset, folder)
+            dataset = replace(dataset, item_features=folder / ITEMS)
     _warn(dataset.report, path)
     return dataset
 
