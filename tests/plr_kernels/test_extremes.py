@@ -38,10 +38,18 @@ def _same_top(spread):
     return change
 
 
-def _different_tops(tensors):
-    states = _one_hot(tensors["states"], 14.0)
-    states[:, 1] = states[:, 1].roll(1, -1)
-    return {"states": states, "items": torch.eye(5)}
+def _different_tops(spread):
+    def change(tensors):
+        states = _one_hot(tensors["states"], spread)
+        states[:, 1] = states[:, 1].roll(1, -1)
+        return {"states": states, "items": torch.eye(5)}
+
+    return change
+
+
+def _far_below_zero(tensors):
+    """Logits of some −200: without its maximum a row's exponentials vanish, and 2 to minus the maximum is infinite."""
+    return {"states": 0.1 * tensors["states"] - 6, "items": 0.1 * tensors["items"] + 7}
 
 
 def _every_target_wins(tensors):
@@ -67,6 +75,13 @@ def _equal_views(tensors):
     return {name: tensors["view1"].clone() for name in tensors}
 
 
+def _below_the_floor(tensors):
+    """One vector shorter than what counts as a norm: it is scaled, and not to length 1."""
+    view1 = tensors["view1"].clone()
+    view1[:, 0] *= 1e-9
+    return {"view1": view1, "view2": tensors["view2"]}
+
+
 def _as_drawn(tensors):
     return tensors
 
@@ -76,19 +91,31 @@ CASES = {
     "divergence, one top": (PAIRWISE_KL, DIVERGENCE | IDENTITY, _same_top(10.0)),
     "divergence, one top, nearer": (PAIRWISE_KL, DIVERGENCE | IDENTITY, _same_top(16.0)),
     "divergence, one top of four": (PAIRWISE_KL, DIVERGENCE | IDENTITY | {"group": 4}, _same_top(14.0)),
-    "divergence, several tops": (PAIRWISE_KL, DIVERGENCE | IDENTITY, _different_tops),
+    "divergence, several tops": (PAIRWISE_KL, DIVERGENCE | IDENTITY, _different_tops(14.0)),
     "divergence, several tops, detached": (
         PAIRWISE_KL,
         DIVERGENCE | IDENTITY | {"detach_reference": True},
-        _different_tops,
+        _different_tops(14.0),
     ),
+    "divergence, several tops, detached, nearer": (
+        PAIRWISE_KL,
+        DIVERGENCE | IDENTITY | {"detach_reference": True},
+        _different_tops(22.0),
+    ),
+    "divergence, all logits far below 0": (PAIRWISE_KL, DIVERGENCE, _far_below_zero),
     "divergence, two equal states": (PAIRWISE_KL, DIVERGENCE | {"group": 2}, _equal_states),
     "divergence, five equal states, small": (PAIRWISE_KL, DIVERGENCE | {"group": 5, "vocabulary": 3}, _equal_states),
+    "divergence, seven equal states, small": (
+        PAIRWISE_KL,
+        DIVERGENCE | {"group": 7, "vocabulary": 40, "dim": 17},
+        lambda tensors: _times(0.1)(_equal_states(tensors)),
+    ),
     "divergence, seven near states": (PAIRWISE_KL, DIVERGENCE | {"group": 7, "vocabulary": 40}, _times(0.01)),
     "divergence, low temperature": (PAIRWISE_KL, DIVERGENCE | {"temperature": 0.05}, _times(0.5)),
     "divergence, equal columns": (PAIRWISE_KL, DIVERGENCE, _equal_columns),
     "divergence, one item": (PAIRWISE_KL, DIVERGENCE | {"vocabulary": 1}, _times(3)),
     "cross-entropy, every target wins": (LINEAR_CROSS_ENTROPY, ENTROPY | IDENTITY, _every_target_wins),
+    "cross-entropy, all logits far below 0": (LINEAR_CROSS_ENTROPY, ENTROPY, _far_below_zero),
     "cross-entropy, one item": (LINEAR_CROSS_ENTROPY, ENTROPY | {"vocabulary": 1}, _times(3)),
     "cross-entropy, equal columns": (LINEAR_CROSS_ENTROPY, ENTROPY | {"temperature": 0.3}, _equal_columns),
     "cross-entropy, large": (LINEAR_CROSS_ENTROPY, ENTROPY | {"temperature": 0.3, "vocabulary": 40}, _times(10)),
@@ -104,6 +131,7 @@ CASES = {
         _as_drawn,
     ),
     "contrast, one row": (INFO_NCE, CONTRAST | {"batch": 1}, _as_drawn),
+    "contrast, a vector below the floor of norms": (INFO_NCE, CONTRAST, _below_the_floor),
     "contrast, equal views": (INFO_NCE, CONTRAST | {"temperature": 0.1}, _equal_views),
     "contrast, low temperature": (INFO_NCE, CONTRAST | {"temperature": 0.03, "dim": 16}, _as_drawn),
 }
@@ -124,3 +152,23 @@ def test_as_accurate_as_the_plain_formula(target, name):
         case = Case(tensors, options)
         with use_backend(target.backend):
             assert_accurate(evaluate(operator.public, case), operator, case)
+
+
+@pytest.mark.parametrize("spread", [5.0, 14.0, 22.0])
+@pytest.mark.parametrize("change", [_same_top, _different_tops], ids=lambda change: change.__name__)
+@pytest.mark.parametrize("detach_reference", [False, True])
+@pytest.mark.parametrize("target", [target for target, operator in implemented() if operator is PAIRWISE_KL], ids=str)
+def test_gradient_by_logits_sums_to_zero(target, detach_reference, change, spread):
+    """Adding a number to all logits changes nothing. The plain formula loses the entry of the largest logit.
+
+    With the identity as items, the gradient of the states is that by the logits.
+    """
+    if target.backend == "reference":
+        pytest.skip("the plain formula, which loses it")
+    sizes = DIVERGENCE | IDENTITY | {"detach_reference": detach_reference}
+    drawn = make_case(PAIRWISE_KL, sizes)
+    tensors = {name: tensor.to(target.device) for name, tensor in change(spread)(drawn.tensors).items()}
+    case = Case(tensors, drawn.options)
+    with use_backend(target.backend):
+        gradient = evaluate(PAIRWISE_KL.public, case, ["states"])["gradient of states"].double()
+    assert (gradient.sum(-1).abs() <= 8 * torch.finfo(torch.float32).eps * gradient.abs().sum(-1)).all()

@@ -109,6 +109,17 @@ def test_not_a_number_is_above_all(k):
         torch.testing.assert_close(scores[0], expected, rtol=0, atol=0, equal_nan=True)
 
 
+def test_long_lists_of_excluded_items_are_read_to_the_end(target):
+    """Each row's best items are excluded, the best last, behind more padding than a kernel reads at once."""
+    states = torch.ones(2, 1, device=target.device)
+    items = torch.arange(200.0, device=target.device)[:, None]
+    exclude = torch.full((2, 150), -1, device=target.device)
+    exclude[:, 100:] = torch.arange(150, 200)
+    scores, ids = top_items(states, items, 3, exclude=exclude)
+    assert ids.tolist() == [[149, 148, 147]] * 2
+    assert scores.tolist() == [[149.0, 148.0, 147.0]] * 2
+
+
 def test_carries_no_gradient(target):
     states = torch.randn(2, 3, device=target.device, requires_grad=True)
     scores, _ = top_items(states, torch.randn(5, 3, device=target.device, requires_grad=True), 2)
