@@ -142,15 +142,16 @@ def _rank(values: pl.Series) -> tuple[np.ndarray, pl.Series]:
         start += len(chunk)
     used = np.flatnonzero(somewhere >= 0)
     ids = values.gather(somewhere[used]).cast(pl.String)
-    order = ids.arg_sort()
+    # The streaming engine sorts strings several times as fast as arg_sort; no two are equal here.
+    placed = pl.LazyFrame({"id": ids, "code": used}).sort("id").collect(engine="streaming")
     rank_of = np.zeros(known, dtype=np.int32)
-    rank_of[used[order.to_numpy()]] = np.arange(len(order), dtype=np.int32)
+    rank_of[placed["code"].to_numpy()] = np.arange(placed.height, dtype=np.int32)
     ranks = np.empty(len(values), dtype=np.int32)
     start = 0
     for chunk in chunks:
         ranks[start : start + len(chunk)] = gather(rank_of, chunk)
         start += len(chunk)
-    return ranks, ids.gather(order)
+    return ranks, placed["id"].rechunk()
 
 
 def _compact(index: np.ndarray, ids: pl.Series) -> tuple[np.ndarray, pl.Series]:

@@ -21,6 +21,7 @@ _USUAL = {
     "rating": {"rating", "overall", "score", "stars"},
     "timestamp": {"timestamp", "time", "unixreviewtime", "unixtime", "datetime", "date"},
 }
+_FIRST = 100  # records that tell how numbers are written
 _EXACT = 2**53  # beyond it a float64 no longer tells neighbouring whole numbers apart
 
 
@@ -100,10 +101,20 @@ def read_columns(
     schema = table.collect_schema()
     for role, name in columns.items():
         _check_dtype(role, name, schema[name], path)
-    wanted = [_convert(role, pl.col(name), schema[name]) for role, name in columns.items()]
-    wanted[:2] = [id_.cast(dtype) for id_, dtype in zip(wanted[:2], (space.user, space.item), strict=True)]
     counted = [] if last_column is None else [pl.col(last_column).is_null().alias("counted")]
-    frame = collect(table.select(*wanted, *counted)).select(*columns)
+
+    def converted(lines: pl.LazyFrame, plain: bool) -> pl.DataFrame:
+        wanted = [_convert(role, pl.col(name), schema[name], plain) for role, name in columns.items()]
+        wanted[:2] = [id_.cast(dtype) for id_, dtype in zip(wanted[:2], (space.user, space.item), strict=True)]
+        return collect(lines.select(*wanted, *counted)).select(*columns)
+
+    # Numbers are mostly written plainly; to allow for every other form costs as much again as reading them.
+    frame = None
+    for lines in (table.head(_FIRST), table):
+        frame = converted(lines, plain=True)
+        if any(frame[role].null_count() for role in columns if role in ("rating", "timestamp")):
+            frame = converted(table, plain=False)
+            break
     wrong = frame.select(pl.any_horizontal([_wrong(role) for role in columns])).to_series()
     if not wrong.any():
         return Source(path, frame, lines_of)
@@ -140,11 +151,19 @@ def _check_dtype(role: str, name: str, dtype: pl.DataType, path: Path) -> None:
         raise DataError(f"column {name!r} ({role}) has the type {dtype}; accepted: {accepted}", path)
 
 
-def _convert(role: str, column: pl.Expr, dtype: pl.DataType) -> pl.Expr:
-    """Return the typed column; a value that does not convert becomes null."""
+def _convert(role: str, column: pl.Expr, dtype: pl.DataType, plain: bool) -> pl.Expr:
+    """Return the typed column; a value that does not convert becomes null.
+
+    With ``plain`` text converts only where it is a number as usually written: digits without spaces, times without a
+    fraction.
+    """
     if role in ("user", "item"):
         return column.cast(pl.String).alias(role)
     text = column.cast(pl.String).str.strip_chars() if dtype in (pl.String, pl.Categorical, pl.Enum) else column
+    if plain and dtype == pl.String and role == "timestamp":
+        return column.cast(pl.Int64, strict=False).alias(role)
+    if plain and dtype == pl.String:
+        text = column
     if role == "rating":
         number = text.cast(pl.Float64, strict=False)
         return pl.when(number.is_finite()).then(number).alias(role)
