@@ -59,7 +59,7 @@ def test_partners_reach_the_model(small_data, tmp_path, monkeypatch):
 
 
 def test_post_training_starts_from_the_run_and_is_served_like_any_other(pretrained, small_data, tmp_path):
-    config = post_training(pretrained, small_data, tmp_path / "rpt")
+    config = post_training(pretrained, small_data, tmp_path / "rpt", refit=True)
     result = train(config)
     weights, initial = (load_file(path / "model.safetensors") for path in (tmp_path / "rpt", pretrained))
     assert weights.keys() == initial.keys()
@@ -98,7 +98,7 @@ def test_metrics_do_not_depend_on_the_evaluation_batch(pretrained, small_data, t
 
 
 def test_killed_post_training_resumes_exactly(pretrained, small_data, tmp_path, monkeypatch):
-    values = {"epochs": 5, "patience": 5, "refit": True, "lr": 0.003}
+    values = {"epochs": 4, "patience": 4, "lr": 0.003}
     train(post_training(pretrained, small_data, tmp_path / "uninterrupted", **values))
     config = post_training(pretrained, small_data, tmp_path / "killed", **values)
     killed_in_epoch_three(config, monkeypatch)
@@ -107,7 +107,7 @@ def test_killed_post_training_resumes_exactly(pretrained, small_data, tmp_path, 
 
 
 def test_killed_pre_training_resumes_exactly(small_data, tmp_path, monkeypatch):
-    values = {**SIZES, "data": str(small_data), "method": "lares", "batch_size": 64, "epochs": 5, "patience": 5,
+    values = {**SIZES, "data": str(small_data), "method": "lares", "batch_size": 64, "epochs": 4, "patience": 4,
               "lr": 0.003, "progress": False, "accelerator": "cpu", "threads": 1}  # fmt: skip
     train(Config(**values, out=str(tmp_path / "uninterrupted")))
     config = Config(**values, out=str(tmp_path / "killed"))
