@@ -22,6 +22,7 @@ from bench.peers import Step, resident_bytes
 from plr.config import Config
 from plr.data import Batch
 from plr.models import build_model
+from plr.training.module import build_optimizer
 from plr_kernels import use_backend
 
 HERE = Path(__file__).parent
@@ -48,7 +49,7 @@ def adam_step(backend: str, config: Config = CONFIG, items: int = ITEMS) -> Step
     Every call draws its dropout masks from the number of the call, so two of these do the same whatever runs between.
     """
     model = build_model(config, items).train()
-    optimizer = torch.optim.Adam(model.parameters(), lr=config.lr)
+    optimizer = build_optimizer(model, config)
     batch = random_batch(config, items)
     calls = 0
 

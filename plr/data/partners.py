@@ -53,4 +53,4 @@ class SameTargetPartners:
         return self._sorted[place].long()
 
     def _target_of(self, index: Tensor | slice) -> Tensor:
-        return self._rows.items[self._rows.starts[index] + self._rows.lengths[index]]
+        return self._rows.items[self._rows.stops[index].long()].long()

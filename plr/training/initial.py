@@ -91,4 +91,4 @@ def rows_within_reach(model: Recommender, rows: Rows, batch_size: int, *, progre
     kept = torch.cat(order)[ranking.ranks <= REACH].sort().values
     if not len(kept):
         raise RunError(f"the --init run ranks no training row's target among the first {REACH}: nothing to reward")
-    return Rows(rows.items, rows.starts[kept], rows.lengths[kept], rows.users[kept], rows.every_position)
+    return Rows(rows.items, rows.stops[kept], rows.lengths[kept], rows.offsets, rows.every_position)

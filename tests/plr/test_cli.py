@@ -145,7 +145,8 @@ def test_texts_become_vectors_and_vectors_a_run(small_data, tmp_path, capsys):
     assert "there is something here already" in capsys.readouterr().err
 
 
-def test_systems_names_every_backbone_method_and_refusal(capsys):
+def test_systems_names_every_backbone_method_and_refusal(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "400")  # no sentence is broken
     assert main(["systems"]) == 0
     printed = re.sub(r"[\s│]+", " ", capsys.readouterr().out)
     for name in (*BACKBONES, *METHODS):

@@ -31,9 +31,9 @@ def test_losses(needs, products):
         assert counted("linear_cross_entropy_forward", states, items, targets, 1.0, -100, "triton") == PRODUCT
         assert counted("info_nce_forward", view1, view2, 1.0, "triton") == 2 * 2 * 6 * 6 * DIM
         assert counted("top_items_forward", states, items, 3, None, "triton") == PRODUCT
-        arguments = (groups, items, meta(3, 3, 4), 1.0, False)
+        arguments = (groups, items, meta(5, 3, 4), meta(3, 4).long(), 1.0, False)
         assert counted("pairwise_kl_backward", meta(), *arguments, *needs, "triton") == products * PRODUCT
-        arguments = (states, items, targets, meta(2, ROWS), 1.0, -100)
+        arguments = (states, items, targets, meta(3, ROWS), 1.0, -100)
         assert (
             counted("linear_cross_entropy_backward", meta(ROWS), *arguments, *needs, "triton") == products * PRODUCT
         )

@@ -10,8 +10,9 @@ from plr.data import Rows, SameTargetPartners, prepare
 def rows_with_targets(targets):
     """One row of one item for each target."""
     items = torch.stack([torch.zeros(len(targets), dtype=torch.int64), torch.as_tensor(targets)], dim=1).flatten()
-    starts = torch.arange(len(targets)) * 2
-    return Rows(items, starts, torch.ones_like(starts), starts // 2, every_position=False)
+    offsets = torch.arange(len(targets) + 1) * 2
+    stops = offsets[:-1] + 1
+    return Rows(items, stops, torch.ones_like(stops), offsets, every_position=False)
 
 
 def test_partners_have_the_same_target_and_are_other_rows(small_data):

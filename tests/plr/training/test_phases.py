@@ -144,6 +144,7 @@ def test_rows_out_of_reach_are_left_out(small_data, monkeypatch):
         ({"init": "x"}, "init is for phase 'rpt'; found phase 'spt' with init 'x'"),
         ({"rollouts": 1}, "rollouts must be at least 2: a rollout is judged by the others of its row; found 1"),
         ({"trajectory_weight": -1.0}, "trajectory_weight must be a finite number, 0 or more; found -1.0"),
+        ({"training_rows": "sequence"}, "training_rows must be prefix for method 'lares' on backbone 'sasrec'"),
         ({"mean_steps": 0}, "mean_steps must be at least 1; found 0"),
         ({"temperature_scale": 0.5}, "temperature_scale must be a finite number, 1 or more; found 0.5"),
     ],
@@ -159,7 +160,6 @@ def test_configurations_that_cannot_work(changes, message):
         ({"dim": 32}, "does not fit this run (dim: 16 there, 32 here)"),
         ({"lares_adapter": "gate"}, "does not fit this run (lares_adapter: 'mean' there, 'gate' here)"),
         ({"core_layers": 2, "max_length": 9}, "(core_layers: 1 there, 2 here; max_length: 10 there, 9 here)"),
-        ({"training_rows": "sequence"}, "--training_rows sequence: method 'lares' predicts from one state"),
     ],
 )
 def test_a_run_of_another_size_is_refused_before_anything_is_written(
