@@ -48,6 +48,20 @@ role = np.where(place == 0, 0, 1 + (frame["time"] >= valid).astype(int) + (frame
 np.savez(sys.argv[2], user=frame["user"], item=frame["item"], role=role)
 """
 
+RECBOLE = """
+import sys, warnings
+warnings.simplefilter("ignore")
+folder, sys.argv = sys.argv[1], sys.argv[:1]
+from recbole.config import Config
+from recbole.data import create_dataset, data_preparation
+config = Config(model="SASRec", dataset="atomic", config_dict={
+    "data_path": folder, "USER_ID_FIELD": "user_id", "ITEM_ID_FIELD": "item_id", "TIME_FIELD": "timestamp",
+    "load_col": {"inter": ["user_id", "item_id", "rating", "timestamp"]}, "MAX_ITEM_LIST_LENGTH": 50,
+    "eval_args": {"split": {"LS": "valid_and_test"}, "order": "TO", "mode": "full", "group_by": "user"},
+    "train_neg_sample_args": None, "use_gpu": False})
+data_preparation(config, create_dataset(config))
+"""
+
 OPEN = """
 import json, sys, time
 import plr.data
@@ -160,7 +174,18 @@ def _environment() -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": root, "PYTHONWARNINGS": "ignore"}
 
 
-def bench(rows: int, order: str, folder: Path, pandas: str | None, repeats: int) -> dict[str, Any]:
+def atomic_file(file: Path, folder: Path) -> None:
+    """Write the CSV as RecBole's atomic file."""
+    (folder / "atomic").mkdir(parents=True, exist_ok=True)
+    names = {"user_id": "user_id:token", "parent_asin": "item_id:token", "rating": "rating:float"}
+    names["timestamp"] = "timestamp:float"
+    table = pl.scan_csv(file).rename(names)
+    table.sink_csv(folder / "atomic" / "atomic.inter", separator="\t")
+
+
+def bench(
+    rows: int, order: str, folder: Path, pandas: str | None, repeats: int, recbole: str | None = None
+) -> dict[str, Any]:
     """Measure everything at one size and remove the files."""
     folder.mkdir(parents=True, exist_ok=True)
     file, out, arrays = folder / f"{order}-{rows}.csv", folder / f"prepared-{rows}", folder / f"pandas-{rows}.npz"
@@ -176,6 +201,9 @@ def bench(rows: int, order: str, folder: Path, pandas: str | None, repeats: int)
     }
     if pandas is not None:
         tasks["pandas"] = [pandas, "-c", PANDAS, str(file), str(arrays)]
+    if recbole is not None:
+        atomic_file(file, folder)
+        tasks["recbole"] = [recbole, "-c", RECBOLE, str(folder)]
     for name, command in tasks.items():
         times = repeats if name in ("polars_read", "plr_open", "import_only") else 1
         result[name] = measure(command, times)
@@ -185,6 +213,7 @@ def bench(rows: int, order: str, folder: Path, pandas: str | None, repeats: int)
         print(rows, order, name, result[name], flush=True)
     result["prepared_bytes"] = sum(path.stat().st_size for path in out.iterdir())
     shutil.rmtree(out)
+    shutil.rmtree(folder / "atomic", ignore_errors=True)
     for path in (file, arrays):
         path.unlink(missing_ok=True)
     return result
@@ -198,7 +227,7 @@ def markdown(results: list[dict[str, Any]]) -> str:
     ]
     for result in results:
         reference = result["polars_read"]["processor_seconds"]
-        for name in ("polars_read", "plr_prepare", "pandas", "plr_open", "plr_batches"):
+        for name in ("polars_read", "plr_prepare", "pandas", "recbole", "plr_open", "plr_batches"):
             one = result.get(name)
             if one is None or "failed" in one:
                 continue
@@ -228,11 +257,12 @@ def main() -> None:
     parser.add_argument("--orders", nargs="+", choices=("time", "user"), default=["time", "user"])
     parser.add_argument("--folder", type=Path, default=Path("bench-prepare"), help="for the generated files")
     parser.add_argument("--pandas", default=None, help="a Python that has pandas")
+    parser.add_argument("--recbole", default=None, help="a Python that has RecBole, for sizes that it survives")
     parser.add_argument("--repeats", type=int, default=3, help="of the short measurements")
     parser.add_argument("--out", type=Path, default=RESULTS / "prepare.json")
     arguments = parser.parse_args()
     results = [
-        bench(rows, order, arguments.folder, arguments.pandas, arguments.repeats)
+        bench(rows, order, arguments.folder, arguments.pandas, arguments.repeats, arguments.recbole)
         for rows in arguments.rows
         for order in arguments.orders
     ]
@@ -242,7 +272,8 @@ def main() -> None:
         "cores": os.cpu_count(),
         "python": platform.python_version(),
         "versions": {name: version(name) for name in ("torch", "polars", "numpy", "safetensors")},
-        "pandas": _pandas_version(arguments.pandas),
+        "pandas": _version("pandas", arguments.pandas),
+        "recbole": _version("recbole", arguments.recbole),
         "results": results,
     }
     with atomic_path(arguments.out) as aside:
@@ -261,10 +292,10 @@ def processor() -> str:
     return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.processor())
 
 
-def _pandas_version(python: str | None) -> str | None:
+def _version(package: str, python: str | None) -> str | None:
     if python is None:
         return None
-    command = [python, "-c", "import pandas; print(pandas.__version__)"]
+    command = [python, "-c", f"from importlib.metadata import version; print(version({package!r}))"]
     return subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout.strip()
 
 

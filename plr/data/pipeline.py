@@ -5,10 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import tempfile
 import warnings
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,30 +18,18 @@ import torch
 from plr.data.dataset import Ids, SequenceDataset
 from plr.data.errors import DataError
 from plr.data.filters import keep_active, keep_core, keep_rated, repeated
-from plr.data.fingerprint import fingerprint
-from plr.data.interactions import Interactions, counts_of, number
+from plr.data.interactions import Interactions, counts_of
 from plr.data.metadata import item_features, known_items
 from plr.data.options import PrepareOptions
 from plr.data.prepared import FORMAT_VERSION, ITEMS, is_prepared, load_cached, open_prepared, save_prepared
 from plr.data.readers import (
-    CONTROL_BYTES,
-    TEXT_FORMATS,
-    IdSpace,
-    Skipped,
-    Source,
-    detect_format,
     find_interactions,
-    read,
 )
-from plr.data.readers.delimited import without_bad_records
-from plr.data.readers.huggingface import huggingface_files
+from plr.data.sources import Place, SourceFiles
 from plr.data.split import SPLITS, Split, default_cuts, leave_one_out, time_split
 from plr.data.timestamps import first_of_another_unit, unit_of
 
 __all__ = ["prepare", "prepare_folder"]
-
-Place = Callable[[int], tuple[Path, int]]
-"""From the position of an interaction to its file and line."""
 
 
 def prepare(
@@ -79,7 +65,7 @@ def prepare(
             raise ValueError(f"{path} is prepared already; its options cannot be changed: {', '.join(sorted(options))}")
         return open_prepared(path)
     path = find_interactions(path)
-    job = _Job([path], chosen)
+    job = _Job(SourceFiles([path], chosen), chosen)
     if cache_dir is None:
         dataset = job.build()
     else:
@@ -121,7 +107,8 @@ def prepare_folder(
     Warns:
         UserWarning: as ``prepare``.
     """
-    job = _Job([find_interactions(source) for source in sources], options, items, skip_bad_lines, protocol, periods)
+    paths = [find_interactions(source) for source in sources]
+    job = _Job(SourceFiles(paths, options, items, skip_bad_lines, periods), options, protocol)
     if out.exists() and not is_prepared(out):
         if not out.is_dir() or any(out.iterdir()):
             raise DataError("there is something else than a prepared data set; choose another --out", out)
@@ -136,62 +123,36 @@ def prepare_folder(
             return there
     dataset = job.build()
     save_prepared(dataset, out, job.features)
-    _warn(dataset.report, job.paths[0])
+    _warn(dataset.report, paths[0])
     return replace(open_prepared(out), users=dataset.users, vocabulary=dataset.vocabulary)
 
 
 class _Job:
     """One preparation: what goes in, and the steps."""
 
-    def __init__(
-        self,
-        paths: list[Path],
-        options: PrepareOptions,
-        items: Path | None = None,
-        skip_bad_lines: bool = False,
-        protocol: str | None = None,
-        periods: Sequence[tuple[float, float]] | None = None,
-    ) -> None:
-        for path in [*paths, *([] if items is None else [items])]:
-            if not path.exists():
-                raise DataError("no such file", path)
-            if path.is_file() and path.stat().st_size == 0:
-                raise DataError("the file is empty", path)
-        self.paths = paths
+    def __init__(self, sources: SourceFiles, options: PrepareOptions, protocol: str | None = None) -> None:
+        self.sources = sources
         self.options = options
-        self.items = items
         self.protocol = protocol
-        self.periods = periods
-        self.skipped = Skipped() if skip_bad_lines else None
         self.features: pl.DataFrame | None = None
-        self.format = detect_format(paths[0]) if options.format == "auto" else options.format
-        if (self.format == "huggingface" and paths[0].is_file()) or (
-            self.format != "huggingface" and paths[0].is_dir()
-        ):
-            raise DataError(
-                f"not {'a folder' if paths[0].is_file() else 'a file'}, as the format {self.format!r} is", paths[0]
-            )
-        self._hashes: list[str] | None = None
         self._report: dict[str, Any] = {}
-        self._scratch: tempfile.TemporaryDirectory | None = None
 
     def content_hash(self) -> str:
         """Return the SHA-256 (hex) of what decides the result: the sources' bytes and the options."""
-        if self._hashes is None:
-            self._hashes = self._fingerprints()
-        decisive = [self._hashes, FORMAT_VERSION, {**self.options.as_json(), "format": self.format}]
-        if self.skipped is not None:
+        chosen = {**self.options.as_json(), "format": self.sources.format}
+        decisive = [self.sources.hashes(), FORMAT_VERSION, chosen]
+        if self.sources.skipped is not None:
             decisive.append("skip_bad_lines")
         return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
 
     def build(self) -> SequenceDataset:
         """Read, filter, order and split; ``features`` holds what is known about the items then."""
-        interactions, place = self._read()
+        interactions, place = self.sources.read()
         if not len(interactions):
-            raise DataError("the file holds no interaction", self.paths[0])
+            raise DataError("the file holds no interaction", self.sources.paths[0])
         report = self._report
         report.update(
-            format=self.format,
+            format=self.sources.format,
             options=self.options.as_json(),
             protocol=self.protocol,
             read=_size(interactions),
@@ -200,12 +161,12 @@ class _Job:
         interactions = self._filtered(interactions, place)
         report["order"] = "file" if interactions.timestamp is None else "timestamp"
         report["single_interaction_users"] = alone = _single_interaction_users(interactions, place)
-        if len(self.paths) == 1:
+        if len(self.sources.paths) == 1:
             alone.pop("file", None)
         report["filtered"] = _size(interactions)
-        features = None
-        if self.items is not None:
-            features, report["metadata"] = item_features(self.items, interactions.item_ids, self.skipped)
+        features, sources = None, self.sources
+        if sources.items is not None:
+            features, report["metadata"] = item_features(sources.items, interactions.item_ids, sources.skipped)
         untitled = None if features is None else features["title"].is_null().to_numpy()
         vocabulary = interactions.item_ids
         made = self._split(interactions, untitled)
@@ -214,7 +175,7 @@ class _Job:
             raise DataError(
                 f"no training row is left: {len(made.roles)} interactions of {len(made.offsets) - 1} "
                 f"users, none of whom has two in training; {report['filters']}",
-                self.paths[0],
+                self.sources.paths[0],
             )
         kept = made.interactions
         report |= made.report | _size(kept)
@@ -224,9 +185,9 @@ class _Job:
         if features is not None:
             self.features = features.filter(vocabulary.is_in(kept.item_ids.implode()))
             report["metadata"] |= known_items(self.features)
-        report["sources"] = self._sources()
-        if self.skipped is not None:
-            report["skipped_lines"] = {"count": self.skipped.count, "first": self.skipped.lines}
+        report["sources"] = self.sources.describe()
+        if (skipped := self.sources.skipped) is not None:
+            report["skipped_lines"] = {"count": skipped.count, "first": skipped.lines}
         return SequenceDataset(
             items=torch.from_numpy(kept.item),
             offsets=torch.from_numpy(made.offsets),
@@ -238,82 +199,6 @@ class _Job:
             report=report,
             content_hash=self.content_hash(),
         )
-
-    def _read(self) -> tuple[Interactions, Place]:
-        """Read and number the sources while a second thread hashes them."""
-        if self._hashes is not None:
-            return number(self._read_all())
-        with ThreadPoolExecutor(1) as pool:
-            hashes = pool.submit(self._fingerprints)
-            try:
-                numbered = number(self._read_all())
-            except DataError:
-                hashes.result()  # what is no text at all is better said so
-                raise
-            self._hashes = hashes.result()
-        return numbered
-
-    def _read_all(self) -> list[Source]:
-        space = IdSpace()
-        sources = [self._read_one(path, space) for path in self.paths]
-        columns = {tuple(source.frame.columns) for source in sources}
-        if len(columns) > 1:
-            raise DataError(f"the files have different columns: {sorted(map(list, columns))}", self.paths[0])
-        if self.options.min_rating is None:  # checked, and not needed
-            sources = [replace(source, frame=source.frame.select(pl.exclude("rating"))) for source in sources]
-        for source, (start, stop) in zip(sources, self.periods or (), strict=False):
-            _check_period(source, start, stop)
-        return sources
-
-    def _read_one(self, path: Path, space: IdSpace) -> Source:
-        columns = self.options.columns
-        if self.skipped is None:
-            return read(path, self.format, columns, space)
-        if self.format not in TEXT_FORMATS:
-            return read(path, self.format, columns, space, self.skipped)
-        noted = Skipped()
-        try:
-            source = read(path, self.format, columns, space, noted)
-            fingerprint(path, text=True)
-        except DataError:
-            source, noted = self._read_copy(path, space)
-        self.skipped.extend(noted)
-        return source
-
-    def _read_copy(self, path: Path, space: IdSpace) -> tuple[Source, Skipped]:
-        """Read what is left of a text file when the records are left out that make it unreadable."""
-        self._scratch = self._scratch or tempfile.TemporaryDirectory(prefix="plr-")  # lines are looked up in the copy
-        copy = Path(self._scratch.name) / f"{len(list(Path(self._scratch.name).iterdir()))}-{path.name}"
-        noted, more = Skipped(), Skipped()
-        without_bad_records(path, copy, self.format, noted)
-        try:
-            source = read(copy, self.format, self.options.columns, space, more)
-        except DataError as error:
-            raise DataError(error.reason, path, error.line) from error
-        for entry in more.lines:
-            entry["file"] = path.name
-        noted.extend(more)
-        noted.lines.sort(key=lambda entry: entry["line"] or 0)
-        return replace(source, path=path), noted
-
-    def _fingerprints(self) -> list[str]:
-        forbidden = CONTROL_BYTES if self.format in ("sequences", "pairs") else b"\0"
-        text = self.format in TEXT_FORMATS and self.skipped is None
-        hashes = []
-        for path in self.paths:
-            files = [path] if path.is_file() else huggingface_files(path)
-            hashes += [fingerprint(file, text=text, forbidden=forbidden) for file in files]
-        if self.items is not None:
-            hashes.append(fingerprint(self.items, text=False))
-        return hashes
-
-    def _sources(self) -> list[dict[str, Any]]:
-        files = [file for path in self.paths for file in ([path] if path.is_file() else huggingface_files(path))]
-        files += [] if self.items is None else [self.items]
-        return [
-            {"file": file.name, "bytes": file.stat().st_size, "sha256": sha256}
-            for file, sha256 in zip(files, self._hashes, strict=True)
-        ]
 
     def _filtered(self, interactions: Interactions, place: Place) -> Interactions:
         """Apply the filters and put what is left in user order."""
@@ -329,14 +214,14 @@ class _Job:
             report["time_unit"] = _one_unit(interactions.timestamp, place)
         if options.duplicates == "drop":
             if interactions.timestamp is None:
-                raise DataError("duplicates='drop' needs timestamps, and the file has none", self.paths[0])
+                raise DataError("duplicates='drop' needs timestamps, and the file has none", self.sources.paths[0])
             interactions = interactions.in_user_order()
             interactions = noted(interactions.take(~repeated(interactions)), "duplicates", "drop")
         if options.min_rating is not None:
             if interactions.rating is None:
                 raise DataError(
                     "min_rating needs a rating column, and the file has none (name it with rating_column)",
-                    self.paths[0],
+                    self.sources.paths[0],
                 )
             if options.low_rated == "drop":
                 interactions = noted(keep_rated(interactions, options.min_rating), "min_rating", options.min_rating)
@@ -348,14 +233,14 @@ class _Job:
         if options.core > 1:
             interactions = noted(keep_core(interactions, options.core), "core", options.core)
         if not len(interactions):
-            raise DataError(f"no interaction is left after the filters: {report['filters']}", self.paths[0])
+            raise DataError(f"no interaction is left after the filters: {report['filters']}", self.sources.paths[0])
         interactions = interactions.in_user_order()
         if interactions.timestamp is not None:
             report["duplicates_kept"] = int(repeated(interactions).sum())
         return interactions
 
     def _split(self, interactions: Interactions, untitled: np.ndarray | None) -> Split:
-        options, path = self.options, self.paths[0]
+        options, path = self.options, self.sources.paths[0]
         if interactions.timestamp is None:
             if options.needs_time_split:
                 raise DataError(
@@ -390,14 +275,6 @@ class _Job:
             unseen=options.unseen,
             untitled=untitled if options.untitled == "drop-rows" else None,
         )
-
-
-def _check_period(source: Source, start: float, stop: float) -> None:
-    times = source.frame["timestamp"]
-    if source.frame.height and not (start <= times.min() and times.max() < stop):
-        position = int(((times < start) | (times >= stop)).arg_max())
-        path, line = source.place(position)
-        raise DataError(f"timestamp {times[position]} is outside this file's period, {start} to {stop}", path, line)
 
 
 def _size(interactions: Interactions) -> dict[str, int]:

@@ -50,7 +50,7 @@ def no_reading(monkeypatch):
     """Call this to make any further reading of a source file fail."""
 
     def forbid():
-        monkeypatch.setattr("plr.data.pipeline.read", lambda *_: pytest.fail("the file was read again"))
+        monkeypatch.setattr("plr.data.sources.read", lambda *_: pytest.fail("the file was read again"))
 
     return forbid
 

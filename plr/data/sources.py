@@ -1,0 +1,151 @@
+"""The files that go into a data set: hashed, read and numbered."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from plr.data.errors import DataError
+from plr.data.fingerprint import fingerprint
+from plr.data.interactions import Interactions, number
+from plr.data.options import PrepareOptions
+from plr.data.readers import CONTROL_BYTES, TEXT_FORMATS, IdSpace, Skipped, Source, detect_format, read
+from plr.data.readers.delimited import without_bad_records
+from plr.data.readers.huggingface import huggingface_files
+
+__all__ = ["Place", "SourceFiles"]
+
+Place = Callable[[int], tuple[Path, int]]
+"""From the position of an interaction to its file and line."""
+
+
+class SourceFiles:
+    """Files of interactions, taken as one, and the file of item metadata where there is one.
+
+    ``skipped`` holds the lines that were left out, None where such a line is an error.
+
+    Raises:
+        DataError: a file is missing, empty, or a folder where none belongs.
+    """
+
+    def __init__(
+        self,
+        paths: list[Path],
+        options: PrepareOptions,
+        items: Path | None = None,
+        skip_bad_lines: bool = False,
+        periods: Sequence[tuple[float, float]] | None = None,
+    ) -> None:
+        for path in [*paths, *([] if items is None else [items])]:
+            if not path.exists():
+                raise DataError("no such file", path)
+            if path.is_file() and path.stat().st_size == 0:
+                raise DataError("the file is empty", path)
+        self.paths = paths
+        self.items = items
+        self.format = detect_format(paths[0]) if options.format == "auto" else options.format
+        self.skipped = Skipped() if skip_bad_lines else None
+        wanted, found = ("a folder", "a file") if self.format == "huggingface" else ("a file", "a folder")
+        if paths[0].is_file() != (wanted == "a file"):
+            raise DataError(f"{found}; the format {self.format!r} is {wanted}", paths[0])
+        self._options = options
+        self._periods = periods
+        self._hashes: list[str] | None = None
+        self._scratch: tempfile.TemporaryDirectory | None = None
+
+    def hashes(self) -> list[str]:
+        """Return the SHA-256 (hex) of every file."""
+        if self._hashes is None:
+            self._hashes = self._fingerprints()
+        return self._hashes
+
+    def describe(self) -> list[dict[str, Any]]:
+        """Return name, size and hash of every file."""
+        return [
+            {"file": file.name, "bytes": file.stat().st_size, "sha256": sha256}
+            for file, sha256 in zip(self._files(), self.hashes(), strict=True)
+        ]
+
+    def read(self) -> tuple[Interactions, Place]:
+        """Read and number the interactions while a second thread hashes the files.
+
+        Raises:
+            DataError: for anything in a file that cannot be used, naming file and line.
+        """
+        if self._hashes is not None:
+            return number(self._read_all())
+        with ThreadPoolExecutor(1) as pool:
+            hashes = pool.submit(self._fingerprints)
+            try:
+                numbered = number(self._read_all())
+            except DataError:
+                hashes.result()  # what is no text at all is better said so
+                raise
+            self._hashes = hashes.result()
+        return numbered
+
+    def _read_all(self) -> list[Source]:
+        space = IdSpace()
+        sources = [self._read_one(path, space) for path in self.paths]
+        columns = {tuple(source.frame.columns) for source in sources}
+        if len(columns) > 1:
+            raise DataError(f"the files have different columns: {sorted(map(list, columns))}", self.paths[0])
+        if self._options.min_rating is None:  # checked, and not needed
+            sources = [replace(source, frame=source.frame.select(pl.exclude("rating"))) for source in sources]
+        for source, (start, stop) in zip(sources, self._periods or (), strict=False):
+            _check_period(source, start, stop)
+        return sources
+
+    def _read_one(self, path: Path, space: IdSpace) -> Source:
+        columns = self._options.columns
+        if self.skipped is None:
+            return read(path, self.format, columns, space)
+        if self.format not in TEXT_FORMATS:
+            return read(path, self.format, columns, space, self.skipped)
+        noted = Skipped()
+        try:
+            source = read(path, self.format, columns, space, noted)
+            fingerprint(path, text=True)
+        except DataError:
+            source, noted = self._read_copy(path, space)
+        self.skipped.extend(noted)
+        return source
+
+    def _read_copy(self, path: Path, space: IdSpace) -> tuple[Source, Skipped]:
+        """Read what is left of a text file when the records are left out that make it unreadable."""
+        self._scratch = self._scratch or tempfile.TemporaryDirectory(prefix="plr-")  # lines are looked up in the copy
+        copy = Path(self._scratch.name) / f"{len(list(Path(self._scratch.name).iterdir()))}-{path.name}"
+        noted, more = Skipped(), Skipped()
+        without_bad_records(path, copy, self.format, noted)
+        try:
+            source = read(copy, self.format, self._options.columns, space, more)
+        except DataError as error:
+            raise DataError(error.reason, path, error.line) from error
+        for entry in more.lines:
+            entry["file"] = path.name
+        noted.extend(more)
+        noted.lines.sort(key=lambda entry: entry["line"] or 0)
+        return replace(source, path=path), noted
+
+    def _fingerprints(self) -> list[str]:
+        forbidden = CONTROL_BYTES if self.format in ("sequences", "pairs") else b"\0"
+        text = self.format in TEXT_FORMATS and self.skipped is None
+        return [fingerprint(file, text=text and file != self.items, forbidden=forbidden) for file in self._files()]
+
+    def _files(self) -> list[Path]:
+        files = [file for path in self.paths for file in ([path] if path.is_file() else huggingface_files(path))]
+        return files if self.items is None else [*files, self.items]
+
+
+def _check_period(source: Source, start: float, stop: float) -> None:
+    times = source.frame["timestamp"]
+    if source.frame.height and not (start <= times.min() and times.max() < stop):
+        position = int(((times < start) | (times >= stop)).arg_max())
+        path, line = source.place(position)
+        raise DataError(f"timestamp {times[position]} is outside this file's period, {start} to {stop}", path, line)
