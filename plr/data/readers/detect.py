@@ -16,7 +16,7 @@ __all__ = ["detect_format", "find_interactions"]
 
 _EXTENSIONS = {".inter": "recbole", ".csv": "csv", ".tsv": "csv", ".parquet": "parquet", ".pq": "parquet"}
 _HEAD = 1 << 16
-_TYPED = re.compile(r"\S+:(token|float)(_seq)?")
+_TYPED = re.compile(r".+:(token|float)(_seq)?")
 
 
 _USUAL_FILES = ("ratings.dat", "u.data", "ratings.csv", "ratings.csv.gz", "*.inter")
@@ -69,7 +69,7 @@ def detect_format(path: Path) -> str:
     if len(head) == _HEAD and len(lines) > 1:
         lines.pop()  # cut in the middle
     first = lines[0]
-    if _TYPED.search(first):
+    if any(_TYPED.fullmatch(name) for name in first.split()):
         return "recbole"
     if is_movielens(path, first):
         return "movielens"

@@ -1,11 +1,7 @@
-"""The public Beauty file: known counts; and the same numbers whatever Python's hash seed."""
+"""The public Beauty file: known counts."""
 
 from __future__ import annotations
 
-import hashlib
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -14,16 +10,6 @@ from plr.data import LengthGroupedBatches, prepare
 
 ROOT = Path(__file__).parents[3]
 BEAUTY = ROOT.parent / "shared" / "data" / "Beauty.txt"
-
-FINGERPRINT = """
-import hashlib, sys
-from plr.data import prepare
-dataset = prepare(sys.argv[1])
-parts = [dataset.items.numpy().tobytes(), dataset.offsets.numpy().tobytes()]
-parts += [",".join(ids).encode() for ids in (dataset.item_ids, dataset.user_ids)]
-print(hashlib.sha256(b"".join(parts)).hexdigest(), dataset.content_hash)
-"""
-
 
 @pytest.mark.skipif(not BEAUTY.exists(), reason=f"{BEAUTY} is absent")
 def test_beauty():
@@ -41,19 +27,3 @@ def test_beauty():
     for index in LengthGroupedBatches(rows.lengths, 256, shuffle=True):
         cells += rows.batch(index).item_ids.numel()
     assert 1 - int(rows.lengths.sum()) / cells < 0.08
-
-
-def test_ids_do_not_depend_on_the_hash_seed(write):
-    digits = (hashlib.sha256(b"%d" % n).hexdigest()[:8] for n in range(3000))
-    path = write("data.txt", "".join(" ".join(ids) + "\n" for ids in zip(*[digits] * 6, strict=True)))
-    printed = {
-        subprocess.run(
-            [sys.executable, "-c", FINGERPRINT, path],
-            env={**os.environ, "PYTHONHASHSEED": seed, "PYTHONPATH": str(ROOT)},
-            stdout=subprocess.PIPE,
-            text=True,
-            check=True,
-        ).stdout
-        for seed in ("0", "1")
-    }
-    assert len(printed) == 1
