@@ -10,7 +10,7 @@ import yaml
 from safetensors.torch import load_file
 
 from plr.config import Config, ConfigError
-from plr.data import prepare
+from plr.data import SameTargetPartners, prepare
 from plr.evaluate import evaluate_run
 from plr.models import build_model
 from plr.serving import Recommender
@@ -50,10 +50,19 @@ def test_partners_reach_the_model(small_data, tmp_path, monkeypatch):
         seen.append((self.current_epoch, batch.users[:rows].tolist(), batch.item_ids[rows:].tolist()))
         return step(self, batch, index)
 
+    epochs = []
+    draw = SameTargetPartners.draw
+
+    def spy_on_draw(self, index, epoch):
+        epochs.append(epoch)
+        return draw(self, index, epoch)
+
+    monkeypatch.setattr(SameTargetPartners, "draw", spy_on_draw)
     monkeypatch.setattr(RecommenderModule, "training_step", spy)
     train(Config(**SIZES, data=str(small_data), out=str(tmp_path / "run"), method="lares", batch_size=512, epochs=2,
                  progress=False, accelerator="cpu", threads=1))  # fmt: skip
     (_, users, partners), (_, users_again, partners_again) = seen
+    assert epochs == [0, 1]
     assert sorted(users) == sorted(users_again)
     assert sorted(map(str, partners)) != sorted(map(str, partners_again))
 
