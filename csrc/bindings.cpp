@@ -102,7 +102,7 @@ AttentionCall attention_call(const std::string& type, const AttentionSizes& size
 
 // Multiply-adds that take as long as the call. Each number of the prefix is used for few: fetching it counts for more.
 double attention_work(const AttentionCall& call, double products) {
-  constexpr double per_number = 16;
+  constexpr double per_number = 2;
   const double rows = static_cast<double>(call.batch) * static_cast<double>(call.heads);
   const double prefix = static_cast<double>(call.prefix), own = static_cast<double>(call.own);
   const double streams = static_cast<double>(call.streams);
