@@ -79,7 +79,7 @@ def main() -> None:
         rankings[row] = [load_ranking(RunFolder(Path(config.out)).ranks("test")) for config in configs]
 
     dataset = load_dataset(configured("SASRec", 0))
-    popularity = metrics(popularity_ranks(dataset.popularity(), dataset.items[dataset.targets["test"]]))
+    popularity = metrics(popularity_ranks(dataset.popularity(), dataset.target_items("test")))
     difference = compare(rankings["PLR"], rankings["SASRec"], k=10)
     lines = [
         "| system | " + " | ".join(METRICS) + " |",

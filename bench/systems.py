@@ -112,7 +112,7 @@ def summary(arguments: argparse.Namespace) -> tuple[str, dict[str, Any]]:
     some = next(iter(next(iter(cells.values())).values()))
     config = Config.load(some.config)
     dataset = load_dataset(config)
-    popularity = metrics(popularity_ranks(dataset.popularity(), dataset.items[dataset.targets["test"]]))
+    popularity = metrics(popularity_ranks(dataset.popularity(), dataset.target_items("test")))
     comparisons = against_base(cells)
 
     lines = [

@@ -92,7 +92,7 @@ def demo_config(data: Path, out: Path, method: str, seed: int) -> Config:
 
 
 def _popularity(dataset: SequenceDataset) -> dict[str, float]:
-    targets = dataset.items[dataset.targets["test"]]
+    targets = dataset.target_items("test")
     return metrics(popularity_ranks(dataset.popularity(), targets))
 
 

@@ -149,6 +149,10 @@ class SequenceDataset:
                 f"it is not one of the {self.num_items} items of the training data"
             ) from None
 
+    def target_items(self, split: str) -> Tensor:
+        """Return the items that the split's rows ask for: int64 [R]."""
+        return self.items[self.targets[split].long()].long()
+
     def popularity(self) -> Tensor:
         """Return how often each item occurs in training: int64 [V]."""
         items, offsets, stop = self.items.numpy(), self.offsets.numpy(), self.training_stop.numpy()

@@ -49,7 +49,7 @@ def files(tmp_path_factory):
 @pytest.fixture(scope="module")
 def popularity(files):
     dataset = prepare(files / "data.csv")
-    return metrics(popularity_ranks(dataset.popularity(), dataset.items[dataset.targets["test"]]))["ndcg@10"]
+    return metrics(popularity_ranks(dataset.popularity(), dataset.target_items("test")))["ndcg@10"]
 
 
 FEATURES, VECTORS = {"features": "features.json"}, {"text_vectors": "vectors", "experts": 3}
