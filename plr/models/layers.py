@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from plr.models.linear import Linear
 from plr_kernels import StreamAttention
 from plr_kernels.stream_attention.reference import stream_attention_weights
 
@@ -39,12 +40,12 @@ class TransformerLayer(nn.Module):
             raise ValueError(f"dim must be a multiple of heads; found dim={dim}, heads={heads}")
         self.heads = heads
         self.attention_dropout = attention_dropout
-        self.query = nn.Linear(dim, dim)
-        self.key_value = nn.Linear(dim, 2 * dim)
-        self.attention_output = nn.Linear(dim, dim)
+        self.query = Linear(dim, dim)
+        self.key_value = Linear(dim, 2 * dim)
+        self.attention_output = Linear(dim, dim)
         self.attention_norm = nn.LayerNorm(dim, eps=1e-12)
-        self.ffn_in = nn.Linear(dim, ffn_dim)
-        self.ffn_out = nn.Linear(ffn_dim, dim)
+        self.ffn_in = Linear(dim, ffn_dim)
+        self.ffn_out = Linear(ffn_dim, dim)
         self.ffn_norm = nn.LayerNorm(dim, eps=1e-12)
         self.dropout = nn.Dropout(hidden_dropout)
         self.stream_attention = StreamAttention(dropout_p=attention_dropout)
