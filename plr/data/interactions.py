@@ -59,24 +59,29 @@ class Interactions:
 
     def in_user_order(self) -> Interactions:
         """Return them sorted by user, then by time where known; equal ones stay in file order."""
-        order = None if self.timestamp is None else stable_order(self.timestamp)
-        # One sort of 64-bit words: the user above, the place in the order so far below.
-        words = (self.user if order is None else gather(self.user, order)).astype(np.uint64)
-        words <<= np.uint64(32)
-        words |= np.arange(len(self), dtype=np.uint32)
-        words.sort()
-        place = words.astype(np.uint32)  # the lower half
-        del words
-        return self.take(place if order is None else gather(order, place))
+        place = _by_user(self.user)
+        if self.timestamp is not None and not self._timely(place):
+            order = stable_order(self.timestamp)
+            place = gather(order, _by_user(gather(self.user, order)))
+        return self.take(place)
+
+    def _timely(self, place: np.ndarray) -> bool:
+        """Return whether the order ``place``, sorted by user, leaves everyone's interactions in time order."""
+        time, user = gather(self.timestamp, place), gather(self.user, place)
+        return bool(((time[1:] >= time[:-1]) | (user[1:] != user[:-1])).all())
 
 
-def stable_order(values: np.ndarray) -> np.ndarray | None:
-    """Return the positions (uint32 [N]) that sort ``values`` (int64 [N], N < 2^32), equal ones in their order.
+def _by_user(user: np.ndarray) -> np.ndarray:
+    """Return the positions (uint32 [N]) that sort ``user``, equal ones in their order."""
+    words = user.astype(np.uint64)  # one sort of 64-bit words: the user above, the position below
+    words <<= np.uint64(32)
+    words |= np.arange(len(user), dtype=np.uint32)
+    words.sort()
+    return words.astype(np.uint32)  # the lower half
 
-    None where they are in order already.
-    """
-    if (values[1:] >= values[:-1]).all():
-        return None
+
+def stable_order(values: np.ndarray) -> np.ndarray:
+    """Return the positions (uint32 [N]) that sort ``values`` (int64 [N], N < 2^32), equal ones in their order."""
     order = np.argsort(values).astype(np.uint32)  # faster than a stable sort, which the equal ones are given below
     placed = gather(values, order)
     words = np.zeros(len(order), dtype=np.uint64)
