@@ -60,15 +60,22 @@ class Interactions:
     def in_user_order(self) -> Interactions:
         """Return them sorted by user, then by time where known; equal ones stay in file order."""
         place = _by_user(self.user)
-        if self.timestamp is not None and not self._timely(place):
-            order = stable_order(self.timestamp)
-            place = gather(order, _by_user(gather(self.user, order)))
-        return self.take(place)
+        return self.take(place if self.timestamp is None else self._in_time(place))
 
-    def _timely(self, place: np.ndarray) -> bool:
-        """Return whether the order ``place``, sorted by user, leaves everyone's interactions in time order."""
+    def _in_time(self, place: np.ndarray) -> np.ndarray:
+        """Return the order ``place``, which is sorted by user, with everyone's interactions in the order of time.
+
+        Only the users of whom the file has that otherwise are sorted.
+        """
         time, user = gather(self.timestamp, place), gather(self.user, place)
-        return bool(((time[1:] >= time[:-1]) | (user[1:] != user[:-1])).all())
+        late = np.zeros(len(self.user_ids), dtype=bool)
+        late[user[1:][(time[1:] < time[:-1]) & (user[1:] == user[:-1])]] = True
+        if late.any():
+            among = np.flatnonzero(gather(late, user)).astype(np.uint32)
+            order = stable_order(gather(time, among))
+            order = gather(order, _by_user(gather(user, gather(among, order))))
+            place[among] = gather(place, gather(among, order))
+        return place
 
 
 def _by_user(user: np.ndarray) -> np.ndarray:

@@ -18,6 +18,7 @@ from plr.data.readers.source import IdSpace, Skipped, Source, open_plain, unread
 
 __all__ = ["read_csv", "read_recbole", "records", "separator_of", "without_bad_records"]
 
+_BLOCK = 1 << 22
 _LONGEST_RECORD = 1000  # lines; a quote that is not closed within is taken for a stray one
 
 
@@ -59,6 +60,8 @@ def _read(
     )
 
     def lines_of(rows: np.ndarray) -> list[int]:
+        if not quoted or not _has_quotes(path):  # every line is a record
+            return (next(records(path, quoted))[0] + 1 + rows).tolist()
         wanted, lines = set((rows + 1).tolist()), []  # record 0 is the header
         for record, (line, _) in enumerate(records(path, quoted)):
             if record in wanted:
@@ -94,6 +97,11 @@ def records(path: Path, quoted: bool) -> Iterator[tuple[int, str]]:
                 yield start, record
         if parts:
             yield start, "".join(parts).rstrip("\r\n")
+
+
+def _has_quotes(path: Path) -> bool:
+    with open_plain(path) as file:
+        return any(b'"' in block for block in iter(lambda: file.read(_BLOCK), b""))
 
 
 def fields_of(record: str, separator: str, quoted: bool) -> int:
