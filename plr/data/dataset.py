@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from plr.data.errors import DataError
+from plr.data.interactions import user_blocks
 from plr.data.rows import Rows
 from plr.data.split import SPLITS
 
@@ -157,7 +158,7 @@ class SequenceDataset:
         """Return how often each item occurs in training: int64 [V]."""
         items, offsets, stop = self.items.numpy(), self.offsets.numpy(), self.training_stop.numpy()
         count = np.zeros(self.num_items, dtype=np.int64)
-        for first, last in _blocks(offsets):
+        for first, last in user_blocks(offsets):
             inside = np.repeat(stop[first:last] - offsets[first:last], np.diff(offsets[first : last + 1]))
             place = np.arange(offsets[first], offsets[last]) - np.repeat(
                 offsets[first:last], np.diff(offsets[first : last + 1])
@@ -177,7 +178,7 @@ class SequenceDataset:
         stops, lengths = [], []
         narrow = np.int16 if max_length < 2**15 else np.int64
         wide = np.int32 if len(roles) < 2**31 else np.int64
-        for first, last in _blocks(offsets):
+        for first, last in user_blocks(offsets):
             targets = np.flatnonzero(roles[offsets[first] : offsets[last]] == code) + offsets[first]
             starts = np.repeat(offsets[first:last], np.diff(np.searchsorted(targets, offsets[first : last + 1])))
             stops.append(targets.astype(wide))
@@ -204,18 +205,6 @@ class SequenceDataset:
         useful = before[stops + 1] > before[starts + 1]
         stops, starts = stops[useful], starts[useful]
         return Rows(self.items, stops, stops - starts, self.offsets, every_position=True, is_target=is_target)
-
-
-_BLOCK = 1 << 22
-
-
-def _blocks(offsets: np.ndarray) -> Iterable[tuple[int, int]]:
-    """Yield (first, last) of consecutive users who together have about four million interactions or one user's."""
-    first = 0
-    while first < len(offsets) - 1:
-        last = max(first + 1, int(np.searchsorted(offsets, offsets[first] + _BLOCK, side="right")) - 1)
-        yield first, last
-        first = last
 
 
 def _concatenated(parts: Sequence[np.ndarray], dtype: type) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Filters before the split: duplicates, minimum rating, users with few interactions, k-core."""
+"""Filters before the split: duplicates, users with few interactions, k-core."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import numpy as np
 
 from plr.data.interactions import Interactions, counts_of, gather
 
-__all__ = ["keep_active", "keep_core", "keep_rated", "repeated"]
+__all__ = ["active", "in_core", "repeated"]
 
 
 def repeated(ordered: Interactions) -> np.ndarray:
@@ -29,29 +29,23 @@ def repeated(ordered: Interactions) -> np.ndarray:
     return mask
 
 
-def keep_rated(interactions: Interactions, min_rating: float) -> Interactions:
-    """Return the interactions with rating >= ``min_rating``; they must have ratings."""
-    return interactions.take(interactions.rating >= min_rating)
-
-
-def keep_active(interactions: Interactions, min_interactions: int) -> Interactions:
-    """Return the interactions of the users who have at least ``min_interactions``; items are not looked at."""
+def active(interactions: Interactions, min_interactions: int) -> np.ndarray:
+    """Return which interactions (bool [N]) are of users who have at least ``min_interactions``."""
     often = counts_of(interactions.user, len(interactions.user_ids)) >= min_interactions
-    return interactions if often.all() else interactions.take(gather(often, interactions.user))
+    return gather(often, interactions.user)
 
 
-def keep_core(interactions: Interactions, core: int) -> Interactions:
-    """Return the largest part in which every user and every item has at least ``core`` interactions.
+def in_core(interactions: Interactions, core: int) -> np.ndarray:
+    """Return the positions (int64) of the largest part in which every user and item has at least ``core`` interactions.
 
     Repeated interactions of one user with one item each count.
     """
     user, item = interactions.user, interactions.item
     users, items = len(interactions.user_ids), len(interactions.item_ids)
-    kept = None
+    kept = np.arange(len(user))
     while len(user):
         often = gather(counts_of(user, users) >= core, user) & gather(counts_of(item, items) >= core, item)
         if often.all():
             break
-        kept = np.flatnonzero(often) if kept is None else kept[often]
-        user, item = user[often], item[often]
-    return interactions if kept is None else interactions.take(kept)
+        kept, user, item = kept[often], user[often], item[often]
+    return kept

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -11,24 +11,25 @@ import polars as pl
 
 from plr.data.readers import Source
 
-__all__ = ["Interactions", "counts_of", "gather", "number", "stable_order"]
+__all__ = ["Interactions", "counts_of", "gather", "number", "stable_order", "user_blocks"]
 
 _CHUNK = 1 << 22
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class Interactions:
     """N interactions in file order, or after ``in_user_order`` in that.
 
     ``user`` and ``item`` are int32 [N] in 0..U-1 and 0..V-1, ``position`` uint32 [N] says where in the source
-    (None: as they stand); ``rating`` float64 [N] and ``timestamp`` int64 [N] are None where the file has
-    none. ``user_ids`` and ``item_ids`` are the sorted external ids, each of them in use.
+    (None: as they stand); ``positive`` bool [N] (whether the rating is high enough) and ``timestamp`` int64 [N]
+    are None where the file has none or nobody asked. ``user_ids`` and ``item_ids`` are the sorted external
+    ids, each of them in use.
     """
 
     user: np.ndarray
     item: np.ndarray
     position: np.ndarray | None
-    rating: np.ndarray | None
+    positive: np.ndarray | None
     timestamp: np.ndarray | None
     user_ids: pl.Series
     item_ids: pl.Series
@@ -40,42 +41,57 @@ class Interactions:
         """Return where in the source each stands."""
         return np.arange(len(self), dtype=np.uint32) if self.position is None else self.position
 
-    def take(self, chosen: np.ndarray) -> Interactions:
-        """Return the chosen interactions (mask or positions); ids left without any are renumbered away."""
+    def take(self, chosen: np.ndarray, *, release: bool = False) -> Interactions:
+        """Return the chosen interactions (mask or positions); ids left without any are renumbered away.
+
+        With ``release`` this object gives up its arrays one by one, so that they need not all stand in memory twice.
+        """
         if chosen.dtype == bool:
             chosen = np.flatnonzero(chosen).astype(np.uint32)
-        user, user_ids = _compact(gather(self.user, chosen), self.user_ids)
-        item, item_ids = _compact(gather(self.item, chosen), self.item_ids)
-        return replace(
-            self,
-            user=user,
-            item=item,
-            position=chosen if self.position is None else gather(self.position, chosen),
-            rating=None if self.rating is None else gather(self.rating, chosen),
-            timestamp=None if self.timestamp is None else gather(self.timestamp, chosen),
-            user_ids=user_ids,
-            item_ids=item_ids,
-        )
+        taken = {}
+        for name in ("user", "item", "positive", "timestamp"):
+            values = getattr(self, name)
+            taken[name] = None if values is None else gather(values, chosen)
+            if release:
+                del values
+                setattr(self, name, None)
+        user, user_ids = _compact(taken.pop("user"), self.user_ids)
+        item, item_ids = _compact(taken.pop("item"), self.item_ids)
+        position = chosen if self.position is None else gather(self.position, chosen)
+        return Interactions(user, item, position, taken["positive"], taken["timestamp"], user_ids, item_ids)
 
     def in_user_order(self) -> Interactions:
-        """Return them sorted by user, then by time where known; equal ones stay in file order."""
+        """Return them sorted by user, then by time where known; equal ones stay in file order. Gives up its arrays."""
         place = _by_user(self.user)
-        return self.take(place if self.timestamp is None else self._in_time(place))
+        if self.timestamp is not None:
+            self._put_in_time(place)
+        return self.take(place, release=True)
 
-    def _in_time(self, place: np.ndarray) -> np.ndarray:
-        """Return the order ``place``, which is sorted by user, with everyone's interactions in the order of time.
+    def _put_in_time(self, place: np.ndarray) -> None:
+        """Put everyone's interactions into the order of time in ``place``, which is sorted by user.
 
-        Only the users of whom the file has that otherwise are sorted.
+        In blocks of users, and of those only the ones of whom the file has it otherwise.
         """
-        time, user = gather(self.timestamp, place), gather(self.user, place)
-        late = np.zeros(len(self.user_ids), dtype=bool)
-        late[user[1:][(time[1:] < time[:-1]) & (user[1:] == user[:-1])]] = True
-        if late.any():
-            among = np.flatnonzero(gather(late, user)).astype(np.uint32)
-            order = stable_order(gather(time, among))
-            order = gather(order, _by_user(gather(user, gather(among, order))))
-            place[among] = gather(place, gather(among, order))
-        return place
+        offsets = np.concatenate([[0], np.cumsum(counts_of(self.user, len(self.user_ids)))])
+        for first, last in user_blocks(offsets):
+            part = place[offsets[first] : offsets[last]]  # a view
+            time, user = gather(self.timestamp, part), gather(self.user, part) - np.int32(first)
+            late = np.zeros(last - first, dtype=bool)
+            late[user[1:][(time[1:] < time[:-1]) & (user[1:] == user[:-1])]] = True
+            if late.any():
+                among = np.flatnonzero(late[user])
+                order = stable_order(time[among])
+                order = order[_by_user(user[among][order])]
+                part[among] = part[among[order]]
+
+
+def user_blocks(offsets: np.ndarray) -> Iterator[tuple[int, int]]:
+    """Yield (first, last) of consecutive users who together have about four million interactions or one user's."""
+    first = 0
+    while first < len(offsets) - 1:
+        last = max(first + 1, int(np.searchsorted(offsets, offsets[first] + _CHUNK, side="right")) - 1)
+        yield first, last
+        first = last
 
 
 def _by_user(user: np.ndarray) -> np.ndarray:
@@ -139,7 +155,7 @@ def number(sources: list[Source]) -> tuple[Interactions, Callable[[int], tuple[P
 
     user, user_ids = _rank(frame.drop_in_place("user"))
     item, item_ids = _rank(frame.drop_in_place("item"))
-    return Interactions(user, item, None, taken("rating"), taken("timestamp"), user_ids, item_ids), place
+    return Interactions(user, item, None, taken("positive"), taken("timestamp"), user_ids, item_ids), place
 
 
 def _rank(values: pl.Series) -> tuple[np.ndarray, pl.Series]:

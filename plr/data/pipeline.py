@@ -17,7 +17,7 @@ import torch
 
 from plr.data.dataset import Ids, SequenceDataset
 from plr.data.errors import DataError
-from plr.data.filters import keep_active, keep_core, keep_rated, repeated
+from plr.data.filters import active, in_core, repeated
 from plr.data.interactions import Interactions, counts_of
 from plr.data.metadata import item_features, known_items
 from plr.data.options import PrepareOptions
@@ -204,8 +204,10 @@ class _Job:
         """Apply the filters and put what is left in user order."""
         options, report = self.options, self._report
 
-        def noted(after: Interactions, name: str, value: Any) -> Interactions:
-            old, new = _size(interactions), _size(after)
+        def keep(chosen: np.ndarray, name: str, value: Any) -> Interactions:
+            old = _size(interactions)
+            after = interactions.take(chosen, release=True)
+            new = _size(after)
             dropped = {key: old[key] - new[key] for key in old}
             report["filters"].append({"filter": name, "value": value, "dropped": dropped})
             return after
@@ -216,22 +218,21 @@ class _Job:
             if interactions.timestamp is None:
                 raise DataError("duplicates='drop' needs timestamps, and the file has none", self.sources.paths[0])
             interactions = interactions.in_user_order()
-            interactions = noted(interactions.take(~repeated(interactions)), "duplicates", "drop")
+            interactions = keep(~repeated(interactions), "duplicates", "drop")
         if options.min_rating is not None:
-            if interactions.rating is None:
+            if interactions.positive is None:
                 raise DataError(
                     "min_rating needs a rating column, and the file has none (name it with rating_column)",
                     self.sources.paths[0],
                 )
             if options.low_rated == "drop":
-                interactions = noted(keep_rated(interactions, options.min_rating), "min_rating", options.min_rating)
-        if options.low_rated == "drop":
-            interactions = replace(interactions, rating=None)
+                chosen, interactions.positive = interactions.positive, None
+                interactions = keep(chosen, "min_rating", options.min_rating)
         if options.min_interactions > 1:
-            name = "min_interactions"
-            interactions = noted(keep_active(interactions, options.min_interactions), name, options.min_interactions)
+            chosen = active(interactions, options.min_interactions)
+            interactions = keep(chosen, "min_interactions", options.min_interactions)
         if options.core > 1:
-            interactions = noted(keep_core(interactions, options.core), "core", options.core)
+            interactions = keep(in_core(interactions, options.core), "core", options.core)
         if not len(interactions):
             raise DataError(f"no interaction is left after the filters: {report['filters']}", self.sources.paths[0])
         interactions = interactions.in_user_order()
@@ -270,7 +271,7 @@ class _Job:
             interactions,
             valid_time,
             test_time,
-            positive=None if interactions.rating is None else interactions.rating >= options.min_rating,
+            positive=interactions.positive,
             min_history=options.min_history,
             unseen=options.unseen,
             untitled=untitled if options.untitled == "drop-rows" else None,
