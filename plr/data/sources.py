@@ -91,16 +91,16 @@ class SourceFiles:
         return numbered
 
     def _read_all(self) -> list[Source]:
-        space = IdSpace()
+        space = IdSpace(self._options.min_rating)
         sources = [self._read_one(path, space) for path in self.paths]
         columns = {tuple(source.frame.columns) for source in sources}
         if len(columns) > 1:
             raise DataError(f"the files have different columns: {sorted(map(list, columns))}", self.paths[0])
-        # Ratings were checked; whether they are high enough is all that is needed of them.
-        if (least := self._options.min_rating) is not None:
-            high = (pl.col("^rating$") >= least).name.replace("rating", "positive")
-            sources = [replace(source, frame=source.frame.with_columns(high)) for source in sources]
-        sources = [replace(source, frame=source.frame.select(pl.exclude("rating"))) for source in sources]
+        # Ratings were checked; where nobody asked which are high, nothing more is needed of them.
+        kept = (
+            pl.exclude("rating") if self._options.min_rating is None else pl.all().name.replace("^rating$", "positive")
+        )
+        sources = [replace(source, frame=source.frame.select(kept)) for source in sources]
         for source, (start, stop) in zip(sources, self._periods or (), strict=False):
             _check_period(source, start, stop)
         return sources

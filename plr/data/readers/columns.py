@@ -106,6 +106,10 @@ def read_columns(
     def converted(lines: pl.LazyFrame, plain: bool) -> pl.DataFrame:
         wanted = [_convert(role, pl.col(name), schema[name], plain) for role, name in columns.items()]
         wanted[:2] = [id_.cast(dtype) for id_, dtype in zip(wanted[:2], (space.user, space.item), strict=True)]
+        if "rating" in columns:
+            number = wanted[2]
+            high = pl.lit(True) if space.min_rating is None else number >= space.min_rating
+            wanted[2] = pl.when(number.is_not_null()).then(high).alias("rating")
         return collect(lines.select(*wanted, *counted)).select(*columns)
 
     # Numbers are mostly written plainly; to allow for every other form costs as much again as reading them.

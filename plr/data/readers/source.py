@@ -26,11 +26,13 @@ LinesOf = Callable[[np.ndarray], list[int]]
 
 @dataclass(frozen=True)
 class IdSpace:
-    """The types under which user and item ids are kept while files are read: 4 bytes each, one string per id.
+    """How values are kept while files are read: ids in 4 bytes each with one string per id, ratings in a bit.
 
-    Files read into the same space can be put one after the other.
+    Files read into the same space can be put one after the other. ``min_rating`` is the least rating that is high
+    enough; with None every rating is.
     """
 
+    min_rating: float | None = None
     user: pl.DataType = field(default_factory=lambda: pl.Categorical(pl.Categories.random("user")))
     item: pl.DataType = field(default_factory=lambda: pl.Categorical(pl.Categories.random("item")))
 
@@ -59,7 +61,7 @@ class Source:
     """The interactions of one file, in file order.
 
     ``frame`` has the columns ``user`` and ``item`` (categoricals of an IdSpace, never null or empty), and
-    where the file has them ``rating`` (float64, finite) and ``timestamp`` (int64). ``rows`` says which
+    where the file has them ``rating`` (bool: high enough) and ``timestamp`` (int64). ``rows`` says which
     record of the file each is (ascending); None where every record is one. ``lines_of(rows)`` gives the
     1-based lines (for Parquet: rows) to name in a message; it may read the file again.
     """
