@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from plr.data import Batch
+from plr.data.rows import IGNORED
 from plr.models.encoder import SequenceEncoder
 from plr.models.items import ItemEncoder
 from plr.models.recommender import Losses, Recommender
@@ -18,8 +19,8 @@ from plr_kernels import linear_cross_entropy
 class ClozeRecommender(Recommender):
     """Cloze training of a bidirectional encoder (BERT4Rec, Sun et al. 2019).
 
-    A training row is a sequence with its last item included. Of n items, max(1, round(ρ·n)) drawn at random are
-    replaced by the mask token (one learned vector, no item), and each is predicted; or, with a small probability, the
+    A training row is a sequence with its last item included. Of the n items that may be a target, max(1, round(ρ·n))
+    drawn at random are replaced by the mask token (one learned vector, no item), and each is predicted; or, with a small probability, the
     last item alone, which is what ranking asks for. The state h of a masked position scores item v with
 
         LayerNorm(GELU(h W + b)) · E_v + b_v.
@@ -59,8 +60,8 @@ class ClozeRecommender(Recommender):
         if batch.targets.ndim != 2:
             raise ValueError("Cloze training needs whole-sequence rows, with targets [B, L]")
         table = self.item_table()
-        item_ids, lengths = whole_sequences(batch)
-        places, counts = self.draw_masked(lengths, item_ids.shape[1])
+        item_ids, lengths, predictable = whole_sequences(batch)
+        places, counts = self.draw_masked(predictable)
         drawn = torch.arange(places.shape[1], device=places.device) < counts[:, None]  # [B, K]
         targets = item_ids.gather(1, places).masked_fill(~drawn, -100)
         # Added, not set: a place that does not count may be the same as the one that does.
@@ -91,24 +92,23 @@ class ClozeRecommender(Recommender):
         states = super().queries(states)
         return torch.cat([states, torch.ones_like(states[..., :1])], dim=-1)
 
-    def draw_masked(self, lengths: Tensor, longest: int) -> tuple[Tensor, Tensor]:
+    def draw_masked(self, predictable: Tensor) -> tuple[Tensor, Tensor]:
         """Draw the positions to be masked, from torch's global generator.
 
         Args:
-            lengths: int64 [B].
-            longest: L, at least the largest of them.
+            predictable: bool [B, L], the positions to draw from; each row's last item is one of them.
 
         Returns:
             places int64 [B, K] and counts int64 [B]: the first counts[b] places of row b are masked, different ones.
             K = max(1, round(ρ·L)) follows from the shape alone, so that nothing waits for a GPU.
         """
-        order = torch.rand(len(lengths), longest, device=lengths.device)
-        order = order.masked_fill(torch.arange(longest, device=lengths.device) >= lengths[:, None], torch.inf)
+        rows, longest = predictable.shape
+        order = torch.rand(rows, longest, device=predictable.device).masked_fill(~predictable, torch.inf)
         most = max(1, round(self.mask_probability * longest))
         places = order.topk(most, dim=1, largest=False).indices
-        counts = (lengths * self.mask_probability).round().long().clamp(min=1, max=most)
-        last_only = torch.rand(len(lengths), device=lengths.device) < self.mask_last_probability
-        first = torch.where(last_only, lengths - 1, places[:, 0])
+        counts = (predictable.sum(dim=1) * self.mask_probability).round().long().clamp(min=1, max=most)
+        last_only = torch.rand(rows, device=predictable.device) < self.mask_last_probability
+        first = torch.where(last_only, _last_of(predictable), places[:, 0])
         places = torch.cat([first[:, None], places[:, 1:]], dim=1)
         return places, counts.where(~last_only, 1)
 
@@ -124,8 +124,22 @@ class ClozeRecommender(Recommender):
         return self.head_norm(functional.gelu(self.head(states)))
 
 
-def whole_sequences(batch: Batch) -> tuple[Tensor, Tensor]:
-    """Join inputs and last target of whole-sequence rows: item_ids int64 [B, L + 1], lengths int64 [B]."""
-    last = batch.targets.gather(1, batch.lengths[:, None] - 1)
-    item_ids = functional.pad(batch.item_ids, (0, 1)).scatter(1, batch.lengths[:, None], last)
-    return item_ids, batch.lengths + 1
+def whole_sequences(batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+    """Join inputs and targets of whole-sequence rows; a row ends with its last item that is a target.
+
+    Returns:
+        item_ids int64 [B, L + 1], padded with 0; lengths int64 [B]; predictable bool [B, L + 1]: the items that may be
+        masked. An item that is no target (rated too low, say) is not one of
+        them. Whether a row's oldest item is a target is not known: it may be masked.
+    """
+    is_target = batch.targets != IGNORED  # [B, L], of the item at the next position
+    end = _last_of(is_target)[:, None]  # [B, 1]
+    last = batch.targets.gather(1, end)
+    item_ids = functional.pad(batch.item_ids, (0, 1)).scatter(1, end + 1, last)
+    beyond = torch.arange(item_ids.shape[1], device=item_ids.device) > end + 1
+    return item_ids.masked_fill(beyond, 0), end.squeeze(1) + 2, functional.pad(is_target, (1, 0), value=True)
+
+
+def _last_of(places: Tensor) -> Tensor:
+    """Return the last true position of each row of bool [B, L], int64 [B]."""
+    return (places * torch.arange(places.shape[1], device=places.device)).amax(dim=1)

@@ -45,19 +45,38 @@ def written_out_scores(model, items, masked):
 
 def test_rows_hold_the_last_training_item():
     batch = sequence_batch((3, 1))
-    items, lengths = whole_sequences(batch)
+    items, lengths, _ = whole_sequences(batch)
     assert lengths.tolist() == [4, 2]
     assert items[0].tolist() == [*batch.item_ids[0].tolist(), int(batch.targets[0, 2])]
     assert items[1, :2].tolist() == [int(batch.item_ids[1, 0]), int(batch.targets[1, 0])]
     assert row_kind(small_config(backbone="bert4rec-cloze", method="base")) == "sequence"
 
 
+def test_what_is_no_target_is_context_only():
+    """Low-rated interactions stay in histories: at a row's end they are left out, within it they are not masked."""
+    batch = sequence_batch((5, 3))
+    item_ids, targets = batch.item_ids, batch.targets.clone()
+    targets[0, 1] = targets[0, 3] = targets[0, 4] = targets[1, 2] = -100
+    items, lengths, predictable = whole_sequences(replace(batch, targets=targets))
+    assert lengths.tolist() == [4, 3]
+    assert items[0].tolist() == [*item_ids[0, :3].tolist(), int(targets[0, 2]), 0, 0]
+    assert items[1].tolist() == [*item_ids[1, :2].tolist(), int(targets[1, 1]), 0, 0, 0]
+    assert predictable.int().tolist() == [[1, 1, 0, 1, 0, 0], [1, 1, 1, 0, 0, 0]]
+    model = small_cloze(mask_probability=0.6, mask_last_probability=0.5)
+    for seed in range(50):
+        torch.manual_seed(seed)
+        places, counts = model.draw_masked(predictable)
+        for row in range(2):
+            assert predictable[row, places[row, : counts[row]]].all()
+    assert model.losses(replace(batch, targets=targets))["masked_item"].isfinite()
+
+
 def test_the_loss_is_that_of_the_masked_items_and_they_are_hidden(monkeypatch):
     model = small_cloze(temperature=0.7, mask_last_probability=0.4).eval()
     batch = sequence_batch()
-    items, lengths = whole_sequences(batch)
+    items, lengths, predictable = whole_sequences(batch)
     torch.manual_seed(5)
-    places, counts = model.draw_masked(lengths, items.shape[1])
+    places, counts = model.draw_masked(predictable)
     torch.manual_seed(5)
     actual = model.losses(batch)["masked_item"]
     terms = []
@@ -84,7 +103,7 @@ def test_the_share_of_masked_items_is_as_asked_and_at_least_one():
     model = small_cloze(mask_probability=0.3, mask_last_probability=0.25)
     lengths = torch.tensor([2, 10, 20, 31]).repeat(4000)
     torch.manual_seed(0)
-    places, counts = model.draw_masked(lengths, 31)
+    places, counts = model.draw_masked(torch.arange(31) < lengths[:, None])
     assert places.shape[1] == round(0.3 * 31)
     last_only = (counts == 1) & (places[:, 0] == lengths - 1)
     for length, expected in ((10, 3), (20, 6), (31, 9)):
