@@ -20,8 +20,9 @@ class ClozeRecommender(Recommender):
     """Cloze training of a bidirectional encoder (BERT4Rec, Sun et al. 2019).
 
     A training row is a sequence with its last item included. Of the n items that may be a target, max(1, round(ρ·n))
-    drawn at random are replaced by the mask token (one learned vector, no item), and each is predicted; or, with a small probability, the
-    last item alone, which is what ranking asks for. The state h of a masked position scores item v with
+    drawn at random are replaced by the mask token (one learned vector, no item), and each is predicted; or, with a
+    small probability, the last item alone, which is what ranking asks for. The state h of a masked position scores
+    item v with
 
         LayerNorm(GELU(h W + b)) · E_v + b_v.
 
@@ -129,8 +130,8 @@ def whole_sequences(batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
 
     Returns:
         item_ids int64 [B, L + 1], padded with 0; lengths int64 [B]; predictable bool [B, L + 1]: the items that may be
-        masked. An item that is no target (rated too low, say) is not one of
-        them. Whether a row's oldest item is a target is not known: it may be masked.
+        masked. An item that is no target (rated too low, say) is not one of them. Whether a row's oldest item is a
+        target is not known: it may be masked.
     """
     is_target = batch.targets != IGNORED  # [B, L], of the item at the next position
     end = _last_of(is_target)[:, None]  # [B, 1]

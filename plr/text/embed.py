@@ -54,7 +54,7 @@ def embed_text(
         raise DataError("like takes encoder and dim from its folder; leave them out")
     if dim is not None and dim < 1:
         raise DataError(f"dim must be at least 1; found {dim}")
-    earlier = None if like is None else TextVectors.load(like)
+    earlier = None if like is None else _fitted_encoder(like)
     table = read_texts(file, item_column, text_columns)
     readable = [text for text in table.texts if text]
     if not readable:
@@ -101,6 +101,19 @@ def embed_text(
     )
     result.save(out)
     return result
+
+
+def _fitted_encoder(like: Path) -> TextVectors:
+    """Read a folder and see that it holds what encodes further texts."""
+    earlier = TextVectors.load(like)
+    lacking = [name for name in ("encoder", "fitted_on") if name not in earlier.manifest]
+    if not lacking and earlier.manifest["encoder"] == TFIDF:
+        lacking = [name for name in ("idf", "components") if name not in earlier.fitted]
+        lacking += ["vocabulary"] if earlier.vocabulary is None else []
+    if lacking:
+        raise DataError(f"no more texts can be encoded like these: {', '.join(lacking)} is missing, which "
+                        "`plr embed-text` writes", like)  # fmt: skip
+    return earlier
 
 
 def _source(file: Path, table: TextTable) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,9 +53,12 @@ class TextVectors:
         """Write the folder, aside first.
 
         Raises:
-            DataError: there is something at `folder` already.
+            DataError: there is something at `folder` already, or these are no text vectors.
         """
         check_free(folder)
+        fault = self._fault()
+        if fault:
+            raise DataError(f"cannot be written: {fault}", folder)
         if folder.is_dir():
             folder.rmdir()  # empty
         with atomic_path(folder) as aside:
@@ -97,11 +101,29 @@ class TextVectors:
             )
         except (OSError, ValueError, KeyError, AttributeError, SafetensorError, pl.exceptions.PolarsError) as error:
             raise DataError(f"damaged text vectors: {error}", folder) from error
-        if not len(loaded.item_ids) == len(loaded.vectors) == len(loaded.present):
-            raise DataError("damaged text vectors: items and vectors differ in number", folder)
-        if not bool(loaded.vectors.isfinite().all()):
-            raise DataError("damaged text vectors: a value is not finite", folder)
+        fault = loaded._fault()
+        if fault:
+            raise DataError(f"damaged text vectors: {fault}", folder)
         return loaded
+
+    def _fault(self) -> str | None:
+        """Return what is wrong with ids, vectors or marks, None where all is well."""
+        vectors, present = self.vectors, self.present
+        if vectors.dtype != torch.float32 or vectors.ndim != 2 or not vectors.shape[1]:
+            return f"vectors must be float32 [N, W], W at least 1; found {vectors.dtype} {list(vectors.shape)}"
+        if present.dtype != torch.bool or present.ndim != 1:
+            return f"present must be bool [N]; found {present.dtype} {list(present.shape)}"
+        if not len(self.item_ids) == len(vectors) == len(present):
+            return f"{len(self.item_ids)} items, {len(vectors)} vectors and {len(present)} marks of presence"
+        if not bool(vectors.isfinite().all()):
+            return "a value is not finite"
+        odd = [item_id for item_id in self.item_ids if not isinstance(item_id, str)]
+        if odd:
+            return f"item ids must be strings; found {odd[0]!r}"
+        if len(set(self.item_ids)) != len(self.item_ids):
+            twice, _ = Counter(self.item_ids).most_common(1)[0]
+            return f"item {twice!r} occurs a second time"
+        return None
 
     def of_items(self, item_ids: Sequence[str], folder: Path) -> ItemText:
         """Return the vectors of these items; those that are not here count as without text.
@@ -125,7 +147,10 @@ def check_free(folder: Path) -> None:
     """Refuse a place where something is: it would be replaced.
 
     Raises:
-        DataError: `folder` is a file, or a folder that is not empty.
+        DataError: `folder` is a file or in one, or it is a folder that is not empty.
     """
+    file = next((parent for parent in folder.parents if parent.is_file()), None)
+    if file is not None:
+        raise DataError(f"no folder can be made here: {file} is a file", folder)
     if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
         raise DataError("there is something here already; choose another --out or delete it", folder)

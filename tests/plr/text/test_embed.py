@@ -142,9 +142,42 @@ def test_vectors_made_elsewhere_can_be_brought(tmp_path):
     text = TextVectors.load(tmp_path / "vectors").of_items(["b", "a"], tmp_path)
     assert torch.equal(text.vectors, torch.tensor([[0.0, 0.0], [1.0, 0.0]]))
     assert text.present.tolist() == [False, True]
-    TextVectors(["a"], torch.tensor([[torch.nan]]), present[:1], {"encoder": "mine"}, {}).save(tmp_path / "bad")
-    with pytest.raises(DataError, match="damaged text vectors: a value is not finite"):
+    with pytest.raises(DataError, match="no more texts can be encoded like these: fitted_on is missing"):
+        embed_text(write_texts(tmp_path / "t.tsv", topic_texts()), tmp_path / "new", like=tmp_path / "vectors")
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"vectors": torch.full((2, 2), torch.nan)}, "a value is not finite"),
+        ({"vectors": torch.eye(2).half()}, "vectors must be float32 [N, W], W at least 1; found torch.float16 [2, 2]"),
+        ({"vectors": torch.ones(2)}, "vectors must be float32 [N, W], W at least 1; found torch.float32 [2]"),
+        ({"vectors": torch.ones(2, 0)}, "vectors must be float32 [N, W], W at least 1; found torch.float32 [2, 0]"),
+        ({"vectors": torch.ones(3, 2)}, "2 items, 3 vectors and 2 marks of presence"),
+        ({"present": torch.tensor([1, 0])}, "present must be bool [N]; found torch.int64 [2]"),
+        ({"item_ids": ["a", "a"]}, "item 'a' occurs a second time"),
+        ({"item_ids": ["a", None]}, "item ids must be strings; found None"),
+    ],
+)
+def test_what_are_no_vectors_is_neither_written_nor_read(changed, message, tmp_path, monkeypatch):
+    parts = {"item_ids": ["a", "b"], "vectors": torch.eye(2), "present": torch.tensor([True, False])}
+    made = TextVectors(**{**parts, **changed}, manifest={"encoder": "mine"}, fitted={})
+    with pytest.raises(DataError, match="bad: cannot be written: " + re.escape(message)):
+        made.save(tmp_path / "bad")
+    assert not (tmp_path / "bad").exists()
+    with monkeypatch.context() as patch:
+        patch.setattr(TextVectors, "_fault", lambda vectors: None)
+        made.save(tmp_path / "bad")
+    with pytest.raises(DataError, match="bad: damaged text vectors: " + re.escape(message)):
         TextVectors.load(tmp_path / "bad")
+
+
+def test_nothing_is_encoded_like_a_folder_without_its_encoder(tmp_path):
+    file = write_texts(tmp_path / "t.tsv", topic_texts())
+    embed_text(file, tmp_path / "vectors", dim=4)
+    (tmp_path / "vectors" / "encoder.safetensors").unlink()
+    with pytest.raises(DataError, match="no more texts can be encoded like these: idf, components is missing"):
+        embed_text(file, tmp_path / "new", like=tmp_path / "vectors")
 
 
 class FakeSentenceTransformer:
@@ -216,6 +249,8 @@ def test_mistakes_are_named_before_anything_is_written(tmp_path):
     with pytest.raises(DataError, match="there is something here already"):
         embed_text(file, full)
     assert (full / "precious").read_text() == "mine"
+    with pytest.raises(DataError, match=r"no folder can be made here: .*precious is a file"):
+        embed_text(file, full / "precious" / "deeper")
     with pytest.raises(DataError, match="--out is missing"):
         embed_text(file, None)
     with pytest.raises(DataError, match="dim must be at least 1; found 0"):
