@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import re
 import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Literal, get_type_hints
+from typing import Any, Literal, TextIO, get_type_hints
 
 from jsonargparse import ArgumentParser, Namespace
 
@@ -32,7 +35,8 @@ def main(arguments: list[str] | None = None) -> int:
     }
     command = commands[parsed.command]
     try:
-        command(parsed[parsed.command])
+        with _plain_warnings():
+            command(parsed[parsed.command])
     except KeyboardInterrupt:
         print("\ninterrupted; repeat the command to go on from the last finished epoch", file=sys.stderr)
         return 130
@@ -55,9 +59,30 @@ def _user_errors() -> tuple[type[Exception], ...]:
         RunError,
         NonFiniteLossError,
         RequestError,
-        FileNotFoundError,
-        PermissionError,
+        OSError,
     )
+
+
+@contextmanager
+def _plain_warnings() -> Iterator[None]:
+    """Print plr's own warnings as a line each, as they come, without the place in the code; others as Python does."""
+    own = str(Path(plr.__file__).parent)
+
+    with warnings.catch_warnings():
+        warnings.filterwarnings("always", category=UserWarning, module=r"plr\.")
+        others = warnings.showwarning
+
+        def show(
+            message: Any, category: type[Warning], filename: str, lineno: int, file: TextIO | None = None,
+            line: str | None = None,
+        ) -> None:  # fmt: skip
+            if category is UserWarning and filename.startswith(own):
+                print(f"plr: {message}", file=sys.stderr)
+            else:
+                others(message, category, filename, lineno, file, line)
+
+        warnings.showwarning = show
+        yield
 
 
 def _parser() -> ArgumentParser:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+import types
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields
+from numbers import Integral, Real
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import yaml
 
@@ -188,6 +190,7 @@ class Config:
         # Imported here because the registry imports this module.
         from plr.models.registry import BACKBONES, check_system
 
+        self._check_types()
         self.ks = tuple(sorted({10, *self.ks}))
         if self.feature_fields is not None:
             self.feature_fields = names(self.feature_fields)
@@ -199,6 +202,7 @@ class Config:
             self._require(name, getattr(self, name) >= 1, "at least 1")
         for name in ("core", "seed", "threads", "warmup_epochs"):
             self._require(name, getattr(self, name) >= 0, "0 or more")
+        self._require("seed", self.seed < 2**63, "below 2^63")
         for name in ("input_dropout", "hidden_dropout", "attention_dropout", "adaptor_dropout"):
             self._require(name, 0 <= getattr(self, name) < 1, "in [0, 1)")
         self._require("mask_probability", 0 < self.mask_probability < 1, "in (0, 1)")
@@ -220,6 +224,26 @@ class Config:
     def _require(self, name: str, holds: bool, accepted: str) -> None:
         if not holds:
             raise ConfigError(f"{name} must be {accepted}; found {getattr(self, name)!r}")
+
+    def _check_types(self) -> None:
+        """Refuse values of another kind than the field's: YAML and Python check nothing."""
+        for name, kind in get_type_hints(type(self)).items():
+            value = getattr(self, name)
+            if isinstance(kind, types.UnionType):
+                kind = next(part for part in get_args(kind) if part is not types.NoneType)
+                if value is None:
+                    continue
+            if get_origin(kind) is Literal:
+                self._require(name, value in get_args(kind), f"one of {', '.join(get_args(kind))}")
+            elif kind is bool:
+                self._require(name, isinstance(value, bool), "true or false")
+            elif kind is int:
+                self._require(name, isinstance(value, Integral) and not isinstance(value, bool), "a whole number")
+            elif kind is float:
+                self._require(name, isinstance(value, Real) and not isinstance(value, bool), "a number")
+            elif name == "ks":
+                whole = isinstance(value, (list, tuple)) and all(isinstance(k, Integral) for k in value)
+                self._require(name, whole, "a list of whole numbers")
 
     def _check_phase(self) -> None:
         if self.phase == "rpt" and self.method != "lares":
@@ -243,7 +267,7 @@ class Config:
 
     @classmethod
     def load(cls, path: Path) -> Config:
-        """Read what `save` wrote; unknown or missing keys are named."""
+        """Read what `save` wrote; unknown keys and values that cannot work are named."""
         try:
             values = yaml.safe_load(path.read_text(encoding="utf-8"))
         except yaml.YAMLError as error:
@@ -254,4 +278,7 @@ class Config:
         unknown = sorted(set(values) - known)
         if unknown:
             raise ConfigError(f"{path}: unknown fields {unknown}; known are {sorted(known)}")
-        return cls(**values)
+        try:
+            return cls(**values)
+        except ConfigError as error:
+            raise ConfigError(f"{path}: {error}") from error

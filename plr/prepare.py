@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -62,18 +61,15 @@ def run(request: Request, console: Console | None = None) -> SequenceDataset:
     console = console or Console()
     if not request.out:
         raise ConfigError("--out is missing: name the folder to write")
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        if request.source == AMAZON and not Path(AMAZON).exists():
-            dataset = _amazon(request, console)
-        else:
-            dataset = _files(request)
-    warned = [str(warning.message) for warning in caught]
+    if request.source == AMAZON and not Path(AMAZON).exists():
+        dataset = _amazon(request, console)
+    else:
+        dataset = _files(request)
     report = dataset.report
     published = TABLE_1.get(request.domain or "") if request.source == AMAZON else None
     console.print(sizes_table(report, published, "PLR paper, Table 1"))
     console.print(rows_table(report))
-    for line in [*warned, *_notes(report), *skipped_lines(report)]:
+    for line in [*_notes(report), *skipped_lines(report)]:
         console.print(line, highlight=False, markup=False, soft_wrap=True)
     console.print(f"{request.out}: train with plr train --data {request.out}", highlight=False, soft_wrap=True)
     return dataset

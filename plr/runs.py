@@ -9,10 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import polars as pl
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import nn
 
 from plr.config import Config
 from plr.data import DataError
 from plr.data.atomic import atomic_path
+from plr.errors import RunError
 from plr.items import ItemData
 
 
@@ -120,5 +124,27 @@ class RunFolder:
         return data
 
     def read_item_ids(self) -> list[str]:
-        """Read the item id map."""
-        return pl.read_parquet(self.items)["item_id"].to_list()
+        """Read the item id map.
+
+        Raises:
+            DataError: the file is missing or not such a map.
+        """
+        try:
+            return pl.read_parquet(self.items)["item_id"].to_list()
+        except (OSError, pl.exceptions.PolarsError) as error:
+            raise DataError(f"not the run's item ids: {error}", self.items) from error
+
+
+def load_weights(model: nn.Module, path: Path) -> None:
+    """Read the weights of a run into its model.
+
+    Raises:
+        RunError: the file is missing, damaged or holds the weights of another model.
+    """
+    try:
+        model.load_state_dict(load_file(path))
+    except (OSError, SafetensorError) as error:
+        raise RunError(f"{path}: no readable weights ({error})") from error
+    except RuntimeError as error:  # names every tensor that does not fit
+        first = str(error).split("\n\t")[:2]
+        raise RunError(f"{path}: not the weights of the model in config.yaml ({' '.join(first)})") from error

@@ -8,14 +8,13 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 
 from plr.config import Config
 from plr.data import Batch
 from plr.models import Recommender as Model
 from plr.models import build_model
-from plr.runs import RunFolder
+from plr.runs import RunFolder, load_weights
 from plr.serving.new_items import with_new_items
 from plr_kernels import top_items
 
@@ -67,7 +66,8 @@ class Recommender:
 
         Raises:
             FileNotFoundError: there is no finished run.
-            DataError: the text vectors do not fit the run.
+            DataError: the text vectors do not fit the run, or its files of items are damaged.
+            RunError: the weights are missing or damaged.
         """
         folder = RunFolder(Path(path))
         config = folder.require_finished()
@@ -75,7 +75,7 @@ class Recommender:
         if text_vectors is not None:
             item_ids, item_data = with_new_items(config, item_ids, item_data, Path(text_vectors))
         model = build_model(config, item_data)
-        model.load_state_dict(load_file(folder.weights))
+        load_weights(model, folder.weights)
         return cls(model.to(device), item_ids, config)
 
     @torch.inference_mode()

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file
 
 from plr.config import Config
 from plr.data import LengthGroupedBatches, Rows, SequenceDataset
@@ -15,7 +14,7 @@ from plr.errors import RunError
 from plr.evaluation import rank_rows, ranking_progress
 from plr.items import ItemData
 from plr.models import Recommender, build_model
-from plr.runs import RunFolder
+from plr.runs import RunFolder, load_weights
 
 # What the weights, and log-probabilities that are to be compared, depend on.
 EQUAL = ("method", "backbone", "dim", "layers", "core_layers", "heads", "ffn_dim", "max_length", "lares_adapter",
@@ -75,7 +74,7 @@ class InitialRun:
     def load(self, item_data: ItemData) -> Recommender:
         """Return the run's model."""
         model = build_model(self.config, item_data)
-        model.load_state_dict(load_file(self.folder.weights))
+        load_weights(model, self.folder.weights)
         return model
 
 

@@ -17,7 +17,7 @@ import torch
 from lightning.pytorch.callbacks import Callback, EarlyStopping, TQDMProgressBar
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
-from safetensors.torch import load_file
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from plr.config import Config
 from plr.data import SequenceDataset
@@ -33,7 +33,7 @@ from plr.evaluation import (
 from plr.items import ItemData
 from plr.models import Recommender, build_model
 from plr.models.registry import row_kind
-from plr.runs import RunFolder
+from plr.runs import RunFolder, load_weights
 from plr.source import load_dataset, load_item_data
 from plr.training.callbacks import MONITOR, BestWeights, ResumePoint, Validation, save_weights
 from plr.training.checkpoint import AtomicCheckpointIO, read_checkpoint
@@ -56,11 +56,12 @@ def train(config: Config, dataset: SequenceDataset | None = None) -> dict[str, A
         The content of metrics.json.
 
     Raises:
-        RunError: the folder holds a finished run or one of another configuration.
+        RunError: the folder holds a finished run or one of another configuration, or there is no such device.
         NonFiniteLossError: a loss term became NaN or infinite.
     """
     if not config.out:
         raise RunError("--out is missing: name the folder for the run")
+    _check_devices(config)
     if config.threads:
         torch.set_num_threads(config.threads)
     if dataset is None:
@@ -78,6 +79,19 @@ def train(config: Config, dataset: SequenceDataset | None = None) -> dict[str, A
     if rank_zero_only.rank not in (None, 0):
         return {}
     return _finish(folder, config, dataset, item_data, selection, refitted)
+
+
+def _check_devices(config: Config) -> None:
+    """Refuse devices that are not there before anything is written."""
+    try:
+        with _quiet():
+            lightning.Trainer(
+                accelerator=config.accelerator, devices=config.devices, logger=False, enable_checkpointing=False,
+                enable_progress_bar=False, enable_model_summary=False,
+            )  # fmt: skip
+    except MisconfigurationException as error:
+        asked = f"--accelerator {config.accelerator} --devices {config.devices}"
+        raise RunError(f"{asked} cannot be had: {' '.join(str(error).split())}") from error
 
 
 @dataclass(frozen=True)
@@ -119,7 +133,7 @@ def _select(
         trainer = _trainer(folder.logs, config, config.epochs, callbacks)
         _fit(trainer, model, config, dataset, folder.resume_point)
         epochs = trainer.current_epoch
-    model.cpu().load_state_dict(load_file(folder.best_so_far))
+    load_weights(model.cpu(), folder.best_so_far)
     return _Selection(model, best.best_epoch, epochs, statistics.median(validation.train_seconds))
 
 
@@ -234,7 +248,10 @@ def _open_folder(
         return
     if rank_zero_only.rank not in (None, 0) or os.environ.get("LOCAL_RANK", "0") != "0":
         return
-    folder.resume_point.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.resume_point.parent.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError) as error:
+        raise RunError(f"--out {folder.path}: no folder can be made here, for there is a file in its place") from error
     folder.save_item_ids(dataset.item_ids)
     folder.save_item_data(item_data)
     Config(**{**asdict(config), "provenance": recorded}).save(folder.config)

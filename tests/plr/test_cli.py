@@ -2,12 +2,13 @@
 
 import json
 import re
+import shutil
 
 import pytest
 
 import plr
 from plr.cli import main
-from plr.config import Config
+from plr.config import Config, ConfigError
 from plr.models.registry import BACKBONES, METHODS, REFUSALS
 from plr.training import train
 
@@ -110,6 +111,10 @@ def test_seen_items_are_left_out_on_request(run):
         (["train", "--data", "DATA", "--out", "OUT", "--features", "DATA"], "item features are read from .json and"),
         (["train", "--data", "DATA", "--out", "OUT", "--backbone", "unisrec", "--text_vectors", "NOWHERE"],
          "not a folder of text vectors (manifest.json is missing); make one with `plr embed-text`"),
+        (["train", "--data", "DATA", "--out", "DATA"], "no folder can be made here, for there is a file in its place"),
+        (["train", "--data", "DATA", "--out", "OUT", "--accelerator", "gpu", "--devices", "99"],
+         "--accelerator gpu --devices 99 cannot be had"),
+        (["train", "--data", "DATA", "--out", "OUT", "--seed", str(2**64)], "seed must be below 2^63"),
         (["embed-text", "missing.tsv", "--out", "OUT"], "missing.tsv: no such file of item texts"),
         (["embed-text", "DATA"], "--out is missing"),
         (["evaluate", "RUN", "--data", "missing.txt"], "--data missing.txt: no such file"),
@@ -126,6 +131,50 @@ def test_mistakes_are_one_message_and_status_2(arguments, message, run, small_da
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize(
+    ("name", "changed", "message"),
+    [
+        ("model.safetensors", lambda content: content[:1000], "model.safetensors: no readable weights"),
+        ("model.safetensors", None, "model.safetensors: no readable weights"),
+        ("config.yaml", lambda content: content.replace(b"dim: 16\n", b"dim: 8\n"), "not the weights of the model in"),
+        ("config.yaml", lambda content: content.replace(b"dim: 16\n", b"dim: wide\n"),
+         "config.yaml: dim must be a whole number; found 'wide'"),
+        ("items.parquet", lambda content: content[:50], "items.parquet: not the run's item ids"),
+        ("items.parquet", None, "items.parquet: not the run's item ids"),
+    ],
+)  # fmt: skip
+def test_a_damaged_run_is_one_message(name, changed, message, run, tmp_path, capsys):
+    damaged = tmp_path / "run"
+    shutil.copytree(run, damaged)
+    if changed is None:
+        (damaged / name).unlink()
+    else:
+        (damaged / name).write_bytes(changed((damaged / name).read_bytes()))
+    assert main(["evaluate", str(damaged)]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.startswith("plr: ")
+    assert "Traceback" not in error
+    assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("reward", "mrr", "reward must be one of recall, ndcg; found 'mrr'"),
+        ("lares_adapter", "sum", "lares_adapter must be one of mean, concat, gate; found 'sum'"),
+        ("dim", 16.0, "dim must be a whole number; found 16.0"),
+        ("steps", True, "steps must be a whole number; found True"),
+        ("gate", "no", "gate must be true or false; found 'no'"),
+        ("lr", "1e-3", "lr must be a number; found '1e-3'"),
+        ("ks", [5, "10"], "ks must be a list of whole numbers"),
+    ],
+)
+def test_values_of_another_kind_are_refused_in_python_too(field, value, message):
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        Config(**{field: value})
+
+
 def test_texts_become_vectors_and_vectors_a_run(small_data, tmp_path, capsys):
     titles = tmp_path / "titles.tsv"
     titles.write_text("item\ttitle\n" + "".join(f"i{n}\tnumber n{n} n{(n + 1) % 24}\n" for n in range(23)))
@@ -133,12 +182,13 @@ def test_texts_become_vectors_and_vectors_a_run(small_data, tmp_path, capsys):
     assert main(["embed-text", str(titles), "--out", str(vectors), "--dim", "20"]) == 0
     printed = re.sub(r"\s+", " ", capsys.readouterr().out)
     assert "23 items, vectors of width 20 by tfidf from title" in printed
-    with pytest.warns(UserWarning, match="1 of 24 items have no text vector"):
-        status = main(
-            ["train", "--data", str(small_data), "--backbone", "unisrec", "--text_vectors", str(vectors), "--method",
-             "base", "--out", str(out), "--dim", "8", "--epochs", "1", "--batch_size", "32", "--progress", "false"]
-        )  # fmt: skip
+    status = main(
+        ["train", "--data", str(small_data), "--backbone", "unisrec", "--text_vectors", str(vectors), "--method",
+         "base", "--out", str(out), "--dim", "8", "--epochs", "1", "--batch_size", "32", "--progress", "false"]
+    )  # fmt: skip
     assert status == 0
+    said = [line for line in capsys.readouterr().err.splitlines() if "no text vector" in line]
+    assert said == ["plr: 1 of 24 items have no text vector; they share one learned vector for that"]
     assert Config.load(out / "config.yaml").temperature == 0.07
     assert main(["recommend", str(out), "--history", "i1 i2", "-k", "3"]) == 0
     assert main(["embed-text", str(titles), "--out", str(vectors)]) == 2
