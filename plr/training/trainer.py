@@ -56,7 +56,8 @@ def train(config: Config, dataset: SequenceDataset | None = None) -> dict[str, A
         The content of metrics.json.
 
     Raises:
-        RunError: the folder holds a finished run or one of another configuration, or there is no such device.
+        RunError: the folder holds a finished run or one of another configuration, there is no such device, or the data
+            have too few rows.
         NonFiniteLossError: a loss term became NaN or infinite.
     """
     if not config.out:
@@ -66,6 +67,7 @@ def train(config: Config, dataset: SequenceDataset | None = None) -> dict[str, A
         torch.set_num_threads(config.threads)
     if dataset is None:
         dataset = load_dataset(config)
+    _check_rows(config, dataset)
     folder = RunFolder(Path(config.out))
     item_data = load_item_data(config, dataset.item_ids, folder.item_data)
     initial = InitialRun.of(config, dataset, item_data)
@@ -92,6 +94,22 @@ def _check_devices(config: Config) -> None:
     except MisconfigurationException as error:
         asked = f"--accelerator {config.accelerator} --devices {config.devices}"
         raise RunError(f"{asked} cannot be had: {' '.join(str(error).split())}") from error
+
+
+def _check_rows(config: Config, dataset: SequenceDataset) -> None:
+    """Refuse data on which no epoch could be chosen or nothing be measured before anything is written."""
+    needed = {"valid": config.devices, "test": 1}
+    found = {split: len(dataset.target_positions(split)) for split in needed}
+    if config.devices > 1:  # every process takes a share of these
+        needed["train"] = config.devices
+        found["train"] = len(dataset.rows("train", config.max_length, row_kind(config)))
+    for split, least in needed.items():
+        if found[split] < least:
+            shared = f" for {config.devices} devices" if least > 1 else ""
+            raise RunError(
+                f"{config.data}: the {dataset.split} split leaves {found[split]} rows for {split}; "
+                f"at least {least} must be there{shared}"
+            )
 
 
 @dataclass(frozen=True)

@@ -132,6 +132,23 @@ def test_mistakes_are_one_message_and_status_2(arguments, message, run, small_da
 
 
 @pytest.mark.parametrize(
+    ("lines", "devices", "message"),
+    [
+        ("a 1 2\nb 2 3\n", 1, "the leave-one-out split leaves 0 rows for valid; at least 1 must be there"),
+        ("a 1 2 3 4\nb 2 3 4 5\n", 3, "leaves 2 rows for valid; at least 3 must be there for 3 devices"),
+        ("a 1 2 3 4\nb 2 3 4\nc 1 2 3\n", 3, "leaves 1 rows for train; at least 3 must be there for 3 devices"),
+    ],
+)
+def test_data_with_too_few_rows_are_refused_before_anything_is_written(lines, devices, message, tmp_path, capsys):
+    (tmp_path / "data.txt").write_text(lines)
+    arguments = ["--data", str(tmp_path / "data.txt"), "--out", str(tmp_path / "out"), "--devices", str(devices)]
+    assert main(["train", *arguments, "--method", "base", "--accelerator", "cpu"]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
     ("name", "changed", "message"),
     [
         ("model.safetensors", lambda content: content[:1000], "model.safetensors: no readable weights"),
