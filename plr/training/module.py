@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import lightning.pytorch as lightning
 import torch
 from torch import Tensor
@@ -71,9 +73,10 @@ class RecommenderModule(lightning.LightningModule):
         self.log("loss", total.detach(), prog_bar=True, on_step=False, on_epoch=True, batch_size=size)
         return total
 
-    def on_train_epoch_end(self) -> None:
-        """Read what the guard noted on the device."""
-        self.guard.settle()
+    def on_train_batch_end(self, outputs: Any, batch: Batch, batch_index: int) -> None:
+        """After the last batch, read what the guard noted on the device: callbacks end the epoch before the module."""
+        if batch_index + 1 == self.trainer.num_training_batches:
+            self.guard.settle()
 
 
 class RowDataset(torch.utils.data.Dataset):

@@ -166,6 +166,20 @@ def test_a_non_finite_loss_stops_with_step_term_and_advice(quick, tmp_path):
     assert not (tmp_path / "run" / "metrics.json").exists()
 
 
+def test_a_loss_noted_on_a_device_is_read_before_the_validation_rows_are_ranked(quick, monkeypatch):
+    """Else the message would be that of a ranking with weights that are not finite, which knows no step and no term."""
+    watch = FiniteGuard.watch
+
+    def noted_only(guard, losses, step):
+        with monkeypatch.context() as patch:
+            patch.setattr(FiniteGuard, "settle", lambda guard: None)
+            watch(guard, losses, step)
+
+    monkeypatch.setattr(FiniteGuard, "watch", noted_only)
+    with pytest.raises(NonFiniteLossError, match="step 0: the loss term 'contrastive' is not finite"):
+        train(Config(**quick, contrastive_weight=3e38))
+
+
 def test_the_guard_remembers_the_first_bad_step_until_it_looks():
     guard = FiniteGuard()
     guard.watch({"next_item": torch.tensor(1.0)}, 0)
