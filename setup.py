@@ -62,7 +62,7 @@ def extension_options():
         cxx_std=17,
         define_macros=[("PLR_KERNELS_X86", None)] if ON_X86 else [],
         extra_compile_args=["-O3", "-pthread"],
-        extra_link_args=["-pthread"],
+        extra_link_args=["-pthread", *(["-ldl"] if sys.platform == "linux" else [])],
         optional=True,  # setuptools goes on where it fails
     )
     ParallelCompile().install()

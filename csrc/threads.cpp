@@ -1,8 +1,16 @@
 #include "threads.h"
 
 #include <algorithm>
+#include <atomic>
+#include <exception>
+#include <mutex>
 #include <system_error>
-#include <utility>
+#include <thread>
+#include <vector>
+
+#if __has_include(<dlfcn.h>)
+#include <dlfcn.h>
+#endif
 
 #if defined(__SSE2__)
 #include <immintrin.h>
@@ -29,6 +37,64 @@ class FlushDenormals {
   [[maybe_unused]] unsigned before_ = 0;
 };
 
+// Tasks that threads take one by one.
+class Tasks {
+ public:
+  Tasks(int64_t count, const Threads::Task& task) : count_(count), task_(task) {}
+
+  // What every thread runs.
+  static void take(void* tasks) { static_cast<Tasks*>(tasks)->take_all(); }
+
+  void rethrow() {
+    if (failure_) std::rethrow_exception(failure_);
+  }
+
+ private:
+  void take_all() {
+    const FlushDenormals flush;
+    const int thread = threads_++;
+    for (int64_t index = next_++; index < count_; index = next_++) {
+      try {
+        task_(index, thread);
+      } catch (...) {
+        const std::lock_guard<std::mutex> lock(mutex_);
+        if (!failure_) failure_ = std::current_exception();
+      }
+    }
+  }
+
+  const int64_t count_;
+  const Threads::Task& task_;
+  std::atomic<int64_t> next_{0};
+  std::atomic<int> threads_{0};
+  std::mutex mutex_;
+  std::exception_ptr failure_;
+};
+
+// Runs function(argument) on at most `threads` threads at once, this one among them: what a compiler makes of
+// `#pragma omp parallel`, under the name by which the runtimes of GCC, LLVM and Intel have it.
+using OpenMPParallel = void (*)(void (*function)(void*), void* argument, unsigned threads, unsigned flags);
+
+// That of the runtime in the process, or null.
+OpenMPParallel find_openmp() {
+#if __has_include(<dlfcn.h>)
+  return reinterpret_cast<OpenMPParallel>(dlsym(RTLD_DEFAULT, "GOMP_parallel"));
+#else
+  return nullptr;
+#endif
+}
+
+void run_on_new_threads(int count, Tasks& tasks) {
+  std::vector<std::thread> others;
+  try {
+    for (int other = 1; other < count; ++other) others.emplace_back(Tasks::take, &tasks);
+  } catch (const std::system_error&) {
+    // The machine has no more to give: those that started do the work.
+  }
+  Tasks::take(&tasks);
+  for (std::thread& other : others) other.join();
+}
+
 }  // namespace
 
 Threads::Threads(int most, double work) {
@@ -36,65 +102,18 @@ Threads::Threads(int most, double work) {
   count_ = static_cast<int>(std::clamp(work / fair_part, 1.0, static_cast<double>(std::max(most, 1))));
 }
 
-Threads::~Threads() {
-  {
-    const std::lock_guard<std::mutex> lock(mutex_);
-    over_ = true;
+void Threads::run(int64_t count, const Task& task) const {
+  static const OpenMPParallel openmp_parallel = find_openmp();
+  const int threads = static_cast<int>(std::min<int64_t>(count, count_));
+  Tasks tasks(count, task);
+  if (threads <= 1) {
+    Tasks::take(&tasks);
+  } else if (openmp_parallel != nullptr) {
+    openmp_parallel(Tasks::take, &tasks, static_cast<unsigned>(threads), 0);
+  } else {
+    run_on_new_threads(threads, tasks);
   }
-  work_changed_.notify_all();
-  for (std::thread& other : others_) other.join();
-}
-
-void Threads::start() {
-  for (int thread = 1; thread < count_; ++thread) {
-    try {
-      others_.emplace_back([this, thread] { wait_for_work(thread); });
-    } catch (const std::system_error&) {
-      return;  // the machine has no more to give: those that started do the work
-    }
-  }
-}
-
-void Threads::wait_for_work(int thread) {
-  std::unique_lock<std::mutex> lock(mutex_);
-  while (true) {
-    work_changed_.wait(lock, [this] { return over_ || next_ < tasks_; });
-    if (over_) return;
-    take_tasks(lock, thread);
-  }
-}
-
-void Threads::take_tasks(std::unique_lock<std::mutex>& lock, int thread) {
-  const FlushDenormals flush;
-  while (next_ < tasks_) {
-    const int64_t index = next_++;
-    const Task& task = *task_;
-    lock.unlock();
-    std::exception_ptr failure;
-    try {
-      task(index, thread);
-    } catch (...) {
-      failure = std::current_exception();
-    }
-    lock.lock();
-    if (failure && !failure_) failure_ = failure;
-    if (--unfinished_ == 0) all_done_.notify_one();
-  }
-}
-
-void Threads::run(int64_t tasks, const Task& task) {
-  if (tasks == 0) return;
-  const bool alone = count_ == 1 || tasks == 1;
-  if (!alone && others_.empty()) start();
-  std::unique_lock<std::mutex> lock(mutex_);
-  task_ = &task;
-  next_ = 0;
-  tasks_ = unfinished_ = tasks;
-  if (!alone) work_changed_.notify_all();
-  take_tasks(lock, 0);
-  all_done_.wait(lock, [this] { return unfinished_ == 0; });
-  next_ = tasks_ = 0;
-  if (failure_) std::rethrow_exception(std::exchange(failure_, nullptr));
+  tasks.rethrow();
 }
 
 }  // namespace plr_kernels

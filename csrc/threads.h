@@ -1,16 +1,12 @@
 // The threads of one call of an operator.
 //
-// They sleep while they wait. OpenMP's threads spin: on a machine that others compute on too, a thread that has spun away
-// its share of a core does not get it when there is something to do, and all others wait for it.
+// Where torch has brought an OpenMP runtime into the process, they are its threads: those still spin for a while after
+// torch's own work, and any other thread would have to wait for a core until they sleep. Elsewhere they are started for
+// each run. Nothing is linked to: an extension with an OpenMP runtime of its own would have two sets of spinning threads.
 #pragma once
 
-#include <condition_variable>
 #include <cstdint>
-#include <exception>
 #include <functional>
-#include <mutex>
-#include <thread>
-#include <vector>
 
 namespace plr_kernels {
 
@@ -20,34 +16,16 @@ class Threads {
   Threads(int most, double work);
   // The calling thread alone.
   Threads() : count_(1) {}
-  ~Threads();
-  Threads(const Threads&) = delete;
-  Threads& operator=(const Threads&) = delete;
 
   int count() const { return count_; }
 
   // Calls task(index, thread) for every index in [0, tasks), in any order, and returns when all have returned. `thread`
   // is in [0, count()). The first exception of a task is thrown again here, after all have returned.
   using Task = std::function<void(int64_t index, int thread)>;
-  void run(int64_t tasks, const Task& task);
+  void run(int64_t tasks, const Task& task) const;
 
  private:
-  void start();
-  void wait_for_work(int thread);
-  void take_tasks(std::unique_lock<std::mutex>& lock, int thread);
-
   int count_;
-  std::vector<std::thread> others_;
-  std::mutex mutex_;
-  std::condition_variable work_changed_;
-  std::condition_variable all_done_;
-  // All below are guarded by the mutex.
-  const Task* task_ = nullptr;
-  int64_t next_ = 0;
-  int64_t tasks_ = 0;
-  int64_t unfinished_ = 0;
-  bool over_ = false;
-  std::exception_ptr failure_;
 };
 
 }  // namespace plr_kernels
