@@ -17,12 +17,15 @@ def _unit(view: Tensor) -> Tensor:
     return (view.float() / _norms(view).clamp(min=NORM_FLOOR)).contiguous()
 
 
-def _gradient_of_view(unit_gradient: Tensor, view: Tensor, unit: Tensor) -> Tensor:
-    """From the gradient by a unit vector to that by the vector: what points along the vector changes nothing."""
+def _gradient_of_view(gradient: Tensor, view: Tensor, unit: Tensor) -> Tensor:
+    """From the gradient by a unit vector to that by the vector: what points along the vector changes nothing.
+
+    In place, in `gradient`, and group by group: copies of its size would be most of the memory that the operator takes.
+    """
     norms = _norms(view)
-    along = (unit_gradient * unit).sum(dim=-1, keepdim=True)
+    along = torch.stack([(of_group * own).sum(-1, keepdim=True) for of_group, own in zip(gradient, unit, strict=True)])
     along = torch.where(norms >= NORM_FLOOR, along, 0.0)  # a shorter vector is only scaled
-    return ((unit_gradient - unit * along) / norms.clamp(min=NORM_FLOOR)).to(view.dtype)
+    return gradient.addcmul_(unit, along, value=-1).div_(norms.clamp_(min=NORM_FLOOR)).to(view.dtype)
 
 
 def forward(view1: Tensor, view2: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
