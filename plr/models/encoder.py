@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from plr.models.dropout import Dropout
 from plr.models.layers import KeyValue, TransformerLayer
 
 
@@ -63,7 +64,7 @@ class SequenceEncoder(nn.Module):
         self.max_length = max_length
         self.position = nn.Embedding(max_length, dim)
         self.input_norm = nn.LayerNorm(dim, eps=1e-12)
-        self.input_dropout = nn.Dropout(input_dropout)
+        self.input_dropout = Dropout(input_dropout)
         self.layers = nn.ModuleList(
             TransformerLayer(dim, heads, ffn_dim, hidden_dropout, attention_dropout) for _ in range(layers)
         )

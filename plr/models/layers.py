@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from plr.models.dropout import Dropout
 from plr.models.linear import Linear
 from plr_kernels import StreamAttention
 from plr_kernels.stream_attention.reference import stream_attention_weights
@@ -47,7 +48,7 @@ class TransformerLayer(nn.Module):
         self.ffn_in = Linear(dim, ffn_dim)
         self.ffn_out = Linear(ffn_dim, dim)
         self.ffn_norm = nn.LayerNorm(dim, eps=1e-12)
-        self.dropout = nn.Dropout(hidden_dropout)
+        self.dropout = Dropout(hidden_dropout)
         self.stream_attention = StreamAttention(dropout_p=attention_dropout)
 
     def keys_values(self, states: Tensor) -> KeyValue:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from plr.items import ItemText
+from plr.models.dropout import Dropout
 from plr.models.items import ItemEncoder
 
 
@@ -88,7 +89,7 @@ class ParametricWhitening(nn.Module):
 
     def __init__(self, width: int, dim: int, dropout: float):
         super().__init__()
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self.shift = nn.Parameter(torch.zeros(width))
         self.linear = nn.Linear(width, dim, bias=False)
 

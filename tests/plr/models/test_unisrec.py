@@ -10,6 +10,7 @@ from plr.config import Config, ConfigError
 from plr.data import Batch
 from plr.items import ItemData, ItemText
 from plr.models import build_model
+from plr.models.dropout import Dropout
 from plr.models.unisrec import MixtureOfExpertsAdaptor
 from tests.plr.models.helpers import random_batch, small_config
 
@@ -66,7 +67,7 @@ def test_in_training_gates_are_noisy_and_every_expert_drops_for_itself(monkeypat
     vectors = text().vectors.double()
     torch.manual_seed(3)
     noise = torch.randn(ITEMS, 3, dtype=torch.float64)
-    masks = [functional.dropout(torch.ones_like(vectors), 0.4) for _ in range(3)]
+    masks = [Dropout(0.4)(torch.ones_like(vectors)) for _ in range(3)]
     assert not torch.equal(masks[0], masks[1])
     torch.manual_seed(3)
     actual = adaptor(vectors)
