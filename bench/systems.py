@@ -4,9 +4,9 @@
     python -m bench.systems --name games --data Games.txt --out runs/games-systems --set text_vectors=games-text
 
 Trains what is not finished under --out (runs go on where they were interrupted), then writes
-bench/results/systems-NAME.md and .json: every finished run's configuration and metrics, mean and spread over seeds,
-and each method against the bare backbone. --backbones and --methods choose cells, so that several processes may share
-the work; --summarize only writes.
+bench/results/systems-NAME.md, .json and .png: every finished run's configuration, metrics and validation by epoch,
+mean and spread over seeds, each method against the bare backbone. --backbones and --methods choose cells, so that
+several processes may share the work; --summarize only writes.
 
 All cells have the same rows (one per prefix), batches, width, budget, optimiser, dropout and early stopping; none is
 tuned. What a system needs beyond that is given by --set FIELD=VALUE for all cells, or --set SYSTEM:FIELD=VALUE for
@@ -26,6 +26,7 @@ from typing import Any
 
 import yaml
 
+from bench import learning_curves
 from plr.config import Config
 from plr.data.atomic import atomic_path
 from plr.evaluation import (
@@ -99,8 +100,8 @@ def finished(arguments: argparse.Namespace, cell: Cell) -> dict[int, RunFolder]:
     return {seed: folder for seed, folder in folders.items() if folder.finished()}
 
 
-def summary(arguments: argparse.Namespace) -> tuple[str, dict[str, Any]]:
-    """Return the Markdown table and the record of what is finished."""
+def all_finished(arguments: argparse.Namespace) -> dict[Cell, dict[int, RunFolder]]:
+    """Return the finished runs of every cell that has one."""
     cells = {
         (backbone, method): runs
         for backbone in BACKBONES
@@ -109,6 +110,11 @@ def summary(arguments: argparse.Namespace) -> tuple[str, dict[str, Any]]:
     }
     if not cells:
         raise SystemExit(f"{arguments.out}: no finished run")
+    return cells
+
+
+def summary(cells: dict[Cell, dict[int, RunFolder]]) -> tuple[str, dict[str, Any]]:
+    """Return the Markdown table and the record of the finished runs."""
     some = next(iter(next(iter(cells.values())).values()))
     config = Config.load(some.config)
     dataset = load_dataset(config)
@@ -133,6 +139,7 @@ def summary(arguments: argparse.Namespace) -> tuple[str, dict[str, Any]]:
                 **{key: run[key] for key in ("best_epoch", "epochs", "train_seconds_per_epoch", "parameters")},
                 "valid": run["valid"],
                 "test": run["test"],
+                "valid_ndcg@10_by_epoch": list(learning_curves.learning_curve(folders[seed]).values()),
             }
             for seed, run in results.items()
         ]
@@ -208,8 +215,13 @@ def main() -> None:
                     if not RunFolder(Path(config.out)).finished():
                         print(f"{backbone}+{method}, seed {seed}", flush=True)
                         train(config)
-    table, record = summary(arguments)
+    cells = all_finished(arguments)
+    table, record = summary(cells)
     RESULTS.mkdir(exist_ok=True)
+    curves = {
+        cell: [learning_curves.learning_curve(folder) for folder in folders.values()] for cell, folders in cells.items()
+    }
+    learning_curves.draw(curves, RESULTS / f"systems-{arguments.name}.png")
     write_metrics(RESULTS / f"systems-{arguments.name}.json", json.loads(json.dumps(record)))
     with atomic_path(RESULTS / f"systems-{arguments.name}.md") as aside:
         aside.write_text(table, encoding="utf-8")
