@@ -13,6 +13,7 @@ from plr.models.encoder import SequenceEncoder, at_last_position
 from plr.models.items import ItemEncoder
 from plr.models.layers import TransformerLayer
 from plr.models.recommender import Losses, Recommender
+from plr.models.similar_lengths import similar_lengths
 from plr_kernels import linear_cross_entropy
 
 STATE_SCALE = 3.0  # of T_0, a normal variable cut off at three standard deviations
@@ -148,7 +149,25 @@ class LARESRecommender(Recommender):
             steps: k, at least 1.
             start: T_0 [B, L, d]; by default `initial_states`.
         """
-        encoded = self.encoder.encode(self.embed(table, item_ids), lengths, all_positions=True)
+        parts = similar_lengths(lengths, item_ids.shape[1])
+        if parts is None:
+            return self._reasoning_states(self.embed(table, item_ids), lengths, steps, start)
+        # A row's partner is of any length; sorted, few rows are padded to the longest.
+        embeddings = self.embed(table, item_ids[parts.order]).split(parts.rows)
+        sorted_lengths = lengths[parts.order].split(parts.rows)
+        starts = [None] * len(parts.rows) if start is None else start[parts.order].split(parts.rows)
+        outputs = [
+            self._reasoning_states(
+                embedding[:, :longest], own_lengths, steps, None if own_start is None else own_start[:, :longest]
+            )
+            for embedding, own_lengths, own_start, longest in zip(
+                embeddings, sorted_lengths, starts, parts.longest, strict=True
+            )
+        ]
+        return torch.cat(outputs).index_select(0, parts.inverse)
+
+    def _reasoning_states(self, embeddings: Tensor, lengths: Tensor, steps: int, start: Tensor | None) -> Tensor:
+        encoded = self.encoder.encode(embeddings, lengths, all_positions=True)
         prefix = encoded.hidden  # [B, L, d]
         states = self.initial_states(prefix) if start is None else start
         outputs = []
