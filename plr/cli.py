@@ -10,11 +10,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, TextIO, get_type_hints
 
-from jsonargparse import ArgumentParser, Namespace
+from jsonargparse import Namespace
 
 import plr
 from plr.config import Config, ConfigError, names
 from plr.data import DataError, PrepareOptions
+from plr.parsing import Parser
 
 NEW_ITEMS = "inductive unisrec: text vectors of items that came after training, made with `plr embed-text --like`"
 
@@ -85,32 +86,32 @@ def _plain_warnings() -> Iterator[None]:
         yield
 
 
-def _parser() -> ArgumentParser:
-    parser = ArgumentParser(prog="plr", description=plr.__doc__, version=plr.__version__)
+def _parser() -> Parser:
+    parser = Parser(prog="plr", description=plr.__doc__, version=plr.__version__)
     commands = parser.add_subcommands(dest="command")
 
-    demo = ArgumentParser(description="Make data, train PLR and SASRec on them, compare, recommend.")
+    demo = Parser(description="Make data, train PLR and SASRec on them, compare, recommend.")
     demo.add_argument("--out", type=str, default="plr-demo", help="folder for the data and the runs")
     demo.add_argument("--seed", type=int, default=0, help="of the data and the runs")
     commands.add_subcommand("demo", demo, help="the whole path on made-up data, in a few minutes")
 
     commands.add_subcommand("prepare", _prepare_parser(), help="raw files into a folder to train on")
-    data = ArgumentParser(description="Look at a prepared folder.")
+    data = Parser(description="Look at a prepared folder.")
     commands.add_subcommand("data", data, help="look at a prepared folder")
     looks = data.add_subcommands(dest="look")
-    show = ArgumentParser(description="Statistics, sample sequences, and histograms of lengths and popularity.")
+    show = Parser(description="Statistics, sample sequences, and histograms of lengths and popularity.")
     show.add_argument("folder", type=str, help="a folder that plr prepare wrote")
     show.add_argument("--plots", type=str | None, default=None, help="folder for the histograms; default: the same")
     show.add_argument("--samples", type=int, default=3, help="how many sequences to show")
     show.add_argument("--seed", type=int, default=0, help="which sequences")
     looks.add_subcommand("show", show, help="statistics, histograms and sample sequences; checks all hashes")
 
-    train = ArgumentParser(description="Train, validate and test one system; repeat the command to resume.")
+    train = Parser(description="Train, validate and test one system; repeat the command to resume.")
     train.add_argument("--config", action="config", help="a YAML file of fields, e.g. a run's config.yaml")
     train.add_class_arguments(Config)
     commands.add_subcommand("train", train, help="train one system")
 
-    evaluate = ArgumentParser(description="Rank a finished run's test rows again, on its own data or on another file.")
+    evaluate = Parser(description="Rank a finished run's test rows again, on its own data or on another file.")
     evaluate.add_argument("run", type=str, help="the run's folder")
     evaluate.add_argument("--data", type=str, default=None, help="another file, read with the run's options")
     evaluate.add_argument("--ks", type=tuple[int, ...] | None, default=None, help="the K of the metrics, e.g. [5,10]")
@@ -118,7 +119,7 @@ def _parser() -> ArgumentParser:
     evaluate.add_argument("--exclude_seen", type=bool | None, default=None, help="do not rank items of the history")
     commands.add_subcommand("evaluate", evaluate, help="measure a finished run")
 
-    recommend = ArgumentParser(description="Recommend the next items for one history.")
+    recommend = Parser(description="Recommend the next items for one history.")
     recommend.add_argument("run", type=str, help="the run's folder")
     recommend.add_argument("--history", type=str, required=True, help='item ids, oldest first: "id id id"')
     recommend.add_argument("-k", type=int, default=10, help="how many items")
@@ -128,7 +129,7 @@ def _parser() -> ArgumentParser:
     recommend.add_argument("--unknown", type=unknown, default="error", help="what to do with items never seen")
     commands.add_subcommand("recommend", recommend, help="recommend for one history")
 
-    embed = ArgumentParser(description="Turn item texts into vectors, for --backbone unisrec.")
+    embed = Parser(description="Turn item texts into vectors, for --backbone unisrec.")
     embed.add_argument("file", type=str, help="item texts: .tsv or .csv with a header, .jsonl or .parquet")
     embed.add_argument("--out", type=str, default="", help="the folder to be made")
     embed.add_argument(
@@ -153,15 +154,15 @@ def _parser() -> ArgumentParser:
     )
     commands.add_subcommand("embed-text", embed, help="make text vectors of items")
 
-    systems = ArgumentParser(description="List backbones and methods, and which of them do not go together.")
+    systems = Parser(description="List backbones and methods, and which of them do not go together.")
     commands.add_subcommand("systems", systems, help="list what can be trained")
     return parser
 
 
-def _prepare_parser() -> ArgumentParser:
+def _prepare_parser() -> Parser:
     from plr.prepare import Request
 
-    parser = ArgumentParser(
+    parser = Parser(
         description="Read, filter, split and write interactions as a folder that `plr train --data` opens at once."
     )
     help_of, types = argument_help(Request), get_type_hints(Request)

@@ -132,6 +132,47 @@ def test_mistakes_are_one_message_and_status_2(arguments, message, run, small_da
 
 
 @pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("train --nonsense 1",
+         "plr train: unknown option --nonsense, the nearest known is --noise; see plr train --help"),
+        ("train --epoch=3 --lrr -1 -2",
+         "plr train: unknown option --epoch, the nearest known is --epochs; "
+         "unknown option --lrr, the nearest known is --lr; see plr train --help"),
+        ("evaluate RUN --dat x",
+         "plr evaluate: unknown option --dat, the nearest known is --data; see plr evaluate --help"),
+        ("recommend RUN --history i1 -q 3",
+         "plr recommend: unknown option -q, the nearest known is -k; see plr recommend --help"),
+        ("prepare FILE --cor 5",
+         "plr prepare: unknown option --cor, the nearest known is --core; see plr prepare --help"),
+        ("data show RUN --sample 1",
+         "plr data show: unknown option --sample, the nearest known is --samples; see plr data show --help"),
+        ("embed-text FILE --enc x",
+         "plr embed-text: unknown option --enc, the nearest known is --encoder; see plr embed-text --help"),
+        ("demo --sed 1", "plr demo: unknown option --sed, the nearest known is --seed; see plr demo --help"),
+        ("systems --halp", "plr systems: unknown option --halp, the nearest known is --help; see plr systems --help"),
+        ("--vers", "plr: unknown option --vers, the nearest known is --version; see plr --help"),
+        ("evaluate RUN more", "plr evaluate: unexpected 'more'; see plr evaluate --help"),
+    ],
+)  # fmt: skip
+def test_an_unknown_option_is_one_line_that_names_the_nearest(arguments, message, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main(arguments.split())
+    assert stopped.value.code == 2
+    assert capsys.readouterr().err == message + "\n"
+
+
+def test_a_value_of_another_kind_is_one_line_that_names_the_option(capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main(["train", "--dim", "wide"])
+    assert stopped.value.code == 2
+    error = capsys.readouterr().err
+    assert '"dim"' in error
+    assert "wide" in error
+    assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize(
     ("lines", "devices", "message"),
     [
         ("a 1 2\nb 2 3\n", 1, "the leave-one-out split leaves 0 rows for valid; at least 1 must be there"),

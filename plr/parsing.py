@@ -1,0 +1,44 @@
+"""The parser of the command line: an unknown option is one short message, not a page of usage."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import re
+import sys
+from typing import Any, NoReturn
+
+from jsonargparse import ArgumentParser
+
+__all__ = ["Parser"]
+
+_UNKNOWN = "unrecognized arguments: "  # how the message about arguments that no option takes begins
+
+
+class Parser(ArgumentParser):
+    """jsonargparse's parser with short messages; options are written out, for a prefix would hide a typing error."""
+
+    def __init__(self, **options: Any):
+        super().__init__(allow_abbrev=False, **options)
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Say on stderr what is wrong, with the nearest known option where one is unknown, and exit with status 2."""
+        parser = getattr(ex, "subcommand_parser", None) or self
+        command = parser.prog.replace(" [options]", "")
+        if _UNKNOWN in message:
+            message = _about_unknown(parser, message.partition(_UNKNOWN)[2].split())
+        sys.stderr.write(f"{command}: {' '.join(message.split())}; see {command} --help\n")
+        sys.exit(2)
+
+
+def _about_unknown(parser: argparse.ArgumentParser, found: list[str]) -> str:
+    """Name the options, or else the words, of `found` that the parser does not know."""
+    options = [word.partition("=")[0] for word in found if re.match(r"--?[a-z]", word, re.IGNORECASE)]
+    if not options:
+        return f"unexpected {', '.join(map(repr, found))}"
+    known = [option for option in parser._option_string_actions if not option.endswith("+")]
+    named = []
+    for option in dict.fromkeys(options):
+        nearest = difflib.get_close_matches(option, known, n=1, cutoff=0.0)
+        named.append(f"unknown option {option}, the nearest known is {nearest[0]}")
+    return "; ".join(named)
