@@ -65,6 +65,31 @@ def gradients(model, loss):
     return {name: p.grad.double() for name, p in model.named_parameters() if p.grad is not None}
 
 
+def close(actual, expected):
+    """Equal but for the rounding of float64."""
+    torch.testing.assert_close(actual, expected, rtol=1e-9, atol=1e-9)
+
+
+def total(losses):
+    """The loss that is minimised."""
+    return torch.stack(list(losses.values())).sum()
+
+
+def assert_equal_gradients(model, loss, expected):
+    """Two losses reach the same parameters, with the same gradients."""
+    ours, theirs = gradients(model, loss), gradients(model, expected)
+    assert ours.keys() == theirs.keys()
+    for name in ours:
+        close(ours[name], theirs[name])
+
+
+def assert_every_parameter_learns(model, batch):
+    """No parameter is without a gradient, and none has one of zeros alone."""
+    found = gradients(model, total(model.losses(batch)))
+    assert found.keys() == dict(model.named_parameters()).keys()
+    assert all(gradient.count_nonzero() for gradient in found.values())
+
+
 def assert_backends_agree(model, total_loss):
     """Loss and gradients of float32 with the C++ backend are as near to float64 as those of the reference are.
 

@@ -9,20 +9,16 @@ from plr_kernels.backend import runnable_backends
 from tests.plr.models import published
 from tests.plr.models.helpers import (
     assert_backends_agree,
+    assert_equal_gradients,
+    assert_every_parameter_learns,
     bidirectional,
+    close,
     gradients,
     random_batch,
     scored_by_cosine,
     small_model,
+    total,
 )
-
-
-def close(actual, expected):
-    torch.testing.assert_close(actual, expected, rtol=1e-9, atol=1e-9)
-
-
-def total(losses):
-    return torch.stack(list(losses.values())).sum()
 
 
 def published_terms(model, batch):
@@ -61,10 +57,7 @@ def test_states_losses_and_gradients_are_those_of_the_published_equations(causal
     assert list(losses) == ["next_item", "diversity"]
     close(losses["next_item"], prediction)
     close(losses["diversity"], diversity)
-    ours, theirs = gradients(model, total(losses)), gradients(model, prediction + diversity)
-    assert ours.keys() == theirs.keys()
-    for name in ours:
-        close(ours[name], theirs[name])
+    assert_equal_gradients(model, total(losses), prediction + diversity)
 
 
 def test_the_mean_includes_the_state_before_any_step():
@@ -127,9 +120,7 @@ def test_a_larger_weight_leaves_the_states_further_apart():
 
 def test_every_parameter_learns_on_both_kinds_of_encoder():
     for model in (erl(hidden_dropout=0.1), bidirectional(erl(hidden_dropout=0.1))):
-        found = gradients(model, total(model.losses(random_batch())))
-        assert found.keys() == dict(model.named_parameters()).keys()
-        assert all(gradient.count_nonzero() for gradient in found.values())
+        assert_every_parameter_learns(model, random_batch())
 
 
 @pytest.mark.skipif("cpp" not in runnable_backends(), reason="the extension is not built")

@@ -12,20 +12,15 @@ from plr_kernels.backend import runnable_backends
 from tests.plr.models import published
 from tests.plr.models.helpers import (
     assert_backends_agree,
+    assert_equal_gradients,
+    assert_every_parameter_learns,
     bidirectional,
-    gradients,
+    close,
     random_batch,
     scored_by_cosine,
     small_model,
+    total,
 )
-
-
-def close(actual, expected):
-    torch.testing.assert_close(actual, expected, rtol=1e-9, atol=1e-9)
-
-
-def total(losses):
-    return torch.stack(list(losses.values())).sum()
 
 
 def lares(**changes):
@@ -91,10 +86,7 @@ def test_pre_training_loss_and_gradients_are_those_of_the_published_equations(ca
         drawn.add(step)
     assert list(losses) == ["next_item", "trajectory", "step"]
     assert drawn == {0, 1, 2}  # one of the steps, uniformly
-    ours, theirs = gradients(model, total(losses)), gradients(model, prediction + trajectory + steps[step])
-    assert ours.keys() == theirs.keys()
-    for name in ours:
-        close(ours[name], theirs[name])
+    assert_equal_gradients(model, total(losses), prediction + trajectory + steps[step])
 
 
 def test_a_single_step_has_nothing_to_be_aligned_with():
@@ -208,9 +200,7 @@ def test_every_parameter_learns_on_both_kinds_of_encoder(adapter):
     for wrap in (lambda model: model, bidirectional):
         model = wrap(lares(hidden_dropout=0.1, lares_adapter=adapter)).train()
         model.sample_steps = lambda: 3
-        found = gradients(model, total(model.losses(with_partners())))
-        assert found.keys() == dict(model.named_parameters()).keys()
-        assert all(gradient.count_nonzero() for gradient in found.values())
+        assert_every_parameter_learns(model, with_partners())
 
 
 @pytest.mark.skipif("cpp" not in runnable_backends(), reason="the extension is not built")

@@ -10,8 +10,16 @@ import torch
 from plr.models.lares_post_training import group_advantages
 from plr_kernels.backend import runnable_backends
 from tests.plr.models import published
-from tests.plr.models.helpers import assert_backends_agree, gradients, random_batch, scored_by_cosine, small_model
-from tests.plr.models.test_lares import close, start_for, total
+from tests.plr.models.helpers import (
+    assert_backends_agree,
+    close,
+    gradients,
+    random_batch,
+    scored_by_cosine,
+    small_model,
+    total,
+)
+from tests.plr.models.test_lares import start_for
 
 
 def post_training(spread=0.3, **changes):

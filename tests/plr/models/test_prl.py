@@ -10,20 +10,15 @@ from plr_kernels.backend import runnable_backends
 from tests.plr.models import published
 from tests.plr.models.helpers import (
     assert_backends_agree,
+    assert_equal_gradients,
+    assert_every_parameter_learns,
     bidirectional,
-    gradients,
+    close,
     random_batch,
     scored_by_cosine,
     small_model,
+    total,
 )
-
-
-def close(actual, expected):
-    torch.testing.assert_close(actual, expected, rtol=1e-9, atol=1e-9)
-
-
-def total(losses):
-    return torch.stack(list(losses.values())).sum()
 
 
 def prl(epoch=2, **changes):
@@ -74,10 +69,7 @@ def test_states_losses_and_gradients_are_those_of_the_published_equations(causal
     assert list(losses) == list(expected)
     for name in losses:
         close(losses[name], expected[name])
-    ours, theirs = gradients(model, total(losses)), gradients(model, total(expected))
-    assert ours.keys() == theirs.keys()
-    for name in ours:
-        close(ours[name], theirs[name])
+    assert_equal_gradients(model, total(losses), total(expected))
 
 
 def test_temperatures_fall_to_that_of_the_last_step():
@@ -139,9 +131,7 @@ def test_cosine_scores_reach_all_terms():
 
 def test_every_parameter_learns_on_both_kinds_of_encoder():
     for model in (prl(hidden_dropout=0.1), bidirectional(prl(hidden_dropout=0.1))):
-        found = gradients(model, total(model.losses(random_batch())))
-        assert found.keys() == dict(model.named_parameters()).keys()
-        assert all(gradient.count_nonzero() for gradient in found.values())
+        assert_every_parameter_learns(model, random_batch())
 
 
 @pytest.mark.skipif("cpp" not in runnable_backends(), reason="the extension is not built")
