@@ -15,10 +15,10 @@ from __future__ import annotations
 
 import argparse
 import json
-import statistics
 from pathlib import Path
 from typing import Any
 
+from bench.summary import METRICS, scores, scores_of_runs
 from plr.config import Config
 from plr.evaluation import compare, load_ranking, metrics, popularity_ranks, write_metrics
 from plr.runs import RunFolder
@@ -27,7 +27,6 @@ from plr.training import train
 
 METHODS = {"SASRec": "base", "PLR": "plr"}
 ROWS = {"SASRec": False, "PLR": False, "SASRec, refitted": True}
-METRICS = ("recall@10", "ndcg@10", "recall@20", "ndcg@20")
 RESULTS = Path(__file__).parent / "results"
 
 
@@ -84,15 +83,10 @@ def main() -> None:
     lines = [
         "| system | " + " | ".join(METRICS) + " |",
         "|---" * (1 + len(METRICS)) + "|",
-        "| popularity | " + " | ".join(f"{popularity[name]:.4f}" for name in METRICS) + " |",
+        "| popularity | " + " | ".join(scores(popularity)) + " |",
     ]
     for row, runs in results.items():
-        cells = []
-        for name in METRICS:
-            values = [run["test"][name] for run in runs]
-            spread = statistics.stdev(values) if len(values) > 1 else 0.0
-            cells.append(f"{statistics.mean(values):.4f} ± {spread:.4f}")
-        lines.append(f"| {row} | " + " | ".join(cells) + " |")
+        lines.append(f"| {row} | " + " | ".join(scores_of_runs(runs)) + " |")
     lines += [
         "",
         f"Test of {len(dataset.targets['test'])} users, all {dataset.num_items} items ranked, leave-one-out; mean and "

@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import statistics
 import sys
 from collections.abc import Iterable
 from dataclasses import asdict
@@ -27,6 +26,7 @@ from typing import Any
 import yaml
 
 from bench import learning_curves
+from bench.summary import METRICS, scores, scores_of_runs
 from plr.config import Config
 from plr.data.atomic import atomic_path
 from plr.evaluation import (
@@ -44,7 +44,6 @@ from plr.training import train
 
 BACKBONES = ("sasrec", "bert4rec", "unisrec")
 METHODS = ("base", "erl", "prl", "lares", "plr")
-METRICS = ("recall@10", "ndcg@10", "recall@20", "ndcg@20")
 RESULTS = Path(__file__).parent / "results"
 
 # The settings of all cells. Dropout as in ReaRec's public code; M = T = 2 and lambda = 0.1 are the paper's.
@@ -124,14 +123,14 @@ def summary(cells: dict[Cell, dict[int, RunFolder]]) -> tuple[str, dict[str, Any
     lines = [
         "| backbone | method | " + " | ".join(METRICS) + " | seeds | NDCG@10 − base, per user |",
         "|---" * (4 + len(METRICS)) + "|",
-        "| popularity | | " + " | ".join(f"{popularity[name]:.4f}" for name in METRICS) + " | | |",
+        "| popularity | | " + " | ".join(scores(popularity)) + " | | |",
     ]
     record: dict[str, Any] = {"popularity": popularity, "cells": {}}
     for cell, folders in cells.items():
         results = {seed: folder.read_metrics() for seed, folder in folders.items()}
-        scores = [mean_and_spread([run["test"][name] for run in results.values()]) for name in METRICS]
+        cells_of_runs = " | ".join(scores_of_runs(list(results.values())))
         lines.append(
-            f"| {cell[0]} | {cell[1]} | {' | '.join(scores)} | {len(results)} | {described(comparisons.get(cell))} |"
+            f"| {cell[0]} | {cell[1]} | {cells_of_runs} | {len(results)} | {described(comparisons.get(cell))} |"
         )
         record["cells"]["+".join(cell)] = [
             {
@@ -163,12 +162,6 @@ def without_folders(values: dict[str, Any]) -> dict[str, Any]:
         name: Path(value).name if isinstance(value, str) and "/" in value else value
         for name, value in values.items()
     }
-
-
-def mean_and_spread(values: list[float]) -> str:
-    """Return "mean ± standard deviation" of the runs' values; of one run, its value."""
-    mean = f"{statistics.mean(values):.4f}"
-    return mean if len(values) == 1 else f"{mean} ± {statistics.stdev(values):.4f}"
 
 
 def against_base(cells: dict[Cell, dict[int, RunFolder]]) -> dict[Cell, tuple[Comparison, float]]:
