@@ -78,11 +78,20 @@ class InitialRun:
         return model
 
 
-def rows_within_reach(model: Recommender, rows: Rows, batch_size: int, *, progress: bool = False) -> Rows:
-    """Return the rows whose target the model ranks among the first 100 of all items; progress shows a bar.
+def rows_within_reach(
+    model: Recommender, rows: Rows, batch_size: int, *, devices: int = 1, progress: bool = False
+) -> Rows:
+    """Return the rows whose target the model ranks among the first 100 of all items.
+
+    Args:
+        model: the pre-trained model.
+        rows: the training rows.
+        batch_size: rows to be ranked together.
+        devices: how many processes share the rows; each must get one.
+        progress: show a bar.
 
     Raises:
-        RunError: there is no such row.
+        RunError: there are fewer such rows than devices, or none.
     """
     order = list(LengthGroupedBatches(rows.lengths, batch_size, shuffle=False))
     with ranking_progress("Choosing rows", len(rows), shown=progress) as advance:
@@ -90,4 +99,9 @@ def rows_within_reach(model: Recommender, rows: Rows, batch_size: int, *, progre
     kept = torch.cat(order)[ranking.ranks <= REACH].sort().values
     if not len(kept):
         raise RunError(f"the --init run ranks no training row's target among the first {REACH}: nothing to reward")
+    if len(kept) < devices:
+        raise RunError(
+            f"the --init run ranks the target of {len(kept)} training row{'s' * (len(kept) > 1)} among the first "
+            f"{REACH}; --devices {devices} needs at least {devices}: take fewer devices"
+        )
     return Rows(rows.items, rows.stops[kept], rows.lengths[kept], rows.offsets, rows.every_position)

@@ -39,7 +39,13 @@ class RecommenderModule(lightning.LightningModule):
         rows, partners = self.rows, None
         if self.model.reference is not None:
             shown = self.config.progress and self.global_rank == 0
-            rows = rows_within_reach(self.model.reference, rows, self.config.eval_batch_size, progress=shown)
+            rows = rows_within_reach(
+                self.model.reference,
+                rows,
+                self.config.eval_batch_size,
+                devices=self.trainer.world_size,
+                progress=shown,
+            )
         if self.model.with_partners:
             partners = SameTargetPartners(rows, self.config.seed)
         order = LengthGroupedBatches(

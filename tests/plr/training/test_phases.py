@@ -3,6 +3,7 @@
 import json
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -143,6 +144,22 @@ def test_rows_out_of_reach_are_left_out(small_data, monkeypatch):
     monkeypatch.setattr("plr.training.initial.REACH", 0)
     with pytest.raises(RunError, match="nothing to reward"):
         rows_within_reach(model, rows, 64)
+
+
+def test_fewer_rows_within_reach_than_devices_are_refused_by_name(pretrained, small_data, monkeypatch):
+    config = post_training(pretrained, small_data, "nowhere")
+    rows = prepare(small_data).rows("train", 10)
+    model = build_model(config, 24)
+    model.start_from(build_model(Config.load(pretrained / "config.yaml"), 24))
+    monkeypatch.setattr("plr.training.initial.REACH", 1)
+    kept = len(rows_within_reach(model.reference, rows, 64))
+    module = RecommenderModule(model, rows, config)
+    monkeypatch.setattr(RecommenderModule, "trainer", SimpleNamespace(world_size=kept))
+    assert len(module.train_dataloader()) == 1
+    module.trainer.world_size += 1
+    message = f"{kept} training rows among the first 1; --devices {kept + 1} needs at least {kept + 1}: take fewer"
+    with pytest.raises(RunError, match=re.escape(message)):
+        module.train_dataloader()
 
 
 @pytest.mark.parametrize(
