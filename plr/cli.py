@@ -17,7 +17,10 @@ from plr.config import Config, ConfigError, names
 from plr.data import DataError, PrepareOptions
 from plr.parsing import Parser
 
-NEW_ITEMS = "inductive unisrec: text vectors of items that came after training, made with `plr embed-text --like`"
+NEW_ITEMS = (
+    "inductive unisrec: text vectors of items, or of items' texts, that came after training, "
+    "made with `plr embed-text --like`"
+)
 
 
 def main(arguments: list[str] | None = None) -> int:

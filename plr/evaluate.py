@@ -47,7 +47,8 @@ def evaluate_run(
         data: another file, read with the run's options; items that the run does not know are left out and counted.
         ks: the cut-offs; None takes the run's.
         exclude_seen: do not rank items of the history; None does as the run did.
-        text_vectors: a folder of text vectors with items that the run does not know, for an inductive unisrec run.
+        text_vectors: a folder of text vectors with items that the run does not know, or knows without a text, for an
+            inductive unisrec run.
 
     Raises:
         FileNotFoundError: there is no finished run.

@@ -1,11 +1,10 @@
-"""Items that came after training: an inductive UniSRec run ranks them from their text."""
+"""Items, or texts, that came after training: an inductive UniSRec run ranks items from their text."""
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
-
-import torch
 
 from plr.config import Config
 from plr.data import DataError
@@ -19,6 +18,10 @@ def with_new_items(
     config: Config, item_ids: Sequence[str], data: ItemData, folder: Path
 ) -> tuple[list[str], ItemData]:
     """Return the run's items followed by those of a folder of text vectors that the run does not know.
+
+    The run's items keep their vectors; those that had no text in training get the folder's. A transductive run takes
+    neither: a new item has no id embedding, and that of an item without text was learned on top of the vector that
+    all such items share, which the text would replace.
 
     Args:
         config: the run's.
@@ -46,8 +49,11 @@ def with_new_items(
         )
     known = set(item_ids)
     new_ids = [item_id for item_id in vectors.item_ids if item_id not in known]
-    if not new_ids:
-        return list(item_ids), data
-    new = vectors.of_items(new_ids, folder)
-    text = ItemText(torch.cat([data.text.vectors, new.vectors]), torch.cat([data.text.present, new.present]))
-    return [*item_ids, *new_ids], ItemData(len(known) + len(new_ids), text=text)
+    every_id = [*item_ids, *new_ids]
+    given, kept = vectors.of_items(every_id, folder), data.text
+    if not new_ids and not bool((given.present & ~kept.present).any()):
+        warnings.warn(f"{folder}: has no item and no text beyond those that the run was made with", stacklevel=2)
+    merged, present = given.vectors, given.present
+    merged[: len(known)][kept.present] = kept.vectors[kept.present]
+    present[: len(known)] |= kept.present
+    return every_id, ItemData(len(every_id), text=ItemText(merged, present))

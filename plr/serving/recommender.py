@@ -62,7 +62,8 @@ class Recommender:
             path: the folder.
             device: where the model computes.
             text_vectors: a folder of text vectors with items that came after training, for an inductive unisrec run;
-                they are ranked with the others and may stand in histories.
+                they are ranked with the others and may stand in histories. Items that the run knows without a text
+                get theirs.
 
         Raises:
             FileNotFoundError: there is no finished run.

@@ -17,7 +17,7 @@ from plr.data.synthetic import generate
 from plr.evaluate import evaluate_run
 from plr.evaluation import evaluation_batches, metrics, popularity_ranks, rank_rows
 from plr.runs import RunFolder
-from plr.text import embed_text
+from plr.text import TextVectors, embed_text
 from plr.training import RunError, train
 
 USERS, ITEMS, INTERESTS = 800, 80, 4
@@ -216,6 +216,41 @@ def test_items_that_come_after_training_are_ranked_from_their_text(files, tmp_pa
     embed_text(files / "texts.tsv", tmp_path / "narrow", dim=3)
     with pytest.raises(DataError, match="vectors of width 3; the run was made with width"):
         plr.Recommender.load(tmp_path / "run", text_vectors=tmp_path / "narrow")
+
+
+def test_items_that_had_no_text_in_training_get_that_of_the_folder(files, tmp_path):
+    """One item without a text at all, one whose text the encoder cannot read; the others keep their vectors."""
+    texts = (files / "texts.tsv").read_text().splitlines()
+    late = {"i05", "i15"}
+    blank = ["i15\t" if row.startswith("i15\t") else row for row in texts if not row.startswith("i05\t")]
+    (tmp_path / "early.tsv").write_text("\n".join(blank) + "\n")
+    embed_text(tmp_path / "early.tsv", tmp_path / "vectors")
+    embed_text(files / "texts.tsv", tmp_path / "all", like=tmp_path / "vectors")
+    config = configuration(files, tmp_path / "run", "unisrec-inductive", text_vectors=str(tmp_path / "vectors"))
+    config.epochs = 1
+    with pytest.warns(UserWarning, match="2 of 80 items have no text vector"):
+        train(config)
+
+    before, after = (plr.Recommender.load(tmp_path / "run", text_vectors=path) for path in (None, tmp_path / "all"))
+    assert before.item_ids == after.item_ids
+    filled = torch.tensor([item_id in late for item_id in before.item_ids])
+    assert torch.equal(before.model.items.present, ~filled)
+    assert after.model.items.present.all()
+    expected = TextVectors.load(tmp_path / "all").of_items(before.item_ids, tmp_path / "all").vectors
+    assert torch.equal(after.model.items.vectors[filled], expected[filled])
+    assert torch.equal(after.model.items.vectors[~filled], before.model.items.vectors[~filled])
+    tables = [recommender.model.item_table() for recommender in (before, after)]
+    assert torch.equal(tables[0][filled][0], tables[0][filled][1])  # one vector for all without a text
+    assert not torch.isclose(tables[1][filled], tables[0][filled]).all(dim=1).any()
+
+    plain, with_texts = (
+        evaluate_run(tmp_path / "run", text_vectors=path) for path in (None, str(tmp_path / "all"))
+    )  # the same rows and items, other scores
+    assert (plain.rows, plain.items) == (with_texts.rows, with_texts.items)
+    assert plain.metrics != with_texts.metrics
+    with pytest.warns(UserWarning, match="has no item and no text beyond those that the run was made with"):
+        same = evaluate_run(tmp_path / "run", text_vectors=str(tmp_path / "vectors"))
+    assert same.metrics == plain.metrics
 
 
 @pytest.mark.parametrize("name", ["sasrec", "unisrec-transductive"])
