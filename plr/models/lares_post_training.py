@@ -30,6 +30,10 @@ class PostTrainedLARES(LARESRecommender):
     where l_ref is that of the frozen pre-trained model (without dropout) from the same T_0 at the same step. Only
     l, l_ref and the target's place among the first ten are needed: scores of all items are never held.
 
+    The first term is no policy gradient of the reward: it takes log p(target) of the better rollouts away from that of
+    the worse ones. `observed` therefore holds the rollouts' mean reward beside the spread, within a row, of the rewards
+    and of the last state's l (standard deviations with G − 1, averaged over rows).
+
     Args:
         items: the item encoder.
         encoder: the pre-block.
@@ -70,7 +74,7 @@ class PostTrainedLARES(LARESRecommender):
         return self._reference[0].to(self.evaluation_state.device)
 
     def losses(self, batch: Batch) -> Losses:
-        """Return {"policy", "reference"}; `observed` then holds the rollouts' mean "reward"."""
+        """Return {"policy", "reference"}; `observed` holds "reward", "reward_spread" and "log_p_spread" after it."""
         reference = self.reference
         if reference is None:
             raise RuntimeError("there is no pre-trained model to start from; call start_from first")
@@ -91,8 +95,17 @@ class PostTrainedLARES(LARESRecommender):
                 states = reference.reasoning_states(reference_table, batch.item_ids, batch.lengths, steps, start)
                 references.append(reference.queries(states))
 
-        advantages = self._advantages(torch.stack([states[:, -1] for states in rollouts]), candidates, batch.targets)
+        with torch.no_grad():
+            final = torch.cat([states[:, -1] for states in rollouts])  # [G·B, d]
+            rewards = ranking_rewards(final, candidates, batch.targets.repeat(self.rollouts), self.reward)
+            rewards = rewards.unflatten(0, (self.rollouts, rows))  # [G, B]
+        advantages = group_advantages(rewards)
         log_p = _log_probabilities(rollouts, candidates, batch.targets, self.temperature)
+        self.observed = {
+            "reward": rewards.mean(),
+            "reward_spread": rewards.std(dim=0).mean(),
+            "log_p_spread": torch.stack([own[:, -1].detach() for own in log_p]).std(dim=0).mean(),
+        }
         with torch.no_grad():
             reference_log_p = _log_probabilities(
                 references, reference_candidates, batch.targets, reference.temperature
@@ -106,17 +119,17 @@ class PostTrainedLARES(LARESRecommender):
             "reference": self.reference_weight * torch.stack(divergence).mean(),
         }
 
-    @torch.no_grad()
-    def _advantages(self, final: Tensor, candidates: Tensor, targets: Tensor) -> Tensor:
-        """The advantages [G, B] of the rollouts' last states [G, B, d]."""
-        shown = min(REWARDED, candidates.shape[0])
-        _, ids = top_items(final.flatten(0, 1), candidates, shown)  # [G·B, K]
-        hits = (ids == targets.repeat(self.rollouts)[:, None]).to(torch.float32)
-        if self.reward == "ndcg":
-            hits = hits / torch.log2(torch.arange(shown, device=hits.device) + 2.0)
-        rewards = hits.sum(dim=1).unflatten(0, (self.rollouts, -1))
-        self.observed = {"reward": rewards.mean()}
-        return group_advantages(rewards)
+
+def ranking_rewards(
+    states: Tensor, candidates: Tensor, targets: Tensor, reward: Literal["recall", "ndcg"]
+) -> Tensor:
+    """Return Recall@10 or NDCG@10, float32 [N], of states [N, d] with one target each, int64 [N], among all items."""
+    shown = min(REWARDED, candidates.shape[0])
+    _, ids = top_items(states, candidates, shown)  # [N, K]
+    hits = (ids == targets[:, None]).to(torch.float32)
+    if reward == "ndcg":
+        hits = hits / torch.log2(torch.arange(shown, device=hits.device) + 2.0)
+    return hits.sum(dim=1)
 
 
 def group_advantages(rewards: Tensor) -> Tensor:

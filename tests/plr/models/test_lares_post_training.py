@@ -100,6 +100,72 @@ def test_loss_and_gradients_are_those_of_the_published_equations(reward, causal)
     assert any(gradient.count_nonzero() for gradient in ours.values())
 
 
+@pytest.mark.parametrize("reward", ["recall", "ndcg"])
+def test_the_first_term_raises_log_p_of_every_step_by_the_advantage(reward):
+    """Its sign, and that all steps of a rollout count: central differences along a random direction of all weights.
+
+    Only forward passes of the equations are differenced, with the advantages held: mean over rollouts, rows and steps
+    of −A·l. Their error is of order ε².
+    """
+    batch = random_batch((5, 1, 9, 3, 6, 2) * 4)
+    steps, rows = [3, 1, 2], torch.arange(24)
+    starts = [start_for(batch) * scale for scale in (1.0, -0.7, 0.3)]
+    model = fixed(post_training(reward=reward, rollouts=3), steps, starts)
+    weights = dict(model.named_parameters())
+    found = gradients(model, model.losses(batch)["policy"])
+    generator = torch.Generator().manual_seed(4)
+    direction = {name: torch.randn(value.shape, generator=generator).double() for name, value in weights.items()}
+    slope = sum((found[name] * direction[name]).sum() for name in found)
+
+    @torch.no_grad()
+    def moved_by(size):
+        """The rewards [G, B] and the mean over a rollout's steps of l [G, B] with the weights moved."""
+        for name, value in weights.items():
+            value += size * direction[name]
+        rewards, log_p = [], []
+        for count, start in zip(steps, starts, strict=True):
+            states = published.all_lares_states(model, batch.item_ids, batch.lengths, start, count)  # [B, k, d]
+            scores = states @ model.item_table().T
+            rank = 1 + (scores[:, -1] > scores[rows, -1, batch.targets][:, None]).sum(dim=1)
+            rewards.append((rank <= 10) / (1.0 if reward == "recall" else torch.log2(rank + 1.0)))
+            log_p.append(torch.log(published.softmax(scores))[rows, :, batch.targets].mean(dim=1))
+        for name, value in weights.items():
+            value -= size * direction[name]
+        return torch.stack(rewards).double(), torch.stack(log_p)
+
+    advantages = group_advantages(moved_by(0.0)[0])
+    assert advantages.any(dim=0).sum() >= 4
+    up, down = moved_by(1e-4)[1], moved_by(-1e-4)[1]
+    expected = -(advantages * (up - down)).mean() / 2e-4
+    assert abs(expected) > 0.1
+    torch.testing.assert_close(slope, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_rewards_and_their_spread_are_observed():
+    batch = random_batch((5, 1, 9, 3))
+    steps = [3, 1, 2]
+    starts = [start_for(batch) * scale for scale in (1.0, -0.7, 0.3)]
+    model = fixed(post_training(reward="ndcg", rollouts=3), steps, starts)
+    model.losses(batch)
+    rewards, log_p = [], []
+    for count, start in zip(steps, starts, strict=True):
+        scores = published.all_lares_states(model, batch.item_ids, batch.lengths, start, count)[:, -1]
+        scores = scores @ model.item_table().T
+        rank = 1 + (scores > scores.gather(1, batch.targets[:, None])).sum(dim=1)
+        rewards.append(torch.where(rank <= 10, 1 / torch.log2(rank + 1.0), 0.0))
+        log_p.append(torch.log(published.softmax(scores))[torch.arange(4), batch.targets])
+    rewards, log_p = torch.stack(rewards), torch.stack(log_p)  # [G, B]
+    expected = {
+        "reward": rewards.mean(),
+        "reward_spread": rewards.std(dim=0).mean(),
+        "log_p_spread": log_p.std(dim=0).mean(),
+    }
+    assert model.observed.keys() == expected.keys()
+    for name, value in expected.items():
+        assert value > 0
+        assert model.observed[name].item() == pytest.approx(value.item(), rel=1e-5)
+
+
 def test_advantages():
     rewards = torch.tensor([[1.0, 0.0, 0.5], [1.0, 0.0, 0.0], [1.0, 0.0, 0.0], [1.0, 1.0, 0.1]])
     advantages = group_advantages(rewards)

@@ -79,7 +79,8 @@ def test_post_training_starts_from_the_run_and_is_served_like_any_other(pretrain
     recorded = yaml.safe_load((tmp_path / "rpt" / "config.yaml").read_text())["provenance"]
     assert re.fullmatch("[0-9a-f]{64}", recorded["init_hash"])
     (csv,) = Path(config.out).glob("logs/csv/*/metrics.csv")
-    assert {"train/policy", "train/reference", "train/reward"} <= set(csv.read_text().splitlines()[0].split(","))
+    logged = {"policy", "reference", "reward", "reward_spread", "log_p_spread"}
+    assert {f"train/{name}" for name in logged} <= set(csv.read_text().splitlines()[0].split(","))
 
     evaluation = evaluate_run(Path(config.out))
     assert evaluation.metrics["ndcg@10"] == pytest.approx(result["test"]["ndcg@10"], abs=1e-12)
