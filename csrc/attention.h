@@ -37,8 +37,6 @@ struct AttentionCall {
   const int64_t* lengths;  // [B] in [0, P]; null: all P
   double scale;
   const Dropout* dropout;  // null: none
-
-  int64_t length(int64_t pair) const { return lengths == nullptr ? prefix : lengths[pair / heads]; }
 };
 
 // Contiguous gradients of the five tensors, in their type; null where not wanted.

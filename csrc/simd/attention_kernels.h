@@ -19,33 +19,96 @@ using plr_kernels::Strided;
 
 constexpr int64_t kEntryBlock = 64;
 
-// Rows of numbers, `stride` bytes apart, and the same rows of the next pair `ahead` bytes further, to be fetched into the
-// cache meanwhile: what a pair has is read once and soon over, too soon for the CPU to see where it goes on.
+inline int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
+
+// How many bytes before their use rows are fetched: memory needs the time of some twelve rows of 512 bytes to answer, and
+// what comes much earlier has left the first-level cache when it is needed.
+constexpr int64_t kFetchAhead = 6 * 1024;
+
+// Rows of numbers, `stride` bytes apart.
 struct Source {
   const char* data;
   int64_t stride;
-  int64_t ahead;
 
   const char* row(int64_t index) const { return data + index * stride; }
-  Source from(int64_t index) const { return {row(index), stride, ahead}; }
+  Source from(int64_t index) const { return {row(index), stride}; }
 };
 
-inline void fetch(const char* address) { __builtin_prefetch(address, 0, 2); }
+// Inlined always, as is all that only fetches: of a function that returns nothing and writes nothing GCC drops the call.
+__attribute__((always_inline)) inline void fetch(const char* data, int64_t bytes) {
+  constexpr int64_t cache_line = 64;
+  for (int64_t offset = 0; offset < bytes; offset += cache_line) __builtin_prefetch(data + offset, 0, 3);
+}
 
-// The rows of one pair (b, h): streams or prefix entries.
-inline Source rows_of(const AttentionCall& call, const Strided& tensor, int64_t pair) {
-  const auto offset = [&](int64_t of) {
-    return (of / call.heads * tensor.batch_stride + of % call.heads * tensor.head_stride) *
-           plr_kernels::bytes_of(call.type);
-  };
-  const int64_t next = smaller(pair + 1, call.batch * call.heads - 1);
-  return {static_cast<const char*>(tensor.data) + offset(pair), tensor.row_stride * plr_kernels::bytes_of(call.type),
-          offset(next) - offset(pair)};
+// Rows that are about to be read, and those that will be read next. A pair's rows are few and soon over, too soon for the
+// CPU to see by itself where reading goes on: so whoever uses a row fetches the one that comes `distance` <= `count` rows
+// later. As many of the next rows exist.
+struct Rows {
+  Source source;
+  int64_t count;
+  Source next;
+  int64_t row_bytes;
+  int64_t distance;
+
+  // How many rows from the first on have the ones to be fetched among themselves.
+  int64_t before_next() const { return larger(count - distance, 0); }
+  // The rows to be fetched from row `index` on, which is either below before_next() or not.
+  Source fetched_from(int64_t index) const {
+    return index < before_next() ? source.from(index + distance) : next.from(index + distance - count);
+  }
+  Rows from(int64_t index) const { return {source.from(index), count - index, next, row_bytes, distance}; }
+};
+
+// The pair (b, h) with the number b · H + h.
+struct Pair {
+  int64_t number, batch, head;
+
+  Pair(const AttentionCall& call, int64_t number)
+      : number(number), batch(number / call.heads), head(number % call.heads) {}
+
+  // The next one, or the last again.
+  Pair next(const AttentionCall& call) const {
+    Pair result = *this;
+    if (number + 1 == call.batch * call.heads) return result;
+    ++result.number;
+    if (++result.head == call.heads) {
+      result.head = 0;
+      ++result.batch;
+    }
+    return result;
+  }
+  int64_t length(const AttentionCall& call) const {
+    return call.lengths == nullptr ? call.prefix : call.lengths[batch];
+  }
+};
+
+// The rows of one pair: streams or prefix entries.
+inline Source rows_of(const AttentionCall& call, const Strided& tensor, const Pair& pair) {
+  const int64_t bytes = plr_kernels::bytes_of(call.type);
+  const int64_t offset = pair.batch * tensor.batch_stride + pair.head * tensor.head_stride;
+  return {static_cast<const char*>(tensor.data) + offset * bytes, tensor.row_stride * bytes};
+}
+
+// From a number of a pair to the same number of the next pair, in bytes.
+inline int64_t to_next_pair(const AttentionCall& call, const Strided& tensor, const Pair& pair) {
+  return rows_of(call, tensor, pair.next(call)).data - rows_of(call, tensor, pair).data;
+}
+
+// The prefix entries of a pair in `tensor`; those of `next_pair` in `next` are read after them.
+inline Rows prefix_rows(const AttentionCall& call, const Strided& tensor, const Pair& pair, const Strided& next,
+                        const Pair& next_pair) {
+  const int64_t count = pair.length(call);
+  const int64_t row_bytes = call.dim * plr_kernels::bytes_of(call.type);
+  return {rows_of(call, tensor, pair),
+          count,
+          rows_of(call, next, next_pair),
+          row_bytes,
+          smaller(count, (kFetchAhead + row_bytes - 1) / row_bytes)};
 }
 
 // The entries of one stream, given the rows of the pair.
 inline Source entries_of(const AttentionCall& call, const Strided& tensor, Source streams, int64_t stream) {
-  return {streams.row(stream), tensor.entry_stride * plr_kernels::bytes_of(call.type), streams.ahead};
+  return {streams.row(stream), tensor.entry_stride * plr_kernels::bytes_of(call.type)};
 }
 
 template <DataType type>
@@ -77,17 +140,20 @@ inline void store_columns(char* row, int64_t column, int64_t dim, Vector values)
   __builtin_memcpy(row + column * bytes, padded, (dim - column) * bytes);
 }
 
-// Rows [count, dim] to float32, zero beyond dim.
+// The rows of all streams of a pair to float32, zero beyond D; fetches those of the next pair.
 template <DataType type>
-inline void raise_rows(Source source, int64_t count, int64_t dim, float* target, int64_t target_stride) {
+inline void raise_rows(const AttentionCall& call, const Strided& tensor, const Pair& pair, float* target,
+                       int64_t target_stride) {
+  const Source source = rows_of(call, tensor, pair);
+  const int64_t count = call.streams, dim = call.dim, ahead = to_next_pair(call, tensor, pair);
   for (int64_t i = 0; i < count; ++i) {
     for (int64_t column = 0; column < dim; column += kLanes) {
       const int64_t left = dim - column;
       store(target + i * target_stride + column,
             left >= kLanes ? load_columns<type>(source.row(i), column)
                            : load_last_columns<type>(source.row(i), column, left));
-      fetch(source.row(i) + column * plr_kernels::bytes_of(type) + source.ahead);
     }
+    fetch(source.row(i) + ahead, dim * plr_kernels::bytes_of(type));
   }
 }
 
@@ -95,8 +161,8 @@ inline void raise_rows(Source source, int64_t count, int64_t dim, float* target,
 
 // Lane by lane, the products of Streams rows of `left` with the given rows, summed over the columns.
 template <DataType type, int Streams, int Entries>
-inline void dot_tile(const float* left, int64_t left_stride, const char* const* rows, int64_t ahead, int64_t dim,
-                     Vector* sums, int sums_stride) {
+inline void dot_tile(const float* left, int64_t left_stride, const char* const* rows, int64_t dim, Vector* sums,
+                     int sums_stride) {
   Vector tile[Streams][Entries];
 #pragma GCC unroll 4
   for (int i = 0; i < Streams; ++i) {
@@ -107,10 +173,7 @@ inline void dot_tile(const float* left, int64_t left_stride, const char* const* 
   for (; column + kLanes <= dim; column += kLanes) {
     Vector from_rows[Entries];
 #pragma GCC unroll 4
-    for (int j = 0; j < Entries; ++j) {
-      from_rows[j] = load_columns<type>(rows[j], column);
-      fetch(rows[j] + column * plr_kernels::bytes_of(type) + ahead);
-    }
+    for (int j = 0; j < Entries; ++j) from_rows[j] = load_columns<type>(rows[j], column);
 #pragma GCC unroll 4
     for (int i = 0; i < Streams; ++i) {
       const Vector from_left = load(left + i * left_stride + column);
@@ -135,14 +198,19 @@ inline void dot_tile(const float* left, int64_t left_stride, const char* const* 
   }
 }
 
-// products[i, e] = factor · ⟨left[i], row e⟩ for Streams rows of `left`.
+// products[i, e] = factor · ⟨left[i], row e⟩ for Streams rows of `left` and the first `entries` rows; `first_visit` says
+// that they have not been read before.
 template <DataType type, int Streams>
-inline void dots_of_streams(const float* left, int64_t left_stride, Source rows, int64_t entries, int64_t dim,
-                            float factor, float* products, int64_t products_stride) {
+__attribute__((noinline)) void dots_of_streams(const float* left, int64_t left_stride, const Rows& rows, int64_t entries,
+                            bool first_visit, int64_t dim, float factor, float* products, int64_t products_stride) {
   // 16 sums over lanes at a time: so many entries of each stream.
   constexpr int kEntries = Streams == 1 ? 16 : Streams == 2 ? 8 : 4;
   constexpr int kInTile = kDotEntries;
   for (int64_t first = 0; first < entries; first += kEntries) {
+    const int64_t in_group = smaller(kEntries, entries - first);
+    for (int64_t e = first; first_visit && e < first + in_group; ++e) {
+      fetch(rows.fetched_from(e).data, rows.row_bytes);
+    }
     Vector sums[kLanes];
     if constexpr (Streams * kEntries < kLanes) {
       for (int i = Streams * kEntries; i < kLanes; ++i) sums[i] = zero();
@@ -151,12 +219,12 @@ inline void dots_of_streams(const float* left, int64_t left_stride, Source rows,
     for (int e = 0; e < kEntries; e += kInTile) {
       const char* tile_rows[kInTile];
 #pragma GCC unroll 4
-      for (int j = 0; j < kInTile; ++j) tile_rows[j] = rows.row(smaller(first + e + j, entries - 1));
-      dot_tile<type, Streams, kInTile>(left, left_stride, tile_rows, rows.ahead, dim, sums + e, kEntries);
+      for (int j = 0; j < kInTile; ++j) tile_rows[j] = rows.source.row(smaller(first + e + j, entries - 1));
+      dot_tile<type, Streams, kInTile>(left, left_stride, tile_rows, dim, sums + e, kEntries);
     }
     alignas(64) float numbers[kLanes];
     store(numbers, sums_of_lanes(sums) * broadcast(factor));
-    if (entries - first >= kEntries) {
+    if (in_group == kEntries) {
 #pragma GCC unroll 4
       for (int i = 0; i < Streams; ++i) {
         __builtin_memcpy(products + i * products_stride + first, numbers + i * kEntries, kEntries * sizeof(float));
@@ -173,25 +241,27 @@ inline void dots_of_streams(const float* left, int64_t left_stride, Source rows,
 
 // As dots_of_streams, for any number of rows of `left`.
 template <DataType type, int Streams = kStreamTile>
-inline void dots_of_tile(int64_t streams, const float* left, int64_t left_stride, Source rows, int64_t entries,
-                         int64_t dim, float factor, float* products, int64_t products_stride) {
+inline void dots_of_tile(int64_t streams, const float* left, int64_t left_stride, const Rows& rows, int64_t entries,
+                         bool first_visit, int64_t dim, float factor, float* products, int64_t products_stride) {
   if constexpr (Streams > 1) {
     if (streams < Streams) {
-      dots_of_tile<type, Streams - 1>(streams, left, left_stride, rows, entries, dim, factor, products,
+      dots_of_tile<type, Streams - 1>(streams, left, left_stride, rows, entries, first_visit, dim, factor, products,
                                       products_stride);
       return;
     }
   }
-  dots_of_streams<type, Streams>(left, left_stride, rows, entries, dim, factor, products, products_stride);
+  dots_of_streams<type, Streams>(left, left_stride, rows, entries, first_visit, dim, factor, products,
+                                 products_stride);
 }
 
 template <DataType type>
-inline void prefix_dots(int64_t streams, const float* left, int64_t left_stride, Source rows, int64_t entries,
-                        int64_t dim, float factor, float* products, int64_t products_stride) {
-  for (int64_t first = 0; first < entries; first += kEntryBlock) {
+inline void prefix_dots(int64_t streams, const float* left, int64_t left_stride, const Rows& rows, int64_t dim,
+                        float factor, float* products, int64_t products_stride) {
+  for (int64_t first = 0; first < rows.count; first += kEntryBlock) {
+    const Rows block = rows.from(first);
     for (int64_t m = 0; m < streams; m += kStreamTile) {
-      dots_of_tile<type>(smaller(kStreamTile, streams - m), left + m * left_stride, left_stride,
-                         rows.from(first), smaller(kEntryBlock, entries - first), dim, factor,
+      dots_of_tile<type>(smaller(kStreamTile, streams - m), left + m * left_stride, left_stride, block,
+                         smaller(kEntryBlock, block.count), m == 0, dim, factor,
                          products + m * products_stride + first, products_stride);
     }
   }
@@ -199,9 +269,10 @@ inline void prefix_dots(int64_t streams, const float* left, int64_t left_stride,
 
 // products[m, s] = factor · ⟨left[m], entry s of stream m⟩.
 template <DataType type>
-inline void own_dots(const AttentionCall& call, const Strided& tensor, int64_t pair, const float* left,
+inline void own_dots(const AttentionCall& call, const Strided& tensor, const Pair& pair, const float* left,
                      int64_t left_stride, float factor, float* products, int64_t products_stride) {
   const Source streams = rows_of(call, tensor, pair);
+  const int64_t ahead = to_next_pair(call, tensor, pair);
   const int64_t count = call.streams * call.own;
   int64_t stream = 0, entry = 0;
   for (int64_t first = 0; first < count; first += kLanes) {
@@ -214,7 +285,8 @@ inline void own_dots(const AttentionCall& call, const Strided& tensor, int64_t p
         continue;
       }
       const char* row = entries_of(call, tensor, streams, stream).row(entry);
-      dot_tile<type, 1, 1>(left + stream * left_stride, left_stride, &row, streams.ahead, call.dim, sums + i, 1);
+      fetch(row + ahead, call.dim * plr_kernels::bytes_of(type));
+      dot_tile<type, 1, 1>(left + stream * left_stride, left_stride, &row, call.dim, sums + i, 1);
       targets[i] = products + stream * products_stride + entry;
       if (++entry == call.own) {
         entry = 0;
@@ -235,118 +307,140 @@ struct OwnEntries {
   int64_t entry_stride;
   int64_t count;
   const float* weights;
+  int64_t ahead;  // bytes to those of the next pair, to be fetched; 0: none are
 
   OwnEntries from(int64_t stream, int64_t weights_stride) const {
-    return {streams.from(stream), entry_stride, count, weights + stream * weights_stride};
+    return {streams.from(stream), entry_stride, count, weights + stream * weights_stride, ahead};
   }
 };
 
 // sums[i] = Σ_s of its own entries + Σ_e weights[i, e] row e, for Streams rows of weights and Vectors Vectors from `column`
 // on; with Last, one Vector of which `dim` leaves a part. Without own entries, the second sum is added to sums[i].
+// `first_visit` says that the rows have not been read before.
 template <DataType type, int Streams, int Vectors, bool Last>
-inline void sum_tile(const float* weights, int64_t weights_stride, Source rows, int64_t entries, const OwnEntries* own,
-                     int64_t column, int64_t dim, float* sums, int64_t sums_stride) {
+inline void sum_tile(const float* weights, int64_t weights_stride, const Rows& rows, int64_t entries, bool first_visit,
+                     const OwnEntries* own, int64_t column, int64_t dim, float* sums, int64_t sums_stride) {
   static_assert(!Last || Vectors == 1, "only the last Vector of a row is not whole");
-  const auto vector_of = [&](const char* row, int64_t ahead, int j) {
-    fetch(row + (column + j * kLanes) * plr_kernels::bytes_of(type) + ahead);
-    return Last ? load_last_columns<type>(row, column, dim - column) : load_columns<type>(row, column + j * kLanes);
+  const int64_t start = column * plr_kernels::bytes_of(type);
+  const auto vector_at = [&](const char* row, int j) {
+    return Last ? load_last_columns<type>(row, 0, dim - column) : load_columns<type>(row, j * kLanes);
   };
   Vector tile[Streams][Vectors];
 #pragma GCC unroll 4
   for (int i = 0; i < Streams; ++i) {
     if (own == nullptr) {
-#pragma GCC unroll 4
+#pragma GCC unroll 8
       for (int j = 0; j < Vectors; ++j) tile[i][j] = load(sums + i * sums_stride + column + j * kLanes);
       continue;
     }
-#pragma GCC unroll 4
+#pragma GCC unroll 8
     for (int j = 0; j < Vectors; ++j) tile[i][j] = zero();
     const char* row = own->streams.row(i);
     for (int64_t s = 0; s < own->count; ++s) {
+      if (column == 0 && own->ahead != 0) fetch(row + own->ahead, dim * plr_kernels::bytes_of(type));
       const Vector weight = broadcast(own->weights[i * weights_stride + s]);
-#pragma GCC unroll 4
-      for (int j = 0; j < Vectors; ++j) {
-        tile[i][j] = multiply_add(weight, vector_of(row, own->streams.ahead, j), tile[i][j]);
-      }
+#pragma GCC unroll 8
+      for (int j = 0; j < Vectors; ++j) tile[i][j] = multiply_add(weight, vector_at(row + start, j), tile[i][j]);
       row += own->entry_stride;
     }
   }
-  const char* row = rows.data;
-  for (int64_t e = 0; e < entries; ++e) {
-    Vector from_row[Vectors];
+  const int64_t fetched_bytes = first_visit ? rows.row_bytes : 0;
+  const char* row = rows.source.data + start;
+  for (int64_t e = 0; e < entries;) {
+    const int64_t end = e < rows.before_next() ? smaller(rows.before_next(), entries) : entries;
+    Source fetched = rows.fetched_from(e);
+    for (; e < end; ++e) {
+      fetch(fetched.data, fetched_bytes);
+      fetched.data += fetched.stride;
+      Vector from_row[Vectors];
+#pragma GCC unroll 8
+      for (int j = 0; j < Vectors; ++j) from_row[j] = vector_at(row, j);
 #pragma GCC unroll 4
-    for (int j = 0; j < Vectors; ++j) from_row[j] = vector_of(row, rows.ahead, j);
-#pragma GCC unroll 4
-    for (int i = 0; i < Streams; ++i) {
-      const Vector weight = broadcast(weights[i * weights_stride + e]);
-#pragma GCC unroll 4
-      for (int j = 0; j < Vectors; ++j) tile[i][j] = multiply_add(weight, from_row[j], tile[i][j]);
+      for (int i = 0; i < Streams; ++i) {
+        const Vector weight = broadcast(weights[i * weights_stride + e]);
+#pragma GCC unroll 8
+        for (int j = 0; j < Vectors; ++j) tile[i][j] = multiply_add(weight, from_row[j], tile[i][j]);
+      }
+      row += rows.source.stride;
     }
-    row += rows.stride;
   }
 #pragma GCC unroll 4
   for (int i = 0; i < Streams; ++i) {
-#pragma GCC unroll 4
+#pragma GCC unroll 8
     for (int j = 0; j < Vectors; ++j) store(sums + i * sums_stride + column + j * kLanes, tile[i][j]);
   }
 }
 
 // Columns from `column` on that are less than a tile's: as many whole Vectors as there are, then the last part.
 template <DataType type, int Streams, int Vectors>
-inline void sum_last_columns(const float* weights, int64_t weights_stride, Source rows, int64_t entries,
-                             const OwnEntries* own, int64_t column, int64_t dim, float* sums, int64_t sums_stride) {
+inline void sum_last_columns(const float* weights, int64_t weights_stride, const Rows& rows, int64_t entries,
+                             bool first_visit, const OwnEntries* own, int64_t column, int64_t dim, float* sums,
+                             int64_t sums_stride) {
   if constexpr (Vectors == 0) {
     if (column < dim) {
-      sum_tile<type, Streams, 1, true>(weights, weights_stride, rows, entries, own, column, dim, sums, sums_stride);
+      sum_tile<type, Streams, 1, true>(weights, weights_stride, rows, entries, first_visit, own, column, dim, sums,
+                                       sums_stride);
     }
   } else if ((dim - column) / kLanes >= Vectors) {
-    sum_tile<type, Streams, Vectors, false>(weights, weights_stride, rows, entries, own, column, dim, sums,
-                                            sums_stride);
-    sum_last_columns<type, Streams, 0>(weights, weights_stride, rows, entries, own, column + Vectors * kLanes, dim,
-                                       sums, sums_stride);
+    sum_tile<type, Streams, Vectors, false>(weights, weights_stride, rows, entries, first_visit, own, column, dim,
+                                            sums, sums_stride);
+    sum_last_columns<type, Streams, 0>(weights, weights_stride, rows, entries, false, own, column + Vectors * kLanes,
+                                       dim, sums, sums_stride);
   } else {
-    sum_last_columns<type, Streams, Vectors - 1>(weights, weights_stride, rows, entries, own, column, dim, sums,
-                                                 sums_stride);
+    sum_last_columns<type, Streams, Vectors - 1>(weights, weights_stride, rows, entries, first_visit, own, column,
+                                                 dim, sums, sums_stride);
   }
 }
 
-// All columns of at most Streams rows.
+// All columns of at most Streams rows: first, where they are few enough streams, in wide tiles.
 template <DataType type, int Streams = kStreamTile>
-inline void sums_of_tile(int64_t streams, const float* weights, int64_t weights_stride, Source rows, int64_t entries,
-                         const OwnEntries* own, int64_t dim, float* sums, int64_t sums_stride) {
+inline void sums_of_tile(int64_t streams, const float* weights, int64_t weights_stride, const Rows& rows,
+                         int64_t entries, bool first_visit, const OwnEntries* own, int64_t dim, float* sums,
+                         int64_t sums_stride) {
   if constexpr (Streams > 1) {
     if (streams < Streams) {
-      sums_of_tile<type, Streams - 1>(streams, weights, weights_stride, rows, entries, own, dim, sums, sums_stride);
+      sums_of_tile<type, Streams - 1>(streams, weights, weights_stride, rows, entries, first_visit, own, dim, sums,
+                                      sums_stride);
       return;
     }
   }
   int64_t column = 0;
-  for (; column + kSumVectors * kLanes <= dim; column += kSumVectors * kLanes) {
-    sum_tile<type, Streams, kSumVectors, false>(weights, weights_stride, rows, entries, own, column, dim, sums,
-                                                sums_stride);
+  if constexpr (Streams <= kWideStreams && kWideVectors > kSumVectors) {
+    for (; column + kWideVectors * kLanes <= dim; column += kWideVectors * kLanes) {
+      sum_tile<type, Streams, kWideVectors, false>(weights, weights_stride, rows, entries,
+                                                   first_visit && column == 0, own, column, dim, sums, sums_stride);
+    }
   }
-  sum_last_columns<type, Streams, kSumVectors - 1>(weights, weights_stride, rows, entries, own, column, dim, sums,
-                                                   sums_stride);
+  for (; column + kSumVectors * kLanes <= dim; column += kSumVectors * kLanes) {
+    sum_tile<type, Streams, kSumVectors, false>(weights, weights_stride, rows, entries, first_visit && column == 0,
+                                                own, column, dim, sums, sums_stride);
+  }
+  sum_last_columns<type, Streams, kSumVectors - 1>(weights, weights_stride, rows, entries, first_visit && column == 0,
+                                                   own, column, dim, sums, sums_stride);
 }
 
-// sums[m] = Σ over the prefix entries and over the stream's own of weight · row.
+// sums[m] = Σ over the prefix entries and over the stream's own of weight · row. `first_visit` says that neither have
+// been read before.
 template <DataType type>
-inline void weighted_sums(const AttentionCall& call, const Strided& prefix, const Strided& own, int64_t pair,
-                          int64_t length, const float* weights, int64_t weights_stride, float* sums,
+inline void weighted_sums(const AttentionCall& call, const Rows& rows, const Strided& own, const Pair& pair,
+                          bool first_visit, const float* weights, int64_t weights_stride, float* sums,
                           int64_t sums_stride) {
-  const Source rows = rows_of(call, prefix, pair);
   const OwnEntries all_own{rows_of(call, own, pair), own.entry_stride * plr_kernels::bytes_of(type), call.own,
-                           weights + plr_kernels::round_up(length, kLanes)};
+                           weights + plr_kernels::round_up(rows.count, kLanes),
+                           first_visit ? to_next_pair(call, own, pair) : 0};
+  // Rows that are read as a whole come faster: few streams at a time where that lets all columns be in registers.
+  const int64_t tile = call.dim >= kWideVectors * kLanes ? kWideStreams : kStreamTile;
   int64_t first = 0;
   do {  // once even where there is no prefix
-    for (int64_t m = 0; m < call.streams; m += kStreamTile) {
+    const Rows block = rows.from(first);
+    for (int64_t m = 0; m < call.streams; m += tile) {
       const OwnEntries own_entries = all_own.from(m, weights_stride);
-      sums_of_tile<type>(smaller(kStreamTile, call.streams - m), weights + m * weights_stride + first, weights_stride,
-                         rows.from(first), smaller(kEntryBlock, length - first), first == 0 ? &own_entries : nullptr,
+      sums_of_tile<type>(smaller(tile, call.streams - m), weights + m * weights_stride + first, weights_stride, block,
+                         smaller(kEntryBlock, block.count), first_visit && m == 0, first == 0 ? &own_entries : nullptr,
                          call.dim, sums + m * sums_stride, sums_stride);
     }
     first += kEntryBlock;
-  } while (first < length);
+  } while (first < rows.count);
 }
 
 // ------------------------------------------------------------------------------------------ sums over streams
@@ -514,31 +608,33 @@ inline float exponentials(float* scores, int64_t size, float* largest_score) {
   return sum_of_lanes(sum);
 }
 
-// The scores of all streams of a pair, times log2(e), filled up with -inf.
+// The scores of all streams of a pair, times log2(e), filled up with -inf. The prefix' values are read next.
 template <DataType type>
-inline void all_scores(const AttentionCall& call, int64_t pair, int64_t length, const AttentionWorkspace& space) {
+inline void all_scores(const AttentionCall& call, const Pair& pair, int64_t length, const AttentionWorkspace& space) {
   const float factor = static_cast<float>(call.scale * plr_kernels::kLog2E);
   fill_up(call, length, -__builtin_inff(), space.weights, space.row_size);
-  raise_rows<type>(rows_of(call, call.query, pair), call.streams, call.dim, space.query, space.dim);
-  prefix_dots<type>(call.streams, space.query, space.dim, rows_of(call, call.prefix_key, pair), length, call.dim,
-                    factor, space.weights, space.row_size);
+  raise_rows<type>(call, call.query, pair, space.query, space.dim);
+  prefix_dots<type>(call.streams, space.query, space.dim,
+                    prefix_rows(call, call.prefix_key, pair, call.prefix_value, pair), call.dim, factor, space.weights,
+                    space.row_size);
   own_dots<type>(call, call.stream_key, pair, space.query, space.dim, factor,
                  space.weights + plr_kernels::round_up(length, kLanes), space.row_size);
-  if (call.dropout != nullptr) draw_words(call, pair, length, space.words, space.row_size);
+  if (call.dropout != nullptr) draw_words(call, pair.number, length, space.words, space.row_size);
 }
 
 // ------------------------------------------------------------------------------------------ one pair
 
 template <DataType type>
-void forward_of_pair(const AttentionCall& call, int64_t pair, float* memory, void* output, float* log_sums) {
+void forward_of_pair(const AttentionCall& call, int64_t number, float* memory, void* output, float* log_sums) {
   const AttentionWorkspace space(call, memory);
-  const int64_t length = call.length(pair);
+  const Pair pair(call, number);
+  const int64_t length = pair.length(call);
   const int64_t entries = plr_kernels::round_up(length, kLanes) + plr_kernels::round_up(call.own, kLanes);
   const int64_t row_bytes = call.dim * plr_kernels::bytes_of(type);
-  char* target = static_cast<char*>(output) + pair * call.streams * row_bytes;
+  char* target = static_cast<char*>(output) + number * call.streams * row_bytes;
   if (entries == 0) {  // nothing to attend to
     __builtin_memset(target, 0, call.streams * row_bytes);
-    for (int64_t m = 0; m < call.streams; ++m) log_sums[pair * call.streams + m] = -__builtin_inff();
+    for (int64_t m = 0; m < call.streams; ++m) log_sums[number * call.streams + m] = -__builtin_inff();
     return;
   }
   all_scores<type>(call, pair, length, space);
@@ -546,7 +642,7 @@ void forward_of_pair(const AttentionCall& call, int64_t pair, float* memory, voi
     float* row = space.weights + m * space.row_size;
     float largest;
     const float sum = exponentials(row, entries, &largest);
-    log_sums[pair * call.streams + m] = largest + __builtin_log2f(sum);
+    log_sums[number * call.streams + m] = largest + __builtin_log2f(sum);
     space.factor[m] = 1.0f / sum;
     if (call.dropout == nullptr) continue;
     const Vector factor = broadcast(call.dropout->inverse_keep);
@@ -554,8 +650,8 @@ void forward_of_pair(const AttentionCall& call, int64_t pair, float* memory, voi
       store(row + e, dropped(*call.dropout, load(row + e), space.words + m * space.row_size + e, factor));
     }
   }
-  weighted_sums<type>(call, call.prefix_value, call.stream_value, pair, length, space.weights, space.row_size,
-                      space.output, space.dim);
+  weighted_sums<type>(call, prefix_rows(call, call.prefix_value, pair, call.prefix_key, pair.next(call)), call.stream_value,
+                      pair, true, space.weights, space.row_size, space.output, space.dim);
   for (int64_t m = 0; m < call.streams; ++m) {
     const Vector factor = broadcast(space.factor[m]);
     for (int64_t column = 0; column < call.dim; column += kLanes) {
@@ -598,30 +694,32 @@ inline void softmax_backward(const AttentionCall& call, int64_t entries, bool sc
 }
 
 template <DataType type>
-void backward_of_pair(const AttentionCall& call, int64_t pair, float* memory, const Strided& output_gradient,
+void backward_of_pair(const AttentionCall& call, int64_t number, float* memory, const Strided& output_gradient,
                       const AttentionGradients& wanted) {
   const AttentionWorkspace space(call, memory);
-  const int64_t length = call.length(pair);
+  const Pair pair(call, number);
+  const int64_t length = pair.length(call);
   const int64_t own = plr_kernels::round_up(length, kLanes);
   const int64_t entries = own + plr_kernels::round_up(call.own, kLanes);
   const int64_t row_bytes = call.dim * plr_kernels::bytes_of(type);
   const bool scores_wanted = wanted.query != nullptr || wanted.prefix_key != nullptr || wanted.stream_key != nullptr;
   if (entries > 0) {
-    raise_rows<type>(rows_of(call, output_gradient, pair), call.streams, call.dim, space.output_gradient, space.dim);
+    raise_rows<type>(call, output_gradient, pair, space.output_gradient, space.dim);
     all_scores<type>(call, pair, length, space);
     if (scores_wanted) {
       fill_up(call, length, 0.0f, space.weights_gradient, space.row_size);
-      prefix_dots<type>(call.streams, space.output_gradient, space.dim, rows_of(call, call.prefix_value, pair),
-                        length, call.dim, 1.0f, space.weights_gradient, space.row_size);
+      prefix_dots<type>(call.streams, space.output_gradient, space.dim,
+                        prefix_rows(call, call.prefix_value, pair, call.prefix_key, pair.next(call)), call.dim, 1.0f,
+                        space.weights_gradient, space.row_size);
       own_dots<type>(call, call.stream_value, pair, space.output_gradient, space.dim, 1.0f,
                      space.weights_gradient + own, space.row_size);
     }
     softmax_backward(call, entries, scores_wanted, space);
   }
   if (wanted.query != nullptr) {
-    char* target = static_cast<char*>(wanted.query) + pair * call.streams * row_bytes;
-    weighted_sums<type>(call, call.prefix_key, call.stream_key, pair, length, space.weights_gradient, space.row_size,
-                        space.output, space.dim);
+    char* target = static_cast<char*>(wanted.query) + number * call.streams * row_bytes;
+    weighted_sums<type>(call, prefix_rows(call, call.prefix_key, pair, call.prefix_key, pair), call.stream_key, pair,
+                        false, space.weights_gradient, space.row_size, space.output, space.dim);
     for (int64_t m = 0; m < call.streams; ++m) {
       for (int64_t column = 0; column < call.dim; column += kLanes) {
         store_columns<type>(target + m * row_bytes, column, call.dim, load(space.output + m * space.dim + column));
@@ -629,19 +727,19 @@ void backward_of_pair(const AttentionCall& call, int64_t pair, float* memory, co
     }
   }
   if (wanted.prefix_key != nullptr) {
-    prefix_gradient<type>(call, pair, length, space.weights_gradient, space.row_size, space.query, space.dim,
+    prefix_gradient<type>(call, number, length, space.weights_gradient, space.row_size, space.query, space.dim,
                           wanted.prefix_key);
   }
   if (wanted.prefix_value != nullptr) {
-    prefix_gradient<type>(call, pair, length, space.kept, space.row_size, space.output_gradient, space.dim,
+    prefix_gradient<type>(call, number, length, space.kept, space.row_size, space.output_gradient, space.dim,
                           wanted.prefix_value);
   }
   if (wanted.stream_key != nullptr) {
-    own_gradient<type>(call, pair, space.weights_gradient + own, space.row_size, space.query, space.dim,
+    own_gradient<type>(call, number, space.weights_gradient + own, space.row_size, space.query, space.dim,
                        wanted.stream_key);
   }
   if (wanted.stream_value != nullptr) {
-    own_gradient<type>(call, pair, space.kept + own, space.row_size, space.output_gradient, space.dim,
+    own_gradient<type>(call, number, space.kept + own, space.row_size, space.output_gradient, space.dim,
                        wanted.stream_value);
   }
 }

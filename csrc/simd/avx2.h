@@ -20,6 +20,9 @@ constexpr int kTileVectors = 1;
 constexpr int kStreamTile = 2;
 constexpr int kDotEntries = 2;
 constexpr int kSumVectors = 2;
+// The same with rows as wide as can be.
+constexpr int kWideStreams = 2;
+constexpr int kWideVectors = 2;
 
 inline Vector zero() { return {_mm256_setzero_ps(), _mm256_setzero_ps()}; }
 inline Vector broadcast(float number) { return {_mm256_set1_ps(number), _mm256_set1_ps(number)}; }

@@ -23,6 +23,9 @@ constexpr int kTileVectors = 2;
 constexpr int kStreamTile = 4;
 constexpr int kDotEntries = 4;
 constexpr int kSumVectors = 4;
+// The same with rows as wide as can be.
+constexpr int kWideStreams = 2;
+constexpr int kWideVectors = 8;
 
 inline Vector zero() { return {_mm512_setzero_ps()}; }
 inline Vector broadcast(float number) { return {_mm512_set1_ps(number)}; }

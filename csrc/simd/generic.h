@@ -20,6 +20,9 @@ constexpr int kTileVectors = 1;
 constexpr int kStreamTile = 2;
 constexpr int kDotEntries = 1;
 constexpr int kSumVectors = 1;
+// The same with rows as wide as can be.
+constexpr int kWideStreams = 2;
+constexpr int kWideVectors = 1;
 
 template <class Function>
 inline Vector each(Function function) {
