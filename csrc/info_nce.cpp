@@ -1,7 +1,8 @@
 // Contrastive loss between two views, both ways. With scores s_ij = u_i · w_j / temperature of unit vectors, the gradient
 // by s_ij is (softmax over j + softmax over i − 2 [i = j]) / (groups · batch).
 //
-// The first view takes the place of the states and the second that of the items.
+// The first view takes the place of the states and the second that of the items. Unit vectors are made from the views
+// wherever they are packed, block by block.
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
@@ -20,8 +21,13 @@ namespace plr_kernels {
 
 namespace {
 
-Matrix group_of(const Matrix& view, int64_t group, int64_t batch) {
-  return {row_of(view, group * batch), view.type, batch, view.columns, view.stride};
+// A group of a view as unit vectors; finds their norms.
+Matrix unit_group(const Run& run, const View& view, int64_t group, int64_t batch, Buffer& norms) {
+  const Matrix& vectors = view.vectors;
+  norms = Buffer(batch);
+  run.kernels.row_norms(vectors, group * batch, batch, norms.data());
+  return {row_of(vectors, group * batch), vectors.type, batch, vectors.columns, vectors.stride, norms.data(),
+          view.norm_floor};
 }
 
 MutableMatrix group_of(const MutableMatrix& view, int64_t group, int64_t batch) {
@@ -38,13 +44,16 @@ States packed(const Run& run, const Matrix& view, double scale) {
   return pack_states(run.kernels, view, listed_order(all_rows(view.rows)), scale, false, run.threads);
 }
 
-// A float32 matrix times the scale, rounded as in packed(): its products are the same to the bit.
-Buffer scaled(const Matrix& view, double scale) {
-  Buffer result(view.rows * view.columns);
+// The unit vectors times the scale, rounded as in packed(): their products are the same to the bit. A row takes
+// panels_size(1, columns) numbers.
+Buffer scaled(const Run& run, const Matrix& view, double scale) {
+  const int64_t row_size = panels_size(1, view.columns);
+  Buffer result(view.rows * row_size);
   for (int64_t row = 0; row < view.rows; ++row) {
-    const float* source = static_cast<const float*>(row_of(view, row));
+    float* numbers = result.data() + row * row_size;
+    run.kernels.load_rows(view, row, 1, numbers, 1);
     for (int64_t column = 0; column < view.columns; ++column) {
-      result[row * view.columns + column] = static_cast<float>(source[column] * scale);
+      numbers[column] = static_cast<float>(numbers[column] * scale);
     }
   }
   return result;
@@ -104,8 +113,8 @@ double one_way(const Run& run, const Matrix& view, const Matrix& other, const Di
 // pass it is the first view that is scaled.
 double each_way(const Run& run, const Matrix& view1, const Matrix& view2, double temperature,
                 const Direction<float>& first, const Direction<float>& second) {
-  const Buffer numbers = scaled(view1, kLog2E / temperature);
-  const Matrix scaled1{numbers.data(), DataType::float32, view1.rows, view1.columns, view1.columns};
+  const Buffer numbers = scaled(run, view1, kLog2E / temperature);
+  const Matrix scaled1{numbers.data(), DataType::float32, view1.rows, view1.columns, panels_size(1, view1.columns)};
   return one_way(run, scaled1, view2, first) + one_way(run, view2, scaled1, second);
 }
 
@@ -155,10 +164,10 @@ bool bound_serves(double temperature) { return 2.0 * kLog2E / temperature < 100.
 // Calls visit(run, group) for every group: one thread per group where that keeps all busy, else all threads for each.
 template <class Visit>
 void for_each_group(const Run& run, int64_t groups, const Visit& visit) {
-  const int64_t threads = run.threads.count();
+  const int threads = run.threads.count();
   if (groups % threads == 0 || groups >= 4 * threads) {
     run.threads.run(groups, [&](int64_t group, int) {
-      Threads alone;
+      Threads alone = Threads::alone(threads);
       visit(Run{run.kernels, alone}, group);
     });
   } else {
@@ -168,12 +177,14 @@ void for_each_group(const Run& run, int64_t groups, const Visit& visit) {
 
 }  // namespace
 
-double info_nce_forward(const Run& run, const Matrix& view1, const Matrix& view2, int64_t groups, double temperature,
+double info_nce_forward(const Run& run, const View& view1, const View& view2, int64_t groups, double temperature,
                         float* statistics) {
-  const int64_t rows = view1.rows, batch = rows / groups;
+  const int64_t rows = view1.vectors.rows, batch = rows / groups;
   std::vector<double> losses(groups, 0.0);
   for_each_group(run, groups, [&](const Run& own, int64_t group) {
-    const Matrix first = group_of(view1, group, batch), second = group_of(view2, group, batch);
+    Buffer first_norms, second_norms;
+    const Matrix first = unit_group(own, view1, group, batch, first_norms);
+    const Matrix second = unit_group(own, view2, group, batch, second_norms);
     const Direction<float> to_second = direction_of(statistics, rows, 0, group * batch);
     const Direction<float> to_first = direction_of(statistics, rows, 1, group * batch);
     const auto directions = bound_serves(temperature) ? both_ways : each_way;
@@ -182,13 +193,15 @@ double info_nce_forward(const Run& run, const Matrix& view1, const Matrix& view2
   return std::accumulate(losses.begin(), losses.end(), 0.0) / static_cast<double>(rows);
 }
 
-void info_nce_backward(const Run& run, const Matrix& view1, const Matrix& view2, int64_t groups, double temperature,
+void info_nce_backward(const Run& run, const View& view1, const View& view2, int64_t groups, double temperature,
                        const float* statistics, double weight, const MutableMatrix* view1_gradient,
                        const MutableMatrix* view2_gradient) {
-  const int64_t rows = view1.rows, batch = rows / groups;
+  const int64_t rows = view1.vectors.rows, batch = rows / groups;
   const float scale = static_cast<float>(weight / temperature / static_cast<double>(rows));
   for_each_group(run, groups, [&](const Run& own, int64_t group) {
-    const Matrix first = group_of(view1, group, batch), second = group_of(view2, group, batch);
+    Buffer first_norms, second_norms;
+    const Matrix first = unit_group(own, view1, group, batch, first_norms);
+    const Matrix second = unit_group(own, view2, group, batch, second_norms);
     const States states = packed(own, first, kLog2E / temperature);
     const Buffer counted = counted_states(states);
     const Targets positives(states.order, all_rows(batch).data());
@@ -200,7 +213,7 @@ void info_nce_backward(const Run& run, const Matrix& view1, const Matrix& view2,
     MutableMatrix first_gradient{}, second_gradient{};
     if (view1_gradient != nullptr) first_gradient = group_of(*view1_gradient, group, batch);
     if (view2_gradient != nullptr) second_gradient = group_of(*view2_gradient, group, batch);
-    backward_through_scores(own.kernels, states, second, batch, kPanelColumns,
+    backward_through_scores(own.kernels, states, first, second, kPanelColumns,
                             {view1_gradient != nullptr ? &first_gradient : nullptr, scale,
                              view2_gradient != nullptr ? &second_gradient : nullptr, scale},
                             own.threads, [&](const ScoreBlock& block) {

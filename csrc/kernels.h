@@ -52,12 +52,18 @@ struct PairKernels {
 struct Kernels {
   const char* name;
 
-  // Rows [first, first + count) of a matrix to panels of float32.
+  // Rows [first, first + count) of a matrix to panels of float32, divided by their norms where the matrix has them.
   void (*load_rows)(const Matrix& source, int64_t first, int64_t count, float* panels, int64_t panels_rows);
 
   // The first `count` rows of panels, times `scale`, to rows [first, first + count) of a matrix with `columns` columns.
   void (*store_rows)(const float* panels, int64_t panels_rows, int64_t count, int64_t columns, float scale,
                      const MutableMatrix& target, int64_t first);
+
+  // The Euclidean norms of rows [first, first + count) of a matrix, as they lie in memory.
+  void (*row_norms)(const Matrix& source, int64_t first, int64_t count, float* norms);
+
+  // row -= (row · unit) unit, for a row of panels whose numbers `kPanelColumns` apart are `step` numbers apart.
+  void (*remove_component)(float* row, int64_t step, const float* unit, int64_t columns);
 
   // c [m, n] = a [m, k] b [k, n] · scale, or += where `accumulate`; n a multiple of 16.
   void (*product)(int64_t m, int64_t n, int64_t k, const float* a, int64_t a_rows, const float* b, int64_t b_rows,

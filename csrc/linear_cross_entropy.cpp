@@ -79,7 +79,7 @@ void linear_cross_entropy_backward(const Run& run, const Matrix& matrix, const M
   }
   const Targets by_item(states.order, targets);
   const float scale = static_cast<float>(1.0 / temperature);
-  backward_through_scores(run.kernels, states, items, rows, kPanelColumns,
+  backward_through_scores(run.kernels, states, matrix, items, kPanelColumns,
                           {states_gradient, scale, items_gradient, scale}, run.threads, [&](const ScoreBlock& block) {
                             run.kernels.softmax_gradient(block.scores, block.scores_rows, block.items, block.states,
                                                          maximum.data() + block.first_state,

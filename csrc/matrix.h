@@ -15,6 +15,9 @@ struct Matrix {
   int64_t rows;
   int64_t columns;
   int64_t stride;  // numbers from one row to the next
+  // Where not null, the matrix stands for one of unit vectors, which is kept nowhere: load_rows divides by the norms.
+  const float* norms = nullptr;  // [rows]
+  float norm_floor = 0.0f;       // smaller norms count as this
 };
 
 struct MutableMatrix {
@@ -24,6 +27,11 @@ struct MutableMatrix {
 };
 
 inline int64_t bytes_of(DataType type) { return type == DataType::float32 ? 4 : 2; }
+
+// NaN for a norm that is.
+inline float divisor_of(const Matrix& matrix, int64_t row) {
+  return matrix.norms[row] < matrix.norm_floor ? matrix.norm_floor : matrix.norms[row];
+}
 
 inline const void* row_of(const Matrix& matrix, int64_t row) {
   return static_cast<const char*>(matrix.data) + row * matrix.stride * bytes_of(matrix.type);

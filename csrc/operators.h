@@ -34,12 +34,18 @@ void linear_cross_entropy_backward(const Run& run, const Matrix& states, const M
                                    const float* losses_gradient, const MutableMatrix* states_gradient,
                                    const MutableMatrix* items_gradient);
 
-// view1 and view2 [groups · batch, dim], their rows unit vectors. statistics [2, 3, groups · batch]: of every row of view1
+// A view [groups · batch, dim], which counts by the directions of its rows; norms below the floor count as that.
+struct View {
+  Matrix vectors;
+  float norm_floor;
+};
+
+// statistics [2, 3, groups · batch]: of every row of view1
 // over those of view2, and of every row of view2 over those of view1, the largest score m or a bound of it,
 // 1 / Σ exp2(s − m), and the probability of all but the positive. Returns the loss.
-double info_nce_forward(const Run& run, const Matrix& view1, const Matrix& view2, int64_t groups, double temperature,
+double info_nce_forward(const Run& run, const View& view1, const View& view2, int64_t groups, double temperature,
                         float* statistics);
-void info_nce_backward(const Run& run, const Matrix& view1, const Matrix& view2, int64_t groups, double temperature,
+void info_nce_backward(const Run& run, const View& view1, const View& view2, int64_t groups, double temperature,
                        const float* statistics, double weight, const MutableMatrix* view1_gradient,
                        const MutableMatrix* view2_gradient);
 

@@ -149,7 +149,7 @@ void pairwise_kl_backward(const Run& run, const Matrix& matrix, int64_t group, c
   const float scale = static_cast<float>(
       weight / temperature / (static_cast<double>(rows / group) * static_cast<double>(group - 1)));
   backward_through_scores(
-      run.kernels, states, items, rows, group * kLanes, {states_gradient, scale, items_gradient, scale}, run.threads,
+      run.kernels, states, matrix, items, group * kLanes, {states_gradient, scale, items_gradient, scale}, run.threads,
       [&](const ScoreBlock& block) {
         std::vector<float> top_gradients;  // before the scores are overwritten
         by_item.visit(block, [&](int64_t state, const float&) {

@@ -170,15 +170,16 @@ struct Gradients {
 // items' gradient, which belongs to that thread alone. Then every thread takes states and adds the batch to their
 // gradient.
 template <class ToGradient>
-void backward_through_scores(const Kernels& kernels, const States& states, const Matrix& items, int64_t states_rows,
-                             int64_t states_unit, const Gradients& gradients, Threads& threads,
+void backward_through_scores(const Kernels& kernels, const States& states, const Matrix& states_matrix,
+                             const Matrix& items, int64_t states_unit, const Gradients& gradients, Threads& threads,
                              const ToGradient& to_gradient) {
   if (states.count == 0) {
-    if (gradients.states != nullptr) fill_zero(*gradients.states, states_rows, states.dim);
+    if (gradients.states != nullptr) fill_zero(*gradients.states, states_matrix.rows, states.dim);
     if (gradients.items != nullptr) fill_zero(*gradients.items, items.rows, items.columns);
     return;
   }
-  constexpr int64_t batch_bytes = int64_t{8} << 20;     // of gradients by scores: stays in the last-level cache
+  // Of gradients by scores: they stay in the last-level cache.
+  const int64_t batch_bytes = (int64_t{8} << 20) / threads.side_by_side();
   constexpr int64_t stretch_states = 2048;              // states that go through together
   const Products products(kernels, states, items);
   const int64_t block_items = items_per_block(items.rows);
@@ -235,8 +236,8 @@ void backward_through_scores(const Kernels& kernels, const States& states, const
           products.items_gradient(count, by_state, block_items, state, width, own_gradient);
         }
         if (gradients.items != nullptr && last_state == states.count) {
-          kernels.store_rows(own_gradient, block_items, count, states.dim, gradients.items_scale, *gradients.items,
-                             first_item);
+          store_gradient(kernels, items, first_item, count, own_gradient, block_items, gradients.items_scale,
+                         *gradients.items);
         }
       });
       if (gradients.states == nullptr) continue;
@@ -256,7 +257,8 @@ void backward_through_scores(const Kernels& kernels, const States& states, const
     }
   }
   if (gradients.states != nullptr) {
-    unpack_states(kernels, states, states_gradient, states_rows, gradients.states_scale, *gradients.states, threads);
+    store_states_gradient(kernels, states, states_matrix, states_gradient, gradients.states_scale, *gradients.states,
+                          threads);
   }
 }
 

@@ -114,14 +114,31 @@ States pack_states(const Kernels& kernels, const Matrix& matrix, Order order, do
   return states;
 }
 
-void unpack_states(const Kernels& kernels, const States& states, const Buffer& panels, int64_t rows, float scale,
-                   const MutableMatrix& target, Threads& threads) {
-  fill_zero(target, rows, states.dim);
+void store_gradient(const Kernels& kernels, const Matrix& matrix, int64_t first, int64_t count, float* panels,
+                    int64_t panels_rows, float scale, const MutableMatrix& target) {
+  if (matrix.norms == nullptr) {
+    kernels.store_rows(panels, panels_rows, count, matrix.columns, scale, target, first);
+    return;
+  }
+  Buffer unit(panels_size(1, matrix.columns));
+  for (int64_t i = 0; i < count; ++i) {
+    float* row = panels + i * kPanelColumns;
+    if (!(matrix.norms[first + i] < matrix.norm_floor)) {  // a shorter vector is only scaled
+      kernels.load_rows(matrix, first + i, 1, unit.data(), 1);
+      kernels.remove_component(row, panels_rows * kPanelColumns, unit.data(), matrix.columns);
+    }
+    kernels.store_rows(row, panels_rows, 1, matrix.columns, scale / divisor_of(matrix, first + i), target, first + i);
+  }
+}
+
+void store_states_gradient(const Kernels& kernels, const States& states, const Matrix& matrix, Buffer& panels,
+                           float scale, const MutableMatrix& target, Threads& threads) {
+  fill_zero(target, matrix.rows, states.dim);
   for_panels(threads, states.count, states.dim, [&](int64_t panel) {
     for (int64_t i = panel * kPanelColumns; i < (panel + 1) * kPanelColumns; ++i) {
       if (states.order[i] < 0) continue;
-      kernels.store_rows(panels.data() + i * kPanelColumns, states.count, 1, states.dim, scale, target,
-                         states.order[i]);
+      store_gradient(kernels, matrix, states.order[i], 1, panels.data() + i * kPanelColumns, states.count, scale,
+                     target);
     }
   });
 }

@@ -44,8 +44,13 @@ bool takes_pairs(const Kernels& kernels, const Matrix& states, const Matrix& ite
 States pack_states(const Kernels& kernels, const Matrix& states, Order order, double scale, bool paired,
                    Threads& threads);
 
-// Panels of [count, dim], times `scale`, to the rows they belong to; rows that are not packed become zero.
-void unpack_states(const Kernels& kernels, const States& states, const Buffer& panels, int64_t rows, float scale,
-                   const MutableMatrix& target, Threads& threads);
+// The gradient by `count` rows of a matrix from row `first` on, panels [.., dim] times `scale`, to the same rows of
+// `target`. By unit vectors it becomes that by the vectors, in the panels too: what points along a vector changes nothing.
+void store_gradient(const Kernels& kernels, const Matrix& matrix, int64_t first, int64_t count, float* panels,
+                    int64_t panels_rows, float scale, const MutableMatrix& target);
+
+// Likewise the gradient by the packed states, panels [count, dim]; rows that are not packed become zero.
+void store_states_gradient(const Kernels& kernels, const States& states, const Matrix& matrix, Buffer& panels,
+                           float scale, const MutableMatrix& target, Threads& threads);
 
 }  // namespace plr_kernels

@@ -14,10 +14,16 @@ class Threads {
  public:
   // At most `most`, and no more than can each do a fair part of `work` multiply-adds.
   Threads(int most, double work);
-  // The calling thread alone.
-  Threads() : count_(1) {}
+  // The calling thread alone, while up to `side_by_side` such threads work on parts of one call.
+  static Threads alone(int side_by_side) {
+    Threads one;
+    one.side_by_side_ = side_by_side;
+    return one;
+  }
 
   int count() const { return count_; }
+  // How many of these are at work at once and share the caches.
+  int side_by_side() const { return side_by_side_; }
 
   // Calls task(index, thread) for every index in [0, tasks), in any order, and returns when all have returned. `thread`
   // is in [0, count()). The first exception of a task is thrown again here, after all have returned.
@@ -25,7 +31,10 @@ class Threads {
   void run(int64_t tasks, const Task& task) const;
 
  private:
-  int count_;
+  Threads() = default;
+
+  int count_ = 1;
+  int side_by_side_ = 1;
 };
 
 }  // namespace plr_kernels

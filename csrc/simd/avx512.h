@@ -58,6 +58,7 @@ inline void store_bfloat16(uint16_t* target, Vector a) {
 inline Vector operator+(Vector a, Vector b) { return {_mm512_add_ps(a.value, b.value)}; }
 inline Vector operator-(Vector a, Vector b) { return {_mm512_sub_ps(a.value, b.value)}; }
 inline Vector operator*(Vector a, Vector b) { return {_mm512_mul_ps(a.value, b.value)}; }
+inline Vector operator/(Vector a, Vector b) { return {_mm512_div_ps(a.value, b.value)}; }
 inline Vector multiply_add(Vector a, Vector b, Vector c) { return {_mm512_fmadd_ps(a.value, b.value, c.value)}; }
 
 #ifdef __AVX512BF16__

@@ -95,6 +95,9 @@ inline Vector operator-(Vector a, Vector b) {
 inline Vector operator*(Vector a, Vector b) {
   return each([&](int lane) { return a.value[lane] * b.value[lane]; });
 }
+inline Vector operator/(Vector a, Vector b) {
+  return each([&](int lane) { return a.value[lane] / b.value[lane]; });
+}
 inline Vector multiply_add(Vector a, Vector b, Vector c) {
   return each([&](int lane) { return a.value[lane] * b.value[lane] + c.value[lane]; });
 }

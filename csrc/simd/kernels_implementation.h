@@ -48,6 +48,15 @@ inline Vector load_raised(const void* source, DataType type, int64_t offset) {
   }
 }
 
+// The 16 numbers from `offset` on, zeros for those beyond the `left` that there are.
+inline Vector load_padded(const void* source, DataType type, int64_t offset, int64_t left) {
+  if (left >= kLanes) return load_raised(source, type, offset);
+  const int64_t bytes = plr_kernels::bytes_of(type);
+  alignas(64) char padded[kLanes * sizeof(float)] = {};
+  __builtin_memcpy(padded, static_cast<const char*>(source) + offset * bytes, left * bytes);
+  return load_raised(padded, type, 0);
+}
+
 #ifndef __AVX512F__
 // To nearest, ties to even.
 inline uint16_t lower_bfloat16(float number) {
@@ -78,20 +87,39 @@ inline void store_lowered(void* target, DataType type, int64_t offset, Vector va
 }
 
 void load_rows(const Matrix& source, int64_t first, int64_t count, float* panels, int64_t panels_rows) {
-  const int64_t bytes = plr_kernels::bytes_of(source.type);
   for (int64_t i = 0; i < count; ++i) {
-    const char* row = static_cast<const char*>(plr_kernels::row_of(source, first + i));
+    const void* row = plr_kernels::row_of(source, first + i);
+    const bool divided = source.norms != nullptr;
+    const Vector divisor = broadcast(divided ? plr_kernels::divisor_of(source, first + i) : 1.0f);
     for (int64_t column = 0; column < source.columns; column += kLanes) {
       float* target = panels + (column / kPanelColumns * panels_rows + i) * kPanelColumns + column % kPanelColumns;
-      const int64_t left = source.columns - column;
-      if (left >= kLanes) {
-        store(target, load_raised(row, source.type, column));
-      } else {
-        alignas(64) char padded[kLanes * sizeof(float)] = {};
-        __builtin_memcpy(padded, row + column * bytes, left * bytes);
-        store(target, load_raised(padded, source.type, 0));
-      }
+      const Vector values = load_padded(row, source.type, column, source.columns - column);
+      store(target, divided ? values / divisor : values);
     }
+  }
+}
+
+void row_norms(const Matrix& source, int64_t first, int64_t count, float* norms) {
+  for (int64_t i = 0; i < count; ++i) {
+    const void* row = plr_kernels::row_of(source, first + i);
+    Vector squares = zero();
+    for (int64_t column = 0; column < source.columns; column += kLanes) {
+      const Vector values = load_padded(row, source.type, column, source.columns - column);
+      squares = multiply_add(values, values, squares);
+    }
+    norms[i] = __builtin_sqrtf(sum_of_lanes(squares));
+  }
+}
+
+void remove_component(float* row, int64_t step, const float* unit, int64_t columns) {
+  const auto at = [&](int64_t column) { return row + column / kPanelColumns * step + column % kPanelColumns; };
+  Vector products = zero();
+  for (int64_t column = 0; column < columns; column += kLanes) {
+    products = multiply_add(load(at(column)), load(unit + column), products);
+  }
+  const Vector component = broadcast(-sum_of_lanes(products));
+  for (int64_t column = 0; column < columns; column += kLanes) {
+    store(at(column), multiply_add(component, load(unit + column), load(at(column))));
   }
 }
 
@@ -565,6 +593,8 @@ constexpr Kernels table(const char* name) {
   return {name,
           load_rows,
           store_rows,
+          row_norms,
+          remove_component,
           product<Singles>,
           product_transposed<Singles>,
           update_softmax,

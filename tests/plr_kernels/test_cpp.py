@@ -7,6 +7,7 @@ from hypothesis import given, settings
 
 pytest.importorskip("plr_kernels._cpp", reason="the extension is not built")
 
+from bench.peers import extra_memory, training_step
 from plr_kernels import extension, info_nce, linear_cross_entropy, pairwise_kl, use_backend
 from tests.plr_kernels.harness import (
     DTYPES,
@@ -174,6 +175,17 @@ def test_any_number_of_rows(rows):
 @pytest.mark.parametrize("temperature", [1.0, 0.07, 0.028, 0.004])
 def test_any_batch_of_views(batch, temperature):
     check(INFO_NCE, batch=batch, dim=6, temperature=temperature)
+
+
+def test_views_are_not_copied():
+    """Not even as unit vectors: beside its results, info_nce takes less memory than half of one view."""
+    views = torch.randn(2, 64, 128, 256)
+    step = training_step(info_nce, *views, backend="cpp")
+    step()
+    extra = extra_memory(step)
+    if extra is None:
+        pytest.skip("the system does not tell the peak")
+    assert extra["both"] < views[0].nbytes / 2
 
 
 def test_groups_beyond_one_stretch_of_states():

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from plr_kernels import info_nce, use_backend
-from tests.plr_kernels.harness import INFO_NCE, evaluate, make_case, targets
+from tests.plr_kernels.harness import INFO_NCE, assert_accurate, evaluate, make_case, targets
 
 SIZES = {"groups": 2, "batch": 4, "dim": 3, "temperature": 0.6}
 
@@ -74,6 +74,15 @@ def test_zero_vector_has_similarity_zero(target):
     assert not similarities[0].any()
     expected = -(similarities.log_softmax(0) + similarities.log_softmax(1)).diagonal().mean()
     torch.testing.assert_close(results["output"].double(), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_vectors_below_the_floor_are_only_scaled(target):
+    """Their norms count as 1e-8, so that the gradient has a part along the vector too."""
+    case = make(target)
+    for name, (row, length) in {"view1": (1, 0.3e-8), "view2": (2, 0.9e-8)}.items():
+        view = case.tensors[name][1]
+        view[row] *= length / view[row].norm()
+    assert_accurate(evaluate(info_nce, case), INFO_NCE, case)
 
 
 WRONG_ARGUMENTS = {
