@@ -133,57 +133,58 @@ PYBIND11_MODULE(_cpp, module) {
       },
       py::arg("wanted") = "auto", "The name of the instruction set that a choice stands for; None if there is none.");
 
-  module.def("pairwise_kl_forward", [](const std::string& instruction_set, int threads,
+  module.def("pairwise_kl_forward", [](const std::string& instruction_set, int threads, bool rounds_float32,
                                        const MatrixArguments& states_arguments, int64_t group,
                                        const MatrixArguments& items_arguments, double temperature,
                                        Address statistics, Address tops) {
     const py::gil_scoped_release release;
     const Matrix states = matrix(states_arguments), items = matrix(items_arguments);
     Threads team(threads, multiply_adds(states, items));
-    return pairwise_kl_forward({kernels_of(instruction_set), team}, states, group, items, temperature,
+    return pairwise_kl_forward({kernels_of(instruction_set), team, rounds_float32}, states, group, items, temperature,
                                pointer<float>(statistics), pointer<int64_t>(tops));
   });
 
   module.def("pairwise_kl_backward",
-             [](const std::string& instruction_set, int threads, const MatrixArguments& states_arguments,
-                int64_t group, const MatrixArguments& items_arguments, double temperature, bool detach_reference,
-                Address statistics, Address tops, double weight,
+             [](const std::string& instruction_set, int threads, bool rounds_float32,
+                const MatrixArguments& states_arguments, int64_t group, const MatrixArguments& items_arguments,
+                double temperature, bool detach_reference, Address statistics, Address tops, double weight,
                 const std::optional<MatrixArguments>& states_gradient,
                 const std::optional<MatrixArguments>& items_gradient) {
                const py::gil_scoped_release release;
                const Matrix states = matrix(states_arguments), items = matrix(items_arguments);
                const auto for_states = mutable_matrix(states_gradient), for_items = mutable_matrix(items_gradient);
                Threads team(threads, multiply_adds(states, items));
-               pairwise_kl_backward({kernels_of(instruction_set), team}, states, group, items, temperature,
-                                    detach_reference, pointer<const float>(statistics),
+               pairwise_kl_backward({kernels_of(instruction_set), team, rounds_float32}, states, group, items,
+                                    temperature, detach_reference, pointer<const float>(statistics),
                                     pointer<const int64_t>(tops), weight,
                                     pointer_to(for_states), pointer_to(for_items));
              });
 
   module.def("linear_cross_entropy_forward",
-             [](const std::string& instruction_set, int threads, const MatrixArguments& states_arguments,
-                const MatrixArguments& items_arguments, Address targets, double temperature, int64_t ignore_index,
-                Address losses, Address statistics) {
+             [](const std::string& instruction_set, int threads, bool rounds_float32,
+                const MatrixArguments& states_arguments, const MatrixArguments& items_arguments, Address targets,
+                double temperature, int64_t ignore_index, Address losses, Address statistics) {
                const py::gil_scoped_release release;
                const Matrix states = matrix(states_arguments), items = matrix(items_arguments);
                check_targets(pointer<const int64_t>(targets), states.rows, items.rows, ignore_index);
                Threads team(threads, multiply_adds(states, items));
-               linear_cross_entropy_forward({kernels_of(instruction_set), team}, states, items,
+               linear_cross_entropy_forward({kernels_of(instruction_set), team, rounds_float32}, states, items,
                                             pointer<const int64_t>(targets), temperature, ignore_index,
                                             pointer<float>(losses), pointer<float>(statistics));
              });
 
   module.def("linear_cross_entropy_backward",
-             [](const std::string& instruction_set, int threads, const MatrixArguments& states_arguments,
-                const MatrixArguments& items_arguments, Address targets, double temperature, int64_t ignore_index,
-                Address statistics, Address losses_gradient, const std::optional<MatrixArguments>& states_gradient,
+             [](const std::string& instruction_set, int threads, bool rounds_float32,
+                const MatrixArguments& states_arguments, const MatrixArguments& items_arguments, Address targets,
+                double temperature, int64_t ignore_index, Address statistics, Address losses_gradient,
+                const std::optional<MatrixArguments>& states_gradient,
                 const std::optional<MatrixArguments>& items_gradient) {
                const py::gil_scoped_release release;
                const Matrix states = matrix(states_arguments), items = matrix(items_arguments);
                check_targets(pointer<const int64_t>(targets), states.rows, items.rows, ignore_index);
                const auto for_states = mutable_matrix(states_gradient), for_items = mutable_matrix(items_gradient);
                Threads team(threads, multiply_adds(states, items));
-               linear_cross_entropy_backward({kernels_of(instruction_set), team}, states, items,
+               linear_cross_entropy_backward({kernels_of(instruction_set), team, rounds_float32}, states, items,
                                              pointer<const int64_t>(targets), temperature, ignore_index,
                                              pointer<const float>(statistics), pointer<const float>(losses_gradient),
                                              pointer_to(for_states), pointer_to(for_items));
@@ -203,26 +204,27 @@ PYBIND11_MODULE(_cpp, module) {
               {pointer<const int64_t>(exclude), excluded_columns}, pointer<float>(scores), pointer<int64_t>(ids));
   });
 
-  module.def("info_nce_forward", [](const std::string& instruction_set, int threads,
+  module.def("info_nce_forward", [](const std::string& instruction_set, int threads, bool rounds_float32,
                                     const MatrixArguments& view1_arguments, const MatrixArguments& view2_arguments,
                                     float norm_floor, int64_t groups, double temperature, Address statistics) {
     const py::gil_scoped_release release;
     const View view1{matrix(view1_arguments), norm_floor}, view2{matrix(view2_arguments), norm_floor};
     Threads team(threads, multiply_adds(view1.vectors, view2.vectors) / static_cast<double>(groups));
-    return info_nce_forward({kernels_of(instruction_set), team}, view1, view2, groups, temperature,
+    return info_nce_forward({kernels_of(instruction_set), team, rounds_float32}, view1, view2, groups, temperature,
                             pointer<float>(statistics));
   });
 
   module.def("info_nce_backward",
-             [](const std::string& instruction_set, int threads, const MatrixArguments& view1_arguments,
-                const MatrixArguments& view2_arguments, float norm_floor, int64_t groups, double temperature,
-                Address statistics, double weight, const std::optional<MatrixArguments>& view1_gradient,
+             [](const std::string& instruction_set, int threads, bool rounds_float32,
+                const MatrixArguments& view1_arguments, const MatrixArguments& view2_arguments, float norm_floor,
+                int64_t groups, double temperature, Address statistics, double weight,
+                const std::optional<MatrixArguments>& view1_gradient,
                 const std::optional<MatrixArguments>& view2_gradient) {
                const py::gil_scoped_release release;
                const View view1{matrix(view1_arguments), norm_floor}, view2{matrix(view2_arguments), norm_floor};
                const auto for_view1 = mutable_matrix(view1_gradient), for_view2 = mutable_matrix(view2_gradient);
                Threads team(threads, multiply_adds(view1.vectors, view2.vectors) / static_cast<double>(groups));
-               info_nce_backward({kernels_of(instruction_set), team}, view1, view2, groups, temperature,
+               info_nce_backward({kernels_of(instruction_set), team, rounds_float32}, view1, view2, groups, temperature,
                                  pointer<const float>(statistics), weight, pointer_to(for_view1),
                                  pointer_to(for_view2));
              });

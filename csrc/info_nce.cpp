@@ -40,8 +40,10 @@ std::vector<int64_t> all_rows(int64_t batch) {
   return rows;
 }
 
-States packed(const Run& run, const Matrix& view, double scale) {
-  return pack_states(run.kernels, view, listed_order(all_rows(view.rows)), scale, false, run.threads);
+// The rows of a view, for products with those of the other.
+States packed(const Run& run, const Matrix& view, const Matrix& other, double scale) {
+  return pack_states(run.kernels, view, listed_order(all_rows(view.rows)), scale, takes_pairs(run, view, other),
+                     run.threads);
 }
 
 // The unit vectors times the scale, rounded as in packed(): their products are the same to the bit. A row takes
@@ -81,9 +83,9 @@ Direction<Number> direction_of(Number* statistics, int64_t rows, int64_t directi
   return {start, start + rows, start + 2 * rows};
 }
 
-// One direction, of views whose products are the scores; returns the sum of its losses.
-double one_way(const Run& run, const Matrix& view, const Matrix& other, const Direction<float>& result) {
-  const States states = packed(run, view, 1.0);
+// One direction, of views whose products times the scale are the scores; returns the sum of its losses.
+double one_way(const Run& run, const Matrix& view, const Matrix& other, double scale, const Direction<float>& result) {
+  const States states = packed(run, view, other, scale);
   const Targets positives(states.order, all_rows(view.rows).data());
   Buffer positive_scores(states.count);
   SoftmaxStatistics softmax(ItemChunks(other.rows).count, states.count);
@@ -113,9 +115,13 @@ double one_way(const Run& run, const Matrix& view, const Matrix& other, const Di
 // pass it is the first view that is scaled.
 double each_way(const Run& run, const Matrix& view1, const Matrix& view2, double temperature,
                 const Direction<float>& first, const Direction<float>& second) {
-  const Buffer numbers = scaled(run, view1, kLog2E / temperature);
+  const double scale = kLog2E / temperature;
+  if (takes_pairs(run, view1, view2)) {  // sums of products are scaled, not what is multiplied
+    return one_way(run, view1, view2, scale, first) + one_way(run, view2, view1, scale, second);
+  }
+  const Buffer numbers = scaled(run, view1, scale);
   const Matrix scaled1{numbers.data(), DataType::float32, view1.rows, view1.columns, panels_size(1, view1.columns)};
-  return one_way(run, scaled1, view2, first) + one_way(run, view2, scaled1, second);
+  return one_way(run, scaled1, view2, 1.0, first) + one_way(run, view2, scaled1, 1.0, second);
 }
 
 // Both directions from one product; returns the sum of their losses. A cosine is at most 1, so 1 / temperature serves all
@@ -125,7 +131,7 @@ double both_ways(const Run& run, const Matrix& view1, const Matrix& view2, doubl
                  const Direction<float>& first, const Direction<float>& second) {
   const int64_t batch = view1.rows;
   const float bound = static_cast<float>(kLog2E / temperature);
-  const States states = packed(run, view1, kLog2E / temperature);
+  const States states = packed(run, view1, view2, kLog2E / temperature);
   const Buffer counted = counted_states(states);
   const Targets positives(states.order, all_rows(batch).data());
   const ItemChunks chunks(batch);
@@ -168,7 +174,7 @@ void for_each_group(const Run& run, int64_t groups, const Visit& visit) {
   if (groups % threads == 0 || groups >= 4 * threads) {
     run.threads.run(groups, [&](int64_t group, int) {
       Threads alone = Threads::alone(threads);
-      visit(Run{run.kernels, alone}, group);
+      visit(Run{run.kernels, alone, run.rounds_float32}, group);
     });
   } else {
     for (int64_t group = 0; group < groups; ++group) visit(run, group);
@@ -202,7 +208,7 @@ void info_nce_backward(const Run& run, const View& view1, const View& view2, int
     Buffer first_norms, second_norms;
     const Matrix first = unit_group(own, view1, group, batch, first_norms);
     const Matrix second = unit_group(own, view2, group, batch, second_norms);
-    const States states = packed(own, first, kLog2E / temperature);
+    const States states = packed(own, first, second, kLog2E / temperature);
     const Buffer counted = counted_states(states);
     const Targets positives(states.order, all_rows(batch).data());
     const Direction<const float> to_second = direction_of(statistics, rows, 0, group * batch);

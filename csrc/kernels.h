@@ -37,6 +37,9 @@ struct PairKernels {
   void (*product_transposed)(int64_t m, int64_t n, int64_t k, const float* a, int64_t a_rows, const float* b,
                              int64_t b_rows, float* c, int64_t c_rows);
 
+  // A row of a matrix, divided by its norm where it has one, rounded to bfloat16.
+  void (*round_row)(const Matrix& source, int64_t row, uint16_t* target);
+
   // A row of bfloat16 to row i of panels [rows, columns / 2], padded with zero.
   void (*pair_columns)(const uint16_t* row, int64_t columns, int64_t i, float* panels, int64_t panels_rows);
 

@@ -26,7 +26,7 @@ States packed(const Run& run, const Matrix& states, const Matrix& items, const i
     if (targets[row] != ignore_index) counted.push_back(row);
   }
   return pack_states(run.kernels, states, listed_order(std::move(counted)), kLog2E / temperature,
-                     takes_pairs(run.kernels, states, items), run.threads);
+                     takes_pairs(run, states, items), run.threads);
 }
 
 }  // namespace

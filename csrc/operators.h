@@ -14,6 +14,7 @@ namespace plr_kernels {
 struct Run {
   const Kernels& kernels;
   Threads& threads;
+  bool rounds_float32 = false;  // whether float32 numbers may be rounded to bfloat16 before they are multiplied
 };
 
 // states [batch · group, dim], group >= 2. For the backward pass, per state: statistics [5, batch · group], the largest score

@@ -25,7 +25,7 @@ namespace {
 
 States packed(const Run& run, const Matrix& states, int64_t group, const Matrix& items, double temperature) {
   return pack_states(run.kernels, states, grouped_order(states.rows / group, group), kLog2E / temperature,
-                     takes_pairs(run.kernels, states, items), run.threads);
+                     takes_pairs(run, states, items), run.threads);
 }
 
 // The part of a block's states that are whole groups; a half panel after the last group holds none.

@@ -83,16 +83,14 @@ class Products {
       kernels_.load_rows(items_, first, count, cells, block_items);
       return;
     }
-    const auto row = [&](int64_t i) {
-      return i < count ? static_cast<const uint16_t*>(row_of(items_, first + i)) : nullptr;
-    };
-    for (int64_t i = 0; i < count; ++i) {
-      kernels_.pairs.pair_columns(row(i), states_.dim, i, cells, block_items);
-    }
-    if (!for_gradient) return;
+    Bfloat16Rows rows(kernels_, items_, 2);
     float* second = second_operand(cells, block_items);
     for (int64_t i = 0; i < count; i += 2) {
-      kernels_.pairs.pair_rows(row(i), row(i + 1), states_.dim, i / 2, second, block_items / 2);
+      const uint16_t* row = rows.row(first + i);
+      const uint16_t* next_row = i + 1 < count ? rows.row(first + i + 1) : nullptr;
+      kernels_.pairs.pair_columns(row, states_.dim, i, cells, block_items);
+      if (next_row != nullptr) kernels_.pairs.pair_columns(next_row, states_.dim, i + 1, cells, block_items);
+      if (for_gradient) kernels_.pairs.pair_rows(row, next_row, states_.dim, i / 2, second, block_items / 2);
     }
   }
 

@@ -65,9 +65,10 @@ void pack_singles(const Kernels& kernels, const Matrix& matrix, double scale, in
 
 void pack_pairs(const Kernels& kernels, const Matrix& matrix, int64_t first, States& states) {
   const uint16_t* source[kPanelColumns];
+  Bfloat16Rows rows(kernels, matrix, kPanelColumns);
   for (int64_t i = 0; i < kPanelColumns; ++i) {
     const int64_t row = states.order[first + i];
-    source[i] = row >= 0 ? static_cast<const uint16_t*>(row_of(matrix, row)) : nullptr;
+    source[i] = row >= 0 ? rows.row(row) : nullptr;
   }
   for (int64_t i = 0; i < kPanelColumns; i += 2) {
     kernels.pairs.pair_rows(source[i], source[i + 1], states.dim, (first + i) / 2, states.rows.data(),
@@ -85,10 +86,12 @@ void pack_pairs(const Kernels& kernels, const Matrix& matrix, int64_t first, Sta
 
 }  // namespace
 
-bool takes_pairs(const Kernels& kernels, const Matrix& states, const Matrix& items) {
+bool takes_pairs(const Run& run, const Matrix& states, const Matrix& items) {
   constexpr int64_t least_dim = 32, least_items = 1024;
-  return kernels.pairs.product != nullptr && states.type == DataType::bfloat16 && items.type == DataType::bfloat16 &&
-         states.columns >= least_dim && items.rows >= least_items;
+  const auto exact = [](const Matrix& matrix) { return matrix.type == DataType::bfloat16 && matrix.norms == nullptr; };
+  const auto rounded = [&](const Matrix& matrix) { return matrix.type == DataType::float32 && run.rounds_float32; };
+  return run.kernels.pairs.product != nullptr && states.columns >= least_dim && items.rows >= least_items &&
+         ((exact(states) && exact(items)) || (rounded(states) && rounded(items)));
 }
 
 States pack_states(const Kernels& kernels, const Matrix& matrix, Order order, double scale, bool paired,

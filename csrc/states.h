@@ -7,6 +7,7 @@
 #include "buffer.h"
 #include "kernels.h"
 #include "matrix.h"
+#include "operators.h"
 #include "threads.h"
 
 namespace plr_kernels {
@@ -35,10 +36,38 @@ struct States {
   int64_t per_cell() const { return paired ? 2 : 1; }
 };
 
-// Whether to multiply in bfloat16: inputs that are, on a CPU that can. The products of items and states are then exact, and
-// the gradient by scores is rounded to bfloat16 as in PyTorch's own backward pass. Short sums of such gradients might, by
-// chance, be further from the truth than PyTorch's, and take no time anyhow.
-bool takes_pairs(const Kernels& kernels, const Matrix& states, const Matrix& items);
+// Whether to multiply in bfloat16, on a CPU that can: inputs that are, and float32 ones where the run may round them. The
+// products of bfloat16 items and states are exact, and the gradient by scores is rounded to bfloat16 as in PyTorch's own
+// backward pass. Short sums of such gradients might, by chance, be further from the truth than PyTorch's, and take no time
+// anyhow.
+bool takes_pairs(const Run& run, const Matrix& states, const Matrix& items);
+
+// Rows of a matrix in bfloat16: as they are in memory, or rounded into memory of their own.
+class Bfloat16Rows {
+ public:
+  // At most `kept` rows are asked for before the first of them is done with.
+  Bfloat16Rows(const Kernels& kernels, const Matrix& matrix, int64_t kept)
+      : kernels_(kernels),
+        matrix_(matrix),
+        in_place_(matrix.type == DataType::bfloat16 && matrix.norms == nullptr),
+        kept_(kept),
+        rounded_(in_place_ ? 0 : kept * matrix.columns) {}
+
+  const uint16_t* row(int64_t row) {
+    if (in_place_) return static_cast<const uint16_t*>(row_of(matrix_, row));
+    uint16_t* target = rounded_.data() + (next_++ % kept_) * matrix_.columns;
+    kernels_.pairs.round_row(matrix_, row, target);
+    return target;
+  }
+
+ private:
+  const Kernels& kernels_;
+  const Matrix& matrix_;
+  const bool in_place_;
+  const int64_t kept_;
+  int64_t next_ = 0;
+  std::vector<uint16_t> rounded_;
+};
 
 // `scale` multiplies the scores.
 States pack_states(const Kernels& kernels, const Matrix& states, Order order, double scale, bool paired,

@@ -28,6 +28,18 @@ def resources() -> tuple[str, int]:
     return _instruction_set, torch.get_num_threads()
 
 
+def rounds_float32() -> bool:
+    """Whether float32 numbers may be rounded to bfloat16 before they are multiplied: the argument after `resources`.
+
+    As torch's own products on CPUs: by the setting at this moment, which `torch.set_float32_matmul_precision("medium")`
+    and, since PyTorch 2.9, `torch.backends.mkldnn.matmul.fp32_precision = "bf16"` change.
+    """
+    setting = getattr(torch.backends.mkldnn, "matmul", None)
+    if setting is not None:
+        return setting.fp32_precision == "bf16"
+    return torch.get_float32_matmul_precision() == "medium"
+
+
 def with_plain_rows(tensor: Tensor) -> Tensor:
     """The tensor as a matrix [..., D] -> [rows, D] whose rows are contiguous; copied only where they are not."""
     rows = tensor.reshape(-1, tensor.shape[-1])

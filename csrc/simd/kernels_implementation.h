@@ -267,6 +267,23 @@ inline uint32_t pair_of(uint16_t first, uint16_t second) {
   return static_cast<uint32_t>(first) | static_cast<uint32_t>(second) << 16;
 }
 
+void round_row(const Matrix& source, int64_t row, uint16_t* target) {
+  const void* numbers = plr_kernels::row_of(source, row);
+  const bool divided = source.norms != nullptr;
+  const Vector divisor = broadcast(divided ? plr_kernels::divisor_of(source, row) : 1.0f);
+  for (int64_t column = 0; column < source.columns; column += 2 * kLanes) {
+    Vector values[2] = {zero(), zero()};
+    const int64_t left = source.columns - column;
+    values[0] = load_padded(numbers, source.type, column, left);
+    if (left > kLanes) values[1] = load_padded(numbers, source.type, column + kLanes, left - kLanes);
+    if (divided) {
+      for (Vector& value : values) value = value / divisor;
+    }
+    const Vector rounded = neighbours_as_pairs(values[0], values[1]);
+    __builtin_memcpy(target + column, &rounded, smaller(2 * kLanes, left) * sizeof(uint16_t));
+  }
+}
+
 // A cell (i, c) of [rows, columns / 2]: row i, columns 2 c and 2 c + 1.
 void pair_columns(const uint16_t* row, int64_t columns, int64_t i, float* panels, int64_t panels_rows) {
   for (int64_t column = 0; column < columns; column += 2 * kPanelColumns) {
@@ -612,7 +629,7 @@ constexpr Kernels table(const char* name) {
           dots,
           rows_product,
 #ifdef __AVX512BF16__
-          {product<Pairs>, product_transposed<Pairs>, pair_columns, pair_rows, pair_scores}
+          {product<Pairs>, product_transposed<Pairs>, round_row, pair_columns, pair_rows, pair_scores}
 #else
           {}
 #endif

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from plr_kernels import _cpp
-from plr_kernels.extension import as_gradient, as_matrix, new_gradient, resources, with_plain_rows
+from plr_kernels.extension import as_gradient, as_matrix, new_gradient, resources, rounds_float32, with_plain_rows
 from plr_kernels.info_nce.reference import NORM_FLOOR
 
 
@@ -16,7 +16,14 @@ def forward(view1: Tensor, view2: Tensor, temperature: float) -> tuple[Tensor, T
         return torch.zeros(()), statistics
     rows1, rows2 = with_plain_rows(view1), with_plain_rows(view2)
     loss = _cpp.info_nce_forward(
-        *resources(), as_matrix(rows1), as_matrix(rows2), NORM_FLOOR, groups, temperature, statistics.data_ptr()
+        *resources(),
+        rounds_float32(),
+        as_matrix(rows1),
+        as_matrix(rows2),
+        NORM_FLOOR,
+        groups,
+        temperature,
+        statistics.data_ptr(),
     )
     return torch.tensor(loss, dtype=torch.float32), statistics
 
@@ -38,6 +45,7 @@ def backward(
     rows1, rows2, statistics = with_plain_rows(view1), with_plain_rows(view2), statistics.contiguous()
     _cpp.info_nce_backward(
         *resources(),
+        rounds_float32(),
         as_matrix(rows1),
         as_matrix(rows2),
         NORM_FLOOR,

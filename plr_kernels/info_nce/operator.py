@@ -95,6 +95,8 @@ def info_nce(view1: Tensor, view2: Tensor, *, temperature: float = 1.0) -> Tenso
     −(1/B) Σ_i [log softmax_j(s_ij)_i + log softmax_j(s_ji)_i], and the result is the mean over the groups. G
     = 0 and B = 0 give 0. Norms below 1e-8 count as 1e-8, so that a zero vector has similarity 0 to all.
 
+    Products of float32 numbers follow `torch.set_float32_matmul_precision`, as it is in each of the two passes.
+
     Args:
         view1: [G, B, D]: for PLR one group per reasoning step and stream; float32, bfloat16, float16 or
             (reference backend) float64.

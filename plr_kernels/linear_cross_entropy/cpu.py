@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from plr_kernels import _cpp
-from plr_kernels.extension import as_gradient, as_matrix, new_gradient, resources, with_plain_rows
+from plr_kernels.extension import as_gradient, as_matrix, new_gradient, resources, rounds_float32, with_plain_rows
 
 
 def forward(
@@ -15,6 +15,7 @@ def forward(
     states, items, targets = with_plain_rows(states), with_plain_rows(items), targets.contiguous()
     _cpp.linear_cross_entropy_forward(
         *resources(),
+        rounds_float32(),
         as_matrix(states),
         as_matrix(items),
         targets.data_ptr(),
@@ -44,6 +45,7 @@ def backward(
     losses_gradient, statistics = losses_gradient.contiguous(), statistics.contiguous()
     _cpp.linear_cross_entropy_backward(
         *resources(),
+        rounds_float32(),
         as_matrix(states),
         as_matrix(items),
         targets.data_ptr(),

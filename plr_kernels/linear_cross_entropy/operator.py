@@ -140,6 +140,8 @@ def linear_cross_entropy(
     `ignore_index` count for nothing: their loss is 0, and the mean is over the others (0, with zero
     gradients, where there is none).
 
+    Products of float32 numbers follow `torch.set_float32_matmul_precision`, as it is in each of the two passes.
+
     Args:
         states: [R, D], float32, bfloat16, float16 or (reference backend) float64.
         items: [V, D], V >= 1, in the dtype of `states`.

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from plr_kernels import _cpp
-from plr_kernels.extension import as_gradient, as_matrix, new_gradient, resources, with_plain_rows
+from plr_kernels.extension import as_gradient, as_matrix, new_gradient, resources, rounds_float32, with_plain_rows
 
 
 def forward(states: Tensor, items: Tensor, temperature: float) -> tuple[Tensor, Tensor, Tensor]:
@@ -15,7 +15,14 @@ def forward(states: Tensor, items: Tensor, temperature: float) -> tuple[Tensor, 
         return torch.zeros(()), statistics, tops
     states, items = with_plain_rows(states), with_plain_rows(items)
     loss = _cpp.pairwise_kl_forward(
-        *resources(), as_matrix(states), group, as_matrix(items), temperature, statistics.data_ptr(), tops.data_ptr()
+        *resources(),
+        rounds_float32(),
+        as_matrix(states),
+        group,
+        as_matrix(items),
+        temperature,
+        statistics.data_ptr(),
+        tops.data_ptr(),
     )
     return torch.tensor(loss, dtype=torch.float32), statistics, tops
 
@@ -40,6 +47,7 @@ def backward(
     states, items = with_plain_rows(states), with_plain_rows(items)
     _cpp.pairwise_kl_backward(
         *resources(),
+        rounds_float32(),
         as_matrix(states),
         group,
         as_matrix(items),

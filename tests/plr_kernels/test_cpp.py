@@ -241,20 +241,6 @@ def test_the_number_of_threads_changes_no_bit(operator):
             assert torch.equal(result, results[0][name]), name
 
 
-@for_every_operator
-def test_products_of_float32_are_exact_whatever_the_setting(operator):
-    case = make_case(operator, operator.large)
-    expected = evaluate(operator.public, case)
-    before = torch.get_float32_matmul_precision()
-    try:
-        for precision in ("high", "medium"):
-            torch.set_float32_matmul_precision(precision)
-            for name, result in evaluate(operator.public, case).items():
-                assert torch.equal(result, expected[name]), (precision, name)
-    finally:
-        torch.set_float32_matmul_precision(before)
-
-
 def test_denormal_numbers_are_left_to_others():
     """Numbers below 1e-38 count as zero inside the kernels only."""
     check(LINEAR_CROSS_ENTROPY)
