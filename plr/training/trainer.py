@@ -38,6 +38,7 @@ from plr.source import load_dataset, load_item_data
 from plr.training.callbacks import MONITOR, BestWeights, ResumePoint, Validation, save_weights
 from plr.training.checkpoint import AtomicCheckpointIO, read_checkpoint
 from plr.training.initial import InitialRun
+from plr.training.memory import ReturnFreedMemory
 from plr.training.module import RecommenderModule
 from plr.training.provenance import provenance
 
@@ -177,7 +178,7 @@ def _trainer(logs: Path, config: Config, epochs: int, callbacks: list[Callback])
         max_epochs=epochs,
         precision={"32": "32-true", "bf16": "bf16-mixed"}[config.precision],
         gradient_clip_val=config.clip or None,
-        callbacks=[*([TQDMProgressBar()] if config.progress else []), *callbacks],
+        callbacks=[*([TQDMProgressBar()] if config.progress else []), *callbacks, ReturnFreedMemory()],
         plugins=[AtomicCheckpointIO()],
         logger=[CSVLogger(logs, name="csv"), TensorBoardLogger(logs, name="tensorboard")],
         limit_val_batches=0,
