@@ -25,8 +25,12 @@ class Parser(ArgumentParser):
         """Say on stderr what is wrong, with the nearest known option where one is unknown, and exit with status 2."""
         parser = getattr(ex, "subcommand_parser", None) or self
         command = parser.prog.replace(" [options]", "")
+        in_file = re.search(r"does not accept option '(\w+)'", message)
         if _UNKNOWN in message:
             message = _about_unknown(parser, message.partition(_UNKNOWN)[2].split())
+        elif in_file:
+            nearest = _nearest(parser, f"--{in_file[1]}").lstrip("-")
+            message = f"unknown field {in_file[1]!r} in the --config file, the nearest known is {nearest!r}"
         sys.stderr.write(f"{command}: {' '.join(message.split())}; see {command} --help\n")
         sys.exit(2)
 
@@ -36,9 +40,12 @@ def _about_unknown(parser: argparse.ArgumentParser, found: list[str]) -> str:
     options = [word.partition("=")[0] for word in found if re.match(r"--?[a-z]", word, re.IGNORECASE)]
     if not options:
         return f"unexpected {', '.join(map(repr, found))}"
-    known = [option for option in parser._option_string_actions if not option.endswith("+")]
-    named = []
-    for option in dict.fromkeys(options):
-        nearest = difflib.get_close_matches(option, known, n=1, cutoff=0.0)
-        named.append(f"unknown option {option}, the nearest known is {nearest[0]}")
-    return "; ".join(named)
+    return "; ".join(
+        f"unknown option {option}, the nearest known is {_nearest(parser, option)}" for option in dict.fromkeys(options)
+    )
+
+
+def _nearest(parser: argparse.ArgumentParser, option: str) -> str:
+    """Return the parser's option that is spelled most like this one."""
+    known = [each for each in parser._option_string_actions if not each.endswith("+")]
+    return difflib.get_close_matches(option, known, n=1, cutoff=0.0)[0]

@@ -162,6 +162,16 @@ def test_an_unknown_option_is_one_line_that_names_the_nearest(arguments, message
     assert capsys.readouterr().err == message + "\n"
 
 
+def test_an_unknown_field_of_a_file_is_named(tmp_path, capsys):
+    (tmp_path / "config.yaml").write_text("dim: 8\nnonsense: 1\n")
+    with pytest.raises(SystemExit) as stopped:
+        main(["train", "--config", str(tmp_path / "config.yaml")])
+    assert stopped.value.code == 2
+    assert capsys.readouterr().err == (
+        "plr train: unknown field 'nonsense' in the --config file, the nearest known is 'noise'; see plr train --help\n"
+    )
+
+
 def test_a_value_of_another_kind_is_one_line_that_names_the_option(capsys):
     with pytest.raises(SystemExit) as stopped:
         main(["train", "--dim", "wide"])
