@@ -2,7 +2,7 @@
 
 The rates are measured in the same rounds as the operator. For the losses and top_items the work is matrix products, at
 the best rate that any product in the process reaches; for stream_attention it is reading and writing every tensor
-once, as fast as a plain copy of as many bytes.
+once, as fast as a plain copy of as many bytes; for top_items of one row it is reading the items once.
 """
 
 import time
@@ -96,6 +96,13 @@ def copies(*, forward: int, backward: int = 0) -> Limit:
     """The limit of an operator that must read and write `forward` and `backward` bytes: a copy that moves as many."""
     work = {phase: amount for phase, amount in (("forward", forward), ("backward", backward)) if amount}
     return Limit("byte", work, {f"copy, {phase}": _copy_probe(amount, phase) for phase, amount in work.items()})
+
+
+def reads(*, forward: int) -> Limit:
+    """The limit of an operator that must read `forward` bytes: a sum of as many, or a copy that moves as many."""
+    source = torch.zeros(max(forward // 4, 1))  # float32
+    probes = {"sum, forward": Probe(source.nbytes, source.sum, "forward")}
+    return Limit("byte", {"forward": forward}, probes | {"copy, forward": _copy_probe(forward, "forward")})
 
 
 def _copy_probe(moved: int, phase: str) -> Probe:

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from bench.limits import products
+from bench.limits import products, reads
 from bench.peers import OURS, compare, compiled
 from plr_kernels import top_items, use_backend
 
@@ -41,4 +41,26 @@ def test_ranking(benchmark, rows, vocabulary, dim, rounds):
         "eager (h @ E.T).topk(k)": lambda: [plain(states, items)],
         "the same under torch.compile": lambda: [fused(states, items)],
     }
-    compare(benchmark, rivals, rounds, limit=products(rows, vocabulary, dim, backward=0))
+    limit = reads(forward=items.nbytes) if rows == 1 else products(rows, vocabulary, dim, backward=0)
+    compare(benchmark, rivals, rounds, limit)
+
+
+@pytest.mark.parametrize(
+    ("rows", "vocabulary", "dim", "rounds"),
+    [
+        pytest.param(32, 12_101, 64, 100, id=f"R32 V12101 D64 k{K} bfloat16"),
+        pytest.param(32, 87_969, 256, 30, id=f"R32 V87969 D256 k{K} bfloat16", marks=pytest.mark.large),
+        pytest.param(256, 87_969, 256, 15, id=f"R256 V87969 D256 k{K} bfloat16", marks=pytest.mark.large),
+    ],
+)
+def test_ranking_in_bfloat16(benchmark, rows, vocabulary, dim, rounds):
+    """Ours returns float32 scores; those of (h @ E.T) are rounded to bfloat16."""
+    torch.manual_seed(0)
+    states, items = torch.randn(rows, dim).bfloat16(), torch.randn(vocabulary, dim).bfloat16()
+
+    def ours():
+        with use_backend("cpp"):
+            return [top_items(states, items, K)[0]]
+
+    rivals = {OURS: ours, "eager (h @ E.T).topk(k)": lambda: [(states @ items.T).topk(K).values]}
+    compare(benchmark, rivals, rounds, products(rows, vocabulary, dim, backward=0, dtype=torch.bfloat16))

@@ -190,9 +190,9 @@ PYBIND11_MODULE(_cpp, module) {
                                              pointer_to(for_states), pointer_to(for_items));
              });
 
-  module.def("top_items", [](const std::string& instruction_set, int threads, const MatrixArguments& states_arguments,
-                             const MatrixArguments& items_arguments, int64_t k, Address exclude,
-                             int64_t excluded_columns, Address scores, Address ids) {
+  module.def("top_items", [](const std::string& instruction_set, int threads, bool rounds_float32,
+                             const MatrixArguments& states_arguments, const MatrixArguments& items_arguments,
+                             int64_t k, Address exclude, int64_t excluded_columns, Address scores, Address ids) {
     const py::gil_scoped_release release;
     const Matrix states = matrix(states_arguments), items = matrix(items_arguments);
     // For fewer rows than this, reading the items takes longer than the multiply-adds.
@@ -200,7 +200,7 @@ PYBIND11_MODULE(_cpp, module) {
     Matrix at_least = states;
     at_least.rows = std::max(states.rows, rows_per_reading);
     Threads team(threads, multiply_adds(at_least, items));
-    top_items({kernels_of(instruction_set), team}, states, items, k,
+    top_items({kernels_of(instruction_set), team, rounds_float32}, states, items, k,
               {pointer<const int64_t>(exclude), excluded_columns}, pointer<float>(scores), pointer<int64_t>(ids));
   });
 

@@ -37,6 +37,10 @@ struct PairKernels {
   void (*product_transposed)(int64_t m, int64_t n, int64_t k, const float* a, int64_t a_rows, const float* b,
                              int64_t b_rows, float* c, int64_t c_rows);
 
+  // As rows_product below: the rows of the source and of b are cells; `fetched` has twice as many columns.
+  void (*rows_product)(const Matrix& source, int64_t first, int64_t count, int64_t columns, const float* b, float* c,
+                       const Matrix& fetched, int64_t fetched_first, int64_t fetched_count);
+
   // A row of a matrix, divided by its norm where it has one, rounded to bfloat16.
   void (*round_row)(const Matrix& source, int64_t row, uint16_t* target);
 

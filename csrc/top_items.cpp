@@ -107,44 +107,61 @@ void read_once(const Run& run, const Matrix& states, const Matrix& items, const 
   merge(run, candidates, 0, rows, output);
 }
 
+// Whether every row of a matrix is one of whole pairs of bfloat16 at addresses that suit a pair.
+bool lies_in_pairs(const Matrix& items) {
+  constexpr std::uintptr_t pair_bytes = 4;
+  return items.type == DataType::bfloat16 && items.columns % 2 == 0 && items.stride % 2 == 0 &&
+         reinterpret_cast<std::uintptr_t>(items.data) % pair_bytes == 0;
+}
+
 // Rows [first_row, first_row + rows): blocks of scores from register-blocked products.
 void by_products(const Run& run, const Matrix& matrix, int64_t first_row, int64_t rows, const Matrix& items,
-                 const ExcludedIds& excluded, const Output& output) {
+                 bool paired, const ExcludedIds& excluded, const Output& output) {
   std::vector<int64_t> listed(rows);
   std::iota(listed.begin(), listed.end(), first_row);
-  const States states = pack_states(run.kernels, matrix, listed_order(std::move(listed)), 1.0, false, run.threads);
+  const States states = pack_states(run.kernels, matrix, listed_order(std::move(listed)), 1.0, paired, run.threads);
   const int64_t block_items = items_per_block(items.rows), blocks = divided_up(items.rows, block_items);
   const int64_t tasks = std::min<int64_t>(blocks, 16 * run.threads.count());
   const Exclusions exclusions(excluded, first_row, rows, items.rows, block_items);
   std::vector<Candidates> candidates = candidates_of_threads(run, rows, output.k, items.rows);
 
-  const bool in_place = items.type == DataType::float32;
-  const int64_t row_size = panels_size(1, states.dim);
-  const int64_t raised_size = in_place ? 0 : block_items * row_size;
+  const auto product = paired ? run.kernels.pairs.rows_product : run.kernels.rows_product;
+  // The items as the product reads them: as they lie in memory, or else copied block by block.
+  const bool in_place = paired ? lies_in_pairs(items) : items.type == DataType::float32;
+  const int64_t row_size = paired ? states.depth : panels_size(1, states.dim);
+  const int64_t copied_size = in_place ? 0 : block_items * row_size;
   const int64_t scores_size = panels_size(block_items, kPanelColumns);
-  Buffer scratch((raised_size + scores_size) * run.threads.count());
+  Buffer scratch((copied_size + scores_size) * run.threads.count());
   std::vector<uint32_t> positions(block_items * kLanes * run.threads.count());
   const int64_t panels = states.count / kPanelColumns;
   run.threads.run(tasks, [&](int64_t task, int thread) {
-    float* raised = scratch.data() + (raised_size + scores_size) * thread;
-    float* scores = raised + raised_size;
+    float* copied = scratch.data() + (copied_size + scores_size) * thread;
+    float* scores = copied + copied_size;
     uint32_t* found = positions.data() + block_items * kLanes * thread;
     Candidates& own = candidates[thread];
     const int64_t end = std::min(items.rows, blocks * (task + 1) / tasks * block_items);
     for (int64_t first_item = blocks * task / tasks * block_items; first_item < end; first_item += block_items) {
       const int64_t count = std::min(block_items, end - first_item);
       const int64_t next_count = std::min(block_items, end - first_item - count);
-      if (!in_place) {
-        for (int64_t i = 0; i < count; ++i) run.kernels.load_rows(items, first_item + i, 1, raised + i * row_size, 1);
+      for (int64_t i = 0; !in_place && i < count; ++i) {
+        float* row = copied + i * row_size;
+        if (paired) {
+          row[row_size - 1] = 0.0f;  // of an odd number the last pair has one
+          run.kernels.pairs.round_row(items, first_item + i, reinterpret_cast<uint16_t*>(row));
+        } else {
+          run.kernels.load_rows(items, first_item + i, 1, row, 1);
+        }
       }
-      const Matrix block = in_place ? items : Matrix{raised, DataType::float32, count, states.dim, row_size};
+      const Matrix block =
+          in_place ? Matrix{row_of(items, first_item), DataType::float32, count, states.depth,
+                            items.stride / states.per_cell()}
+                   : Matrix{copied, DataType::float32, count, states.depth, row_size};
       for (int64_t panel = 0; panel < panels; ++panel) {
         const int64_t first = panel * kPanelColumns, last = std::min(rows, first + kPanelColumns);
         // While the panels are computed, the next block of items comes from memory.
         const int64_t fetch_from = next_count * panel / panels, fetch_to = next_count * (panel + 1) / panels;
-        run.kernels.rows_product(block, in_place ? first_item : 0, count, round_up(last - first, kLanes),
-                                 states.transposed.data() + first * states.dim, scores, items,
-                                 first_item + count + fetch_from, fetch_to - fetch_from);
+        product(block, 0, count, round_up(last - first, kLanes), states.transposed.data() + first * states.depth,
+                scores, items, first_item + count + fetch_from, fetch_to - fetch_from);
         exclusions.visit(first_item, first, last, [&](int64_t row, int64_t item) {
           scores[item * kPanelColumns + row - first] = kExcluded;
         });
@@ -177,13 +194,17 @@ void top_items(const Run& run, const Matrix& states, const Matrix& items, int64_
     if (states.rows > 0) read_once(run, states, items, excluded, output);
     return;
   }
+  // Rounding the items takes longer than it saves for few rows.
+  constexpr int64_t least_rounded_rows = 17;
+  const bool paired = takes_pairs(run, states, items) &&
+                      (items.type == DataType::bfloat16 || states.rows >= least_rounded_rows);
   // As many rows together as leave their candidates in a few megabytes.
   constexpr int64_t candidates_bytes = 4 << 20, most_rows = 1024;
   const int64_t row_bytes = Candidates::room(k, items.rows) * static_cast<int64_t>(sizeof(Key));
   const int64_t together =
       std::clamp(candidates_bytes / row_bytes / kPanelColumns * kPanelColumns, kPanelColumns, most_rows);
   for (int64_t first = 0; first < states.rows; first += together) {
-    by_products(run, states, first, std::min(together, states.rows - first), items, excluded, output);
+    by_products(run, states, first, std::min(together, states.rows - first), items, paired, excluded, output);
   }
 }
 

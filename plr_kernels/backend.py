@@ -5,6 +5,7 @@ once (is the extension built, is Triton installed) is found out at import, so th
 enough for `torch.compile` to trace and guard on.
 """
 
+import functools
 import importlib
 import importlib.util
 import os
@@ -121,6 +122,7 @@ def resolve(operator: str, implementations: Mapping[str, Implementation], tensor
 _FUSED_MODULES: Final = {"cpp": "cpu", "triton": "triton_kernels"}
 
 
+@functools.cache
 def fused_module(operator: str, name: str) -> Any:
     """The module with the functions `forward` and `backward` of an operator on a fused backend."""
     return importlib.import_module(f"plr_kernels.{operator}.{_FUSED_MODULES[name]}")

@@ -149,10 +149,12 @@ void store_rows(const float* panels, int64_t panels_rows, int64_t count, int64_t
 // How a product multiplies and adds up: a cell of a panel is one float32, or a pair of bfloat16 that are neighbours along
 // the inner dimension.
 struct Singles {
+  static constexpr int64_t numbers = 1;
   static Vector multiply_add(Vector a, Vector b, Vector c) { return ::multiply_add(a, b, c); }
 };
 #ifdef __AVX512BF16__
 struct Pairs {
+  static constexpr int64_t numbers = 2;
   static Vector multiply_add(Vector a, Vector b, Vector c) { return multiply_add_pairs(a, b, c); }
 };
 #endif
@@ -627,9 +629,10 @@ constexpr Kernels table(const char* name) {
           above,
           rank,
           dots,
-          rows_product,
+          rows_product<Singles>,
 #ifdef __AVX512BF16__
-          {product<Pairs>, product_transposed<Pairs>, round_row, pair_columns, pair_rows, pair_scores}
+          {product<Pairs>, product_transposed<Pairs>, rows_product<Pairs>, round_row, pair_columns, pair_rows,
+           pair_scores}
 #else
           {}
 #endif

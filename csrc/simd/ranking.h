@@ -43,7 +43,7 @@ void rank(int64_t* keys, int64_t count, int64_t k) {
   }
 }
 
-// Rows of a matrix from column `column` on.
+// Rows of a matrix from cell `column` on.
 struct Fetched {
   const Matrix& matrix;
   int64_t column;
@@ -53,10 +53,11 @@ struct Fetched {
 
 // As `tile`, with the rows of a as they are, `stride` numbers apart; meanwhile brings as many terms of other rows into
 // the second-level cache.
-template <int Rows, int Vectors>
+template <class Cells, int Rows, int Vectors>
 inline void rows_tile(int64_t k, const float* a, int64_t stride, const float* b, float* c, bool accumulate,
                       const Fetched& fetched) {
-  const int64_t number_bytes = plr_kernels::bytes_of(fetched.matrix.type);
+  constexpr int64_t cache_line = 64;
+  const int64_t cell_bytes = plr_kernels::bytes_of(fetched.matrix.type) * Cells::numbers;
   Vector sums[Rows][Vectors];
 #pragma GCC unroll 16
   for (int i = 0; i < Rows; ++i) {
@@ -66,7 +67,9 @@ inline void rows_tile(int64_t k, const float* a, int64_t stride, const float* b,
   for (int64_t done = 0; done < k; done += kLanes) {
     for (int64_t row = fetched.first; row < fetched.last; ++row) {
       const char* numbers = static_cast<const char*>(plr_kernels::row_of(fetched.matrix, row));
-      __builtin_prefetch(numbers + (fetched.column + done) * number_bytes, 0, 2);
+      for (int64_t byte = 0; byte < kLanes * cell_bytes; byte += cache_line) {
+        __builtin_prefetch(numbers + (fetched.column + done) * cell_bytes + byte, 0, 2);
+      }
     }
     const int64_t terms = smaller(kLanes, k - done);
     for (int64_t term = 0; term < terms; ++term) {
@@ -77,7 +80,7 @@ inline void rows_tile(int64_t k, const float* a, int64_t stride, const float* b,
       for (int i = 0; i < Rows; ++i) {
         const Vector from_a = broadcast(a[i * stride]);
 #pragma GCC unroll 4
-        for (int j = 0; j < Vectors; ++j) sums[i][j] = multiply_add(from_a, from_b[j], sums[i][j]);
+        for (int j = 0; j < Vectors; ++j) sums[i][j] = Cells::multiply_add(from_a, from_b[j], sums[i][j]);
       }
       ++a;
       b += kPanelColumns;
@@ -93,25 +96,26 @@ inline void rows_tile(int64_t k, const float* a, int64_t stride, const float* b,
   }
 }
 
-template <int Rows>
+template <class Cells, int Rows>
 inline void rows_tile_of(int64_t rows, int64_t k, const float* a, int64_t stride, int64_t vectors, const float* b,
                          float* c, bool accumulate, const Fetched& fetched) {
   if constexpr (Rows > 1) {
     if (rows < Rows) {
-      rows_tile_of<Rows - 1>(rows, k, a, stride, vectors, b, c, accumulate, fetched);
+      rows_tile_of<Cells, Rows - 1>(rows, k, a, stride, vectors, b, c, accumulate, fetched);
       return;
     }
   }
   int64_t j = 0;
   if (vectors == kTileVectors) {
-    rows_tile<Rows, kTileVectors>(k, a, stride, b, c, accumulate, fetched);
+    rows_tile<Cells, Rows, kTileVectors>(k, a, stride, b, c, accumulate, fetched);
     j = kTileVectors;
   }
   for (; j < vectors; ++j) {
-    rows_tile<Rows, 1>(k, a, stride, b + j * kLanes, c + j * kLanes, accumulate, fetched);
+    rows_tile<Cells, Rows, 1>(k, a, stride, b + j * kLanes, c + j * kLanes, accumulate, fetched);
   }
 }
 
+template <class Cells>
 void rows_product(const Matrix& source, int64_t first, int64_t count, int64_t columns, const float* b, float* c,
                   const Matrix& fetched, int64_t fetched_first, int64_t fetched_count) {
   const float* a = static_cast<const float*>(plr_kernels::row_of(source, first));
@@ -123,7 +127,7 @@ void rows_product(const Matrix& source, int64_t first, int64_t count, int64_t co
       const int64_t rows = (count - i + tiles - t - 1) / (tiles - t);
       const Fetched own_part{fetched, term, fetched_first + fetched_count * t / tiles,
                              fetched_first + fetched_count * (t + 1) / tiles};
-      rows_tile_of<kTileRows>(rows, depth, a + i * source.stride + term, source.stride, columns / kLanes,
+      rows_tile_of<Cells, kTileRows>(rows, depth, a + i * source.stride + term, source.stride, columns / kLanes,
                               b + term * kPanelColumns, c + i * kPanelColumns, term > 0, own_part);
       i += rows;
     }

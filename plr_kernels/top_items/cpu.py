@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from plr_kernels import _cpp
-from plr_kernels.extension import as_matrix, resources, with_plain_rows
+from plr_kernels.extension import as_matrix, resources, rounds_float32, with_plain_rows
 
 
 def forward(states: Tensor, items: Tensor, k: int, exclude: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -12,14 +12,15 @@ def forward(states: Tensor, items: Tensor, k: int, exclude: Tensor | None) -> tu
     rows = states.shape[0]
     scores, ids = torch.empty(rows, k), torch.empty(rows, k, dtype=torch.int64)
     states, items = with_plain_rows(states), with_plain_rows(items)
-    exclude = torch.empty(rows, 0, dtype=torch.int64) if exclude is None else exclude.contiguous()
+    exclude = None if exclude is None else exclude.contiguous()
     _cpp.top_items(
         *resources(),
+        rounds_float32(),
         as_matrix(states),
         as_matrix(items),
         k,
-        exclude.data_ptr(),
-        exclude.shape[1],
+        0 if exclude is None else exclude.data_ptr(),
+        0 if exclude is None else exclude.shape[1],
         scores.data_ptr(),
         ids.data_ptr(),
     )

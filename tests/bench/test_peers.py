@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from bench.limits import copies, products
+from bench.limits import copies, products, reads
 from bench.peers import OURS, Step, compare, training_step
 from plr_kernels import info_nce, linear_cross_entropy, pairwise_kl
 
@@ -110,7 +110,7 @@ def test_the_limit_counts_the_operations_that_the_operator_declares(operator, sh
 
 
 def test_limits_measure_all_probes_and_say_what_they_did():
-    for limit in (products(8, 8, 8, backward=0), copies(forward=4096, backward=8192)):
+    for limit in (reads(forward=4096), products(8, 8, 8, backward=0), copies(forward=4096, backward=8192)):
         limit.measure()
         limit.measure()
         record = limit.record()
@@ -118,3 +118,6 @@ def test_limits_measure_all_probes_and_say_what_they_did():
     assert record["work"] == {"forward": 4096, "backward": 8192}
     assert [probe["amount"] for probe in record["probes"].values()] == [4096, 8192]
     assert products(8, 8, 8, backward=0).work == {"forward": 1024}
+    reading = reads(forward=4096)
+    assert (reading.unit, reading.work) == ("byte", {"forward": 4096})
+    assert {probe.amount for probe in reading.probes.values()} == {4096}

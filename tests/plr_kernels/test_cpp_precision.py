@@ -6,7 +6,7 @@ from torch.nn.functional import normalize
 
 pytest.importorskip("plr_kernels._cpp", reason="the extension is not built")
 
-from plr_kernels import extension, info_nce, linear_cross_entropy, use_backend
+from plr_kernels import extension, info_nce, linear_cross_entropy, top_items, use_backend
 from tests.plr_kernels.harness import (
     INFO_NCE,
     LINEAR_CROSS_ENTROPY,
@@ -222,3 +222,38 @@ def test_unit_vectors_are_rounded_and_nothing_else(dim, temperature):
         off = (UNIT + 4 * summed) * by_score.abs() @ rounded[other].abs()
         off = (off + (off * unit.abs()).sum(2, keepdim=True) * unit.abs()) / norms
         assert ((gradients[this] - truth).abs() <= off).all()
+
+
+# ------------------------------------------------------------------------------------------ top_items
+
+
+def ranked(precision, states, items):
+    torch.set_float32_matmul_precision(precision)
+    scores, ids = top_items(states, items, 20)
+    return torch.cat([scores.double(), ids.double()], dim=1)
+
+
+@pytest.mark.parametrize("instruction_set", INSTRUCTION_SETS)
+@pytest.mark.parametrize("dim", [32, 33, 300])
+@pytest.mark.parametrize(("rows", "vocabulary"), [(17, 1024), (40, 1500), (1050, 1100)])
+def test_ranking_many_rows(monkeypatch, instruction_set, rows, vocabulary, dim):
+    """By scores of the rounded numbers, in all blocks of rows, or exactly."""
+    monkeypatch.setattr(extension, "_instruction_set", instruction_set)
+    generator = torch.Generator().manual_seed(0)
+    states, items = normal(generator, rows, dim).float(), normal(generator, vocabulary, dim).float()
+    exact = ranked("highest", states, items)
+    assert torch.equal(ranked("high", states, items), exact)
+    if instruction_set == "avx512_bf16":
+        assert torch.equal(ranked("medium", states, items), ranked("highest", states.bfloat16(), items.bfloat16()))
+        assert not torch.equal(ranked("medium", states, items), exact)
+    else:
+        assert torch.equal(ranked("medium", states, items), exact)
+
+
+@pytest.mark.parametrize(
+    ("rows", "vocabulary", "dim"), [(1, 1100, 64), (8, 1100, 64), (16, 1100, 64), (40, 1023, 64), (40, 1100, 31)]
+)
+def test_ranking_few_rows_or_small_tables_is_exact(rows, vocabulary, dim):
+    generator = torch.Generator().manual_seed(0)
+    states, items = normal(generator, rows, dim).float(), normal(generator, vocabulary, dim).float()
+    assert torch.equal(ranked("medium", states, items), ranked("highest", states, items))

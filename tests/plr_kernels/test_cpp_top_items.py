@@ -15,7 +15,7 @@ from tests.plr_kernels.harness import DTYPES, LAYOUTS
 from tests.plr_kernels.test_cpp import INSTRUCTION_SETS
 
 # Up to 8 rows of at least 16 columns read the items once with dot products; all else goes through blocks of products,
-# 32 rows wide and of up to 96 items.
+# 32 rows wide and of up to 96 items. Those of bfloat16 take pairs of columns from 32 columns and 1024 items on.
 ROWS = [1, 2, 8, 9, 16, 17, 31, 32, 33, 70]
 VOCABULARIES = [1, 2, 15, 23, 24, 25, 95, 96, 97, 1031, 3073]
 DIMS = [1, 3, 15, 16, 17, 31, 33, 64, 255, 256, 257, 520]
@@ -91,12 +91,26 @@ def test_any_order_of_scores(rows, k):
 
 
 @pytest.mark.usefixtures("instruction_set")
-@pytest.mark.parametrize("dim", [15, 16, 17, 31, 300])
+@pytest.mark.parametrize("skipped", [0, 1])
+@pytest.mark.parametrize("dim", [32, 33, 64])
+def test_rows_of_a_wider_matrix(dim, skipped):
+    """Read where they are, or, where a pair of columns would not be at an address for pairs, copied."""
+    generator = torch.Generator().manual_seed(0)
+    for stride in (dim + 2, dim + 3):
+        wide = torch.full((1100, stride), torch.nan, dtype=torch.bfloat16)
+        items = wide[:, skipped : skipped + dim]
+        items.copy_(integers(generator, 2, 1100, dim))
+        assert_exact(integers(generator, 2, 9, dim).bfloat16(), items, 20)
+
+
+@pytest.mark.usefixtures("instruction_set")
+@pytest.mark.parametrize(("dtype", "vocabulary"), [(torch.float32, 500), (torch.bfloat16, 1500)], ids=str)
+@pytest.mark.parametrize("dim", [15, 16, 17, 31, 33, 300])
 @pytest.mark.parametrize("rows", [1, 5, 20])
-def test_not_a_number_and_infinity(rows, dim):
+def test_not_a_number_and_infinity(rows, dim, dtype, vocabulary):
     """NaN is above all as in torch.sort; what scores -inf is no candidate."""
     generator = torch.Generator().manual_seed(0)
-    states, items = integers(generator, 2, rows, dim), integers(generator, 2, 500, dim)
+    states, items = (integers(generator, 2, size, dim).to(dtype) for size in (rows, vocabulary))
     states[0] = states[0].abs() + 1  # of all infinite items it makes infinite scores
     for start, value in enumerate((torch.nan, torch.inf, -torch.inf)):
         items[torch.arange(start, 500, 50), torch.arange(10) % dim] = value
@@ -105,14 +119,14 @@ def test_not_a_number_and_infinity(rows, dim):
     for k in (1, 5, 20, 100, 500):
         assert_exact(states, items, k)
         assert_exact(states, items, k, exclude)
-    items = torch.full((400, dim), torch.nan)  # more of them than fit into a list
+    items = torch.full((vocabulary - 100, dim), torch.nan, dtype=dtype)  # more of them than fit into a list
     assert_exact(states, items, 3)
     states[-1] = torch.inf
-    assert_exact(states, integers(generator, 2, 500, dim), 60)
+    assert_exact(states, integers(generator, 2, vocabulary, dim).to(dtype), 60)
     for column in (0, 5, dim - 1):
-        states = torch.ones(rows, dim)
+        states = torch.ones(rows, dim, dtype=dtype)
         states[0, column] = torch.inf
-        assert_exact(states, integers(generator, 2, 500, dim), 300)
+        assert_exact(states, integers(generator, 2, vocabulary, dim).to(dtype), 300)
 
 
 @pytest.mark.usefixtures("instruction_set")
@@ -170,10 +184,11 @@ def test_millions_of_items():
 
 
 @pytest.mark.parametrize(("rows", "vocabulary", "dim"), [(1, 200_003, 17), (300, 5003, 40), (40, 30_011, 20)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.usefixtures("_threads_restored")
-def test_the_number_of_threads_changes_no_bit(rows, vocabulary, dim):
+def test_the_number_of_threads_changes_no_bit(rows, vocabulary, dim, dtype):
     generator = torch.Generator().manual_seed(0)
-    states, items = (torch.randn(size, dim, generator=generator) for size in (rows, vocabulary))
+    states, items = (torch.randn(size, dim, generator=generator).to(dtype) for size in (rows, vocabulary))
     items[::3] = items[1]  # ties across all blocks
     exclude = torch.randint(vocabulary, (rows, 50), generator=generator)
     results = []
