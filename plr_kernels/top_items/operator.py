@@ -22,7 +22,7 @@ def _run_reference(states: Tensor, items: Tensor, k: int, exclude: Tensor | None
     return torch.ops.plr_kernels.top_items(raised(states), raised(items), k, exclude)
 
 
-# No custom_op: what that adds, for gradients that there are none of, takes as long as ranking a small table for one row.
+# No custom_op: what that adds, for gradients which there are none of, takes as long as ranking a small table for a row.
 torch.library.define(
     "plr_kernels::top_items_forward",
     "(Tensor states, Tensor items, SymInt k, Tensor? exclude, str backend) -> (Tensor, Tensor)",
