@@ -117,8 +117,8 @@ struct Kernels {
                                 const float* state_maximum, const float* state_inverse_sum,
                                 const float* item_maximum, const float* item_inverse_sum, const float* counted);
 
-  // Attention of the pair (b, h) with the number b · H + h: output [B, H, M, D], and log2 of every softmax' sum [B, H, M].
-  // `memory` has room for an AttentionWorkspace.
+  // Attention of the pair (b, h) with the number b · H + h: output [B, H, M, D], and log2 of every softmax' sum [B, H, M],
+  // null where that is not wanted. `memory` has room for an AttentionWorkspace.
   void (*attention_forward)(const AttentionCall& call, int64_t pair, float* memory, void* output, float* log_sums);
   void (*attention_backward)(const AttentionCall& call, int64_t pair, float* memory, const Strided& output_gradient,
                              const AttentionGradients& wanted);

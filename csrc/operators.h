@@ -50,7 +50,7 @@ void info_nce_backward(const Run& run, const View& view1, const View& view2, int
                        const float* statistics, double weight, const MutableMatrix* view1_gradient,
                        const MutableMatrix* view2_gradient);
 
-// output [B, H, M, D] in the type of the inputs; log_sums [B, H, M], log2 of every softmax' sum.
+// output [B, H, M, D] in the type of the inputs; log_sums [B, H, M], log2 of every softmax' sum; null: not wanted.
 void stream_attention_forward(const Run& run, const AttentionCall& call, void* output, float* log_sums);
 void stream_attention_backward(const Run& run, const AttentionCall& call, const Strided& output_gradient,
                                const AttentionGradients& wanted);

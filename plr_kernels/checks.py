@@ -24,7 +24,8 @@ def check_floating(**tensors: Tensor) -> None:
             raise TypeError(f"{name} must have one of the dtypes {accepted}, got {tensor.dtype}")
         if tensor.dtype != first.dtype:
             raise TypeError(f"{name} must have the dtype of {first_name}, {first.dtype}, got {tensor.dtype}")
-        check_device(name, tensor, first_name, first)
+        if tensor is not first:
+            check_device(name, tensor, first_name, first)
 
 
 def check_device(name: str, tensor: Tensor, other_name: str, other: Tensor) -> None:
@@ -51,13 +52,14 @@ def check_shape(name: str, tensor: Tensor, layout: str, sizes: dict[str, int]) -
         layout: the names of the dimensions, for example "B H M D".
         sizes: the sizes known so far; those that `layout` names for the first time are added to it.
     """
-    dimensions = layout.split()
-    if tensor.ndim != len(dimensions) or any(
-        sizes.get(dimension, size) != size for dimension, size in zip(dimensions, tensor.shape, strict=True)
-    ):
+    dimensions, shape = layout.split(), tensor.shape
+    fits = len(shape) == len(dimensions)
+    for dimension, size in zip(dimensions, shape, strict=False):
+        fits = fits and sizes.get(dimension, size) == size
+    if not fits:
         known = [f"{dimension}={sizes[dimension]}" if dimension in sizes else dimension for dimension in dimensions]
-        raise ValueError(f"{name} must have shape [{', '.join(known)}], got {list(tensor.shape)}")
-    sizes.update(zip(dimensions, tensor.shape, strict=True))
+        raise ValueError(f"{name} must have shape [{', '.join(known)}], got {list(shape)}")
+    sizes.update(zip(dimensions, shape, strict=True))
 
 
 def check_not_empty(name: str, dimension: str, sizes: dict[str, int]) -> None:

@@ -23,6 +23,14 @@ if _cpp.instruction_set(_instruction_set) is None:
     )
 
 
+_TYPE_NAMES: Final = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float16: "float16"}
+
+
+def type_name(dtype: torch.dtype) -> str:
+    """A data type as the extension calls it."""
+    return _TYPE_NAMES[dtype]
+
+
 def resources() -> tuple[str, int]:
     """The first arguments of every function of the extension: instruction set, number of threads."""
     return _instruction_set, torch.get_num_threads()
@@ -48,7 +56,7 @@ def with_plain_rows(tensor: Tensor) -> Tensor:
 
 def as_matrix(rows: Tensor) -> Matrix:
     """A matrix from `with_plain_rows` for the extension. The caller keeps the tensor alive."""
-    return rows.data_ptr(), str(rows.dtype).removeprefix("torch."), rows.shape[0], rows.shape[1], rows.stride(0)
+    return rows.data_ptr(), type_name(rows.dtype), rows.shape[0], rows.shape[1], rows.stride(0)
 
 
 def new_gradient(tensor: Tensor, wanted: bool) -> Tensor:

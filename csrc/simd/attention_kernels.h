@@ -634,7 +634,9 @@ void forward_of_pair(const AttentionCall& call, int64_t number, float* memory, v
   char* target = static_cast<char*>(output) + number * call.streams * row_bytes;
   if (entries == 0) {  // nothing to attend to
     __builtin_memset(target, 0, call.streams * row_bytes);
-    for (int64_t m = 0; m < call.streams; ++m) log_sums[number * call.streams + m] = -__builtin_inff();
+    for (int64_t m = 0; log_sums != nullptr && m < call.streams; ++m) {
+      log_sums[number * call.streams + m] = -__builtin_inff();
+    }
     return;
   }
   all_scores<type>(call, pair, length, space);
@@ -642,7 +644,7 @@ void forward_of_pair(const AttentionCall& call, int64_t number, float* memory, v
     float* row = space.weights + m * space.row_size;
     float largest;
     const float sum = exponentials(row, entries, &largest);
-    log_sums[number * call.streams + m] = largest + __builtin_log2f(sum);
+    if (log_sums != nullptr) log_sums[number * call.streams + m] = largest + __builtin_log2f(sum);
     space.factor[m] = 1.0f / sum;
     if (call.dropout == nullptr) continue;
     const Vector factor = broadcast(call.dropout->inverse_keep);

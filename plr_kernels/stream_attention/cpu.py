@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from plr_kernels import _cpp
-from plr_kernels.extension import new_gradient, resources
+from plr_kernels.extension import new_gradient, resources, type_name
 from plr_kernels.stream_attention.keep_mask import dropout_threshold
 
 # Address, and the strides of batch, heads, streams or prefix entries, and a stream's own entries.
@@ -18,8 +18,8 @@ def _with_plain_columns(tensor: Tensor) -> Tensor:
 
 def _strided(tensor: Tensor) -> _Strided:
     """A tensor from `_with_plain_columns` for the extension. The caller keeps it alive."""
-    batch, head, row, entry = (*tensor.stride(), 0)[:4]
-    return tensor.data_ptr(), batch, head, row, entry if tensor.ndim == 5 else 0
+    strides = tensor.stride()
+    return tensor.data_ptr(), strides[0], strides[1], strides[2], strides[3] if len(strides) == 5 else 0
 
 
 class _Call:
@@ -39,7 +39,7 @@ class _Call:
         batch, heads, streams, dim = query.shape
         self.arguments = (
             *resources(),
-            str(query.dtype).removeprefix("torch."),
+            type_name(query.dtype),
             (batch, heads, streams, prefix_key.shape[2], stream_key.shape[3], dim),
             [_strided(tensor) for tensor in self._inputs],
             0 if self._lengths is None else self._lengths.data_ptr(),
@@ -60,14 +60,41 @@ def forward(
     seed: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
     """The output, and log2 of every softmax' sum: float32 [B, H, M]."""
-    output = torch.empty(query.shape, dtype=query.dtype)
-    log_sums = torch.empty(query.shape[:3])
-    if query.numel() == 0:
-        return output, log_sums
     inputs = (query, prefix_key, prefix_value, stream_key, stream_value)
-    call = _Call(inputs, prefix_lengths, seed, scale, dropout_p)
-    _cpp.stream_attention_forward(*call.arguments, output.data_ptr(), log_sums.data_ptr())
-    return output, log_sums
+    log_sums = torch.empty(query.shape[:3])
+    return _output(inputs, prefix_lengths, scale, dropout_p, seed, log_sums.data_ptr()), log_sums
+
+
+def output(
+    query: Tensor,
+    prefix_key: Tensor,
+    prefix_value: Tensor,
+    stream_key: Tensor,
+    stream_value: Tensor,
+    prefix_lengths: Tensor | None,
+    scale: float,
+    dropout_p: float,
+    seed: Tensor | None,
+) -> Tensor:
+    """The first result of `forward` alone."""
+    inputs = (query, prefix_key, prefix_value, stream_key, stream_value)
+    return _output(inputs, prefix_lengths, scale, dropout_p, seed, log_sums=0)
+
+
+def _output(
+    inputs: tuple[Tensor, Tensor, Tensor, Tensor, Tensor],
+    prefix_lengths: Tensor | None,
+    scale: float,
+    dropout_p: float,
+    seed: Tensor | None,
+    log_sums: int,
+) -> Tensor:
+    """The output; `log_sums` is the address where the sums are wanted, or 0."""
+    result = torch.empty_like(inputs[0], memory_format=torch.contiguous_format)
+    if result.numel() > 0:
+        call = _Call(inputs, prefix_lengths, seed, scale, dropout_p)
+        _cpp.stream_attention_forward(*call.arguments, result.data_ptr(), log_sums)
+    return result
 
 
 def backward(

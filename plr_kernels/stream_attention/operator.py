@@ -16,6 +16,7 @@ from plr_kernels.checks import (
     check_shape,
     check_values,
 )
+from plr_kernels.direct import dispatcher_is_idle
 from plr_kernels.precision import floating_inputs, no_autocast, raised
 from plr_kernels.stream_attention import reference
 
@@ -177,8 +178,28 @@ def _run_fused(backend: str) -> Callable[..., Tensor]:
     return run
 
 
+_run_cpp_by_dispatcher = _run_fused("cpp")
+
+
+def _run_cpp(
+    query: Tensor,
+    prefix_key: Tensor,
+    prefix_value: Tensor,
+    stream_key: Tensor,
+    stream_value: Tensor,
+    prefix_lengths: Tensor | None,
+    scale: float,
+    dropout_p: float,
+    seed: Tensor | None,
+) -> Tensor:
+    inputs = (query, prefix_key, prefix_value, stream_key, stream_value)
+    if dispatcher_is_idle(*inputs):
+        return fused_module("stream_attention", "cpp").output(*inputs, prefix_lengths, scale, dropout_p, seed)
+    return _run_cpp_by_dispatcher(*inputs, prefix_lengths, scale, dropout_p, seed)
+
+
 # Backend name -> implementation with the signature of _run_reference.
-IMPLEMENTATIONS = {"reference": _run_reference, "cpp": _run_fused("cpp"), "triton": _run_fused("triton")}
+IMPLEMENTATIONS = {"reference": _run_reference, "cpp": _run_cpp, "triton": _run_fused("triton")}
 
 
 def _checked_seed(seed: int | Tensor | None, query: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ import mmap
 
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 pytest.importorskip("plr_kernels._cpp", reason="the extension is not built")
 
@@ -48,6 +49,13 @@ def test_any_number_of_streams(instruction_set, streams):
 def test_any_prefix(instruction_set, prefix):
     check(prefix=prefix, lengths=None, dim=19)
     check(prefix=prefix, dim=19, own=0)
+
+
+@on_every_instruction_set
+@pytest.mark.parametrize("dim", [128, 144, 260])
+def test_wide_rows(instruction_set, dim):
+    check(streams=5, prefix=70, own=2, dim=dim)
+    check(streams=3, prefix=9, own=0, dim=dim)
 
 
 @on_every_instruction_set
@@ -296,6 +304,24 @@ def test_opcheck(sizes):
             ops.stream_attention_backward.default,
             (output, *tensors, lengths, seed, log_sums, 0.7, dropout_p, needs, "cpp"),
         )
+
+
+@on_every_instruction_set
+@pytest.mark.parametrize("sizes", [{}, {"lengths": None, "dropout_p": 0.0}, {"streams": 0}], ids=str)
+def test_past_the_dispatcher(instruction_set, sizes, monkeypatch):
+    case = make_case(STREAM_ATTENTION, STREAM_ATTENTION.small | sizes)
+    case.options["scale"] = 0.7
+    arguments = [case.options.get(name) for name in ("prefix_lengths", "seed", "scale", "dropout_p")]
+    expected = torch.ops.plr_kernels.stream_attention_forward(*case.tensors.values(), *arguments, "cpp")[0]
+    monkeypatch.setattr(operator, "_run_cpp_by_dispatcher", None)
+    assert torch.equal(stream_attention(**case.tensors, **case.options), expected)
+
+
+def test_modes_see_the_operator():
+    case = make_case(STREAM_ATTENTION, STREAM_ATTENTION.small)
+    with FlopCounterMode(display=False) as counter:
+        stream_attention(**case.tensors, **case.options)
+    assert counter.get_total_flops() > 0
 
 
 def test_compiles_with_dropout_and_lengths():

@@ -1,0 +1,53 @@
+"""When a fused operator may be called past PyTorch's dispatcher.
+
+A call through it runs some hundred lines of Python: where the operator reads more memory than the caches hold, they are
+out of the caches at the next call, and it takes longer than many an operator. It is needed where something besides the
+operator wants to see the call, and only there.
+"""
+
+from typing import Final
+
+from torch import Tensor
+from torch._C import (
+    DispatchKey,
+    DispatchKeySet,
+    _dispatch_keys,
+    _dispatch_tls_local_include_set,
+    _len_torch_function_stack,
+    is_grad_enabled,
+)
+from torch.autograd import _profiler_enabled
+from torch.compiler import is_compiling
+from torch.nn import Parameter
+
+_OUTSIDE_INFERENCE_MODE = DispatchKeySet(DispatchKey.BackendSelect).add(DispatchKey.ADInplaceOrView)
+_CPU_INFERENCE_TENSOR = DispatchKeySet(DispatchKey.CPU).add(DispatchKey.AutocastCPU)
+_CPU_TENSOR = _CPU_INFERENCE_TENSOR.add(DispatchKey.ADInplaceOrView).add(DispatchKey.AutogradCPU)
+
+# As numbers: what the dispatcher adds to every call while no mode, transform or trace is on, and what tensors in plain
+# memory bring along. Negated views, sparse tensors, tensors elsewhere and those that a transform wraps bring others.
+_NO_MODES: Final = (_OUTSIDE_INFERENCE_MODE.raw_repr(), DispatchKeySet(DispatchKey.BackendSelect).raw_repr())
+_PLAIN: Final = (_CPU_TENSOR.raw_repr(), _CPU_INFERENCE_TENSOR.raw_repr())
+
+
+def dispatcher_is_idle(*tensors: Tensor) -> bool:
+    """Whether the dispatcher would do nothing but call the operator's CPU kernel.
+
+    False while torch.compile or any other tracer, a dispatch or function mode (FakeTensorMode, FlopCounterMode), a
+    transform of torch.func or a profiler is on, for tensors of a subclass or not in plain CPU memory, and where a
+    gradient is to be recorded.
+    """
+    if (
+        is_compiling()
+        or _dispatch_tls_local_include_set().raw_repr() not in _NO_MODES
+        or _len_torch_function_stack() > 0
+        or _profiler_enabled()
+    ):
+        return False
+    recorded = is_grad_enabled()
+    for tensor in tensors:
+        if type(tensor) is not Tensor and type(tensor) is not Parameter:
+            return False
+        if (recorded and tensor.requires_grad) or _dispatch_keys(tensor).raw_repr() not in _PLAIN:
+            return False
+    return True

@@ -1,0 +1,96 @@
+"""Which calls of a fused operator go past the dispatcher, and that those which must not do not."""
+
+import pytest
+import torch
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.overrides import TorchFunctionMode
+from torch.utils.flop_counter import FlopCounterMode
+
+import plr_kernels  # noqa: F401, registers the operators
+from plr_kernels.direct import dispatcher_is_idle
+
+
+def idle_within(transform, *inputs):
+    """What `dispatcher_is_idle` says inside a transformed function: of its argument, of a tensor from outside."""
+    outside, answers = torch.randn(3), []
+
+    def look(tensor):
+        answers.append((dispatcher_is_idle(tensor), dispatcher_is_idle(outside)))
+        return tensor.sum()
+
+    transform(look)(*inputs)
+    return answers[0]
+
+
+def test_plain_tensors():
+    matrix = torch.randn(4, 6)
+    assert dispatcher_is_idle(matrix, matrix.half(), matrix.T[::2], matrix[:0], matrix[:1].expand(3, 6))
+    with torch.inference_mode():
+        assert dispatcher_is_idle(matrix, torch.randn(3))
+    assert dispatcher_is_idle(torch.nn.Parameter(matrix, requires_grad=False))
+    with torch.autocast("cpu"):
+        assert dispatcher_is_idle(matrix)
+
+
+def test_gradients():
+    plain, leaf = torch.randn(3), torch.nn.Parameter(torch.randn(3))
+    assert not dispatcher_is_idle(plain, leaf)
+    assert not dispatcher_is_idle(leaf * 2)
+    with torch.no_grad():
+        assert dispatcher_is_idle(plain, leaf)
+
+
+class Subclass(torch.Tensor):
+    pass
+
+
+@pytest.mark.parametrize(
+    "tensor",
+    [
+        torch.randn(3, dtype=torch.cfloat).conj().imag,
+        torch.randn(3, device="meta"),
+        torch.eye(3).to_sparse(),
+        torch.randn(3).as_subclass(Subclass),
+    ],
+    ids=["negated", "meta", "sparse", "subclass"],
+)
+def test_other_tensors(tensor):
+    assert not dispatcher_is_idle(tensor)
+    assert not dispatcher_is_idle(torch.randn(3), tensor)
+
+
+@pytest.mark.parametrize(
+    "mode",
+    [
+        torch._subclasses.FakeTensorMode,
+        lambda: FlopCounterMode(display=False),
+        TorchFunctionMode,
+        torch.profiler.profile,
+    ],
+    ids=["fake", "flops", "function", "profiler"],
+)
+def test_modes(mode):
+    tensor = torch.randn(3)
+    with mode():
+        assert not dispatcher_is_idle(tensor)
+    assert dispatcher_is_idle(tensor)
+
+
+@pytest.mark.parametrize(
+    "transform",
+    [
+        torch.func.vmap,
+        torch.func.grad,
+        torch.func.functionalize,
+        make_fx,
+        lambda look: lambda tensor: torch.jit.trace(look, (tensor,), check_trace=False),
+    ],
+    ids=["vmap", "grad", "functionalize", "make_fx", "trace"],
+)
+def test_transforms_and_tracers(transform):
+    assert idle_within(transform, torch.randn(2, 3)) == (False, False)
+
+
+def test_compiled():
+    compiled = torch.compile(lambda tensor: tensor + dispatcher_is_idle(tensor), fullgraph=True, backend="eager")
+    assert torch.equal(compiled(torch.zeros(3)), torch.zeros(3))
