@@ -31,11 +31,10 @@ _PLAIN: Final = (_CPU_TENSOR.raw_repr(), _CPU_INFERENCE_TENSOR.raw_repr())
 
 
 def dispatcher_is_idle(*tensors: Tensor) -> bool:
-    """Whether the dispatcher would do nothing but call the operator's CPU kernel.
+    """Whether the dispatcher would do nothing but record for autograd and call the operator's CPU kernel.
 
     False while torch.compile or any other tracer, a dispatch or function mode (FakeTensorMode, FlopCounterMode), a
-    transform of torch.func or a profiler is on, for tensors of a subclass or not in plain CPU memory, and where a
-    gradient is to be recorded.
+    transform of torch.func or a profiler is on, and for tensors of a subclass or not in plain CPU memory.
     """
     if (
         is_compiling()
@@ -44,10 +43,18 @@ def dispatcher_is_idle(*tensors: Tensor) -> bool:
         or _profiler_enabled()
     ):
         return False
-    recorded = is_grad_enabled()
     for tensor in tensors:
         if type(tensor) is not Tensor and type(tensor) is not Parameter:
             return False
-        if (recorded and tensor.requires_grad) or _dispatch_keys(tensor).raw_repr() not in _PLAIN:
+        if _dispatch_keys(tensor).raw_repr() not in _PLAIN:
             return False
     return True
+
+
+def autograd_records(*tensors: Tensor) -> bool:
+    """Whether what is computed from these tensors has a backward pass."""
+    if is_grad_enabled():
+        for tensor in tensors:
+            if tensor.requires_grad:
+                return True
+    return False

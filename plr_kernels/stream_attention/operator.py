@@ -16,7 +16,7 @@ from plr_kernels.checks import (
     check_shape,
     check_values,
 )
-from plr_kernels.direct import dispatcher_is_idle
+from plr_kernels.direct import autograd_records, dispatcher_is_idle
 from plr_kernels.precision import floating_inputs, no_autocast, raised
 from plr_kernels.stream_attention import reference
 
@@ -140,14 +140,32 @@ def _save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, 
 
 def _gradients(ctx: Any, output_gradient: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
     needs = list(ctx.needs_input_grad[:5])
-    gradients = torch.ops.plr_kernels.stream_attention_backward(
-        output_gradient, *ctx.saved_tensors, ctx.scale, ctx.dropout_p, needs, ctx.backend
-    )
+    arguments = (output_gradient, *ctx.saved_tensors, ctx.scale, ctx.dropout_p, needs)
+    read = arguments[:6]
+    if ctx.backend == "cpp" and dispatcher_is_idle(*read) and not autograd_records(*read):
+        gradients = fused_module("stream_attention", "cpp").backward(*arguments)
+    else:
+        gradients = torch.ops.plr_kernels.stream_attention_backward(*arguments, ctx.backend)
     wanted = [gradient if needed else None for gradient, needed in zip(gradients, needs, strict=True)]
     return *wanted, None, None, None, None, None
 
 
 _forward.register_autograd(_gradients, setup_context=_save_for_backward)
+
+
+class _PastDispatcher(torch.autograd.Function):
+    """stream_attention_forward of the backend "cpp" and its gradients, without the dispatcher."""
+
+    @staticmethod
+    def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, Tensor]:
+        *tensors, prefix_lengths, seed, scale, dropout_p, backend = inputs
+        outputs = fused_module("stream_attention", backend).forward(*tensors, prefix_lengths, scale, dropout_p, seed)
+        _save_for_backward(ctx, inputs, outputs)
+        return outputs
+
+    @staticmethod
+    def backward(ctx: Any, output_gradient: Tensor, log_sums_gradient: Tensor) -> tuple[Tensor | None, ...]:
+        return _gradients(ctx, output_gradient, log_sums_gradient)
 
 
 def _run_fused(backend: str) -> Callable[..., Tensor]:
@@ -193,9 +211,11 @@ def _run_cpp(
     seed: Tensor | None,
 ) -> Tensor:
     inputs = (query, prefix_key, prefix_value, stream_key, stream_value)
-    if dispatcher_is_idle(*inputs):
-        return fused_module("stream_attention", "cpp").output(*inputs, prefix_lengths, scale, dropout_p, seed)
-    return _run_cpp_by_dispatcher(*inputs, prefix_lengths, scale, dropout_p, seed)
+    if not dispatcher_is_idle(*inputs):
+        return _run_cpp_by_dispatcher(*inputs, prefix_lengths, scale, dropout_p, seed)
+    if autograd_records(*inputs):
+        return _PastDispatcher.apply(*inputs, prefix_lengths, seed, scale, dropout_p, "cpp")[0]
+    return fused_module("stream_attention", "cpp").output(*inputs, prefix_lengths, scale, dropout_p, seed)
 
 
 # Backend name -> implementation with the signature of _run_reference.

@@ -7,7 +7,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 
 import plr_kernels  # noqa: F401, registers the operators
-from plr_kernels.direct import dispatcher_is_idle
+from plr_kernels.direct import autograd_records, dispatcher_is_idle
 
 
 def idle_within(transform, *inputs):
@@ -27,17 +27,18 @@ def test_plain_tensors():
     assert dispatcher_is_idle(matrix, matrix.half(), matrix.T[::2], matrix[:0], matrix[:1].expand(3, 6))
     with torch.inference_mode():
         assert dispatcher_is_idle(matrix, torch.randn(3))
-    assert dispatcher_is_idle(torch.nn.Parameter(matrix, requires_grad=False))
+    assert dispatcher_is_idle(torch.nn.Parameter(matrix))
     with torch.autocast("cpu"):
         assert dispatcher_is_idle(matrix)
 
 
 def test_gradients():
     plain, leaf = torch.randn(3), torch.nn.Parameter(torch.randn(3))
-    assert not dispatcher_is_idle(plain, leaf)
-    assert not dispatcher_is_idle(leaf * 2)
+    assert autograd_records(plain, leaf)
+    assert autograd_records(leaf * 2)
+    assert not autograd_records(plain, leaf.detach())
     with torch.no_grad():
-        assert dispatcher_is_idle(plain, leaf)
+        assert not autograd_records(plain, leaf)
 
 
 class Subclass(torch.Tensor):
