@@ -34,20 +34,20 @@ struct Source {
   Source from(int64_t index) const { return {row(index), stride}; }
 };
 
-// Inlined always, as is all that only fetches: of a function that returns nothing and writes nothing GCC drops the call.
+// Both inlined always: of a function that returns nothing and writes nothing GCC drops the call.
+__attribute__((always_inline)) inline void fetch(const char* address) { __builtin_prefetch(address, 0, 3); }
 __attribute__((always_inline)) inline void fetch(const char* data, int64_t bytes) {
   constexpr int64_t cache_line = 64;
-  for (int64_t offset = 0; offset < bytes; offset += cache_line) __builtin_prefetch(data + offset, 0, 3);
+  for (int64_t offset = 0; offset < bytes; offset += cache_line) fetch(data + offset);
 }
 
 // Rows that are about to be read, and those that will be read next. A pair's rows are few and soon over, too soon for the
 // CPU to see by itself where reading goes on: so whoever uses a row fetches the one that comes `distance` <= `count` rows
-// later. As many of the next rows exist.
+// later. There are at least as many next rows.
 struct Rows {
   Source source;
   int64_t count;
   Source next;
-  int64_t row_bytes;
   int64_t distance;
 
   // How many rows from the first on have the ones to be fetched among themselves.
@@ -56,7 +56,7 @@ struct Rows {
   Source fetched_from(int64_t index) const {
     return index < before_next() ? source.from(index + distance) : next.from(index + distance - count);
   }
-  Rows from(int64_t index) const { return {source.from(index), count - index, next, row_bytes, distance}; }
+  Rows from(int64_t index) const { return {source.from(index), count - index, next, distance}; }
 };
 
 // The pair (b, h) with the number b · H + h.
@@ -102,7 +102,6 @@ inline Rows prefix_rows(const AttentionCall& call, const Strided& tensor, const 
   return {rows_of(call, tensor, pair),
           count,
           rows_of(call, next, next_pair),
-          row_bytes,
           smaller(count, (kFetchAhead + row_bytes - 1) / row_bytes)};
 }
 
@@ -159,10 +158,10 @@ inline void raise_rows(const AttentionCall& call, const Strided& tensor, const P
 
 // ------------------------------------------------------------------------------------------ products with rows
 
-// Lane by lane, the products of Streams rows of `left` with the given rows, summed over the columns.
+// Lane by lane, the products of Streams rows of `left` with the given rows, summed over the columns. Fetches as many rows.
 template <DataType type, int Streams, int Entries>
-inline void dot_tile(const float* left, int64_t left_stride, const char* const* rows, int64_t dim, Vector* sums,
-                     int sums_stride) {
+inline void dot_tile(const float* left, int64_t left_stride, const char* const* rows, const char* const* fetched,
+                     int64_t dim, Vector* sums, int sums_stride) {
   Vector tile[Streams][Entries];
 #pragma GCC unroll 4
   for (int i = 0; i < Streams; ++i) {
@@ -173,7 +172,10 @@ inline void dot_tile(const float* left, int64_t left_stride, const char* const* 
   for (; column + kLanes <= dim; column += kLanes) {
     Vector from_rows[Entries];
 #pragma GCC unroll 4
-    for (int j = 0; j < Entries; ++j) from_rows[j] = load_columns<type>(rows[j], column);
+    for (int j = 0; j < Entries; ++j) {
+      from_rows[j] = load_columns<type>(rows[j], column);
+      fetch(fetched[j] + column * plr_kernels::bytes_of(type));
+    }
 #pragma GCC unroll 4
     for (int i = 0; i < Streams; ++i) {
       const Vector from_left = load(left + i * left_stride + column);
@@ -208,19 +210,20 @@ __attribute__((noinline)) void dots_of_streams(const float* left, int64_t left_s
   constexpr int kInTile = kDotEntries;
   for (int64_t first = 0; first < entries; first += kEntries) {
     const int64_t in_group = smaller(kEntries, entries - first);
-    for (int64_t e = first; first_visit && e < first + in_group; ++e) {
-      fetch(rows.fetched_from(e).data, rows.row_bytes);
-    }
     Vector sums[kLanes];
     if constexpr (Streams * kEntries < kLanes) {
       for (int i = Streams * kEntries; i < kLanes; ++i) sums[i] = zero();
     }
 #pragma GCC unroll 16
     for (int e = 0; e < kEntries; e += kInTile) {
-      const char* tile_rows[kInTile];
+      const char *tile_rows[kInTile], *fetched[kInTile];
 #pragma GCC unroll 4
-      for (int j = 0; j < kInTile; ++j) tile_rows[j] = rows.source.row(smaller(first + e + j, entries - 1));
-      dot_tile<type, Streams, kInTile>(left, left_stride, tile_rows, dim, sums + e, kEntries);
+      for (int j = 0; j < kInTile; ++j) {
+        const int64_t entry = smaller(first + e + j, entries - 1);
+        tile_rows[j] = rows.source.row(entry);
+        fetched[j] = first_visit ? rows.fetched_from(entry).data : tile_rows[j];
+      }
+      dot_tile<type, Streams, kInTile>(left, left_stride, tile_rows, fetched, dim, sums + e, kEntries);
     }
     alignas(64) float numbers[kLanes];
     store(numbers, sums_of_lanes(sums) * broadcast(factor));
@@ -285,8 +288,8 @@ inline void own_dots(const AttentionCall& call, const Strided& tensor, const Pai
         continue;
       }
       const char* row = entries_of(call, tensor, streams, stream).row(entry);
-      fetch(row + ahead, call.dim * plr_kernels::bytes_of(type));
-      dot_tile<type, 1, 1>(left + stream * left_stride, left_stride, &row, call.dim, sums + i, 1);
+      const char* next_row = row + ahead;
+      dot_tile<type, 1, 1>(left + stream * left_stride, left_stride, &row, &next_row, call.dim, sums + i, 1);
       targets[i] = products + stream * products_stride + entry;
       if (++entry == call.own) {
         entry = 0;
@@ -325,6 +328,9 @@ inline void sum_tile(const float* weights, int64_t weights_stride, const Rows& r
   const auto vector_at = [&](const char* row, int j) {
     return Last ? load_last_columns<type>(row, 0, dim - column) : load_columns<type>(row, j * kLanes);
   };
+  const auto fetch_at = [&](const char* row, int j) __attribute__((always_inline)) {
+    fetch(row + j * kLanes * plr_kernels::bytes_of(type));
+  };
   Vector tile[Streams][Vectors];
 #pragma GCC unroll 4
   for (int i = 0; i < Streams; ++i) {
@@ -337,24 +343,28 @@ inline void sum_tile(const float* weights, int64_t weights_stride, const Rows& r
     for (int j = 0; j < Vectors; ++j) tile[i][j] = zero();
     const char* row = own->streams.row(i);
     for (int64_t s = 0; s < own->count; ++s) {
-      if (column == 0 && own->ahead != 0) fetch(row + own->ahead, dim * plr_kernels::bytes_of(type));
       const Vector weight = broadcast(own->weights[i * weights_stride + s]);
 #pragma GCC unroll 8
-      for (int j = 0; j < Vectors; ++j) tile[i][j] = multiply_add(weight, vector_at(row + start, j), tile[i][j]);
+      for (int j = 0; j < Vectors; ++j) {
+        tile[i][j] = multiply_add(weight, vector_at(row + start, j), tile[i][j]);
+        fetch_at(row + start + own->ahead, j);
+      }
       row += own->entry_stride;
     }
   }
-  const int64_t fetched_bytes = first_visit ? rows.row_bytes : 0;
   const char* row = rows.source.data + start;
   for (int64_t e = 0; e < entries;) {
-    const int64_t end = e < rows.before_next() ? smaller(rows.before_next(), entries) : entries;
-    Source fetched = rows.fetched_from(e);
+    const int64_t end = first_visit && e < rows.before_next() ? smaller(rows.before_next(), entries) : entries;
+    const Source fetched = first_visit ? rows.fetched_from(e) : rows.source;
+    const char* fetched_row = fetched.data + start;
     for (; e < end; ++e) {
-      fetch(fetched.data, fetched_bytes);
-      fetched.data += fetched.stride;
       Vector from_row[Vectors];
 #pragma GCC unroll 8
-      for (int j = 0; j < Vectors; ++j) from_row[j] = vector_at(row, j);
+      for (int j = 0; j < Vectors; ++j) {
+        from_row[j] = vector_at(row, j);
+        fetch_at(fetched_row, j);
+      }
+      fetched_row += fetched.stride;
 #pragma GCC unroll 4
       for (int i = 0; i < Streams; ++i) {
         const Vector weight = broadcast(weights[i * weights_stride + e]);
@@ -384,8 +394,8 @@ inline void sum_last_columns(const float* weights, int64_t weights_stride, const
   } else if ((dim - column) / kLanes >= Vectors) {
     sum_tile<type, Streams, Vectors, false>(weights, weights_stride, rows, entries, first_visit, own, column, dim,
                                             sums, sums_stride);
-    sum_last_columns<type, Streams, 0>(weights, weights_stride, rows, entries, false, own, column + Vectors * kLanes,
-                                       dim, sums, sums_stride);
+    sum_last_columns<type, Streams, 0>(weights, weights_stride, rows, entries, first_visit, own,
+                                       column + Vectors * kLanes, dim, sums, sums_stride);
   } else {
     sum_last_columns<type, Streams, Vectors - 1>(weights, weights_stride, rows, entries, first_visit, own, column,
                                                  dim, sums, sums_stride);
@@ -407,16 +417,16 @@ inline void sums_of_tile(int64_t streams, const float* weights, int64_t weights_
   int64_t column = 0;
   if constexpr (Streams <= kWideStreams && kWideVectors > kSumVectors) {
     for (; column + kWideVectors * kLanes <= dim; column += kWideVectors * kLanes) {
-      sum_tile<type, Streams, kWideVectors, false>(weights, weights_stride, rows, entries,
-                                                   first_visit && column == 0, own, column, dim, sums, sums_stride);
+      sum_tile<type, Streams, kWideVectors, false>(weights, weights_stride, rows, entries, first_visit, own, column,
+                                                   dim, sums, sums_stride);
     }
   }
   for (; column + kSumVectors * kLanes <= dim; column += kSumVectors * kLanes) {
-    sum_tile<type, Streams, kSumVectors, false>(weights, weights_stride, rows, entries, first_visit && column == 0,
-                                                own, column, dim, sums, sums_stride);
+    sum_tile<type, Streams, kSumVectors, false>(weights, weights_stride, rows, entries, first_visit, own, column, dim,
+                                                sums, sums_stride);
   }
-  sum_last_columns<type, Streams, kSumVectors - 1>(weights, weights_stride, rows, entries, first_visit && column == 0,
-                                                   own, column, dim, sums, sums_stride);
+  sum_last_columns<type, Streams, kSumVectors - 1>(weights, weights_stride, rows, entries, first_visit, own, column,
+                                                   dim, sums, sums_stride);
 }
 
 // sums[m] = Σ over the prefix entries and over the stream's own of weight · row. `first_visit` says that neither have
