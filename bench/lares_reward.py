@@ -99,12 +99,12 @@ def policy_of(first: LARESRecommender, setting: Setting, reward: str, seed: int)
     return model
 
 
-def rewarded_rows(model: PostTrainedLARES, rows: Rows, seed: int, count: int | None) -> Rows:
-    """Return the rows within reach: all, or the first of which 20 to 80 % of 16 rollouts rank the target in the ten."""
+def rewarded_rows(model: PostTrainedLARES, rows: Rows, seed: int, count: int | None, rollouts: int = 16) -> Rows:
+    """Return the rows within reach: all, or the first whose target is among the ten in 20 to 80 % of the rollouts."""
     rows = rows_within_reach(model.reference, rows, 512)
     if count is None:
         return rows
-    rate = measured(model, everything(rows), "rollouts", 16, seed)["rewards"]["recall"].mean(dim=0)
+    rate = measured(model, everything(rows), "rollouts", rollouts, seed)["rewards"]["recall"].mean(dim=0)
     kept = ((rate >= 0.2) & (rate <= 0.8)).nonzero()[:count, 0]
     return Rows(rows.items, rows.stops[kept], rows.lengths[kept], rows.offsets, rows.every_position)
 
@@ -192,7 +192,7 @@ def run(
     untrained = policy_of(first, next(iter(settings.values())), "recall", seed)
     records = []
     for name, setting in settings.items():
-        chosen = rewarded_rows(untrained, rows, seed, setting.rows)
+        chosen = rewarded_rows(untrained, rows, seed, setting.rows, rollouts // 2)
         batch = everything(chosen)
         before = state_of(untrained, batch, seed + 1, rollouts)
         quarter = setting.steps // 4
