@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from plr.data.readers import Source
+from plr.data.readers import IdSpace, Numbering, Source
 
 __all__ = ["Interactions", "counts_of", "gather", "number", "stable_order", "user_blocks"]
 
@@ -135,8 +135,8 @@ def counts_of(index: np.ndarray, count: int) -> np.ndarray:
     return total
 
 
-def number(sources: list[Source]) -> tuple[Interactions, Callable[[int], tuple[Path, int]]]:
-    """Number the users and items of Sources that were read into one IdSpace.
+def number(sources: list[Source], space: IdSpace) -> tuple[Interactions, Callable[[int], tuple[Path, int]]]:
+    """Number the users and items of Sources that were read into ``space`` by their sorted ids.
 
     Strings sort by their UTF-8 bytes, so "007" and "7" stay two ids. Also returns what gives the file and line
     of an interaction by its position. The list is emptied: there is no room for both forms of large files.
@@ -153,28 +153,23 @@ def number(sources: list[Source]) -> tuple[Interactions, Callable[[int], tuple[P
     def taken(name: str) -> np.ndarray | None:
         return frame.drop_in_place(name).to_numpy() if name in frame.columns else None
 
-    user, user_ids = _rank(frame.drop_in_place("user"))
-    item, item_ids = _rank(frame.drop_in_place("item"))
+    user, user_ids = _rank(frame.drop_in_place("user"), space.user)
+    item, item_ids = _rank(frame.drop_in_place("item"), space.item)
     return Interactions(user, item, None, taken("positive"), taken("timestamp"), user_ids, item_ids), place
 
 
-def _rank(values: pl.Series) -> tuple[np.ndarray, pl.Series]:
-    """Return the rank int32 [N] of each value (a categorical) among the sorted distinct ones, and those."""
-    codes = values.to_physical()  # dense or nearly so: they number the ids as they came
-    chunks = [chunk.to_numpy() for chunk in codes.get_chunks()]
-    known = 1 + int(codes.max()) if len(codes) else 0
-    somewhere = np.full(known, -1)  # a position of each id
-    start = 0
+def _rank(numbers: pl.Series, numbering: Numbering) -> tuple[np.ndarray, pl.Series]:
+    """Return the rank int32 [N] of each id (given by number) among the sorted ones in use, and those."""
+    chunks = [chunk.to_numpy() for chunk in numbers.get_chunks()]
+    used = np.zeros(len(numbering), dtype=bool)  # lines that were left out may have had others
     for chunk in chunks:
-        somewhere[chunk] = np.arange(start, start + len(chunk))
-        start += len(chunk)
-    used = np.flatnonzero(somewhere >= 0)
-    ids = values.gather(somewhere[used]).cast(pl.String)
+        used[chunk] = True
+    ids = pl.LazyFrame({"id": numbering.strings, "number": np.arange(len(used), dtype=np.uint32)})
     # The streaming engine sorts strings several times as fast as arg_sort; no two are equal here.
-    placed = pl.LazyFrame({"id": ids, "code": used}).sort("id").collect(engine="streaming")
-    rank_of = np.zeros(known, dtype=np.int32)
-    rank_of[placed["code"].to_numpy()] = np.arange(placed.height, dtype=np.int32)
-    ranks = np.empty(len(values), dtype=np.int32)
+    placed = ids.filter(pl.Series(used)).sort("id").collect(engine="streaming")
+    rank_of = np.zeros(len(used), dtype=np.int32)
+    rank_of[placed["number"].to_numpy()] = np.arange(placed.height, dtype=np.int32)
+    ranks = np.empty(len(numbers), dtype=np.int32)
     start = 0
     for chunk in chunks:
         ranks[start : start + len(chunk)] = gather(rank_of, chunk)

@@ -79,19 +79,22 @@ class SourceFiles:
             DataError: for anything in a file that cannot be used, naming file and line.
         """
         if self._hashes is not None:
-            return number(self._read_all())
+            return self._numbered()
         with ThreadPoolExecutor(1) as pool:
             hashes = pool.submit(self._fingerprints)
             try:
-                numbered = number(self._read_all())
+                numbered = self._numbered()
             except DataError:
                 hashes.result()  # what is no text at all is better said so
                 raise
             self._hashes = hashes.result()
         return numbered
 
-    def _read_all(self) -> list[Source]:
+    def _numbered(self) -> tuple[Interactions, Place]:
         space = IdSpace(self._options.min_rating)
+        return number(self._read_all(space), space)
+
+    def _read_all(self, space: IdSpace) -> list[Source]:
         sources = [self._read_one(path, space) for path in self.paths]
         columns = {tuple(source.frame.columns) for source in sources}
         if len(columns) > 1:

@@ -105,12 +105,11 @@ def read_columns(
 
     def converted(lines: pl.LazyFrame, plain: bool) -> pl.DataFrame:
         wanted = [_convert(role, pl.col(name), schema[name], plain) for role, name in columns.items()]
-        wanted[:2] = [id_.cast(dtype) for id_, dtype in zip(wanted[:2], (space.user, space.item), strict=True)]
         if "rating" in columns:
             number = wanted[2]
             high = pl.lit(True) if space.min_rating is None else number >= space.min_rating
             wanted[2] = pl.when(number.is_not_null()).then(high).alias("rating")
-        return collect(lines.select(*wanted, *counted)).select(*columns)
+        return space.collect(lines.select(*wanted, *counted)).select(*columns)
 
     # Numbers are mostly written plainly; to allow for every other form costs as much again as reading them.
     frame = None
@@ -119,9 +118,9 @@ def read_columns(
         if any(frame[role].null_count() for role in columns if role in ("rating", "timestamp")):
             frame = converted(table, plain=False)
             break
-    wrong = frame.select(pl.any_horizontal([_wrong(role) for role in columns])).to_series()
-    if not wrong.any():
+    if not any(frame[role].null_count() for role in columns):
         return Source(path, frame, lines_of)
+    wrong = frame.select(pl.any_horizontal(pl.col(*columns).is_null())).to_series()
 
     # Blank lines come as rows without any value. Only now is it worth reading every column to tell them.
     numbered = table.with_row_index("row")
@@ -180,11 +179,6 @@ def _convert(role: str, column: pl.Expr, dtype: pl.DataType, plain: bool) -> pl.
     return pl.coalesce(text.cast(pl.Int64, strict=False), whole).alias(role)
 
 
-def _wrong(role: str) -> pl.Expr:
-    missing = pl.col(role).is_null()
-    return missing | (pl.col(role) == "") if role in ("user", "item") else missing
-
-
 _ACCEPTED = {
     "user": "a non-empty id",
     "item": "a non-empty id",
@@ -205,7 +199,7 @@ def _bad_values(
     texts = collect(numbered.filter(pl.col("row").is_in(rows.tolist())).select(*columns.values()))
     errors = []
     for found, text, line in zip(frame[rows].iter_slices(1), texts.iter_rows(named=True), lines_of(rows), strict=True):
-        role = next(role for role in columns if found.select(_wrong(role)).item())
+        role = next(role for role in columns if found[role].null_count())
         value = text[columns[role]]
         what = "no value" if value is None or value == "" else f"the value {str(value)[:100]!r}"
         errors.append(DataError(f"column {columns[role]!r} has {what}; accepted: {_ACCEPTED[role]}", path, line))

@@ -7,7 +7,7 @@ from pathlib import Path
 import polars as pl
 
 from plr.data.errors import DataError
-from plr.data.readers.source import IdSpace, Skipped, Source, collect, one_to_one
+from plr.data.readers.source import IdSpace, Skipped, Source, one_to_one
 
 __all__ = ["CONTROL_BYTES", "read_pairs", "read_sequences"]
 
@@ -26,27 +26,27 @@ def read_sequences(path: Path, space: IdSpace, skipped: Skipped | None = None) -
         DataError: naming file and line, for a user without an item or a user with two lines.
     """
     lines = _tokens(path)
-    first = pl.col("tokens").list.first().alias("user").cast(space.user)
-    counted = collect(lines.select("row", first, pl.col("tokens").list.len()))
+    first = pl.col("tokens").list.first().alias("user")
+    counted = space.collect(lines.select("row", first, pl.col("tokens").list.len()))
     lonely = _refuse(
-        counted, pl.col("tokens") < 2, path, "user {user!r} has no item; expected 'user item item …'", skipped
+        counted, pl.col("tokens") < 2, path, space, "user {user!r} has no item; expected 'user item item …'", skipped
     )
     repeated = counted.filter(~pl.col("user").is_first_distinct() & ~lonely)
     if repeated.height and skipped is None:
-        user, second = repeated.sort("row")["user", "row"].row(0)
-        former = counted.filter(pl.col("user") == user)["row"].min()
+        number, second = repeated.sort("row")["user", "row"].row(0)
+        former = counted.filter(pl.col("user") == number)["row"].min()
         raise DataError(
-            f"user {user!r} already has line {former + 1}; expected one line per user "
+            f"user {space.user.strings[number]!r} already has line {former + 1}; expected one line per user "
             "('user item item …'). For one interaction per line use format='pairs', or a CSV with a header",
             path,
             second + 1,
         )
-    for user, row in repeated.sort("row")["user", "row"].iter_rows():
-        skipped.add(path, row + 1, f"user {user!r} already has a line")
+    for number, row in repeated.sort("row")["user", "row"].iter_rows():
+        skipped.add(path, row + 1, f"user {space.user.strings[number]!r} already has a line")
     del counted
     items = lines.filter(~pl.col("row").is_in(repeated["row"].to_list())) if repeated.height else lines
     items = items.select("row", first, pl.col("tokens").list.slice(1).alias("item")).explode("item")
-    frame = collect(items.with_columns(pl.col("item").cast(space.item)).filter(pl.col("item").is_not_null()))
+    frame = space.collect(items.filter(pl.col("item").is_not_null()))
     return Source(path, frame.drop("row"), one_to_one, frame["row"].to_numpy())
 
 
@@ -59,19 +59,20 @@ def read_pairs(path: Path, space: IdSpace, skipped: Skipped | None = None) -> So
         DataError: naming file and line, for a line of more or fewer than two fields.
     """
     lines = _tokens(path)
-    pairs = collect(
+    pairs = space.collect(
         lines.select(
             "row",
-            pl.col("tokens").list.first().alias("user").cast(space.user),
-            pl.col("tokens").list.get(1, null_on_oob=True).alias("item").cast(space.item),
+            pl.col("tokens").list.first().alias("user"),
+            pl.col("tokens").list.get(1, null_on_oob=True).alias("item"),
             pl.col("tokens").list.len(),
         )
     )
-    few = _refuse(pairs, pl.col("tokens") == 1, path, "user {user!r} has no item; expected 'user item'", skipped)
+    few = _refuse(pairs, pl.col("tokens") == 1, path, space, "user {user!r} has no item; expected 'user item'", skipped)
     many = _refuse(
         pairs,
         pl.col("tokens") > 2,
         path,
+        space,
         "{tokens} fields; expected 'user item'. For one line per user use format='sequences'",
         skipped,
     )
@@ -97,10 +98,13 @@ def _tokens(path: Path) -> pl.LazyFrame:
     )
 
 
-def _refuse(frame: pl.DataFrame, wrong: pl.Expr, path: Path, message: str, skipped: Skipped | None) -> pl.Series:
+def _refuse(
+    frame: pl.DataFrame, wrong: pl.Expr, path: Path, space: IdSpace, message: str, skipped: Skipped | None
+) -> pl.Series:
     """Raise for the first wrong line; with ``skipped`` note all of them. Returns which are wrong."""
     mask = frame.select(wrong.alias("wrong")).to_series()
     for values in frame.filter(mask).iter_rows(named=True):
+        values["user"] = space.user.strings[values["user"]]
         if skipped is None:
             raise DataError(message.format(**values), path, values["row"] + 1)
         skipped.add(path, values["row"] + 1, message.format(**values))

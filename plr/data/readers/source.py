@@ -13,10 +13,12 @@ import numpy as np
 import polars as pl
 
 from plr.data.errors import DataError
+from plr.data.readers.numbering import Numbering
 
 __all__ = ["LISTED", "IdSpace", "LinesOf", "Skipped", "Source", "collect", "one_to_one", "open_plain", "unreadable"]
 
 _GZIP = b"\x1f\x8b"
+_BLOCK = 500_000
 LISTED = 100
 """How many of the skipped lines are listed."""
 
@@ -33,8 +35,22 @@ class IdSpace:
     """
 
     min_rating: float | None = None
-    user: pl.DataType = field(default_factory=lambda: pl.Categorical(pl.Categories.random("user")))
-    item: pl.DataType = field(default_factory=lambda: pl.Categorical(pl.Categories.random("item")))
+    user: Numbering = field(default_factory=Numbering)
+    item: Numbering = field(default_factory=Numbering)
+
+    def collect(self, frame: pl.LazyFrame) -> pl.DataFrame:
+        """Run ``frame`` on the streaming engine; where it has the columns ``user`` and ``item``, number their strings.
+
+        That is done block by block while the engine reads on.
+        """
+        numberings = {"user": self.user, "item": self.item}
+
+        def numbered(block: pl.DataFrame) -> pl.DataFrame:
+            names = [name for name in numberings if name in block.columns]
+            return block.with_columns(numberings[name].numbers(block[name]).alias(name) for name in names)
+
+        blocks = frame.collect_batches(chunk_size=_BLOCK, maintain_order=True, engine="streaming")
+        return pl.concat([numbered(frame.collect_schema().to_frame()), *map(numbered, blocks)], rechunk=False)
 
 
 @dataclass
@@ -60,7 +76,7 @@ class Skipped:
 class Source:
     """The interactions of one file, in file order.
 
-    ``frame`` has the columns ``user`` and ``item`` (categoricals of an IdSpace, never null or empty), and
+    ``frame`` has the columns ``user`` and ``item`` (uint32, the numbers of an IdSpace, never null), and
     where the file has them ``rating`` (bool: high enough) and ``timestamp`` (int64). ``rows`` says which
     record of the file each is (ascending); None where every record is one. ``lines_of(rows)`` gives the
     1-based lines (for Parquet: rows) to name in a message; it may read the file again.

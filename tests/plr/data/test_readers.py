@@ -9,7 +9,7 @@ import polars as pl
 import pytest
 
 from plr.data import DataError, SequenceDataset, prepare
-from plr.data.readers import Columns, detect_format, read
+from plr.data.readers import Columns, IdSpace, detect_format, read
 
 SEQUENCES = "b x y z x\na 007 7 x y\n"
 PAIRS = "b x\nb y\na 007\nb z\na 7\na x\nb x\na y\n"
@@ -176,8 +176,9 @@ def test_a_ten_megabyte_line(write):
 
 def test_reader_keeps_file_order_and_lines(write):
     path = write("data.csv", '\nuser,item\n"b\n",x\n\na,y\n')
-    source = read(path, "csv", Columns())
-    assert source.frame["item"].to_list() == ["x", "y"]
+    space = IdSpace()
+    source = read(path, "csv", Columns(), space)
+    assert space.item.strings.gather(source.frame["item"]).to_list() == ["x", "y"]
     assert [source.place(position) for position in range(2)] == [(path, 3), (path, 6)]
 
 
