@@ -18,7 +18,7 @@ _CHUNK = 1 << 22
 
 @dataclass(eq=False)
 class Interactions:
-    """N interactions in file order, or after ``in_user_order`` in that.
+    """N interactions in file order, or after ``put_in_user_order`` in that.
 
     ``user`` and ``item`` are int32 [N] in 0..U-1 and 0..V-1, ``position`` uint32 [N] says where in the source
     (None: as they stand); ``positive`` bool [N] (whether the rating is high enough) and ``timestamp`` int64 [N]
@@ -60,29 +60,43 @@ class Interactions:
         position = chosen if self.position is None else gather(self.position, chosen)
         return Interactions(user, item, position, taken["positive"], taken["timestamp"], user_ids, item_ids)
 
-    def in_user_order(self) -> Interactions:
-        """Return them sorted by user, then by time where known; equal ones stay in file order. Gives up its arrays."""
-        place = _by_user(self.user)
+    def offsets(self) -> np.ndarray:
+        """Return where each user's interactions begin, and the end: int64 [U+1]. In user order."""
+        begins = np.flatnonzero(self.user[1:] != self.user[:-1]) + 1
+        return np.concatenate([[0], begins, [len(self)]] if len(self) else [[0]])
+
+    def put_in_user_order(self) -> None:
+        """Sort them by user, then by time where known; equal ones stay in file order."""
+        words = _user_and_place(self.user)
+        place = words.astype(np.uint32)  # the lower half
+        words >>= np.uint64(32)
+        self.user = words.astype(np.int32)
+        del words
         if self.timestamp is not None:
+            self.timestamp = gather(self.timestamp, place)
             self._put_in_time(place)
-        return self.take(place, release=True)
+        self.item = gather(self.item, place)
+        if self.positive is not None:
+            self.positive = gather(self.positive, place)
+        self.position = place if self.position is None else gather(self.position, place)
 
     def _put_in_time(self, place: np.ndarray) -> None:
-        """Put everyone's interactions into the order of time in ``place``, which is sorted by user.
+        """Put everyone's interactions into the order of time: ``timestamp`` and ``place``, which are sorted by user.
 
         In blocks of users, and of those only the ones of whom the file has it otherwise.
         """
-        offsets = np.concatenate([[0], np.cumsum(counts_of(self.user, len(self.user_ids)))])
+        offsets = self.offsets()
         for first, last in user_blocks(offsets):
-            part = place[offsets[first] : offsets[last]]  # a view
-            time, user = gather(self.timestamp, part), gather(self.user, part) - np.int32(first)
-            late = np.zeros(last - first, dtype=bool)
-            late[user[1:][(time[1:] < time[:-1]) & (user[1:] == user[:-1])]] = True
-            if late.any():
-                among = np.flatnonzero(late[user])
+            part = slice(offsets[first], offsets[last])
+            time, user, there = self.timestamp[part], self.user[part], place[part]  # views
+            before = (time[1:] < time[:-1]) & (user[1:] == user[:-1])
+            if before.any():
+                late = np.zeros(last - first, dtype=bool)
+                late[user[1:][before] - first] = True
+                among = np.flatnonzero(late[user - np.int32(first)])
                 order = stable_order(time[among])
-                order = order[_by_user(user[among][order])]
-                part[among] = part[among[order]]
+                order = order[_user_and_place(user[among][order]).astype(np.uint32)]
+                time[among], there[among] = time[among[order]], there[among[order]]
 
 
 def user_blocks(offsets: np.ndarray) -> Iterator[tuple[int, int]]:
@@ -94,13 +108,13 @@ def user_blocks(offsets: np.ndarray) -> Iterator[tuple[int, int]]:
         first = last
 
 
-def _by_user(user: np.ndarray) -> np.ndarray:
-    """Return the positions (uint32 [N]) that sort ``user``, equal ones in their order."""
-    words = user.astype(np.uint64)  # one sort of 64-bit words: the user above, the position below
+def _user_and_place(user: np.ndarray) -> np.ndarray:
+    """Return sorted words (uint64 [N]): above an entry of ``user``, below its place."""
+    words = user.astype(np.uint64)
     words <<= np.uint64(32)
     words |= np.arange(len(user), dtype=np.uint32)
     words.sort()
-    return words.astype(np.uint32)  # the lower half
+    return words
 
 
 def stable_order(values: np.ndarray) -> np.ndarray:
@@ -161,20 +175,21 @@ def number(sources: list[Source], space: IdSpace) -> tuple[Interactions, Callabl
 def _rank(numbers: pl.Series, numbering: Numbering) -> tuple[np.ndarray, pl.Series]:
     """Return the rank int32 [N] of each id (given by number) among the sorted ones in use, and those."""
     chunks = [chunk.to_numpy() for chunk in numbers.get_chunks()]
-    used = np.zeros(len(numbering), dtype=bool)  # lines that were left out may have had others
+    ids = numbering.strings.sort()  # looking the sorted ones up again costs less than sorting with an index
+    placed = numbering.numbers(ids).to_numpy()
+    used = np.zeros(len(ids), dtype=bool)
     for chunk in chunks:
         used[chunk] = True
-    ids = pl.LazyFrame({"id": numbering.strings, "number": np.arange(len(used), dtype=np.uint32)})
-    # The streaming engine sorts strings several times as fast as arg_sort; no two are equal here.
-    placed = ids.filter(pl.Series(used)).sort("id").collect(engine="streaming")
+    if not used.all():  # lines that were left out had others
+        ids, placed = ids.filter(pl.Series(used[placed])), placed[used[placed]]
     rank_of = np.zeros(len(used), dtype=np.int32)
-    rank_of[placed["number"].to_numpy()] = np.arange(placed.height, dtype=np.int32)
+    rank_of[placed] = np.arange(len(placed), dtype=np.int32)
     ranks = np.empty(len(numbers), dtype=np.int32)
     start = 0
     for chunk in chunks:
         ranks[start : start + len(chunk)] = gather(rank_of, chunk)
         start += len(chunk)
-    return ranks, placed["id"].rechunk()
+    return ranks, ids.rechunk()
 
 
 def _compact(index: np.ndarray, ids: pl.Series) -> tuple[np.ndarray, pl.Series]:

@@ -18,7 +18,7 @@ import torch
 from plr.data.dataset import Ids, SequenceDataset
 from plr.data.errors import DataError
 from plr.data.filters import active, in_core, repeated
-from plr.data.interactions import Interactions, counts_of
+from plr.data.interactions import Interactions
 from plr.data.metadata import item_features, known_items
 from plr.data.options import PrepareOptions
 from plr.data.prepared import FORMAT_VERSION, ITEMS, is_prepared, load_cached, open_prepared, save_prepared
@@ -217,7 +217,7 @@ class _Job:
         if options.duplicates == "drop":
             if interactions.timestamp is None:
                 raise DataError("duplicates='drop' needs timestamps, and the file has none", self.sources.paths[0])
-            interactions = interactions.in_user_order()
+            interactions.put_in_user_order()
             interactions = keep(~repeated(interactions), "duplicates", "drop")
         if options.min_rating is not None:
             if interactions.positive is None:
@@ -235,7 +235,7 @@ class _Job:
             interactions = keep(in_core(interactions, options.core), "core", options.core)
         if not len(interactions):
             raise DataError(f"no interaction is left after the filters: {report['filters']}", self.sources.paths[0])
-        interactions = interactions.in_user_order()
+        interactions.put_in_user_order()
         if interactions.timestamp is not None:
             report["duplicates_kept"] = int(repeated(interactions).sum())
         return interactions
@@ -303,12 +303,11 @@ def _one_unit(times: np.ndarray, place: Place) -> str | None:
 
 
 def _single_interaction_users(interactions: Interactions, place: Place) -> dict:
-    counts = counts_of(interactions.user, len(interactions.user_ids))
-    alone = np.flatnonzero(counts == 1)
+    offsets = interactions.offsets()
+    alone = np.flatnonzero(np.diff(offsets) == 1)
     if not len(alone):
         return {"count": 0}
-    at = np.searchsorted(interactions.user, alone)
-    positions = interactions.positions()[at]
+    positions = interactions.positions()[offsets[alone]]
     first = int(np.argmin(positions))
     path, line = place(int(positions[first]))
     return {"count": len(alone), "user": interactions.user_ids[int(alone[first])], "line": line, "file": path.name}

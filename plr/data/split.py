@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from plr.data.interactions import Interactions, counts_of, gather
+from plr.data.interactions import Interactions, gather
 
 __all__ = ["SPLITS", "Split", "default_cuts", "leave_one_out", "time_split"]
 
@@ -41,7 +41,7 @@ def leave_one_out(interactions: Interactions) -> Split:
     Args:
         interactions: In user order.
     """
-    offsets = _offsets(interactions.user, len(interactions.user_ids))
+    offsets = interactions.offsets()
     length = np.diff(offsets)
     split_off = length >= 3
     training_stop = offsets[1:] - 2 * split_off
@@ -124,8 +124,7 @@ def _drop_items(
 ) -> Split:
     seen = np.zeros(len(interactions.item_ids), dtype=bool)
     seen[interactions.item[period == 0]] = True
-    first = _is_first(interactions)
-    tally = _Tally(period, ~first)
+    tally = _Tally(period, ~_is_first(interactions.offsets()))
     if positive is not None:
         tally.drop("low_rated", ~positive)
     kept = interactions
@@ -135,20 +134,20 @@ def _drop_items(
         tally.drop("unseen_target", ~known)
         kept, period = interactions.take(known), period[known]
         positive = None if positive is None else positive[known]
-    offsets = _offsets(kept.user, len(kept.user_ids))
+    offsets = kept.offsets()
     short = _shorter(kept, offsets, min_history, period)
-    tally.drop("empty_history", _is_first(kept), known)
+    tally.drop("empty_history", _is_first(offsets), known)
     if short is not None:
         tally.drop("short_history", short, known)
     roles = period + np.uint8(1)
     roles[~tally.left(known)] = 0
-    training_stop = offsets[:-1] + counts_of(kept.user[period == 0], len(kept.user_ids))
+    training = np.add.reduceat(period == 0, offsets[:-1], dtype=np.int64) if len(period) else 0
     report = {
         "dropped_rows": tally.report(),
         "unseen_items": int((~seen).sum()),
         "interactions_with_unseen_items": 0 if known is None else int((~known).sum()),
     }
-    return Split(kept, offsets, roles, training_stop, report)
+    return Split(kept, offsets, roles, offsets[:-1] + training, report)
 
 
 def _drop_rows(
@@ -159,8 +158,8 @@ def _drop_rows(
     untitled: np.ndarray | None,
 ) -> Split:
     user, item = interactions.user, interactions.item
-    offsets = _offsets(user, len(interactions.user_ids))
-    tally = _Tally(period, ~_is_first(interactions))
+    offsets = interactions.offsets()
+    tally = _Tally(period, ~_is_first(offsets))
     if positive is not None:
         tally.drop("low_rated", ~positive)
     if untitled is not None:
@@ -184,7 +183,7 @@ def _drop_rows(
     kept = interactions.take(inside)
     with_rows = stop > offsets[:-1]
     roles = np.where(left, period + np.uint8(1), np.uint8(0))[inside]
-    kept_offsets = _offsets(kept.user, len(kept.user_ids))
+    kept_offsets = kept.offsets()
     trained = np.minimum(training_stop, stop) - offsets[:-1]
     report = {
         "dropped_rows": tally.report(),
@@ -200,7 +199,7 @@ class _Tally:
     def __init__(self, period: np.ndarray, candidates: np.ndarray) -> None:
         self._period = period
         self._left = candidates
-        self._rows = np.bincount(period[candidates], minlength=3)
+        self._rows = _count(period, candidates)
         self._dropped: dict[str, np.ndarray] = {}
 
     def drop(self, reason: str, mask: np.ndarray, among: np.ndarray | None = None) -> None:
@@ -225,14 +224,15 @@ class _Tally:
         }
 
 
-def _offsets(user: np.ndarray, users: int) -> np.ndarray:
-    return np.concatenate([[0], np.cumsum(counts_of(user, users))])
+def _count(period: np.ndarray, chosen: np.ndarray) -> np.ndarray:
+    """Return how many of the ``chosen`` (bool [N]) are of each period: int64 [3]."""
+    return np.array([np.count_nonzero(chosen & (period == code)) for code in range(3)])
 
 
-def _is_first(interactions: Interactions) -> np.ndarray:
-    """Return which interactions (bool [N]) are their user's first; in user order."""
-    first = np.ones(len(interactions), dtype=bool)
-    first[1:] = interactions.user[1:] != interactions.user[:-1]
+def _is_first(offsets: np.ndarray) -> np.ndarray:
+    """Return which interactions (bool [N]) are their user's first."""
+    first = np.zeros(offsets[-1], dtype=bool)
+    first[offsets[:-1]] = True
     return first
 
 

@@ -10,22 +10,24 @@ import polars as pl
 __all__ = ["Numbering"]
 
 _SLOTS = 1 << 16  # at first
+_NUMBER = np.uint64(2**32 - 1)
+_IN_USE = np.uint64(1 << 63)
 
 
 class Numbering:
     """Gives equal strings one number and different ones different numbers: 0, 1, … but in no order that counts.
 
     A hash table with open addressing whose steps are taken for all strings of a block together: a gather has many
-    cache misses under way at once, where one lookup after the other waits for each of its own. It is searched by
-    64-bit hashes; then every string is compared with the one that has its number. What stays is one string per
-    number and 12 bytes a slot.
+    cache misses under way at once, where one lookup after the other waits for each of its own. A slot is 64 bits: the
+    upper half of the hash, which is compared first, and the number. In the end every string is compared with the one
+    that has its number. What stays is one string per number and the slots, of which at most three quarters are used.
     """
 
     def __init__(self) -> None:
         self._seed = secrets.randbits(64)  # so that no file can be made of strings with one hash
-        self._make_slots(_SLOTS)
+        self._slots = np.zeros(_SLOTS, dtype=np.uint64)  # a power of two of them; 0 where free
         self._strings = pl.Series(dtype=pl.String)
-        self._same_hash: dict[str, int] = {}  # numbers of strings whose hash is an earlier one's
+        self._mistaken: dict[str, int] = {}  # numbers of strings that were taken for others
 
     def __len__(self) -> int:
         return len(self._strings)
@@ -61,42 +63,44 @@ class Numbering:
         return pl.Series(found)
 
     def _look_up(self, strings: pl.Series, hashes: np.ndarray) -> np.ndarray:
-        """Return the number (uint32 [n]) of a string with the same hash; hashes without any get a new one."""
+        """Return the number (uint32 [n]) of a string that looks the same; what looks new gets the next ones."""
         if 4 * (len(self) + len(strings)) > 3 * len(self._slots):
             self._grow(len(self) + len(strings))
         slot = self._first_slot(hashes)
-        final = slot  # where each is found
-        rows, added = None, []  # the places of those still looked for (None: all); those that got new numbers
-        count = len(self)
-        while True:
-            number = self._slots[slot]
-            free = np.flatnonzero(number < 0)
+        entry = self._slots[slot]
+        found = entry.astype(np.uint32)  # the lower half
+        rows = np.flatnonzero((entry ^ hashes) > _NUMBER)  # those still looked for: the upper halves differ
+        entry, slot, hashes = entry[rows], slot[rows], hashes[rows]
+        added, count = [], len(self)
+        while len(rows):
+            free = np.flatnonzero(entry == 0)
             if len(free):
-                # Of the hashes that would have the same slot the last one gets it, and is there for its equals.
+                # Of those that would have the same slot the last one gets it, and is there for its equals.
                 at = slot[free]
                 self._slots[at] = free
-                chosen = free[self._slots[at] == free]
-                at = slot[chosen]
-                self._slots[at] = np.arange(count, count + len(chosen), dtype=np.int32)
-                self._slot_hashes[at] = hashes[chosen]
+                chosen = free[self._slots[at] == free.view(np.uint64)]
+                self._slots[slot[chosen]] = (hashes[chosen] & ~_NUMBER) | np.arange(
+                    count, count + len(chosen), dtype=np.uint64
+                )
                 count += len(chosen)
-                added.append(chosen if rows is None else rows[chosen])
-            other = np.flatnonzero(self._slot_hashes[slot] != hashes)
-            if not len(other):
-                break
-            rows = other if rows is None else rows[other]
-            slot, hashes = (slot[other] + 1) & (len(self._slots) - 1), hashes[other]
-            final[rows] = slot
+                added.append(rows[chosen])
+                entry[free] = self._slots[at]
+            found[rows] = entry.astype(np.uint32)
+            other = np.flatnonzero((entry ^ hashes) > _NUMBER)
+            rows, hashes, slot = rows[other], hashes[other], (slot[other] + 1) & (len(self._slots) - 1)
+            entry = self._slots[slot]
         if added:
             self._add(strings.gather(np.concatenate(added)))
-        return self._slots[final].view(np.uint32)
+        return found
 
     def _number_of(self, string: str) -> int:
-        """Return the number of a string whose hash is another's."""
-        if string not in self._same_hash:
-            self._same_hash[string] = len(self)
-            self._add(pl.Series([string]))
-        return self._same_hash[string]
+        """Return the number of a string that was taken for another."""
+        if string not in self._mistaken:
+            known = (self._strings == string).arg_true()  # slow, for what happens about never
+            self._mistaken[string] = known[0] if len(known) else len(self)
+            if not len(known):
+                self._add(pl.Series([string]))
+        return self._mistaken[string]
 
     def _add(self, strings: pl.Series) -> None:
         # Joined to nothing they become a copy: a view would keep the whole block that they were read in.
@@ -104,24 +108,19 @@ class Numbering:
         self._strings = pl.concat([self._strings, copy], rechunk=True)
 
     def _hashes(self, strings: pl.Series) -> np.ndarray:
-        return strings.hash(self._seed).to_numpy()
+        return strings.hash(self._seed).to_numpy() | _IN_USE
 
     def _first_slot(self, hashes: np.ndarray) -> np.ndarray:
         return (hashes & np.uint64(len(self._slots) - 1)).view(np.int64)
 
-    def _make_slots(self, count: int) -> None:
-        self._slots = np.full(count, -1, dtype=np.int32)  # a number each, -1 where free; a power of two of them
-        self._slot_hashes = np.zeros(count, dtype=np.uint64)
-
     def _grow(self, count: int) -> None:
-        """Make room for so many strings, at most three quarters of the slots taken."""
-        taken = self._slots >= 0
-        number, hashes = self._slots[taken], self._slot_hashes[taken]
-        self._make_slots(1 << (2 * count - 1).bit_length())
+        """Make room for so many strings, and give each that there is a slot of its own."""
+        hashes = self._hashes(self._strings)
+        self._slots = np.zeros(1 << (2 * count - 1).bit_length(), dtype=np.uint64)
         slot = self._first_slot(hashes)
-        while len(number):
-            free = self._slots[slot] < 0
-            self._slots[slot[free]] = number[free]
-            self._slot_hashes[slot[free]] = hashes[free]
-            other = self._slots[slot] != number
-            number, hashes, slot = number[other], hashes[other], (slot[other] + 1) & (len(self._slots) - 1)
+        entry = (hashes & ~_NUMBER) | np.arange(len(hashes), dtype=np.uint64)
+        while len(entry):
+            free = self._slots[slot] == 0
+            self._slots[slot[free]] = entry[free]
+            other = self._slots[slot] != entry
+            entry, slot = entry[other], (slot[other] + 1) & (len(self._slots) - 1)

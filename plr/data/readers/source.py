@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import zlib
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
@@ -18,7 +19,7 @@ from plr.data.readers.numbering import Numbering
 __all__ = ["LISTED", "IdSpace", "LinesOf", "Skipped", "Source", "collect", "one_to_one", "open_plain", "unreadable"]
 
 _GZIP = b"\x1f\x8b"
-_BLOCK = 500_000
+_BLOCK = 1_000_000  # rows
 LISTED = 100
 """How many of the skipped lines are listed."""
 
@@ -41,16 +42,17 @@ class IdSpace:
     def collect(self, frame: pl.LazyFrame) -> pl.DataFrame:
         """Run ``frame`` on the streaming engine; where it has the columns ``user`` and ``item``, number their strings.
 
-        That is done block by block while the engine reads on.
+        That is done block by block, and beside each other, while the engine reads on.
         """
         numberings = {"user": self.user, "item": self.item}
 
         def numbered(block: pl.DataFrame) -> pl.DataFrame:
             names = [name for name in numberings if name in block.columns]
-            return block.with_columns(numberings[name].numbers(block[name]).alias(name) for name in names)
+            return block.with_columns(*pool.map(lambda name: numberings[name].numbers(block[name]).alias(name), names))
 
-        blocks = frame.collect_batches(chunk_size=_BLOCK, maintain_order=True, engine="streaming")
-        return pl.concat([numbered(frame.collect_schema().to_frame()), *map(numbered, blocks)], rechunk=False)
+        with ThreadPoolExecutor(2) as pool:
+            blocks = frame.collect_batches(chunk_size=_BLOCK, maintain_order=True, engine="streaming")
+            return pl.concat([numbered(frame.collect_schema().to_frame()), *map(numbered, blocks)], rechunk=False)
 
 
 @dataclass
