@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,6 +21,7 @@ _USUAL = {
     "rating": {"rating", "overall", "score", "stars"},
     "timestamp": {"timestamp", "time", "unixreviewtime", "unixtime", "datetime", "date"},
 }
+_PLAIN = {"rating": pl.Float64, "timestamp": pl.Int64}
 _FIRST = 100  # records that tell how numbers are written
 _EXACT = 2**53  # beyond it a float64 no longer tells neighbouring whole numbers apart
 
@@ -88,11 +89,13 @@ def read_columns(
     space: IdSpace,
     last_column: str | None = None,
     skipped: Skipped | None = None,
+    typed: Callable[[Mapping[str, pl.DataType]], pl.LazyFrame] | None = None,
 ) -> Source:
     """Check and convert the ``columns`` ({role: name}) of ``table``; rows without any value are left out.
 
     For text ``last_column`` names the last one: reading it too makes polars count the fields of every line.
-    Where ``skipped`` is given, rows with a value that cannot be used are added to it instead of raising.
+    Where ``skipped`` is given, rows with a value that cannot be used are added to it instead of raising. For text
+    ``typed`` returns the table read with these types of columns, which costs less than to convert them afterwards.
 
     Raises:
         DataError: naming file, line, column, the value found and what is accepted, for the first value that
@@ -104,7 +107,8 @@ def read_columns(
     counted = [] if last_column is None else [pl.col(last_column).is_null().alias("counted")]
 
     def converted(lines: pl.LazyFrame, plain: bool) -> pl.DataFrame:
-        wanted = [_convert(role, pl.col(name), schema[name], plain) for role, name in columns.items()]
+        types = lines.collect_schema()
+        wanted = [_convert(role, pl.col(name), types[name], plain) for role, name in columns.items()]
         if "rating" in columns:
             number = wanted[2]
             high = pl.lit(True) if space.min_rating is None else number >= space.min_rating
@@ -112,12 +116,15 @@ def read_columns(
         return space.collect(lines.select(*wanted, *counted)).select(*columns)
 
     # Numbers are mostly written plainly; to allow for every other form costs as much again as reading them.
-    frame = None
-    for lines in (table.head(_FIRST), table):
-        frame = converted(lines, plain=True)
-        if any(frame[role].null_count() for role in columns if role in ("rating", "timestamp")):
-            frame = converted(table, plain=False)
-            break
+    numbers = {name: _PLAIN[role] for role, name in columns.items() if role in _PLAIN and schema[name] == pl.String}
+    plainly = table if typed is None else typed(numbers)
+    try:
+        for lines in (plainly.head(_FIRST), plainly):
+            frame = converted(lines, plain=True)
+            if any(frame[role].null_count() for role in _PLAIN if role in columns):
+                raise pl.exceptions.ComputeError("a number that is not written plainly")
+    except pl.exceptions.PolarsError:  # or a line that cannot be read, which stops this too
+        frame = converted(table, plain=False)
     if not any(frame[role].null_count() for role in columns):
         return Source(path, frame, lines_of)
     wrong = frame.select(pl.any_horizontal(pl.col(*columns).is_null())).to_series()
@@ -172,6 +179,8 @@ def _convert(role: str, column: pl.Expr, dtype: pl.DataType, plain: bool) -> pl.
         return pl.when(number.is_finite()).then(number).alias(role)
     if dtype in (pl.Date, pl.Datetime):
         return column.to_physical().cast(pl.Int64).alias(role)
+    if dtype.is_integer():
+        return column.cast(pl.Int64, strict=False).alias(role)
     number = text.cast(pl.Float64, strict=False)
     whole = pl.when((number == number.floor()) & (number.abs() <= _EXACT)).then(number).cast(pl.Int64, strict=False)
     if dtype.is_float():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import re
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import BinaryIO
 
@@ -51,13 +51,15 @@ def separator_of(header: str) -> str:
 def _read(
     path: Path, columns: Columns, separator: str, quoted: bool, space: IdSpace, skipped: Skipped | None
 ) -> Source:
-    table = pl.scan_csv(
-        path,
-        separator=separator,
-        quote_char='"' if quoted else None,
-        infer_schema=False,
-        glob=False,
-    )
+    def scan(types: Mapping[str, pl.DataType] | None = None) -> pl.LazyFrame:
+        return pl.scan_csv(
+            path,
+            separator=separator,
+            quote_char='"' if quoted else None,
+            infer_schema=False,
+            schema_overrides=types,
+            glob=False,
+        )
 
     def lines_of(rows: np.ndarray) -> list[int]:
         if not quoted or not _has_quotes(path):  # every line is a record
@@ -71,8 +73,10 @@ def _read(
         return lines
 
     try:
+        table = scan()
         names = table.collect_schema().names()
-        return read_columns(path, table, find_columns(names, columns, path), lines_of, space, names[-1], skipped)
+        found = find_columns(names, columns, path)
+        return read_columns(path, table, found, lines_of, space, names[-1], skipped, scan)
     except (pl.exceptions.PolarsError, OSError) as error:
         raise _malformed(path, separator, quoted, error) from error
 

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import datetime
+import tempfile
 import warnings
+from pathlib import Path
 
 import polars as pl
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from plr.data import DataError, SequenceDataset, prepare
 from plr.data.readers import Columns, IdSpace, detect_format, read
@@ -220,3 +224,27 @@ def test_error_is_a_value_error_with_its_place(write):
         prepare(path, format="sequences")
     assert isinstance(caught.value, ValueError)
     assert (caught.value.path, caught.value.line) == (str(path), 2)
+
+
+NUMBERS = st.one_of(
+    st.integers(-(2**63), 2**63 - 1).map(str),
+    st.floats().map(str),
+    st.text("0123456789+-.e infa", max_size=5),
+    st.sampled_from(["1_0", "0x1", "00012", "+1", "1e400", str(2**63), str(2**53 + 1), '"7"', '" 7"', "１"]),
+)
+
+
+@given(st.lists(st.tuples(NUMBERS, NUMBERS), min_size=1, max_size=3))
+@settings(max_examples=150, deadline=None)
+def test_numbers_mean_the_same_however_they_are_read(pairs):
+    """Columns are read as numbers at first, and where one is not written plainly as text that is converted."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "a.csv"
+        made = []
+        for more in ("", "u,i,1,1.0\n"):  # 1.0 is no time as usually written
+            path.write_text("user,item,rating,timestamp\n" + "".join(f"u,i,{r},{t}\n" for r, t in pairs) + more)
+            try:
+                made.append(read(path, "csv", Columns(), IdSpace(2.5)).frame.rows()[: len(pairs)])
+            except DataError as error:
+                made.append([error.reason, error.line])
+        assert made[0] == made[1]
