@@ -176,7 +176,7 @@ def _rank(numbers: pl.Series, numbering: Numbering) -> tuple[np.ndarray, pl.Seri
     """Return the rank int32 [N] of each id (given by number) among the sorted ones in use, and those."""
     chunks = [chunk.to_numpy() for chunk in numbers.get_chunks()]
     ids = numbering.strings.sort()  # looking the sorted ones up again costs less than sorting with an index
-    blocks = [ids[start : start + _CHUNK // 4] for start in range(0, max(len(ids), 1), _CHUNK // 4)]
+    blocks = [ids[start : start + _CHUNK // 16] for start in range(0, max(len(ids), 1), _CHUNK // 16)]
     placed = np.concatenate([numbering.numbers(block).to_numpy() for block in blocks])
     used = np.zeros(len(ids), dtype=bool)
     for chunk in chunks:

@@ -48,6 +48,7 @@ class IdSpace:
 
         def numbered(block: pl.DataFrame) -> pl.DataFrame:
             names = [name for name in numberings if name in block.columns]
+            block = block.rechunk()  # else its columns come in different parts, and selecting some copies the whole
             return block.with_columns(*pool.map(lambda name: numberings[name].numbers(block[name]).alias(name), names))
 
         with ThreadPoolExecutor(2) as pool:
