@@ -5,13 +5,15 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import polars as pl
 
 from plr.data.errors import DataError
+from plr.data.json_records import PlainRecords, blocks_of_lines, plain_records
 from plr.data.readers.columns import normalise
 from plr.data.readers.delimited import separator_of
 from plr.data.readers.source import Skipped, open_plain
@@ -20,6 +22,7 @@ __all__ = ["FEATURES", "describe", "item_features", "known_items"]
 
 FEATURES = {"title": pl.String, "categories": pl.List(pl.String), "store": pl.String, "text": pl.String}
 """The columns beside ``item_id``; each is null where nothing is known."""
+_FOUND = {"place": pl.Int64, "item": pl.String, **FEATURES}
 
 # Names of fields (normalised), the better ones first.
 _USUAL = {
@@ -32,8 +35,8 @@ _PATH = " > "
 
 Record = dict[str, object]
 """A record's values by role: item, title, categories, store."""
-Lines = Iterator[tuple[int, Record | str]]
-"""1-based lines with their record, or with what is wrong with it."""
+Lines = Iterator[tuple[int, Record | str | PlainRecords]]
+"""1-based lines with their record, or with what is wrong with it; or the first of a block with its plain records."""
 
 
 def item_features(path: Path, item_ids: pl.Series, skipped: Skipped | None = None) -> tuple[pl.DataFrame, dict]:
@@ -54,33 +57,53 @@ def item_features(path: Path, item_ids: pl.Series, skipped: Skipped | None = Non
     Raises:
         DataError: naming file and line, for a record that cannot be used.
     """
-    number_of = {item_id: number for number, item_id in enumerate(item_ids)}
-    found: list[tuple | None] = [None] * len(number_of)
-    count = repeated = 0
+    wanted = set(item_ids)
+    found = [pl.DataFrame(schema=_FOUND)]  # in the order of the file
+    records: list[tuple] = []
+    count = 0
     line = None
     try:
-        for line, record in _lines(path):
+        for line, record in _lines(path, item_ids):
             if isinstance(record, str):
                 if skipped is None:
                     raise DataError(record, path, line)
                 skipped.add(path, line, record)
-                continue
-            count += 1
-            number = number_of.get(record["item"])
-            if number is not None:
-                repeated += found[number] is not None
-                found[number] = (record["title"], record["categories"], record["store"])
+            elif isinstance(record, PlainRecords):
+                count += int(record.lines.sum())
+                text = pl.concat_str("title", pl.col("categories").list.join(_PATH), "store", separator=". ")
+                empty = pl.col("categories").list.len() == 0
+                found.append(
+                    record.records.select(
+                        pl.col("place").cast(pl.Int64) + line,
+                        "item",
+                        "title",
+                        pl.when(~empty).then("categories").alias("categories"),
+                        "store",
+                        pl.when(empty)
+                        .then(pl.concat_str("title", "store", separator=". "))
+                        .otherwise(text)
+                        .alias("text"),
+                    )
+                )
+                line += len(record.lines) - 1
+            else:
+                count += 1
+                if record["item"] in wanted:
+                    values = (record["title"], record["categories"], record["store"])
+                    records.append((line, record["item"], *values, describe(*values)))
     except EOFError:
         cut_off = "the gzip file ends too early: it was cut off; fetch it again"
         if skipped is None:
             raise DataError(cut_off, path, line) from None
         skipped.add(path, line, cut_off)
-    values = [(None, None, None) if record is None else record for record in found]
-    frame = pl.DataFrame([(*record, describe(*record)) for record in values], schema=FEATURES, orient="row")
-    return frame, {
+    found.append(pl.DataFrame(records, schema=_FOUND, orient="row"))
+    known = pl.concat(found).sort("place")
+    last = known.unique("item", keep="last", maintain_order=True)
+    frame = pl.DataFrame({"item": item_ids}).join(last, on="item", how="left", maintain_order="left")
+    return frame.select(*FEATURES), {
         "file": path.name,
         "records": count,
-        "repeated_records": repeated,
+        "repeated_records": known.height - last.height,
     }
 
 
@@ -95,10 +118,11 @@ def describe(title: str | None, categories: list[str] | None, store: str | None)
     return ". ".join(" ".join(part.split()) for part in parts if part) or None
 
 
-def _lines(path: Path) -> Lines:
+def _lines(path: Path, item_ids: pl.Series) -> Lines:
     suffix = next((suffix.lower() for suffix in reversed(path.suffixes) if suffix.lower() != ".gz"), "")
+    json_lines = partial(_json_lines, item_ids=item_ids)
     readers: dict[str, Callable[[BinaryIO], Lines]] = {
-        ".jsonl": _json_lines, ".json": _json_lines, ".csv": _csv, ".tsv": _csv, ".item": _recbole, ".dat": _movielens,
+        ".jsonl": json_lines, ".json": json_lines, ".csv": _csv, ".tsv": _csv, ".item": _recbole, ".dat": _movielens,
     }  # fmt: skip
     if suffix in (".parquet", ".pq"):
         return _parquet(path)
@@ -114,9 +138,22 @@ def _closing(path: Path, read: Callable[[BinaryIO], Lines]) -> Lines:
         yield from read(file)
 
 
-def _json_lines(file: BinaryIO) -> Lines:
+def _json_lines(file: BinaryIO, item_ids: pl.Series) -> Lines:
     roles = _Roles()
-    for line, text in enumerate(file, start=1):
+    together = True
+    for first, lines in blocks_of_lines(file):
+        decoded = plain_records(lines, item_ids) if together else None
+        if decoded is None:
+            yield from _json_one_by_one(enumerate(lines, start=first), roles)
+        else:
+            yield first, decoded
+            others = (~decoded.lines).arg_true().to_list()
+            yield from _json_one_by_one(((first + place, lines[place]) for place in others), roles)
+            together = 2 * len(others) < len(lines)  # else that costs more than it saves
+
+
+def _json_one_by_one(lines: Iterable[tuple[int, bytes]], roles: _Roles) -> Lines:
+    for line, text in lines:
         if not text.strip():
             continue
         try:
@@ -126,7 +163,9 @@ def _json_lines(file: BinaryIO) -> Lines:
         except (ValueError, RecursionError) as error:
             yield line, f"not JSON: {error}"
         else:
-            yield line, roles.record(values) if isinstance(values, dict) else "not a JSON object"
+            record = roles.record(values) if isinstance(values, dict) else "not a JSON object"
+            half = isinstance(record, dict) and any(map(_has_surrogate, _texts(record)))
+            yield line, "half a character (a surrogate that stands alone)" if half else record
 
 
 def _csv(file: BinaryIO) -> Lines:
@@ -164,7 +203,7 @@ def _table(rows: Any, lines: int, header: Sequence[str], path_separator: str) ->
             yield line, problem
         elif len(row) > len(header):
             yield line, f"{len(row)} fields; the header has {len(header)}"
-        elif any(not field.isascii() and _has_surrogate(field) for field in row):
+        elif any(map(_has_surrogate, row)):
             yield line, "bytes that are not UTF-8"
         else:
             yield line, roles.record(dict(zip(header, row, strict=False)), path_separator)
@@ -239,5 +278,9 @@ def _record(values: Record, path_separator: str) -> Record | str:
     return record
 
 
+def _texts(record: Record) -> list[str]:
+    return [text for text in (record["item"], record["title"], record["store"], *(record["categories"] or ())) if text]
+
+
 def _has_surrogate(text: str) -> bool:
-    return any("\udc80" <= letter <= "\udcff" for letter in text)
+    return not text.isascii() and any("\ud800" <= letter <= "\udfff" for letter in text)

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import gzip
 import json
+import tempfile
+from pathlib import Path
 
 import polars as pl
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from plr.data import DataError
+from plr.data import DataError, json_records, metadata
 from plr.data.metadata import describe, item_features
 from plr.data.readers import Skipped
 
@@ -138,3 +142,62 @@ def test_lines_of_a_csv_with_newlines_in_titles(write):
     with pytest.raises(DataError, match=r"a.csv:6: 3 fields"):
         item_features(path, ITEMS)
     assert item_features(path, ITEMS, Skipped())[0]["text"].to_list() == [None, "two lines", None]
+
+
+WORDS = st.sampled_from(
+    ["7", "007", "absent", "a|b", "", " ", "5.0", "-1e3", "true", "\ud800", "ä\u2019", "a b", "Seven"]
+)
+ANYTHING = st.one_of(
+    WORDS,
+    st.none(),
+    st.booleans(),
+    st.integers(),
+    st.floats(),
+    st.lists(WORDS),
+    st.just({"a": 1}),
+    st.just([["a", "b"]]),
+)
+TEXT_OR_WORSE = st.one_of(WORDS, WORDS, WORDS, ANYTHING)
+RECORDS = st.fixed_dictionaries(
+    {"parent_asin": TEXT_OR_WORSE, "title": TEXT_OR_WORSE},
+    optional={
+        "store": TEXT_OR_WORSE,
+        "categories": st.one_of(st.lists(WORDS), ANYTHING),
+        "brand": WORDS,
+        "asin": WORDS,
+        "more": ANYTHING,
+    },
+)
+LINES = st.one_of(RECORDS.map(json.dumps), st.sampled_from(["", "null", "[1]", '{"title": ', "5", '"7"']))
+
+
+@given(st.lists(LINES, min_size=1, max_size=12))
+@settings(max_examples=300, deadline=None)
+def test_json_lines_decoded_together_mean_what_each_means(lines_of_json):
+    outcomes = []
+    for together in (True, False):
+        with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
+            path = Path(folder) / "meta.jsonl"
+            path.write_text("\n".join(lines_of_json) + "\n")
+            patch.setattr(json_records, "_BLOCK", 4)
+            if not together:
+                patch.setattr(metadata, "plain_records", lambda lines, item_ids: None)
+            skipped = Skipped()
+            frame, counts = item_features(path, ITEMS, skipped)
+            outcomes.append((frame.rows(), counts, skipped.count, skipped.lines))
+    assert outcomes[0] == outcomes[1]
+
+
+def test_published_records_are_decoded_together(tmp_path, monkeypatch):
+    def refuse(lines, roles):
+        assert not list(lines)
+        return []
+
+    path = tmp_path / "meta.jsonl"
+    path.write_text(
+        lines([{**record, "price": 9.5, "images": [{}]} for record in JSON_LINES[1:]]).replace(" Agents ", "Agents")
+    )
+    monkeypatch.setattr(metadata, "_json_one_by_one", refuse)
+    frame, counts = item_features(path, ITEMS)
+    assert frame.row(0) == tuple(values[0] for values in EXPECTED.values())
+    assert counts["records"] == 2
