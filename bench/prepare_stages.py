@@ -178,8 +178,9 @@ def main() -> None:
         return
     folder = arguments.folder
     folder.mkdir(parents=True, exist_ok=True)
+    sizes = " ".join(map(str, arguments.rows))
     record: dict[str, Any] = {
-        "command": "python -m bench.prepare_stages " + " ".join(sys.argv[1:]),
+        "command": f"python -m bench.prepare_stages --rows {sizes} --items {arguments.items}",
         "machine": processor(),
         "cores": os.cpu_count(),
         "versions": {name: version(name) for name in ("torch", "polars", "numpy")},
