@@ -102,9 +102,10 @@ struct Kernels {
 
   // scores -> p (r − mean_deviation) ln 2, plus p − mean over the group of p unless `detach_reference`, with
   // t = s − m, p = exp2(t) · inverse_sum and r = t − mean over the group of t. `memory` has room for 4 · `items` Vectors.
+  // sums [states] = that, summed over the items.
   void (*divergence_gradient)(float* scores, int64_t scores_rows, int64_t items, int64_t states, int64_t group,
                               bool detach_reference, float* memory, const float* maximum, const float* inverse_sum,
-                              const float* mean_deviation);
+                              const float* mean_deviation, float* sums);
 
   // Adds exp2(s − bound) to `state_sum` [states] and, times `counted` [states], to `item_sum` [items, 16], whose 16
   // lanes are to be added up.

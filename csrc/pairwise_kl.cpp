@@ -8,6 +8,10 @@
 // not: p_i near 1, and r_i and r̄_i as large as logits. So the sums leave the top out. They give, without cancellation,
 //     1 − p_i(w) = Σ_{v≠w} p_i(v)    and    r̄_i − r_i(w) = Σ_{v≠w} p_i(v) (r_i(v) − r_i(w)),
 // and with these the gradient of the one entry per state.
+//
+// Where items are nearly alike, so are a state's probabilities, and its gradient is a sum of items with weights that are no
+// larger than the rounding of probabilities, and add up to 0 but for that. What they do add up to is subtracted again, as the
+// weight of an item in the middle, so that the rounding meets only what the items differ by.
 #include <algorithm>
 #include <cmath>
 #include <utility>
@@ -78,6 +82,61 @@ float top_gradient(const ScoreBlock& block, const Distributions& distributions, 
   return static_cast<float>(gradient + difference / static_cast<double>(group));
 }
 
+// What sums over all items should be 0, of every state, in integer units: the same in whatever order threads add them.
+class SumsOverItems {
+ public:
+  SumsOverItems(int threads, int64_t states) : states_(states), units_(threads * states, 0), known_(units_.size(), 1) {}
+
+  void add(int thread, int64_t state, double value) {
+    const int64_t place = thread * states_ + state;
+    if (std::abs(value) < kLargest) {
+      units_[place] += static_cast<uint64_t>(std::llround(value * kUnitsOfOne));  // their sum is small: it may wrap
+    } else {
+      known_[place] = 0;
+    }
+  }
+
+  // 0 where it is not known: where an addend was no number, or beyond all but absurd logits.
+  double of(int64_t state) const {
+    uint64_t sum = 0;
+    for (std::size_t place = state; place < units_.size(); place += states_) {
+      if (!known_[place]) return 0.0;
+      sum += units_[place];
+    }
+    return static_cast<double>(static_cast<int64_t>(sum)) / kUnitsOfOne;
+  }
+
+ private:
+  static constexpr double kUnitsOfOne = 1LL << 50, kLargest = 1 << 12;
+  int64_t states_;
+  std::vector<uint64_t> units_;
+  std::vector<char> known_;
+};
+
+// A float32 item amidst the others: the mean of some.
+std::vector<double> middle_item(const Matrix& items) {
+  constexpr int64_t most = 64;
+  const int64_t count = std::min(items.rows, most);
+  std::vector<double> mean(items.columns, 0.0);
+  for (int64_t i = 0; i < count; ++i) {
+    const float* item = static_cast<const float*>(row_of(items, items.rows * i / count));
+    for (int64_t d = 0; d < items.columns; ++d) mean[d] += item[d] / static_cast<double>(count);
+  }
+  return mean;
+}
+
+// Takes what the gradients by a state's scores add up to, and should not, off the gradient by the state; all float32.
+void subtract_sums(const States& states, const SumsOverItems& sums, const Matrix& items, double scale,
+                   const MutableMatrix& gradient) {
+  const std::vector<double> middle = middle_item(items);
+  for (int64_t i = 0; i < states.count; ++i) {
+    if (states.order[i] < 0) continue;
+    const double factor = sums.of(i) * scale;
+    float* row = static_cast<float*>(row_of(gradient, states.order[i]));
+    for (int64_t d = 0; d < states.dim; ++d) row[d] -= static_cast<float>(factor * middle[d]);
+  }
+}
+
 }  // namespace
 
 double pairwise_kl_forward(const Run& run, const Matrix& matrix, int64_t group, const Matrix& items,
@@ -146,6 +205,9 @@ void pairwise_kl_backward(const Run& run, const Matrix& matrix, int64_t group, c
   const Targets by_item(states.order, tops);
   const int64_t memory_size = 4 * items_per_block(items.rows) * kLanes;
   Buffer memory(memory_size * run.threads.count());
+  const int64_t block_states = states_per_block(group * kLanes, kProductDepth);
+  Buffer sums_of_block(block_states * run.threads.count());
+  SumsOverItems sums(run.threads.count(), states.count);
   const float scale = static_cast<float>(
       weight / temperature / (static_cast<double>(rows / group) * static_cast<double>(group - 1)));
   backward_through_scores(
@@ -155,15 +217,23 @@ void pairwise_kl_backward(const Run& run, const Matrix& matrix, int64_t group, c
         by_item.visit(block, [&](int64_t state, const float&) {
           top_gradients.push_back(top_gradient(block, distributions, top_items, state, group, detach_reference));
         });
-        run.kernels.divergence_gradient(block.scores, block.scores_rows, block.items,
-                                        whole_groups(block.states, group), group, detach_reference,
+        const int64_t count = whole_groups(block.states, group);
+        float* block_sums = sums_of_block.data() + block.thread * block_states;
+        run.kernels.divergence_gradient(block.scores, block.scores_rows, block.items, count, group, detach_reference,
                                         memory.data() + block.thread * memory_size,
                                         distributions.maximum.data() + block.first_state,
                                         distributions.inverse_sum.data() + block.first_state,
-                                        distributions.mean_deviation.data() + block.first_state);
+                                        distributions.mean_deviation.data() + block.first_state, block_sums);
         auto next = top_gradients.begin();
-        by_item.visit(block, [&](int64_t, float& gradient) { gradient = *next++; });
+        by_item.visit(block, [&](int64_t state, float& gradient) {
+          block_sums[state - block.first_state] += *next - gradient;
+          gradient = *next++;
+        });
+        for (int64_t i = 0; i < count; ++i) sums.add(block.thread, block.first_state + i, block_sums[i]);
       });
+  if (states_gradient != nullptr && !states.paired && states_gradient->type == DataType::float32) {
+    subtract_sums(states, sums, items, scale, *states_gradient);
+  }
 }
 
 }  // namespace plr_kernels

@@ -514,7 +514,7 @@ void merge_divergence(int64_t states, int64_t group, const DivergenceStatistics&
 
 void divergence_gradient(float* scores, int64_t scores_rows, int64_t items, int64_t states, int64_t group,
                          bool detach_reference, float* memory, const float* maximum, const float* inverse_sum,
-                         const float* mean_deviation) {
+                         const float* mean_deviation, float* sums) {
   const Vector ln2 = broadcast(0.693147182f);
   const Vector share = broadcast(-1.0f / static_cast<float>(group));
   // Per item, the first state's probability and the sum of the others' differences from it.
@@ -527,6 +527,7 @@ void divergence_gradient(float* scores, int64_t scores_rows, int64_t items, int6
       const Vector largest_score = load(maximum + state);
       const Vector factor = load(inverse_sum + state);
       const Vector expected = load(mean_deviation + state);
+      Vector sum = zero();
       for (int64_t i = 0; i < items; ++i) {
         float* place = column + i * kPanelColumns;
         const Vector distance = load(place) - largest_score;
@@ -535,6 +536,7 @@ void divergence_gradient(float* scores, int64_t scores_rows, int64_t items, int6
         const Vector gradient = p * ((off_mean - expected) * ln2);
         if (detach_reference) {
           store(place, gradient);
+          sum = sum + gradient;
         } else if (state == first) {
           store(place, gradient);
           store(first_p + i * kLanes, p);
@@ -545,14 +547,19 @@ void divergence_gradient(float* scores, int64_t scores_rows, int64_t items, int6
           store(difference_sum + i * kLanes, load(difference_sum + i * kLanes) + difference);
         }
       }
+      store(sums + state, sum);
     }
     if (detach_reference) continue;
     for (int64_t state = first; state < first + group * kLanes; state += kLanes) {
       float* column = of_states(scores, scores_rows, state);
+      Vector sum = zero();
       for (int64_t i = 0; i < items; ++i) {
         float* place = column + i * kPanelColumns;
-        store(place, multiply_add(load(difference_sum + i * kLanes), share, load(place)));
+        const Vector gradient = multiply_add(load(difference_sum + i * kLanes), share, load(place));
+        store(place, gradient);
+        sum = sum + gradient;
       }
+      store(sums + state, sum);
     }
   }
 }

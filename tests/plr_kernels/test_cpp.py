@@ -282,6 +282,20 @@ def test_small_losses_are_as_accurate_as_large_ones():
     torch.testing.assert_close(loss.double(), exact, rtol=1e-2, atol=torch.finfo(torch.float32).eps)
 
 
+@pytest.mark.parametrize("instruction_set", INSTRUCTION_SETS)
+@pytest.mark.parametrize("spread", [1e-1, 1e-3, 1e-5])
+@pytest.mark.parametrize("vocabulary", [2, 5, 97, 1031])
+def test_divergences_over_items_that_are_nearly_alike(monkeypatch, instruction_set, vocabulary, spread):
+    """The gradient by a state is then a small difference of items, whose weights must add up to 0."""
+    monkeypatch.setattr(extension, "_instruction_set", instruction_set)
+    for seed, detach_reference in enumerate((False, True)):
+        sizes = {"batch": 5, "group": 3, "vocabulary": vocabulary, "dim": 12, "detach_reference": detach_reference}
+        case = make_case(PAIRWISE_KL, PAIRWISE_KL.large | sizes, generator_seed=seed)
+        items = case.tensors["items"]
+        items.copy_(items[:1] + spread * items)
+        assert_accurate(evaluate(PAIRWISE_KL.public, case), PAIRWISE_KL, case)
+
+
 def linear_cross_entropy_in_float64(states, targets):
     with use_backend("reference"):
         return linear_cross_entropy(states.double(), states.double(), targets)

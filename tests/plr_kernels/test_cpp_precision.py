@@ -12,6 +12,7 @@ from tests.plr_kernels.harness import (
     LINEAR_CROSS_ENTROPY,
     PAIRWISE_KL,
     STREAM_ATTENTION,
+    assert_accurate,
     cast,
     evaluate,
     make_case,
@@ -76,6 +77,7 @@ def test_nothing_is_rounded_unasked(operator):
     assert not extension.rounds_float32()
     for case in cases(operator):
         expected = evaluate(operator.public, case)
+        assert_accurate(expected, operator, case)
         for precision in ("highest", "high"):
             assert all(same(at(precision, operator, case), expected).values()), precision
 
@@ -109,6 +111,14 @@ def test_small_products_are_never_rounded(operator, smaller):
 def test_half_precision_does_not_depend_on_the_setting(operator, dtype):
     for case in cases(operator, dtype):
         assert all(same(at("medium", operator, case), at("highest", operator, case)).values())
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_unit_vectors_of_half_precision_views_are_not_rounded(dtype):
+    for case in cases(INFO_NCE, dtype):
+        exact = evaluate(info_nce, cast(case, torch.float32))
+        for name, result in evaluate(info_nce, case).items():
+            assert torch.equal(result, exact[name].to(result.dtype)), name
 
 
 @needs_bfloat16
