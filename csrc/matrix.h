@@ -26,7 +26,7 @@ struct MutableMatrix {
   int64_t stride;
 };
 
-inline int64_t bytes_of(DataType type) { return type == DataType::float32 ? 4 : 2; }
+constexpr int64_t bytes_of(DataType type) { return type == DataType::float32 ? 4 : 2; }
 
 // NaN for a norm that is.
 inline float divisor_of(const Matrix& matrix, int64_t row) {

@@ -24,6 +24,7 @@ inline int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
 // How many bytes before their use rows are fetched: memory needs the time of some twelve rows of 512 bytes to answer, and
 // what comes much earlier has left the first-level cache when it is needed.
 constexpr int64_t kFetchAhead = 6 * 1024;
+constexpr int64_t kCacheLine = 64;
 
 // Rows of numbers, `stride` bytes apart.
 struct Source {
@@ -37,8 +38,7 @@ struct Source {
 // Both inlined always: of a function that returns nothing and writes nothing GCC drops the call.
 __attribute__((always_inline)) inline void fetch(const char* address) { __builtin_prefetch(address, 0, 3); }
 __attribute__((always_inline)) inline void fetch(const char* data, int64_t bytes) {
-  constexpr int64_t cache_line = 64;
-  for (int64_t offset = 0; offset < bytes; offset += cache_line) fetch(data + offset);
+  for (int64_t offset = 0; offset < bytes; offset += kCacheLine) fetch(data + offset);
 }
 
 // Rows that are about to be read, and those that will be read next. A pair's rows are few and soon over, too soon for the
@@ -352,11 +352,14 @@ inline void sum_tile(const float* weights, int64_t weights_stride, const Rows& r
       row += own->entry_stride;
     }
   }
+  // Whole rows are fetched at the first visit, which is that of the first columns.
+  constexpr int64_t in_tile = Vectors * kLanes * plr_kernels::bytes_of(type);
+  const int64_t row_bytes = first_visit ? dim * plr_kernels::bytes_of(type) : 0;
   const char* row = rows.source.data + start;
   for (int64_t e = 0; e < entries;) {
     const int64_t end = first_visit && e < rows.before_next() ? smaller(rows.before_next(), entries) : entries;
     const Source fetched = first_visit ? rows.fetched_from(e) : rows.source;
-    const char* fetched_row = fetched.data + start;
+    const char* fetched_row = fetched.data + (first_visit ? 0 : start);
     for (; e < end; ++e) {
       Vector from_row[Vectors];
 #pragma GCC unroll 8
@@ -364,6 +367,7 @@ inline void sum_tile(const float* weights, int64_t weights_stride, const Rows& r
         from_row[j] = vector_at(row, j);
         fetch_at(fetched_row, j);
       }
+      for (int64_t offset = in_tile; offset < row_bytes; offset += kCacheLine) fetch(fetched_row + offset);
       fetched_row += fetched.stride;
 #pragma GCC unroll 4
       for (int i = 0; i < Streams; ++i) {
@@ -394,8 +398,8 @@ inline void sum_last_columns(const float* weights, int64_t weights_stride, const
   } else if ((dim - column) / kLanes >= Vectors) {
     sum_tile<type, Streams, Vectors, false>(weights, weights_stride, rows, entries, first_visit, own, column, dim,
                                             sums, sums_stride);
-    sum_last_columns<type, Streams, 0>(weights, weights_stride, rows, entries, first_visit, own,
-                                       column + Vectors * kLanes, dim, sums, sums_stride);
+    sum_last_columns<type, Streams, 0>(weights, weights_stride, rows, entries, false, own, column + Vectors * kLanes,
+                                       dim, sums, sums_stride);
   } else {
     sum_last_columns<type, Streams, Vectors - 1>(weights, weights_stride, rows, entries, first_visit, own, column,
                                                  dim, sums, sums_stride);
@@ -417,16 +421,16 @@ inline void sums_of_tile(int64_t streams, const float* weights, int64_t weights_
   int64_t column = 0;
   if constexpr (Streams <= kWideStreams && kWideVectors > kSumVectors) {
     for (; column + kWideVectors * kLanes <= dim; column += kWideVectors * kLanes) {
-      sum_tile<type, Streams, kWideVectors, false>(weights, weights_stride, rows, entries, first_visit, own, column,
-                                                   dim, sums, sums_stride);
+      sum_tile<type, Streams, kWideVectors, false>(weights, weights_stride, rows, entries,
+                                                   first_visit && column == 0, own, column, dim, sums, sums_stride);
     }
   }
   for (; column + kSumVectors * kLanes <= dim; column += kSumVectors * kLanes) {
-    sum_tile<type, Streams, kSumVectors, false>(weights, weights_stride, rows, entries, first_visit, own, column, dim,
-                                                sums, sums_stride);
+    sum_tile<type, Streams, kSumVectors, false>(weights, weights_stride, rows, entries, first_visit && column == 0,
+                                                own, column, dim, sums, sums_stride);
   }
-  sum_last_columns<type, Streams, kSumVectors - 1>(weights, weights_stride, rows, entries, first_visit, own, column,
-                                                   dim, sums, sums_stride);
+  sum_last_columns<type, Streams, kSumVectors - 1>(weights, weights_stride, rows, entries, first_visit && column == 0,
+                                                   own, column, dim, sums, sums_stride);
 }
 
 // sums[m] = Σ over the prefix entries and over the stream's own of weight · row. `first_visit` says that neither have
