@@ -8,8 +8,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from plr.models.attention import sequence_attention
 from plr.models.dropout import Dropout
-from plr.models.linear import Linear
+from plr.models.linear import Linear, onednn_serves
+from plr.models.sublayers import SublayerWeights, residual_sublayers
 from plr_kernels import StreamAttention
 from plr_kernels.stream_attention.reference import stream_attention_weights
 
@@ -74,11 +76,11 @@ class TransformerLayer(nn.Module):
             # Causal attention needs no length mask: padding lies to the right of every real position.
             mask = torch.arange(states.shape[1], device=states.device) < lengths[:, None]  # [B, L]
             mask = mask[:, None, None, :]
-        attended = functional.scaled_dot_product_attention(
+        attended = sequence_attention(
             query,
             cache.key,
             cache.value,
-            attn_mask=mask,
+            mask=mask,
             is_causal=causal,
             dropout_p=self.attention_dropout if self.training else 0.0,
         )  # [B, H, L, D]
@@ -121,9 +123,16 @@ class TransformerLayer(nn.Module):
     def _output(self, states: Tensor, attended: Tensor) -> Tensor:
         """Join the heads of attended [B, H, X, D], then both residual sublayers -> [B, X, d]."""
         joined = attended.transpose(1, 2).flatten(2)
+        dropped = self.dropout.dropped()
+        if dropped is not None and onednn_serves(joined):
+            return residual_sublayers(states, joined, self._weights(), self.ffn_norm.eps, dropped)
         states = self.attention_norm(states + self.dropout(self.attention_output(joined)))
         inner = functional.gelu(self.ffn_in(states))
         return self.ffn_norm(states + self.dropout(self.ffn_out(inner)))
+
+    def _weights(self) -> SublayerWeights:
+        parts = self.attention_output, self.attention_norm, self.ffn_in, self.ffn_out, self.ffn_norm
+        return SublayerWeights(*(tensor for part in parts for tensor in (part.weight, part.bias)))
 
     def _split_heads(self, states: Tensor) -> Tensor:
         """[B, X, d] -> [B, H, X, D]."""

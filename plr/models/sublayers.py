@@ -1,0 +1,166 @@
+"""The part of a Transformer layer that treats every token alone, in blocks of tokens that stay in the cache.
+
+As single operations it makes some twenty passes over memory and keeps every result. Here only what a block cannot
+compute anew cheaply is kept: the inputs of both LayerNorms, that of GELU, and a byte of dropout mask per number.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.nn import functional
+
+from plr.models.dropout import keep_mask, keep_scale
+from plr.models.linear import add_weight_gradient, product, row_blocks
+
+
+class SublayerWeights(NamedTuple):
+    """Weights [out, in] and biases [out] of the linear layers, weights and biases [d] of the LayerNorms."""
+
+    joining: Tensor
+    joining_bias: Tensor
+    first_norm: Tensor
+    first_norm_bias: Tensor
+    ffn_in: Tensor
+    ffn_in_bias: Tensor
+    ffn_out: Tensor
+    ffn_out_bias: Tensor
+    second_norm: Tensor
+    second_norm_bias: Tensor
+
+
+def residual_sublayers(states: Tensor, joined: Tensor, weights: SublayerWeights, eps: float, dropped: int) -> Tensor:
+    """norm(y + dropout(ffn(y))) with y = norm(states + dropout(joining(joined))); float32 on the CPU.
+
+    Args:
+        states: [..., d], what the layer was given.
+        joined: [..., d], what attention returned, the heads side by side.
+        weights: of both sublayers.
+        eps: of both LayerNorms.
+        dropped: dropout probability in multiples of 2⁻¹⁶; 0 for none.
+
+    Returns:
+        [..., d].
+    """
+    rows, joined_rows = states.flatten(0, -2), joined.flatten(0, -2)  # [R, d]
+    return _ResidualSublayers.apply(rows, joined_rows, eps, dropped, *weights).view(states.shape)
+
+
+_SAVED = 9  # tensors per block: four of each LayerNorm, and GELU's input
+
+
+class _ResidualNorm(NamedTuple):
+    """norm(states + dropout(sublayer)) of a block of tokens."""
+
+    weight: Tensor
+    bias: Tensor
+    eps: float
+    dropped: int
+
+    def forward(self, states: Tensor, sublayer: Tensor) -> tuple[Tensor, tuple[Tensor | None, ...]]:
+        """[R, d] twice -> the result [R, d] and what `backward` takes. Overwrites `sublayer`."""
+        keep = None
+        if self.dropped:
+            keep = keep_mask(sublayer.shape, self.dropped)
+            sublayer.mul_(keep)
+        total = torch.add(states, sublayer, alpha=keep_scale(self.dropped), out=sublayer)
+        result, mean, inverse_deviation = self.normalize(total)
+        return result, (total, mean, inverse_deviation, keep)
+
+    def normalize(self, total: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The LayerNorm of [R, d], and what it found there: means and inverse standard deviations [R, 1]."""
+        return torch.native_layer_norm(total, self.weight.shape, self.weight, self.bias, self.eps)
+
+    def backward(
+        self, gradient: Tensor, total: Tensor, mean: Tensor, inverse_deviation: Tensor, keep: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """[R, d] -> the gradients of states and sublayer [R, d], and of the LayerNorm's weight and bias [d]."""
+        for_states, for_weight, for_bias = torch.ops.aten.native_layer_norm_backward(
+            gradient, total, self.weight.shape, mean, inverse_deviation, self.weight, self.bias, [True, True, True]
+        )
+        for_sublayer = for_states if keep is None else (for_states * keep).mul_(keep_scale(self.dropped))
+        return for_states, for_sublayer, for_weight, for_bias
+
+
+def _norms(weights: SublayerWeights, eps: float, dropped: int) -> tuple[_ResidualNorm, _ResidualNorm]:
+    return (
+        _ResidualNorm(weights.first_norm, weights.first_norm_bias, eps, dropped),
+        _ResidualNorm(weights.second_norm, weights.second_norm_bias, eps, dropped),
+    )
+
+
+class _WeightGradients:
+    """The sums over the blocks, by name of the weight; None for what is not wanted."""
+
+    def __init__(self, wanted: tuple[bool, ...]) -> None:
+        self.wanted = SublayerWeights(*wanted)
+        self.sums: dict[str, Tensor | None] = dict.fromkeys(SublayerWeights._fields)
+
+    def add(self, name: str, weight: Tensor, bias: Tensor) -> None:
+        self._add(name, weight)
+        self._add(f"{name}_bias", bias)
+
+    def add_linear(self, name: str, gradient: Tensor, states: Tensor) -> None:
+        """gradient [R, out] of what the linear layer made of states [R, in]."""
+        if getattr(self.wanted, name):
+            self.sums[name] = add_weight_gradient(self.sums[name], gradient, states)
+        if getattr(self.wanted, f"{name}_bias"):
+            self._add(f"{name}_bias", gradient.sum(dim=0))
+
+    def _add(self, name: str, gradient: Tensor) -> None:
+        if getattr(self.wanted, name):
+            so_far = self.sums[name]
+            self.sums[name] = gradient if so_far is None else so_far.add_(gradient)
+
+
+class _ResidualSublayers(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, states: Tensor, joined: Tensor, eps: float, dropped: int, *tensors: Tensor) -> Tensor:
+        weights = SublayerWeights(*tensors)
+        first, second = _norms(weights, eps, dropped)
+        result = torch.empty(states.shape)
+        saved: list[Tensor | None] = []
+        for block in row_blocks(len(states)):
+            attended = product(joined[block], weights.joining, weights.joining_bias)
+            middle, saved_first = first.forward(states[block], attended)
+            inner = product(middle, weights.ffn_in, weights.ffn_in_bias)  # [R, ffn]
+            outer = product(functional.gelu(inner), weights.ffn_out, weights.ffn_out_bias)
+            result[block], saved_second = second.forward(middle, outer)
+            if any(ctx.needs_input_grad):
+                saved += [*saved_first, *saved_second, inner]
+        ctx.save_for_backward(joined, *weights, *saved)
+        ctx.options = eps, dropped
+        return result
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        joined, *tensors = ctx.saved_tensors
+        count = len(SublayerWeights._fields)
+        weights, saved = SublayerWeights(*tensors[:count]), tensors[count:]
+        first, second = _norms(weights, *ctx.options)
+        # The right factors of products.
+        joining, ffn_in, ffn_out = (
+            weight.T.contiguous() for weight in (weights.joining, weights.ffn_in, weights.ffn_out)
+        )
+        states_gradient, joined_gradient = torch.empty(gradient.shape), torch.empty(joined.shape)
+        sums = _WeightGradients(ctx.needs_input_grad[-count:])
+        for number, block in enumerate(row_blocks(len(gradient))):
+            *of_norms, inner = saved[number * _SAVED : (number + 1) * _SAVED]
+            saved_first, saved_second = of_norms[:4], of_norms[4:]
+
+            for_middle, for_outer, *for_norm = second.backward(gradient[block], *saved_second)
+            sums.add("second_norm", *for_norm)
+            sums.add_linear("ffn_out", for_outer, functional.gelu(inner))
+            for_inner = torch.ops.aten.gelu_backward(product(for_outer, ffn_out), inner)
+            sums.add_linear("ffn_in", for_inner, first.normalize(saved_first[0])[0])
+            for_middle.add_(product(for_inner, ffn_in))
+
+            states_gradient[block], for_attended, *for_norm = first.backward(for_middle, *saved_first)
+            sums.add("first_norm", *for_norm)
+            sums.add_linear("joining", for_attended, joined[block])
+            joined_gradient[block] = product(for_attended, joining)
+        return states_gradient, joined_gradient, None, None, *sums.sums.values()

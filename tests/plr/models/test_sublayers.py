@@ -1,0 +1,124 @@
+"""The token-wise part of a layer, block by block, against its operations one by one in float64, with the same masks."""
+
+import pytest
+import torch
+from torch.nn import functional
+
+from plr.models import linear
+from plr.models.dropout import keep_mask, keep_scale
+from plr.models.layers import TransformerLayer
+
+pytestmark = pytest.mark.skipif(linear._PRODUCT is None, reason="this build of PyTorch has no oneDNN product")
+
+DIM, FFN = 12, 20
+PARTS = ("attention_output", "attention_norm", "ffn_in", "ffn_out", "ffn_norm")
+
+
+@pytest.fixture(autouse=True)
+def small_blocks(monkeypatch):
+    monkeypatch.setattr(linear, "_BLOCK_ROWS", 8)
+
+
+def new_layer(p):
+    """A layer whose LayerNorms are no identity."""
+    torch.manual_seed(0)
+    layer = TransformerLayer(DIM, 2, FFN, p, 0.0)
+    for norm in (layer.attention_norm, layer.ffn_norm):
+        torch.nn.init.normal_(norm.weight)
+        torch.nn.init.normal_(norm.bias)
+    return layer
+
+
+def masks(rows, dropped):
+    """[2, R, d]: for every block that of attention, then that of the feed-forward part."""
+    blocks = [
+        torch.stack([keep_mask((min(8, rows - first), DIM), dropped) for _ in range(2)])
+        for first in range(0, rows, 8)
+    ]
+    return torch.cat(blocks, dim=1)
+
+
+def formula(layer, states, joined, keep, scale):
+    """TransformerLayer._output with given masks."""
+    keep = (keep * scale).unflatten(1, states.shape[:-1]).to(states.dtype)
+    middle = layer.attention_norm(states + layer.attention_output(joined) * keep[0])
+    return layer.ffn_norm(middle + layer.ffn_out(functional.gelu(layer.ffn_in(middle))) * keep[1])
+
+
+def results(run, layer, states, joined, weights):
+    states, joined = states.detach().requires_grad_(), joined.detach().requires_grad_()
+    result = run(states, joined)
+    parameters = [parameter for part in PARTS for parameter in getattr(layer, part).parameters()]
+    return [result.detach(), *torch.autograd.grad((result * weights).sum(), [states, joined, *parameters])]
+
+
+def error(result, truth):
+    return float((result.double() - truth).abs().max() / truth.abs().max())
+
+
+def attended_of(joined):
+    """[B, X, d] -> [B, H, X, D]."""
+    return joined.unflatten(-1, (2, -1)).transpose(1, 2)
+
+
+@pytest.mark.parametrize("p", [0.0, 0.25])
+@pytest.mark.parametrize("shape", [(3, 7), (1, 1), (2, 8)])
+def test_results_and_gradients_are_those_of_float64(shape, p):
+    layer = new_layer(p)
+    states, joined, weights = torch.randn(3, *shape, DIM).unbind()
+    dropped = layer.dropout.dropped()
+    torch.manual_seed(1)
+    keep = masks(states.shape[:-1].numel(), dropped)
+    torch.manual_seed(1)
+    mine = results(lambda x, y: layer._output(x, attended_of(y)), layer, states, joined, weights)
+
+    def plain(dtype):
+        copy = new_layer(p).to(dtype)
+        arguments = (tensor.to(dtype) for tensor in (states, joined, weights))
+        return results(lambda x, y: formula(copy, x, y, keep, keep_scale(dropped)), copy, *arguments)
+
+    for result, single, truth in zip(mine, plain(torch.float32), plain(torch.float64), strict=True):
+        # Sums in another order err by as much as the formula's own in float32.
+        assert error(result, truth) <= 4 * max(error(single, truth), torch.finfo(torch.float32).eps)
+
+
+def test_any_layout():
+    layer = new_layer(0.0)
+    states, joined = torch.randn(2, 3, 7, DIM).unbind()
+    strided = torch.randn(7, 3, DIM).copy_(states.transpose(0, 1)).transpose(0, 1)
+    result = layer._output(strided, attended_of(joined))
+    assert torch.equal(result, layer._output(states, attended_of(joined)))
+
+
+def test_evaluation_drops_nothing():
+    layer = new_layer(0.5)
+    states, joined = torch.randn(2, 3, 7, DIM).unbind()
+    with torch.no_grad():
+        evaluated = layer.eval()._output(states, attended_of(joined))
+        assert torch.equal(evaluated, new_layer(0.0)._output(states, attended_of(joined)))
+
+
+def test_frozen_parts_get_no_gradient_and_change_no_other():
+    states, joined, weights = torch.randn(3, 3, 7, DIM).unbind()
+    gradients = []
+    for frozen in ((), ("attention_norm", "ffn_out")):
+        layer = new_layer(0.0)
+        for part in frozen:
+            getattr(layer, part).requires_grad_(False)
+        (layer._output(states, attended_of(joined)) * weights).sum().backward()
+        gradients.append({name: parameter.grad for name, parameter in layer.named_parameters()})
+    every, others = gradients
+    for name, gradient in others.items():
+        if name.startswith(("attention_norm", "ffn_out")):
+            assert gradient is None
+        else:
+            assert gradient is every[name] is None or torch.equal(gradient, every[name])
+
+
+def test_second_derivatives_are_refused():
+    states, joined = torch.randn(2, 3, 7, DIM).unbind()
+    states.requires_grad_()
+    result = new_layer(0.0)._output(states, attended_of(joined))
+    (gradient,) = torch.autograd.grad(result.square().sum(), states, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        gradient.sum().backward()
