@@ -46,6 +46,19 @@ def sequence_attention(
     )
 
 
+def split_heads(states: Tensor, heads: int) -> Tensor:
+    """[B, X, H·D] -> [B, H, X, D]."""
+    return states.unflatten(-1, (heads, -1)).transpose(1, 2)
+
+
+def split_keys_values(keys_values: Tensor, heads: int) -> tuple[Tensor, Tensor]:
+    """Keys and values side by side, [B, P, 2·H·D] -> each as [B, H, P, D]."""
+    if keys_values.device.type == "cpu" and not torch.compiler.is_compiling():
+        return _SplitKeysValues.apply(keys_values, heads)
+    key, value = keys_values.chunk(2, dim=-1)
+    return split_heads(key, heads), split_heads(value, heads)
+
+
 def _serves(query: Tensor) -> bool:
     return (
         query.device.type == "cpu"
@@ -53,6 +66,22 @@ def _serves(query: Tensor) -> bool:
         and not torch.is_autocast_enabled("cpu")
         and not torch.compiler.is_compiling()
     )
+
+
+class _SplitKeysValues(torch.autograd.Function):
+    """Puts the two gradients side by side in one pass; autograd's own would write each twice."""
+
+    @staticmethod
+    def forward(ctx: Any, keys_values: Tensor, heads: int) -> tuple[Tensor, ...]:
+        return keys_values.unflatten(-1, (2, heads, -1)).permute(2, 0, 3, 1, 4).unbind()
+
+    @staticmethod
+    def backward(ctx: Any, key_gradient: Tensor, value_gradient: Tensor) -> tuple[Tensor, None]:
+        batch, heads, length, dim = key_gradient.shape
+        gradient = key_gradient.new_empty(batch, length, 2, heads, dim)
+        for part, half in enumerate((key_gradient, value_gradient)):
+            gradient[:, :, part] = half.transpose(1, 2)
+        return gradient.flatten(2), None
 
 
 class _Attention(torch.autograd.Function):

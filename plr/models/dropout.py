@@ -15,6 +15,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 _LEVELS = 2**16  # of a random 16-bit integer
+_BLOCK_NUMBERS = 2**19  # that stay in the cache from one operation to the next
 
 
 class Dropout(nn.Module):
@@ -73,10 +74,19 @@ class _Dropout(torch.autograd.Function):
         keep = keep_mask(states.shape, dropped)
         ctx.save_for_backward(keep)
         ctx.scale = keep_scale(dropped)
-        return (states * keep).mul_(ctx.scale)
+        return _kept(states, keep, ctx.scale)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         (keep,) = ctx.saved_tensors
-        return (gradient * keep).mul_(ctx.scale), None
+        return _kept(gradient, keep, ctx.scale), None
+
+
+def _kept(numbers: Tensor, keep: Tensor, scale: float) -> Tensor:
+    """numbers · keep · scale; only blocks of the mask become floating-point numbers."""
+    result = torch.empty_like(numbers, memory_format=torch.contiguous_format)
+    parts = (tensor.reshape(-1).split(_BLOCK_NUMBERS) for tensor in (numbers, keep, result))
+    for part, keep_part, result_part in zip(*parts, strict=True):
+        torch.mul(part, keep_part, out=result_part).mul_(scale)
+    return result

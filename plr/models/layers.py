@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from plr.models.attention import sequence_attention
+from plr.models.attention import sequence_attention, split_heads, split_keys_values
 from plr.models.dropout import Dropout
 from plr.models.linear import Linear, onednn_serves
 from plr.models.sublayers import SublayerWeights, residual_sublayers
@@ -55,8 +55,7 @@ class TransformerLayer(nn.Module):
 
     def keys_values(self, states: Tensor) -> KeyValue:
         """Project states [B, P, d] to the keys and values [B, H, P, D] that later queries read."""
-        key, value = self.key_value(states).chunk(2, dim=-1)
-        return KeyValue(self._split_heads(key), self._split_heads(value))
+        return KeyValue(*split_keys_values(self.key_value(states), self.heads))
 
     def forward(self, states: Tensor, lengths: Tensor, causal: bool) -> tuple[Tensor, KeyValue]:
         """Encode every position.
@@ -70,7 +69,7 @@ class TransformerLayer(nn.Module):
             The new states [B, L, d] (padded positions hold finite values without meaning) and the keys and values.
         """
         cache = self.keys_values(states)
-        query = self._split_heads(self.query(states))
+        query = split_heads(self.query(states), self.heads)
         mask = None
         if not causal:
             # Causal attention needs no length mask: padding lies to the right of every real position.
@@ -100,7 +99,7 @@ class TransformerLayer(nn.Module):
         Returns:
             The new states [B, M, d] and the query [B, H, M, D] that read them (for `attention_weights`).
         """
-        query = self._split_heads(self.query(states))  # [B, H, M, D]
+        query = split_heads(self.query(states), self.heads)  # [B, H, M, D]
         if stream is None:
             empty = query.new_empty(*query.shape[:3], 0, query.shape[3])
             stream = KeyValue(empty, empty)
@@ -133,7 +132,3 @@ class TransformerLayer(nn.Module):
     def _weights(self) -> SublayerWeights:
         parts = self.attention_output, self.attention_norm, self.ffn_in, self.ffn_out, self.ffn_norm
         return SublayerWeights(*(tensor for part in parts for tensor in (part.weight, part.bias)))
-
-    def _split_heads(self, states: Tensor) -> Tensor:
-        """[B, X, d] -> [B, H, X, D]."""
-        return states.unflatten(-1, (self.heads, -1)).transpose(1, 2)

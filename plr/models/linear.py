@@ -36,15 +36,17 @@ def onednn_serves(states: Tensor) -> bool:
     )
 
 
-def _find_product() -> Any:
-    """The operator that torch.compile takes too; it is not public, hence without it all is as in nn.Linear."""
+def _find_operators() -> tuple[Any, Any]:
+    """Product and weight gradient. They are not public, hence without them all is as in nn.Linear."""
     try:
-        return torch.ops.mkldnn._linear_pointwise.default if torch.backends.mkldnn.is_available() else None
+        if torch.backends.mkldnn.is_available():
+            return torch.ops.mkldnn._linear_pointwise.default, torch.ops.aten.mkldnn_linear_backward_weights.default
     except AttributeError:
-        return None
+        pass
+    return None, None
 
 
-_PRODUCT = _find_product()
+_PRODUCT, _WEIGHT_GRADIENT = _find_operators()
 _BLOCK_ROWS = 2048
 
 
@@ -61,10 +63,37 @@ def row_blocks(rows: int) -> list[slice]:
     return [slice(first, first + _BLOCK_ROWS) for first in range(0, rows, _BLOCK_ROWS)]
 
 
-def add_weight_gradient(total: Tensor | None, gradient: Tensor, states: Tensor) -> Tensor:
-    """total + gradientᵀ [out, R] · states [R, in]; None for a total of nothing. Changes `total`."""
-    part = product(gradient.T, states.T)
-    return part if total is None else total.add_(part)
+class LinearGradients:
+    """The gradients of a linear layer's weight and bias, added up over blocks of rows.
+
+    Args:
+        weight: [out, in] of the layer.
+        needs_weight: whether its gradient is wanted.
+        needs_bias: whether that of the bias is.
+
+    Attributes:
+        weight: [out, in] so far; None where not wanted.
+        bias: [out] so far; None where not wanted.
+    """
+
+    def __init__(self, weight: Tensor, needs_weight: bool, needs_bias: bool) -> None:
+        self.weight = torch.zeros_like(weight) if needs_weight else None
+        self.bias = weight.new_zeros(len(weight)) if needs_bias else None
+        self._like = weight.to_mkldnn() if needs_weight else None
+
+    def add(self, gradient: Tensor, states: Tensor) -> None:
+        """gradient [R, out] of what the layer made of states [R, in]."""
+        if self.weight is None:
+            if self.bias is not None:
+                self.bias += gradient.sum(dim=0)
+            return
+        # Products of transposed matrices, which `product` would have to write down first.
+        weight, bias = _WEIGHT_GRADIENT(
+            gradient.to_mkldnn(), states.to_mkldnn(), self._like, self.bias is not None
+        )
+        self.weight += weight.to_dense()
+        if self.bias is not None:
+            self.bias += bias.to_dense()
 
 
 class _OneDNNLinear(torch.autograd.Function):
@@ -79,18 +108,19 @@ class _OneDNNLinear(torch.autograd.Function):
         states, weight = ctx.saved_tensors
         needs_states, needs_weight, needs_bias = ctx.needs_input_grad
         rows, inputs = gradient.flatten(0, -2), states.flatten(0, -2)  # [R, out], [R, in]
-        weight_gradient = None
-        for block in row_blocks(len(rows) if needs_weight else 0):
-            weight_gradient = add_weight_gradient(weight_gradient, rows[block], inputs[block])
-        return (
-            product(rows, weight.T.contiguous()).view(states.shape) if needs_states else None,
-            weight_gradient,
-            rows.sum(dim=0) if needs_bias else None,
-        )
+        gradients = LinearGradients(weight, needs_weight, needs_bias)
+        for block in row_blocks(len(rows)):
+            gradients.add(rows[block], inputs[block])
+        states_gradient = product(rows, weight.T.contiguous()).view(states.shape) if needs_states else None
+        return states_gradient, gradients.weight, gradients.bias
 
 
 if _PRODUCT is not None:
 
     @register_flop_formula(torch.ops.mkldnn._linear_pointwise)
-    def _flop(states_shape: Any, weight_shape: Any, *_: Any, out_shape: Any = None, **__: Any) -> int:
+    def _product_flop(states_shape: Any, weight_shape: Any, *_: Any, out_shape: Any = None, **__: Any) -> int:
         return 2 * states_shape[0] * states_shape[1] * weight_shape[0]
+
+    @register_flop_formula(torch.ops.aten.mkldnn_linear_backward_weights)
+    def _weight_gradient_flop(gradient_shape: Any, states_shape: Any, *_: Any, out_shape: Any = None, **__: Any) -> int:
+        return 2 * states_shape[0] * states_shape[1] * gradient_shape[1]

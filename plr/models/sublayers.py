@@ -14,7 +14,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 from plr.models.dropout import keep_mask, keep_scale
-from plr.models.linear import add_weight_gradient, product, row_blocks
+from plr.models.linear import LinearGradients, product, row_blocks
 
 
 class SublayerWeights(NamedTuple):
@@ -92,30 +92,6 @@ def _norms(weights: SublayerWeights, eps: float, dropped: int) -> tuple[_Residua
     )
 
 
-class _WeightGradients:
-    """The sums over the blocks, by name of the weight; None for what is not wanted."""
-
-    def __init__(self, wanted: tuple[bool, ...]) -> None:
-        self.wanted = SublayerWeights(*wanted)
-        self.sums: dict[str, Tensor | None] = dict.fromkeys(SublayerWeights._fields)
-
-    def add(self, name: str, weight: Tensor, bias: Tensor) -> None:
-        self._add(name, weight)
-        self._add(f"{name}_bias", bias)
-
-    def add_linear(self, name: str, gradient: Tensor, states: Tensor) -> None:
-        """gradient [R, out] of what the linear layer made of states [R, in]."""
-        if getattr(self.wanted, name):
-            self.sums[name] = add_weight_gradient(self.sums[name], gradient, states)
-        if getattr(self.wanted, f"{name}_bias"):
-            self._add(f"{name}_bias", gradient.sum(dim=0))
-
-    def _add(self, name: str, gradient: Tensor) -> None:
-        if getattr(self.wanted, name):
-            so_far = self.sums[name]
-            self.sums[name] = gradient if so_far is None else so_far.add_(gradient)
-
-
 class _ResidualSublayers(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, states: Tensor, joined: Tensor, eps: float, dropped: int, *tensors: Tensor) -> Tensor:
@@ -147,20 +123,37 @@ class _ResidualSublayers(torch.autograd.Function):
             weight.T.contiguous() for weight in (weights.joining, weights.ffn_in, weights.ffn_out)
         )
         states_gradient, joined_gradient = torch.empty(gradient.shape), torch.empty(joined.shape)
-        sums = _WeightGradients(ctx.needs_input_grad[-count:])
+        wanted = SublayerWeights(*ctx.needs_input_grad[-count:])
+        for_joining = LinearGradients(weights.joining, wanted.joining, wanted.joining_bias)
+        for_ffn_in = LinearGradients(weights.ffn_in, wanted.ffn_in, wanted.ffn_in_bias)
+        for_ffn_out = LinearGradients(weights.ffn_out, wanted.ffn_out, wanted.ffn_out_bias)
+        for_norms = [torch.zeros_like(weights.first_norm) for _ in range(4)]
         for number, block in enumerate(row_blocks(len(gradient))):
             *of_norms, inner = saved[number * _SAVED : (number + 1) * _SAVED]
-            saved_first, saved_second = of_norms[:4], of_norms[4:]
+            of_first, of_second = of_norms[:4], of_norms[4:]
 
-            for_middle, for_outer, *for_norm = second.backward(gradient[block], *saved_second)
-            sums.add("second_norm", *for_norm)
-            sums.add_linear("ffn_out", for_outer, functional.gelu(inner))
+            for_middle, for_outer, *for_second_norm = second.backward(gradient[block], *of_second)
+            for_ffn_out.add(for_outer, functional.gelu(inner))
             for_inner = torch.ops.aten.gelu_backward(product(for_outer, ffn_out), inner)
-            sums.add_linear("ffn_in", for_inner, first.normalize(saved_first[0])[0])
+            for_ffn_in.add(for_inner, first.normalize(of_first[0])[0])
             for_middle.add_(product(for_inner, ffn_in))
 
-            states_gradient[block], for_attended, *for_norm = first.backward(for_middle, *saved_first)
-            sums.add("first_norm", *for_norm)
-            sums.add_linear("joining", for_attended, joined[block])
+            states_gradient[block], for_attended, *for_first_norm = first.backward(for_middle, *of_first)
+            for_joining.add(for_attended, joined[block])
             joined_gradient[block] = product(for_attended, joining)
-        return states_gradient, joined_gradient, None, None, *sums.sums.values()
+            for total, part in zip(for_norms, [*for_first_norm, *for_second_norm], strict=True):
+                total += part
+        first_norm, first_norm_bias, second_norm, second_norm_bias = for_norms
+        gradients = SublayerWeights(
+            joining=for_joining.weight,
+            joining_bias=for_joining.bias,
+            first_norm=first_norm if wanted.first_norm else None,
+            first_norm_bias=first_norm_bias if wanted.first_norm_bias else None,
+            ffn_in=for_ffn_in.weight,
+            ffn_in_bias=for_ffn_in.bias,
+            ffn_out=for_ffn_out.weight,
+            ffn_out_bias=for_ffn_out.bias,
+            second_norm=second_norm if wanted.second_norm else None,
+            second_norm_bias=second_norm_bias if wanted.second_norm_bias else None,
+        )
+        return states_gradient, joined_gradient, None, None, *gradients

@@ -5,7 +5,7 @@ import torch
 from torch.nn import functional
 
 from plr.models import attention
-from plr.models.attention import sequence_attention
+from plr.models.attention import sequence_attention, split_heads, split_keys_values
 from plr.models.dropout import keep_mask, keep_scale, levels
 
 P = 0.3
@@ -98,3 +98,24 @@ def test_second_derivatives_are_refused():
     (gradient,) = torch.autograd.grad(attended.square().sum(), tensors[:1], create_graph=True)
     with pytest.raises(RuntimeError, match="once_differentiable"):
         gradient.sum().backward()
+
+
+@pytest.mark.parametrize("used", [(0, 1), (1,)])
+def test_keys_and_values_are_split_with_their_gradients(used):
+    torch.manual_seed(0)
+    keys_values = torch.randn(B, L, 2 * H * D, requires_grad=True)
+    weights = torch.randn(2, B, H, L, D)
+
+    def gradient(parts):
+        return torch.autograd.grad(sum((parts[part] * weights[part]).sum() for part in used), keys_values)[0]
+
+    mine = split_keys_values(keys_values, H)
+    plain = [split_heads(half, H) for half in keys_values.chunk(2, dim=-1)]
+    for part, expected in zip(mine, plain, strict=True):
+        assert torch.equal(part, expected)
+    assert torch.equal(gradient(mine), gradient(plain))
+
+
+def test_split_keys_and_values_have_second_derivatives():
+    keys_values = torch.randn(2, 3, 8, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradgradcheck(lambda tensor: split_keys_values(tensor, 2), keys_values)
