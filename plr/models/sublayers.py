@@ -49,9 +49,6 @@ def residual_sublayers(states: Tensor, joined: Tensor, weights: SublayerWeights,
     return _ResidualSublayers.apply(rows, joined_rows, eps, dropped, *weights).view(states.shape)
 
 
-_SAVED = 9  # tensors per block: four of each LayerNorm, and GELU's input
-
-
 class _ResidualNorm(NamedTuple):
     """norm(states + dropout(sublayer)) of a block of tokens."""
 
@@ -60,28 +57,26 @@ class _ResidualNorm(NamedTuple):
     eps: float
     dropped: int
 
-    def forward(self, states: Tensor, sublayer: Tensor) -> tuple[Tensor, tuple[Tensor | None, ...]]:
-        """[R, d] twice -> the result [R, d] and what `backward` takes. Overwrites `sublayer`."""
-        keep = None
+    def forward(self, states: Tensor, sublayer: Tensor, total: Tensor, keep: Tensor) -> Tensor:
+        """[R, d] twice -> [R, d]. Writes `total` and the uint8 mask `keep`, overwrites `sublayer`."""
         if self.dropped:
-            keep = keep_mask(sublayer.shape, self.dropped)
+            keep.copy_(keep_mask(keep.shape, self.dropped))
             sublayer.mul_(keep)
-        total = torch.add(states, sublayer, alpha=keep_scale(self.dropped), out=sublayer)
-        result, mean, inverse_deviation = self.normalize(total)
-        return result, (total, mean, inverse_deviation, keep)
+        torch.add(states, sublayer, alpha=keep_scale(self.dropped), out=total)
+        return self.normalize(total)[0]
 
     def normalize(self, total: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The LayerNorm of [R, d], and what it found there: means and inverse standard deviations [R, 1]."""
         return torch.native_layer_norm(total, self.weight.shape, self.weight, self.bias, self.eps)
 
     def backward(
-        self, gradient: Tensor, total: Tensor, mean: Tensor, inverse_deviation: Tensor, keep: Tensor | None
+        self, gradient: Tensor, total: Tensor, keep: Tensor, mean: Tensor, inverse_deviation: Tensor
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """[R, d] -> the gradients of states and sublayer [R, d], and of the LayerNorm's weight and bias [d]."""
         for_states, for_weight, for_bias = torch.ops.aten.native_layer_norm_backward(
             gradient, total, self.weight.shape, mean, inverse_deviation, self.weight, self.bias, [True, True, True]
         )
-        for_sublayer = for_states if keep is None else (for_states * keep).mul_(keep_scale(self.dropped))
+        for_sublayer = (for_states * keep).mul_(keep_scale(self.dropped)) if self.dropped else for_states
         return for_states, for_sublayer, for_weight, for_bias
 
 
@@ -97,48 +92,50 @@ class _ResidualSublayers(torch.autograd.Function):
     def forward(ctx: Any, states: Tensor, joined: Tensor, eps: float, dropped: int, *tensors: Tensor) -> Tensor:
         weights = SublayerWeights(*tensors)
         first, second = _norms(weights, eps, dropped)
-        result = torch.empty(states.shape)
-        saved: list[Tensor | None] = []
-        for block in row_blocks(len(states)):
+        rows, dim = states.shape
+        result, first_total, second_total = (torch.empty(rows, dim) for _ in range(3))
+        inner = torch.empty(rows, len(weights.ffn_in))
+        keep = torch.empty(2, rows if dropped else 0, dim, dtype=torch.uint8)
+        for block in row_blocks(rows):
             attended = product(joined[block], weights.joining, weights.joining_bias)
-            middle, saved_first = first.forward(states[block], attended)
-            inner = product(middle, weights.ffn_in, weights.ffn_in_bias)  # [R, ffn]
-            outer = product(functional.gelu(inner), weights.ffn_out, weights.ffn_out_bias)
-            result[block], saved_second = second.forward(middle, outer)
-            if any(ctx.needs_input_grad):
-                saved += [*saved_first, *saved_second, inner]
-        ctx.save_for_backward(joined, *weights, *saved)
+            middle = first.forward(states[block], attended, first_total[block], keep[0, block])
+            inner[block] = product(middle, weights.ffn_in, weights.ffn_in_bias)
+            outer = product(functional.gelu(inner[block]), weights.ffn_out, weights.ffn_out_bias)
+            result[block] = second.forward(middle, outer, second_total[block], keep[1, block])
+        ctx.save_for_backward(joined, first_total, second_total, inner, keep, *weights)
         ctx.options = eps, dropped
         return result
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        joined, *tensors = ctx.saved_tensors
-        count = len(SublayerWeights._fields)
-        weights, saved = SublayerWeights(*tensors[:count]), tensors[count:]
+        joined, first_total, second_total, inner, keep, *tensors = ctx.saved_tensors
+        weights = SublayerWeights(*tensors)
         first, second = _norms(weights, *ctx.options)
         # The right factors of products.
         joining, ffn_in, ffn_out = (
             weight.T.contiguous() for weight in (weights.joining, weights.ffn_in, weights.ffn_out)
         )
         states_gradient, joined_gradient = torch.empty(gradient.shape), torch.empty(joined.shape)
-        wanted = SublayerWeights(*ctx.needs_input_grad[-count:])
+        wanted = SublayerWeights(*ctx.needs_input_grad[-len(weights) :])
         for_joining = LinearGradients(weights.joining, wanted.joining, wanted.joining_bias)
         for_ffn_in = LinearGradients(weights.ffn_in, wanted.ffn_in, wanted.ffn_in_bias)
         for_ffn_out = LinearGradients(weights.ffn_out, wanted.ffn_out, wanted.ffn_out_bias)
         for_norms = [torch.zeros_like(weights.first_norm) for _ in range(4)]
-        for number, block in enumerate(row_blocks(len(gradient))):
-            *of_norms, inner = saved[number * _SAVED : (number + 1) * _SAVED]
-            of_first, of_second = of_norms[:4], of_norms[4:]
-
-            for_middle, for_outer, *for_second_norm = second.backward(gradient[block], *of_second)
-            for_ffn_out.add(for_outer, functional.gelu(inner))
-            for_inner = torch.ops.aten.gelu_backward(product(for_outer, ffn_out), inner)
-            for_ffn_in.add(for_inner, first.normalize(of_first[0])[0])
+        for block in row_blocks(len(gradient)):
+            _, *of_norm = second.normalize(second_total[block])
+            for_middle, for_outer, *for_second_norm = second.backward(
+                gradient[block], second_total[block], keep[1, block], *of_norm
+            )
+            for_ffn_out.add(for_outer, functional.gelu(inner[block]))
+            for_inner = torch.ops.aten.gelu_backward(product(for_outer, ffn_out), inner[block])
+            middle, *of_norm = first.normalize(first_total[block])
+            for_ffn_in.add(for_inner, middle)
             for_middle.add_(product(for_inner, ffn_in))
 
-            states_gradient[block], for_attended, *for_first_norm = first.backward(for_middle, *of_first)
+            states_gradient[block], for_attended, *for_first_norm = first.backward(
+                for_middle, first_total[block], keep[0, block], *of_norm
+            )
             for_joining.add(for_attended, joined[block])
             joined_gradient[block] = product(for_attended, joining)
             for total, part in zip(for_norms, [*for_first_norm, *for_second_norm], strict=True):
