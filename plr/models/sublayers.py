@@ -116,7 +116,8 @@ class _ResidualSublayers(torch.autograd.Function):
         joining, ffn_in, ffn_out = (
             weight.T.contiguous() for weight in (weights.joining, weights.ffn_in, weights.ffn_out)
         )
-        states_gradient, joined_gradient = torch.empty(gradient.shape), torch.empty(joined.shape)
+        states_gradient = torch.empty(gradient.shape)
+        joined_gradient = torch.empty(joined.shape) if ctx.needs_input_grad[1] else None
         wanted = SublayerWeights(*ctx.needs_input_grad[-len(weights) :])
         for_joining = LinearGradients(weights.joining, wanted.joining, wanted.joining_bias)
         for_ffn_in = LinearGradients(weights.ffn_in, wanted.ffn_in, wanted.ffn_in_bias)
@@ -137,7 +138,8 @@ class _ResidualSublayers(torch.autograd.Function):
                 for_middle, first_total[block], keep[0, block], *of_norm
             )
             for_joining.add(for_attended, joined[block])
-            joined_gradient[block] = product(for_attended, joining)
+            if joined_gradient is not None:
+                joined_gradient[block] = product(for_attended, joining)
             for total, part in zip(for_norms, [*for_first_norm, *for_second_norm], strict=True):
                 total += part
         first_norm, first_norm_bias, second_norm, second_norm_bias = for_norms
