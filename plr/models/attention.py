@@ -1,4 +1,4 @@
-"""Attention of whole sequences with dropout of its weights, in the memory that its backward pass needs and no more.
+"""Attention of whole sequences, its keys and values, in the memory that the backward pass needs and no more.
 
 With dropout PyTorch's CPU path copies queries, keys and values, and keeps the weights, their mask as float32 and the
 product of both.
@@ -14,6 +14,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 from plr.models.dropout import keep_mask, keep_scale, levels
+from plr.models.linear import Linear, LinearGradients, onednn_serves, product, row_blocks
 
 
 def sequence_attention(
@@ -51,11 +52,11 @@ def split_heads(states: Tensor, heads: int) -> Tensor:
     return states.unflatten(-1, (heads, -1)).transpose(1, 2)
 
 
-def split_keys_values(keys_values: Tensor, heads: int) -> tuple[Tensor, Tensor]:
-    """Keys and values side by side, [B, P, 2·H·D] -> each as [B, H, P, D]."""
-    if keys_values.device.type == "cpu" and not torch.compiler.is_compiling():
-        return _SplitKeysValues.apply(keys_values, heads)
-    key, value = keys_values.chunk(2, dim=-1)
+def keys_values(states: Tensor, projection: Linear, heads: int) -> tuple[Tensor, Tensor]:
+    """Project states [B, P, d] to keys and values side by side, [B, P, 2·H·D] -> each as [B, H, P, D]."""
+    if onednn_serves(states):
+        return _KeysValues.apply(states, projection.weight, projection.bias, heads)
+    key, value = projection(states).chunk(2, dim=-1)
     return split_heads(key, heads), split_heads(value, heads)
 
 
@@ -68,20 +69,31 @@ def _serves(query: Tensor) -> bool:
     )
 
 
-class _SplitKeysValues(torch.autograd.Function):
-    """Puts the two gradients side by side in one pass; autograd's own would write each twice."""
+class _KeysValues(torch.autograd.Function):
+    """Its backward pass puts the two gradients side by side in blocks; autograd's own would write each twice."""
 
     @staticmethod
-    def forward(ctx: Any, keys_values: Tensor, heads: int) -> tuple[Tensor, ...]:
-        return keys_values.unflatten(-1, (2, heads, -1)).permute(2, 0, 3, 1, 4).unbind()
+    def forward(ctx: Any, states: Tensor, weight: Tensor, bias: Tensor, heads: int) -> tuple[Tensor, ...]:
+        ctx.save_for_backward(states, weight)
+        both = product(states.flatten(0, 1), weight, bias)
+        return both.view(*states.shape[:2], 2, heads, -1).permute(2, 0, 3, 1, 4).unbind()
 
     @staticmethod
-    def backward(ctx: Any, key_gradient: Tensor, value_gradient: Tensor) -> tuple[Tensor, None]:
-        batch, heads, length, dim = key_gradient.shape
-        gradient = key_gradient.new_empty(batch, length, 2, heads, dim)
-        for part, half in enumerate((key_gradient, value_gradient)):
-            gradient[:, :, part] = half.transpose(1, 2)
-        return gradient.flatten(2), None
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        states, weight = ctx.saved_tensors
+        needs_states, needs_weight, needs_bias, _ = ctx.needs_input_grad
+        batch, heads, length, dim = gradients[0].shape
+        states_gradient = torch.empty(states.shape) if needs_states else None
+        weight_gradients = LinearGradients(weight, needs_weight, needs_bias)
+        right = weight.T.contiguous()
+        for block in row_blocks(batch, length):
+            both = torch.stack([half[block].transpose(1, 2) for half in gradients], dim=2)  # [b, P, 2, H, D]
+            rows = both.view(-1, 2 * heads * dim)
+            weight_gradients.add(rows, states[block].flatten(0, 1))
+            if states_gradient is not None:
+                states_gradient[block] = product(rows, right).view(-1, length, states.shape[2])
+        return states_gradient, weight_gradients.weight, weight_gradients.bias, None
 
 
 class _Attention(torch.autograd.Function):

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from plr.models.attention import sequence_attention, split_heads, split_keys_values
+from plr.models.attention import keys_values, sequence_attention, split_heads
 from plr.models.dropout import Dropout
 from plr.models.linear import Linear, onednn_serves
 from plr.models.sublayers import SublayerWeights, residual_sublayers
@@ -55,7 +55,7 @@ class TransformerLayer(nn.Module):
 
     def keys_values(self, states: Tensor) -> KeyValue:
         """Project states [B, P, d] to the keys and values [B, H, P, D] that later queries read."""
-        return KeyValue(*split_keys_values(self.key_value(states), self.heads))
+        return KeyValue(*keys_values(states, self.key_value, self.heads))
 
     def forward(self, states: Tensor, lengths: Tensor, causal: bool) -> tuple[Tensor, KeyValue]:
         """Encode every position.

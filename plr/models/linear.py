@@ -55,12 +55,17 @@ def product(left: Tensor, right: Tensor, bias: Tensor | None = None) -> Tensor:
     return _PRODUCT(left, right, bias, "none", [], "")
 
 
-def row_blocks(rows: int) -> list[slice]:
+def row_blocks(count: int, rows: int = 1) -> list[slice]:
     """Consecutive blocks of rows whose intermediate results stay in the cache, and in memory that is used again.
 
     Memory fresh from the system costs a page fault every 4 KiB, several times what the arithmetic in it takes.
+
+    Args:
+        count: how many things to divide.
+        rows: of each.
     """
-    return [slice(first, first + _BLOCK_ROWS) for first in range(0, rows, _BLOCK_ROWS)]
+    step = max(_BLOCK_ROWS // rows, 1)
+    return [slice(first, first + step) for first in range(0, count, step)]
 
 
 class LinearGradients:

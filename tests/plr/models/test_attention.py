@@ -1,12 +1,15 @@
 """Attention with dropout of its weights against its formula in float64, with the same mask."""
 
+import copy
+
 import pytest
 import torch
 from torch.nn import functional
 
-from plr.models import attention
-from plr.models.attention import sequence_attention, split_heads, split_keys_values
+from plr.models import attention, linear
+from plr.models.attention import keys_values, sequence_attention, split_heads
 from plr.models.dropout import keep_mask, keep_scale, levels
+from plr.models.linear import Linear
 
 P = 0.3
 B, H, L, D = 3, 2, 7, 5
@@ -101,21 +104,32 @@ def test_second_derivatives_are_refused():
 
 
 @pytest.mark.parametrize("used", [(0, 1), (1,)])
-def test_keys_and_values_are_split_with_their_gradients(used):
+@pytest.mark.parametrize("shape", [(5, 7), (1, 1), (2, 20)])
+def test_keys_and_values_and_their_gradients_are_those_of_float64(monkeypatch, shape, used):
+    monkeypatch.setattr(linear, "_BLOCK_ROWS", 16)
     torch.manual_seed(0)
-    keys_values = torch.randn(B, L, 2 * H * D, requires_grad=True)
-    weights = torch.randn(2, B, H, L, D)
+    projection, states, weights = Linear(6, 2 * H * D), torch.randn(*shape, 6), torch.randn(2, *shape, H * D)
 
-    def gradient(parts):
-        return torch.autograd.grad(sum((parts[part] * weights[part]).sum() for part in used), keys_values)[0]
+    def results(project, dtype):
+        layer = copy.deepcopy(projection).to(dtype)
+        leaf = states.detach().to(dtype).requires_grad_()
+        parts = project(layer, leaf)
+        loss = sum((parts[part] * split_heads(weights[part].to(dtype), H)).sum() for part in used)
+        return [*parts, *torch.autograd.grad(loss, [leaf, *layer.parameters()])]
 
-    mine = split_keys_values(keys_values, H)
-    plain = [split_heads(half, H) for half in keys_values.chunk(2, dim=-1)]
-    for part, expected in zip(mine, plain, strict=True):
-        assert torch.equal(part, expected)
-    assert torch.equal(gradient(mine), gradient(plain))
+    def plain(layer, leaf):
+        return [split_heads(half, H) for half in functional.linear(leaf, layer.weight, layer.bias).chunk(2, dim=-1)]
+
+    mine = results(lambda layer, leaf: keys_values(leaf, layer, H), torch.float32)
+    for result, single, truth in zip(
+        mine, results(plain, torch.float32), results(plain, torch.float64), strict=True
+    ):
+        assert error(result, truth) <= 4 * max(error(single, truth), torch.finfo(torch.float32).eps)
 
 
-def test_split_keys_and_values_have_second_derivatives():
-    keys_values = torch.randn(2, 3, 8, dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradgradcheck(lambda tensor: split_keys_values(tensor, 2), keys_values)
+def test_a_frozen_projection_gets_no_gradient():
+    projection, states = Linear(6, 2 * H * D).requires_grad_(False), torch.randn(2, 3, 6, requires_grad=True)
+    key, value = keys_values(states, projection, H)
+    (key.sum() + value.sum()).backward()
+    torch.testing.assert_close(states.grad, projection.weight.sum(dim=0).expand(2, 3, 6))
+    assert projection.weight.grad is None
