@@ -15,6 +15,7 @@ from typing import Any, Final
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 BACKENDS: Final = ("auto", "reference", "cpp", "triton")
 ENVIRONMENT_VARIABLE: Final = "PLR_KERNELS_BACKEND"
@@ -104,6 +105,8 @@ def _obstacle(name: str, implementations: Mapping[str, Implementation], tensor: 
         return f"it takes CPU tensors, got one on {tensor.device}"
     if name == "triton" and tensor.device.type != "cuda" and not TRITON_INTERPRETED:
         return f"it takes GPU tensors, got one on {tensor.device}"
+    if forward_ad._current_level >= 0:
+        return "it has no forward-mode derivatives; the reference backend has"
     return _MISSING[name]
 
 

@@ -60,6 +60,21 @@ def test_auto_falls_back_where_something_is_missing(monkeypatch):
     assert chosen(FUSED, GPUTensor) == "reference"
 
 
+@pytest.mark.usefixtures("_everything_built")
+def test_forward_mode_derivatives_are_those_of_the_reference():
+    torch.manual_seed(0)
+    states, items, tangent = torch.randn(2, 3, 4), torch.randn(5, 4), torch.randn(2, 3, 4)
+
+    def loss(states):
+        return pairwise_kl(states, items)
+
+    _, derivative = torch.func.jvp(loss, (states,), (tangent,))
+    (gradient,) = torch.autograd.grad(loss(leaf := states.requires_grad_()), leaf)
+    torch.testing.assert_close(derivative, (gradient * tangent).sum())
+    with use_backend("cpp"), pytest.raises(RuntimeError, match="'cpp' cannot run pairwise_kl: it has no forward-mode"):
+        torch.func.jvp(loss, (states.detach(),), (tangent,))
+
+
 def test_block_restores_and_call_stays():
     assert backend._selected == "auto"
     with use_backend("reference"):
