@@ -15,6 +15,7 @@ from torch.nn import functional
 
 from plr.models.dropout import keep_mask, keep_scale, levels
 from plr.models.linear import Linear, LinearGradients, onednn_serves, product, row_blocks
+from plr.models.plain import are_plain
 
 
 def sequence_attention(
@@ -54,7 +55,7 @@ def split_heads(states: Tensor, heads: int) -> Tensor:
 
 def keys_values(states: Tensor, projection: Linear, heads: int) -> tuple[Tensor, Tensor]:
     """Project states [B, P, d] to keys and values side by side, [B, P, 2·H·D] -> each as [B, H, P, D]."""
-    if onednn_serves(states):
+    if onednn_serves(states) and are_plain(projection):
         return _KeysValues.apply(states, projection.weight, projection.bias, heads)
     key, value = projection(states).chunk(2, dim=-1)
     return split_heads(key, heads), split_heads(value, heads)

@@ -11,6 +11,7 @@ from torch.nn import functional
 from plr.models.attention import keys_values, sequence_attention, split_heads
 from plr.models.dropout import Dropout
 from plr.models.linear import Linear, onednn_serves
+from plr.models.plain import are_plain
 from plr.models.sublayers import SublayerWeights, residual_sublayers
 from plr_kernels import StreamAttention
 from plr_kernels.stream_attention.reference import stream_attention_weights
@@ -123,12 +124,10 @@ class TransformerLayer(nn.Module):
         """Join the heads of attended [B, H, X, D], then both residual sublayers -> [B, X, d]."""
         joined = attended.transpose(1, 2).flatten(2)
         dropped = self.dropout.dropped()
-        if dropped is not None and onednn_serves(joined):
-            return residual_sublayers(states, joined, self._weights(), self.ffn_norm.eps, dropped)
+        parts = self.attention_output, self.attention_norm, self.ffn_in, self.ffn_out, self.ffn_norm
+        if dropped is not None and onednn_serves(joined) and are_plain(self.dropout, *parts):
+            weights = SublayerWeights(*(tensor for part in parts for tensor in (part.weight, part.bias)))
+            return residual_sublayers(states, joined, weights, self.ffn_norm.eps, dropped)
         states = self.attention_norm(states + self.dropout(self.attention_output(joined)))
         inner = functional.gelu(self.ffn_in(states))
         return self.ffn_norm(states + self.dropout(self.ffn_out(inner)))
-
-    def _weights(self) -> SublayerWeights:
-        parts = self.attention_output, self.attention_norm, self.ffn_in, self.ffn_out, self.ffn_norm
-        return SublayerWeights(*(tensor for part in parts for tensor in (part.weight, part.bias)))

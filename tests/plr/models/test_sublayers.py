@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch.nn import functional
+from torch.nn.utils import prune
 
 from plr.models import linear
 from plr.models.dropout import keep_mask, keep_scale
@@ -122,3 +123,25 @@ def test_second_derivatives_are_refused():
     (gradient,) = torch.autograd.grad(result.square().sum(), states, create_graph=True)
     with pytest.raises(RuntimeError, match="once_differentiable"):
         gradient.sum().backward()
+
+
+def test_hooks_of_every_part_are_called():
+    layer, called = new_layer(0.25), []
+    for name, part in layer.named_children():
+        part.register_forward_hook(lambda *_, name=name: called.append(name))
+    layer(torch.randn(3, 7, DIM), torch.tensor([7, 1, 4]), causal=True)
+    assert set(called) == {*PARTS, "query", "key_value", "dropout"}
+
+
+@pytest.mark.parametrize("name", ["key_value", "attention_output", "ffn_in", "ffn_out"])
+def test_pruned_weights_follow_training(name):
+    layer, states = new_layer(0.0), torch.randn(3, 7, DIM)
+    part = getattr(layer, name)
+    prune.random_unstructured(part, "weight", 0.5)
+    for _ in range(2):
+        result, _ = layer(states, torch.tensor([7, 1, 4]), causal=True)
+        result.square().sum().backward()
+        with torch.no_grad():
+            part.weight_orig.sub_(part.weight_orig.grad)
+    layer(states, torch.tensor([7, 1, 4]), causal=True)
+    assert torch.equal(part.weight, part.weight_orig * part.weight_mask)
