@@ -85,9 +85,9 @@ def _product_probes(name: str, rows: int, columns: int, depth: int, dtype: torch
     flop = 2 * rows * columns * depth
     output = torch.empty(rows, columns, dtype=dtype)
     probes = {f"torch.matmul, {name}": Probe(flop, lambda: torch.mm(left, right.T, out=output))}
-    if torch.backends.mkldnn.is_available():
-        # oneDNN, which torch.matmul leaves to MKL for float32; on CPUs not made by Intel MKL is much slower.
-        linear = torch.ops.mkldnn._linear_pointwise
+    # oneDNN, which torch.matmul leaves to MKL for float32; on CPUs not made by Intel MKL is much slower.
+    linear = getattr(torch.ops.mkldnn, "_linear_pointwise", None)  # not public
+    if linear is not None and torch.backends.mkldnn.is_available():
         probes[f"oneDNN, {name}"] = Probe(flop, lambda: linear(left, right, None, "none", [], ""))
     return probes
 

@@ -7,37 +7,45 @@ operator wants to see the call, and only there.
 
 from typing import Final
 
-from torch import Tensor
-from torch._C import (
-    DispatchKey,
-    DispatchKeySet,
-    _dispatch_keys,
-    _dispatch_tls_local_include_set,
-    _len_torch_function_stack,
-    is_grad_enabled,
-)
-from torch.autograd import _profiler_enabled
+from torch import Tensor, is_grad_enabled
 from torch.compiler import is_compiling
 from torch.nn import Parameter
 
-_OUTSIDE_INFERENCE_MODE = DispatchKeySet(DispatchKey.BackendSelect).add(DispatchKey.ADInplaceOrView)
-_CPU_INFERENCE_TENSOR = DispatchKeySet(DispatchKey.CPU).add(DispatchKey.AutocastCPU)
-_CPU_TENSOR = _CPU_INFERENCE_TENSOR.add(DispatchKey.ADInplaceOrView).add(DispatchKey.AutogradCPU)
+try:
+    from torch._C import (
+        DispatchKey,
+        DispatchKeySet,
+        _dispatch_keys,
+        _dispatch_tls_local_include_set,
+        _len_torch_function_stack,
+    )
+    from torch.autograd import _profiler_enabled
 
-# As numbers: what the dispatcher adds to every call while no mode, transform or trace is on, and what tensors in plain
-# memory bring along. Negated views, sparse tensors, tensors elsewhere and those that a transform wraps bring others.
-_NO_MODES: Final = (_OUTSIDE_INFERENCE_MODE.raw_repr(), DispatchKeySet(DispatchKey.BackendSelect).raw_repr())
-_PLAIN: Final = (_CPU_TENSOR.raw_repr(), _CPU_INFERENCE_TENSOR.raw_repr())
+    _OUTSIDE_INFERENCE_MODE = DispatchKeySet(DispatchKey.BackendSelect).add(DispatchKey.ADInplaceOrView)
+    _CPU_INFERENCE_TENSOR = DispatchKeySet(DispatchKey.CPU).add(DispatchKey.AutocastCPU)
+    _CPU_TENSOR = _CPU_INFERENCE_TENSOR.add(DispatchKey.ADInplaceOrView).add(DispatchKey.AutogradCPU)
+
+    # As numbers: what the dispatcher adds to every call while no mode, transform or trace is on, and what tensors in
+    # plain memory bring along. Negated views, sparse tensors, tensors elsewhere and those that a transform wraps bring
+    # others.
+    _NO_MODES: Final = (_OUTSIDE_INFERENCE_MODE.raw_repr(), DispatchKeySet(DispatchKey.BackendSelect).raw_repr())
+    _PLAIN: Final = (_CPU_TENSOR.raw_repr(), _CPU_INFERENCE_TENSOR.raw_repr())
+    _STATE_IS_KNOWN = True
+except (ImportError, AttributeError):
+    # None of this is public: where a version of PyTorch lacks it, every call goes through the dispatcher.
+    _STATE_IS_KNOWN = False
 
 
 def dispatcher_is_idle(*tensors: Tensor) -> bool:
     """Whether the dispatcher would do nothing but record for autograd and call the operator's CPU kernel.
 
     False while torch.compile or any other tracer, a dispatch or function mode (FakeTensorMode, FlopCounterMode), a
-    transform of torch.func or a profiler is on, and for tensors of a subclass or not in plain CPU memory.
+    transform of torch.func or a profiler is on, and for tensors of a subclass or not in plain CPU memory,
+    and where this version of PyTorch does not tell.
     """
     if (
-        is_compiling()
+        not _STATE_IS_KNOWN
+        or is_compiling()
         or _dispatch_tls_local_include_set().raw_repr() not in _NO_MODES
         or _len_torch_function_stack() > 0
         or _profiler_enabled()

@@ -6,6 +6,7 @@ recorded instead of run, and compiled for a chip with the constants, warps and s
 
 import re
 import subprocess
+import tempfile
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -106,9 +107,9 @@ def compile_launch(call: Launch, capability: int) -> Binary:
 def _resources(cubin: bytes) -> tuple[int, int]:
     """Registers and stack bytes per thread, from the binary itself."""
     tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
-    path = Path(triton.knobs.cache.dir) / "plr_kernels_resources.cubin"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(cubin)
-    usage = subprocess.run([tool, "-res-usage", path], capture_output=True, text=True, check=True).stdout
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "kernel.cubin"
+        path.write_bytes(cubin)
+        usage = subprocess.run([tool, "-res-usage", path], capture_output=True, text=True, check=True).stdout
     registers, stack = re.search(r"REG:(\d+) STACK:(\d+)", usage).groups()
     return int(registers), int(stack)

@@ -1,5 +1,7 @@
 """Which calls of a fused operator go past the dispatcher, and that those which must not do not."""
 
+import importlib.util
+
 import pytest
 import torch
 from torch.fx.experimental.proxy_tensor import make_fx
@@ -7,6 +9,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 
 import plr_kernels  # noqa: F401, registers the operators
+from plr_kernels import direct
 from plr_kernels.direct import autograd_records, dispatcher_is_idle
 
 
@@ -95,3 +98,27 @@ def test_transforms_and_tracers(transform):
 def test_compiled():
     compiled = torch.compile(lambda tensor: tensor + dispatcher_is_idle(tensor), fullgraph=True, backend="eager")
     assert torch.equal(compiled(torch.zeros(3)), torch.zeros(3))
+
+
+@pytest.mark.parametrize(
+    ("owner", "name"),
+    [
+        (torch._C, "_dispatch_keys"),
+        (torch._C, "_dispatch_tls_local_include_set"),
+        (torch._C, "_len_torch_function_stack"),
+        (torch._C, "DispatchKey"),
+        (torch._C.DispatchKey, "ADInplaceOrView"),
+        (torch._C.DispatchKeySet, "raw_repr"),
+        (torch.autograd, "_profiler_enabled"),
+    ],
+    ids=lambda part: part if isinstance(part, str) else "",
+)
+def test_never_idle_where_pytorch_does_not_tell(monkeypatch, owner, name):
+    specification = importlib.util.spec_from_file_location("direct_without", direct.__file__)
+    module = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(module)
+    assert module.dispatcher_is_idle(torch.randn(3))
+    monkeypatch.delattr(owner, name)
+    specification.loader.exec_module(module)
+    assert not module.dispatcher_is_idle(torch.randn(3))
+    assert module.autograd_records(torch.nn.Parameter(torch.randn(3)))

@@ -1,5 +1,7 @@
 """The oneDNN linear layer against nn.Linear in float64."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from torch import nn
@@ -60,3 +62,20 @@ def test_operations_are_counted():
     with FlopCounterMode(display=False) as counter:
         layer(torch.ones(2, 5, 4, requires_grad=True)).sum().backward()
     assert counter.get_total_flops() == 3 * 2 * 10 * 4 * 3
+
+
+@pytest.mark.parametrize("missing", ["product", "weight gradient"])
+def test_without_the_operators_all_is_as_in_pytorch(monkeypatch, missing):
+    assert linear._find_operators() != (None, None)
+    without = SimpleNamespace(mkldnn=torch.ops.mkldnn, aten=torch.ops.aten)
+    setattr(without, "mkldnn" if missing == "product" else "aten", SimpleNamespace())
+    with monkeypatch.context() as patches:
+        patches.setattr(torch, "ops", without)
+        found = linear._find_operators()
+    assert found == (None, None)
+    monkeypatch.setattr(linear, "_PRODUCT", found[0])
+    monkeypatch.setattr(linear, "_WEIGHT_GRADIENT", found[1])
+    layer, states = Linear(4, 3), torch.randn(2, 4, requires_grad=True)
+    result = layer(states)
+    assert torch.equal(result, nn.functional.linear(states, layer.weight, layer.bias))
+    assert type(result.grad_fn).__name__ == "AddmmBackward0"
