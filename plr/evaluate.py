@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from plr.config import ConfigError
 from plr.data import DataError
 from plr.data.renumber import renumber
 from plr.evaluation import evaluation_batches, metrics, rank_rows, ranking_progress
@@ -51,9 +52,12 @@ def evaluate_run(
             inductive unisrec run.
 
     Raises:
+        ConfigError: a cut-off is below 1.
         FileNotFoundError: there is no finished run.
         DataError: the run's own data have changed since, or the data have no test row.
     """
+    if ks and min(ks) < 1:
+        raise ConfigError(f"ks must be positive; found {list(ks)}")
     recommender = Recommender.load(path, text_vectors=text_vectors)
     config = recommender.config
     dataset = load_dataset(config, data)

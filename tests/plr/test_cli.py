@@ -117,6 +117,7 @@ def test_seen_items_are_left_out_on_request(run):
         (["train", "--data", "DATA", "--out", "OUT", "--seed", str(2**64)], "seed must be below 2^63"),
         (["embed-text", "missing.tsv", "--out", "OUT"], "missing.tsv: no such file of item texts"),
         (["embed-text", "DATA"], "--out is missing"),
+        (["evaluate", "RUN", "--ks", "[5,0]"], "ks must be positive; found [5, 0]"),
         (["evaluate", "RUN", "--data", "missing.txt"], "--data missing.txt: no such file"),
     ],
 )  # fmt: skip
