@@ -63,7 +63,8 @@ def plain_records(lines: list[bytes], item_ids: pl.Series) -> PlainRecords | Non
     plain = frame.select(
         pl.all_horizontal(
             *(pl.lit(texts).str.count_matches(f'"{name}"', literal=True) == 1 for name in _FIELDS),
-            ~pl.lit(texts).str.contains(r"\\u[dD]"),  # half a character can be written so
+            # Half a character can be written so, and a letter of a second field of the same name.
+            ~pl.lit(texts).str.contains(r"\\u([dD]|00[4-7])"),
             pl.col("parent_asin").str.contains("^[!-~]+$"),
             pl.col("title", "store").str.contains(_WORDS),
             ~pl.col("parent_asin", "title", "store").str.contains(_OTHER),

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import polars as pl
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from plr.data import DataError, json_records, metadata
@@ -171,7 +171,11 @@ RECORDS = st.fixed_dictionaries(
 LINES = st.one_of(RECORDS.map(json.dumps), st.sampled_from(["", "null", "[1]", '{"title": ', "5", '"7"']))
 
 
+TITLE_TWICE = r'{"parent_asin": "7", "\u0074itle": "B", "title": "A", "categories": ["a"], "store": "S"}'
+
+
 @given(st.lists(LINES, min_size=1, max_size=12))
+@example([TITLE_TWICE])
 @settings(max_examples=300, deadline=None)
 def test_json_lines_decoded_together_mean_what_each_means(lines_of_json):
     outcomes = []
