@@ -30,6 +30,7 @@ def onednn_serves(states: Tensor) -> bool:
         _PRODUCT is not None
         and states.device.type == "cpu"
         and states.dtype == torch.float32
+        and states.ndim > 1
         and states.numel() > 0
         and not torch.is_autocast_enabled("cpu")
         and not torch.compiler.is_compiling()

@@ -44,6 +44,7 @@ def test_only_float32_on_the_cpu_outside_autocast_takes_it(monkeypatch):
     assert len(calls) == 1
     layer.double()(torch.ones(2, 4).double())
     layer.float()(torch.ones(0, 4))
+    assert layer(torch.ones(4)).shape == (3,)
     with torch.autocast("cpu", torch.bfloat16):
         layer(torch.ones(2, 4))
     assert len(calls) == 1
