@@ -85,7 +85,7 @@ class _KeysValues(torch.autograd.Function):
         states, weight = ctx.saved_tensors
         needs_states, needs_weight, needs_bias, _ = ctx.needs_input_grad
         batch, heads, length, dim = gradients[0].shape
-        states_gradient = torch.empty(states.shape) if needs_states else None
+        states_gradient = states.new_empty(states.shape) if needs_states else None
         weight_gradients = LinearGradients(weight, needs_weight, needs_bias)
         right = weight.T.contiguous()
         for block in row_blocks(batch, length):

@@ -93,8 +93,8 @@ class _ResidualSublayers(torch.autograd.Function):
         weights = SublayerWeights(*tensors)
         first, second = _norms(weights, eps, dropped)
         rows, dim = states.shape
-        result, first_total, second_total = (torch.empty(rows, dim) for _ in range(3))
-        inner = torch.empty(rows, len(weights.ffn_in))
+        result, first_total, second_total = (states.new_empty(rows, dim) for _ in range(3))
+        inner = states.new_empty(rows, len(weights.ffn_in))
         keep = torch.empty(2, rows if dropped else 0, dim, dtype=torch.uint8)
         for block in row_blocks(rows):
             attended = product(joined[block], weights.joining, weights.joining_bias)
@@ -116,8 +116,8 @@ class _ResidualSublayers(torch.autograd.Function):
         joining, ffn_in, ffn_out = (
             weight.T.contiguous() for weight in (weights.joining, weights.ffn_in, weights.ffn_out)
         )
-        states_gradient = torch.empty(gradient.shape)
-        joined_gradient = torch.empty(joined.shape) if ctx.needs_input_grad[1] else None
+        states_gradient = gradient.new_empty(gradient.shape)
+        joined_gradient = joined.new_empty(joined.shape) if ctx.needs_input_grad[1] else None
         wanted = SublayerWeights(*ctx.needs_input_grad[-len(weights) :])
         for_joining = LinearGradients(weights.joining, wanted.joining, wanted.joining_bias)
         for_ffn_in = LinearGradients(weights.ffn_in, wanted.ffn_in, wanted.ffn_in_bias)

@@ -11,9 +11,9 @@ from plr_kernels.info_nce.reference import NORM_FLOOR
 def forward(view1: Tensor, view2: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
     """The loss and, for the backward pass, statistics [2, 3, G, B] of both directions' distributions."""
     groups, batch, _ = view1.shape
-    statistics = torch.zeros(2, 3, groups, batch)
+    statistics = torch.zeros(2, 3, groups, batch, dtype=torch.float32)
     if groups == 0 or batch == 0:
-        return torch.zeros(()), statistics
+        return torch.zeros((), dtype=torch.float32), statistics
     rows1, rows2 = with_plain_rows(view1), with_plain_rows(view2)
     loss = _cpp.info_nce_forward(
         *resources(),

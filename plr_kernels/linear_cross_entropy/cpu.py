@@ -11,7 +11,8 @@ def forward(
     states: Tensor, items: Tensor, targets: Tensor, temperature: float, ignore_index: int
 ) -> tuple[Tensor, Tensor]:
     """The losses [R] and, for the backward pass, statistics [3, R] of every row's distribution."""
-    losses, statistics = torch.empty(states.shape[0]), torch.empty(3, states.shape[0])
+    rows = states.shape[0]
+    losses, statistics = torch.empty(rows, dtype=torch.float32), torch.empty(3, rows, dtype=torch.float32)
     states, items, targets = with_plain_rows(states), with_plain_rows(items), targets.contiguous()
     _cpp.linear_cross_entropy_forward(
         *resources(),

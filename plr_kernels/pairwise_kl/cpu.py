@@ -10,9 +10,10 @@ from plr_kernels.extension import as_gradient, as_matrix, new_gradient, resource
 def forward(states: Tensor, items: Tensor, temperature: float) -> tuple[Tensor, Tensor, Tensor]:
     """The loss and, for the backward pass, statistics [5, B, N] of every state's distribution and top items [B, N]."""
     batch, group, _ = states.shape
-    statistics, tops = torch.zeros(5, batch, group), torch.zeros(batch, group, dtype=torch.int64)
+    statistics = torch.zeros(5, batch, group, dtype=torch.float32)
+    tops = torch.zeros(batch, group, dtype=torch.int64)
     if batch == 0 or group == 1:
-        return torch.zeros(()), statistics, tops
+        return torch.zeros((), dtype=torch.float32), statistics, tops
     states, items = with_plain_rows(states), with_plain_rows(items)
     loss = _cpp.pairwise_kl_forward(
         *resources(),

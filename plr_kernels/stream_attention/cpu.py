@@ -61,7 +61,7 @@ def forward(
 ) -> tuple[Tensor, Tensor]:
     """The output, and log2 of every softmax' sum: float32 [B, H, M]."""
     inputs = (query, prefix_key, prefix_value, stream_key, stream_value)
-    log_sums = torch.empty(query.shape[:3])
+    log_sums = torch.empty(query.shape[:3], dtype=torch.float32)
     return _output(inputs, prefix_lengths, scale, dropout_p, seed, log_sums.data_ptr()), log_sums
 
 

@@ -91,6 +91,18 @@ def test_any_sizes_layouts_magnitudes_and_gradients(operator, dtype, data):
     assert_accurate(evaluate(operator.public, case, wanted), operator, case)
 
 
+@for_every_operator
+@pytest.mark.parametrize("default", [torch.float64, torch.bfloat16], ids=str)
+@pytest.mark.usefixtures("_default_dtype_restored")
+def test_the_default_dtype_changes_nothing(operator, default):
+    case = make_case(operator, operator.small)
+    expected = evaluate(operator.public, case)
+    torch.set_default_dtype(default)
+    for name, result in evaluate(operator.public, case).items():
+        assert result.dtype == expected[name].dtype
+        assert torch.equal(result, expected[name]), name
+
+
 # ------------------------------------------------------------------------------------------ instruction sets
 
 

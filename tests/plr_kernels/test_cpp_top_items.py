@@ -212,6 +212,17 @@ def test_more_items_than_ids_are_kept_for():
         top_items(torch.ones(1, 1), torch.ones(1, 1).expand(2**32 + 1, 1), 1)
 
 
+@pytest.mark.parametrize("default", [torch.float64, torch.bfloat16], ids=str)
+@pytest.mark.usefixtures("_default_dtype_restored")
+def test_the_default_dtype_changes_nothing(default):
+    states, items = torch.randn(5, 20), torch.randn(300, 20)
+    expected = top_items(states, items, 3)
+    torch.set_default_dtype(default)
+    for result, same in zip(top_items(states, items, 3), expected, strict=True):
+        assert result.dtype == same.dtype
+        assert torch.equal(result, same)
+
+
 def test_opcheck():
     for exclude in (None, torch.tensor([[3, -1], [0, 1]])):
         arguments = (torch.randn(2, 3), torch.randn(7, 3), 3, exclude, "cpp")

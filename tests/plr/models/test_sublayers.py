@@ -116,6 +116,20 @@ def test_frozen_parts_get_no_gradient_and_change_no_other():
             assert gradient is every[name] is None or torch.equal(gradient, every[name])
 
 
+@pytest.mark.usefixtures("_default_dtype_restored")
+def test_the_default_dtype_changes_nothing():
+    layer, states, lengths = new_layer(0.0), torch.randn(3, 7, DIM), torch.tensor([7, 1, 4])
+    gradients = []
+    for default in (torch.float32, torch.float64):
+        torch.set_default_dtype(default)
+        leaf = states.detach().requires_grad_()
+        result, _ = layer(leaf, lengths, causal=True)
+        assert result.dtype == torch.float32
+        gradients.append(torch.autograd.grad(result.square().sum(), [leaf, *layer.parameters()]))
+    for one, other in zip(*gradients, strict=True):
+        assert torch.equal(one, other)
+
+
 def test_second_derivatives_are_refused():
     states, joined = torch.randn(2, 3, 7, DIM).unbind()
     states.requires_grad_()
