@@ -70,7 +70,7 @@ def check_not_empty(name: str, dimension: str, sizes: dict[str, int]) -> None:
 
 def check_number(name: str, value: Any) -> None:
     """Raise unless `value` is a finite Python number."""
-    if not isinstance(value, int | float):
+    if not isinstance(value, (int, float)):  # PyTorch 2.7 cannot trace `int | float`
         raise TypeError(f"{name} must be a number, got {type(value).__name__}")
     if not -math.inf < value < math.inf:
         raise ValueError(f"{name} must be finite, got {value}")

@@ -417,9 +417,6 @@ def _items_gradient_kernel(
         row_mask = _counted(row_mask, special, rows, weights is not None)
         row_offsets = group * states_strides[0] + member * states_strides[1]
         h = load_tile(states, row_offsets, 1, columns, states_strides[2], row_mask[:, None] & inside)
-        maximum, inverse_sum, others, entry, third, top_deviation, shared = _load_statistics(
-        statistics, special, weights, rows, row_mask, R, weights is not None
-    )
         scores = scale * _products(
             e,
             h,
@@ -435,6 +432,10 @@ def _items_gradient_kernel(
             PRECISION,
             BLOCK_D,
             PIECE,
+        )
+        # After the product: held during it, they make registers spill on sm_90 with Triton 3.6.
+        maximum, inverse_sum, others, entry, third, top_deviation, shared = _load_statistics(
+            statistics, special, weights, rows, row_mask, R, weights is not None
         )
         tile = _gradient_tile(
             scores,
