@@ -30,15 +30,15 @@ def _order_preserving(scores, numbers):
 
 
 @triton.jit
-def _is_excluded(exclude, exclude_strides, rows, row_mask, numbers, X, BLOCK_X: tl.constexpr):
-    """Whether each row's list of excluded ids holds the row's candidate."""
+def _is_not_excluded(exclude, exclude_strides, rows, row_mask, numbers, X, BLOCK_X: tl.constexpr):
+    """Whether each row's list of excluded ids lacks the row's candidate."""
     found = tl.zeros([rows.shape[0]], tl.int32)
     for first in range(0, X, BLOCK_X):
         columns = first + tl.arange(0, BLOCK_X)
         offsets = rows[:, None] * exclude_strides[0] + columns.to(tl.int64)[None, :] * exclude_strides[1]
         ids = tl.load(exclude + offsets, mask=row_mask[:, None] & (columns < X)[None, :], other=-1)
         found = tl.maximum(found, tl.max((ids == numbers[:, None]).to(tl.int32), 1))
-    return found > 0
+    return found == 0  # not ~: the interpreter of Triton 3.3 cannot negate
 
 
 @triton.jit
@@ -90,7 +90,7 @@ def _best_kernel(
         while tl.max(enters.to(tl.int32), 0) > 0:
             taken = enters
             if exclude is not None:
-                taken &= ~_is_excluded(exclude, exclude_strides, rows, row_mask, start + position, X, BLOCK_X)
+                taken &= _is_not_excluded(exclude, exclude_strides, rows, row_mask, start + position, X, BLOCK_X)
             # Keys differ, but for empty slots: of these any one.
             slot = tl.argmin(best, 1)
             replaced = taken[:, None] & (slots[None, :] == slot[:, None])
