@@ -203,7 +203,7 @@ inline void dot_tile(const float* left, int64_t left_stride, const char* const* 
 // products[i, e] = factor · ⟨left[i], row e⟩ for Streams rows of `left` and the first `entries` rows; `first_visit` says
 // that they have not been read before.
 template <DataType type, int Streams>
-__attribute__((noinline)) void dots_of_streams(const float* left, int64_t left_stride, const Rows& rows, int64_t entries,
+inline void dots_of_streams(const float* left, int64_t left_stride, const Rows& rows, int64_t entries,
                             bool first_visit, int64_t dim, float factor, float* products, int64_t products_stride) {
   // 16 sums over lanes at a time: so many entries of each stream.
   constexpr int kEntries = Streams == 1 ? 16 : Streams == 2 ? 8 : 4;
@@ -317,8 +317,9 @@ struct OwnEntries {
   }
 };
 
-// sums[i] = Σ_s of its own entries + Σ_e weights[i, e] row e, for Streams rows of weights and Vectors Vectors from `column`
-// on; with Last, one Vector of which `dim` leaves a part. Without own entries, the second sum is added to sums[i].
+// sums[i] = Σ_s of its own entries + Σ_e weights[i, e] row e, for Streams rows of weights and Vectors Vectors from
+// `column` on; with Last, one Vector of which `dim` leaves a part. Without own entries, the second sum is added to
+// sums[i].
 // `first_visit` says that the rows have not been read before.
 template <DataType type, int Streams, int Vectors, bool Last>
 inline void sum_tile(const float* weights, int64_t weights_stride, const Rows& rows, int64_t entries, bool first_visit,
