@@ -7,6 +7,7 @@ from pathlib import Path
 
 import polars as pl
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from plr.data.atomic import atomic_path
 from plr.runs import RunFolder
@@ -42,6 +43,7 @@ def draw(curves: Mapping[tuple[str, str], Iterable[Mapping[int, float]]], path: 
                 panel.plot(list(curve), list(curve.values()), color=f"C{place}", marker=".", label=label)
         panel.set_title(backbone)
         panel.set_xlabel("epoch")
+        panel.xaxis.set_major_locator(MaxNLocator(integer=True))
         panel.grid(alpha=0.3)
         panel.legend(fontsize=8)
     panels[0].set_ylabel("validation NDCG@10")

@@ -14,7 +14,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 from plr.models.dropout import keep_mask, keep_scale, levels
-from plr.models.linear import Linear, LinearGradients, onednn_serves, product, row_blocks
+from plr.models.linear import Linear, LinearGradients, float32_on_cpu, onednn_serves, product, row_blocks
 from plr.models.plain import are_plain
 
 
@@ -32,7 +32,7 @@ def sequence_attention(
     Returns:
         [B, H, L, D].
     """
-    dropped = levels(dropout_p) if _serves(query) else None
+    dropped = levels(dropout_p) if float32_on_cpu(query) else None
     if dropped:
         length = query.shape[2]
         lowest = torch.finfo(query.dtype).min
@@ -59,15 +59,6 @@ def keys_values(states: Tensor, projection: Linear, heads: int) -> tuple[Tensor,
         return _KeysValues.apply(states, projection.weight, projection.bias, heads)
     key, value = projection(states).chunk(2, dim=-1)
     return split_heads(key, heads), split_heads(value, heads)
-
-
-def _serves(query: Tensor) -> bool:
-    return (
-        query.device.type == "cpu"
-        and query.dtype == torch.float32
-        and not torch.is_autocast_enabled("cpu")
-        and not torch.compiler.is_compiling()
-    )
 
 
 class _KeysValues(torch.autograd.Function):

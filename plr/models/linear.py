@@ -19,19 +19,22 @@ class Linear(nn.Linear):
 
     def forward(self, states: Tensor) -> Tensor:
         """[..., in] -> [..., out]."""
-        if onednn_serves(states):
+        fits = states.shape[-1:] == (self.in_features,) and self.weight.dtype == states.dtype
+        if fits and onednn_serves(states):
             return _OneDNNLinear.apply(states, self.weight, self.bias)
-        return super().forward(states)
+        return super().forward(states)  # whose messages name what does not fit
 
 
 def onednn_serves(states: Tensor) -> bool:
     """Whether `product` takes the states."""
+    return _PRODUCT is not None and states.ndim > 1 and states.numel() > 0 and float32_on_cpu(states)
+
+
+def float32_on_cpu(states: Tensor) -> bool:
+    """Whether the blockwise functions take the states: float32 on the CPU, not under autocast or torch.compile."""
     return (
-        _PRODUCT is not None
-        and states.device.type == "cpu"
+        states.device.type == "cpu"
         and states.dtype == torch.float32
-        and states.ndim > 1
-        and states.numel() > 0
         and not torch.is_autocast_enabled("cpu")
         and not torch.compiler.is_compiling()
     )

@@ -80,3 +80,18 @@ def test_without_the_operators_all_is_as_in_pytorch(monkeypatch, missing):
     result = layer(states)
     assert torch.equal(result, nn.functional.linear(states, layer.weight, layer.bias))
     assert type(result.grad_fn).__name__ == "AddmmBackward0"
+
+
+@pytest.mark.parametrize(
+    ("states", "message"),
+    [(torch.ones(2, 5), "shapes cannot be multiplied"), (torch.ones(2, 4, dtype=torch.float64), "dtype")],
+    ids=["width", "dtype"],
+)
+def test_what_does_not_fit_gets_pytorchs_message(states, message):
+    with pytest.raises(RuntimeError, match=message):
+        Linear(4, 3)(states)
+
+
+def test_other_weights_than_states_get_pytorchs_message():
+    with pytest.raises(RuntimeError, match="dtype"):
+        Linear(4, 3).bfloat16()(torch.ones(2, 4))
