@@ -20,7 +20,8 @@ def test_the_published_setting_raises_the_reward_of_the_rows_it_is_given(tmp_pat
     for seed in range(5):
         records += run(rows, seed, settings, [("both", "recall")], epochs=6, rollouts=16)
     assert [record["rows"] for record in records] == [64] * 5
-    assert all(0.4 < record["before"]["recall, rollouts"] < 0.7 for record in records)
+    # As the rows were chosen, by other rollouts: there is something to rise and something to fall.
+    assert all(0.2 < record["before"]["recall, rollouts"] < 0.8 for record in records)
     rise, error = change(records, "recall, rollouts")
     assert rise > 3 * error, (rise, error)
     assert change(records, "recall, T_0")[0] > 0
