@@ -68,6 +68,7 @@ class Config:
         adaptor_dropout: UniSRec: dropout on the text vectors, for each expert.
         streams: PLR: number of reasoning streams M.
         steps: PLR, ERL, PRL: number of reasoning steps T.
+        trigger_std: PLR: standard deviation of the trigger tokens' initial values; the state they are added to has 1.
         kl_weight: PLR, ERL: λ, how strongly states are pushed apart; 0 is "w/o KL".
         kl_limit: PLR, ERL: the mean divergence, in nats, beyond which no more is rewarded; 0: no limit, as published.
         contrastive_weight: PLR, PRL: weight of the contrastive loss; 0 is "w/o RCL".
@@ -149,6 +150,7 @@ class Config:
 
     streams: int = 2
     steps: int = 2
+    trigger_std: float = 0.02
     kl_weight: float = 0.1
     kl_limit: float = 1.0
     contrastive_weight: float = 1.0
@@ -210,7 +212,7 @@ class Config:
         for name in ("temperature", "contrastive_temperature", "lr"):
             value = getattr(self, name)
             self._require(name, value > 0 and math.isfinite(value), "a finite number above 0")
-        for name in ("kl_weight", "kl_limit", "contrastive_weight", "progressive_weight", "noise",
+        for name in ("trigger_std", "kl_weight", "kl_limit", "contrastive_weight", "progressive_weight", "noise",
                      "trajectory_weight", "step_weight", "reference_weight", "weight_decay", "clip"):  # fmt: skip
             value = getattr(self, name)
             self._require(name, value >= 0 and math.isfinite(value), "a finite number, 0 or more")

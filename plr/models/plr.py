@@ -11,7 +11,7 @@ from plr.data import Batch
 from plr.models.encoder import Encoded, SequenceEncoder
 from plr.models.items import ItemEncoder
 from plr.models.reasoning import Reasoning, reason
-from plr.models.recommender import Losses, Recommender
+from plr.models.recommender import INITIAL_STD, Losses, Recommender
 from plr_kernels import info_nce, linear_cross_entropy, pairwise_kl
 
 
@@ -54,6 +54,8 @@ class PLRRecommender(Recommender):
         dim: width d.
         streams: M, at least 1.
         steps: T, at least 1.
+        trigger_std: standard deviation of the trigger tokens' initial values. The state they are added to leaves a
+            LayerNorm, with 1; tokens far below it open streams that are the same. The paper states none.
         kl_weight: λ; 0 leaves the regulariser out ("w/o KL").
         kl_limit: the mean divergence, in nats, beyond which no more is rewarded; 0 for no limit, as in the paper.
         contrastive_weight: w; 0 leaves the second dropout view and the contrastive term out ("w/o RCL").
@@ -70,6 +72,7 @@ class PLRRecommender(Recommender):
         dim: int,
         streams: int = 2,
         steps: int = 2,
+        trigger_std: float = 0.02,
         kl_weight: float = 0.1,
         kl_limit: float = 1.0,
         contrastive_weight: float = 1.0,
@@ -87,6 +90,8 @@ class PLRRecommender(Recommender):
         self.step_embedding = nn.Embedding(steps, dim)
         self.gate = nn.Linear(dim, streams) if gate else None
         self.initialize()
+        with torch.no_grad():
+            self.trigger.weight.mul_(trigger_std / INITIAL_STD)  # a scale: other weights and later draws stay the same
 
     def losses(self, batch: Batch) -> Losses:
         """Return {"next_item", "contrastive", "diversity"}; a term whose weight is 0 is neither computed nor listed.

@@ -13,6 +13,7 @@ from plr.models.encoder import SequenceEncoder
 from plr.models.items import ItemEncoder
 
 Losses = dict[str, Tensor]
+INITIAL_STD = 0.02
 
 
 class Recommender(nn.Module):
@@ -73,7 +74,7 @@ class Recommender(nn.Module):
         """Look item_ids [B, L] up in the table [V, d] of this step -> [B, L, d]."""
         return functional.embedding(item_ids, table)
 
-    def initialize(self, std: float = 0.02) -> None:
+    def initialize(self, std: float = INITIAL_STD) -> None:
         """Draw all weights from N(0, std²), biases 0 and LayerNorm at identity, in the order of registration."""
         for module in self.modules():
             if isinstance(module, nn.Linear | nn.Embedding):

@@ -193,6 +193,7 @@ METHODS = {
             "dim": config.dim,
             "streams": config.streams,
             "steps": config.steps,
+            "trigger_std": config.trigger_std,
             "kl_weight": config.kl_weight,
             "kl_limit": config.kl_limit,
             "contrastive_weight": config.contrastive_weight,

@@ -4,8 +4,9 @@ import pytest
 import torch
 from torch.nn import functional
 
+from plr.models import build_model
 from plr_kernels import info_nce, pairwise_kl
-from tests.plr.models.helpers import random_batch, small_model
+from tests.plr.models.helpers import random_batch, small_config, small_model
 from tests.plr.models.test_encoder import input_norm, straight_line_states
 
 
@@ -99,6 +100,16 @@ def test_beyond_the_limit_divergence_is_no_longer_rewarded():
         assert term.item() == pytest.approx(-0.1 * reward, rel=1e-9)
         term.backward()
         assert bool(model.trigger.weight.grad.count_nonzero()) == (reward == divergence)
+
+
+def test_trigger_std_scales_the_triggers_and_nothing_else():
+    weights = []
+    for std in (0.02, 1.0):
+        torch.manual_seed(5)
+        weights.append(build_model(small_config(trigger_std=std), 29).double().state_dict())
+    small, large = weights
+    torch.testing.assert_close(large.pop("trigger.weight"), 50 * small.pop("trigger.weight"), rtol=1e-6, atol=0)
+    assert all(torch.equal(weight, large[name]) for name, weight in small.items())
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.4])
