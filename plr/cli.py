@@ -125,7 +125,7 @@ def _parser() -> Parser:
     recommend = Parser(description="Recommend the next items for one history.")
     recommend.add_argument("run", type=str, help="the run's folder")
     recommend.add_argument("--history", type=str, required=True, help='item ids, oldest first: "id id id"')
-    recommend.add_argument("-k", type=int, default=10, help="how many items")
+    recommend.add_argument("-k", type=int | None, default=None, help="how many items; 10, or all if there are fewer")
     recommend.add_argument("--text_vectors", type=str | None, default=None, help=NEW_ITEMS)
     recommend.add_argument("--exclude_seen", type=bool | None, default=None, help="leave out items of the history")
     unknown = Literal["error", "skip"]

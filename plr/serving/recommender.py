@@ -83,7 +83,7 @@ class Recommender:
     def recommend(
         self,
         histories: Iterable[Sequence[str | int]],
-        k: int = 10,
+        k: int | None = None,
         *,
         exclude_seen: bool | None = None,
         unknown: Literal["error", "skip"] = "error",
@@ -93,7 +93,8 @@ class Recommender:
 
         Args:
             histories: item ids as in the training file, oldest first.
-            k: how many; at most V. A history may get fewer where exclusion leaves fewer.
+            k: how many; at most V. None: 10, or all where V is smaller. A history may get fewer where exclusion
+                leaves fewer.
             exclude_seen: do not recommend items of the history; None does as the run was evaluated.
             unknown: "error" refuses a history with an item that training never saw; "skip" ignores that item.
             batch_size: histories per forward pass.
@@ -103,6 +104,8 @@ class Recommender:
         """
         if unknown not in ("error", "skip"):
             raise ValueError(f'unknown must be "error" or "skip"; found {unknown!r}')
+        if k is None:
+            k = min(10, len(self.item_ids))
         if not 1 <= k <= len(self.item_ids):
             raise RequestError(f"k must be in 1..{len(self.item_ids)}, the number of items; found {k}")
         exclude_seen = self.config.exclude_seen if exclude_seen is None else exclude_seen

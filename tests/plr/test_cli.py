@@ -11,6 +11,7 @@ from plr.cli import main
 from plr.config import Config, ConfigError
 from plr.models.registry import BACKBONES, METHODS, REFUSALS
 from plr.training import train
+from tests.plr.models.helpers import small_config, small_model
 
 
 @pytest.fixture(scope="module")
@@ -74,6 +75,13 @@ def test_recommend_prints_k_items_and_agrees_with_python(run, capsys):
     assert len(answer) == 4
     for item in answer:
         assert re.search(rf"\b{item.item}\b.*{item.score:.4f}", printed)
+
+
+@pytest.mark.parametrize(("items", "listed"), [(24, 10), (6, 6)])
+def test_without_a_k_there_are_ten_or_all_items(items, listed):
+    recommender = plr.Recommender(small_model(items).float(), [f"i{item}" for item in range(items)], small_config())
+    (answer,) = recommender.recommend([["i3"]], exclude_seen=False)
+    assert len(answer) == listed
 
 
 def test_many_histories_get_the_answers_of_single_ones(run):
