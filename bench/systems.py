@@ -196,7 +196,9 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--epochs", type=int, default=15)
     parser.add_argument("--threads", type=int, default=0)
-    parser.add_argument("--set", nargs="+", default=[], metavar="[SYSTEM:]FIELD=VALUE", help="further fields")
+    parser.add_argument(
+        "--set", nargs="+", action="extend", default=[], metavar="[SYSTEM:]FIELD=VALUE", help="further fields"
+    )
     parser.add_argument("--summarize", action="store_true", help="train nothing")
     arguments = parser.parse_args()
     if not arguments.summarize:

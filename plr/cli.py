@@ -273,7 +273,9 @@ def _embed_text(options: Namespace) -> None:
         f"{', '.join(facts['source']['text_columns'])}; saved in {options.out}",
         f"{facts['without_text']} items have no text, {facts['without_known_word']} none that the encoder can read; "
         "they are marked as such",
-        f"Next: plr train --backbone unisrec --text_vectors {options.out}",
+        f"Next: plr train --backbone unisrec --text_vectors {options.out}"
+        if options.like is None
+        else f"Next: plr recommend RUN --text_vectors {options.out}, of a RUN that was trained with {options.like}",
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from torch import nn
+from torch.nn.modules.module import _has_any_global_hook
 
 from plr.models.dropout import Dropout
 from plr.models.linear import Linear
@@ -13,9 +14,12 @@ _CLASSES = (Linear, nn.LayerNorm, Dropout)
 def are_plain(*modules: nn.Module) -> bool:
     """Whether a function of the modules' weights may take the place of calling them.
 
-    False where one has a hook, which sees its calls or (pruning) sets its weight at each, or is of another class, as
-    after a parametrization or when somebody has put a module of their own in its place.
+    False where one has a hook, which sees its calls or (pruning) sets its weight at each, or all modules have one (a
+    counter of operations by module, say), or where one is of another class, as after a parametrization or when somebody
+    has put a module of their own in its place.
     """
+    if _has_any_global_hook():
+        return False
     for module in modules:
         if type(module) not in _CLASSES or module._forward_hooks or module._forward_pre_hooks:
             return False

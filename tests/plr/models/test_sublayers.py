@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch.nn import functional
+from torch.nn.modules.module import register_module_forward_hook
 from torch.nn.utils import prune
 
 from plr.models import linear
@@ -145,6 +146,17 @@ def test_hooks_of_every_part_are_called():
         part.register_forward_hook(lambda *_, name=name: called.append(name))
     layer(torch.randn(3, 7, DIM), torch.tensor([7, 1, 4]), causal=True)
     assert set(called) == {*PARTS, "query", "key_value", "dropout"}
+
+
+def test_a_hook_of_all_modules_sees_every_part():
+    layer, called = new_layer(0.25), []
+    handle = register_module_forward_hook(lambda module, *_: called.append(module))
+    try:
+        layer(torch.randn(3, 7, DIM), torch.tensor([7, 1, 4]), causal=True)
+    finally:
+        handle.remove()
+    seen = {name for name, module in layer.named_children() if any(module is part for part in called)}
+    assert seen == {*PARTS, "query", "key_value", "dropout"}
 
 
 @pytest.mark.parametrize("name", ["key_value", "attention_output", "ffn_in", "ffn_out"])
