@@ -62,6 +62,8 @@ class Case:
         extra_bytes: {rival: {pass: bytes}}, or None for a rival where it could not be measured.
         limit: unit, work and probes, as bench/limits.py records them; None where there is none.
         process_peak_bytes: {rival: bytes}, the peak of a whole process; empty where it was not measured.
+        errors: {rival: number}, how far results are from exact ones; empty where only their agreement was checked.
+        failed: {rival: message}, what could not be measured.
     """
 
     operator: str
@@ -70,6 +72,8 @@ class Case:
     extra_bytes: dict[str, dict[str, int] | None]
     limit: dict[str, Any] | None
     process_peak_bytes: dict[str, int]
+    errors: dict[str, float]
+    failed: dict[str, str]
 
     @property
     def passes(self) -> list[str]:
@@ -116,6 +120,10 @@ class Case:
         if self.process_peak_bytes:
             peaks = (f"{name} {peak / 2**20:.0f} MB" for name, peak in self.process_peak_bytes.items())
             notes.append("peak of a whole process: " + ", ".join(peaks))
+        if self.errors:
+            far = (f"{name} {error:.2g}" for name, error in self.errors.items())
+            notes.append("largest difference from exact results, relative to the largest number: " + ", ".join(far))
+        notes += [f"not measured: {name}: {message}" for name, message in self.failed.items()]
         return notes
 
     def row(self, phase: str) -> str:
@@ -146,7 +154,7 @@ class Report:
 
     @classmethod
     def read(cls, path: Path) -> Report:
-        """Read what pytest-benchmark wrote for the benchmarks in this folder.
+        """Read what pytest-benchmark wrote for the benchmarks in this folder, or bench.gpu.
 
         Raises:
             ResultError: the file cannot be read, or is none of theirs.
@@ -159,7 +167,7 @@ class Report:
         except ValueError as error:
             raise ResultError(f"{path}: not JSON: {error}") from error
         except (KeyError, TypeError) as error:
-            raise ResultError(f"{path}: not written by `pytest bench/ --benchmark-json`: no {error}") from error
+            raise ResultError(f"{path}: not written by these benchmarks: no {error}") from error
 
     def table(self, whole: bool) -> str:
         """Markdown; with `whole` only each case's last pass, which has all others in it."""
@@ -173,9 +181,12 @@ class Report:
 def _machine(content: dict[str, Any]) -> str:
     machine, commit = content["machine_info"], content["commit_info"]
     state = f"{commit['id'][:7]}{', changed' if commit['dirty'] else ''}" if commit.get("id") else "unknown"
-    cpu = f"{machine['cpu']['brand_raw']} ({machine['cpu_capability']}), {machine['threads']} threads"
+    if "gpu" in machine:
+        chip = f"{machine['gpu']} ({machine['capability']}), Triton {machine['triton']}"
+    else:
+        chip = f"{machine['cpu']['brand_raw']} ({machine['cpu_capability']}), {machine['threads']} threads"
     versions = f"torch {machine['torch']}, Python {machine['python_version']}"
-    return f"{cpu}, {versions}, {content['datetime'][:10]}, commit {state}"
+    return f"{chip}, {versions}, {content['datetime'][:10]}, commit {state}"
 
 
 def _case(benchmark: dict[str, Any]) -> Case:
@@ -189,6 +200,8 @@ def _case(benchmark: dict[str, Any]) -> Case:
         extra_bytes=info["extra_bytes"],
         limit=info.get("limit"),
         process_peak_bytes=info.get("process_peak_bytes", {}),
+        errors=info.get("errors", {}),
+        failed=info.get("failed", {}),
     )
 
 

@@ -19,8 +19,8 @@ from functools import partial
 
 import pytest
 import torch
-from torch.nn import functional
 
+from bench.attention import folded, folded_joined, formula, join_folded, join_masked, mask_of, masked, masked_joined
 from bench.limits import copies
 from bench.peers import OURS, compare, compiled, training_step
 from plr_kernels import stream_attention, use_backend
@@ -54,55 +54,6 @@ def size(*tensors):
 def ours(*tensors, **options):
     with use_backend("cpp"):
         return stream_attention(*tensors, **options)
-
-
-def formula(query, prefix_key, prefix_value, stream_key, stream_value, factor=None):
-    """Nothing is joined but the scores; `factor` is what dropout multiplies the probabilities by."""
-    prefix = prefix_key.shape[2]
-    prefix_scores = query @ prefix_key.mT  # [B, H, M, P]
-    stream_scores = (stream_key @ query.unsqueeze(-1)).squeeze(-1)  # [B, H, M, S]
-    weights = (torch.cat([prefix_scores, stream_scores], dim=-1) * query.shape[-1] ** -0.5).softmax(dim=-1)
-    if factor is not None:
-        weights = weights * factor
-    own = weights[..., prefix:].unsqueeze(-2) @ stream_value
-    return weights[..., :prefix] @ prefix_value + own.squeeze(-2)
-
-
-def join_folded(prefix, own):
-    """[B, H, P, D] and [B, H, M, S, D] -> [B · H, M, P + S, D]."""
-    repeated = prefix.unsqueeze(2).expand(-1, -1, own.shape[2], -1, -1)
-    return torch.cat([repeated, own], dim=3).flatten(0, 1)
-
-
-def folded_joined(query, key, value):
-    attended = functional.scaled_dot_product_attention(query.flatten(0, 1).unsqueeze(2), key, value)
-    return attended.view(query.shape)
-
-
-def folded(query, prefix_key, prefix_value, stream_key, stream_value):
-    return folded_joined(query, join_folded(prefix_key, stream_key), join_folded(prefix_value, stream_value))
-
-
-def join_masked(prefix, own):
-    """[B, H, P, D] and [B, H, M, S, D] -> [B, H, P + M · S, D]."""
-    return torch.cat([prefix, own.flatten(2, 3)], dim=2)
-
-
-def mask_of(streams, prefix, own):
-    """Zeros where a stream sees an entry of `join_masked`, else -inf: [M, P + M · S]."""
-    others = torch.full((streams, streams), -torch.inf).fill_diagonal_(0).repeat_interleave(own, dim=1)
-    return torch.cat([torch.zeros(streams, prefix), others], dim=1)
-
-
-def masked_joined(mask):
-    return lambda query, key, value: functional.scaled_dot_product_attention(query, key, value, attn_mask=mask)
-
-
-def masked(mask):
-    def run(query, prefix_key, prefix_value, stream_key, stream_value):
-        return masked_joined(mask)(query, join_masked(prefix_key, stream_key), join_masked(prefix_value, stream_value))
-
-    return run
 
 
 def forward(function, *tensors):

@@ -31,26 +31,33 @@ ITEMS = 87_969
 CONFIG = Config(method="plr", dim=256, layers=2, streams=2, steps=2, max_length=50, batch_size=256)
 
 
-def random_batch(config: Config, items: int) -> Batch:
+def random_batch(config: Config, items: int, device: str | torch.device = "cpu") -> Batch:
     """Full histories of random items, the same ones every time."""
     generator = torch.Generator().manual_seed(0)
     rows = config.batch_size
     return Batch(
-        item_ids=torch.randint(items, (rows, config.max_length), generator=generator),
-        lengths=torch.full((rows,), config.max_length),
-        targets=torch.randint(items, (rows,), generator=generator),
-        users=torch.arange(rows),
+        item_ids=torch.randint(items, (rows, config.max_length), generator=generator).to(device),
+        lengths=torch.full((rows,), config.max_length, device=device),
+        targets=torch.randint(items, (rows,), generator=generator).to(device),
+        users=torch.arange(rows, device=device),
     )
 
 
-def adam_step(backend: str, config: Config = CONFIG, items: int = ITEMS) -> Step:
+def adam_step(
+    backend: str,
+    config: Config = CONFIG,
+    items: int = ITEMS,
+    *,
+    device: str | torch.device = "cpu",
+    autocast: torch.dtype | None = None,
+) -> Step:
     """A step of a new model: the losses forward, backward, and Adam's update; the loss and the item table's gradient.
 
     Every call draws its dropout masks from the number of the call, so two of these do the same whatever runs between.
     """
-    model = build_model(config, items).train()
+    model = build_model(config, items).train().to(device)
     optimizer = build_optimizer(model, config)
-    batch = random_batch(config, items)
+    batch = random_batch(config, items, device)
     calls = 0
 
     def forward() -> Tensor:
@@ -58,7 +65,8 @@ def adam_step(backend: str, config: Config = CONFIG, items: int = ITEMS) -> Step
         torch.manual_seed(calls)
         calls += 1
         optimizer.zero_grad()
-        return torch.stack(list(model.losses(batch).values())).sum()
+        with torch.autocast(batch.item_ids.device.type, autocast, enabled=autocast is not None):
+            return torch.stack(list(model.losses(batch).values())).sum()
 
     def backward(loss: Tensor) -> Tensor:
         loss.backward()

@@ -1,0 +1,74 @@
+"""PyTorch's ways to write stream_attention: its formula, and scaled_dot_product_attention on joined keys and values."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+
+def formula(
+    query: Tensor,
+    prefix_key: Tensor,
+    prefix_value: Tensor,
+    stream_key: Tensor,
+    stream_value: Tensor,
+    factor: Tensor | None = None,
+) -> Tensor:
+    """Nothing is joined but the scores; `factor` is what dropout multiplies the probabilities by."""
+    prefix = prefix_key.shape[2]
+    prefix_scores = query @ prefix_key.mT  # [B, H, M, P]
+    stream_scores = (stream_key @ query.unsqueeze(-1)).squeeze(-1)  # [B, H, M, S]
+    weights = (torch.cat([prefix_scores, stream_scores], dim=-1) * query.shape[-1] ** -0.5).softmax(dim=-1)
+    if factor is not None:
+        weights = weights * factor
+    own = weights[..., prefix:].unsqueeze(-2) @ stream_value
+    return weights[..., :prefix] @ prefix_value + own.squeeze(-2)
+
+
+def join_folded(prefix: Tensor, own: Tensor) -> Tensor:
+    """[B, H, P, D] and [B, H, M, S, D] -> [B · H, M, P + S, D]."""
+    repeated = prefix.unsqueeze(2).expand(-1, -1, own.shape[2], -1, -1)
+    return torch.cat([repeated, own], dim=3).flatten(0, 1)
+
+
+def folded_joined(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """The streams as further batch entries of one query each."""
+    attended = functional.scaled_dot_product_attention(query.flatten(0, 1).unsqueeze(2), key, value)
+    return attended.view(query.shape)
+
+
+def folded(
+    query: Tensor, prefix_key: Tensor, prefix_value: Tensor, stream_key: Tensor, stream_value: Tensor
+) -> Tensor:
+    """The same, with the joining."""
+    return folded_joined(query, join_folded(prefix_key, stream_key), join_folded(prefix_value, stream_value))
+
+
+def join_masked(prefix: Tensor, own: Tensor) -> Tensor:
+    """[B, H, P, D] and [B, H, M, S, D] -> [B, H, P + M · S, D]."""
+    return torch.cat([prefix, own.flatten(2, 3)], dim=2)
+
+
+def mask_of(streams: int, prefix: int, own: int) -> Tensor:
+    """Zeros where a stream sees an entry of `join_masked`, else -inf: [M, P + M · S]."""
+    others = torch.full((streams, streams), -torch.inf).fill_diagonal_(0).repeat_interleave(own, dim=1)
+    return torch.cat([torch.zeros(streams, prefix), others], dim=1)
+
+
+def masked_joined(mask: Tensor) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+    """All streams' entries in one row behind the prefix, with a mask."""
+    return lambda query, key, value: functional.scaled_dot_product_attention(query, key, value, attn_mask=mask)
+
+
+def masked(mask: Tensor) -> Callable[..., Tensor]:
+    """The same, with the joining."""
+
+    def run(
+        query: Tensor, prefix_key: Tensor, prefix_value: Tensor, stream_key: Tensor, stream_value: Tensor
+    ) -> Tensor:
+        return masked_joined(mask)(query, join_masked(prefix_key, stream_key), join_masked(prefix_value, stream_value))
+
+    return run

@@ -1,0 +1,131 @@
+"""`python -m bench.gpu`: parity, then times; see the package's docstring."""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import gc
+import json
+import platform
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+import triton
+
+from bench import report
+from bench.gpu import parity
+from bench.gpu.cases import CASES, Case, Sizes
+from bench.gpu.timing import CudaClock, compare, failure
+from plr.data.atomic import atomic_path
+from plr_kernels import use_backend
+
+RESULTS = Path(__file__).parents[1] / "results"
+BACKEND = "triton"
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Check, measure, write and render; leaves with status 1 where anything of ours failed."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "--only", nargs="+", choices=CASES, default=list(CASES), metavar="OPERATOR", help="of: %(choices)s"
+    )
+    parser.add_argument("--dtypes", nargs="+", choices=("bfloat16", "float16", "float32"), default=["bfloat16"])
+    parser.add_argument("--batch", type=int, default=Sizes.batch, help="users; the paper's by default")
+    parser.add_argument("--rounds", type=int, default=30)
+    parser.add_argument("--skip-parity", action="store_true", help="time what no test has checked in this run")
+    parser.add_argument("--out", type=Path, help="the result file; by default bench/results/gpu-CHIP-DATE.json")
+    options = parser.parse_args(arguments)
+    if not torch.cuda.is_available():
+        sys.exit("bench.gpu needs a GPU that torch can see; there is none.")
+    chip = re.sub(r"\W+", "-", torch.cuda.get_device_name().lower())
+    target = options.out or RESULTS / f"gpu-{chip}-{datetime.date.today()}.json"
+    target.parent.mkdir(parents=True, exist_ok=True)
+
+    # A whole step needs all of them.
+    tested = parity.OPERATORS if "training_step" in options.only else tuple(options.only)
+    verdicts = {} if options.skip_parity else parity.check(tested)
+    content = header({name: verdict.record() for name, verdict in verdicts.items()})
+    wrong = [name for name, verdict in verdicts.items() if not verdict.ok]
+    clock, sizes = CudaClock(), Sizes(batch=options.batch)
+    for operator in options.only:
+        if operator in wrong or (operator == "training_step" and wrong):
+            print(f"{operator}: tests fail on this chip; not timed", file=sys.stderr)
+            continue
+        for name in options.dtypes:
+            try:
+                case = build(operator, sizes, getattr(torch, name))
+                with use_backend(BACKEND):
+                    entry = compare(case, clock, options.rounds)
+            except Exception as error:
+                wrong.append(f"{operator}, {name}: {failure(error)}")
+                print(wrong[-1], file=sys.stderr, flush=True)
+                continue
+            finally:
+                case = None
+                torch._dynamo.reset()
+                gc.collect()
+                torch.cuda.empty_cache()
+            content["benchmarks"].append(entry)
+            write(target, content)
+            print(f"{entry['fullname']}: done", file=sys.stderr, flush=True)
+    write(target, content)
+    if content["benchmarks"]:
+        report.main([str(target), "--plot", str(target.with_suffix(".png"))])
+        target.with_suffix(".md").write_text(report.Report.read(target).table(whole=False) + "\n", encoding="utf-8")
+    if wrong:
+        sys.exit("failed: " + "; ".join(wrong))
+
+
+def build(operator: str, sizes: Sizes, dtype: torch.dtype) -> Case:
+    """The case on the GPU, the same numbers every time."""
+    torch.manual_seed(0)
+    return CASES[operator](sizes, torch.device("cuda"), dtype)
+
+
+def header(verdicts: dict[str, Any]) -> dict[str, Any]:
+    """The result file without its benchmarks."""
+    properties = torch.cuda.get_device_properties(0)
+    return {
+        "machine_info": {
+            "gpu": properties.name,
+            "capability": f"sm_{properties.major}{properties.minor}",
+            "memory": properties.total_memory,
+            "multiprocessors": properties.multi_processor_count,
+            "torch": torch.__version__,
+            "triton": triton.__version__,
+            "cuda": torch.version.cuda,
+            "python_version": platform.python_version(),
+        },
+        "commit_info": commit(),
+        "datetime": datetime.datetime.now(datetime.timezone.utc).isoformat(),
+        "parity": verdicts,
+        "benchmarks": [],
+    }
+
+
+def commit() -> dict[str, Any]:
+    """What git says of the source; nothing where there is no repository."""
+
+    def git(*arguments: str) -> str:
+        return subprocess.run(
+            ("git", *arguments), capture_output=True, text=True, check=True, cwd=parity.ROOT
+        ).stdout.strip()
+
+    try:
+        return {"id": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain", "--untracked-files=no"))}
+    except (OSError, subprocess.CalledProcessError):
+        return {}
+
+
+def write(target: Path, content: dict[str, Any]) -> None:
+    """Write what there is so far."""
+    with atomic_path(target) as aside:
+        aside.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
