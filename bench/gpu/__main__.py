@@ -10,11 +10,11 @@ import platform
 import re
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
-import triton
 
 from bench import report
 from bench.gpu import parity
@@ -96,7 +96,7 @@ def header(verdicts: dict[str, Any]) -> dict[str, Any]:
             "memory": properties.total_memory,
             "multiprocessors": properties.multi_processor_count,
             "torch": torch.__version__,
-            "triton": triton.__version__,
+            "triton": version("triton"),
             "cuda": torch.version.cuda,
             "python_version": platform.python_version(),
         },
