@@ -26,6 +26,8 @@ from plr_kernels.triton_common import LN_2, LOG2_E, dot_precision, load_tile, ne
 _LN_2 = tl.constexpr(LN_2)
 # All states of a group share a tile of scores.
 LARGEST_GROUP = 128
+# Numbers that the backward pass keeps of a row, side by side: one address serves all of them.
+_STATISTICS = tl.constexpr(8)
 
 
 @triton.jit
@@ -214,28 +216,35 @@ def _forward_kernel(
 
 
 @triton.jit
-def _counted(row_exists, special, rows, CROSS_ENTROPY: tl.constexpr):
+def _counted(row_exists, statistics, rows, CROSS_ENTROPY: tl.constexpr):
     """Which rows of a tile exist and, of a cross-entropy, have a target."""
     if CROSS_ENTROPY:
-        row_exists = tl.load(special + rows, mask=row_exists, other=-1) >= 0
+        row_exists = _load_entry(statistics, rows, 3, row_exists) >= 0
     return row_exists
 
 
 @triton.jit
-def _load_statistics(statistics, special, weights, rows, row_mask, R, CROSS_ENTROPY: tl.constexpr):
-    """What `_gradient_tile` takes of each row; a row that does not count gets p = 0."""
-    maximum = tl.load(statistics + rows, mask=row_mask, other=0.0)
-    inverse_sum = tl.load(statistics + rows + R, mask=row_mask, other=0.0)
-    others = tl.load(statistics + rows + 2 * R, mask=row_mask, other=0.0)
-    entry = tl.load(special + rows, mask=row_mask, other=-1).to(tl.int32)
+def _load_entry(statistics, rows, column, row_mask):
+    """The number of an item from a column of the statistics, whose bits are those of an int32."""
+    numbers = tl.load(statistics + rows * _STATISTICS + column, mask=row_mask, other=-1.0)
+    return numbers.to(tl.int32, bitcast=True)
+
+
+@triton.jit
+def _load_statistics(statistics, rows, row_mask, CROSS_ENTROPY: tl.constexpr):
+    """What `_gradient_tile` takes of each row, see `_packed`; a row that does not count gets p = 0."""
+    of_rows = statistics + rows * _STATISTICS
+    maximum = tl.load(of_rows, mask=row_mask, other=0.0)
+    inverse_sum = tl.load(of_rows + 1, mask=row_mask, other=0.0)
+    others = tl.load(of_rows + 2, mask=row_mask, other=0.0)
+    entry = _load_entry(statistics, rows, 3, row_mask)
+    third = tl.load(of_rows + 4, mask=row_mask, other=0.0)
     if CROSS_ENTROPY:
-        weight = tl.load(weights + rows, mask=row_mask, other=0.0)
-        return maximum, inverse_sum, others, entry, weight, weight, entry
+        return maximum, inverse_sum, others, entry, third, third, entry
     else:
-        mean_deviation = tl.load(statistics + rows + 3 * R, mask=row_mask, other=0.0)
-        top_deviation = tl.load(statistics + rows + 4 * R, mask=row_mask, other=0.0)
-        shared = tl.load(special + rows + R, mask=row_mask, other=-1).to(tl.int32)
-        return maximum, inverse_sum, others, entry, mean_deviation, top_deviation, shared
+        top_deviation = tl.load(of_rows + 5, mask=row_mask, other=0.0)
+        shared = _load_entry(statistics, rows, 6, row_mask)
+        return maximum, inverse_sum, others, entry, third, top_deviation, shared
 
 
 @triton.jit
@@ -289,8 +298,6 @@ def _states_gradient_kernel(
     items,
     items_strides,
     statistics,
-    special,
-    weights,
     outer,
     factor,
     gradient,
@@ -303,6 +310,7 @@ def _states_gradient_kernel(
     D: tl.constexpr,
     GROUP: tl.constexpr,
     PADDED: tl.constexpr,
+    CROSS_ENTROPY: tl.constexpr,
     DETACH: tl.constexpr,
     SCALE: tl.constexpr,
     PRECISION: tl.constexpr,
@@ -313,14 +321,13 @@ def _states_gradient_kernel(
 ):
     """Σ over a part of the items (`per_split` blocks) of gradient-by-logit times item, for one block of rows."""
     group, member, row_exists, rows = _tile_rows(tl.program_id(0), B, N, GROUP, BLOCK_R)
-    row_mask = _counted(row_exists, special, rows, weights is not None)
+    row_mask = _counted(row_exists, statistics, rows, CROSS_ENTROPY)
     row_offsets = group * states_strides[0] + member * states_strides[1]
     columns = tl.program_id(2) * BLOCK_D + tl.arange(0, BLOCK_D)
     inside = (columns < D)[None, :]
-    R = tl.cast(B, tl.int64) * N
     h = load_tile(states, row_offsets, 1, columns, states_strides[2], row_mask[:, None] & inside)
     maximum, inverse_sum, others, entry, third, top_deviation, shared = _load_statistics(
-        statistics, special, weights, rows, row_mask, R, weights is not None
+        statistics, rows, row_mask, CROSS_ENTROPY
     )
     first = tl.program_id(1) * per_split * BLOCK_V
     last = tl.minimum(first + per_split * BLOCK_V, V)
@@ -362,13 +369,17 @@ def _states_gradient_kernel(
             GROUP,
             0,
             PADDED,
-            weights is not None,
+            CROSS_ENTROPY,
             DETACH,
             SCALE,
         )
         total = tl.dot(tile.to(e.dtype), e, acc=total, input_precision=PRECISION)
     total *= tl.load(outer).to(tl.float32) * factor
-    offsets = (tl.program_id(1) * R + rows)[:, None] * D + columns[None, :]
+    # Counted from the block's first row: made of `rows`, the offsets would be kept in registers through the loop.
+    first_row = tl.program_id(0).to(tl.int64) * (BLOCK_R // GROUP) * N
+    gradient += (tl.program_id(1) * tl.cast(B, tl.int64) * N + first_row) * D
+    local = tl.arange(0, BLOCK_R)
+    offsets = (local // GROUP * N + local % GROUP)[:, None] * D + columns[None, :]
     tl.store(gradient + offsets, total.to(gradient.dtype.element_ty), mask=row_exists[:, None] & inside)
 
 
@@ -379,8 +390,6 @@ def _items_gradient_kernel(
     items,
     items_strides,
     statistics,
-    special,
-    weights,
     outer,
     factor,
     gradient,
@@ -393,6 +402,7 @@ def _items_gradient_kernel(
     D: tl.constexpr,
     GROUP: tl.constexpr,
     PADDED: tl.constexpr,
+    CROSS_ENTROPY: tl.constexpr,
     DETACH: tl.constexpr,
     SCALE: tl.constexpr,
     PRECISION: tl.constexpr,
@@ -406,7 +416,6 @@ def _items_gradient_kernel(
     item_mask = numbers < V
     columns = tl.program_id(2) * BLOCK_D + tl.arange(0, BLOCK_D)
     inside = (columns < D)[None, :]
-    R = tl.cast(B, tl.int64) * N
     item_offsets = numbers.to(tl.int64) * items_strides[0]
     e = load_tile(items, item_offsets, 1, columns, items_strides[1], item_mask[:, None] & inside)
     first = tl.program_id(1) * per_split
@@ -414,7 +423,7 @@ def _items_gradient_kernel(
     total = tl.zeros([BLOCK_V, BLOCK_D], tl.float32)
     for block in range(first, last):
         group, member, row_mask, rows = _tile_rows(block, B, N, GROUP, BLOCK_R)
-        row_mask = _counted(row_mask, special, rows, weights is not None)
+        row_mask = _counted(row_mask, statistics, rows, CROSS_ENTROPY)
         row_offsets = group * states_strides[0] + member * states_strides[1]
         h = load_tile(states, row_offsets, 1, columns, states_strides[2], row_mask[:, None] & inside)
         scores = scale * _products(
@@ -433,9 +442,9 @@ def _items_gradient_kernel(
             BLOCK_D,
             PIECE,
         )
-        # After the product: held during it, they make registers spill on sm_90 with Triton 3.6.
+        # After the product: held during it, they take some 25 more registers on sm_90 with Triton 3.6.
         maximum, inverse_sum, others, entry, third, top_deviation, shared = _load_statistics(
-            statistics, special, weights, rows, row_mask, R, weights is not None
+            statistics, rows, row_mask, CROSS_ENTROPY
         )
         tile = _gradient_tile(
             scores,
@@ -453,14 +462,18 @@ def _items_gradient_kernel(
             GROUP,
             1,
             PADDED,
-            weights is not None,
+            CROSS_ENTROPY,
             DETACH,
             SCALE,
         )
         total = tl.dot(tile.to(h.dtype), h, acc=total, input_precision=PRECISION)
     total *= tl.load(outer).to(tl.float32) * factor
-    offsets = (tl.program_id(1) * tl.cast(V, tl.int64) + numbers)[:, None] * D + columns[None, :]
-    tl.store(gradient + offsets, total.to(gradient.dtype.element_ty), mask=item_mask[:, None] & inside)
+    # Counted from the block's first item: made of `numbers`, the offsets would be kept in registers through the loop.
+    start = tl.program_id(0) * BLOCK_V
+    gradient += (tl.program_id(1) * tl.cast(V, tl.int64) + start) * D
+    local = tl.arange(0, BLOCK_V)
+    offsets = local[:, None] * D + columns[None, :]
+    tl.store(gradient + offsets, total.to(gradient.dtype.element_ty), mask=(local < V - start)[:, None] & inside)
 
 
 def forward(states: Tensor, items: Tensor, temperature: float, targets: Tensor | None) -> tuple[Tensor, Tensor | None]:
@@ -533,6 +546,25 @@ def _merged_divergence(
     return torch.stack(statistics), tops.gather(0, best)[0].long()
 
 
+def _packed(statistics: Tensor, special: Tensor, weights: Tensor | None) -> Tensor:
+    """What the backward kernels read of each row: float32 [B, N, 8], of which the first 5 or 7 numbers count.
+
+    Maximum, 1/sum, the probability of all items but the special one, and that item; then of a cross-entropy its weight,
+    of a divergence the mean deviation, its difference from that at the top, and the top that all rows of the group
+    share, or −1. Items are int32 in the bits of a float32.
+    """
+    packed = statistics.new_empty((*special.shape, _STATISTICS.value))
+    packed[..., :3] = statistics[:3].movedim(0, -1)
+    items = packed.view(torch.int32)
+    items[..., 3] = special
+    if weights is not None:
+        packed[..., 4] = weights
+    else:
+        packed[..., 4:6] = statistics[3:].movedim(0, -1)
+        items[..., 6] = special.where((special == special[:, :1]).all(1, keepdim=True), -1)
+    return packed
+
+
 def backward(
     states: Tensor,
     items: Tensor,
@@ -551,9 +583,9 @@ def backward(
     Args:
         states: [B, N, D], not empty.
         items: [V, D], not empty.
-        statistics: contiguous float32 [3, B, N] for cross-entropy: maximum and 1/sum over all items, and the
+        statistics: float32 [3, B] for cross-entropy: maximum and 1/sum over all items, and the
             probability of all but the target; [5, B, N] from `forward` for the divergence.
-        special: contiguous int64, the targets [B] as for `forward`, or the tops [B, N].
+        special: int64, the targets [B] as for `forward`, or the tops [B, N].
         weights: float32 [B], what each row's cross-entropy is multiplied by, None for the divergence.
         outer: a scalar on the device that multiplies everything, read there.
         factor: a further common factor.
@@ -568,8 +600,7 @@ def backward(
     # A probability of 1/V is subnormal in float16: held in larger units, which a factor of at most 1 cannot
     # overflow, and a divergence, some ten units of logit, hardly.
     units = 1 if states.dtype != torch.float16 else 64 if weights is None else 1024
-    if weights is None:  # and whether the whole group has the same
-        special = torch.stack([special, special.where((special == special[:, :1]).all(1, keepdim=True), -1)])
+    packed = _packed(statistics, special, weights)
     for kernel, gradient in ((_states_gradient_kernel, states_gradient), (_items_gradient_kernel, items_gradient)):
         for_states = kernel is _states_gradient_kernel
         if not (needs_states if for_states else needs_items):
@@ -588,9 +619,7 @@ def backward(
                 states.stride(),
                 items,
                 items.stride(),
-                statistics,
-                special,
-                weights,
+                packed,
                 outer,
                 factor / (temperature * units),
                 parts,
@@ -602,6 +631,7 @@ def backward(
                 vocabulary,
                 D=dim,
                 PADDED=group != options["GROUP"],
+                CROSS_ENTROPY=weights is not None,
                 DETACH=detach_reference,
                 SCALE=units,
                 PRECISION=dot_precision(),

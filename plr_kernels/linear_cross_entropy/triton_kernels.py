@@ -110,7 +110,7 @@ def backward(
     states_gradient, items_gradient = score_kernels.backward(
         states.unsqueeze(1),
         items,
-        statistics.contiguous(),
+        statistics,
         _counted(targets, ignore_index),
         weights / largest,
         largest,

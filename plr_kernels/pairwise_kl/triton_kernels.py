@@ -39,8 +39,8 @@ def backward(
     return score_kernels.backward(
         states,
         items,
-        statistics.contiguous(),
-        tops.contiguous(),
+        statistics,
+        tops,
         None,
         loss_gradient,
         1 / (batch * (group - 1)),

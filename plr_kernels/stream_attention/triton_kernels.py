@@ -256,7 +256,8 @@ def _backward_kernel(
 
     A gradient that is None is not wanted. A first pass sums δ = Σ p · (gradient by p), which is Σ output · its gradient
     too; summed from the very terms that it is subtracted from, it cancels exactly where a single entry has all the
-    weight. The second pass finds keys and values in the cache.
+    weight. The second pass finds keys and values in the cache. What is written is addressed from a scalar, since wide
+    offsets of every entry need registers.
     """
     pair = tl.program_id(0).to(tl.int64)
     batch, head = pair // H, pair % H
@@ -264,6 +265,7 @@ def _backward_kernel(
     columns = tl.arange(0, BLOCK_D)
     mask = (streams < M)[:, None] & (columns < D)[None, :]
     rows = pair * M + streams
+    first_row = pair * M + tl.program_id(1) * BLOCK_M
     q, do, log_sum = _load_streams(
         query,
         query_strides,
@@ -346,14 +348,15 @@ def _backward_kernel(
             ds = (weights * (weights_gradient - delta[:, None])).to(k.dtype)
             dq = tl.dot(ds, k, acc=dq, input_precision=PRECISION)
             if PREFIX:
-                offsets = (pair * P + entries)[:, None] * D + columns[None, :]
+                first = (pair * P + start) * D
+                offsets = tl.arange(0, BLOCK_P)[:, None] * D + columns[None, :]
                 within = (entries < P)[:, None] & (columns < D)[None, :]
                 if prefix_key_gradient is not None:
                     dk = tl.dot(tl.trans(ds), q, input_precision=PRECISION) * gradient_scale
-                    tl.store(prefix_key_gradient + offsets, dk.to(k.dtype), mask=within)
+                    tl.store(prefix_key_gradient + first + offsets, dk.to(k.dtype), mask=within)
                 if prefix_value_gradient is not None:
                     dv = tl.dot(tl.trans(kept.to(v.dtype)), do, input_precision=PRECISION)
-                    tl.store(prefix_value_gradient + offsets, dv.to(v.dtype), mask=within)
+                    tl.store(prefix_value_gradient + first + offsets, dv.to(v.dtype), mask=within)
 
     for entry in range(0, S):
         k = _load_own(stream_key, batch, head, streams, entry, stream_key_strides, columns, mask)
@@ -363,16 +366,18 @@ def _backward_kernel(
         )
         ds = weights * (weights_gradient - delta)
         dq += ds[:, None] * k
-        offsets = (rows * S + entry)[:, None] * D + columns[None, :]
+        first = (first_row * S + entry) * D
+        offsets = (tl.arange(0, BLOCK_M) * S)[:, None] * D + columns[None, :]
         if stream_key_gradient is not None:
             dk = (ds * gradient_scale)[:, None] * q.to(tl.float32)
-            tl.store(stream_key_gradient + offsets, dk.to(stream_key_gradient.dtype.element_ty), mask=mask)
+            tl.store(stream_key_gradient + first + offsets, dk.to(stream_key_gradient.dtype.element_ty), mask=mask)
         if stream_value_gradient is not None:
             dv = kept[:, None] * do.to(tl.float32)
-            tl.store(stream_value_gradient + offsets, dv.to(stream_value_gradient.dtype.element_ty), mask=mask)
+            tl.store(stream_value_gradient + first + offsets, dv.to(stream_value_gradient.dtype.element_ty), mask=mask)
 
     if query_gradient is not None:
-        offsets = rows[:, None] * D + columns[None, :]
+        offsets = tl.arange(0, BLOCK_M)[:, None] * D + columns[None, :]
+        query_gradient += first_row * D
         tl.store(query_gradient + offsets, (dq * gradient_scale).to(query_gradient.dtype.element_ty), mask=mask)
 
 

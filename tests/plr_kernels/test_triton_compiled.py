@@ -65,7 +65,8 @@ CASES = [
     ),
     *((run, 90) for run in (info_nce, top_items)),
     (functools.partial(stream_attention, dim=64, prefix=200, streams=8), 90),
-    (functools.partial(pairwise_kl, group=25), 90),
+    *((functools.partial(pairwise_kl, group=25), capability) for capability in (80, 90, 100)),
+    (functools.partial(pairwise_kl, group=9), 90),
 ]
 
 
