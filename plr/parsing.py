@@ -12,7 +12,9 @@ from jsonargparse import ArgumentParser
 
 __all__ = ["Parser"]
 
-_UNKNOWN = "unrecognized arguments: "  # how the message about arguments that no option takes begins
+# The messages about arguments that no option takes, and about a field of a file: jsonargparse's, of 4.35 and later.
+_UNKNOWN = re.compile("unrecognized arguments: (.*)", re.IGNORECASE | re.DOTALL)
+_UNKNOWN_FIELD = re.compile(r"(?:Subcommand '([\w-]+)' )?does not accept (?:option|nested key) '(\w+)'")
 
 
 class Parser(ArgumentParser):
@@ -24,13 +26,14 @@ class Parser(ArgumentParser):
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Say on stderr what is wrong, with the nearest known option where one is unknown, and exit with status 2."""
         parser = getattr(ex, "subcommand_parser", None) or self
-        command = parser.prog.replace(" [options]", "")
-        in_file = re.search(r"does not accept option '(\w+)'", message)
-        if _UNKNOWN in message:
-            message = _about_unknown(parser, message.partition(_UNKNOWN)[2].split())
+        unknown, in_file = _UNKNOWN.search(message), _UNKNOWN_FIELD.search(message)
+        if unknown:
+            message = _about_unknown(parser, unknown[1].split())
         elif in_file:
-            nearest = _nearest(parser, f"--{in_file[1]}").lstrip("-")
-            message = f"unknown field {in_file[1]!r} in the --config file, the nearest known is {nearest!r}"
+            parser = _of_subcommand(parser, in_file[1])
+            nearest = _nearest(parser, f"--{in_file[2]}").lstrip("-")
+            message = f"unknown field {in_file[2]!r} in the --config file, the nearest known is {nearest!r}"
+        command = parser.prog.replace(" [options]", "")
         sys.stderr.write(f"{command}: {' '.join(message.split())}; see {command} --help\n")
         sys.exit(2)
 
@@ -43,6 +46,12 @@ def _about_unknown(parser: argparse.ArgumentParser, found: list[str]) -> str:
     return "; ".join(
         f"unknown option {option}, the nearest known is {_nearest(parser, option)}" for option in dict.fromkeys(options)
     )
+
+
+def _of_subcommand(parser: argparse.ArgumentParser, name: str | None) -> argparse.ArgumentParser:
+    """Return the parser of that subcommand, or the given one where it has none of that name."""
+    choices = (action.choices for action in parser._actions if isinstance(action, argparse._SubParsersAction))
+    return next((each[name] for each in choices if name in each), parser)
 
 
 def _nearest(parser: argparse.ArgumentParser, option: str) -> str:

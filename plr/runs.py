@@ -132,7 +132,7 @@ class RunFolder:
         try:
             return pl.read_parquet(self.items)["item_id"].to_list()
         except (OSError, pl.exceptions.PolarsError) as error:
-            raise DataError(f"not the run's item ids: {error}", self.items) from error
+            raise DataError(f"not the run's item ids: {str(error).splitlines()[0]}", self.items) from error
 
 
 def load_weights(model: nn.Module, path: Path) -> None:

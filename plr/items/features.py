@@ -97,7 +97,7 @@ def _read_parquet(path: Path, chosen: list[str] | None) -> tuple[set[str], dict[
     try:
         frame = pl.read_parquet(path)
     except pl.exceptions.PolarsError as error:
-        raise DataError(f"not a readable Parquet file: {error}", path) from error
+        raise DataError(f"not a readable Parquet file: {str(error).splitlines()[0]}", path) from error
     if "item_id" not in frame.columns:
         raise DataError(f"no column 'item_id'; the file has {', '.join(map(repr, frame.columns))}", path)
     items = frame["item_id"].cast(pl.String)
