@@ -1,6 +1,6 @@
-"""Builds the C++ backend of plr_kernels. Metadata and settings are in pyproject.toml.
+"""Builds the C++ backend of plr_kernels and the C++ part of plr.data. Metadata and settings are in pyproject.toml.
 
-The backend is optional: where it cannot be built, the installation succeeds and says what is missing.
+Both are optional: where they cannot be built, the installation succeeds and says what is missing.
 """
 
 import platform
@@ -20,9 +20,9 @@ X86_FLAGS = {
 
 
 def warn(reason):
-    """Say that there will be no C++ backend."""
+    """Say that there will be no C++ extension."""
     print(
-        f"\nWARNING: the C++ backend of plr_kernels is not built: {reason}.\n"
+        f"\nWARNING: C++ of plr_kernels or plr.data is not built: {reason}.\n"
         "It needs g++ or clang++ with C++17. All works without it, slower on CPUs; to have it, install a compiler and "
         "run `pip install -e .` again.\n",
         file=sys.stderr,
@@ -55,7 +55,7 @@ def extension_options():
                 raise
 
     sources = [*SOURCES.glob("*.cpp"), *SOURCES.glob("simd/*.cpp")]
-    extension = Pybind11Extension(
+    kernels = Pybind11Extension(
         "plr_kernels._cpp",
         sorted(str(path) for path in sources if ON_X86 or path.name not in X86_FLAGS),
         depends=sorted(str(path) for path in SOURCES.rglob("*.h")),
@@ -65,8 +65,17 @@ def extension_options():
         extra_link_args=["-pthread", *(["-ldl"] if sys.platform == "linux" else [])],
         optional=True,  # setuptools goes on where it fails
     )
+    data = Pybind11Extension(
+        "plr.data._cpp",
+        sorted(str(path) for path in SOURCES.glob("data/*.cpp")),
+        depends=sorted(str(path) for path in SOURCES.glob("data/*.h")),
+        cxx_std=17,
+        extra_compile_args=["-O3", "-pthread"],
+        extra_link_args=["-pthread"],
+        optional=True,
+    )
     ParallelCompile().install()
-    return {"ext_modules": [extension], "cmdclass": {"build_ext": BuildKernels}}
+    return {"ext_modules": [kernels, data], "cmdclass": {"build_ext": BuildKernels}}
 
 
 setup(**extension_options())

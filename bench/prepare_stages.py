@@ -30,7 +30,7 @@ from bench.prepare import RESULTS, generate, measure, processor
 from plr.data.atomic import atomic_path
 
 STAGES = {
-    "numbering ids, strings compared (threads)": ["plr.data.readers.numbering:Numbering.numbers"],
+    "numbering ids, strings compared (threads)": ["plr.data.readers.numbering:Numbering.numbers", "plr.data.readers.numbering:CompiledNumbering.numbers"],
     "hashing the source, checking that it is text (thread)": ["plr.data.sources:fingerprint"],
     "reading: parsing lines and numbers": ["plr.data.sources:read"],
     "ids sorted, numbers by rank": ["plr.data.sources:number"],

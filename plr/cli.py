@@ -44,27 +44,24 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("\ninterrupted; repeat the command to go on from the last finished epoch", file=sys.stderr)
         return 130
-    except _user_errors() as error:
+    except Exception as error:
+        if not _is_users(error):
+            raise
         print(f"plr: {error}", file=sys.stderr)
         return 2
     return 0
 
 
-def _user_errors() -> tuple[type[Exception], ...]:
-    # Imported here and in the commands, so that no command waits for Lightning that does not train.
+def _is_users(error: Exception) -> bool:
+    """Return whether an error is a mistake of the user, whom its message tells enough."""
+    if isinstance(error, (ConfigError, DataError, OSError)):
+        return True
+    # Imported here and in the commands, so that no command waits for PyTorch or Lightning that does not train.
     from plr.errors import NonFiniteLossError, RunError
     from plr.evaluation import EvaluationError
     from plr.serving import RequestError
 
-    return (
-        ConfigError,
-        DataError,
-        EvaluationError,
-        RunError,
-        NonFiniteLossError,
-        RequestError,
-        OSError,
-    )
+    return isinstance(error, (EvaluationError, RunError, NonFiniteLossError, RequestError))
 
 
 @contextmanager

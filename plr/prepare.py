@@ -12,9 +12,10 @@ from rich.console import Console
 from rich.progress import DownloadColumn, Progress, TransferSpeedColumn
 
 from plr.config import ConfigError
-from plr.data import PrepareOptions, SequenceDataset, prepare_folder
+from plr.data import PrepareOptions
 from plr.data.amazon import BASE_URL, SPLIT_TIMES, TABLE_1, find_files, protocol_options, urls
 from plr.data.download import download
+from plr.data.pipeline import write_folder
 from plr.data.readers import find_interactions
 from plr.data.summary import rows_table, sizes_table, skipped_lines
 
@@ -51,8 +52,8 @@ class Request:
     options: dict[str, Any] = field(default_factory=dict)
 
 
-def run(request: Request, console: Console | None = None) -> SequenceDataset:
-    """Prepare what is asked for and print what every filter dropped.
+def run(request: Request, console: Console | None = None) -> dict[str, Any]:
+    """Prepare what is asked for, print what every filter dropped, and return the report.
 
     Raises:
         ConfigError: arguments that make no sense together.
@@ -62,26 +63,25 @@ def run(request: Request, console: Console | None = None) -> SequenceDataset:
     if not request.out:
         raise ConfigError("--out is missing: name the folder to write")
     if request.source == AMAZON and not Path(AMAZON).exists():
-        dataset = _amazon(request, console)
+        report = _amazon(request, console)
     else:
-        dataset = _files(request)
-    report = dataset.report
+        report = _files(request)
     published = TABLE_1.get(request.domain or "") if request.source == AMAZON else None
     console.print(sizes_table(report, published, "PLR paper, Table 1"))
     console.print(rows_table(report))
     for line in [*_notes(report), *skipped_lines(report)]:
         console.print(line, highlight=False, markup=False, soft_wrap=True)
     console.print(f"{request.out}: train with plr train --data {request.out}", highlight=False, soft_wrap=True)
-    return dataset
+    return report
 
 
-def _files(request: Request) -> SequenceDataset:
+def _files(request: Request) -> dict[str, Any]:
     for name in ("domain", "raw", "protocol", "download"):
         if getattr(request, name):
             raise ConfigError(f"{name} belongs to the source {AMAZON}; the source is {request.source!r}")
     path = find_interactions(Path(request.source))
     items = Path(request.items) if request.items else _items_beside(path)
-    return prepare_folder(
+    return write_folder(
         [path], Path(request.out), _options({}, request.options), items=items, skip_bad_lines=request.skip_bad_lines
     )
 
@@ -93,7 +93,7 @@ def _items_beside(path: Path) -> Path | None:
     return next((candidate for candidate in candidates if candidate.is_file()), None)
 
 
-def _amazon(request: Request, console: Console) -> SequenceDataset:
+def _amazon(request: Request, console: Console) -> dict[str, Any]:
     if request.domain is None or request.raw is None:
         raise ConfigError(f"{AMAZON} needs --domain (such as CDs_and_Vinyl) and --raw (the folder with its files)")
     raw = Path(request.raw)
@@ -110,7 +110,7 @@ def _amazon(request: Request, console: Console) -> SequenceDataset:
         )
     first, second = SPLIT_TIMES
     official = (options.valid_time, options.test_time) == SPLIT_TIMES and len(files.interactions) == 3
-    return prepare_folder(
+    return write_folder(
         files.interactions,
         Path(request.out),
         options,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -13,29 +13,13 @@ import torch
 from torch import Tensor
 
 from plr.data.errors import DataError
+from plr.data.ids import Ids
 from plr.data.interactions import user_blocks
+from plr.data.prepared import ARRAYS, Prepared
 from plr.data.rows import Rows
 from plr.data.split import SPLITS
 
-__all__ = ["Ids", "SequenceDataset"]
-
-
-class Ids:
-    """External ids (strings), read when they are first asked for: a prepared set is opened without them."""
-
-    def __init__(self, ids: pl.Series | Callable[[], pl.Series], count: int | None = None) -> None:
-        self._ids = ids
-        self._count = len(ids) if count is None else count
-
-    def __len__(self) -> int:
-        return self._count
-
-    @property
-    def series(self) -> pl.Series:
-        """All of them."""
-        if not isinstance(self._ids, pl.Series):
-            self._ids = self._ids()
-        return self._ids
+__all__ = ["SequenceDataset"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,6 +52,18 @@ class SequenceDataset:
     report: dict
     content_hash: str
     item_features: Path | None = None
+
+    @classmethod
+    def of(cls, prepared: Prepared) -> SequenceDataset:
+        """Return what was prepared as tensors, which share its arrays."""
+        return cls(
+            **{name: torch.from_numpy(getattr(prepared, name)) for name in ARRAYS},
+            users=Ids(prepared.user_ids),
+            vocabulary=Ids(prepared.item_ids),
+            split=prepared.split,
+            report=prepared.report,
+            content_hash=prepared.content_hash,
+        )
 
     @property
     def num_items(self) -> int:

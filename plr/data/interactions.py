@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from plr.data.readers import IdSpace, Numbering, Source
+from plr.data.readers import CompiledNumbering, IdSpace, Numbering, Source
 
 __all__ = ["Interactions", "counts_of", "gather", "number", "stable_order", "user_blocks"]
 
@@ -172,19 +172,18 @@ def number(sources: list[Source], space: IdSpace) -> tuple[Interactions, Callabl
     return Interactions(user, item, None, taken("positive"), taken("timestamp"), user_ids, item_ids), place
 
 
-def _rank(numbers: pl.Series, numbering: Numbering) -> tuple[np.ndarray, pl.Series]:
+def _rank(numbers: pl.Series, numbering: Numbering | CompiledNumbering) -> tuple[np.ndarray, pl.Series]:
     """Return the rank int32 [N] of each id (given by number) among the sorted ones in use, and those."""
     chunks = [chunk.to_numpy() for chunk in numbers.get_chunks()]
-    ids = numbering.strings.sort()  # looking the sorted ones up again costs less than sorting with an index
-    blocks = [ids[start : start + _CHUNK // 16] for start in range(0, max(len(ids), 1), _CHUNK // 16)]
-    placed = np.concatenate([numbering.numbers(block).to_numpy() for block in blocks])
+    ids, rank_of = numbering.ranked()
     used = np.zeros(len(ids), dtype=bool)
     for chunk in chunks:
         used[chunk] = True
     if not used.all():  # lines that were left out had others
-        ids, placed = ids.filter(pl.Series(used[placed])), placed[used[placed]]
-    rank_of = np.zeros(len(used), dtype=np.int32)
-    rank_of[placed] = np.arange(len(placed), dtype=np.int32)
+        in_use = np.empty_like(used)
+        in_use[rank_of] = used
+        ids = ids.filter(pl.Series(in_use))
+        rank_of = (np.cumsum(in_use, dtype=np.int32) - np.int32(1))[rank_of]
     ranks = np.empty(len(numbers), dtype=np.int32)
     start = 0
     for chunk in chunks:

@@ -1,4 +1,4 @@
-"""prepare: an interaction file -> a SequenceDataset; prepare_folder: files -> a prepared folder."""
+"""prepare: an interaction file -> a SequenceDataset; prepare_folder, write_folder: files -> a prepared folder."""
 
 from __future__ import annotations
 
@@ -9,27 +9,26 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import polars as pl
-import torch
 
-from plr.data.dataset import Ids, SequenceDataset
 from plr.data.errors import DataError
 from plr.data.filters import active, in_core, repeated
 from plr.data.interactions import Interactions
 from plr.data.metadata import item_features, known_items
 from plr.data.options import PrepareOptions
-from plr.data.prepared import FORMAT_VERSION, ITEMS, is_prepared, load_cached, open_prepared, save_prepared
-from plr.data.readers import (
-    find_interactions,
-)
+from plr.data.prepared import FORMAT_VERSION, ITEMS, Prepared, is_prepared, load_cached, open_prepared, save_prepared
+from plr.data.readers import find_interactions
 from plr.data.sources import Place, SourceFiles
 from plr.data.split import SPLITS, Split, default_cuts, leave_one_out, time_split
 from plr.data.timestamps import first_of_another_unit, unit_of
 
-__all__ = ["prepare", "prepare_folder"]
+if TYPE_CHECKING:
+    from plr.data.dataset import SequenceDataset
+
+__all__ = ["prepare", "prepare_folder", "write_folder"]
 
 
 def prepare(
@@ -58,6 +57,8 @@ def prepare(
         UserWarning: naming the first, when users have a single interaction and so make no row; when
             validation or test has no row; when a cache is corrupt.
     """
+    from plr.data.dataset import SequenceDataset  # brings PyTorch, which a folder is written without
+
     path = Path(path)
     chosen = PrepareOptions(**options)
     if is_prepared(path):
@@ -67,14 +68,14 @@ def prepare(
     path = find_interactions(path)
     job = _Job(SourceFiles([path], chosen), chosen)
     if cache_dir is None:
-        dataset = job.build()
+        dataset = SequenceDataset.of(job.build())
     else:
         folder = Path(cache_dir) / job.content_hash()[:32]
         dataset = load_cached(folder, job.content_hash())
         if dataset is None:
-            dataset = job.build()
-            save_prepared(dataset, folder)
-            dataset = replace(dataset, item_features=folder / ITEMS)
+            prepared = job.build()
+            save_prepared(prepared, folder)
+            dataset = replace(SequenceDataset.of(prepared), item_features=folder / ITEMS)
     _warn(dataset.report, path)
     return dataset
 
@@ -107,6 +108,40 @@ def prepare_folder(
     Warns:
         UserWarning: as ``prepare``.
     """
+    report = _write(sources, out, options, items, skip_bad_lines, protocol, periods)
+    if report is not None:
+        _warn(report, find_interactions(sources[0]))
+    return open_prepared(out)
+
+
+def write_folder(
+    sources: Sequence[Path],
+    out: Path,
+    options: PrepareOptions,
+    *,
+    items: Path | None = None,
+    skip_bad_lines: bool = False,
+    protocol: str | None = None,
+    periods: Sequence[tuple[float, float]] | None = None,
+) -> dict[str, Any]:
+    """Write the folder as ``prepare_folder`` does, and return its report alone: without PyTorch."""
+    report = _write(sources, out, options, items, skip_bad_lines, protocol, periods)
+    if report is None:
+        return open_prepared(out).report
+    _warn(report, find_interactions(sources[0]))
+    return report
+
+
+def _write(
+    sources: Sequence[Path],
+    out: Path,
+    options: PrepareOptions,
+    items: Path | None,
+    skip_bad_lines: bool,
+    protocol: str | None,
+    periods: Sequence[tuple[float, float]] | None,
+) -> dict[str, Any] | None:
+    """Write the folder and return its report; None where it is there already."""
     paths = [find_interactions(source) for source in sources]
     job = _Job(SourceFiles(paths, options, items, skip_bad_lines, periods), options, protocol)
     if out.exists() and not is_prepared(out):
@@ -120,11 +155,10 @@ def prepare_folder(
         if there is not None:
             if there.content_hash != job.content_hash():
                 raise DataError("holds a data set of other files or options; choose another --out or delete it", out)
-            return there
-    dataset = job.build()
-    save_prepared(dataset, out, job.features)
-    _warn(dataset.report, paths[0])
-    return replace(open_prepared(out), users=dataset.users, vocabulary=dataset.vocabulary)
+            return None
+    prepared = job.build()
+    save_prepared(prepared, out, job.features)
+    return prepared.report
 
 
 class _Job:
@@ -145,7 +179,7 @@ class _Job:
             decisive.append("skip_bad_lines")
         return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
 
-    def build(self) -> SequenceDataset:
+    def build(self) -> Prepared:
         """Read, filter, order and split; ``features`` holds what is known about the items then."""
         interactions, place = self.sources.read()
         if not len(interactions):
@@ -188,13 +222,13 @@ class _Job:
         report["sources"] = self.sources.describe()
         if (skipped := self.sources.skipped) is not None:
             report["skipped_lines"] = {"count": skipped.count, "first": skipped.lines}
-        return SequenceDataset(
-            items=torch.from_numpy(kept.item),
-            offsets=torch.from_numpy(made.offsets),
-            roles=torch.from_numpy(made.roles),
-            training_stop=torch.from_numpy(made.training_stop),
-            users=Ids(kept.user_ids.rename("user_id")),
-            vocabulary=Ids(kept.item_ids.rename("item_id")),
+        return Prepared(
+            items=kept.item,
+            offsets=made.offsets,
+            roles=made.roles,
+            training_stop=made.training_stop,
+            user_ids=kept.user_ids.rename("user_id"),
+            item_ids=kept.item_ids.rename("item_id"),
             split=report["split"],
             report=report,
             content_hash=self.content_hash(),

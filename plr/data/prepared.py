@@ -11,18 +11,34 @@ from __future__ import annotations
 import hashlib
 import json
 import warnings
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+import numpy as np
 import polars as pl
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.numpy import save_file
 
 import plr
 from plr.data.atomic import atomic_path
-from plr.data.dataset import Ids, SequenceDataset
 from plr.data.errors import DataError
+from plr.data.ids import Ids
 
-__all__ = ["FORMAT_VERSION", "ITEMS", "MANIFEST", "is_prepared", "load_cached", "open_prepared", "save_prepared"]
+if TYPE_CHECKING:
+    from plr.data.dataset import SequenceDataset
+
+__all__ = [
+    "ARRAYS",
+    "FORMAT_VERSION",
+    "ITEMS",
+    "MANIFEST",
+    "Prepared",
+    "is_prepared",
+    "load_cached",
+    "open_prepared",
+    "save_prepared",
+]
 
 FORMAT_VERSION = 2
 """Raised with every change of what is stored or of how a data set is made from a file."""
@@ -33,7 +49,22 @@ _FORMAT = "plr prepared data set"
 _SEQUENCES = "sequences.safetensors"
 _USERS = "users.parquet"
 _FILES = (_SEQUENCES, _USERS, ITEMS)
-_TENSORS = ("items", "offsets", "roles", "training_stop")
+ARRAYS = ("items", "offsets", "roles", "training_stop")
+
+
+@dataclass(frozen=True, eq=False)
+class Prepared:
+    """What a preparation makes: the attributes of SequenceDataset as arrays, so that PyTorch need not be there."""
+
+    items: np.ndarray
+    offsets: np.ndarray
+    roles: np.ndarray
+    training_stop: np.ndarray
+    user_ids: pl.Series
+    item_ids: pl.Series
+    split: str
+    report: dict
+    content_hash: str
 
 
 def is_prepared(path: Path) -> bool:
@@ -41,30 +72,30 @@ def is_prepared(path: Path) -> bool:
     return (path / MANIFEST).is_file()
 
 
-def save_prepared(dataset: SequenceDataset, folder: Path, features: pl.DataFrame | None = None) -> None:
-    """Write ``dataset`` as ``folder``: whole or not at all.
+def save_prepared(prepared: Prepared, folder: Path, features: pl.DataFrame | None = None) -> None:
+    """Write ``prepared`` as ``folder``: whole or not at all.
 
     Args:
-        dataset: What to write.
+        prepared: What to write.
         folder: Where to.
         features: What is known about the items, row i about item i, beside the ``item_id``.
     """
     with atomic_path(folder) as aside:
         aside.mkdir()
-        save_file({name: getattr(dataset, name).contiguous() for name in _TENSORS}, aside / _SEQUENCES)
-        dataset.user_ids.to_frame("user_id").write_parquet(aside / _USERS)
-        items = dataset.item_ids.to_frame("item_id")
+        save_file({name: np.ascontiguousarray(getattr(prepared, name)) for name in ARRAYS}, aside / _SEQUENCES)
+        prepared.user_ids.to_frame("user_id").write_parquet(aside / _USERS)
+        items = prepared.item_ids.to_frame("item_id")
         (items if features is None else items.hstack(features)).write_parquet(aside / ITEMS)
         manifest = {
             "format": _FORMAT,
             "version": FORMAT_VERSION,
-            "content_hash": dataset.content_hash,
-            "split": dataset.split,
-            "users": dataset.num_users,
-            "items": dataset.num_items,
-            "interactions": len(dataset.items),
+            "content_hash": prepared.content_hash,
+            "split": prepared.split,
+            "users": len(prepared.user_ids),
+            "items": len(prepared.item_ids),
+            "interactions": len(prepared.items),
             "written_by": {"plr": plr.__version__, "polars": pl.__version__},
-            "report": dataset.report,
+            "report": prepared.report,
             "files": {
                 name: {"bytes": (aside / name).stat().st_size, "sha256": _sha256(aside / name)} for name in _FILES
             },
@@ -81,6 +112,8 @@ def open_prepared(folder: Path, *, verify: bool = False) -> SequenceDataset:
     Raises:
         DataError: it is not such a folder, of another version, or not as it was written.
     """
+    from plr.data.dataset import SequenceDataset  # brings PyTorch, which nothing else here needs
+
     path = folder / MANIFEST
     if not path.is_file():
         raise DataError(f"not a prepared data set: {MANIFEST} is missing (make one with plr prepare)", folder)
@@ -96,7 +129,7 @@ def open_prepared(folder: Path, *, verify: bool = False) -> SequenceDataset:
         for name in _FILES:
             _check(folder / name, manifest["files"][name], verify)
         with safe_open(folder / _SEQUENCES, framework="pt") as file:
-            tensors = {name: file.get_tensor(name) for name in _TENSORS}
+            tensors = {name: file.get_tensor(name) for name in ARRAYS}
         users, items, interactions = (int(manifest[key]) for key in ("users", "items", "interactions"))
         shapes = {"items": interactions, "offsets": users + 1, "roles": interactions, "training_stop": users}
         for name, size in shapes.items():

@@ -8,8 +8,9 @@ from dataclasses import replace
 import polars as pl
 import torch
 
-from plr.data.dataset import Ids, SequenceDataset
+from plr.data.dataset import SequenceDataset
 from plr.data.errors import DataError
+from plr.data.ids import Ids
 from plr.data.split import SPLITS
 
 __all__ = ["renumber"]

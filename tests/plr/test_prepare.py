@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 
 import pytest
 
@@ -42,6 +44,14 @@ def test_prepare_then_show(ratings, tmp_path, capsys):
         assert (tmp_path / "plots" / name).read_bytes().startswith(b"\x89PNG")
     assert main(["data", "show", str(out), "--samples", "0"]) == 0
     assert main([*arguments]) == 0  # the histograms beside it make it no other folder
+
+
+def test_pytorch_is_not_waited_for(ratings, tmp_path):
+    code = "import sys; from plr.cli import main; status = main(sys.argv[1:]); print(status, 'torch' in sys.modules)"
+    for source, status in ((ratings, 0), (tmp_path / "none.csv", 2)):
+        command = [sys.executable, "-c", code, "prepare", str(source), "--out", str(tmp_path / "out")]
+        printed = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+        assert printed.splitlines()[-1] == f"{status} False"
 
 
 def test_mistakes_are_one_message(ratings, tmp_path, capsys):

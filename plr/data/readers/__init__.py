@@ -13,7 +13,7 @@ from plr.data.readers.detect import detect_format, find_interactions
 from plr.data.readers.huggingface import read_huggingface
 from plr.data.readers.lines import CONTROL_BYTES, read_pairs, read_sequences
 from plr.data.readers.movielens import read_movielens
-from plr.data.readers.numbering import Numbering
+from plr.data.readers.numbering import CompiledNumbering, Numbering
 from plr.data.readers.parquet import read_parquet
 from plr.data.readers.source import IdSpace, Skipped, Source, unreadable
 
@@ -22,6 +22,7 @@ __all__ = [
     "FORMATS",
     "TEXT_FORMATS",
     "Columns",
+    "CompiledNumbering",
     "IdSpace",
     "Numbering",
     "Skipped",

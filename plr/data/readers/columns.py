@@ -104,7 +104,8 @@ def read_columns(
     schema = table.collect_schema()
     for role, name in columns.items():
         _check_dtype(role, name, schema[name], path)
-    counted = [] if last_column is None else [pl.col(last_column).is_null().alias("counted")]
+    read_anyway = last_column is None or last_column in columns.values()
+    counted = [] if read_anyway else [pl.col(last_column).is_null().alias("counted")]
 
     def converted(lines: pl.LazyFrame, plain: bool) -> pl.DataFrame:
         types = lines.collect_schema()

@@ -36,13 +36,13 @@ def read_sequences(path: Path, space: IdSpace, skipped: Skipped | None = None) -
         number, second = repeated.sort("row")["user", "row"].row(0)
         former = counted.filter(pl.col("user") == number)["row"].min()
         raise DataError(
-            f"user {space.user.strings[number]!r} already has line {former + 1}; expected one line per user "
+            f"user {space.user.string(number)!r} already has line {former + 1}; expected one line per user "
             "('user item item …'). For one interaction per line use format='pairs', or a CSV with a header",
             path,
             second + 1,
         )
     for number, row in repeated.sort("row")["user", "row"].iter_rows():
-        skipped.add(path, row + 1, f"user {space.user.strings[number]!r} already has a line")
+        skipped.add(path, row + 1, f"user {space.user.string(number)!r} already has a line")
     del counted
     items = lines.filter(~pl.col("row").is_in(repeated["row"].to_list())) if repeated.height else lines
     items = items.select("row", first, pl.col("tokens").list.slice(1).alias("item")).explode("item")
@@ -104,7 +104,7 @@ def _refuse(
     """Raise for the first wrong line; with ``skipped`` note all of them. Returns which are wrong."""
     mask = frame.select(wrong.alias("wrong")).to_series()
     for values in frame.filter(mask).iter_rows(named=True):
-        values["user"] = space.user.strings[values["user"]]
+        values["user"] = space.user.string(values["user"])
         if skipped is None:
             raise DataError(message.format(**values), path, values["row"] + 1)
         skipped.add(path, values["row"] + 1, message.format(**values))

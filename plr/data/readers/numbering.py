@@ -7,11 +7,50 @@ import secrets
 import numpy as np
 import polars as pl
 
-__all__ = ["Numbering"]
+try:
+    from plr.data import _cpp
+except ImportError:  # not compiled: all works without it, slower
+    _cpp = None
+
+__all__ = ["CompiledNumbering", "Numbering", "new_numbering"]
 
 _SLOTS = 1 << 16  # at first
+_BLOCK = 1 << 18  # strings that are looked up together
 _NUMBER = np.uint64(2**32 - 1)
 _IN_USE = np.uint64(1 << 63)
+
+
+def new_numbering() -> Numbering | CompiledNumbering:
+    """Return a numbering that knows no string yet: the compiled one where there is one."""
+    return Numbering() if _cpp is None else CompiledNumbering()
+
+
+class CompiledNumbering:
+    """What Numbering does, in C++ (csrc/data/string_table.h): one string after the other, without Python's lock.
+
+    ``hash_bits`` below 32 make collisions, for tests.
+    """
+
+    def __init__(self, hash_bits: int = 32) -> None:
+        self._table = _cpp.StringTable(secrets.randbits(64), hash_bits)
+
+    def __len__(self) -> int:
+        return len(self._table)
+
+    def string(self, number: int) -> str:
+        """Return the string that has a number."""
+        return self._table.string(number)
+
+    def numbers(self, strings: pl.Series) -> pl.Series:
+        """Return the numbers (UInt32) of a block of strings; null for null and for the empty string."""
+        numbers, missing = self._table.number(strings.__arrow_c_stream__())
+        found = pl.Series(numbers)
+        return found.set(found == _cpp.MISSING, None) if missing else found
+
+    def ranked(self) -> tuple[pl.Series, np.ndarray]:
+        """Return the strings, sorted by their UTF-8 bytes, and the rank int32 [n] of each number among them."""
+        strings, rank_of = self._table.ranked()
+        return pl.Series(strings), rank_of
 
 
 class Numbering:
@@ -32,10 +71,17 @@ class Numbering:
     def __len__(self) -> int:
         return len(self._strings)
 
-    @property
-    def strings(self) -> pl.Series:
-        """The strings by number."""
-        return self._strings
+    def string(self, number: int) -> str:
+        """Return the string that has a number."""
+        return self._strings[number]
+
+    def ranked(self) -> tuple[pl.Series, np.ndarray]:
+        """Return the strings, sorted by their UTF-8 bytes, and the rank int32 [n] of each number among them."""
+        strings = self._strings.sort()  # looking the sorted ones up again costs less than sorting with an index
+        blocks = [strings[start : start + _BLOCK] for start in range(0, max(len(strings), 1), _BLOCK)]
+        rank_of = np.empty(len(strings), dtype=np.int32)
+        rank_of[np.concatenate([self.numbers(block).to_numpy() for block in blocks])] = np.arange(len(strings))
+        return strings, rank_of
 
     def numbers(self, strings: pl.Series) -> pl.Series:
         """Return the numbers (UInt32) of a block of strings; null for null and for the empty string."""

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import gzip
 import zlib
+from collections import deque
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
@@ -14,12 +16,13 @@ import numpy as np
 import polars as pl
 
 from plr.data.errors import DataError
-from plr.data.readers.numbering import Numbering
+from plr.data.readers.numbering import CompiledNumbering, Numbering, new_numbering
 
 __all__ = ["LISTED", "IdSpace", "LinesOf", "Skipped", "Source", "collect", "one_to_one", "open_plain", "unreadable"]
 
 _GZIP = b"\x1f\x8b"
 _BLOCK = 1_000_000  # rows
+_UNDER_WAY = 2  # blocks that may wait for their numbers while others are read
 LISTED = 100
 """How many of the skipped lines are listed."""
 
@@ -36,24 +39,37 @@ class IdSpace:
     """
 
     min_rating: float | None = None
-    user: Numbering = field(default_factory=Numbering)
-    item: Numbering = field(default_factory=Numbering)
+    user: Numbering | CompiledNumbering = field(default_factory=new_numbering)
+    item: Numbering | CompiledNumbering = field(default_factory=new_numbering)
 
     def collect(self, frame: pl.LazyFrame) -> pl.DataFrame:
         """Run ``frame`` on the streaming engine; where it has the columns ``user`` and ``item``, number their strings.
 
-        That is done block by block, and beside each other, while the engine reads on.
+        That is done block by block, each column in a thread of its own, while the engine reads on.
         """
-        numberings = {"user": self.user, "item": self.item}
+        schema = frame.collect_schema()
+        numberings = {name: of for name, of in (("user", self.user), ("item", self.item)) if name in schema}
+        parts = [schema.to_frame().with_columns(pl.col(*numberings).cast(pl.UInt32))] if numberings else []
+        under_way: deque[tuple[pl.DataFrame, list[Future]]] = deque()
 
-        def numbered(block: pl.DataFrame) -> pl.DataFrame:
-            names = [name for name in numberings if name in block.columns]
-            block = block.rechunk()  # else its columns come in different parts, and selecting some copies the whole
-            return block.with_columns(*pool.map(lambda name: numberings[name].numbers(block[name]).alias(name), names))
+        def finish() -> None:
+            rest, numbers = under_way.popleft()
+            parts.append(rest.with_columns(*(future.result() for future in numbers)).select(schema.names()))
 
-        with ThreadPoolExecutor(2) as pool:
-            blocks = frame.collect_batches(chunk_size=_BLOCK, maintain_order=True, engine="streaming")
-            return pl.concat([numbered(frame.collect_schema().to_frame()), *map(numbered, blocks)], rechunk=False)
+        with ExitStack() as stack:
+            threads = {name: stack.enter_context(ThreadPoolExecutor(1)) for name in numberings}
+            for block in frame.collect_batches(chunk_size=_BLOCK, maintain_order=True, engine="streaming"):
+                numbers = [
+                    threads[name].submit(lambda ids, name: numberings[name].numbers(ids).alias(name), block[name], name)
+                    for name in numberings
+                ]
+                under_way.append((block.drop(*numberings), numbers))
+                del block
+                if len(under_way) > _UNDER_WAY:
+                    finish()
+            while under_way:
+                finish()
+        return pl.concat(parts, rechunk=False)
 
 
 @dataclass

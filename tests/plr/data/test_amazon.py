@@ -102,7 +102,8 @@ def prepared(tmp: Path, domain: str, protocol: str | None = None, **options) -> 
         warnings.simplefilter("ignore")
         request = Request("amazon-2023", str(tmp / "out"), domain=domain, raw=str(tmp / "raw"), protocol=protocol)
         request.options = options
-        return run(request)
+        run(request)
+        return open_prepared(tmp / "out")
 
 
 def rows_of(dataset: SequenceDataset) -> dict[str, Counter]:

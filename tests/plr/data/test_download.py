@@ -194,7 +194,7 @@ def test_prepare_downloads_what_it_needs(server, tmp_path):
         download=True,
         base_url=server.url,
     )
-    report = run(request).report
+    report = run(request)
     assert report["rows"] == {"train": 6, "valid": 2, "test": 3}
     assert report["metadata"]["items_with_title"] == 1
     assert [source["file"] for source in report["sources"]] == [

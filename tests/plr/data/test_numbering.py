@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import numpy as np
 import polars as pl
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from plr.data.readers import Numbering
+from plr.data.readers import CompiledNumbering, Numbering
+from plr.data.readers.numbering import _cpp
 
-STRINGS = st.sampled_from([None, "", "7", "007", "a", "ä", "a longer one that no view holds", *map(str, range(40))])
+STRINGS = st.one_of(
+    st.sampled_from([None, "", "7", "007", "ä", "a longer one that no view holds", "a longer one that no view hol"]),
+    st.sampled_from(list(map(str, range(40)))),
+    st.text(st.characters(codec="utf-8"), max_size=40),
+)
 IN_USE = np.uint64(1 << 63)
 HASHES = {
     "its own": lambda hashes: hashes,
@@ -18,9 +24,11 @@ HASHES = {
     "one tag": lambda hashes: hashes % np.uint64(2**32) | IN_USE,
     "the last slots": lambda hashes: ~(hashes % np.uint64(30)) | IN_USE,
 }
+compiled = pytest.mark.skipif(_cpp is None, reason="the C++ extension is not built")
+KINDS = [Numbering, pytest.param(CompiledNumbering, marks=compiled)]
 
 
-def check(blocks: list[list[str | None]], numbering: Numbering) -> None:
+def check(blocks: list[list[str | None]], numbering: Numbering | CompiledNumbering) -> None:
     number_of: dict[str, int] = {}
     for block in blocks:
         numbers = numbering.numbers(pl.Series(block, dtype=pl.String))
@@ -31,7 +39,11 @@ def check(blocks: list[list[str | None]], numbering: Numbering) -> None:
             else:
                 assert number_of.setdefault(string, number) == number
     assert sorted(number_of.values()) == list(range(len(numbering)))
-    assert dict(zip(numbering.strings, range(len(numbering)), strict=True)) == number_of
+    assert {numbering.string(number): number for number in range(len(numbering))} == number_of
+    ids, rank_of = numbering.ranked()
+    assert (ids.dtype, rank_of.dtype) == (pl.String, np.int32)
+    assert ids.to_list() == sorted(number_of, key=str.encode)
+    assert [ids[int(rank_of[number])] for number in number_of.values()] == list(number_of)
 
 
 @given(
@@ -46,11 +58,50 @@ def test_one_number_for_each_string(blocks, hashes, slots):
     check(blocks, numbering)
 
 
-def test_many_strings_in_runs_and_mixed():
+@compiled
+@given(st.lists(st.lists(STRINGS, max_size=20), max_size=5), st.sampled_from([0, 1, 3, 32]))
+@settings(max_examples=200, deadline=None)
+def test_compiled_gives_one_number_for_each_string(blocks, hash_bits):
+    check(blocks, CompiledNumbering(hash_bits))
+
+
+@compiled
+@pytest.mark.parametrize("hash_bits", [5, 10, 32])
+def test_compiled_table_grows_and_wraps_around(hash_bits):
+    random = np.random.Generator(np.random.PCG64(hash_bits))
+    strings = [f"user {number}" for number in random.integers(0, 6000, 12_000)]
+    check([strings[:7000], strings[7000:]], CompiledNumbering(hash_bits))
+
+
+@compiled
+def test_compiled_takes_parts_and_slices():
+    strings = [None if n % 7 == 0 else "" if n % 11 == 0 else f"{n % 5} of some length" * (n % 3) for n in range(300)]
+    series = pl.concat([pl.Series(strings[:100]), pl.Series(strings[100:])], rechunk=False)
+    assert series.n_chunks() == 2
+    for part in (series, series[50:170], series[3:9], series[:0], pl.Series([None, None], dtype=pl.String)):
+        numbering = CompiledNumbering()
+        numbers = numbering.numbers(part).to_list()
+        assert [None if number is None else numbering.string(number) for number in numbers] == [
+            string or None for string in part
+        ]
+    with pytest.raises(ValueError, match="string views, got format"):
+        CompiledNumbering().numbers(pl.Series([1, 2]))
+    with pytest.raises(IndexError):
+        CompiledNumbering().string(0)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_many_strings_in_runs_and_mixed(kind):
     random = np.random.Generator(np.random.PCG64(0))
     numbers = random.integers(0, 100_000, 300_000)
     strings = [f"user {number}" for number in numbers]
-    check([strings[:150_000], sorted(strings), strings[150_000:]], Numbering())
+    check([strings[:150_000], sorted(strings), strings[150_000:]], kind())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_strings_that_begin_alike_are_sorted_by_all_of_their_bytes(kind):
+    ends = ["", "\0", "\0\0", "a", "a\0", "ä", "\x7f", "\U0001f600", "12345678", "123456780", "12345678\0"]
+    check([[start + end for start in ("same start, ", "same start, 87654321") for end in ends]], kind())
 
 
 def test_strings_do_not_keep_their_blocks():
@@ -58,4 +109,4 @@ def test_strings_do_not_keep_their_blocks():
     for block in range(4):
         strings = pl.Series([f"{block} a string of some length"] + ["the same, of some length"] * 100_000)
         numbering.numbers(strings)
-    assert numbering.strings.estimated_size() < 1000
+    assert numbering._strings.estimated_size() < 1000

@@ -7,7 +7,7 @@ import json
 import polars as pl
 import pytest
 
-from plr.data import DataError, prepare
+from plr.data import DataError, open_prepared, prepare
 from plr.prepare import Request, run
 
 ITEMS = (10, 9, 11, 9)
@@ -15,7 +15,8 @@ RATINGS = [(user, item, 4, 978300000 + 10 * user + n) for user in (1, 2) for n, 
 
 
 def made(source, tmp_path, **options):
-    return run(Request(str(source), str(tmp_path / "out"), options={"split": "leave-one-out", **options}))
+    run(Request(str(source), str(tmp_path / "out"), options={"split": "leave-one-out", **options}))
+    return open_prepared(tmp_path / "out")
 
 
 def test_movielens_folder(tmp_path):

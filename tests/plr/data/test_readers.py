@@ -182,7 +182,7 @@ def test_reader_keeps_file_order_and_lines(write):
     path = write("data.csv", '\nuser,item\n"b\n",x\n\na,y\n')
     space = IdSpace()
     source = read(path, "csv", Columns(), space)
-    assert space.item.strings.gather(source.frame["item"]).to_list() == ["x", "y"]
+    assert [space.item.string(number) for number in source.frame["item"]] == ["x", "y"]
     assert [source.place(position) for position in range(2)] == [(path, 3), (path, 6)]
 
 

@@ -1,0 +1,157 @@
+// The extension plr.data._cpp: what preparing data does with strings and order, without the interpreter's lock.
+#include <pybind11/numpy.h>
+#include <pybind11/pybind11.h>
+
+#include <memory>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "string_table.h"
+
+namespace py = pybind11;
+
+namespace plr_data {
+namespace {
+
+// Everything that a column hands over ("__arrow_c_stream__"), released at the end.
+class Column {
+ public:
+  explicit Column(const py::capsule& capsule) {
+    auto* stream = static_cast<ArrowArrayStream*>(PyCapsule_GetPointer(capsule.ptr(), "arrow_array_stream"));
+    if (stream == nullptr) throw py::error_already_set();
+    ArrowSchema schema{};
+    check(stream, stream->get_schema(stream, &schema));
+    const std::string format = schema.format;
+    schema.release(&schema);
+    if (format != "vu") throw std::invalid_argument("strings must come as Arrow string views, got format " + format);
+    while (true) {
+      ArrowArray part{};
+      check(stream, stream->get_next(stream, &part));
+      if (part.release == nullptr) break;
+      parts.push_back(part);
+      length += part.length;
+    }
+  }
+  ~Column() {
+    for (ArrowArray& part : parts) part.release(&part);
+  }
+  Column(const Column&) = delete;
+  Column& operator=(const Column&) = delete;
+
+  std::vector<ArrowArray> parts;
+  int64_t length = 0;
+
+ private:
+  static void check(ArrowArrayStream* stream, int status) {
+    if (status == 0) return;
+    const char* message = stream->get_last_error(stream);
+    throw std::runtime_error(message == nullptr ? "the column cannot be read" : message);
+  }
+};
+
+// Strings one after the other, to be handed over as an Arrow array ("U", offsets of 64 bits).
+struct Strings {
+  std::vector<int64_t> offsets{0};
+  std::unique_ptr<uint8_t[]> bytes;
+  const void* buffers[3] = {};
+};
+
+template <class Structure>
+void delete_with(PyObject* capsule) {
+  const char* name = PyCapsule_GetName(capsule);
+  auto* held = static_cast<Structure*>(PyCapsule_GetPointer(capsule, name));
+  if (held->release != nullptr) held->release(held);
+  delete held;
+}
+
+class ArrowStrings {
+ public:
+  explicit ArrowStrings(std::unique_ptr<Strings> strings) : strings_(std::move(strings)) {}
+
+  // Can be called once: the memory goes with it.
+  py::tuple arrow_c_array(const py::object&) {
+    if (!strings_) throw std::runtime_error("these strings were handed over before");
+    auto* schema = new ArrowSchema{};
+    schema->format = "U";
+    schema->name = "";
+    schema->release = [](ArrowSchema* self) { self->release = nullptr; };
+    auto* array = new ArrowArray{};
+    array->length = static_cast<int64_t>(strings_->offsets.size()) - 1;
+    strings_->buffers[1] = strings_->offsets.data();
+    strings_->buffers[2] = strings_->bytes.get();
+    array->n_buffers = 3;
+    array->buffers = strings_->buffers;
+    array->private_data = strings_.release();
+    array->release = [](ArrowArray* self) {
+      delete static_cast<Strings*>(self->private_data);
+      self->release = nullptr;
+    };
+    return py::make_tuple(py::reinterpret_steal<py::object>(PyCapsule_New(schema, "arrow_schema", &delete_with<ArrowSchema>)),
+                          py::reinterpret_steal<py::object>(PyCapsule_New(array, "arrow_array", &delete_with<ArrowArray>)));
+  }
+
+ private:
+  std::unique_ptr<Strings> strings_;
+};
+
+// The numbers of a column of strings, and whether any of them is missing.
+py::tuple number(StringTable& table, const py::capsule& capsule) {
+  const Column column(capsule);
+  py::array_t<uint32_t> numbers(column.length);
+  uint32_t* out = numbers.mutable_data();
+  bool missing = false;
+  {
+    py::gil_scoped_release unlocked;
+    for (const ArrowArray& part : column.parts) {
+      missing |= table.number(StringViews(part), part.length, out);
+      out += part.length;
+    }
+  }
+  return py::make_tuple(numbers, missing);
+}
+
+// The strings in sorted order, and the rank of each number.
+py::tuple ranked(const StringTable& table) {
+  auto strings = std::make_unique<Strings>();
+  py::array_t<int32_t> ranks(table.size());
+  int32_t* rank_of = ranks.mutable_data();
+  {
+    py::gil_scoped_release unlocked;
+    const std::vector<uint32_t> order = table.sorted();
+    strings->offsets.resize(order.size() + 1);
+    for (size_t place = 0; place < order.size(); ++place) {
+      rank_of[order[place]] = static_cast<int32_t>(place);
+      strings->offsets[place + 1] = strings->offsets[place] + table[order[place]].length;
+    }
+    strings->bytes.reset(new uint8_t[strings->offsets.back()]);
+    for (size_t place = 0; place < order.size(); ++place) {
+      const Bytes string = table[order[place]];
+      std::memcpy(strings->bytes.get() + strings->offsets[place], string.data, string.length);
+    }
+  }
+  return py::make_tuple(ArrowStrings(std::move(strings)), ranks);
+}
+
+py::str string(const StringTable& table, int64_t number) {
+  if (number < 0 || number >= table.size()) throw py::index_error("there is no string of this number");
+  const Bytes bytes = table[number];
+  return py::str(reinterpret_cast<const char*>(bytes.data), bytes.length);
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_cpp, module) {
+  module.doc() = "Strings numbered, and interactions put in order.";
+  module.attr("MISSING") = StringTable::missing;
+  py::class_<ArrowStrings>(module, "ArrowStrings")
+      .def("__arrow_c_array__", &ArrowStrings::arrow_c_array, py::arg("requested_schema") = py::none());
+  py::class_<StringTable>(module, "StringTable")
+      .def(py::init<uint64_t, int>(), py::arg("seed"), py::arg("hash_bits") = 32)
+      .def("__len__", &StringTable::size)
+      .def("string", &string)
+      .def("number", &number)
+      .def("ranked", &ranked);
+}
+
+}  // namespace plr_data

@@ -1,0 +1,89 @@
+// Numbers for strings: equal ones and only equal ones share a number.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+#include <vector>
+
+#include "arrow.h"
+#include "large_array.h"
+
+namespace plr_data {
+
+struct Bytes {
+  const uint8_t* data;
+  uint32_t length;
+};
+
+// The strings of one column of string views ("vu"); `array` must outlive it.
+class StringViews {
+ public:
+  explicit StringViews(const ArrowArray& array)
+      : validity_(array.null_count == 0 ? nullptr : static_cast<const uint8_t*>(array.buffers[0])),
+        views_(static_cast<const uint8_t*>(array.buffers[1])),
+        buffers_(reinterpret_cast<const uint8_t* const*>(array.buffers + 2)),
+        first_(array.offset) {}
+
+  // The string of a row; null is the empty one.
+  Bytes operator[](int64_t row) const {
+    row += first_;
+    if (validity_ != nullptr && !(validity_[row >> 3] >> (row & 7) & 1)) return {nullptr, 0};
+    const uint8_t* view = views_ + 16 * row;  // length; then the bytes, or from 13 on: first four, buffer, offset
+    int32_t length, buffer, offset;
+    std::memcpy(&length, view, 4);
+    if (length <= 12) return {view + 4, static_cast<uint32_t>(length)};
+    std::memcpy(&buffer, view + 8, 4);
+    std::memcpy(&offset, view + 12, 4);
+    return {buffers_[buffer] + offset, static_cast<uint32_t>(length)};
+  }
+
+ private:
+  const uint8_t* validity_;
+  const uint8_t* views_;
+  const uint8_t* const* buffers_;
+  int64_t first_;
+};
+
+// A hash table with open addressing that keeps a copy of every string. A string gets a number only after all of its
+// bytes were compared. Not for several threads at once.
+class StringTable {
+ public:
+  static constexpr uint32_t missing = UINT32_MAX;  // the number of null and of the empty string
+
+  // The seed should be secret, so that no file can be made of strings with one hash. `hash_bits` below 32 make
+  // collisions, for tests.
+  explicit StringTable(uint64_t seed, int hash_bits = 32);
+
+  int64_t size() const { return static_cast<int64_t>(records_.size()); }
+  Bytes operator[](int64_t number) const;
+
+  // Writes the number of each of the `length` strings. New ones get the next numbers. Returns whether any is missing.
+  bool number(const StringViews& strings, int64_t length, uint32_t* numbers);
+
+  // Returns the numbers in the order of their strings, compared by bytes.
+  std::vector<uint32_t> sorted() const;
+
+ private:
+  struct Slot {
+    uint32_t tag;  // the hash; its upper bits say where the slot would best be
+    uint32_t number;
+    const uint8_t* record;  // nullptr: free
+  };
+
+  uint32_t hash(Bytes string) const;
+  size_t best(uint32_t tag) const { return tag >> shift_; }
+  uint32_t find_or_add(Bytes string, uint32_t tag);
+  const uint8_t* keep(Bytes string);
+  void grow();
+
+  uint64_t keys_[3];
+  uint32_t hash_mask_;
+  int shift_;
+  LargeArray<Slot> slots_;
+  std::vector<const uint8_t*> records_;  // by number: the length in four bytes, then the string
+  std::vector<LargeArray<uint8_t>> chunks_;
+  uint8_t* free_ = nullptr;
+  size_t left_ = 0;
+};
+
+}  // namespace plr_data
