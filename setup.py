@@ -55,23 +55,25 @@ def extension_options():
                 raise
 
     sources = [*SOURCES.glob("*.cpp"), *SOURCES.glob("simd/*.cpp")]
+    compile_arguments = ["-O3", "-pthread"]
+    link_arguments = ["-pthread", *(["-ldl"] if sys.platform == "linux" else [])]
     kernels = Pybind11Extension(
         "plr_kernels._cpp",
         sorted(str(path) for path in sources if ON_X86 or path.name not in X86_FLAGS),
         depends=sorted(str(path) for path in SOURCES.rglob("*.h")),
         cxx_std=17,
         define_macros=[("PLR_KERNELS_X86", None)] if ON_X86 else [],
-        extra_compile_args=["-O3", "-pthread"],
-        extra_link_args=["-pthread", *(["-ldl"] if sys.platform == "linux" else [])],
+        extra_compile_args=compile_arguments,
+        extra_link_args=link_arguments,
         optional=True,  # setuptools goes on where it fails
     )
     data = Pybind11Extension(
         "plr.data._cpp",
-        sorted(str(path) for path in SOURCES.glob("data/*.cpp")),
-        depends=sorted(str(path) for path in SOURCES.glob("data/*.h")),
+        sorted(str(path) for path in [*SOURCES.glob("data/*.cpp"), SOURCES / "threads.cpp"]),
+        depends=sorted(str(path) for path in [*SOURCES.glob("data/*.h"), SOURCES / "threads.h"]),
         cxx_std=17,
-        extra_compile_args=["-O3", "-pthread"],
-        extra_link_args=["-pthread"],
+        extra_compile_args=compile_arguments,
+        extra_link_args=link_arguments,
         optional=True,
     )
     ParallelCompile().install()

@@ -30,7 +30,9 @@ from bench.prepare import RESULTS, generate, measure, processor
 from plr.data.atomic import atomic_path
 
 STAGES = {
-    "numbering ids, strings compared (threads)": ["plr.data.readers.numbering:Numbering.numbers", "plr.data.readers.numbering:CompiledNumbering.numbers"],
+    "numbering ids, strings compared (threads)": [
+        f"plr.data.readers.numbering:{kind}.numbers" for kind in ("Numbering", "CompiledNumbering")
+    ],
     "hashing the source, checking that it is text (thread)": ["plr.data.sources:fingerprint"],
     "reading: parsing lines and numbers": ["plr.data.sources:read"],
     "ids sorted, numbers by rank": ["plr.data.sources:number"],

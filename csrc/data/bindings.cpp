@@ -1,13 +1,16 @@
 // The extension plr.data._cpp: what preparing data does with strings and order, without the interpreter's lock.
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
 
 #include <memory>
+#include <optional>
 #include <stdexcept>
 #include <string>
 #include <vector>
 
 #include "string_table.h"
+#include "user_order.h"
 
 namespace py = pybind11;
 
@@ -139,6 +142,44 @@ py::str string(const StringTable& table, int64_t number) {
   return py::str(reinterpret_cast<const char*>(bytes.data), bytes.length);
 }
 
+template <class Value>
+using Array = py::array_t<Value, py::array::c_style>;
+
+template <class Value>
+const Value* data_of(const std::optional<Array<Value>>& array, py::ssize_t length) {
+  if (!array) return nullptr;
+  if (array->ndim() != 1 || array->size() != length) throw std::invalid_argument("columns must be of one length");
+  return array->data();
+}
+
+std::unique_ptr<UserOrder> user_order(const Array<int32_t>& user, const Array<int32_t>& item,
+                                      const std::optional<Array<int64_t>>& time,
+                                      const std::optional<Array<bool>>& positive, int64_t users, int threads) {
+  const py::ssize_t length = user.size();
+  const InputColumns columns{user.data(), data_of(std::optional(item), length), data_of(time, length),
+                             data_of(positive, length)};
+  py::gil_scoped_release unlocked;
+  return std::make_unique<UserOrder>(columns, length, users, threads);
+}
+
+// The sorted columns user, item, time and positive (None where there is none), and where each stood.
+py::tuple write(const UserOrder& order) {
+  Array<int32_t> user(order.size()), item(order.size());
+  Array<uint32_t> place(order.size());
+  std::optional<Array<int64_t>> time;
+  std::optional<Array<bool>> positive;
+  if (order.with_time()) time.emplace(order.size());
+  if (order.with_positive()) positive.emplace(order.size());
+  const OutputColumns columns{user.mutable_data(), item.mutable_data(), time ? time->mutable_data() : nullptr,
+                              positive ? positive->mutable_data() : nullptr};
+  uint32_t* places = place.mutable_data();
+  {
+    py::gil_scoped_release unlocked;
+    order.write(columns, places);
+  }
+  return py::make_tuple(user, item, time, positive, place);
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_cpp, module) {
@@ -152,6 +193,10 @@ PYBIND11_MODULE(_cpp, module) {
       .def("string", &string)
       .def("number", &number)
       .def("ranked", &ranked);
+  py::class_<UserOrder>(module, "UserOrder")
+      .def(py::init(&user_order), py::arg("user").noconvert(), py::arg("item").noconvert(), py::arg("time").noconvert(),
+           py::arg("positive").noconvert(), py::arg("users"), py::arg("threads"))
+      .def("write", &write);
 }
 
 }  // namespace plr_data

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from plr.data.blocks import by_blocks
 from plr.data.interactions import Interactions, counts_of, gather
 
 __all__ = ["active", "in_core", "repeated"]
@@ -17,11 +18,14 @@ def repeated(ordered: Interactions) -> np.ndarray:
     """
     user, time, item = ordered.user, ordered.timestamp, ordered.item
     mask = np.zeros(len(user), dtype=bool)
-    together = (user[1:] == user[:-1]) & (time[1:] == time[:-1])
-    near = np.zeros(len(user), dtype=bool)  # those that share user and time with a neighbour
-    near[1:] |= together
-    near[:-1] |= together
-    place = np.flatnonzero(near)
+
+    def near(block: slice) -> np.ndarray:
+        """Return the places of those that share user and time with the one before, and of that."""
+        one, other = slice(max(block.start, 1), block.stop), slice(max(block.start - 1, 0), block.stop - 1)
+        later = np.flatnonzero((time[one] == time[other]) & (user[one] == user[other])) + one.start
+        return np.stack([later - 1, later])
+
+    place = np.unique(np.concatenate([*by_blocks(near, len(user)), np.zeros((2, 0), dtype=np.int64)], axis=1))
     order = np.lexsort((place, item[place], time[place], user[place]))
     place = place[order]
     same = (user[place][1:] == user[place][:-1]) & (time[place][1:] == time[place][:-1])

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import polars as pl
 
+from plr.data.blocks import by_blocks
+from plr.data.compiled import _cpp
 from plr.data.readers import CompiledNumbering, IdSpace, Numbering, Source
 
 __all__ = ["Interactions", "counts_of", "gather", "number", "stable_order", "user_blocks"]
@@ -62,11 +65,29 @@ class Interactions:
 
     def offsets(self) -> np.ndarray:
         """Return where each user's interactions begin, and the end: int64 [U+1]. In user order."""
-        begins = np.flatnonzero(self.user[1:] != self.user[:-1]) + 1
-        return np.concatenate([[0], begins, [len(self)]] if len(self) else [[0]])
+        if not len(self):
+            return np.zeros(1, dtype=np.int64)
+
+        def begins(block: slice) -> np.ndarray:
+            former = self.user[max(block.start - 1, 0) : block.stop - 1]
+            return np.flatnonzero(self.user[max(block.start, 1) : block.stop] != former) + max(block.start, 1)
+
+        return np.concatenate([[0], *by_blocks(begins, len(self)), [len(self)]])
 
     def put_in_user_order(self) -> None:
         """Sort them by user, then by time where known; equal ones stay in file order."""
+        if _cpp is None:
+            place = self._sorted_by_words()
+        else:
+            columns = self.user, self.item, self.timestamp, self.positive
+            order = _cpp.UserOrder(*columns, len(self.user_ids), pl.thread_pool_size())
+            del columns
+            self.user = self.item = self.timestamp = self.positive = None  # there is no room for them twice
+            self.user, self.item, self.timestamp, self.positive, place = order.write()
+        self.position = place if self.position is None else gather(self.position, place)
+
+    def _sorted_by_words(self) -> np.ndarray:
+        """Sort them without C++; returns where each stood (uint32 [N])."""
         words = _user_and_place(self.user)
         place = words.astype(np.uint32)  # the lower half
         words >>= np.uint64(32)
@@ -78,7 +99,7 @@ class Interactions:
         self.item = gather(self.item, place)
         if self.positive is not None:
             self.positive = gather(self.positive, place)
-        self.position = place if self.position is None else gather(self.position, place)
+        return place
 
     def _put_in_time(self, place: np.ndarray) -> None:
         """Put everyone's interactions into the order of time: ``timestamp`` and ``place``, which are sorted by user.
@@ -99,11 +120,11 @@ class Interactions:
                 time[among], there[among] = time[among[order]], there[among[order]]
 
 
-def user_blocks(offsets: np.ndarray) -> Iterator[tuple[int, int]]:
-    """Yield (first, last) of consecutive users who together have about four million interactions or one user's."""
+def user_blocks(offsets: np.ndarray, together: int = _CHUNK) -> Iterator[tuple[int, int]]:
+    """Yield (first, last) of consecutive users who have at most ``together`` interactions, or one user who has more."""
     first = 0
     while first < len(offsets) - 1:
-        last = max(first + 1, int(np.searchsorted(offsets, offsets[first] + _CHUNK, side="right")) - 1)
+        last = max(first + 1, int(np.searchsorted(offsets, offsets[first] + together, side="right")) - 1)
         yield first, last
         first = last
 
@@ -133,8 +154,7 @@ def stable_order(values: np.ndarray) -> np.ndarray:
 def gather(values: np.ndarray, index: np.ndarray) -> np.ndarray:
     """Return ``values[index]``, by blocks: numpy makes a copy in 64 bits of an index of fewer."""
     out = np.empty(len(index), dtype=values.dtype)
-    for start in range(0, len(index), _CHUNK):
-        np.take(values, index[start : start + _CHUNK], out=out[start : start + _CHUNK], mode="clip")
+    by_blocks(lambda block: np.take(values, index[block], out=out[block], mode="clip"), len(index))
     return out
 
 
@@ -167,9 +187,12 @@ def number(sources: list[Source], space: IdSpace) -> tuple[Interactions, Callabl
     def taken(name: str) -> np.ndarray | None:
         return frame.drop_in_place(name).to_numpy() if name in frame.columns else None
 
-    user, user_ids = _rank(frame.drop_in_place("user"), space.user)
-    item, item_ids = _rank(frame.drop_in_place("item"), space.item)
-    return Interactions(user, item, None, taken("positive"), taken("timestamp"), user_ids, item_ids), place
+    with ThreadPoolExecutor(2) as pool:
+        users = pool.submit(_rank, frame.drop_in_place("user"), space.user)
+        items = pool.submit(_rank, frame.drop_in_place("item"), space.item)
+        positive, timestamp = taken("positive"), taken("timestamp")
+        (user, user_ids), (item, item_ids) = users.result(), items.result()
+    return Interactions(user, item, None, positive, timestamp, user_ids, item_ids), place
 
 
 def _rank(numbers: pl.Series, numbering: Numbering | CompiledNumbering) -> tuple[np.ndarray, pl.Series]:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import polars as pl
 
+from plr.data.blocks import by_blocks
 from plr.data.errors import DataError
 from plr.data.filters import active, in_core, repeated
 from plr.data.interactions import Interactions
@@ -213,7 +214,7 @@ class _Job:
             )
         kept = made.interactions
         report |= made.report | _size(kept)
-        report["rows"] = {part: int((made.roles == code).sum()) for code, part in enumerate(SPLITS, start=1)}
+        report["rows"] = {part: int(np.count_nonzero(made.roles == code)) for code, part in enumerate(SPLITS, start=1)}
         if kept.timestamp is not None:
             report["times"] = _times(kept.timestamp, made.roles)
         if features is not None:
@@ -349,12 +350,13 @@ def _single_interaction_users(interactions: Interactions, place: Place) -> dict:
 
 def _times(times: np.ndarray, roles: np.ndarray) -> dict[str, list[int]]:
     """Return the first and last time of each split's targets."""
-    found = {}
-    for code, part in enumerate(SPLITS, start=1):
-        chosen = times[roles == code]
-        if len(chosen):
-            found[part] = [int(chosen.min()), int(chosen.max())]
-    return found
+
+    def span(block: slice) -> list[np.ndarray]:
+        chosen = [times[block][roles[block] == code] for code in range(1, len(SPLITS) + 1)]
+        return [each[:0] if not len(each) else np.array([each.min(), each.max()]) for each in chosen]
+
+    spans = {part: np.concatenate(ends) for part, *ends in zip(SPLITS, *by_blocks(span, len(times)), strict=True)}
+    return {part: [int(ends.min()), int(ends.max())] for part, ends in spans.items() if len(ends)}
 
 
 def _warn(report: dict, path: Path) -> None:

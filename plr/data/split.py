@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from plr.data.interactions import Interactions, gather
+from plr.data.blocks import BLOCK, by_blocks, in_threads
+from plr.data.interactions import Interactions, gather, user_blocks
 
 __all__ = ["SPLITS", "Split", "default_cuts", "leave_one_out", "time_split"]
 
@@ -111,8 +112,13 @@ def time_split(
         unseen: "drop-items" or "drop-rows".
         untitled: bool [V], the items without a title; with ``unseen="drop-rows"``.
     """
-    period = (interactions.timestamp >= valid_time).view(np.uint8) + (interactions.timestamp >= test_time)
-    period = period.astype(np.uint8)
+    times, period = interactions.timestamp, np.empty(len(interactions), dtype=np.uint8)
+
+    def place(block: slice) -> None:
+        late, later = times[block] >= valid_time, times[block] >= test_time
+        np.add(late.view(np.uint8), later.view(np.uint8), out=period[block])
+
+    by_blocks(place, len(times))
     make = _drop_items if unseen == "drop-items" else _drop_rows
     split = make(interactions, period, positive, np.asarray(min_history), untitled)
     split.report.update(split="time", notes=[], valid_time=valid_time, test_time=test_time)
@@ -123,7 +129,11 @@ def _drop_items(
     interactions: Interactions, period: np.ndarray, positive: np.ndarray | None, min_history: np.ndarray, _: None
 ) -> Split:
     seen = np.zeros(len(interactions.item_ids), dtype=bool)
-    seen[interactions.item[period == 0]] = True
+
+    def see(block: slice) -> None:
+        seen[interactions.item[block][period[block] == 0]] = True
+
+    by_blocks(see, len(period))
     tally = _Tally(period, ~_is_first(interactions.offsets()))
     if positive is not None:
         tally.drop("low_rated", ~positive)
@@ -139,15 +149,23 @@ def _drop_items(
     tally.drop("empty_history", _is_first(offsets), known)
     if short is not None:
         tally.drop("short_history", short, known)
-    roles = period + np.uint8(1)
-    roles[~tally.left(known)] = 0
-    training = np.add.reduceat(period == 0, offsets[:-1], dtype=np.int64) if len(period) else 0
+    left = tally.left(known)
+    roles = np.empty_like(period)
+    trained = np.zeros(len(offsets) - 1, dtype=np.int64)
+
+    def finish(users: tuple[int, int]) -> None:
+        first, last = users
+        part = slice(offsets[first], offsets[last])
+        np.multiply(period[part] + np.uint8(1), left[part], out=roles[part])
+        trained[first:last] = np.add.reduceat(period[part] == 0, offsets[first:last] - part.start, dtype=np.int64)
+
+    in_threads(finish, user_blocks(offsets, BLOCK))
     report = {
         "dropped_rows": tally.report(),
         "unseen_items": int((~seen).sum()),
         "interactions_with_unseen_items": 0 if known is None else int((~known).sum()),
     }
-    return Split(kept, offsets, roles, offsets[:-1] + training, report)
+    return Split(kept, offsets, roles, offsets[:-1] + trained, report)
 
 
 def _drop_rows(
@@ -226,7 +244,11 @@ class _Tally:
 
 def _count(period: np.ndarray, chosen: np.ndarray) -> np.ndarray:
     """Return how many of the ``chosen`` (bool [N]) are of each period: int64 [3]."""
-    return np.array([np.count_nonzero(chosen & (period == code)) for code in range(3)])
+
+    def count(block: slice) -> list[int]:
+        return [np.count_nonzero(chosen[block] & (period[block] == code)) for code in range(3)]
+
+    return np.sum([(0, 0, 0), *by_blocks(count, len(period))], axis=0)
 
 
 def _is_first(offsets: np.ndarray) -> np.ndarray:

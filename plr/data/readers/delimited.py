@@ -62,15 +62,16 @@ def _read(
         )
 
     def lines_of(rows: np.ndarray) -> list[int]:
-        if not quoted or not _has_quotes(path):  # every line is a record
-            return (next(records(path, quoted))[0] + 1 + rows).tolist()
-        wanted, lines = set((rows + 1).tolist()), []  # record 0 is the header
+        lines = next(records(path, quoted))[0] + 1 + rows
+        if not quoted or not _has_quotes(path, int(lines[-1])):  # every line is a record
+            return lines.tolist()
+        wanted, found = set((rows + 1).tolist()), []  # record 0 is the header
         for record, (line, _) in enumerate(records(path, quoted)):
             if record in wanted:
-                lines.append(line)
-                if len(lines) == len(wanted):
+                found.append(line)
+                if len(found) == len(wanted):
                     break
-        return lines
+        return found
 
     try:
         table = scan()
@@ -103,9 +104,15 @@ def records(path: Path, quoted: bool) -> Iterator[tuple[int, str]]:
             yield start, "".join(parts).rstrip("\r\n")
 
 
-def _has_quotes(path: Path) -> bool:
+def _has_quotes(path: Path, last_line: int) -> bool:
+    """Return whether there is a quote in the blocks that hold the lines up to ``last_line`` (1-based)."""
+    ended = 0
     with open_plain(path) as file:
-        return any(b'"' in block for block in iter(lambda: file.read(_BLOCK), b""))
+        while ended < last_line and (block := file.read(_BLOCK)):
+            if b'"' in block:
+                return True
+            ended += int(np.count_nonzero(np.frombuffer(block, dtype=np.uint8) == ord("\n")))
+    return False
 
 
 def fields_of(record: str, separator: str, quoted: bool) -> int:

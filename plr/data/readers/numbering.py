@@ -7,10 +7,7 @@ import secrets
 import numpy as np
 import polars as pl
 
-try:
-    from plr.data import _cpp
-except ImportError:  # not compiled: all works without it, slower
-    _cpp = None
+from plr.data.compiled import _cpp
 
 __all__ = ["CompiledNumbering", "Numbering", "new_numbering"]
 

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import BinaryIO
 
@@ -49,21 +50,24 @@ class IdSpace:
         """
         schema = frame.collect_schema()
         numberings = {name: of for name, of in (("user", self.user), ("item", self.item)) if name in schema}
-        parts = [schema.to_frame().with_columns(pl.col(*numberings).cast(pl.UInt32))] if numberings else []
-        under_way: deque[tuple[pl.DataFrame, list[Future]]] = deque()
+        parts: list[pl.DataFrame] = []
+        under_way: deque[list[pl.Series | Future]] = deque()
 
-        def finish() -> None:
-            rest, numbers = under_way.popleft()
-            parts.append(rest.with_columns(*(future.result() for future in numbers)).select(schema.names()))
+        def finish() -> None:  # a frame's own methods would wait for the threads that read
+            columns = [column.result() if isinstance(column, Future) else column for column in under_way.popleft()]
+            parts.append(pl.DataFrame(columns))
 
         with ExitStack() as stack:
             threads = {name: stack.enter_context(ThreadPoolExecutor(1)) for name in numberings}
-            for block in frame.collect_batches(chunk_size=_BLOCK, maintain_order=True, engine="streaming"):
-                numbers = [
-                    threads[name].submit(lambda ids, name: numberings[name].numbers(ids).alias(name), block[name], name)
-                    for name in numberings
-                ]
-                under_way.append((block.drop(*numberings), numbers))
+
+            def numbered(ids: pl.Series) -> pl.Series:
+                return numberings[ids.name].numbers(ids).alias(ids.name)
+
+            blocks = frame.collect_batches(chunk_size=_BLOCK, maintain_order=True, engine="streaming")
+            for block in chain([schema.to_frame()], blocks):
+                under_way.append(
+                    [threads[each.name].submit(numbered, each) if each.name in threads else each for each in block]
+                )
                 del block
                 if len(under_way) > _UNDER_WAY:
                     finish()

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from plr.data.compiled import _cpp
 from plr.data.readers import CompiledNumbering, Numbering
-from plr.data.readers.numbering import _cpp
 
 STRINGS = st.one_of(
     st.sampled_from([None, "", "7", "007", "ä", "a longer one that no view holds", "a longer one that no view hol"]),
