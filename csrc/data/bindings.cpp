@@ -9,6 +9,7 @@
 #include <string>
 #include <vector>
 
+#include "stretches.h"
 #include "string_table.h"
 #include "user_order.h"
 
@@ -56,7 +57,7 @@ class Column {
 // Strings one after the other, to be handed over as an Arrow array ("U", offsets of 64 bits).
 struct Strings {
   std::vector<int64_t> offsets{0};
-  std::unique_ptr<uint8_t[]> bytes;
+  LargeArray<uint8_t> bytes;
   const void* buffers[3] = {};
 };
 
@@ -82,7 +83,7 @@ class ArrowStrings {
     auto* array = new ArrowArray{};
     array->length = static_cast<int64_t>(strings_->offsets.size()) - 1;
     strings_->buffers[1] = strings_->offsets.data();
-    strings_->buffers[2] = strings_->bytes.get();
+    strings_->buffers[2] = strings_->bytes.data();
     array->n_buffers = 3;
     array->buffers = strings_->buffers;
     array->private_data = strings_.release();
@@ -115,23 +116,33 @@ py::tuple number(StringTable& table, const py::capsule& capsule) {
 }
 
 // The strings in sorted order, and the rank of each number.
-py::tuple ranked(const StringTable& table) {
+py::tuple ranked(const StringTable& table, int threads) {
+  constexpr size_t ahead = 16;  // strings that are on their way into the cache
   auto strings = std::make_unique<Strings>();
   py::array_t<int32_t> ranks(table.size());
   int32_t* rank_of = ranks.mutable_data();
   {
     py::gil_scoped_release unlocked;
-    const std::vector<uint32_t> order = table.sorted();
-    strings->offsets.resize(order.size() + 1);
-    for (size_t place = 0; place < order.size(); ++place) {
-      rank_of[order[place]] = static_cast<int32_t>(place);
-      strings->offsets[place + 1] = strings->offsets[place] + table[order[place]].length;
-    }
-    strings->bytes.reset(new uint8_t[strings->offsets.back()]);
-    for (size_t place = 0; place < order.size(); ++place) {
-      const Bytes string = table[order[place]];
-      std::memcpy(strings->bytes.get() + strings->offsets[place], string.data, string.length);
-    }
+    const LargeArray<uint32_t> order = table.sorted(threads);
+    const plr_kernels::Threads run(threads, work_of_one * static_cast<double>(order.size()));
+    std::vector<int64_t>& offsets = strings->offsets;
+    offsets.resize(order.size() + 1);
+    in_stretches(run, order.size(), [&](size_t first, size_t last, int) {
+      for (size_t place = first; place < last; ++place) {
+        if (place + ahead < last) table.prefetch(order[place + ahead]);
+        rank_of[order[place]] = static_cast<int32_t>(place);
+        offsets[place + 1] = table[order[place]].length;
+      }
+    });
+    for (size_t place = 0; place < order.size(); ++place) offsets[place + 1] += offsets[place];
+    strings->bytes = LargeArray<uint8_t>(offsets.back());
+    in_stretches(run, order.size(), [&](size_t first, size_t last, int) {
+      for (size_t place = first; place < last; ++place) {
+        if (place + ahead < last) table.prefetch(order[place + ahead]);
+        const Bytes string = table[order[place]];
+        std::memcpy(strings->bytes.data() + offsets[place], string.data, string.length);
+      }
+    });
   }
   return py::make_tuple(ArrowStrings(std::move(strings)), ranks);
 }
@@ -192,7 +203,7 @@ PYBIND11_MODULE(_cpp, module) {
       .def("__len__", &StringTable::size)
       .def("string", &string)
       .def("number", &number)
-      .def("ranked", &ranked);
+      .def("ranked", &ranked, py::arg("threads"));
   py::class_<UserOrder>(module, "UserOrder")
       .def(py::init(&user_order), py::arg("user").noconvert(), py::arg("item").noconvert(), py::arg("time").noconvert(),
            py::arg("positive").noconvert(), py::arg("users"), py::arg("threads"))

@@ -4,6 +4,8 @@
 #include <array>
 #include <stdexcept>
 
+#include "stretches.h"
+
 namespace plr_data {
 namespace {
 
@@ -151,10 +153,11 @@ bool StringTable::number(const StringViews& strings, int64_t length, uint32_t* n
       runs[count++] = {string, tag, row, row + 1};
     }
     for (int i = 0; i < count; ++i) {
-      const Slot& slot = slots_[best(runs[i].tag)];
-      if (slot.tag == runs[i].tag && slot.record != nullptr) {
-        __builtin_prefetch(slot.record);
-        __builtin_prefetch(slot.record + 4 + runs[i].string.length - 1);
+      size_t at = best(runs[i].tag);
+      while (slots_[at].tag != runs[i].tag && slots_[at].record != nullptr) at = at + 1 == slots_.size() ? 0 : at + 1;
+      if (slots_[at].record != nullptr) {
+        __builtin_prefetch(slots_[at].record);
+        __builtin_prefetch(slots_[at].record + 4 + runs[i].string.length - 1);
       }
     }
     for (int i = 0; i < count; ++i) {
@@ -210,21 +213,31 @@ void StringTable::grow() {
   }
 }
 
-std::vector<uint32_t> StringTable::sorted() const {
+LargeArray<uint32_t> StringTable::sorted(int threads) const {
   const auto count = static_cast<uint32_t>(records_.size());
-  std::vector<uint32_t> order(count);
+  LargeArray<uint32_t> order(count);
   if (count == 0) return order;
+  const plr_kernels::Threads run(threads, work_of_one * count);
   const Bytes one = (*this)[0];
-  uint32_t shared = one.length;  // how many bytes all begin with
-  for (uint32_t number = 1; number < count && shared > 0; ++number) {
-    const Bytes other = (*this)[number];
-    shared = std::min(shared, other.length);
-    if (std::memcmp(one.data, other.data, shared) != 0) {
-      shared = static_cast<uint32_t>(std::mismatch(one.data, one.data + shared, other.data).first - one.data);
+  std::vector<uint32_t> shared_of(run.count(), one.length);  // how many bytes all begin with
+  in_stretches(run, count, [&](size_t first, size_t last, int thread) {
+    uint32_t shared = shared_of[thread];
+    for (size_t number = first; number < last; ++number) {
+      const Bytes other = (*this)[number];
+      shared = std::min(shared, other.length);
+      if (std::memcmp(one.data, other.data, shared) != 0) {
+        shared = static_cast<uint32_t>(std::mismatch(one.data, one.data + shared, other.data).first - one.data);
+      }
     }
-  }
+    shared_of[thread] = shared;
+  });
+  const uint32_t shared = *std::min_element(shared_of.begin(), shared_of.end());
   LargeArray<Keyed> values(count);
-  for (uint32_t number = 0; number < count; ++number) values[number] = {sort_key((*this)[number], shared), number};
+  in_stretches(run, count, [&](size_t first, size_t last, int) {
+    for (size_t number = first; number < last; ++number) {
+      values[number] = {sort_key((*this)[number], shared), static_cast<uint32_t>(number)};
+    }
+  });
   radix_sort(values);
   for (uint32_t first = 0, last; first < count; first = last) {
     for (last = first + 1; last < count && values[last].key == values[first].key; ++last) {

@@ -61,7 +61,9 @@ class StringTable {
   bool number(const StringViews& strings, int64_t length, uint32_t* numbers);
 
   // Returns the numbers in the order of their strings, compared by bytes.
-  std::vector<uint32_t> sorted() const;
+  LargeArray<uint32_t> sorted(int threads) const;
+  // Tells the processor that a string will be read.
+  void prefetch(int64_t number) const { __builtin_prefetch(records_[number]); }
 
  private:
   struct Slot {

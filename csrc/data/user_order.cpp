@@ -4,7 +4,7 @@
 #include <cstring>
 #include <stdexcept>
 
-#include "../threads.h"
+#include "stretches.h"
 
 namespace plr_data {
 namespace {
@@ -12,7 +12,6 @@ namespace {
 constexpr int64_t most_parts = 1024;  // more would be more places to write to than the cache holds
 constexpr int64_t fair_part = 1 << 15;  // interactions
 constexpr uint32_t positive_bit = uint32_t{1} << 31;
-constexpr double work_of_one = 32;  // what threads count in, for one interaction
 
 int64_t time_of(const uint32_t (&halves)[2]) {
   int64_t time;

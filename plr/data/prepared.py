@@ -12,8 +12,9 @@ import hashlib
 import json
 import warnings
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import polars as pl
@@ -22,6 +23,7 @@ from safetensors.numpy import save_file
 
 import plr
 from plr.data.atomic import atomic_path
+from plr.data.blocks import in_threads
 from plr.data.errors import DataError
 from plr.data.ids import Ids
 
@@ -82,10 +84,19 @@ def save_prepared(prepared: Prepared, folder: Path, features: pl.DataFrame | Non
     """
     with atomic_path(folder) as aside:
         aside.mkdir()
-        save_file({name: np.ascontiguousarray(getattr(prepared, name)) for name in ARRAYS}, aside / _SEQUENCES)
-        prepared.user_ids.to_frame("user_id").write_parquet(aside / _USERS)
+        arrays = {name: np.ascontiguousarray(getattr(prepared, name)) for name in ARRAYS}
         items = prepared.item_ids.to_frame("item_id")
-        (items if features is None else items.hstack(features)).write_parquet(aside / ITEMS)
+        writers = {
+            _USERS: prepared.user_ids.to_frame("user_id").write_parquet,
+            ITEMS: (items if features is None else items.hstack(features)).write_parquet,
+            _SEQUENCES: partial(save_file, arrays),
+        }
+
+        def write(name: str) -> dict[str, Any]:
+            writers[name](aside / name)
+            return {"bytes": (aside / name).stat().st_size, "sha256": _sha256(aside / name)}
+
+        files = dict(zip(writers, in_threads(write, writers), strict=True))
         manifest = {
             "format": _FORMAT,
             "version": FORMAT_VERSION,
@@ -96,9 +107,7 @@ def save_prepared(prepared: Prepared, folder: Path, features: pl.DataFrame | Non
             "interactions": len(prepared.items),
             "written_by": {"plr": plr.__version__, "polars": pl.__version__},
             "report": prepared.report,
-            "files": {
-                name: {"bytes": (aside / name).stat().st_size, "sha256": _sha256(aside / name)} for name in _FILES
-            },
+            "files": {name: files[name] for name in _FILES},
         }
         (aside / MANIFEST).write_text(json.dumps(manifest, indent=2, ensure_ascii=False), encoding="utf-8")
         (aside / _SEQUENCES).chmod((aside / MANIFEST).stat().st_mode)  # safetensors lets only the owner read

@@ -46,7 +46,7 @@ class CompiledNumbering:
 
     def ranked(self) -> tuple[pl.Series, np.ndarray]:
         """Return the strings, sorted by their UTF-8 bytes, and the rank int32 [n] of each number among them."""
-        strings, rank_of = self._table.ranked()
+        strings, rank_of = self._table.ranked(pl.thread_pool_size())
         return pl.Series(strings), rank_of
 
 
