@@ -3,12 +3,14 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <algorithm>
 #include <memory>
 #include <optional>
 #include <stdexcept>
 #include <string>
 #include <vector>
 
+#include "mark.h"
 #include "stretches.h"
 #include "string_table.h"
 #include "user_order.h"
@@ -191,6 +193,14 @@ py::tuple write(const UserOrder& order) {
   return py::make_tuple(user, item, time, positive, place);
 }
 
+void mark_chosen(Array<bool>& marks, const Array<uint32_t>& index, const std::optional<Array<bool>>& chosen) {
+  const bool* choice = data_of(chosen, index.size());
+  bool* out = marks.mutable_data();
+  const auto count = static_cast<uint32_t>(std::min<py::ssize_t>(marks.size(), UINT32_MAX));
+  py::gil_scoped_release unlocked;
+  mark(out, count, index.data(), choice, index.size());
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_cpp, module) {
@@ -208,6 +218,8 @@ PYBIND11_MODULE(_cpp, module) {
       .def(py::init(&user_order), py::arg("user").noconvert(), py::arg("item").noconvert(), py::arg("time").noconvert(),
            py::arg("positive").noconvert(), py::arg("users"), py::arg("threads"))
       .def("write", &write);
+  module.def("mark", &mark_chosen, py::arg("marks").noconvert(), py::arg("index").noconvert(),
+             py::arg("chosen").noconvert());
 }
 
 }  // namespace plr_data

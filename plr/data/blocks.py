@@ -6,9 +6,12 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
+import numpy as np
 import polars as pl
 
-__all__ = ["BLOCK", "by_blocks", "in_threads"]
+from plr.data.compiled import _cpp
+
+__all__ = ["BLOCK", "by_blocks", "in_threads", "mark"]
 
 BLOCK = 1 << 18
 _Part = TypeVar("_Part")
@@ -30,3 +33,11 @@ def in_threads(function: Callable[[_Part], _Result], parts: Iterable[_Part]) -> 
         return [function(part) for part in parts]
     with ThreadPoolExecutor(pl.thread_pool_size()) as pool:
         return list(pool.map(function, parts))
+
+
+def mark(marks: np.ndarray, index: np.ndarray, chosen: np.ndarray | None = None) -> None:
+    """Set ``marks`` (bool [M]) at every ``index`` (int32 or uint32 [N]), or at those ``chosen`` (bool [N])."""
+    if _cpp is None:
+        marks[index if chosen is None else index[chosen]] = True
+    else:
+        _cpp.mark(marks, index.view(np.uint32), chosen)

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from plr.data.blocks import by_blocks
+from plr.data.blocks import by_blocks, mark
 from plr.data.compiled import _cpp
 from plr.data.readers import CompiledNumbering, IdSpace, Numbering, Source
 
@@ -201,7 +201,7 @@ def _rank(numbers: pl.Series, numbering: Numbering | CompiledNumbering) -> tuple
     ids, rank_of = numbering.ranked()
     used = np.zeros(len(ids), dtype=bool)
     for chunk in chunks:
-        used[chunk] = True
+        mark(used, chunk)
     if not used.all():  # lines that were left out had others
         in_use = np.empty_like(used)
         in_use[rank_of] = used

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from plr.data.blocks import BLOCK, by_blocks, in_threads
+from plr.data.blocks import BLOCK, by_blocks, in_threads, mark
 from plr.data.interactions import Interactions, gather, user_blocks
 
 __all__ = ["SPLITS", "Split", "default_cuts", "leave_one_out", "time_split"]
@@ -131,7 +131,7 @@ def _drop_items(
     seen = np.zeros(len(interactions.item_ids), dtype=bool)
 
     def see(block: slice) -> None:
-        seen[interactions.item[block][period[block] == 0]] = True
+        mark(seen, interactions.item[block], period[block] == 0)
 
     by_blocks(see, len(period))
     tally = _Tally(period, ~_is_first(interactions.offsets()))
