@@ -146,15 +146,17 @@ with open(sys.argv[1], "w") as file:
 """
 
 
-def measure(command: list[str], repeats: int) -> dict[str, Any]:
+def measure(command: list[str], repeats: int, makes: Path | None = None) -> dict[str, Any]:
     """Run a command several times; returns the least wall and processor seconds, the memory and what it printed.
 
-    A small process between starts it: the system counts the memory of the one that starts another as the other's.
+    The folder that it makes is removed before each time. A small process between starts it: the system counts the memory of the one that starts another as the other's.
     """
     runs, printed = [], ""
     with tempfile.TemporaryDirectory() as folder:
         usage = Path(folder) / "usage.json"
         for _ in range(repeats):
+            if makes is not None:
+                shutil.rmtree(makes, ignore_errors=True)
             launch = [sys.executable, "-S", "-E", "-c", LAUNCH, str(usage), *command]
             printed = subprocess.run(launch, stdout=subprocess.PIPE, env=_environment(), text=True, check=True).stdout
             runs.append(json.loads(usage.read_text()))
@@ -205,8 +207,8 @@ def bench(
         atomic_file(file, folder)
         tasks["recbole"] = [recbole, "-c", RECBOLE, str(folder)]
     for name, command in tasks.items():
-        times = repeats if name in ("polars_read", "plr_open", "import_only") else 1
-        result[name] = measure(command, times)
+        times = repeats if name in ("polars_read", "plr_prepare", "plr_open", "import_only") else 1
+        result[name] = measure(command, times, out if name == "plr_prepare" else None)
         printed = result[name].pop("printed", "")
         if name in ("plr_open", "plr_batches") and printed:
             result[name].update(json.loads(printed))
@@ -222,8 +224,8 @@ def bench(
 def markdown(results: list[dict[str, Any]]) -> str:
     """Return the table of a record."""
     lines = [
-        "| interactions | order | | wall s | processor s | × polars (processor) | peak GiB |",
-        "|---|---|---|---|---|---|---|",
+        "| interactions | order | | wall s | processor s | × polars (wall) | × polars (processor) | peak GiB |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     for result in results:
         reference = result["polars_read"]["processor_seconds"]
@@ -232,8 +234,9 @@ def markdown(results: list[dict[str, Any]]) -> str:
             if one is None or "failed" in one:
                 continue
             wall, busy = one["wall_seconds"], one["processor_seconds"]
+            ratios = f"{wall / result['polars_read']['wall_seconds']:.1f} | {busy / reference:.1f}"
             lines.append(
-                f"| {result['rows']:,} | {result['order']} | {name} | {wall:.2f} | {busy:.2f} | {busy / reference:.1f} "
+                f"| {result['rows']:,} | {result['order']} | {name} | {wall:.2f} | {busy:.2f} | {ratios} "
                 f"| {one['peak_bytes'] / 2**30:.2f} |"
             )
     lines += [
