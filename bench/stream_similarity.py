@@ -45,6 +45,7 @@ def similarity(path: Path) -> dict[str, Any]:
     states = torch.cat([outcome.states for outcome in outcomes])
     streams, steps = states.shape[1:3]
     return {
+        "trigger_std": config.trigger_std,
         "kl_weight": config.kl_weight,
         "contrastive_weight": config.contrastive_weight,
         "rows": len(states),
@@ -58,7 +59,7 @@ def main() -> None:
     """Measure, write and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", nargs="+", type=Path)
-    found = {f"{path.parent.name}/{path.name}": similarity(path) for path in parser.parse_args().runs}
+    found = {"/".join(path.parts[-2:]): similarity(path) for path in parser.parse_args().runs}
     write_metrics(RESULTS / "stream_similarity.json", found)
     print(json.dumps(found, indent=2))
 
