@@ -64,9 +64,10 @@ data_preparation(config, create_dataset(config))
 
 OPEN = """
 import json, sys, time
-import plr.data
+from pathlib import Path
+from plr.data import SequenceDataset, open_prepared
 start = time.perf_counter()
-dataset = plr.data.open_prepared(__import__("pathlib").Path(sys.argv[1]))
+dataset = open_prepared(Path(sys.argv[1]))
 opened = time.perf_counter() - start
 print(json.dumps({"open_seconds": opened, "interactions": len(dataset.items)}))
 """
@@ -74,11 +75,11 @@ print(json.dumps({"open_seconds": opened, "interactions": len(dataset.items)}))
 BATCHES = """
 import json, sys, time
 from pathlib import Path
-import plr.data
+from plr.data import LengthGroupedBatches, SequenceDataset, open_prepared
 start = time.perf_counter()
-dataset = plr.data.open_prepared(Path(sys.argv[1]))
+dataset = open_prepared(Path(sys.argv[1]))
 rows = dataset.rows("train", 50)
-batches = iter(plr.data.LengthGroupedBatches(rows.lengths, 2048, shuffle=True))
+batches = iter(LengthGroupedBatches(rows.lengths, 2048, shuffle=True))
 rows.batch(next(batches))
 first = time.perf_counter() - start
 count = size = number = 0
@@ -195,7 +196,7 @@ def bench(
     python = sys.executable
     result: dict[str, Any] = {"rows": rows, "order": order, "file_bytes": file.stat().st_size}
     tasks = {
-        "import_only": [python, "-c", "import plr.data"],
+        "import_only": [python, "-c", "import plr.cli, plr.prepare"],
         "polars_read": [python, "-c", POLARS, str(file)],
         "plr_prepare": [python, "-m", "plr.cli", "prepare", str(file), "--out", str(out)],
         "plr_open": [python, "-c", OPEN, str(out)],

@@ -22,8 +22,8 @@ from plr.data.readers.numbering import CompiledNumbering, Numbering, new_numberi
 __all__ = ["LISTED", "IdSpace", "LinesOf", "Skipped", "Source", "collect", "one_to_one", "open_plain", "unreadable"]
 
 _GZIP = b"\x1f\x8b"
-_BLOCK = 1_000_000  # rows
-_UNDER_WAY = 2  # blocks that may wait for their numbers while others are read
+_BLOCK = 250_000  # rows
+_UNDER_WAY = 4  # blocks that may wait for their numbers while others are read
 LISTED = 100
 """How many of the skipped lines are listed."""
 
