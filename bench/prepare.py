@@ -150,7 +150,8 @@ with open(sys.argv[1], "w") as file:
 def measure(command: list[str], repeats: int, makes: Path | None = None) -> dict[str, Any]:
     """Run a command several times; returns the least wall and processor seconds, the memory and what it printed.
 
-    The folder that it makes is removed before each time. A small process between starts it: the system counts the memory of the one that starts another as the other's.
+    The folder that it makes is removed before each time. A small process between starts it: the system counts the
+    memory of the one that starts another as the other's.
     """
     runs, printed = [], ""
     with tempfile.TemporaryDirectory() as folder:

@@ -45,7 +45,7 @@ STAGES = {
         for name in ("_one_unit", "repeated", "_single_interaction_users", "_times", "_size")
     ],
     "writing": ["plr.data.pipeline:save_prepared"],
-    "hashing what was written": ["plr.data.prepared:_sha256"],
+    "hashing what was written (threads)": ["plr.data.prepared:_sha256"],
 }
 READ = """
 import json, sys, time, polars

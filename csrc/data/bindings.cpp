@@ -32,20 +32,22 @@ class Column {
     schema.release(&schema);
     if (format != "vu") throw std::invalid_argument("strings must come as Arrow string views, got format " + format);
     while (true) {
-      ArrowArray part{};
-      check(stream, stream->get_next(stream, &part));
-      if (part.release == nullptr) break;
-      parts.push_back(part);
-      length += part.length;
+      parts.emplace_back();
+      check(stream, stream->get_next(stream, &parts.back()));
+      if (parts.back().release == nullptr) break;
+      length += parts.back().length;
     }
+    parts.pop_back();
   }
-  ~Column() {
-    for (ArrowArray& part : parts) part.release(&part);
-  }
-  Column(const Column&) = delete;
-  Column& operator=(const Column&) = delete;
 
-  std::vector<ArrowArray> parts;
+  struct Part : ArrowArray {
+    Part() : ArrowArray{} {}
+    Part(Part&& other) noexcept : ArrowArray(other) { other.release = nullptr; }
+    ~Part() {
+      if (release != nullptr) release(this);
+    }
+  };
+  std::vector<Part> parts;
   int64_t length = 0;
 
  private:

@@ -28,7 +28,7 @@ UserOrder::UserOrder(const InputColumns& columns, int64_t length, int64_t users,
       with_time_(columns.time != nullptr),
       with_positive_(columns.positive != nullptr),
       records_(length) {
-  if (length > INT32_MAX) throw std::length_error("more than 2^31 - 1 interactions");
+  if (length > UINT32_MAX) throw std::length_error("more than 2^32 - 1 interactions");
   while ((users >> shift_) > std::clamp<int64_t>(length / fair_part, 1, most_parts)) ++shift_;
   const int64_t parts = (users >> shift_) + 1;
   const plr_kernels::Threads run(threads, work_of_one * static_cast<double>(length));

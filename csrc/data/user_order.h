@@ -20,7 +20,7 @@ using InputColumns = Columns<const int32_t, const int64_t, const bool>;
 using OutputColumns = Columns<int32_t, int64_t, bool>;
 
 // Two passes, each of which reads and writes one stretch of memory after the other: into parts of consecutive users that
-// fit into the cache, then each part by itself. N < 2^31. The result does not depend on the number of threads.
+// fit into the cache, then each part by itself. N < 2^32. The result does not depend on the number of threads.
 class UserOrder {
  public:
   // The first pass; the columns are not needed afterwards.
