@@ -65,7 +65,8 @@ def stream_attention(streams: int, dim: int, element_size: int, device: torch.de
     block_p = 64 if row <= 256 else 32 if row <= 512 else 16
     if backward:  # five products instead of two, and twice the registers
         block_m, block_p = min(block_m, 32), min(block_p, 64 if row <= 128 else 32)
-    return options(4, 2 if row <= 1024 else 1, BLOCK_M=block_m, BLOCK_P=block_p, BLOCK_D=block_d)
+    warps = min(max(block_m * row // 1024, 4), 16)  # a KiB of queries each: with more, registers spill
+    return options(warps, 2 if row <= 1024 else 1, BLOCK_M=block_m, BLOCK_P=block_p, BLOCK_D=block_d)
 
 
 def split(loop_blocks: int, owners: int, wanted: int) -> tuple[int, int]:
@@ -87,13 +88,28 @@ _SCORE_TILES: Final = (
 )
 
 
+def _float32_tile(group: int, dim: int, gradient: bool) -> tuple[int, int, int]:
+    """How many entries a program owns and visits at a time, and columns of its gradient, of float32 numbers.
+
+    At "highest" products are no matrix instructions: each thread holds a row and a column of its operands, all of the
+    32 columns of a piece or all visited entries, and larger tiles spill, by kilobytes where nothing is cut up. At
+    "high" an operand is split in two, which takes twice the registers and, uncut, more shared memory than there is.
+    """
+    if group > 32:
+        return 16, 16, 64
+    precision = torch.get_float32_matmul_precision()
+    block_d = min(power_of_two(dim, 16), WIDEST_BLOCK if precision == "medium" else 128)
+    owned = 32 if gradient and precision == "highest" and block_d > 64 else 64
+    return owned, 32 if gradient or group > 16 else 64, block_d
+
+
 def _score_tile(
-    group: int, dim: int, element_size: int, device: torch.device, owned: int, visited: int
+    group: int, dim: int, element_size: int, device: torch.device, owned: int, visited: int, gradient: bool
 ) -> tuple[int, int, Options]:
     """The largest tile of scores whose operands fit into shared memory, all D columns at once where D <= 256.
 
-    Wider rows, and groups of more than 32 states, are read in pieces of 64 columns, and their gradients computed in
-    blocks of columns, with the scores anew for each.
+    Wider rows, and groups of more than 32 states, are read in pieces of columns, and their gradients computed in blocks
+    of columns, with the scores anew for each. So is all of float32.
 
     Args:
         group: the number of states in a group.
@@ -102,6 +118,7 @@ def _score_tile(
         device: where the kernel runs.
         owned: the most entries that a program may own.
         visited: the most entries to visit at a time.
+        gradient: whether the program sums a gradient, `owned` × BLOCK_D numbers.
 
     Returns:
         How many entries a program owns, how many it visits at a time, and the other options.
@@ -110,9 +127,13 @@ def _score_tile(
     if TRITON_INTERPRETED:
         block_d = power_of_two(dim, 16) if dim <= 32 else 32
         return 64, 128, options(4, 1, GROUP=group, BLOCK_D=block_d, PIECE=32)
+    piece = 64 if element_size == 2 else 32
+    if element_size == 4:
+        owned, visited, block_d = _float32_tile(group, dim, gradient)
+        return owned, visited, options(8, 2, GROUP=group, BLOCK_D=block_d, PIECE=piece)
     if dim > WIDEST_BLOCK or group > 32:
-        block_d = 64 if group > 32 or element_size == 4 else 128
-        return 64, 32, options(8, 2, GROUP=group, BLOCK_D=block_d, PIECE=64)
+        block_d = 64 if group > 32 else 128
+        return 64, 32, options(8, 2, GROUP=group, BLOCK_D=block_d, PIECE=piece)
     block_d = power_of_two(dim, 16)
     row = block_d * element_size
     fitting = [
@@ -123,7 +144,7 @@ def _score_tile(
         and (tile[0] + tile[3] * tile[1]) * row + tile[0] * tile[1] * element_size <= shared_memory(device)
     ]
     owned, visited, warps, stages = fitting[0]
-    return owned, visited, options(warps, stages, GROUP=group, BLOCK_D=block_d, PIECE=64)
+    return owned, visited, options(warps, stages, GROUP=group, BLOCK_D=block_d, PIECE=block_d)
 
 
 def score_forward(group: int, dim: int, element_size: int, device: torch.device) -> Options:
@@ -131,7 +152,7 @@ def score_forward(group: int, dim: int, element_size: int, device: torch.device)
 
     64 where the means of groups need registers too.
     """
-    rows, items, others = _score_tile(group, dim, element_size, device, 128, 128 if group == 1 else 64)
+    rows, items, others = _score_tile(group, dim, element_size, device, 128, 128 if group == 1 else 64, False)
     return {**others, "BLOCK_R": max(rows, others["GROUP"]), "BLOCK_V": items}
 
 
@@ -159,7 +180,7 @@ def states_gradient(group: int, dim: int, element_size: int, device: torch.devic
     """A program owns rows of states and visits items."""
     owned = _gradient_owned(element_size, device)
     visited = 32 if owned == 128 or group > 16 else 64  # the means of large groups need registers too
-    rows, items, others = _score_tile(group, dim, element_size, device, owned, visited)
+    rows, items, others = _score_tile(group, dim, element_size, device, owned, visited, True)
     return {**others, "BLOCK_R": max(rows, others["GROUP"]), "BLOCK_V": items}
 
 
@@ -167,7 +188,7 @@ def items_gradient(group: int, dim: int, element_size: int, device: torch.device
     """A program owns items and visits rows of states, 32 where 64 make registers spill."""
     visited = 32 if _reads_shared_memory(device) else 64
     owned = _gradient_owned(element_size, device)
-    items, rows, others = _score_tile(group, dim, element_size, device, owned, visited)
+    items, rows, others = _score_tile(group, dim, element_size, device, owned, visited, True)
     return {**others, "BLOCK_R": max(rows, others["GROUP"]), "BLOCK_V": items}
 
 

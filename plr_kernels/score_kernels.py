@@ -56,11 +56,11 @@ def _products(
     BLOCK_D: tl.constexpr,
     PIECE: tl.constexpr,
 ):
-    """All products of two blocks of vectors, from their tiles where these hold all D columns, else in pieces.
+    """All products of two blocks of vectors, from their tiles where a PIECE is all D columns, else in pieces.
 
     Of each block: the address, each vector's offset, whether it exists, and the distance between columns.
     """
-    if D <= BLOCK_D:
+    if D <= PIECE:
         products = tl.dot(left_tile, tl.trans(right_tile), input_precision=PRECISION)
     else:
         products = tl.zeros([left_offsets.shape[0], right_offsets.shape[0]], tl.float32)

@@ -479,6 +479,11 @@ def _check_dim(query: Tensor) -> None:
         )
 
 
+def _precision(dim: int) -> str:
+    """How float32 numbers are multiplied: heads of more than 128 columns exactly, since tf32 has no room for them."""
+    return "ieee" if dim > 128 else dot_precision()
+
+
 def _lengths_arguments(prefix_lengths: Tensor | None) -> tuple[Tensor | None, int]:
     return prefix_lengths, 0 if prefix_lengths is None else prefix_lengths.stride(0)
 
@@ -528,7 +533,7 @@ def forward(
             prefix_key.shape[2],
             stream_key.shape[3],
             D=dim,
-            PRECISION=dot_precision(),
+            PRECISION=_precision(dim),
             **options,
         )
     return output, log_sums
@@ -584,7 +589,7 @@ def backward(
             stream_key.shape[3],
             D=dim,
             PREFIX=(needs[1] or needs[2]) and stream_blocks == 1,
-            PRECISION=dot_precision(),
+            PRECISION=_precision(dim),
             **options,
         )
         if split_prefix and prefix > 0:
@@ -601,7 +606,7 @@ def backward(
                 streams,
                 prefix,
                 D=dim,
-                PRECISION=dot_precision(),
+                PRECISION=_precision(dim),
                 **options,
             )
     return gradients

@@ -76,8 +76,7 @@ def describe(value):
     return "-".join([getattr(function, "__name__", f"sm_{value}"), *(f"{k}={v}" for k, v in options.items())])
 
 
-@pytest.mark.parametrize(("run", "capability"), CASES, ids=describe)
-def test_binary(run, capability):
+def check(run, capability, matrix_instructions=True):
     with recorded_launches(capability) as launches:
         run()
     assert launches
@@ -86,4 +85,33 @@ def test_binary(run, capability):
         assert binary.registers <= 255, binary
         assert binary.stack == 0, binary
         assert binary.shared <= SHARED_MEMORY[capability], binary
-        assert binary.has_matrix_instructions == (binary.name not in WITHOUT_PRODUCTS), binary
+        has_products = matrix_instructions and binary.name not in WITHOUT_PRODUCTS
+        assert binary.has_matrix_instructions == has_products, binary
+
+
+@pytest.mark.parametrize(("run", "capability"), CASES, ids=describe)
+def test_binary(run, capability):
+    check(run, capability)
+
+
+@pytest.mark.parametrize(
+    ("run", "precision"),
+    [
+        (stream_attention, "highest"),
+        (functools.partial(stream_attention, dim=256), "highest"),
+        (pairwise_kl, "highest"),
+        (pairwise_kl, "high"),
+        (functools.partial(pairwise_kl, group=25), "highest"),
+        (functools.partial(pairwise_kl, dim=64), "highest"),
+        (info_nce, "highest"),
+        (top_items, "highest"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else describe(value),
+)
+def test_float32_binary(run, precision):
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision(precision)
+    try:
+        check(functools.partial(run, dtype=torch.float32), 90, matrix_instructions=precision != "highest")
+    finally:
+        torch.set_float32_matmul_precision(before)
