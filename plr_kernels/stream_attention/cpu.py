@@ -7,6 +7,7 @@ from plr_kernels import _cpp
 from plr_kernels.extension import new_gradient, resources, type_name
 from plr_kernels.stream_attention.keep_mask import dropout_threshold
 
+_Inputs = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]  # query, prefix_key, prefix_value, stream_key, stream_value
 # Address, and the strides of batch, heads, streams or prefix entries, and a stream's own entries.
 _Strided = tuple[int, int, int, int, int]
 
@@ -27,7 +28,7 @@ class _Call:
 
     def __init__(
         self,
-        inputs: tuple[Tensor, Tensor, Tensor, Tensor, Tensor],
+        inputs: _Inputs,
         prefix_lengths: Tensor | None,
         seed: Tensor | None,
         scale: float,
@@ -49,40 +50,30 @@ class _Call:
 
 
 def forward(
-    query: Tensor,
-    prefix_key: Tensor,
-    prefix_value: Tensor,
-    stream_key: Tensor,
-    stream_value: Tensor,
+    inputs: _Inputs,
     prefix_lengths: Tensor | None,
     scale: float,
     dropout_p: float,
     seed: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
     """The output, and log2 of every softmax' sum: float32 [B, H, M]."""
-    inputs = (query, prefix_key, prefix_value, stream_key, stream_value)
-    log_sums = torch.empty(query.shape[:3], dtype=torch.float32)
+    log_sums = torch.empty(inputs[0].shape[:3], dtype=torch.float32)
     return _output(inputs, prefix_lengths, scale, dropout_p, seed, log_sums.data_ptr()), log_sums
 
 
 def output(
-    query: Tensor,
-    prefix_key: Tensor,
-    prefix_value: Tensor,
-    stream_key: Tensor,
-    stream_value: Tensor,
+    inputs: _Inputs,
     prefix_lengths: Tensor | None,
     scale: float,
     dropout_p: float,
     seed: Tensor | None,
 ) -> Tensor:
     """The first result of `forward` alone."""
-    inputs = (query, prefix_key, prefix_value, stream_key, stream_value)
     return _output(inputs, prefix_lengths, scale, dropout_p, seed, log_sums=0)
 
 
 def _output(
-    inputs: tuple[Tensor, Tensor, Tensor, Tensor, Tensor],
+    inputs: _Inputs,
     prefix_lengths: Tensor | None,
     scale: float,
     dropout_p: float,
@@ -99,11 +90,7 @@ def _output(
 
 def backward(
     output_gradient: Tensor,
-    query: Tensor,
-    prefix_key: Tensor,
-    prefix_value: Tensor,
-    stream_key: Tensor,
-    stream_value: Tensor,
+    inputs: _Inputs,
     prefix_lengths: Tensor | None,
     seed: Tensor | None,
     log_sums: Tensor,
@@ -116,9 +103,8 @@ def backward(
     `log_sums` is not read: a row of scores is computed anew as a whole, and the probabilities that follow from its own
     largest score and sum are those of the forward pass to the bit, not to the rounding of a logarithm.
     """
-    inputs = (query, prefix_key, prefix_value, stream_key, stream_value)
     gradients = tuple(new_gradient(tensor, wanted) for tensor, wanted in zip(inputs, needs, strict=True))
-    if query.numel() == 0:
+    if inputs[0].numel() == 0:
         return tuple(gradient.zero_() for gradient in gradients)
     call = _Call(inputs, prefix_lengths, seed, scale, dropout_p)
     output_gradient = _with_plain_columns(output_gradient)

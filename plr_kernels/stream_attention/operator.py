@@ -29,28 +29,15 @@ torch.library.define(
 torch.library.impl("plr_kernels::stream_attention", "CompositeImplicitAutograd")(reference.stream_attention)
 
 
+# Query, prefix_key, prefix_value, stream_key and stream_value, as they travel through the backends.
+_Inputs = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
+
+
 def _run_reference(
-    query: Tensor,
-    prefix_key: Tensor,
-    prefix_value: Tensor,
-    stream_key: Tensor,
-    stream_value: Tensor,
-    prefix_lengths: Tensor | None,
-    scale: float,
-    dropout_p: float,
-    seed: Tensor | None,
+    inputs: _Inputs, prefix_lengths: Tensor | None, scale: float, dropout_p: float, seed: Tensor | None
 ) -> Tensor:
-    return torch.ops.plr_kernels.stream_attention(
-        raised(query),
-        raised(prefix_key),
-        raised(prefix_value),
-        raised(stream_key),
-        raised(stream_value),
-        prefix_lengths,
-        scale,
-        dropout_p,
-        seed,
-    ).to(query.dtype)
+    operator = torch.ops.plr_kernels.stream_attention
+    return operator(*map(raised, inputs), prefix_lengths, scale, dropout_p, seed).to(inputs[0].dtype)
 
 
 @torch.library.custom_op("plr_kernels::stream_attention_forward", mutates_args=())
@@ -67,9 +54,8 @@ def _forward(
     backend: str,
 ) -> tuple[Tensor, Tensor]:
     """The output, and for the backward pass log2 of the sum of every softmax, float32 [B, H, M]."""
-    return fused_module("stream_attention", backend).forward(
-        query, prefix_key, prefix_value, stream_key, stream_value, prefix_lengths, scale, dropout_p, seed
-    )
+    inputs = (query, prefix_key, prefix_value, stream_key, stream_value)
+    return fused_module("stream_attention", backend).forward(inputs, prefix_lengths, scale, dropout_p, seed)
 
 
 @_forward.register_fake
@@ -94,20 +80,9 @@ def _backward(
     backend: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """The gradients of the five tensors; an empty tensor for one that is not needed."""
-    return fused_module("stream_attention", backend).backward(
-        output_gradient,
-        query,
-        prefix_key,
-        prefix_value,
-        stream_key,
-        stream_value,
-        prefix_lengths,
-        seed,
-        log_sums,
-        scale,
-        dropout_p,
-        needs,
-    )
+    inputs = (query, prefix_key, prefix_value, stream_key, stream_value)
+    kernels = fused_module("stream_attention", backend)
+    return kernels.backward(output_gradient, inputs, prefix_lengths, seed, log_sums, scale, dropout_p, needs)
 
 
 @_backward.register_fake
@@ -140,12 +115,12 @@ def _save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, 
 
 def _gradients(ctx: Any, output_gradient: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
     needs = list(ctx.needs_input_grad[:5])
-    arguments = (output_gradient, *ctx.saved_tensors, ctx.scale, ctx.dropout_p, needs)
-    read = arguments[:6]
+    inputs, others = ctx.saved_tensors[:5], (*ctx.saved_tensors[5:], ctx.scale, ctx.dropout_p, needs)
+    read = (output_gradient, *inputs)
     if ctx.backend == "cpp" and dispatcher_is_idle(*read) and not autograd_records(*read):
-        gradients = fused_module("stream_attention", "cpp").backward(*arguments)
+        gradients = fused_module("stream_attention", "cpp").backward(output_gradient, inputs, *others)
     else:
-        gradients = torch.ops.plr_kernels.stream_attention_backward(*arguments, ctx.backend)
+        gradients = torch.ops.plr_kernels.stream_attention_backward(*read, *others, ctx.backend)
     wanted = [gradient if needed else None for gradient, needed in zip(gradients, needs, strict=True)]
     return *wanted, None, None, None, None, None
 
@@ -158,8 +133,8 @@ class _PastDispatcher(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, Tensor]:
-        *tensors, prefix_lengths, seed, scale, dropout_p, backend = inputs
-        outputs = fused_module("stream_attention", backend).forward(*tensors, prefix_lengths, scale, dropout_p, seed)
+        prefix_lengths, seed, scale, dropout_p, backend = inputs[5:]
+        outputs = fused_module("stream_attention", backend).forward(inputs[:5], prefix_lengths, scale, dropout_p, seed)
         _save_for_backward(ctx, inputs, outputs)
         return outputs
 
@@ -170,28 +145,10 @@ class _PastDispatcher(torch.autograd.Function):
 
 def _run_fused(backend: str) -> Callable[..., Tensor]:
     def run(
-        query: Tensor,
-        prefix_key: Tensor,
-        prefix_value: Tensor,
-        stream_key: Tensor,
-        stream_value: Tensor,
-        prefix_lengths: Tensor | None,
-        scale: float,
-        dropout_p: float,
-        seed: Tensor | None,
+        inputs: _Inputs, prefix_lengths: Tensor | None, scale: float, dropout_p: float, seed: Tensor | None
     ) -> Tensor:
-        return torch.ops.plr_kernels.stream_attention_forward(
-            query,
-            prefix_key,
-            prefix_value,
-            stream_key,
-            stream_value,
-            prefix_lengths,
-            seed,
-            scale,
-            dropout_p,
-            backend,
-        )[0]
+        operator = torch.ops.plr_kernels.stream_attention_forward
+        return operator(*inputs, prefix_lengths, seed, scale, dropout_p, backend)[0]
 
     return run
 
@@ -200,22 +157,13 @@ _run_cpp_by_dispatcher = _run_fused("cpp")
 
 
 def _run_cpp(
-    query: Tensor,
-    prefix_key: Tensor,
-    prefix_value: Tensor,
-    stream_key: Tensor,
-    stream_value: Tensor,
-    prefix_lengths: Tensor | None,
-    scale: float,
-    dropout_p: float,
-    seed: Tensor | None,
+    inputs: _Inputs, prefix_lengths: Tensor | None, scale: float, dropout_p: float, seed: Tensor | None
 ) -> Tensor:
-    inputs = (query, prefix_key, prefix_value, stream_key, stream_value)
     if not dispatcher_is_idle(*inputs):
-        return _run_cpp_by_dispatcher(*inputs, prefix_lengths, scale, dropout_p, seed)
+        return _run_cpp_by_dispatcher(inputs, prefix_lengths, scale, dropout_p, seed)
     if autograd_records(*inputs):
         return _PastDispatcher.apply(*inputs, prefix_lengths, seed, scale, dropout_p, "cpp")[0]
-    return fused_module("stream_attention", "cpp").output(*inputs, prefix_lengths, scale, dropout_p, seed)
+    return fused_module("stream_attention", "cpp").output(inputs, prefix_lengths, scale, dropout_p, seed)
 
 
 # Backend name -> implementation with the signature of _run_reference.
@@ -307,15 +255,6 @@ def stream_attention(
     seed_tensor = _checked_seed(seed, query) if dropout_p > 0 else None
 
     run = resolve("stream_attention", IMPLEMENTATIONS, query)
+    inputs = (query, prefix_key, prefix_value, stream_key, stream_value)
     with no_autocast(query):
-        return run(
-            query,
-            prefix_key,
-            prefix_value,
-            stream_key,
-            stream_value,
-            prefix_lengths,
-            scale,
-            dropout_p,
-            seed_tensor,
-        )
+        return run(inputs, prefix_lengths, scale, dropout_p, seed_tensor)

@@ -493,17 +493,14 @@ def _dropout_arguments(seed: Tensor | None, dropout_p: float) -> tuple[Tensor | 
 
 
 def forward(
-    query: Tensor,
-    prefix_key: Tensor,
-    prefix_value: Tensor,
-    stream_key: Tensor,
-    stream_value: Tensor,
+    inputs: tuple[Tensor, Tensor, Tensor, Tensor, Tensor],
     prefix_lengths: Tensor | None,
     scale: float,
     dropout_p: float,
     seed: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
     """The output and, for the backward pass, log2 of every softmax' sum: float32 [B, H, M]."""
+    query, prefix_key, prefix_value, stream_key, stream_value = inputs
     _check_dim(query)
     batch, heads, streams, dim = query.shape
     output = query.new_empty(query.shape)
@@ -541,11 +538,7 @@ def forward(
 
 def backward(
     output_gradient: Tensor,
-    query: Tensor,
-    prefix_key: Tensor,
-    prefix_value: Tensor,
-    stream_key: Tensor,
-    stream_value: Tensor,
+    inputs: tuple[Tensor, Tensor, Tensor, Tensor, Tensor],
     prefix_lengths: Tensor | None,
     seed: Tensor | None,
     log_sums: Tensor,
@@ -554,9 +547,9 @@ def backward(
     needs: list[bool],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """The gradients of the five tensors; an empty tensor for one that is not needed."""
+    query, prefix_key, prefix_value, stream_key, stream_value = inputs
     batch, heads, streams, dim = query.shape
     prefix = prefix_key.shape[2]
-    inputs = (query, prefix_key, prefix_value, stream_key, stream_value)
     gradients = tuple(new_gradient(tensor, wanted) for tensor, wanted in zip(inputs, needs, strict=True))
     if query.numel() == 0:
         return tuple(gradient.zero_() for gradient in gradients)

@@ -27,8 +27,9 @@ def stream_attention(streams=4, dim=128, prefix=50, dtype=torch.bfloat16):
     kernels = fused_module("stream_attention", "triton")
     query, shared, own = (meta(2048, 2, *sizes, dim, dtype=dtype) for sizes in ((streams,), (prefix,), (streams, 3)))
     lengths, seed = meta(2048, dtype=torch.int64), meta(dtype=torch.int64)
-    output, log_sums = kernels.forward(query, shared, shared, own, own, lengths, 0.1, 0.3, seed)
-    kernels.backward(output, query, shared, shared, own, own, lengths, seed, log_sums, 0.1, 0.3, [True] * 5)
+    inputs = (query, shared, shared, own, own)
+    output, log_sums = kernels.forward(inputs, lengths, 0.1, 0.3, seed)
+    kernels.backward(output, inputs, lengths, seed, log_sums, 0.1, 0.3, [True] * 5)
 
 
 def pairwise_kl(group=4, dim=256, dtype=torch.bfloat16):
