@@ -125,8 +125,8 @@ def _score_tile(
     """
     group = power_of_two(group)
     if TRITON_INTERPRETED:
-        block_d = power_of_two(dim, 16) if dim <= 32 else 32
-        return 64, 128, options(4, 1, GROUP=group, BLOCK_D=block_d, PIECE=32)
+        block_d = min(power_of_two(dim, 16), 64 if element_size == 4 else 32)
+        return 64, 128, options(4, 1, GROUP=group, BLOCK_D=block_d, PIECE=16)
     piece = 64 if element_size == 2 else 32
     if element_size == 4:
         owned, visited, block_d = _float32_tile(group, dim, gradient)
