@@ -40,6 +40,10 @@ __attribute__((always_inline)) inline void fetch(const char* address) { __builti
 __attribute__((always_inline)) inline void fetch(const char* data, int64_t bytes) {
   for (int64_t offset = 0; offset < bytes; offset += kCacheLine) fetch(data + offset);
 }
+// Memory that will be written. Stores wait for their line one after the other, and what reads newer stores waits too.
+__attribute__((always_inline)) inline void fetch_for_writing(const char* data, int64_t bytes) {
+  for (int64_t offset = 0; offset < bytes; offset += kCacheLine) __builtin_prefetch(data + offset, 1, 3);
+}
 
 // Rows that are about to be read, and those that will be read next. A pair's rows are few and soon over, too soon for the
 // CPU to see by itself where reading goes on: so whoever uses a row fetches the one that comes `distance` <= `count` rows
@@ -55,6 +59,11 @@ struct Rows {
   // The rows to be fetched from row `index` on, which is either below before_next() or not.
   Source fetched_from(int64_t index) const {
     return index < before_next() ? source.from(index + distance) : next.from(index + distance - count);
+  }
+  // Whether the rows to be fetched from row `index` on, `rows` of them with `row_bytes` each, lie one behind the other.
+  bool fetched_in_one(int64_t index, int64_t rows, int64_t row_bytes) const {
+    const bool in_next = index >= before_next();
+    return (in_next ? next : source).stride == row_bytes && (in_next || index + rows <= before_next());
   }
   Rows from(int64_t index) const { return {source.from(index), count - index, next, distance}; }
 };
@@ -158,10 +167,11 @@ inline void raise_rows(const AttentionCall& call, const Strided& tensor, const P
 
 // ------------------------------------------------------------------------------------------ products with rows
 
-// Lane by lane, the products of Streams rows of `left` with the given rows, summed over the columns. Fetches as many rows.
+// Lane by lane, the products of Streams rows of `left` with the given rows, summed over the columns. With each of their
+// columns, fetches what lies `fetched_step` times as far from `fetched`.
 template <DataType type, int Streams, int Entries>
 inline void dot_tile(const float* left, int64_t left_stride, const char* const* rows, const char* const* fetched,
-                     int64_t dim, Vector* sums, int sums_stride) {
+                     int64_t fetched_step, int64_t dim, Vector* sums, int sums_stride) {
   Vector tile[Streams][Entries];
 #pragma GCC unroll 4
   for (int i = 0; i < Streams; ++i) {
@@ -174,7 +184,7 @@ inline void dot_tile(const float* left, int64_t left_stride, const char* const* 
 #pragma GCC unroll 4
     for (int j = 0; j < Entries; ++j) {
       from_rows[j] = load_columns<type>(rows[j], column);
-      fetch(fetched[j] + column * plr_kernels::bytes_of(type));
+      fetch(fetched[j] + fetched_step * column * plr_kernels::bytes_of(type));
     }
 #pragma GCC unroll 4
     for (int i = 0; i < Streams; ++i) {
@@ -217,13 +227,19 @@ inline void dots_of_streams(const float* left, int64_t left_stride, const Rows& 
 #pragma GCC unroll 16
     for (int e = 0; e < kEntries; e += kInTile) {
       const char *tile_rows[kInTile], *fetched[kInTile];
+      const int64_t first_entry = smaller(first + e, entries - 1);
+      // Line after line where that can be: memory answers sooner than to one line of each row in turn.
+      const bool in_one = first_visit && rows.fetched_in_one(first_entry, kInTile, dim * plr_kernels::bytes_of(type));
 #pragma GCC unroll 4
       for (int j = 0; j < kInTile; ++j) {
-        const int64_t entry = smaller(first + e + j, entries - 1);
+        const int64_t entry = smaller(first_entry + j, entries - 1);
         tile_rows[j] = rows.source.row(entry);
-        fetched[j] = first_visit ? rows.fetched_from(entry).data : tile_rows[j];
+        fetched[j] = in_one        ? rows.fetched_from(first_entry).data + j * kLanes * plr_kernels::bytes_of(type)
+                     : first_visit ? rows.fetched_from(entry).data
+                                   : tile_rows[j];
       }
-      dot_tile<type, Streams, kInTile>(left, left_stride, tile_rows, fetched, dim, sums + e, kEntries);
+      dot_tile<type, Streams, kInTile>(left, left_stride, tile_rows, fetched, in_one ? kInTile : 1, dim, sums + e,
+                                       kEntries);
     }
     alignas(64) float numbers[kLanes];
     store(numbers, sums_of_lanes(sums) * broadcast(factor));
@@ -289,7 +305,7 @@ inline void own_dots(const AttentionCall& call, const Strided& tensor, const Pai
       }
       const char* row = entries_of(call, tensor, streams, stream).row(entry);
       const char* next_row = row + ahead;
-      dot_tile<type, 1, 1>(left + stream * left_stride, left_stride, &row, &next_row, call.dim, sums + i, 1);
+      dot_tile<type, 1, 1>(left + stream * left_stride, left_stride, &row, &next_row, 1, call.dim, sums + i, 1);
       targets[i] = products + stream * products_stride + entry;
       if (++entry == call.own) {
         entry = 0;
@@ -654,6 +670,7 @@ void forward_of_pair(const AttentionCall& call, int64_t number, float* memory, v
     }
     return;
   }
+  fetch_for_writing(target, call.streams * row_bytes);
   all_scores<type>(call, pair, length, space);
   for (int64_t m = 0; m < call.streams; ++m) {
     float* row = space.weights + m * space.row_size;
