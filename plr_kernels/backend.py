@@ -40,6 +40,7 @@ def _why_no_triton() -> str | None:
 # Triton reads this variable when it is imported; with it, kernels run on CPU tensors too, for testing.
 TRITON_INTERPRETED: Final = os.environ.get("TRITON_INTERPRET") == "1"
 _MISSING: Final[dict[str, str | None]] = {"cpp": _why_no_cpp(), "triton": _why_no_triton()}
+CPP_IS_BUILT: Final = _MISSING["cpp"] is None
 
 
 def _missing(name: str) -> str | None:

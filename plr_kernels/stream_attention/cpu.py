@@ -11,6 +11,8 @@ _Inputs = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]  # query, prefix_key, pr
 # Address, and the strides of batch, heads, streams or prefix entries, and a stream's own entries.
 _Strided = tuple[int, int, int, int, int]
 
+_cpp.read_tensors(Tensor, torch.nn.Parameter)
+
 
 def _with_plain_columns(tensor: Tensor) -> Tensor:
     """The tensor with adjacent columns; copied only where they are not."""
@@ -21,6 +23,14 @@ def _strided(tensor: Tensor) -> _Strided:
     """A tensor from `_with_plain_columns` for the extension. The caller keeps it alive."""
     strides = tensor.stride()
     return tensor.data_ptr(), strides[0], strides[1], strides[2], strides[3] if len(strides) == 5 else 0
+
+
+def takes(*inputs: object) -> bool:
+    """Whether these are five plain tensors that fit together, can be read in place and have something to compute.
+
+    Also False where this PyTorch has no interface to read them by.
+    """
+    return _cpp.attention_operands(*inputs) is not None
 
 
 class _Call:
@@ -34,15 +44,18 @@ class _Call:
         scale: float,
         dropout_p: float,
     ) -> None:
-        query, prefix_key, _, stream_key, _ = inputs
-        self._inputs = [_with_plain_columns(tensor) for tensor in inputs]
+        self._inputs = inputs
+        operands = _cpp.attention_operands(*inputs)
+        if operands is None:
+            self._inputs = [_with_plain_columns(tensor) for tensor in inputs]
+            query, prefix_key, _, stream_key, _ = inputs
+            batch, heads, streams, dim = query.shape
+            sizes = (batch, heads, streams, prefix_key.shape[2], stream_key.shape[3], dim)
+            operands = _cpp.AttentionOperands(type_name(query.dtype), sizes, [*map(_strided, self._inputs)])
         self._lengths = None if prefix_lengths is None else prefix_lengths.to(torch.int64).contiguous()
-        batch, heads, streams, dim = query.shape
         self.arguments = (
             *resources(),
-            type_name(query.dtype),
-            (batch, heads, streams, prefix_key.shape[2], stream_key.shape[3], dim),
-            [_strided(tensor) for tensor in self._inputs],
+            operands,
             0 if self._lengths is None else self._lengths.data_ptr(),
             scale,
             None if seed is None else (seed.item(), dropout_threshold(dropout_p), 1 / (1 - dropout_p)),

@@ -4,9 +4,9 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, is_autocast_enabled
 
-from plr_kernels.backend import fused_module, resolve
+from plr_kernels.backend import CPP_IS_BUILT, fused_module, resolve
 from plr_kernels.checks import (
     check_device,
     check_dropout_p,
@@ -161,6 +161,12 @@ def _run_cpp(
 ) -> Tensor:
     if not dispatcher_is_idle(*inputs):
         return _run_cpp_by_dispatcher(inputs, prefix_lengths, scale, dropout_p, seed)
+    return _run_past_dispatcher(inputs, prefix_lengths, scale, dropout_p, seed)
+
+
+def _run_past_dispatcher(
+    inputs: _Inputs, prefix_lengths: Tensor | None, scale: float, dropout_p: float, seed: Tensor | None
+) -> Tensor:
     if autograd_records(*inputs):
         return _PastDispatcher.apply(*inputs, prefix_lengths, seed, scale, dropout_p, "cpp")[0]
     return fused_module("stream_attention", "cpp").output(inputs, prefix_lengths, scale, dropout_p, seed)
@@ -168,6 +174,20 @@ def _run_cpp(
 
 # Backend name -> implementation with the signature of _run_reference.
 IMPLEMENTATIONS = {"reference": _run_reference, "cpp": _run_cpp, "triton": _run_fused("triton")}
+
+
+def _is_plain(inputs: _Inputs) -> bool:
+    """Whether the backend "cpp" is to run on these as they are, and they pass the checks of the operator.
+
+    Found out with little Python, for the reason that direct.py gives. False says nothing: the checks will tell.
+    """
+    return (
+        dispatcher_is_idle(*inputs)
+        and not is_autocast_enabled("cpu")
+        and CPP_IS_BUILT
+        and fused_module("stream_attention", "cpp").takes(*inputs)
+        and resolve("stream_attention", IMPLEMENTATIONS, inputs[0]) is _run_cpp
+    )
 
 
 def _checked_seed(seed: int | Tensor | None, query: Tensor) -> Tensor:
@@ -229,20 +249,25 @@ def stream_attention(
         ValueError: a shape, a device or a value does not fit. On a GPU a length outside [0, P] fails
             asynchronously.
     """
-    query, prefix_key, prefix_value, stream_key, stream_value = floating_inputs(
-        query=query,
-        prefix_key=prefix_key,
-        prefix_value=prefix_value,
-        stream_key=stream_key,
-        stream_value=stream_value,
-    )
-    sizes: dict[str, int] = {}
-    check_shape("query", query, "B H M D", sizes)
-    check_shape("prefix_key", prefix_key, "B H P D", sizes)
-    check_shape("prefix_value", prefix_value, "B H P D", sizes)
-    check_shape("stream_key", stream_key, "B H M S D", sizes)
-    check_shape("stream_value", stream_value, "B H M S D", sizes)
-    check_not_empty("query", "D", sizes)
+    inputs = (query, prefix_key, prefix_value, stream_key, stream_value)
+    plain = _is_plain(inputs)
+    if plain:
+        sizes = {"B": query.shape[0], "P": prefix_key.shape[2]}
+    else:
+        query, prefix_key, prefix_value, stream_key, stream_value = floating_inputs(
+            query=query,
+            prefix_key=prefix_key,
+            prefix_value=prefix_value,
+            stream_key=stream_key,
+            stream_value=stream_value,
+        )
+        sizes = {}
+        check_shape("query", query, "B H M D", sizes)
+        check_shape("prefix_key", prefix_key, "B H P D", sizes)
+        check_shape("prefix_value", prefix_value, "B H P D", sizes)
+        check_shape("stream_key", stream_key, "B H M S D", sizes)
+        check_shape("stream_value", stream_value, "B H M S D", sizes)
+        check_not_empty("query", "D", sizes)
     if prefix_lengths is not None:
         check_integer("prefix_lengths", prefix_lengths, (torch.int32, torch.int64), "query", query)
         check_shape("prefix_lengths", prefix_lengths, "B", sizes)
@@ -254,6 +279,8 @@ def stream_attention(
     check_dropout_p(dropout_p)
     seed_tensor = _checked_seed(seed, query) if dropout_p > 0 else None
 
+    if plain:
+        return _run_past_dispatcher(inputs, prefix_lengths, scale, dropout_p, seed_tensor)
     run = resolve("stream_attention", IMPLEMENTATIONS, query)
     inputs = (query, prefix_key, prefix_value, stream_key, stream_value)
     with no_autocast(query):

@@ -15,6 +15,8 @@ from plr_kernels.stream_attention.keep_mask import attention_keep_mask
 from tests.plr_kernels.harness import DTYPES, STREAM_ATTENTION, Case, assert_accurate, evaluate, make_case
 from tests.plr_kernels.test_cpp import INSTRUCTION_SETS
 
+# PyTorch has had it since 2.10.
+READS_TENSORS = hasattr(torch.Tensor, "__dlpack_c_exchange_api__")
 on_every_instruction_set = pytest.mark.parametrize("instruction_set", INSTRUCTION_SETS)
 
 
@@ -28,6 +30,10 @@ def _on_cpp():
 def _instruction_set(request, monkeypatch):
     if "instruction_set" in request.fixturenames:
         monkeypatch.setattr(extension, "_instruction_set", request.getfixturevalue("instruction_set"))
+
+
+def plain_tensors(dtype=torch.float32, **sizes):
+    return [*make_case(STREAM_ATTENTION, STREAM_ATTENTION.small | sizes, dtype=dtype).tensors.values()]
 
 
 def check(dtype=torch.float32, **sizes):
@@ -101,13 +107,33 @@ def as_a_model_holds_it(case):
     return Case(tensors, case.options)
 
 
+@pytest.fixture(params=[True, False], ids=["tensors read", "tensors described"])
+def tensors_are_read(request, monkeypatch):
+    """Both ways in which the extension gets to know tensors; the first needs a new PyTorch."""
+    if not request.param:
+        monkeypatch.setattr(cpu._cpp, "attention_operands", lambda *_: None)
+    elif not READS_TENSORS:
+        pytest.skip("this PyTorch has no interface to read tensors by")
+    return request.param
+
+
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_the_memory_of_a_model_is_read_in_place(monkeypatch, dtype):
+def test_the_memory_of_a_model_is_read_in_place(monkeypatch, tensors_are_read, dtype):
     plain = make_case(STREAM_ATTENTION, STREAM_ATTENTION.large, dtype=dtype)
     case = as_a_model_holds_it(plain)
     addresses = []
-    strided = cpu._strided
-    monkeypatch.setattr(cpu, "_strided", lambda tensor: addresses.append(tensor.data_ptr()) or strided(tensor))
+    forward, backward = cpu._cpp.stream_attention_forward, cpu._cpp.stream_attention_backward
+
+    def recorded_forward(*arguments):
+        addresses.extend(arguments[2].addresses)
+        forward(*arguments)
+
+    def recorded_backward(*arguments):
+        addresses.extend([*arguments[2].addresses, arguments[-2][0]])
+        backward(*arguments)
+
+    monkeypatch.setattr(cpu._cpp, "stream_attention_forward", recorded_forward)
+    monkeypatch.setattr(cpu._cpp, "stream_attention_backward", recorded_backward)
     leaves = [tensor.detach().requires_grad_() for tensor in case.tensors.values()]
     output = stream_attention(*leaves, **case.options)
     output_gradient = torch.randn_like(output).transpose(0, 2).contiguous().transpose(0, 2)
@@ -122,6 +148,52 @@ def test_the_memory_of_a_model_is_read_in_place(monkeypatch, dtype):
         assert torch.equal(mine, theirs)
 
 
+def test_the_extension_reads_tensors(monkeypatch):
+    """Where PyTorch lets it: then the checks in Python have nothing to do."""
+    assert cpu.takes(*plain_tensors()) == READS_TENSORS
+    if not READS_TENSORS:
+        pytest.skip("this PyTorch has no interface to read tensors by")
+    parameters = [torch.nn.Parameter(tensor) for tensor in plain_tensors(torch.bfloat16)]
+    assert cpu.takes(*parameters)
+    assert cpu.takes(*plain_tensors(torch.float16, prefix=0, own=0))
+    case = make_case(STREAM_ATTENTION, STREAM_ATTENTION.small)
+    expected = stream_attention(**case.tensors, **case.options)
+    monkeypatch.setattr(operator, "floating_inputs", None)
+    assert torch.equal(stream_attention(**case.tensors, **case.options), expected)
+    with pytest.raises(TypeError, match="NoneType"), torch.autocast("cpu", torch.bfloat16):
+        stream_attention(**case.tensors, **case.options)
+
+
+class Subclass(torch.Tensor):
+    pass
+
+
+@pytest.mark.parametrize(
+    ("index", "change"),
+    [
+        (0, lambda tensor: tensor.double()),
+        (1, lambda tensor: tensor.half()),
+        (0, lambda tensor: tensor[..., 0]),
+        (0, lambda tensor: tensor[:, :, :0]),
+        (1, lambda tensor: tensor[:0]),
+        (2, lambda tensor: tensor[:, :, 1:]),
+        (3, lambda tensor: tensor[..., 1:]),
+        (4, lambda tensor: tensor[:, :, :, 1:]),
+        (4, lambda tensor: tensor[:, :, 0]),
+        (2, lambda tensor: tensor.mT.contiguous().mT),
+        (1, lambda tensor: tensor.to_sparse()),
+        (1, lambda tensor: tensor.to("meta")),
+        (3, lambda tensor: tensor.as_subclass(Subclass)),
+        (0, lambda tensor: tensor.tolist()),
+        (4, lambda tensor: None),
+    ],
+)
+def test_what_the_extension_does_not_read(index, change):
+    tensors = plain_tensors()
+    tensors[index] = change(tensors[index])
+    assert not cpu.takes(*tensors)
+
+
 def test_gradient_of_the_output_in_any_layout():
     case = make_case(STREAM_ATTENTION, STREAM_ATTENTION.large)
     leaves = [tensor.requires_grad_() for tensor in case.tensors.values()]
@@ -132,6 +204,16 @@ def test_gradient_of_the_output_in_any_layout():
     for layout in (torch.ones(()).expand_as(output), strided, ones.transpose(0, 3).contiguous().transpose(0, 3)):
         for mine, theirs in zip(torch.autograd.grad(output, leaves, layout, retain_graph=True), expected, strict=True):
             assert torch.equal(mine, theirs)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_tensors_that_are_described(monkeypatch, dtype):
+    """As to the extension where PyTorch does not let it read them."""
+    case = make_case(STREAM_ATTENTION, STREAM_ATTENTION.large, dtype=dtype)
+    expected = evaluate(stream_attention, case)
+    monkeypatch.setattr(cpu._cpp, "attention_operands", lambda *_: None)
+    for name, result in evaluate(stream_attention, case).items():
+        assert torch.equal(result, expected[name]), name
 
 
 def test_lengths_in_any_layout():
