@@ -46,6 +46,9 @@ struct AttentionGradients {
   void* prefix_value;
   void* stream_key;
   void* stream_value;
+  // Those of prefix and streams are written past the caches: they are float32, whole cache lines, and more than would
+  // still be there for the next reader.
+  bool past_cache = false;
 };
 
 // A thread's memory for one pair (b, h) at a time. Rows of numbers per entry have `row_size` numbers: first the prefix,

@@ -53,7 +53,7 @@ void info_nce_backward(const Run& run, const View& view1, const View& view2, int
 // output [B, H, M, D] in the type of the inputs; log_sums [B, H, M], log2 of every softmax' sum; null: not wanted.
 void stream_attention_forward(const Run& run, const AttentionCall& call, void* output, float* log_sums);
 void stream_attention_backward(const Run& run, const AttentionCall& call, const Strided& output_gradient,
-                               const AttentionGradients& wanted);
+                               AttentionGradients wanted);
 
 // scores and ids [states.rows, k], best first, ties to the smaller id; -inf and -1 where there are fewer candidates.
 void top_items(const Run& run, const Matrix& states, const Matrix& items, int64_t k, const ExcludedIds& excluded,

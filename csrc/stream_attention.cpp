@@ -1,6 +1,7 @@
 // Attention of streams to a shared prefix and to their own entries: one pair (b, h) after the other, each by one thread,
 // which alone writes all that the pair has. So nothing is added across threads.
 #include <algorithm>
+#include <cstdint>
 
 #include "attention.h"
 #include "buffer.h"
@@ -26,6 +27,27 @@ void visit_pairs(const Run& run, const AttentionCall& call, const Visit& visit) 
   });
 }
 
+// Whether the gradients are worth writing past the caches, and can be.
+bool fills_caches(const AttentionCall& call, const AttentionGradients& wanted) {
+  constexpr int64_t most_kept = int64_t{16} << 20;  // bytes: half of a common last cache
+  constexpr int64_t line = 64;
+  const int64_t row_bytes = call.dim * bytes_of(call.type);
+  const int64_t prefix_bytes = call.batch * call.heads * call.prefix * row_bytes;
+  const int64_t stream_bytes = call.batch * call.heads * call.streams * call.own * row_bytes;
+  int64_t bytes = 0;
+  bool aligned = row_bytes % line == 0;
+  const auto add = [&](const void* gradient, int64_t size) {
+    if (gradient == nullptr) return;
+    bytes += size;
+    aligned = aligned && reinterpret_cast<std::uintptr_t>(gradient) % line == 0;
+  };
+  add(wanted.prefix_key, prefix_bytes);
+  add(wanted.prefix_value, prefix_bytes);
+  add(wanted.stream_key, stream_bytes);
+  add(wanted.stream_value, stream_bytes);
+  return call.type == DataType::float32 && aligned && bytes > most_kept;
+}
+
 }  // namespace
 
 void stream_attention_forward(const Run& run, const AttentionCall& call, void* output, float* log_sums) {
@@ -35,7 +57,8 @@ void stream_attention_forward(const Run& run, const AttentionCall& call, void* o
 }
 
 void stream_attention_backward(const Run& run, const AttentionCall& call, const Strided& output_gradient,
-                               const AttentionGradients& wanted) {
+                               AttentionGradients wanted) {
+  wanted.past_cache = fills_caches(call, wanted);
   visit_pairs(run, call, [&](int64_t pair, float* memory) {
     run.kernels.attention_backward(call, pair, memory, output_gradient, wanted);
   });

@@ -40,6 +40,10 @@ __attribute__((always_inline)) inline void fetch(const char* address) { __builti
 __attribute__((always_inline)) inline void fetch(const char* data, int64_t bytes) {
   for (int64_t offset = 0; offset < bytes; offset += kCacheLine) fetch(data + offset);
 }
+// What is used so much later that only the second-level cache still has it then.
+__attribute__((always_inline)) inline void fetch_early(const char* data, int64_t bytes) {
+  for (int64_t offset = 0; offset < bytes; offset += kCacheLine) __builtin_prefetch(data + offset, 0, 2);
+}
 // Memory that will be written. Stores wait for their line one after the other, and what reads newer stores waits too.
 __attribute__((always_inline)) inline void fetch_for_writing(const char* data, int64_t bytes) {
   for (int64_t offset = 0; offset < bytes; offset += kCacheLine) __builtin_prefetch(data + offset, 1, 3);
@@ -476,8 +480,9 @@ inline void weighted_sums(const AttentionCall& call, const Rows& rows, const Str
 
 // ------------------------------------------------------------------------------------------ sums over streams
 
-// Rows [entries, dim] of the result: row e = Σ_m weights[m, e] left[m], Entries x Vectors Vectors of it.
-template <DataType type, int Entries, int Vectors>
+// Rows [entries, dim] of the result: row e = Σ_m weights[m, e] left[m], Entries x Vectors Vectors of it. With `past_cache`
+// they are whole cache lines of float32.
+template <DataType type, bool past_cache, int Entries, int Vectors>
 inline void outer_tile(int64_t streams, const float* weights, int64_t weights_stride, const float* left,
                        int64_t left_stride, int64_t column, int64_t dim, char* target, int64_t target_stride) {
   Vector tile[Entries][Vectors];
@@ -501,55 +506,65 @@ inline void outer_tile(int64_t streams, const float* weights, int64_t weights_st
   for (int i = 0; i < Entries; ++i) {
 #pragma GCC unroll 4
     for (int j = 0; j < Vectors; ++j) {
-      store_columns<type>(target + i * target_stride, column + j * kLanes, dim, tile[i][j]);
+      char* row = target + i * target_stride;
+      if constexpr (past_cache) {
+        store_past_cache(reinterpret_cast<float*>(row) + column + j * kLanes, tile[i][j]);
+      } else {
+        store_columns<type>(row, column + j * kLanes, dim, tile[i][j]);
+      }
     }
   }
 }
 
-template <DataType type, int Entries = kDotEntries>
+template <DataType type, bool past_cache, int Entries = kDotEntries>
 inline void outer_rows(int64_t entries, int64_t streams, const float* weights, int64_t weights_stride,
                        const float* left, int64_t left_stride, int64_t dim, char* target, int64_t target_stride) {
   if constexpr (Entries > 1) {
     if (entries < Entries) {
-      outer_rows<type, Entries - 1>(entries, streams, weights, weights_stride, left, left_stride, dim, target,
-                                    target_stride);
+      outer_rows<type, past_cache, Entries - 1>(entries, streams, weights, weights_stride, left, left_stride, dim,
+                                                target, target_stride);
       return;
     }
   }
   int64_t column = 0;
   for (; column + kSumVectors * kLanes <= dim; column += kSumVectors * kLanes) {
-    outer_tile<type, Entries, kSumVectors>(streams, weights, weights_stride, left, left_stride, column, dim, target,
-                                           target_stride);
+    outer_tile<type, past_cache, Entries, kSumVectors>(streams, weights, weights_stride, left, left_stride, column,
+                                                       dim, target, target_stride);
   }
   for (; column < dim; column += kLanes) {
-    outer_tile<type, Entries, 1>(streams, weights, weights_stride, left, left_stride, column, dim, target,
-                                 target_stride);
+    outer_tile<type, past_cache, Entries, 1>(streams, weights, weights_stride, left, left_stride, column, dim, target,
+                                             target_stride);
   }
 }
 
-// The gradient of the pair's prefix entries: Σ_m weights[m, e] left[m], and zeros from `length` on.
-template <DataType type>
-inline void prefix_gradient(const AttentionCall& call, int64_t pair, int64_t length, const float* weights,
+// The gradient of the pair's prefix entries in `tensor`: Σ_m weights[m, e] left[m], and zeros from `length` on. Nothing of
+// the pair is read from memory meanwhile, so the next pair's entries are.
+template <DataType type, bool past_cache>
+inline void prefix_gradient(const AttentionCall& call, const Strided& tensor, const Pair& pair, const float* weights,
                             int64_t weights_stride, const float* left, int64_t left_stride, void* gradient) {
-  const int64_t row_bytes = call.dim * plr_kernels::bytes_of(type);
-  char* target = static_cast<char*>(gradient) + pair * call.prefix * row_bytes;
+  const int64_t row_bytes = call.dim * plr_kernels::bytes_of(type), length = pair.length(call);
+  const Pair next = pair.next(call);
+  const Source next_rows = rows_of(call, tensor, next);
+  const int64_t fetched = smaller(length, next.length(call));
+  char* target = static_cast<char*>(gradient) + pair.number * call.prefix * row_bytes;
   for (int64_t e = 0; e < length; e += kDotEntries) {
-    outer_rows<type>(smaller(kDotEntries, length - e), call.streams, weights + e, weights_stride, left, left_stride,
-                     call.dim, target + e * row_bytes, row_bytes);
+    for (int64_t row = e; row < smaller(e + kDotEntries, fetched); ++row) fetch_early(next_rows.row(row), row_bytes);
+    outer_rows<type, past_cache>(smaller(kDotEntries, length - e), call.streams, weights + e, weights_stride, left,
+                                 left_stride, call.dim, target + e * row_bytes, row_bytes);
   }
   __builtin_memset(target + length * row_bytes, 0, (call.prefix - length) * row_bytes);
 }
 
 // The gradient of the streams' own entries: weights[m, s] left[m].
-template <DataType type>
+template <DataType type, bool past_cache>
 inline void own_gradient(const AttentionCall& call, int64_t pair, const float* weights, int64_t weights_stride,
                          const float* left, int64_t left_stride, void* gradient) {
   const int64_t row_bytes = call.dim * plr_kernels::bytes_of(type);
   char* target = static_cast<char*>(gradient) + pair * call.streams * call.own * row_bytes;
   for (int64_t m = 0; m < call.streams; ++m) {
     for (int64_t s = 0; s < call.own; ++s) {
-      outer_rows<type, 1>(1, 1, weights + m * weights_stride + s, weights_stride, left + m * left_stride, left_stride,
-                          call.dim, target, row_bytes);
+      outer_rows<type, past_cache, 1>(1, 1, weights + m * weights_stride + s, weights_stride, left + m * left_stride,
+                                      left_stride, call.dim, target, row_bytes);
       target += row_bytes;
     }
   }
@@ -727,6 +742,36 @@ inline void softmax_backward(const AttentionCall& call, int64_t entries, bool sc
   }
 }
 
+// The gradients of a pair's keys and values, from those of the scores and of the output.
+template <DataType type, bool past_cache = false>
+inline void entry_gradients(const AttentionCall& call, const Pair& pair, const AttentionWorkspace& space,
+                            const AttentionGradients& wanted) {
+  if constexpr (type == DataType::float32 && !past_cache) {
+    if (wanted.past_cache) {
+      entry_gradients<type, true>(call, pair, space, wanted);
+      finish_stores_past_cache();
+      return;
+    }
+  }
+  const int64_t own = plr_kernels::round_up(pair.length(call), kLanes);
+  if (wanted.prefix_key != nullptr) {
+    prefix_gradient<type, past_cache>(call, call.prefix_key, pair, space.weights_gradient, space.row_size, space.query,
+                                      space.dim, wanted.prefix_key);
+  }
+  if (wanted.prefix_value != nullptr) {
+    prefix_gradient<type, past_cache>(call, call.prefix_value, pair, space.kept, space.row_size, space.output_gradient,
+                                      space.dim, wanted.prefix_value);
+  }
+  if (wanted.stream_key != nullptr) {
+    own_gradient<type, past_cache>(call, pair.number, space.weights_gradient + own, space.row_size, space.query,
+                                   space.dim, wanted.stream_key);
+  }
+  if (wanted.stream_value != nullptr) {
+    own_gradient<type, past_cache>(call, pair.number, space.kept + own, space.row_size, space.output_gradient,
+                                   space.dim, wanted.stream_value);
+  }
+}
+
 template <DataType type>
 void backward_of_pair(const AttentionCall& call, int64_t number, float* memory, const Strided& output_gradient,
                       const AttentionGradients& wanted) {
@@ -760,22 +805,7 @@ void backward_of_pair(const AttentionCall& call, int64_t number, float* memory, 
       }
     }
   }
-  if (wanted.prefix_key != nullptr) {
-    prefix_gradient<type>(call, number, length, space.weights_gradient, space.row_size, space.query, space.dim,
-                          wanted.prefix_key);
-  }
-  if (wanted.prefix_value != nullptr) {
-    prefix_gradient<type>(call, number, length, space.kept, space.row_size, space.output_gradient, space.dim,
-                          wanted.prefix_value);
-  }
-  if (wanted.stream_key != nullptr) {
-    own_gradient<type>(call, number, space.weights_gradient + own, space.row_size, space.query, space.dim,
-                       wanted.stream_key);
-  }
-  if (wanted.stream_value != nullptr) {
-    own_gradient<type>(call, number, space.kept + own, space.row_size, space.output_gradient, space.dim,
-                       wanted.stream_value);
-  }
+  entry_gradients<type>(call, pair, space, wanted);
 }
 
 void attention_forward(const AttentionCall& call, int64_t pair, float* memory, void* output, float* log_sums) {

@@ -32,6 +32,14 @@ inline void store(float* target, Vector a) {
   _mm256_storeu_ps(target + 8, a.high);
 }
 
+// To memory without reading its line into the caches before; `target` is aligned to a cache line. Other threads see it
+// after finish_stores_past_cache.
+inline void store_past_cache(float* target, Vector a) {
+  _mm256_stream_ps(target, a.low);
+  _mm256_stream_ps(target + 8, a.high);
+}
+inline void finish_stores_past_cache() { _mm_sfence(); }
+
 inline __m128i load_half(const uint16_t* source) { return _mm_loadu_si128(reinterpret_cast<const __m128i*>(source)); }
 inline Vector load_float16(const uint16_t* source) {
   return {_mm256_cvtph_ps(load_half(source)), _mm256_cvtph_ps(load_half(source + 8))};

@@ -32,6 +32,11 @@ inline Vector broadcast(float number) { return {_mm512_set1_ps(number)}; }
 inline Vector load(const float* source) { return {_mm512_loadu_ps(source)}; }
 inline void store(float* target, Vector a) { _mm512_storeu_ps(target, a.value); }
 
+// To memory without reading its line into the caches before; `target` is aligned to a cache line. Other threads see it
+// after finish_stores_past_cache.
+inline void store_past_cache(float* target, Vector a) { _mm512_stream_ps(target, a.value); }
+inline void finish_stores_past_cache() { _mm_sfence(); }
+
 inline Vector load_float16(const uint16_t* source) {
   return {_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(source)))};
 }

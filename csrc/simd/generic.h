@@ -42,6 +42,10 @@ inline Vector load(const float* source) {
 }
 inline void store(float* target, Vector a) { std::memcpy(target, a.value, sizeof(a.value)); }
 
+// No way past the caches without instructions for it.
+inline void store_past_cache(float* target, Vector a) { store(target, a); }
+inline void finish_stores_past_cache() {}
+
 inline float from_bits(uint32_t bits) {
   float result;
   std::memcpy(&result, &bits, sizeof(result));

@@ -206,6 +206,25 @@ def test_gradient_of_the_output_in_any_layout():
             assert torch.equal(mine, theirs)
 
 
+@on_every_instruction_set
+@pytest.mark.parametrize("dim", [256, 272, 250])
+def test_gradients_larger_than_the_caches(instruction_set, dim):
+    """Those of all users are written past the caches, where rows are whole cache lines; those of a half are not."""
+    sizes = {"batch": 8, "heads": 4, "streams": 3, "prefix": 270, "own": 2, "dim": dim}
+    case = make_case(STREAM_ATTENTION, STREAM_ATTENTION.large | sizes | {"dropout_p": 0.0})
+    lengths = case.options.pop("prefix_lengths")
+    assert 2 * case.tensors["prefix_key"].nbytes > 16 * 2**20
+
+    def gradients(users):
+        leaves = [tensor[users].contiguous().requires_grad_() for tensor in case.tensors.values()]
+        output = stream_attention(*leaves, **case.options, prefix_lengths=lengths[users])
+        return torch.autograd.grad(output, leaves, case.tensors["query"][users])
+
+    halves = zip(gradients(slice(0, 4)), gradients(slice(4, 8)), strict=True)
+    for mine, both in zip(gradients(slice(0, 8)), halves, strict=True):
+        assert torch.equal(mine, torch.cat(both))
+
+
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_tensors_that_are_described(monkeypatch, dtype):
     """As to the extension where PyTorch does not let it read them."""
