@@ -538,7 +538,7 @@ inline void outer_rows(int64_t entries, int64_t streams, const float* weights, i
 }
 
 // The gradient of the pair's prefix entries in `tensor`: Σ_m weights[m, e] left[m], and zeros from `length` on. Nothing of
-// the pair is read from memory meanwhile, so the next pair's entries are.
+// the pair is read from memory meanwhile, so the next pair's entries are, where the call is too large for the caches.
 template <DataType type, bool past_cache>
 inline void prefix_gradient(const AttentionCall& call, const Strided& tensor, const Pair& pair, const float* weights,
                             int64_t weights_stride, const float* left, int64_t left_stride, void* gradient) {
@@ -548,7 +548,9 @@ inline void prefix_gradient(const AttentionCall& call, const Strided& tensor, co
   const int64_t fetched = smaller(length, next.length(call));
   char* target = static_cast<char*>(gradient) + pair.number * call.prefix * row_bytes;
   for (int64_t e = 0; e < length; e += kDotEntries) {
-    for (int64_t row = e; row < smaller(e + kDotEntries, fetched); ++row) fetch_early(next_rows.row(row), row_bytes);
+    if constexpr (past_cache) {
+      for (int64_t row = e; row < smaller(e + kDotEntries, fetched); ++row) fetch_early(next_rows.row(row), row_bytes);
+    }
     outer_rows<type, past_cache>(smaller(kDotEntries, length - e), call.streams, weights + e, weights_stride, left,
                                  left_stride, call.dim, target + e * row_bytes, row_bytes);
   }
