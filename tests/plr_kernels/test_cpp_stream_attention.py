@@ -15,7 +15,7 @@ from plr_kernels.stream_attention.keep_mask import attention_keep_mask
 from tests.plr_kernels.harness import DTYPES, STREAM_ATTENTION, Case, assert_accurate, evaluate, make_case
 from tests.plr_kernels.test_cpp import INSTRUCTION_SETS
 
-# PyTorch has had it since 2.10.
+# Newer versions of PyTorch have it.
 READS_TENSORS = hasattr(torch.Tensor, "__dlpack_c_exchange_api__")
 on_every_instruction_set = pytest.mark.parametrize("instruction_set", INSTRUCTION_SETS)
 
