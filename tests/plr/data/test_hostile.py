@@ -28,6 +28,8 @@ def prepared(path: Path, skip: bool = True, **options) -> SequenceDataset:
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         dataset = prepare_folder([path], Path(folder) / "out", PrepareOptions(**options), skip_bad_lines=skip)
+        assert len(dataset.user_ids) == dataset.num_users  # read while the folder is there
+        assert len(dataset.item_ids) == dataset.num_items
         return SequenceDataset(**{**vars(dataset), "items": dataset.items.clone()})
 
 
@@ -224,6 +226,7 @@ TEXT = st.text(st.sampled_from('ab1,;\t":. \n\r\\\x00\ufeffé|-'), max_size=200)
     skip=st.booleans(),
 )
 @example(content=b'a,"x', name="a.csv", header=HEADER.encode(), skip=True)
+@example(content=b"a 1", name="a.txt", header=b"a x\n", skip=False)
 def test_readers_read_or_say_why_not(content, name, header, skip):
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / name
