@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 
+import bench.gpu
 from bench import report
 from bench.gpu import parity
 from bench.gpu.cases import CASES, Case, Sizes
@@ -29,7 +30,9 @@ BACKEND = "triton"
 
 def main(arguments: list[str] | None = None) -> None:
     """Check, measure, write and render; leaves with status 1 where anything of ours failed."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m bench.gpu", description=bench.gpu.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument(
         "--only", nargs="+", choices=CASES, default=list(CASES), metavar="OPERATOR", help="of: %(choices)s"
     )

@@ -135,7 +135,9 @@ def _state(choices: list[Choice]) -> tuple[tuple[Any, ...], ...]:
 
 def main() -> None:
     """Search and print."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m bench.gpu.launches", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("operators", nargs="+", choices=KERNELS)
     parser.add_argument("--batch", type=int, default=Sizes.batch)
     parser.add_argument("--dtype", choices=("bfloat16", "float16", "float32"), default="bfloat16")
