@@ -172,8 +172,8 @@ uint32_t StringTable::find_or_add(Bytes string, uint32_t tag) {
     Slot& slot = slots_[at];
     if (slot.record == nullptr) {
       if (records_.size() == missing) throw std::length_error("more than 2^32 - 1 different ids");
-      slot = {tag, static_cast<uint32_t>(records_.size()), keep(string)};
-      records_.push_back(slot.record);
+      records_.push_back(keep(string));  // first: where memory runs out, the slot stays free
+      slot = {tag, static_cast<uint32_t>(records_.size() - 1), records_.back()};
       return slot.number;
     }
     if (slot.tag == tag && load<uint32_t>(slot.record) == string.length &&
@@ -187,8 +187,8 @@ const uint8_t* StringTable::keep(Bytes string) {
   const size_t needed = 4 + size_t{string.length};
   if (needed > left_) {
     const size_t former = chunks_.empty() ? 0 : chunks_.back().size();
-    left_ = std::max(needed, std::clamp(2 * former, least_chunk, largest_chunk));
-    chunks_.emplace_back(left_);
+    chunks_.emplace_back(std::max(needed, std::clamp(2 * former, least_chunk, largest_chunk)));
+    left_ = chunks_.back().size();  // after it is there: where memory runs out, none is counted on
     free_ = chunks_.back().data();
   }
   uint8_t* record = free_;

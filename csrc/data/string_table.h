@@ -29,12 +29,12 @@ class StringViews {
     row += first_;
     if (validity_ != nullptr && !(validity_[row >> 3] >> (row & 7) & 1)) return {nullptr, 0};
     const uint8_t* view = views_ + 16 * row;  // length; then the bytes, or from 13 on: first four, buffer, offset
-    int32_t length, buffer, offset;
+    uint32_t length, buffer, offset;  // signed by the specification; polars counts offsets up to 4 GiB
     std::memcpy(&length, view, 4);
-    if (length <= 12) return {view + 4, static_cast<uint32_t>(length)};
+    if (length <= 12) return {view + 4, length};
     std::memcpy(&buffer, view + 8, 4);
     std::memcpy(&offset, view + 12, 4);
-    return {buffers_[buffer] + offset, static_cast<uint32_t>(length)};
+    return {buffers_[buffer] + offset, length};
   }
 
  private:

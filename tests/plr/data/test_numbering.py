@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
+import mmap
+import struct
+
 import numpy as np
 import polars as pl
 import pytest
@@ -110,3 +114,53 @@ def test_strings_do_not_keep_their_blocks():
         strings = pl.Series([f"{block} a string of some length"] + ["the same, of some length"] * 100_000)
         numbering.numbers(strings)
     assert numbering._strings.estimated_size() < 1000
+
+
+# The Arrow C stream interface, with all that is not used here as a pointer.
+_number, _pointer = ctypes.c_int64, ctypes.c_void_p
+_Release = ctypes.CFUNCTYPE(None, _pointer)
+_Get = ctypes.CFUNCTYPE(ctypes.c_int, _pointer, _pointer)
+
+
+class _Schema(ctypes.Structure):
+    _fields_ = [("format", ctypes.c_char_p), ("between", _pointer * 6), ("release", _Release), ("data", _pointer)]
+
+
+class _Array(ctypes.Structure):
+    _fields_ = [
+        ("length", _number), ("null_count", _number), ("offset", _number), ("n_buffers", _number),
+        ("n_children", _number), ("buffers", ctypes.POINTER(_pointer)), ("children", _pointer),
+        ("dictionary", _pointer), ("release", _Release), ("data", _pointer),
+    ]  # fmt: skip
+
+
+class _Stream(ctypes.Structure):
+    _fields_ = [("get_schema", _Get), ("get_next", _Get), ("get_last_error", _pointer), ("rest", _pointer * 2)]
+
+
+@compiled
+def test_strings_beyond_2_gib_of_a_buffer():
+    """polars counts the bytes of a buffer in 32 bits without a sign. The memory is reserved, not filled."""
+    string, at = b"a string far out", 2**31 + 5
+    memory = mmap.mmap(-1, at + len(string))  # pages that nobody touches take no room
+    memory[at:] = string
+    view = struct.pack("=i4siI", len(string), string[:4], 0, at)
+    first = ctypes.addressof(ctypes.c_char.from_buffer(memory))
+    buffers = (_pointer * 3)(None, ctypes.cast(view, _pointer), first)
+    release = _Release(lambda _: None)
+    arrays = iter([_Array(length=1, n_buffers=3, buffers=buffers, release=release), _Array()])
+
+    def give(structure, target):
+        ctypes.memmove(target, ctypes.addressof(structure), ctypes.sizeof(structure))
+        return 0
+
+    stream = _Stream(
+        get_schema=_Get(lambda _, target: give(_Schema(format=b"vu", release=release), target)),
+        get_next=_Get(lambda _, target: give(next(arrays), target)),
+    )
+    capsule = ctypes.pythonapi.PyCapsule_New
+    capsule.restype, capsule.argtypes = ctypes.py_object, [_pointer, ctypes.c_char_p, _pointer]
+    name = b"arrow_array_stream"
+    table = _cpp.StringTable(0)
+    numbers, missing = table.number(capsule(ctypes.addressof(stream), name, None))
+    assert (numbers.tolist(), missing, table.string(0)) == ([0], False, string.decode())
