@@ -66,21 +66,28 @@ def main(arguments: list[str] | None = None) -> None:
             except Exception as error:
                 wrong.append(f"{operator}, {name}: {failure(error)}")
                 print(wrong[-1], file=sys.stderr, flush=True)
-                continue
-            finally:
-                case = None
-                torch._dynamo.reset()
-                gc.collect()
-                torch.cuda.empty_cache()
-            content["benchmarks"].append(entry)
-            write(target, content)
-            print(f"{entry['fullname']}: done", file=sys.stderr, flush=True)
+            else:
+                content["benchmarks"].append(entry)
+                write(target, content)
+                print(f"{entry['fullname']}: done", file=sys.stderr, flush=True)
+            case = None
+            clean()
     write(target, content)
     if content["benchmarks"]:
         report.main([str(target), "--plot", str(target.with_suffix(".png"))])
         target.with_suffix(".md").write_text(report.Report.read(target).table(whole=False) + "\n", encoding="utf-8")
     if wrong:
         sys.exit("failed: " + "; ".join(wrong))
+
+
+def clean() -> None:
+    """Free what a case compiled and allocated, as far as that can be."""
+    torch._dynamo.reset()
+    gc.collect()
+    try:
+        torch.cuda.empty_cache()
+    except RuntimeError as error:  # after a capture that was broken off, in older versions
+        print(f"the GPU's memory is not cleared: {failure(error)}", file=sys.stderr, flush=True)
 
 
 def build(operator: str, sizes: Sizes, dtype: torch.dtype) -> Case:

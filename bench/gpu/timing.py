@@ -74,6 +74,14 @@ class CudaClock:
         with torch.cuda.stream(aside):
             for _ in range(WARM_UP):
                 run()
+            # A call that waits for the device fails here rather than in a capture. From one that was broken off older
+            # versions of PyTorch do not recover: they neither clear their memory nor capture again in this process.
+            before = torch.cuda.get_sync_debug_mode()
+            torch.cuda.set_sync_debug_mode("error")
+            try:
+                run()
+            finally:
+                torch.cuda.set_sync_debug_mode(before)
         torch.cuda.current_stream().wait_stream(aside)
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):

@@ -194,6 +194,18 @@ def test_one_case_that_breaks_does_not_take_the_others_along(chip, monkeypatch):
     assert len(json.loads(path.read_text())["benchmarks"]) == 1
 
 
+@pytest.mark.usefixtures("eager")
+def test_memory_that_cannot_be_cleared_takes_no_result_along(chip, monkeypatch, capsys):
+    def fails():
+        raise RuntimeError("captures_underway.empty() INTERNAL ASSERT FAILED")
+
+    monkeypatch.setattr(torch.cuda, "empty_cache", fails)
+    program.main(["--only", "info_nce", "top_items", "--rounds", "2", "--skip-parity"])
+    (path,) = chip.glob("*.json")
+    assert len(json.loads(path.read_text())["benchmarks"]) == 2
+    assert "not cleared: RuntimeError: captures_underway" in capsys.readouterr().err
+
+
 def test_without_a_gpu_it_says_so(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(SystemExit, match="needs a GPU"):
