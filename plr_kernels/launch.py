@@ -69,6 +69,20 @@ def stream_attention(streams: int, dim: int, element_size: int, device: torch.de
     return options(warps, 2 if row <= 1024 else 1, BLOCK_M=block_m, BLOCK_P=block_p, BLOCK_D=block_d)
 
 
+def float32_precision() -> str:
+    """How torch multiplies float32 numbers on GPUs at this moment: "highest", "high" or "medium".
+
+    Since PyTorch 2.9 `torch.backends.cuda.matmul.fp32_precision` says so too. Where that alone allows tf32, the older
+    question raises RuntimeError.
+    """
+    if getattr(torch.backends.cuda.matmul, "fp32_precision", None) == "ieee":
+        return "highest"
+    try:
+        return torch.get_float32_matmul_precision()
+    except RuntimeError:
+        return "medium"
+
+
 def split(loop_blocks: int, owners: int, wanted: int) -> tuple[int, int]:
     """Cut a loop of `loop_blocks` steps, run by each of `owners` programs: steps per part, and number of parts."""
     parts = min(loop_blocks, blocks(wanted, owners))
@@ -97,7 +111,7 @@ def _float32_tile(group: int, dim: int, gradient: bool) -> tuple[int, int, int]:
     """
     if group > 32:
         return 16, 16, 64
-    precision = torch.get_float32_matmul_precision()
+    precision = float32_precision()
     block_d = min(power_of_two(dim, 16), WIDEST_BLOCK if precision == "medium" else 128)
     owned = 32 if gradient and precision == "highest" and block_d > 64 else 64
     return owned, 32 if gradient or group > 16 else 64, block_d

@@ -2,12 +2,13 @@
 
 from typing import Final
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-# torch.set_float32_matmul_precision -> the input_precision of tl.dot. Products of half-precision numbers are exact.
+from plr_kernels.launch import float32_precision
+
+# torch's precision of float32 products -> the input_precision of tl.dot. Products of half-precision numbers are exact.
 _PRECISIONS: Final = {"highest": "ieee", "high": "tf32x3", "medium": "tf32"}
 
 LOG2_E: Final = 1.4426950408889634
@@ -16,7 +17,7 @@ LN_2: Final = 0.6931471805599453
 
 def dot_precision() -> str:
     """How tl.dot multiplies float32 numbers: as torch's own products do at this moment."""
-    return _PRECISIONS[torch.get_float32_matmul_precision()]
+    return _PRECISIONS[float32_precision()]
 
 
 def new_gradient(tensor: Tensor, wanted: bool) -> Tensor:
