@@ -109,9 +109,9 @@ def prepare_folder(
     Warns:
         UserWarning: as ``prepare``.
     """
-    report = _write(sources, out, options, items, skip_bad_lines, protocol, periods)
-    if report is not None:
-        _warn(report, find_interactions(sources[0]))
+    write_folder(
+        sources, out, options, items=items, skip_bad_lines=skip_bad_lines, protocol=protocol, periods=periods
+    )
     return open_prepared(out)
 
 
@@ -126,23 +126,6 @@ def write_folder(
     periods: Sequence[tuple[float, float]] | None = None,
 ) -> dict[str, Any]:
     """Write the folder as ``prepare_folder`` does, and return its report alone: without PyTorch."""
-    report = _write(sources, out, options, items, skip_bad_lines, protocol, periods)
-    if report is None:
-        return open_prepared(out).report
-    _warn(report, find_interactions(sources[0]))
-    return report
-
-
-def _write(
-    sources: Sequence[Path],
-    out: Path,
-    options: PrepareOptions,
-    items: Path | None,
-    skip_bad_lines: bool,
-    protocol: str | None,
-    periods: Sequence[tuple[float, float]] | None,
-) -> dict[str, Any] | None:
-    """Write the folder and return its report; None where it is there already."""
     paths = [find_interactions(source) for source in sources]
     job = _Job(SourceFiles(paths, options, items, skip_bad_lines, periods), options, protocol)
     if out.exists() and not is_prepared(out):
@@ -156,9 +139,10 @@ def _write(
         if there is not None:
             if there.content_hash != job.content_hash():
                 raise DataError("holds a data set of other files or options; choose another --out or delete it", out)
-            return None
+            return there.report
     prepared = job.build()
     save_prepared(prepared, out, job.features)
+    _warn(prepared.report, paths[0])
     return prepared.report
 
 
