@@ -81,6 +81,20 @@ def test_half_precision_is_compared_with_float32():
     assert 0 < timing.error(ours, exact) < case.allowed_error
 
 
+def test_exact_results_have_exact_products_whatever_is_set():
+    seen = []
+    case = CASES["top_items"](TINY, CPU, torch.float32)
+    case = replace(case, formula=lambda *leaves: seen.append(torch.get_float32_matmul_precision()) or leaves[0])
+    before = torch.get_float32_matmul_precision()
+    try:
+        torch.set_float32_matmul_precision("medium")
+        timing.exact_results(case)
+        assert torch.get_float32_matmul_precision() == "medium"
+    finally:
+        torch.set_float32_matmul_precision(before)
+    assert seen == ["highest"]
+
+
 def test_a_wrong_result_of_ours_is_not_timed(monkeypatch):
     case = CASES["top_items"](TINY, CPU, torch.float32)
     monkeypatch.setitem(case.rivals, OURS, lambda states, items: 1.001 * (states @ items.T).topk(TINY.k).values)

@@ -117,3 +117,17 @@ def test_a_folder_has_the_same_bytes_without_it(tmp_path, options):
 
 def hashes(folder: Path) -> dict[str, str]:
     return {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in sorted(folder.iterdir())}
+
+
+@pytest.mark.parametrize("compiled", [True, False])
+def test_places_in_the_source_follow_through_filter_and_order(compiled, monkeypatch):
+    if not compiled:
+        monkeypatch.setattr(interactions, "_cpp", None)
+    user, item = np.array([1, 1, 0, 1, 0], dtype=np.int32), np.arange(5, dtype=np.int32)
+    every = Interactions(
+        user, item, None, None, None, pl.Series(["a", "b"]), pl.Series([f"i{number}" for number in range(5)])
+    )
+    kept = every.take(np.array([False, True, True, True, True]))
+    kept.put_in_user_order()
+    assert kept.positions().tolist() == [2, 4, 1, 3]
+    assert kept.item_ids.gather(kept.item).to_list() == ["i2", "i4", "i1", "i3"]
