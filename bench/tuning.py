@@ -1,0 +1,179 @@
+"""A search of equal size for every method, on validation rows; then the chosen settings with several seeds.
+
+    python -m bench.tuning --name beauty --data Beauty.txt --out runs/tuning
+
+Trial 0 of a method has the settings of `bench.systems`. Every further one takes values from SHARED, the same for all
+methods in the same trial, and from OWN, what only that method has; each value of a field comes as often as the others.
+Trials have seed 0. The one with the best validation NDCG@10 is trained anew with --final-epochs and --seeds seeds, and
+only those runs are tested. Finished runs are not repeated, interrupted ones go on. Writes bench/results/tuning-NAME.md
+and .json: every trial's settings and validation, the chosen settings' test metrics, and each method against the bare backbone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import sys
+from pathlib import Path
+from typing import Any
+
+from bench.summary import METRICS, scores_of_runs
+from bench.systems import COMMON, METHODS, RESULTS, against_base, described
+from plr.config import Config
+from plr.data.atomic import atomic_path
+from plr.evaluation import write_metrics
+from plr.runs import RunFolder
+from plr.training import train
+
+SHARED: dict[str, tuple[float, ...]] = {
+    "lr": (1e-3, 2e-3, 4e-3),
+    "hidden_dropout": (0.2, 0.35, 0.5),
+    "attention_dropout": (0.2, 0.35, 0.5),
+}
+OWN: dict[str, dict[str, tuple[float, ...]]] = {
+    "base": {},
+    "erl": {"steps": (1, 2, 3), "kl_weight": (0.01, 0.1, 1.0)},
+    "prl": {
+        "steps": (1, 2, 3),
+        "progressive_weight": (0.1, 0.3, 1.0),
+        "contrastive_weight": (0.03, 0.1, 0.3, 1.0),
+    },
+    "lares": {"mean_steps": (2, 4), "trajectory_weight": (0.03, 0.1, 0.3), "step_weight": (0.1, 0.5)},
+    "plr": {
+        "streams": (2, 4),
+        "steps": (1, 2),
+        "kl_weight": (0.01, 0.1, 1.0),
+        "contrastive_weight": (0.03, 0.1, 0.3, 1.0),
+    },
+}
+
+
+def drawn(method: str, trial: int) -> dict[str, float]:
+    """Return the settings in which a trial of a method differs from those of `bench.systems`; trial 0 in none."""
+    if trial == 0:
+        return {}
+    return {name: _value(name, values, trial) for name, values in SHARED.items()} | {
+        name: _value(f"{method} {name}", values, trial) for name, values in OWN[method].items()
+    }
+
+
+def _value(seed: str, values: tuple[float, ...], trial: int) -> float:
+    """Return a trial's value: all values in random order, then all again in another."""
+    turn, place = divmod(trial - 1, len(values))
+    return random.Random(f"{seed} {turn}").sample(values, len(values))[place]
+
+
+class Search:
+    """The runs of one backbone under one folder."""
+
+    def __init__(self, arguments: argparse.Namespace) -> None:
+        """Keep the command's arguments."""
+        self.arguments = arguments
+
+    def run(self, name: str, method: str, settings: dict[str, float], epochs: int, seed: int) -> RunFolder:
+        """Return a finished run, training it first where it is not."""
+        folder = RunFolder(self.arguments.out / f"{self.arguments.backbone}-{method}-{name}")
+        if not folder.finished():
+            print(f"{folder.path.name}: {settings}", flush=True)
+            values: dict[str, Any] = COMMON | settings
+            train(
+                Config(
+                    data=self.arguments.data,
+                    out=str(folder.path),
+                    backbone=self.arguments.backbone,
+                    method=method,
+                    seed=seed,
+                    epochs=epochs,
+                    threads=self.arguments.threads,
+                    progress=sys.stderr.isatty(),
+                    **values,
+                )
+            )
+        return folder
+
+    def trial(self, method: str, trial: int) -> dict[str, Any]:
+        """Return what a trial was and how it did on the validation rows."""
+        settings = drawn(method, trial)
+        found = self.run(f"trial{trial}", method, settings, self.arguments.epochs, 0).read_metrics()
+        return {"settings": settings, "ndcg@10": found["valid"]["ndcg@10"], "best_epoch": found["best_epoch"]}
+
+    def finals(self, method: str, settings: dict[str, float]) -> dict[int, RunFolder]:
+        """Return the runs of the chosen settings, by seed."""
+        return {
+            seed: self.run(f"final-seed{seed}", method, settings, self.arguments.final_epochs, seed)
+            for seed in range(self.arguments.seeds)
+        }
+
+
+def table(trials: dict[str, list[dict[str, Any]]], finals: dict[str, dict[int, RunFolder]]) -> str:
+    """Return the Markdown table of the search and of the chosen settings' test."""
+    comparisons = against_base({("", method): folders for method, folders in finals.items()})
+    columns = ("method", "validation NDCG@10: untuned, best of trials", "chosen", *METRICS, "NDCG@10 − base, per user")
+    lines = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
+    for method, found in trials.items():
+        best = chosen(found)
+        settings = ", ".join(f"{name} {value:g}" for name, value in best["settings"].items()) or "untuned"
+        runs = [folder.read_metrics() for folder in finals[method].values()]
+        cells = (
+            method,
+            f"{found[0]['ndcg@10']:.4f}, {best['ndcg@10']:.4f}",
+            settings,
+            *scores_of_runs(runs),
+            described(comparisons.get(("", method))),
+        )
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def chosen(trials: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return the trial with the best validation NDCG@10, the first of equals."""
+    return max(trials, key=lambda trial: trial["ndcg@10"])
+
+
+def main() -> None:
+    """Search, choose, test, write."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--name", required=True, help="of the result files")
+    parser.add_argument("--data", required=True, help="as of `plr train`")
+    parser.add_argument("--out", type=Path, required=True, help="folder for the runs")
+    parser.add_argument("--backbone", default="sasrec", choices=("sasrec", "bert4rec"))
+    parser.add_argument("--methods", nargs="+", default=["base", "erl", "prl", "plr"], choices=METHODS)
+    parser.add_argument("--trials", type=int, default=6, help="of each method, the untuned one among them")
+    parser.add_argument("--seeds", type=int, default=3, help="of the chosen settings")
+    parser.add_argument("--epochs", type=int, default=8, help="of a trial, at most")
+    parser.add_argument("--final-epochs", type=int, default=20, help="of the chosen settings, at most")
+    parser.add_argument("--threads", type=int, default=0)
+    arguments = parser.parse_args()
+
+    search = Search(arguments)
+    trials: dict[str, list[dict[str, Any]]] = {method: [] for method in arguments.methods}
+    for number in range(arguments.trials):  # trial by trial: an interrupted search has as many of each method
+        for method in arguments.methods:
+            trials[method].append(search.trial(method, number))
+    finals = {method: search.finals(method, chosen(found)["settings"]) for method, found in trials.items()}
+
+    text = table(trials, finals) + (
+        f"\nSearched: {arguments.trials} trials of each method, seed 0, at most {arguments.epochs} epochs, chosen by "
+        f"validation. Tested: the chosen settings, {arguments.seeds} seeds, at most {arguments.final_epochs} epochs; "
+        "mean and standard deviation. The last column: difference per user, averaged over seeds, 95 % interval, and p "
+        "of the paired t-test, Holm-corrected over the table.\n"
+    )
+    record = {
+        method: {
+            "trials": trials[method],
+            "final": [
+                {"best_epoch": run["best_epoch"], "valid": run["valid"], "test": run["test"]}
+                for run in (folder.read_metrics() for folder in finals[method].values())
+            ],
+        }
+        for method in arguments.methods
+    }
+    RESULTS.mkdir(exist_ok=True)
+    write_metrics(RESULTS / f"tuning-{arguments.name}.json", {"common": COMMON, "methods": record})
+    with atomic_path(RESULTS / f"tuning-{arguments.name}.md") as aside:
+        aside.write_text(text, encoding="utf-8")
+    print(text)
+
+
+if __name__ == "__main__":
+    main()
