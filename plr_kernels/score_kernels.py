@@ -99,7 +99,7 @@ def _off_mean_of_rows(numbers, inverse_group, N, GROUP: tl.constexpr, PADDED: tl
     return tl.reshape(_off_group_mean(numbers[:, None], inverse_group, N, GROUP, 0, PADDED), numbers.shape)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["per_split", "B", "N", "V"])
 def _forward_kernel(
     states,
     states_strides,
@@ -291,7 +291,7 @@ def _gradient_tile(
     return gradient * SCALE
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["per_split", "B", "N", "V"])
 def _states_gradient_kernel(
     states,
     states_strides,
@@ -383,7 +383,7 @@ def _states_gradient_kernel(
     tl.store(gradient + offsets, total.to(gradient.dtype.element_ty), mask=row_exists[:, None] & inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["per_split", "B", "N", "V"])
 def _items_gradient_kernel(
     states,
     states_strides,

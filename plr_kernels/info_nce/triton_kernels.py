@@ -49,7 +49,7 @@ def _similarities(
     return products * (row_inverse_norm[:, None] * other_inverse_norm[None, :]) * scale
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["G", "B"])
 def _forward_kernel(
     view1,
     view1_strides,
@@ -112,7 +112,8 @@ def _forward_kernel(
         tl.store(diagonal + group * B + rows, own, mask=rows < B)
 
 
-@triton.jit
+# The four are halves of tensors: where the second half begins depends on the batch.
+@triton.jit(do_not_specialize=["norms", "other_norms", "statistics", "other_statistics", "G", "B"])
 def _unit_gradient_kernel(
     view,
     view_strides,
@@ -184,7 +185,7 @@ def _unit_gradient_kernel(
     tl.store(gradient + own[:, None] * D + columns[None, :], total, mask=(rows < B)[:, None] & inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["norms", "B"])
 def _view_gradient_kernel(
     view,
     view_strides,

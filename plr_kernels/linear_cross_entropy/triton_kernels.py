@@ -11,7 +11,7 @@ from plr_kernels.triton_common import LN_2, LOG2_E, load_tile, new_gradient
 _LN_2 = tl.constexpr(LN_2)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["R"])
 def _loss_kernel(
     states,
     states_strides,

@@ -62,7 +62,7 @@ def _load_own(base, batch, head, streams, entry, strides, columns, mask):
     return load_tile(base, streams, strides[2], columns, strides[4], mask).to(tl.float32)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["H", "M", "P", "S"])
 def _forward_kernel(
     query,
     query_strides,
@@ -213,7 +213,7 @@ def _own_weights(q, do, log_sum, k, v, scale, rows, entry, seed, threshold, inve
     return weights, kept, weights_gradient
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["H", "M", "P", "S"])
 def _backward_kernel(
     query,
     query_strides,
@@ -381,7 +381,7 @@ def _backward_kernel(
         tl.store(query_gradient + offsets, (dq * gradient_scale).to(query_gradient.dtype.element_ty), mask=mask)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["H", "M", "P"])
 def _prefix_backward_kernel(
     query,
     query_strides,

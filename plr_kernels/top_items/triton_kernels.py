@@ -41,7 +41,7 @@ def _is_not_excluded(exclude, exclude_strides, rows, row_mask, numbers, X, BLOCK
     return found == 0  # not ~: the interpreter of Triton 3.3 cannot negate
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["per_split", "R", "V", "X", "K"])
 def _best_kernel(
     states,
     states_strides,

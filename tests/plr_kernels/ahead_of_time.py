@@ -70,19 +70,20 @@ def recorded_launches(capability: int):
         yield launches
 
 
-def _describe(value: Any, path: tuple[int, ...], constants: dict, attributes: dict) -> Any:
+def _describe(value: Any, path: tuple[int, ...], constants: dict, attributes: dict, specialize: bool) -> Any:
     """The type of an argument as the compiler wants it; constants and alignments are added to the dictionaries."""
     if isinstance(value, tuple):
-        return tuple(_describe(entry, (*path, i), constants, attributes) for i, entry in enumerate(value))
+        return tuple(_describe(entry, (*path, i), constants, attributes, specialize) for i, entry in enumerate(value))
     if isinstance(value, torch.Tensor):
-        attributes[path] = [["tt.divisibility", 16]]
+        if specialize:
+            attributes[path] = [["tt.divisibility", 16]]
         return "*" + _TYPES[value.dtype]
     if isinstance(value, float):
         return "fp32"
-    if value is None or value == 1 or isinstance(value, bool | str):
+    if value is None or isinstance(value, bool | str) or (value == 1 and specialize):
         constants[path] = value
         return "constexpr"
-    if value % 16 == 0:
+    if value % 16 == 0 and specialize:
         attributes[path] = [["tt.divisibility", 16]]
     return "i32" if -(2**31) <= value < 2**31 else "i64"
 
@@ -90,13 +91,13 @@ def _describe(value: Any, path: tuple[int, ...], constants: dict, attributes: di
 def compile_launch(call: Launch, capability: int) -> Binary:
     """The binary of a recorded launch."""
     signature, constants, attributes = {}, {}, {}
-    constexprs = {parameter.name for parameter in call.kernel.params if parameter.is_constexpr}
-    for position, name in enumerate(call.kernel.arg_names):
-        value = call.arguments[name]
-        if name in constexprs:
+    for position, parameter in enumerate(call.kernel.params):
+        name, value = parameter.name, call.arguments[parameter.name]
+        if parameter.is_constexpr:
             signature[name], constants[(position,)] = "constexpr", value
         else:
-            signature[name] = _describe(value, (position,), constants, attributes)
+            specialize = not parameter.do_not_specialize
+            signature[name] = _describe(value, (position,), constants, attributes, specialize)
     source = ASTSource(call.kernel, signature, constants, attributes)
     compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=call.options)
     registers, stack = _resources(compiled.asm["cubin"])
