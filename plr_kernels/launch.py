@@ -25,6 +25,8 @@ FORWARD_PROGRAMS: Final = 4 if TRITON_INTERPRETED else 1056
 GRADIENT_PROGRAMS: Final = 4 if TRITON_INTERPRETED else 528
 
 Options = dict[str, int | bool]
+# For kernels that check values: their assertions are compiled in, and none on integers that might overflow.
+ASSERTING: Final[Options] = {"debug": True, "sanitize_overflow": False}
 
 
 def shared_memory(device: torch.device) -> int:
@@ -204,6 +206,22 @@ def items_gradient(group: int, dim: int, element_size: int, device: torch.device
     owned = _gradient_owned(element_size, device)
     items, rows, others = _score_tile(group, dim, element_size, device, owned, visited, True)
     return {**others, "BLOCK_R": max(rows, others["GROUP"]), "BLOCK_V": items}
+
+
+# Parts of a row that are put together at a time, in blocks of 1024 of them: enough loads in flight to hide their time.
+_PARTS: Final = 2 if TRITON_INTERPRETED else 64
+
+
+def statistics(group: int) -> Options:
+    """A kernel that puts parts of groups' rows together."""
+    group = power_of_two(group)
+    block_r = max(group, 16)
+    return options(4, 1, GROUP=group, BLOCK_R=block_r, BLOCK_S=max(16 * _PARTS // block_r, 2))
+
+
+def row_losses(dim: int) -> Options:
+    """The same of rows, each read once with its target's item."""
+    return {**row_products(dim), **ASSERTING, "BLOCK_S": _PARTS}
 
 
 def row_products(dim: int) -> Options:

@@ -26,12 +26,17 @@ from plr_kernels.triton_common import LN_2, LOG2_E, dot_precision, load_tile, ne
 _LN_2 = tl.constexpr(LN_2)
 # All states of a group share a tile of scores.
 LARGEST_GROUP = 128
-# Numbers that the backward pass keeps of a row, side by side: one address serves all of them.
-_STATISTICS = tl.constexpr(8)
+# Numbers that are kept of a row for the backward pass, side by side: one address serves all of them.
+# Maximum, 1/sum, the probability of all items but the one treated apart, and that item; of a divergence also the mean
+# deviation, its difference from that at the top, and the top that all rows of the group share. Items are int32 in the
+# bits of a float32, NO_ITEM where there is none.
+CROSS_ENTROPY_STATISTICS = 4
+DIVERGENCE_STATISTICS = 8
+NO_ITEM = tl.constexpr(-0x40800000)  # the bits of -1.0: others might be those of a NaN, which equals nothing
 
 
 @triton.jit
-def _tile_rows(block, B, N, GROUP: tl.constexpr, BLOCK_R: tl.constexpr):
+def tile_rows(block, B, N, GROUP: tl.constexpr, BLOCK_R: tl.constexpr):
     """Of a tile's rows: group and member, which of them exist, and their number in [0, B·N)."""
     local = tl.arange(0, BLOCK_R)
     group = tl.cast(block, tl.int64) * (BLOCK_R // GROUP) + local // GROUP
@@ -74,7 +79,7 @@ def _products(
 
 
 @triton.jit
-def _off_group_mean(tile, inverse_group, N, GROUP: tl.constexpr, ROWS_AXIS: tl.constexpr, PADDED: tl.constexpr):
+def off_group_mean(tile, inverse_group, N, GROUP: tl.constexpr, ROWS_AXIS: tl.constexpr, PADDED: tl.constexpr):
     """Of each entry, the difference from the mean over the row's group, for a tile that is 0 in rows that do not exist.
 
     Exactly 0 where all rows of a group agree: where the sum over N rows divided by N would be rounded, which is where a
@@ -96,20 +101,55 @@ def _off_group_mean(tile, inverse_group, N, GROUP: tl.constexpr, ROWS_AXIS: tl.c
 @triton.jit
 def _off_mean_of_rows(numbers, inverse_group, N, GROUP: tl.constexpr, PADDED: tl.constexpr):
     """The same for one number per row."""
-    return tl.reshape(_off_group_mean(numbers[:, None], inverse_group, N, GROUP, 0, PADDED), numbers.shape)
+    return tl.reshape(off_group_mean(numbers[:, None], inverse_group, N, GROUP, 0, PADDED), numbers.shape)
 
 
-@triton.jit(do_not_specialize=["per_split", "B", "N", "V"])
+@triton.jit
+def join(
+    maximum,
+    total,
+    deviation,
+    at_top,
+    top,
+    other_maximum,
+    other_total,
+    other_deviation,
+    other_at_top,
+    other_top,
+    begins,
+    inverse_group,
+    N,
+    GROUP: tl.constexpr,
+    PADDED: tl.constexpr,
+):
+    """What `_forward_kernel` keeps of a row's divergence, of two parts of the items together, the second one behind.
+
+    Both with the distances from the larger maximum, then the smaller added to the larger. Where `begins` is set there
+    is no first part yet.
+    """
+    raised = tl.maximum(maximum, other_maximum)
+    at_top += _off_mean_of_rows(maximum - raised, inverse_group, N, GROUP, PADDED)
+    other_at_top += _off_mean_of_rows(other_maximum - raised, inverse_group, N, GROUP, PADDED)
+    higher = (other_maximum > maximum) | begins
+    shrink = tl.where(begins, 0.0, tl.exp2(tl.where(higher, maximum, other_maximum) - raised))
+    new_at_top = tl.where(higher, other_at_top, at_top)
+    added = (1.0 + tl.where(higher, total, other_total)) * shrink
+    offset = tl.where(begins, 0.0, tl.where(higher, at_top, other_at_top) - new_at_top)
+    new_deviation = tl.where(higher, other_deviation, deviation)
+    new_deviation += tl.where(higher, deviation, other_deviation) * shrink + added * offset
+    new_total = tl.where(higher, other_total, total) + added
+    return raised, new_total, new_deviation, new_at_top, tl.where(higher, other_top, top)
+
+
+@triton.jit(do_not_specialize=["ignore_index", "per_split", "B", "N", "V"])
 def _forward_kernel(
     states,
     states_strides,
     items,
     items_strides,
     targets,
-    maxima,
-    sums,
-    deviations,
-    at_tops,
+    ignore_index,
+    parts,
     tops,
     scale,
     inverse_group,
@@ -131,13 +171,14 @@ def _forward_kernel(
     with targets, m and Σ 2^t, both without the target; without, m, Σ 2^t without the top, r of the top,
     Σ 2^t (r − r of the top), and the top, with r the difference of t from its mean over the group.
     """
-    group, member, row_exists, rows = _tile_rows(tl.program_id(0), B, N, GROUP, BLOCK_R)
+    group, member, row_exists, rows = tile_rows(tl.program_id(0), B, N, GROUP, BLOCK_R)
     row_mask = row_exists
     target = tl.zeros([BLOCK_R], tl.int32)
     if targets is not None:
-        target = tl.load(targets + rows, mask=row_exists, other=-1).to(tl.int32)
-        row_mask = target >= 0
-    row_offsets = group * states_strides[0] + member * states_strides[1]
+        number = tl.load(targets + rows, mask=row_exists, other=ignore_index)
+        row_mask = number != ignore_index
+        target = number.to(tl.int32)
+    row_offsets = group * states_strides[0] + member.to(tl.int64) * states_strides[1]
     columns = tl.arange(0, BLOCK_D)
     inside = (columns < D)[None, :]
     h = load_tile(states, row_offsets, 1, columns, states_strides[2], row_mask[:, None] & inside)
@@ -182,69 +223,70 @@ def _forward_kernel(
             tile_top = tl.min(tl.where(of_items == tile_maximum[:, None], numbers[None, :], V), 1)
             is_top = numbers[None, :] == tile_top[:, None]
             distances = scores - tile_maximum[:, None]
-            off_mean = _off_group_mean(distances, inverse_group, N, GROUP, 0, PADDED)
+            off_mean = off_group_mean(distances, inverse_group, N, GROUP, 0, PADDED)
             tile_at_top = tl.sum(tl.where(is_top, off_mean, 0.0), 1)
             weights = tl.where(item_mask[None, :] & (is_top == 0), tl.exp2(distances), 0.0)
             tile_total = tl.sum(weights, 1)
             tile_deviation = tl.sum(weights * (off_mean - tile_at_top[:, None]), 1)
-            # Both with the distances from the larger maximum, then the smaller added to the larger.
-            raised = tl.maximum(maximum, tile_maximum)
-            at_top += _off_mean_of_rows(maximum - raised, inverse_group, N, GROUP, PADDED)
-            tile_at_top += _off_mean_of_rows(tile_maximum - raised, inverse_group, N, GROUP, PADDED)
-            begins = start == first
-            higher = (tile_maximum > maximum) | begins
-            shrink = tl.where(begins, 0.0, tl.exp2(tl.where(higher, maximum, tile_maximum) - raised))
-            new_at_top = tl.where(higher, tile_at_top, at_top)
-            added = (1.0 + tl.where(higher, total, tile_total)) * shrink
-            offset = tl.where(begins, 0.0, tl.where(higher, at_top, tile_at_top) - new_at_top)
-            deviation, lower_deviation = (
-                tl.where(higher, tile_deviation, deviation),
-                tl.where(higher, deviation, tile_deviation),
+            maximum, total, deviation, at_top, top = join(
+                maximum,
+                total,
+                deviation,
+                at_top,
+                top,
+                tile_maximum,
+                tile_total,
+                tile_deviation,
+                tile_at_top,
+                tile_top,
+                start == first,
+                inverse_group,
+                N,
+                GROUP,
+                PADDED,
             )
-            deviation += lower_deviation * shrink + added * offset
-            total = tl.where(higher, tile_total, total) + added
-            top = tl.where(higher, tile_top, top)
-            at_top = new_at_top
-            maximum = raised
-    offsets = tl.program_id(1).to(tl.int64) * B * N + rows
-    tl.store(maxima + offsets, maximum, mask=row_exists)
-    tl.store(sums + offsets, total, mask=row_exists)
+    all_rows = tl.cast(B, tl.int64) * N
+    offsets = tl.program_id(1) * all_rows + rows
+    part = tl.num_programs(1) * all_rows
+    tl.store(parts + offsets, maximum, mask=row_exists)
+    tl.store(parts + part + offsets, total, mask=row_exists)
     if targets is None:
-        tl.store(deviations + offsets, deviation, mask=row_exists)
-        tl.store(at_tops + offsets, at_top, mask=row_exists)
+        tl.store(parts + 2 * part + offsets, deviation, mask=row_exists)
+        tl.store(parts + 3 * part + offsets, at_top, mask=row_exists)
         tl.store(tops + offsets, top, mask=row_exists)
 
 
 @triton.jit
-def _counted(row_exists, statistics, rows, CROSS_ENTROPY: tl.constexpr):
+def _load_entry(of_rows, row_mask):
+    """The number of an item, from the bits of a float32."""
+    return tl.load(of_rows, mask=row_mask, other=-1.0).to(tl.int32, bitcast=True)
+
+
+@triton.jit
+def _counted(row_exists, statistics, rows, STATISTICS: tl.constexpr, CROSS_ENTROPY: tl.constexpr):
     """Which rows of a tile exist and, of a cross-entropy, have a target."""
     if CROSS_ENTROPY:
-        row_exists = _load_entry(statistics, rows, 3, row_exists) >= 0
+        row_exists = _load_entry(statistics + rows * STATISTICS + 3, row_exists) >= 0
     return row_exists
 
 
 @triton.jit
-def _load_entry(statistics, rows, column, row_mask):
-    """The number of an item from a column of the statistics, whose bits are those of an int32."""
-    numbers = tl.load(statistics + rows * _STATISTICS + column, mask=row_mask, other=-1.0)
-    return numbers.to(tl.int32, bitcast=True)
-
-
-@triton.jit
-def _load_statistics(statistics, rows, row_mask, CROSS_ENTROPY: tl.constexpr):
-    """What `_gradient_tile` takes of each row, see `_packed`; a row that does not count gets p = 0."""
-    of_rows = statistics + rows * _STATISTICS
+def _load_statistics(
+    statistics, weights, weights_stride, rows, row_mask, STATISTICS: tl.constexpr, CROSS_ENTROPY: tl.constexpr
+):
+    """What `_gradient_tile` takes of each row; a row that does not count gets p = 0."""
+    of_rows = statistics + rows * STATISTICS
     maximum = tl.load(of_rows, mask=row_mask, other=0.0)
     inverse_sum = tl.load(of_rows + 1, mask=row_mask, other=0.0)
     others = tl.load(of_rows + 2, mask=row_mask, other=0.0)
-    entry = _load_entry(statistics, rows, 3, row_mask)
-    third = tl.load(of_rows + 4, mask=row_mask, other=0.0)
+    entry = _load_entry(of_rows + 3, row_mask)
     if CROSS_ENTROPY:
-        return maximum, inverse_sum, others, entry, third, third, entry
+        weight = tl.load(weights + rows * weights_stride, mask=row_mask, other=0.0)
+        return maximum, inverse_sum, others, entry, weight, weight, entry
     else:
+        mean_deviation = tl.load(of_rows + 4, mask=row_mask, other=0.0)
         top_deviation = tl.load(of_rows + 5, mask=row_mask, other=0.0)
-        shared = _load_entry(statistics, rows, 6, row_mask)
-        return maximum, inverse_sum, others, entry, third, top_deviation, shared
+        return maximum, inverse_sum, others, entry, mean_deviation, top_deviation, _load_entry(of_rows + 6, row_mask)
 
 
 @triton.jit
@@ -283,21 +325,32 @@ def _gradient_tile(
     if CROSS_ENTROPY:
         gradient = tl.where(numbers == entry, -others, p) * third
     else:
-        deviation = _off_group_mean(distances, inverse_group, N, GROUP, ROWS_AXIS, PADDED) - third
+        deviation = off_group_mean(distances, inverse_group, N, GROUP, ROWS_AXIS, PADDED) - third
         gradient = p * (tl.where(numbers == entry, -top_deviation, deviation) * _LN_2)
         if not DETACH:
             p = tl.where(numbers == shared, -others, p)  # p − 1 of all rows: the same difference from the mean
-            gradient += _off_group_mean(p, inverse_group, N, GROUP, ROWS_AXIS, PADDED)
+            gradient += off_group_mean(p, inverse_group, N, GROUP, ROWS_AXIS, PADDED)
     return gradient * SCALE
 
 
-@triton.jit(do_not_specialize=["per_split", "B", "N", "V"])
+@triton.jit
+def _outer(outer):
+    """The number that multiplies a whole gradient, 1 where there is none."""
+    factor = 1.0
+    if outer is not None:
+        factor = tl.load(outer).to(tl.float32)
+    return factor
+
+
+@triton.jit(do_not_specialize=["weights_stride", "per_split", "B", "N", "V"])
 def _states_gradient_kernel(
     states,
     states_strides,
     items,
     items_strides,
     statistics,
+    weights,
+    weights_stride,
     outer,
     factor,
     gradient,
@@ -310,6 +363,7 @@ def _states_gradient_kernel(
     D: tl.constexpr,
     GROUP: tl.constexpr,
     PADDED: tl.constexpr,
+    STATISTICS: tl.constexpr,
     CROSS_ENTROPY: tl.constexpr,
     DETACH: tl.constexpr,
     SCALE: tl.constexpr,
@@ -320,14 +374,14 @@ def _states_gradient_kernel(
     PIECE: tl.constexpr,
 ):
     """Σ over a part of the items (`per_split` blocks) of gradient-by-logit times item, for one block of rows."""
-    group, member, row_exists, rows = _tile_rows(tl.program_id(0), B, N, GROUP, BLOCK_R)
-    row_mask = _counted(row_exists, statistics, rows, CROSS_ENTROPY)
-    row_offsets = group * states_strides[0] + member * states_strides[1]
+    group, member, row_exists, rows = tile_rows(tl.program_id(0), B, N, GROUP, BLOCK_R)
+    row_mask = _counted(row_exists, statistics, rows, STATISTICS, CROSS_ENTROPY)
+    row_offsets = group * states_strides[0] + member.to(tl.int64) * states_strides[1]
     columns = tl.program_id(2) * BLOCK_D + tl.arange(0, BLOCK_D)
     inside = (columns < D)[None, :]
     h = load_tile(states, row_offsets, 1, columns, states_strides[2], row_mask[:, None] & inside)
     maximum, inverse_sum, others, entry, third, top_deviation, shared = _load_statistics(
-        statistics, rows, row_mask, CROSS_ENTROPY
+        statistics, weights, weights_stride, rows, row_mask, STATISTICS, CROSS_ENTROPY
     )
     first = tl.program_id(1) * per_split * BLOCK_V
     last = tl.minimum(first + per_split * BLOCK_V, V)
@@ -374,7 +428,7 @@ def _states_gradient_kernel(
             SCALE,
         )
         total = tl.dot(tile.to(e.dtype), e, acc=total, input_precision=PRECISION)
-    total *= tl.load(outer).to(tl.float32) * factor
+    total *= _outer(outer) * factor
     # Counted from the block's first row: made of `rows`, the offsets would be kept in registers through the loop.
     first_row = tl.program_id(0).to(tl.int64) * (BLOCK_R // GROUP) * N
     gradient += (tl.program_id(1) * tl.cast(B, tl.int64) * N + first_row) * D
@@ -383,13 +437,15 @@ def _states_gradient_kernel(
     tl.store(gradient + offsets, total.to(gradient.dtype.element_ty), mask=row_exists[:, None] & inside)
 
 
-@triton.jit(do_not_specialize=["per_split", "B", "N", "V"])
+@triton.jit(do_not_specialize=["weights_stride", "per_split", "B", "N", "V"])
 def _items_gradient_kernel(
     states,
     states_strides,
     items,
     items_strides,
     statistics,
+    weights,
+    weights_stride,
     outer,
     factor,
     gradient,
@@ -402,6 +458,7 @@ def _items_gradient_kernel(
     D: tl.constexpr,
     GROUP: tl.constexpr,
     PADDED: tl.constexpr,
+    STATISTICS: tl.constexpr,
     CROSS_ENTROPY: tl.constexpr,
     DETACH: tl.constexpr,
     SCALE: tl.constexpr,
@@ -422,9 +479,9 @@ def _items_gradient_kernel(
     last = tl.minimum(first + per_split, tl.cdiv(B, BLOCK_R // GROUP))
     total = tl.zeros([BLOCK_V, BLOCK_D], tl.float32)
     for block in range(first, last):
-        group, member, row_mask, rows = _tile_rows(block, B, N, GROUP, BLOCK_R)
-        row_mask = _counted(row_mask, statistics, rows, CROSS_ENTROPY)
-        row_offsets = group * states_strides[0] + member * states_strides[1]
+        group, member, row_mask, rows = tile_rows(block, B, N, GROUP, BLOCK_R)
+        row_mask = _counted(row_mask, statistics, rows, STATISTICS, CROSS_ENTROPY)
+        row_offsets = group * states_strides[0] + member.to(tl.int64) * states_strides[1]
         h = load_tile(states, row_offsets, 1, columns, states_strides[2], row_mask[:, None] & inside)
         scores = scale * _products(
             e,
@@ -444,7 +501,7 @@ def _items_gradient_kernel(
         )
         # After the product: held during it, they take some 25 more registers on sm_90 with Triton 3.6.
         maximum, inverse_sum, others, entry, third, top_deviation, shared = _load_statistics(
-            statistics, rows, row_mask, CROSS_ENTROPY
+            statistics, weights, weights_stride, rows, row_mask, STATISTICS, CROSS_ENTROPY
         )
         tile = _gradient_tile(
             scores,
@@ -467,7 +524,7 @@ def _items_gradient_kernel(
             SCALE,
         )
         total = tl.dot(tile.to(h.dtype), h, acc=total, input_precision=PRECISION)
-    total *= tl.load(outer).to(tl.float32) * factor
+    total *= _outer(outer) * factor
     # Counted from the block's first item: made of `numbers`, the offsets would be kept in registers through the loop.
     start = tl.program_id(0) * BLOCK_V
     gradient += (tl.program_id(1) * tl.cast(V, tl.int64) + start) * D
@@ -476,20 +533,20 @@ def _items_gradient_kernel(
     tl.store(gradient + offsets, total.to(gradient.dtype.element_ty), mask=(local < V - start)[:, None] & inside)
 
 
-def forward(states: Tensor, items: Tensor, temperature: float, targets: Tensor | None) -> tuple[Tensor, Tensor | None]:
-    """Statistics of every row's softmax over the items, in units of log2.
+def forward(
+    states: Tensor, items: Tensor, temperature: float, targets: Tensor | None, ignore_index: int
+) -> tuple[Tensor, Tensor | None]:
+    """What `_forward_kernel` finds in each part of the items, in units of log2.
 
     Args:
         states: [B, N, D], not empty.
         items: [V, D], not empty.
         temperature: what the logits are divided by.
-        targets: contiguous int64 [B] for cross-entropy (N = 1), −1 for rows that do not count; None for the
-            divergence.
+        targets: contiguous int64 [B] for cross-entropy (N = 1), None for the divergence.
+        ignore_index: the target of rows that do not count.
 
     Returns:
-        With targets, float32 [2, B, N]: maximum and sum over all items but the target. Without, float32 [5, B, N]:
-        maximum, 1/sum, the probability of all items but the top, mean deviation, and the mean deviation's difference
-        from the deviation at the top; and the tops, int64 [B, N], else None.
+        float32 [2, parts, B, N] with targets, [4, parts, B, N] without, and the tops, int32 [parts, B, N] or None.
     """
     batch, group, dim = states.shape
     vocabulary = items.shape[0]
@@ -497,9 +554,8 @@ def forward(states: Tensor, items: Tensor, temperature: float, targets: Tensor |
     options = launch.score_forward(group, dim, states.element_size(), states.device)
     row_blocks = launch.blocks(batch, options["BLOCK_R"] // options["GROUP"])
     per_split, splits = launch.split(launch.blocks(vocabulary, options["BLOCK_V"]), row_blocks, launch.FORWARD_PROGRAMS)
-    shape = (splits, batch, group)
-    parts = states.new_empty((4 if targets is None else 2, *shape), dtype=torch.float32)
-    tops = states.new_empty(shape, dtype=torch.int32) if targets is None else None
+    parts = states.new_empty((4 if targets is None else 2, splits, batch, group), dtype=torch.float32)
+    tops = states.new_empty((splits, batch, group), dtype=torch.int32) if targets is None else None
     with torch.cuda.device_of(states):
         _forward_kernel[(row_blocks, splits)](
             states,
@@ -507,10 +563,8 @@ def forward(states: Tensor, items: Tensor, temperature: float, targets: Tensor |
             items,
             items.stride(),
             targets,
-            parts[0],
-            parts[1],
-            parts[2] if targets is None else None,
-            parts[3] if targets is None else None,
+            ignore_index,
+            parts,
             tops,
             LOG2_E / temperature,
             1 / group,
@@ -523,55 +577,15 @@ def forward(states: Tensor, items: Tensor, temperature: float, targets: Tensor |
             PRECISION=dot_precision(),
             **options,
         )
-    if tops is None:
-        maximum = parts[0].amax(0)
-        return torch.stack([maximum, (parts[1] * torch.exp2(parts[0] - maximum)).sum(0)]), None
-    return _merged_divergence(*parts.unbind(0), tops)
-
-
-def _merged_divergence(
-    maxima: Tensor, rests: Tensor, deviations: Tensor, at_tops: Tensor, tops: Tensor
-) -> tuple[Tensor, Tensor]:
-    """The results of `forward` from those of parts of the items [splits, B, N]."""
-    maximum, best = maxima.max(0, keepdim=True)  # [1, B, N]
-    fall = maxima - maximum
-    at_tops = at_tops + (fall - fall.mean(2, keepdim=True))
-    at_top = at_tops.gather(0, best)
-    is_best = torch.arange(len(maxima), device=maxima.device)[:, None, None] == best
-    shrink = torch.exp2(fall)
-    rest = torch.where(is_best, rests, (1 + rests) * shrink).sum(0)
-    off_top = deviations + (1 + rests) * (at_tops - at_top)
-    top_deviation = torch.where(is_best, deviations, off_top * shrink).sum(0) / (1 + rest)
-    statistics = [maximum[0], 1 / (1 + rest), rest / (1 + rest), at_top[0] + top_deviation, top_deviation]
-    return torch.stack(statistics), tops.gather(0, best)[0].long()
-
-
-def _packed(statistics: Tensor, special: Tensor, weights: Tensor | None) -> Tensor:
-    """What the backward kernels read of each row: float32 [B, N, 8], of which the first 5 or 7 numbers count.
-
-    Maximum, 1/sum, the probability of all items but the special one, and that item; then of a cross-entropy its weight,
-    of a divergence the mean deviation, its difference from that at the top, and the top that all rows of the group
-    share, or −1. Items are int32 in the bits of a float32.
-    """
-    packed = statistics.new_empty((*special.shape, _STATISTICS.value))
-    packed[..., :3] = statistics[:3].movedim(0, -1)
-    items = packed.view(torch.int32)
-    items[..., 3] = special
-    if weights is not None:
-        packed[..., 4] = weights
-    else:
-        packed[..., 4:6] = statistics[3:].movedim(0, -1)
-        items[..., 6] = special.where((special == special[:, :1]).all(1, keepdim=True), -1)
-    return packed
+    return parts, tops
 
 
 def backward(
     states: Tensor,
     items: Tensor,
     statistics: Tensor,
-    special: Tensor,
     weights: Tensor | None,
-    outer: Tensor,
+    outer: Tensor | None,
     factor: float,
     temperature: float,
     detach_reference: bool,
@@ -583,11 +597,9 @@ def backward(
     Args:
         states: [B, N, D], not empty.
         items: [V, D], not empty.
-        statistics: float32 [3, B] for cross-entropy: maximum and 1/sum over all items, and the
-            probability of all but the target; [5, B, N] from `forward` for the divergence.
-        special: int64, the targets [B] as for `forward`, or the tops [B, N].
+        statistics: contiguous float32 [B, 1, CROSS_ENTROPY_STATISTICS] or [B, N, DIVERGENCE_STATISTICS].
         weights: float32 [B], what each row's cross-entropy is multiplied by, None for the divergence.
-        outer: a scalar on the device that multiplies everything, read there.
+        outer: a scalar on the device that multiplies everything, read there; None for 1.
         factor: a further common factor.
         temperature: as in `forward`.
         detach_reference: whether the divergence's gradient skips the reference distribution.
@@ -600,7 +612,6 @@ def backward(
     # A probability of 1/V is subnormal in float16: held in larger units, which a factor of at most 1 cannot
     # overflow, and a divergence, some ten units of logit, hardly.
     units = 1 if states.dtype != torch.float16 else 64 if weights is None else 1024
-    packed = _packed(statistics, special, weights)
     for kernel, gradient in ((_states_gradient_kernel, states_gradient), (_items_gradient_kernel, items_gradient)):
         for_states = kernel is _states_gradient_kernel
         if not (needs_states if for_states else needs_items):
@@ -619,7 +630,9 @@ def backward(
                 states.stride(),
                 items,
                 items.stride(),
-                packed,
+                statistics,
+                weights,
+                0 if weights is None else weights.stride(0),
                 outer,
                 factor / (temperature * units),
                 parts,
@@ -631,6 +644,7 @@ def backward(
                 vocabulary,
                 D=dim,
                 PADDED=group != options["GROUP"],
+                STATISTICS=statistics.shape[-1],
                 CROSS_ENTROPY=weights is not None,
                 DETACH=detach_reference,
                 SCALE=units,

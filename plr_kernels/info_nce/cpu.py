@@ -8,10 +8,15 @@ from plr_kernels.extension import as_gradient, as_matrix, new_gradient, resource
 from plr_kernels.info_nce.reference import NORM_FLOOR
 
 
+def new_statistics(view1: Tensor) -> Tensor:
+    """Zeroed memory for what is kept of both directions' distributions for the backward pass: [2, 3, G, B]."""
+    return view1.new_zeros((2, 3, *view1.shape[:2]), dtype=torch.float32)
+
+
 def forward(view1: Tensor, view2: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-    """The loss and, for the backward pass, statistics [2, 3, G, B] of both directions' distributions."""
+    """The loss and, for the backward pass, the statistics."""
     groups, batch, _ = view1.shape
-    statistics = torch.zeros(2, 3, groups, batch, dtype=torch.float32)
+    statistics = new_statistics(view1)
     if groups == 0 or batch == 0:
         return torch.zeros((), dtype=torch.float32), statistics
     rows1, rows2 = with_plain_rows(view1), with_plain_rows(view2)

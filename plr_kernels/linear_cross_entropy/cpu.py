@@ -7,12 +7,16 @@ from plr_kernels import _cpp
 from plr_kernels.extension import as_gradient, as_matrix, new_gradient, resources, rounds_float32, with_plain_rows
 
 
+def new_statistics(states: Tensor) -> Tensor:
+    """Memory for what is kept of every row's distribution for the backward pass: float32 [3, R]."""
+    return states.new_empty((3, states.shape[0]), dtype=torch.float32)
+
+
 def forward(
     states: Tensor, items: Tensor, targets: Tensor, temperature: float, ignore_index: int
 ) -> tuple[Tensor, Tensor]:
-    """The losses [R] and, for the backward pass, statistics [3, R] of every row's distribution."""
-    rows = states.shape[0]
-    losses, statistics = torch.empty(rows, dtype=torch.float32), torch.empty(3, rows, dtype=torch.float32)
+    """The losses [R] and, for the backward pass, the statistics."""
+    losses, statistics = torch.empty(states.shape[0], dtype=torch.float32), new_statistics(states)
     states, items, targets = with_plain_rows(states), with_plain_rows(items), targets.contiguous()
     _cpp.linear_cross_entropy_forward(
         *resources(),

@@ -39,14 +39,14 @@ def _run_reference(
 def _forward(
     states: Tensor, items: Tensor, targets: Tensor, temperature: float, ignore_index: int, backend: str
 ) -> tuple[Tensor, Tensor]:
-    """The loss of every row, and float32 statistics [3, R] of its distribution for the backward pass."""
+    """The loss of every row, and what the backend keeps of its distribution for its backward pass."""
     return fused_module("linear_cross_entropy", backend).forward(states, items, targets, temperature, ignore_index)
 
 
 @_forward.register_fake
 def _(states, items, targets, temperature, ignore_index, backend):
-    rows = states.shape[0]
-    return states.new_empty((rows,), dtype=torch.float32), states.new_empty((3, rows), dtype=torch.float32)
+    statistics = fused_module("linear_cross_entropy", backend).new_statistics(states)
+    return states.new_empty(states.shape[:1], dtype=torch.float32), statistics
 
 
 @torch.library.custom_op("plr_kernels::linear_cross_entropy_backward", mutates_args=())

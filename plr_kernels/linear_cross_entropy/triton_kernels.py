@@ -1,4 +1,4 @@
-"""The "triton" backend of linear_cross_entropy: the kernels of score_kernels.py, and the loss from their statistics."""
+"""The "triton" backend of linear_cross_entropy: the kernels of score_kernels.py, and the loss from what they find."""
 
 import torch
 import triton
@@ -6,35 +6,42 @@ import triton.language as tl
 from torch import Tensor
 
 from plr_kernels import launch, score_kernels
+from plr_kernels.score_kernels import CROSS_ENTROPY_STATISTICS, NO_ITEM
 from plr_kernels.triton_common import LN_2, LOG2_E, load_tile, new_gradient
 
 _LN_2 = tl.constexpr(LN_2)
+_STATISTICS = tl.constexpr(CROSS_ENTROPY_STATISTICS)
 
 
-@triton.jit(do_not_specialize=["R"])
+@triton.jit(do_not_specialize=["ignore_index", "parts_count", "R", "V"])
 def _loss_kernel(
     states,
     states_strides,
     items,
     items_strides,
     targets,
-    others,
+    ignore_index,
+    parts,
     statistics,
     losses,
     scale,
+    parts_count,
     R,
+    V,
     D: tl.constexpr,
     BLOCK_R: tl.constexpr,
+    BLOCK_S: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
-    """−log p(target) of each row, and its statistics, from the maximum and the sum over all items but the target.
+    """−log p(target) of each row, and its statistics, from maximum and sum over parts of all items but the target.
 
     The target's score is D products, computed in float32 whatever the precision.
     """
     rows = tl.program_id(0).to(tl.int64) * BLOCK_R + tl.arange(0, BLOCK_R)
     mask = rows < R
-    target = tl.load(targets + rows, mask=mask, other=-1)
-    counted = target >= 0
+    target = tl.load(targets + rows, mask=mask, other=ignore_index)
+    counted = target != ignore_index
+    tl.device_assert((counted == 0) | ((target >= 0) & (target < V)), "targets must be in [0, V) or ignore_index")
     score = tl.zeros([BLOCK_R], tl.float32)
     for first in range(0, D, BLOCK_D):
         columns = first + tl.arange(0, BLOCK_D)
@@ -44,34 +51,47 @@ def _loss_kernel(
         score += tl.sum(h.to(tl.float32) * e.to(tl.float32), 1)
     # An ignored row has no target: all of its sum is that of others.
     score = tl.where(counted, score * scale, -3.4028234663852886e38)
-    others_maximum = tl.load(others + rows, mask=mask, other=0.0)
+    others_maximum = tl.full([BLOCK_R], -3.4028234663852886e38, tl.float32)
+    others_sum = tl.zeros([BLOCK_R], tl.float32)
+    for start in range(0, parts_count, BLOCK_S):
+        numbers = start + tl.arange(0, BLOCK_S)
+        exists = mask[:, None] & (numbers < parts_count)[None, :]
+        offsets = numbers.to(tl.int64)[None, :] * R + rows[:, None]
+        maxima = tl.load(parts + offsets, mask=exists, other=-3.4028234663852886e38)
+        sums = tl.load(parts + tl.cast(parts_count, tl.int64) * R + offsets, mask=exists, other=0.0)
+        raised = tl.maximum(others_maximum, tl.max(maxima, 1))
+        others_sum = others_sum * tl.exp2(others_maximum - raised) + tl.sum(sums * tl.exp2(maxima - raised[:, None]), 1)
+        others_maximum = raised
     maximum = tl.maximum(others_maximum, score)
-    others_sum = tl.load(others + rows + R, mask=mask, other=1.0) * tl.exp2(others_maximum - maximum)
+    others_sum *= tl.exp2(others_maximum - maximum)
     total = others_sum + tl.exp2(score - maximum)
     loss = ((maximum - score) + tl.log2(total)) * _LN_2
     tl.store(losses + rows, tl.where(counted, loss, 0.0), mask=mask)
-    tl.store(statistics + rows, maximum, mask=mask)
-    tl.store(statistics + rows + R, 1.0 / total, mask=mask)
-    tl.store(statistics + rows + 2 * tl.cast(R, tl.int64), others_sum / total, mask=mask)
+    of_rows = statistics + rows * _STATISTICS
+    tl.store(of_rows, maximum, mask=mask)
+    tl.store(of_rows + 1, 1.0 / total, mask=mask)
+    tl.store(of_rows + 2, others_sum / total, mask=mask)
+    entry = tl.where(counted, target, NO_ITEM).to(tl.int32)
+    tl.store(of_rows + 3, entry.to(tl.float32, bitcast=True), mask=mask)
 
 
-def _counted(targets: Tensor, ignore_index: int) -> Tensor:
-    """The targets, −1 for ignored rows: these are not even read."""
-    return torch.where(targets == ignore_index, -1, targets).contiguous()
+def new_statistics(states: Tensor) -> Tensor:
+    """Memory for what is kept of every row's distribution for the backward pass: float32 [R, 4]."""
+    return states.new_empty((states.shape[0], CROSS_ENTROPY_STATISTICS), dtype=torch.float32)
 
 
 def forward(
     states: Tensor, items: Tensor, targets: Tensor, temperature: float, ignore_index: int
 ) -> tuple[Tensor, Tensor]:
-    """The losses [R] and, for the backward pass, statistics [3, R] of every row's distribution."""
+    """The losses [R] and, for the backward pass, the statistics."""
     rows, dim = states.shape
     losses = states.new_empty((rows,), dtype=torch.float32)
-    statistics = states.new_empty((3, rows), dtype=torch.float32)
+    statistics = new_statistics(states)
     if rows == 0:
         return losses, statistics
-    targets = _counted(targets, ignore_index)
-    others, _ = score_kernels.forward(states.unsqueeze(1), items, temperature, targets)
-    options = launch.row_products(dim)
+    targets = targets.contiguous()
+    parts, _ = score_kernels.forward(states.unsqueeze(1), items, temperature, targets, ignore_index)
+    options = launch.row_losses(dim)
     with torch.cuda.device_of(states):
         _loss_kernel[(launch.blocks(rows, options["BLOCK_R"]),)](
             states,
@@ -79,11 +99,14 @@ def forward(
             items,
             items.stride(),
             targets,
-            others,
+            ignore_index,
+            parts,
             statistics,
             losses,
             LOG2_E / temperature,
+            parts.shape[1],
             rows,
+            items.shape[0],
             D=dim,
             **options,
         )
@@ -104,15 +127,17 @@ def backward(
     """The gradients of states and items; an empty tensor for one that is not needed."""
     if states.shape[0] == 0:
         return new_gradient(states, needs_states).zero_(), new_gradient(items, needs_items).zero_()
-    weights = torch.where(targets == ignore_index, 0.0, losses_gradient)
-    # Weights of a mean over many rows are too small for float16: the largest becomes 1, and multiplies the sums.
-    largest = weights.abs().amax().clamp(min=torch.finfo(torch.float32).tiny)
+    weights, largest = losses_gradient, None
+    if states.dtype == torch.float16:
+        # Weights of a mean over many rows are too small for float16: the largest becomes 1, and multiplies the sums.
+        weights = torch.where(targets == ignore_index, 0.0, losses_gradient)
+        largest = weights.abs().amax().clamp(min=torch.finfo(torch.float32).tiny)
+        weights = weights / largest
     states_gradient, items_gradient = score_kernels.backward(
         states.unsqueeze(1),
         items,
-        statistics,
-        _counted(targets, ignore_index),
-        weights / largest,
+        statistics.contiguous().unsqueeze(1),
+        weights,
         largest,
         1.0,
         temperature,

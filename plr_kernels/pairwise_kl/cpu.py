@@ -7,11 +7,16 @@ from plr_kernels import _cpp
 from plr_kernels.extension import as_gradient, as_matrix, new_gradient, resources, rounds_float32, with_plain_rows
 
 
+def new_statistics(states: Tensor) -> tuple[Tensor, Tensor]:
+    """Zeroed memory for what is kept of every state's distribution: statistics [5, B, N] and top items [B, N]."""
+    shape = states.shape[:2]
+    return states.new_zeros((5, *shape), dtype=torch.float32), states.new_zeros(shape, dtype=torch.int64)
+
+
 def forward(states: Tensor, items: Tensor, temperature: float) -> tuple[Tensor, Tensor, Tensor]:
-    """The loss and, for the backward pass, statistics [5, B, N] of every state's distribution and top items [B, N]."""
+    """The loss and, for the backward pass, the two of `new_statistics`."""
     batch, group, _ = states.shape
-    statistics = torch.zeros(5, batch, group, dtype=torch.float32)
-    tops = torch.zeros(batch, group, dtype=torch.int64)
+    statistics, tops = new_statistics(states)
     if batch == 0 or group == 1:
         return torch.zeros((), dtype=torch.float32), statistics, tops
     states, items = with_plain_rows(states), with_plain_rows(items)

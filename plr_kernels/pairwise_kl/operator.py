@@ -27,9 +27,9 @@ def _run_reference(states: Tensor, items: Tensor, temperature: float, detach_ref
 def _forward(
     states: Tensor, items: Tensor, temperature: float, detach_reference: bool, backend: str
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The loss, and for the backward pass float32 statistics [5, B, N] of every state's distribution.
+    """The loss, and what the backend keeps of every state's distribution for its backward pass.
 
-    The last result, int64 [B, N], is the item with the largest score: csrc/pairwise_kl.cpp says why it is apart.
+    The last result is the item with the largest score: csrc/pairwise_kl.cpp says why it is apart.
 
     `detach_reference` changes the gradient only.
     """
@@ -38,8 +38,7 @@ def _forward(
 
 @_forward.register_fake
 def _(states, items, temperature, detach_reference, backend):
-    statistics = states.new_empty((5, *states.shape[:2]), dtype=torch.float32)
-    return states.new_empty((), dtype=torch.float32), statistics, states.new_empty(states.shape[:2], dtype=torch.int64)
+    return states.new_empty((), dtype=torch.float32), *fused_module("pairwise_kl", backend).new_statistics(states)
 
 
 @torch.library.custom_op("plr_kernels::pairwise_kl_backward", mutates_args=())

@@ -23,7 +23,7 @@ from plr_kernels import launch
 
 # Compute capability -> shared memory that a block may use.
 SHARED_MEMORY = {80: 163 * 1024, 86: 99 * 1024, 90: 227 * 1024, 100: 227 * 1024}
-LAUNCH_OPTIONS = ("num_warps", "num_stages", "enable_fp_fusion")
+LAUNCH_OPTIONS = ("num_warps", "num_stages", "enable_fp_fusion", "debug", "sanitize_overflow")
 _TYPES = {
     torch.float32: "fp32",
     torch.bfloat16: "bf16",
