@@ -1,9 +1,10 @@
 """The "triton" backend of top_items.
 
 A program scores its part of the items block by block for a block of rows, and keeps each row's best in registers: as
-one int64 per item, the score's bits in an order-preserving form above the complement of the id, so that the larger
-number is the better item and ties go to the smaller id. Blocks of items come in ascending order, so only a score above
-the worst kept one can enter; few blocks hold one, the others cost a product and a comparison.
+one int64 per item, the score's rank above the complement of the id, so that the larger number is the better item and
+ties go to the smaller id. Ranks are int32 and ordered as scores are, NaN above all: of floating numbers a GPU's maximum
+skips NaN, and an item that is NaN would be left out in silence. Blocks of items come in ascending order, so only a
+score above the worst kept one can enter; few blocks hold one, the others cost a product and a comparison.
 """
 
 import torch
@@ -19,14 +20,15 @@ from plr_kernels.triton_common import dot_precision, load_tile
 # A row's list lies in registers. For longer lists the blockwise formula of reference.py runs, on the GPU as well.
 LARGEST_K = 128
 _LOWEST = -(2**63)
+# The rank of −inf, which is no candidate.
+_LOWEST_RANK = tl.constexpr(0x807FFFFF - 2**32)
 
 
 @triton.jit
-def _order_preserving(scores, numbers):
-    """int64 keys that are ordered as (score, −number)."""
-    bits = tl.where(scores == 0, 0.0, scores).to(tl.int32, bitcast=True)  # −0 equals 0
-    bits = tl.where(bits < 0, bits ^ 0x7FFFFFFF, bits)
-    return (bits.to(tl.int64) << 32) | (0xFFFFFFFF - numbers.to(tl.int64))
+def _ranks(scores):
+    """int32 numbers in the order of the scores, −0 as 0 and NaN above all."""
+    bits = tl.where(scores == 0, 0.0, scores).to(tl.int32, bitcast=True)
+    return tl.where(scores != scores, 0x7FFFFFFF, bits ^ ((bits >> 31) & 0x7FFFFFFF))
 
 
 @triton.jit
@@ -82,24 +84,23 @@ def _best_kernel(
             h = load_tile(states, rows, states_strides[0], columns, states_strides[1], row_mask[:, None] & inside)
             e = load_tile(items, numbers, items_strides[0], columns, items_strides[1], item_mask[:, None] & inside)
             scores = tl.dot(h, tl.trans(e), acc=scores, input_precision=PRECISION)
-        scores = tl.where(row_mask[:, None] & item_mask[None, :], scores, float("-inf"))
-        highest, position = tl.max(scores, 1, return_indices=True)
-        worst = tl.min(best, 1)
-        key = _order_preserving(highest, start + position)
-        enters = (key > worst) & (highest > float("-inf"))
+        ranks = tl.where(row_mask[:, None] & item_mask[None, :], _ranks(scores), _LOWEST_RANK)
+        highest = tl.max(ranks, 1)
+        # Ids only grow: a score as good as the worst kept one comes too late.
+        enters = (highest > _LOWEST_RANK) & (highest > tl.min(best, 1) >> 32)
         while tl.max(enters.to(tl.int32), 0) > 0:
+            item = start + tl.argmax(ranks, 1)
             taken = enters
             if exclude is not None:
-                taken &= _is_not_excluded(exclude, exclude_strides, rows, row_mask, start + position, X, BLOCK_X)
+                taken &= _is_not_excluded(exclude, exclude_strides, rows, row_mask, item, X, BLOCK_X)
+            key = (highest.to(tl.int64) << 32) | (0xFFFFFFFF - item.to(tl.int64))
             # Keys differ, but for empty slots: of these any one.
             slot = tl.argmin(best, 1)
             replaced = taken[:, None] & (slots[None, :] == slot[:, None])
             best = tl.where(replaced, key[:, None], best)
-            scores = tl.where(numbers[None, :] == (start + position)[:, None], float("-inf"), scores)
-            highest, position = tl.max(scores, 1, return_indices=True)
-            worst = tl.min(best, 1)
-            key = _order_preserving(highest, start + position)
-            enters = (key > worst) & (highest > float("-inf"))
+            ranks = tl.where(numbers[None, :] == item[:, None], _LOWEST_RANK, ranks)
+            highest = tl.max(ranks, 1)
+            enters = (highest > _LOWEST_RANK) & (highest > tl.min(best, 1) >> 32)
     offsets = (rows * tl.num_programs(1) + tl.program_id(1))[:, None] * K + slots[None, :]
     tl.store(keys + offsets, best, mask=row_mask[:, None] & (slots < K)[None, :])
 
@@ -107,8 +108,8 @@ def _best_kernel(
 def _decoded(keys: Tensor) -> tuple[Tensor, Tensor]:
     """Scores and ids of keys; −inf and −1 for empty slots."""
     empty = keys == _LOWEST
-    bits = keys >> 32
-    bits = torch.where(bits < 0, bits ^ 0x7FFFFFFF, bits).to(torch.int32)
+    ranks = keys >> 32
+    bits = torch.where(ranks < 0, ranks ^ 0x7FFFFFFF, ranks).to(torch.int32)
     ids = 0xFFFFFFFF - (keys & 0xFFFFFFFF)
     return bits.view(torch.float32).masked_fill(empty, -torch.inf), ids.masked_fill(empty, -1)
 
