@@ -71,7 +71,7 @@ def _forward_kernel(
     """One tile of one group: of its rows and columns, off the diagonal, the maximum and Σ 2^(s − maximum); and the
     diagonal's s.
     """
-    row_block, column_block, group = tl.program_id(0), tl.program_id(1), tl.program_id(2).to(tl.int64)
+    group, row_block, column_block = tl.program_id(0).to(tl.int64), tl.program_id(1), tl.program_id(2)
     rows = row_block * BLOCK + tl.arange(0, BLOCK)
     others = column_block * BLOCK + tl.arange(0, BLOCK)
     all_rows = tl.cast(G, tl.int64) * B
@@ -139,8 +139,8 @@ def _unit_gradient_kernel(
     PIECE: tl.constexpr,
 ):
     """The gradient by the unit vectors of a block of one view's rows: Σ_j (P_ij + P_ji − 2 [i = j]) · unit_j."""
-    group = tl.program_id(1).to(tl.int64)
-    rows = tl.program_id(0) * BLOCK_R + tl.arange(0, BLOCK_R)
+    group = tl.program_id(0).to(tl.int64)
+    rows = tl.program_id(1) * BLOCK_R + tl.arange(0, BLOCK_R)
     columns = tl.program_id(2) * BLOCK_D + tl.arange(0, BLOCK_D)
     inside = (columns < D)[None, :]
     all_rows = tl.cast(G, tl.int64) * B
@@ -199,8 +199,8 @@ def _view_gradient_kernel(
     BLOCK_D: tl.constexpr,
 ):
     """From the gradient by a unit vector to that by the vector: what points along the vector changes nothing."""
-    group = tl.program_id(1).to(tl.int64)
-    rows = tl.program_id(0) * BLOCK_R + tl.arange(0, BLOCK_R)
+    group = tl.program_id(0).to(tl.int64)
+    rows = tl.program_id(1) * BLOCK_R + tl.arange(0, BLOCK_R)
     mask = rows < B
     own = group * B + rows
     norm = tl.load(norms + own, mask=mask, other=1.0)
@@ -253,7 +253,7 @@ def forward(view1: Tensor, view2: Tensor, temperature: float) -> tuple[Tensor, T
     row_parts, column_parts = view1.new_empty((2, 2, tiles, groups, batch), dtype=torch.float32)
     diagonal = view1.new_empty((groups, batch), dtype=torch.float32)
     with torch.cuda.device_of(view1):
-        _forward_kernel[(tiles, tiles, groups)](
+        _forward_kernel[(groups, tiles, tiles)](
             view1,
             view1.stride(),
             view2,
@@ -303,7 +303,7 @@ def backward(
                 continue
             unit_gradient = view1.new_empty(view1.shape, dtype=torch.float32)
             _unit_gradient_kernel[
-                (launch.blocks(batch, options["BLOCK_R"]), groups, launch.blocks(dim, options["BLOCK_D"]))
+                (groups, launch.blocks(batch, options["BLOCK_R"]), launch.blocks(dim, options["BLOCK_D"]))
             ](
                 views[this],
                 views[this].stride(),
@@ -325,7 +325,7 @@ def backward(
                 PRECISION=dot_precision(),
                 **options,
             )
-            _view_gradient_kernel[(launch.blocks(batch, row_options["BLOCK_R"]), groups)](
+            _view_gradient_kernel[(groups, launch.blocks(batch, row_options["BLOCK_R"]))](
                 views[this],
                 views[this].stride(),
                 norms[this],

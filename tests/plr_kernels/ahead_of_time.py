@@ -21,6 +21,8 @@ from triton.runtime.jit import JITFunction
 
 from plr_kernels import launch
 
+# What a launch may have of programs along x, y and z.
+LARGEST_GRID = (2**31 - 1, 65535, 65535)
 # Compute capability -> shared memory that a block may use.
 SHARED_MEMORY = {80: 163 * 1024, 86: 99 * 1024, 90: 227 * 1024, 100: 227 * 1024}
 LAUNCH_OPTIONS = ("num_warps", "num_stages", "enable_fp_fusion", "debug", "sanitize_overflow")
@@ -40,6 +42,7 @@ class Launch:
     kernel: JITFunction
     arguments: dict[str, Any]
     options: dict[str, Any]
+    grid: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -51,6 +54,7 @@ class Binary:
     stack: int  # bytes per thread: spilled registers, and nothing else in these kernels
     shared: int
     has_matrix_instructions: bool
+    narrow_strides: tuple[str, ...]  # products with a stride that are held in 32 bits
 
 
 @contextmanager
@@ -59,9 +63,9 @@ def recorded_launches(capability: int):
     launches: list[Launch] = []
 
     def record(kernel, *arguments, grid, warmup, **named):
-        del grid, warmup
+        del warmup
         options = {name: named.pop(name) for name in LAUNCH_OPTIONS if name in named}
-        launches.append(Launch(kernel, dict(zip(kernel.arg_names, arguments, strict=False)) | named, options))
+        launches.append(Launch(kernel, dict(zip(kernel.arg_names, arguments, strict=False)) | named, options, grid))
 
     with (
         mock.patch.object(JITFunction, "run", record),
@@ -102,7 +106,35 @@ def compile_launch(call: Launch, capability: int) -> Binary:
     compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=call.options)
     registers, stack = _resources(compiled.asm["cubin"])
     matrix = re.search(r"\b(mma\.sync|wgmma\.mma_async|tcgen05\.mma)", compiled.asm["ptx"])
-    return Binary(call.kernel.__name__, registers, stack, compiled.metadata.shared, matrix is not None)
+    narrow = _narrow_strides(compiled.asm["ttir"], signature)
+    return Binary(call.kernel.__name__, registers, stack, compiled.metadata.shared, matrix is not None, narrow)
+
+
+def _leaves(name: str, kind: Any) -> list[str]:
+    """The name once for every argument of the compiled kernel that an argument of the source became."""
+    if isinstance(kind, tuple):
+        return [leaf for entry in kind for leaf in _leaves(name, entry)]
+    return [] if kind == "constexpr" else [name]
+
+
+def _narrow_strides(code: str, signature: dict[str, Any]) -> tuple[str, ...]:
+    """Instructions that multiply a stride in 32 bits, which those of a large tensor exceed."""
+    header = next(line for line in code.splitlines() if "tt.func public" in line)
+    arguments = re.findall(r"(%[\w.]+):", header)
+    names = [leaf for name, kind in signature.items() for leaf in _leaves(name, kind)]
+    strides = {
+        argument for argument, name in zip(arguments, names, strict=True) if name.endswith(("stride", "strides"))
+    }
+    narrow = []
+    for line in code.splitlines():
+        result, *operands = re.findall(r"%[\w.#]+", line.partition(" loc(")[0]) or [""]
+        if strides.isdisjoint(operands):
+            continue
+        if "tt.splat" in line and "i32" in line:
+            strides.add(result)
+        elif "arith.muli" in line and "i32" in line:
+            narrow.append(line.strip())
+    return tuple(narrow)
 
 
 def _resources(cubin: bytes) -> tuple[int, int]:

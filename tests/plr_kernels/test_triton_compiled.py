@@ -11,7 +11,7 @@ import torch
 pytest.importorskip("triton")
 
 from plr_kernels.backend import TRITON_INTERPRETED, fused_module
-from tests.plr_kernels.ahead_of_time import SHARED_MEMORY, compile_launch, recorded_launches
+from tests.plr_kernels.ahead_of_time import LARGEST_GRID, SHARED_MEMORY, compile_launch, recorded_launches
 
 pytestmark = pytest.mark.skipif(TRITON_INTERPRETED, reason="under TRITON_INTERPRET=1 nothing is compiled")
 
@@ -23,39 +23,41 @@ def meta(*shape, dtype=torch.bfloat16):
     return torch.empty(shape, dtype=dtype, device="meta")
 
 
-def stream_attention(streams=4, dim=128, prefix=50, dtype=torch.bfloat16):
+def stream_attention(streams=4, dim=128, prefix=50, dtype=torch.bfloat16, batch=2048):
     kernels = fused_module("stream_attention", "triton")
-    query, shared, own = (meta(2048, 2, *sizes, dim, dtype=dtype) for sizes in ((streams,), (prefix,), (streams, 3)))
-    lengths, seed = meta(2048, dtype=torch.int64), meta(dtype=torch.int64)
+    query, shared, own = (meta(batch, 2, *sizes, dim, dtype=dtype) for sizes in ((streams,), (prefix,), (streams, 3)))
+    lengths, seed = meta(batch, dtype=torch.int64), meta(dtype=torch.int64)
     inputs = (query, shared, shared, own, own)
     output, log_sums = kernels.forward(inputs, lengths, 0.1, 0.3, seed)
     kernels.backward(output, inputs, lengths, seed, log_sums, 0.1, 0.3, [True] * 5)
 
 
-def pairwise_kl(group=4, dim=256, dtype=torch.bfloat16):
+def pairwise_kl(group=4, dim=256, dtype=torch.bfloat16, batch=2048, vocabulary=88001):
     kernels = fused_module("pairwise_kl", "triton")
-    states, items = meta(2048, group, dim, dtype=dtype), meta(88001, dim, dtype=dtype)
+    states, items = meta(batch, group, dim, dtype=dtype), meta(vocabulary, dim, dtype=dtype)
     loss, *saved = kernels.forward(states, items, 1.0)
     kernels.backward(loss, states, items, *saved, 1.0, False, True, True)
 
 
-def linear_cross_entropy(dim=256, dtype=torch.bfloat16):
+def linear_cross_entropy(dim=256, dtype=torch.bfloat16, rows=2048, vocabulary=88001):
     kernels = fused_module("linear_cross_entropy", "triton")
-    states, items, targets = meta(2048, dim, dtype=dtype), meta(88001, dim, dtype=dtype), meta(2048, dtype=torch.int64)
+    states, items = meta(rows, dim, dtype=dtype), meta(vocabulary, dim, dtype=dtype)
+    targets = meta(rows, dtype=torch.int64)
     losses, statistics = kernels.forward(states, items, targets, 1.0, -100)
     kernels.backward(losses, states, items, targets, statistics, 1.0, -100, True, True)
 
 
-def info_nce(dim=256, dtype=torch.bfloat16):
+def info_nce(dim=256, dtype=torch.bfloat16, groups=4, batch=2048):
     kernels = fused_module("info_nce", "triton")
-    view = meta(4, 2048, dim, dtype=dtype)
+    view = meta(groups, batch, dim, dtype=dtype)
     loss, statistics = kernels.forward(view, view, 1.0)
     kernels.backward(loss, view, view, statistics, 1.0, True, False)
 
 
-def top_items(k=20, dim=256, dtype=torch.bfloat16):
+def top_items(k=20, dim=256, dtype=torch.bfloat16, rows=2048, vocabulary=88001):
     kernels = fused_module("top_items", "triton")
-    kernels.forward(meta(2048, dim, dtype=dtype), meta(88001, dim, dtype=dtype), k, meta(2048, 50, dtype=torch.int64))
+    states, items = meta(rows, dim, dtype=dtype), meta(vocabulary, dim, dtype=dtype)
+    kernels.forward(states, items, k, meta(rows, 50, dtype=torch.int64))
 
 
 CASES = [
@@ -86,6 +88,7 @@ def check(run, capability, matrix_instructions=True):
         assert binary.registers <= 255, binary
         assert binary.stack == 0, binary
         assert binary.shared <= SHARED_MEMORY[capability], binary
+        assert not binary.narrow_strides, binary
         has_products = matrix_instructions and binary.name not in WITHOUT_PRODUCTS
         assert binary.has_matrix_instructions == has_products, binary
 
@@ -116,3 +119,28 @@ def test_float32_binary(run, precision):
         check(functools.partial(run, dtype=torch.float32), 90, matrix_instructions=precision != "highest")
     finally:
         torch.set_float32_matmul_precision(before)
+
+
+@pytest.mark.parametrize(
+    "run",
+    [
+        functools.partial(stream_attention, batch=10**8),
+        functools.partial(stream_attention, streams=10**6, prefix=10**6),
+        functools.partial(pairwise_kl, batch=10**8),
+        functools.partial(pairwise_kl, batch=1, vocabulary=10**9),
+        functools.partial(linear_cross_entropy, rows=10**9),
+        functools.partial(linear_cross_entropy, rows=1, vocabulary=10**9),
+        functools.partial(info_nce, groups=10**8, batch=3),
+        functools.partial(info_nce, groups=1, batch=10**6),
+        functools.partial(top_items, rows=10**9),
+        functools.partial(top_items, rows=1, vocabulary=10**9),
+    ],
+    ids=describe,
+)
+def test_grids_are_those_that_a_gpu_takes(run):
+    with recorded_launches(90) as launches:
+        run()
+    for launch in launches:
+        assert all(1 <= count <= largest for count, largest in zip(launch.grid, LARGEST_GRID, strict=False)), (
+            launch.grid
+        )
