@@ -42,7 +42,8 @@ def main(arguments: list[str] | None = None) -> int:
         with _plain_warnings():
             command(parsed[parsed.command])
     except KeyboardInterrupt:
-        print("\ninterrupted; repeat the command to go on from the last finished epoch", file=sys.stderr)
+        where = " from the last finished epoch" if parsed.command in ("train", "demo") else ""
+        print(f"\ninterrupted; repeat the command to go on{where}", file=sys.stderr)
         return 130
     except Exception as error:
         if not _is_users(error):

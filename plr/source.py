@@ -63,7 +63,7 @@ def load_dataset(config: Config, data: str | None = None) -> SequenceDataset:
     if is_prepared(path):
         if data is None:
             _refuse_options(config, path)
-        return open_prepared(path)
+        return open_prepared(path, verify=True)  # a damaged byte would train something else, silently
     return prepare(
         path,
         **{name: getattr(config, name) for name in OPTIONS},

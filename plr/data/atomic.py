@@ -14,13 +14,14 @@ __all__ = ["atomic_path"]
 
 
 @contextmanager
-def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
+def atomic_path(path: str | os.PathLike[str], *, replace: bool = True) -> Iterator[Path]:
     """Yield a temporary sibling of ``path`` to write a file or make a folder at; rename it on success.
 
     Nothing exists yet at the yielded path, its suffix is that of ``path``, and its parent folder is made if
     missing. The body must create it. An existing file at ``path`` is replaced in one step; an existing
-    folder is moved away first (an operating system replaces only empty folders), then removed. When the
-    body raises, what it wrote is removed and ``path`` stays as it was.
+    folder is moved away first (an operating system replaces only empty folders), then removed; with
+    ``replace=False`` that raises a FileExistsError unless it is empty. When the body raises, what it wrote is
+    removed and ``path`` stays as it was.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -28,7 +29,7 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
     try:
         yield temporary
         _sync(temporary)
-        _replace(temporary, path)
+        _replace(temporary, path, replace)
     finally:
         _remove(temporary)
 
@@ -45,7 +46,7 @@ def _sync(path: Path) -> None:
             os.fsync(handle.fileno())
 
 
-def _replace(temporary: Path, path: Path) -> None:
+def _replace(temporary: Path, path: Path, folders: bool) -> None:
     if not temporary.is_dir():
         os.replace(temporary, path)
         return
@@ -56,6 +57,8 @@ def _replace(temporary: Path, path: Path) -> None:
         except OSError as error:
             if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
                 raise
+            if not folders:
+                raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path)) from error
         former = _sibling(path)
         with suppress(FileNotFoundError):  # another process was faster
             os.replace(path, former)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gzip
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import BinaryIO
@@ -27,7 +29,7 @@ def blocks_of_lines(file: BinaryIO) -> Iterator[tuple[int, list[bytes]]]:
             if len(lines) == _BLOCK:
                 yield first, lines
                 first, lines = first + len(lines), []
-    except EOFError:
+    except (EOFError, zlib.error, gzip.BadGzipFile):
         yield first, lines
         raise
     yield first, lines

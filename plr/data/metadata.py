@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import csv
+import gzip
 import io
 import json
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -91,11 +93,13 @@ def item_features(path: Path, item_ids: pl.Series, skipped: Skipped | None = Non
                 if record["item"] in wanted:
                     values = (record["title"], record["categories"], record["store"])
                     records.append((line, record["item"], *values, describe(*values)))
-    except EOFError:
-        cut_off = "the gzip file ends too early: it was cut off; fetch it again"
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        cut_off = isinstance(error, EOFError)
+        problem = "ends too early: it was cut off" if cut_off else f"cannot be read from here on: {error}"
+        problem = f"the gzip file {problem}; fetch it again"
         if skipped is None:
-            raise DataError(cut_off, path, line) from None
-        skipped.add(path, line, cut_off)
+            raise DataError(problem, path, line) from None
+        skipped.add(path, line, problem)
     found.append(pl.DataFrame(records, schema=_FOUND, orient="row"))
     known = pl.concat(found).sort("place")
     last = known.unique("item", keep="last", maintain_order=True)
@@ -175,7 +179,7 @@ def _csv(file: BinaryIO) -> Lines:
             lines, header = lines + 1, text.readline()
         separator = separator_of(header)
         names = next(csv.reader([header], delimiter=separator), [])
-        yield from _table(csv.reader(text, delimiter=separator), lines, names, "|")
+        yield from _table(csv.reader(text, delimiter=separator, strict=True), lines, names, "|")
 
 
 def _recbole(file: BinaryIO) -> Lines:
@@ -193,7 +197,7 @@ def _table(rows: Any, lines: int, header: Sequence[str], path_separator: str) ->
         try:
             row = next(rows, None)
         except csv.Error as error:
-            row, problem = [], str(error)
+            row, problem = [], str(error).replace("unexpected end of data", 'a quote (") is opened and never closed')
         start = lines + rows.line_num + 1
         if row is None:
             return
@@ -262,9 +266,10 @@ def _record(values: Record, path_separator: str) -> Record | str:
     record: Record = {}
     for role in ("item", "title", "store"):
         value = values.get(role)
-        if isinstance(value, (list, dict, bool)):
+        if isinstance(value, (list, dict, bool)) or (role == "item" and isinstance(value, float)):
             return f"the {role} is a {type(value).__name__}; expected text"
-        record[role] = None if value is None else str(value).strip() or None
+        text = "" if value is None or value != value else str(value)  # what is missing may be written NaN
+        record[role] = (text if role == "item" else text.strip()) or None  # ids are those of the interactions
     if record["item"] is None:
         return "the item id is empty"
     path = values.get("categories")

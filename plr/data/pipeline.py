@@ -128,22 +128,37 @@ def write_folder(
     """Write the folder as ``prepare_folder`` does, and return its report alone: without PyTorch."""
     paths = [find_interactions(source) for source in sources]
     job = _Job(SourceFiles(paths, options, items, skip_bad_lines, periods), options, protocol)
-    if out.exists() and not is_prepared(out):
+    report = _already_there(out, job)
+    if report is None:
+        damaged = is_prepared(out)
+        prepared = job.build()
+        _warn(prepared.report, paths[0])
+        report = prepared.report
+        try:
+            save_prepared(prepared, out, job.features, replace=damaged)
+        except FileExistsError:  # another process was faster
+            report = _already_there(out, job) or report
+    return report
+
+
+def _already_there(out: Path, job: _Job) -> dict[str, Any] | None:
+    """Return the report of ``out`` where it holds what the job makes, None where it can be written."""
+    if not out.exists():
+        parent = next(parent for parent in out.absolute().parents if parent.exists())
+        if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
+            raise DataError("no folder that can be written to; choose another --out", parent)
+        return None
+    if not is_prepared(out):
         if not out.is_dir() or any(out.iterdir()):
             raise DataError("there is something else than a prepared data set; choose another --out", out)
-    elif out.exists():
-        try:
-            there = open_prepared(out)
-        except DataError:
-            there = None  # of another version or damaged: written anew
-        if there is not None:
-            if there.content_hash != job.content_hash():
-                raise DataError("holds a data set of other files or options; choose another --out or delete it", out)
-            return there.report
-    prepared = job.build()
-    save_prepared(prepared, out, job.features)
-    _warn(prepared.report, paths[0])
-    return prepared.report
+        return None
+    try:
+        there = open_prepared(out, verify=True)
+    except DataError:
+        return None  # of another version or damaged: written anew
+    if there.content_hash != job.content_hash():
+        raise DataError("holds a data set of other files or options; choose another --out or delete it", out)
+    return there.report
 
 
 class _Job:

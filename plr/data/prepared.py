@@ -74,15 +74,21 @@ def is_prepared(path: Path) -> bool:
     return (path / MANIFEST).is_file()
 
 
-def save_prepared(prepared: Prepared, folder: Path, features: pl.DataFrame | None = None) -> None:
+def save_prepared(
+    prepared: Prepared, folder: Path, features: pl.DataFrame | None = None, *, replace: bool = True
+) -> None:
     """Write ``prepared`` as ``folder``: whole or not at all.
 
     Args:
         prepared: What to write.
         folder: Where to.
         features: What is known about the items, row i about item i, beside the ``item_id``.
+        replace: Whether a folder that is there is replaced; else a FileExistsError is raised.
+
+    Raises:
+        DataError, OSError: a file cannot be written.
     """
-    with atomic_path(folder) as aside:
+    with atomic_path(folder, replace=replace) as aside:
         aside.mkdir()
         arrays = {name: np.ascontiguousarray(getattr(prepared, name)) for name in ARRAYS}
         items = prepared.item_ids.to_frame("item_id")
@@ -93,7 +99,10 @@ def save_prepared(prepared: Prepared, folder: Path, features: pl.DataFrame | Non
         }
 
         def write(name: str) -> dict[str, Any]:
-            writers[name](aside / name)
+            try:
+                writers[name](aside / name)
+            except (SafetensorError, pl.exceptions.PolarsError) as error:  # a full disk, say
+                raise DataError(f"{name} cannot be written: {error}", folder) from error
             return {"bytes": (aside / name).stat().st_size, "sha256": _sha256(aside / name)}
 
         files = dict(zip(writers, in_threads(write, writers), strict=True))

@@ -15,11 +15,24 @@ from plr.data.errors import DataError
 from plr.data.fingerprint import fingerprint
 from plr.data.interactions import Interactions, number
 from plr.data.options import PrepareOptions
-from plr.data.readers import CONTROL_BYTES, TEXT_FORMATS, IdSpace, Skipped, Source, detect_format, read
+from plr.data.readers import (
+    TEXT_FORMATS,
+    IdSpace,
+    Skipped,
+    Source,
+    detect_format,
+    forbidden_in,
+    is_packed,
+    open_plain,
+    read,
+)
 from plr.data.readers.delimited import without_bad_records
 from plr.data.readers.huggingface import huggingface_files
+from plr.data.readers.source import forbidden_bytes
 
 __all__ = ["Place", "SourceFiles"]
+
+_CHUNK = 1 << 22
 
 Place = Callable[[int], tuple[Path, int]]
 """From the position of an interaction to its file and line."""
@@ -57,6 +70,7 @@ class SourceFiles:
         self._options = options
         self._periods = periods
         self._hashes: list[str] | None = None
+        self._as_found = [_state(file) for file in self._files()]
         self._scratch: tempfile.TemporaryDirectory | None = None
 
     def hashes(self) -> list[str]:
@@ -66,11 +80,17 @@ class SourceFiles:
         return self._hashes
 
     def describe(self) -> list[dict[str, Any]]:
-        """Return name, size and hash of every file."""
-        return [
-            {"file": file.name, "bytes": file.stat().st_size, "sha256": sha256}
-            for file, sha256 in zip(self._files(), self.hashes(), strict=True)
-        ]
+        """Return name, size and hash of every file; asked for when all has been read.
+
+        Raises:
+            DataError: a file has changed since this object was made.
+        """
+        described = []
+        for file, sha256, as_found in zip(self._files(), self.hashes(), self._as_found, strict=True):
+            if _state(file) != as_found:
+                raise DataError("the file changed while it was read; repeat the command when it is whole", file)
+            described.append({"file": file.name, "bytes": as_found[0], "sha256": sha256})
+        return described
 
     def read(self) -> tuple[Interactions, Place]:
         """Read and number the interactions while a second thread hashes the files.
@@ -92,7 +112,10 @@ class SourceFiles:
 
     def _numbered(self) -> tuple[Interactions, Place]:
         space = IdSpace(self._options.min_rating)
-        return number(self._read_all(space), space)
+        interactions, place = number(self._read_all(space), space)
+        if self.format in TEXT_FORMATS and self.skipped is None and any(map(is_packed, self.paths)):
+            _check_ids(interactions, place, forbidden_in(self.format))
+        return interactions, place
 
     def _read_all(self, space: IdSpace) -> list[Source]:
         sources = [self._read_one(path, space) for path in self.paths]
@@ -117,7 +140,9 @@ class SourceFiles:
         noted = Skipped()
         try:
             source = read(path, self.format, columns, space, noted)
-            fingerprint(path, text=True)
+            self._fingerprint(path, text=True)
+            if is_packed(path):
+                _check_packed(path, forbidden_in(self.format))
         except DataError:
             source, noted = self._read_copy(path, space)
         self.skipped.extend(noted)
@@ -140,13 +165,42 @@ class SourceFiles:
         return replace(source, path=path), noted
 
     def _fingerprints(self) -> list[str]:
-        forbidden = CONTROL_BYTES if self.format in ("sequences", "pairs") else b"\0"
         text = self.format in TEXT_FORMATS and self.skipped is None
-        return [fingerprint(file, text=text and file != self.items, forbidden=forbidden) for file in self._files()]
+        return [self._fingerprint(file, text=text and file != self.items) for file in self._files()]
+
+    def _fingerprint(self, file: Path, *, text: bool) -> str:
+        return fingerprint(file, text=text, forbidden=forbidden_in(self.format))
 
     def _files(self) -> list[Path]:
         files = [file for path in self.paths for file in ([path] if path.is_file() else huggingface_files(path))]
         return files if self.items is None else [*files, self.items]
+
+
+def _state(file: Path) -> tuple[int, int]:
+    """Return what a change of the file changes: its size, and when it was last written to (ns)."""
+    status = file.stat()
+    return status.st_size, status.st_mtime_ns
+
+
+def _check_packed(path: Path, forbidden: bytes) -> None:
+    """Refuse a packed file with forbidden bytes, which ``fingerprint`` looks for in plain ones."""
+    with open_plain(path) as file:
+        while chunk := file.read(_CHUNK):
+            if forbidden_bytes(chunk, forbidden):
+                raise DataError("it holds bytes that do not belong in a text file", path)
+
+
+def _check_ids(interactions: Interactions, place: Place, forbidden: bytes) -> None:
+    """Refuse ids with forbidden bytes: looking through those of packed files costs less than unpacking them twice."""
+    letters = "".join(f"\\x{byte:02x}" for byte in forbidden)
+    for index, ids in ((interactions.user, interactions.user_ids), (interactions.item, interactions.item_ids)):
+        odd = ids.str.contains(f"[{letters}]").to_numpy()
+        if odd.any():
+            position = int(odd[index].argmax())
+            path, line = place(position)
+            raise DataError(
+                f"the id {ids[int(index[position])]!r} holds a byte that does not belong in a text file", path, line
+            )
 
 
 def _check_period(source: Source, start: float, stop: float) -> None:

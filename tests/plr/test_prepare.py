@@ -69,6 +69,15 @@ def test_mistakes_are_one_message(ratings, tmp_path, capsys):
     assert "not a prepared data set" in capsys.readouterr().err
 
 
+def test_an_interruption_is_one_line(ratings, tmp_path, capsys, monkeypatch):
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("plr.prepare.run", interrupt)
+    assert main(["prepare", str(ratings), "--out", str(tmp_path / "o")]) == 130
+    assert capsys.readouterr().err == "\ninterrupted; repeat the command to go on\n"
+
+
 def test_bad_lines_are_skipped_and_named(ratings, tmp_path, capsys):
     ratings.write_text(ROWS + "u1,i1,1,late\n")
     assert main(["prepare", str(ratings), "--out", str(tmp_path / "o"), "--skip-bad-lines"]) == 0

@@ -15,7 +15,7 @@ from plr.data.readers.lines import CONTROL_BYTES, read_pairs, read_sequences
 from plr.data.readers.movielens import read_movielens
 from plr.data.readers.numbering import CompiledNumbering, Numbering
 from plr.data.readers.parquet import read_parquet
-from plr.data.readers.source import IdSpace, Skipped, Source, unreadable
+from plr.data.readers.source import IdSpace, Skipped, Source, is_packed, open_plain, unreadable
 
 __all__ = [
     "CONTROL_BYTES",
@@ -29,6 +29,9 @@ __all__ = [
     "Source",
     "detect_format",
     "find_interactions",
+    "forbidden_in",
+    "is_packed",
+    "open_plain",
     "read",
 ]
 
@@ -36,6 +39,11 @@ _NAMED = {"recbole": read_recbole, "csv": read_csv, "parquet": read_parquet, "hu
 _UNNAMED = {"sequences": read_sequences, "pairs": read_pairs, "movielens": read_movielens}
 FORMATS = (*_UNNAMED, *_NAMED)
 TEXT_FORMATS = ("sequences", "pairs", "movielens", "recbole", "csv")
+
+
+def forbidden_in(file_format: str) -> bytes:
+    """Return the bytes that a text file of this format must not hold."""
+    return CONTROL_BYTES if file_format in _UNNAMED else b"\0"
 
 
 def read(
@@ -62,4 +70,4 @@ def read(
             return _UNNAMED[file_format](path, space, skipped)
         return _NAMED[file_format](path, columns, space, skipped)
     except (pl.exceptions.PolarsError, OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
-        raise unreadable(path, error) from error
+        raise unreadable(path, error, CONTROL_BYTES if file_format in _UNNAMED else b"") from error

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 import re
 import zlib
+from collections import deque
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import BinaryIO
@@ -14,12 +16,16 @@ import polars as pl
 
 from plr.data.errors import DataError
 from plr.data.readers.columns import Columns, find_columns, read_columns
-from plr.data.readers.source import IdSpace, Skipped, Source, open_plain, unreadable
+from plr.data.readers.lines import CONTROL_BYTES
+from plr.data.readers.source import IdSpace, Skipped, Source, forbidden_bytes, open_plain, unreadable
 
 __all__ = ["read_csv", "read_recbole", "records", "separator_of", "without_bad_records"]
 
 _BLOCK = 1 << 22
 _LONGEST_RECORD = 1000  # lines; a quote that is not closed within is taken for a stray one
+_QUOTED = re.compile(r'"(?:[^"]|"")*"')
+_NEVER_CLOSED = 'a quote (") is opened and never closed'
+_CLOSED_EARLY = 'a quote (") is opened, and closed before the end of its field'
 
 
 def read_csv(path: Path, columns: Columns, space: IdSpace, skipped: Skipped | None = None) -> Source:
@@ -30,7 +36,9 @@ def read_csv(path: Path, columns: Columns, space: IdSpace, skipped: Skipped | No
     Raises:
         DataError: as ``find_columns`` and ``read_columns``, and for a line with more fields than the header.
     """
-    header = next(records(path, quoted=True), (1, ""))[1]
+    line, header = next(records(path, quoted=True), (1, ""))
+    if header.count('"') % 2:
+        raise DataError(_NEVER_CLOSED, path, line)
     return _read(path, columns, separator_of(header), True, space, skipped)
 
 
@@ -77,6 +85,10 @@ def _read(
         table = scan()
         names = table.collect_schema().names()
         found = find_columns(names, columns, path)
+        for name in found.values():
+            if f"{name}_duplicated_0" in names:  # so polars calls the second one
+                line, _ = next(records(path, quoted))
+                raise DataError(f"the header has the column {name!r} more than once", path, line)
         return read_columns(path, table, found, lines_of, space, names[-1], skipped, scan)
     except (pl.exceptions.PolarsError, OSError) as error:
         raise _malformed(path, separator, quoted, error) from error
@@ -120,13 +132,31 @@ def fields_of(record: str, separator: str, quoted: bool) -> int:
     return (re.sub(r'"[^"]*"', "", record) if quoted else record).count(separator) + 1
 
 
+def _ends_early(record: str, separator: str) -> bool:
+    """Return whether a quote that opens a field is closed before the field's end."""
+    place = 0
+    while place < len(record):  # a field begins here
+        if record[place] == '"':
+            closed = _QUOTED.match(record, place)
+            place = len(record) if closed is None else closed.end()
+            if place < len(record) and record[place] != separator:
+                return True
+        else:
+            end = record.find(separator, place)
+            place = len(record) if end < 0 else end
+        place += 1
+    return False
+
+
 def _malformed(path: Path, separator: str, quoted: bool, error: Exception) -> DataError:
     """Find the line that polars could not read: slow, but only for a file that is refused anyway."""
     expected = None
     try:
         for line, record in records(path, quoted):
             if quoted and record.count('"') % 2:
-                return DataError('a quote (") is opened and never closed', path, line)
+                return DataError(_NEVER_CLOSED, path, line)
+            if quoted and _ends_early(record, separator):
+                return DataError(_CLOSED_EARLY, path, line)
             fields = fields_of(record, separator, quoted)
             if expected is None:
                 expected = fields
@@ -138,20 +168,24 @@ def _malformed(path: Path, separator: str, quoted: bool, error: Exception) -> Da
 
 
 def without_bad_records(source: Path, target: Path, file_format: str, skipped: Skipped) -> None:
-    """Copy a CSV or RecBole file, leaving out the records that make the whole file unreadable.
+    """Copy a text file, leaving out the records that make the whole file unreadable.
 
-    Those are: bytes that are not UTF-8, a zero byte, more fields than the header, a quote that is never closed
-    (its line alone is left out), and the end of a compressed file that was cut off. In the copy every record
-    stands on the line it had.
+    Those are: bytes that are not UTF-8, a zero byte (without a header: any of CONTROL_BYTES), more fields than the
+    header, a quote that is never closed or closed before its field ends (the line where it is opened alone is left
+    out), and what follows where a compressed file is damaged or cut off. In the copy every record stands on the line
+    it had.
+
+    Raises:
+        DataError: it is the header that is unreadable.
     """
-    judge = _Judge(quoted=file_format == "csv")
+    judge = _Judge(file_format)
     with open_plain(source) as file, open(target, "wb") as copy:
         lines = _lines(source, file, skipped)
-        ahead: list[bytes] = []  # lines that were read in search of the end of a quote
+        ahead: deque[bytes] = deque()  # lines that were read in search of the end of a quote
         number = 1
         while True:
             record: list[bytes] = []
-            while (line := ahead.pop(0) if ahead else next(lines, None)) is not None:
+            while (line := ahead.popleft() if ahead else next(lines, None)) is not None:
                 record.append(line)
                 if not judge.is_open(record) or len(record) == _LONGEST_RECORD:
                     break
@@ -160,21 +194,27 @@ def without_bad_records(source: Path, target: Path, file_format: str, skipped: S
             reason = judge.reason(record)
             if reason is None:
                 copy.writelines(record)
+            elif judge.needs_header:
+                raise DataError(reason, source, number)
             else:
-                if judge.is_open(record):
-                    record, ahead = record[:1], record[1:] + ahead
+                if reason in (_NEVER_CLOSED, _CLOSED_EARLY):
+                    ahead.extendleft(reversed(record[1:]))
+                    del record[1:]
                 skipped.add(source, number, reason)
                 copy.write(b"\n" * len(record))
             number += len(record)
 
 
 class _Judge:
-    """Says of the records of one file, header first, whether they can be read."""
+    """Says of the records of one file, header first where it has one, whether they can be read."""
 
-    def __init__(self, quoted: bool) -> None:
-        self.quoted = quoted
-        self.separator = "\t"
-        self.fields: int | None = None  # of the header
+    def __init__(self, file_format: str) -> None:
+        self.quoted = file_format == "csv"
+        self.needs_header = file_format in ("csv", "recbole")
+        self._forbidden = b"\0" if self.needs_header else CONTROL_BYTES
+        self._separator = "\t"
+        self._fields: int | None = None  # of the header
+        self._first = True
 
     def is_open(self, record: list[bytes]) -> bool:
         """Return whether a quote is open at the end."""
@@ -182,27 +222,31 @@ class _Judge:
 
     def reason(self, record: list[bytes]) -> str | None:
         """Return what is wrong with a record, or None."""
-        whole = b"".join(record)
+        whole, first = b"".join(record), self._first
+        self._first = False
         try:
-            text = whole.decode("utf-8-sig" if self.fields is None else "utf-8")
+            text = whole.decode("utf-8-sig" if first else "utf-8")
         except UnicodeDecodeError as error:
             return f"byte 0x{whole[error.start]:02x} is not UTF-8"
-        if "\0" in text:
-            return "byte 0x00 does not belong in a text file"
+        for byte in forbidden_bytes(whole, self._forbidden)[:1]:
+            return f"byte 0x{byte:02x} does not belong in a text file"
+        text = text.rstrip("\r\n")
         if self.quoted and text.count('"') % 2:
-            return 'a quote (") is opened and never closed'
-        if not text.strip():
+            return _NEVER_CLOSED
+        if not text.strip() or not (self.needs_header or self._fields):
             return None
-        if self.fields is None and self.quoted:
-            self.separator = separator_of(text)
-        fields = fields_of(text, self.separator, self.quoted)
-        if self.fields is None:
-            self.fields = fields
-        return f"{fields} fields; the header has {self.fields}" if fields > self.fields else None
+        if self.needs_header and self.quoted:
+            self._separator = separator_of(text)
+        if self.quoted and _ends_early(text, self._separator):
+            return _CLOSED_EARLY
+        fields = fields_of(text, self._separator, self.quoted)
+        if self.needs_header:
+            self._fields, self.needs_header = fields, False
+        return f"{fields} fields; the header has {self._fields}" if fields > self._fields else None
 
 
 def _lines(path: Path, file: BinaryIO, skipped: Skipped) -> Iterator[bytes]:
-    """Yield the lines; where a compressed file is cut off, end with a note."""
+    """Yield the lines; where a compressed file is damaged or cut off, end with a note."""
     number = 0
     try:
         for line in file:
@@ -210,3 +254,5 @@ def _lines(path: Path, file: BinaryIO, skipped: Skipped) -> Iterator[bytes]:
             yield line
     except EOFError:
         skipped.add(path, number + 1, "the gzip file ends here: it was cut off")
+    except (zlib.error, gzip.BadGzipFile) as error:
+        skipped.add(path, number + 1, f"the gzip file cannot be read from here on: {error}")

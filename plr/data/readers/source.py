@@ -19,9 +19,22 @@ import polars as pl
 from plr.data.errors import DataError
 from plr.data.readers.numbering import CompiledNumbering, Numbering, new_numbering
 
-__all__ = ["LISTED", "IdSpace", "LinesOf", "Skipped", "Source", "collect", "one_to_one", "open_plain", "unreadable"]
+__all__ = [
+    "LISTED",
+    "IdSpace",
+    "LinesOf",
+    "Skipped",
+    "Source",
+    "collect",
+    "forbidden_bytes",
+    "is_packed",
+    "one_to_one",
+    "open_plain",
+    "unreadable",
+]
 
 _GZIP = b"\x1f\x8b"
+_ALL_BYTES = bytes(range(256))
 _BLOCK = 250_000  # rows
 _UNDER_WAY = 4  # blocks that may wait for their numbers while others are read
 LISTED = 100
@@ -126,14 +139,23 @@ def collect(frame: pl.LazyFrame) -> pl.DataFrame:
     return frame.collect(engine="streaming")
 
 
-def open_plain(path: Path) -> BinaryIO:
-    """Open a file for reading bytes, unpacking gzip (told by its first bytes, not by its name)."""
+def is_packed(path: Path) -> bool:
+    """Return whether a file is packed with gzip, which its first bytes tell, not its name."""
     with open(path, "rb") as file:
-        packed = file.read(2) == _GZIP
-    return gzip.open(path, "rb") if packed else open(path, "rb")
+        return file.read(2) == _GZIP
 
 
-def unreadable(path: Path, error: Exception) -> DataError:
+def open_plain(path: Path) -> BinaryIO:
+    """Open a file for reading bytes, unpacking gzip."""
+    return gzip.open(path, "rb") if is_packed(path) else open(path, "rb")
+
+
+def forbidden_bytes(text: bytes, forbidden: bytes) -> bytes:
+    """Return those bytes of ``text`` that are among the ``forbidden``, in their order."""
+    return text.translate(None, _ALL_BYTES.translate(None, forbidden))
+
+
+def unreadable(path: Path, error: Exception, forbidden: bytes = b"") -> DataError:
     """Return the error to raise where ``error`` stopped the reading of a text file; finds the line again."""
     line = 0
     try:
@@ -141,6 +163,8 @@ def unreadable(path: Path, error: Exception) -> DataError:
             for text in file:
                 line += 1
                 text.decode("utf-8")
+                for byte in forbidden_bytes(text, forbidden)[:1]:
+                    return DataError(f"byte 0x{byte:02x} does not belong in a text file; is it binary?", path, line)
     except EOFError:
         return DataError("the gzip file ends too early: it was cut off; fetch it again", path, line or None)
     except UnicodeDecodeError as bad:

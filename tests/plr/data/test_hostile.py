@@ -17,7 +17,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from plr.data import DataError, PrepareOptions, SequenceDataset, prepare, prepare_folder
-from plr.data.readers import FORMATS
+from plr.data.readers import FORMATS, read
 from plr.data.timestamps import first_of_another_unit, unit_of
 
 HEADER = "user,item,rating,timestamp\n"
@@ -70,6 +70,90 @@ def test_what_a_cut_off_gzip_holds_can_be_had(write):
     report = prepared(write("a.csv.gz", whole[: len(whole) // 2])).report
     assert "cut off" in report["skipped_lines"]["first"][-1]["reason"]
     assert 5_000 < report["read"]["interactions"] < 30_000
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda packed: packed[:-8] + bytes(4) + packed[-4:],
+        lambda packed: packed[:5_000] + b"\xff\0" * 50 + packed[5_100:],
+        lambda packed: packed + b"behind the end",
+    ],
+    ids=["checksum", "middle", "end"],
+)
+def test_a_damaged_gzip_names_the_line_and_what_is_before_can_be_had(write, damage):
+    text = HEADER + "".join(f"u{n % 97},i{n % 89},1,{n}\n" for n in range(30_000))
+    path = write("a.csv.gz", damage(gzip.compress(text.encode(), mtime=0)))
+    with pytest.raises(DataError, match=r"a.csv.gz:\d+: ") as caught:
+        prepare(path)
+    report = prepared(path).report
+    entry = report["skipped_lines"]["first"][-1]
+    assert "cannot be read from here on" in entry["reason"]
+    assert 500 < report["read"]["interactions"] == entry["line"] - 2 <= 30_000
+    assert abs(caught.value.line - entry["line"]) <= 1
+
+
+@pytest.mark.parametrize("pack", [bytes, gzip.compress], ids=["plain", "packed"])
+@pytest.mark.parametrize(
+    ("name", "text", "bad", "file_format"),
+    [
+        ("a.csv", HEADER + "a,x,1,5\na,y\0,1,6\nb,x,1,7\nb,y,1,8\n", 3, "csv"),
+        ("a.txt", "a x y z w\nb x y\0 z\nc w x\n", 2, "sequences"),
+        ("a.txt", "a x y z w\nb x y\1 z\nc w x\n", 2, "sequences"),
+        ("a.txt", "a x\na y\na z\nb x\x1cy\nb x\nb y\n", 4, "pairs"),
+        ("ratings.dat", "1::2::5::10\n1::3\1::5::11\n1::4::4::12\n2::3::4::10\n2::2::4::11\n", 2, "movielens"),
+    ],
+)
+def test_control_bytes_are_refused_packed_or_not(write, pack, name, text, bad, file_format):
+    path = write(name, pack(text.encode()))
+    with pytest.raises(DataError, match="does not belong in a text file") as caught:
+        prepare(path, split="leave-one-out", format=file_format)
+    assert caught.value.line == bad
+    report = prepared(path, split="leave-one-out", format=file_format).report
+    assert [entry["line"] for entry in report["skipped_lines"]["first"]] == [bad]
+
+
+def test_a_bad_line_leaves_the_others_of_a_file_without_a_header(write):
+    path = write("a.txt", b"a\tx\ty\nb\tx\ty\tz\tw\nc\tx\xff\nd\tx\ty\tz\n")  # more fields than the first line's
+    report = prepared(path, format="sequences").report
+    assert [entry["line"] for entry in report["skipped_lines"]["first"]] == [3]
+    assert report["read"] == {"users": 3, "items": 4, "interactions": 9}
+
+
+def test_stray_quotes_are_left_out_line_by_line(write):
+    good = [f"u{n % 3},i{n % 4},1,{n}" for n in range(40)]
+    lines = list(good)
+    lines[5:5], lines[20:20], lines[30:30] = ['a,"x,1,5'], ['a,"x,1,5'], ['a,"x"y,1,5']  # two close each other
+    path = write("a.csv", HEADER + "\n".join(lines) + "\n")
+    with pytest.raises(DataError, match="closed before the end of its field") as caught:
+        prepare(path)
+    assert caught.value.line == 7
+    report = prepared(path).report
+    assert [entry["line"] for entry in report["skipped_lines"]["first"]] == [7, 22, 32]
+    assert report["read"]["interactions"] == 40
+
+
+@pytest.mark.parametrize("header", [b"user,item,t\xff", b'user,item,"t', b"user,item,item", b"item,user,user"])
+def test_a_header_that_cannot_be_read_is_never_left_out(write, header):
+    path = write("a.csv", header + b"\n" + b"".join(b"u%d,i%d,0\n" % (n % 3, n % 4) for n in range(20)))
+    for skip in (False, True):
+        with pytest.raises(DataError) as caught:
+            prepared(path, skip)
+        assert caught.value.line == 1
+
+
+def test_a_file_that_changes_while_it_is_read(write, monkeypatch, tmp_path):
+    path = write("a.txt", "a x y z w\nb x y z w\n")
+
+    def read_and_append(*arguments):
+        found = read(*arguments)
+        path.write_text("a x y z w\nb x y z w\nc x\n")
+        return found
+
+    monkeypatch.setattr("plr.data.sources.read", read_and_append)
+    with pytest.raises(DataError, match=r"a.txt: the file changed while it was read"):
+        prepare_folder([path], tmp_path / "out", PrepareOptions())
+    assert not (tmp_path / "out").exists()
 
 
 def test_seconds_and_milliseconds_are_not_mixed(write):

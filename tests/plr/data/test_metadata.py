@@ -95,6 +95,8 @@ BAD = [
     ("a.jsonl", b'{"parent_asin": "7", "title": "\xff"}', "byte 0xff at column 32 is not UTF-8"),
     ("a.csv", b"7,x,y,z", "4 fields; the header has 3"),
     ("a.csv", b"7,\xff,y", "not UTF-8"),
+    ("a.csv", b'7,"x"y,z', "expected after"),
+    ("a.jsonl", b'{"parent_asin": 7.0}', "the item is a float; expected text"),
     ("movies.dat", b"7::Seven", "2 fields; expected 'id::title::genre|genre'"),
 ]
 
@@ -122,6 +124,38 @@ def test_a_packed_file_that_was_cut_off(write):
     skipped = Skipped()
     assert item_features(path, ITEMS, skipped)[0]["title"][1] == "Seven"
     assert skipped.count == 1
+
+
+@pytest.mark.parametrize("name", ["a.jsonl.gz", "a.csv.gz"])
+def test_a_packed_file_that_is_damaged(write, name):
+    text = lines(JSON_LINES * 2000) if name == "a.jsonl.gz" else "item,title\n7,Seven\n" + "008,eight\n" * 9000
+    path = write(name, gzip.compress(text.encode()) + b"behind the end")
+    with pytest.raises(DataError, match=rf"{name}:\d+: the gzip file cannot be read from here on"):
+        item_features(path, ITEMS)
+    skipped = Skipped()
+    assert item_features(path, ITEMS, skipped)[0]["title"][1] == "Seven"
+    assert skipped.count == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("a.csv", "item,title\n7,seven\n 7 ,spaces\n"),
+        ("a.item", "item:token\ttitle:token_seq\n7\tseven\n 7 \tspaces\n"),
+        ("a.jsonl", lines([{"id": "7", "title": "seven"}, {"id": "7 ", "title": "a space"}])),
+    ],
+)
+def test_ids_are_taken_as_they_are_written(write, name, text):
+    assert item_features(write(name, text), ITEMS)[0]["title"].to_list() == [None, "seven", None]
+
+
+def test_a_quote_that_is_never_closed_swallows_nothing(write):
+    with pytest.raises(DataError, match=r"a.csv:3: a quote .* never closed"):
+        item_features(write("a.csv", 'item,title\n7,seven\n007,"open\nx,y\n'), ITEMS)
+
+
+def test_a_title_that_is_not_a_number_is_none(write):
+    assert item_features(write("a.jsonl", '{"id": "7", "title": NaN}\n'), ITEMS)[0]["title"].to_list() == [None] * 3
 
 
 def test_unknown_extension_and_missing_file(tmp_path, write):

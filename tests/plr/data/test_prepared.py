@@ -8,6 +8,7 @@ import hashlib
 import json
 import multiprocessing
 import os
+import shutil
 import subprocess
 import sys
 import warnings
@@ -17,8 +18,11 @@ import polars as pl
 import pytest
 import torch
 
+from plr.config import Config
 from plr.data import DataError, PrepareOptions, SequenceDataset, open_prepared, prepare, prepare_folder
 from plr.data.atomic import atomic_path
+from plr.data.pipeline import _Job
+from plr.source import load_dataset
 
 ROOT = Path(__file__).parents[3]
 
@@ -261,6 +265,48 @@ def test_a_flipped_bit_is_found_on_demand(folder):
     open_prepared(folder)
     with pytest.raises(DataError, match=r"sequences.safetensors: not as it was written"):
         open_prepared(folder, verify=True)
+
+
+@pytest.mark.filterwarnings("ignore:.*single interaction")
+def test_a_flipped_bit_is_not_trained_on_and_preparing_again_repairs_it(source, folder):
+    file = folder / "sequences.safetensors"
+    content = bytearray(file.read_bytes())
+    file.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    with pytest.raises(DataError, match=r"sequences.safetensors: not as it was written"):
+        load_dataset(Config(data=str(folder)))
+    prepare_folder([source], folder, PrepareOptions())
+    assert file.read_bytes() == content
+
+
+@pytest.mark.filterwarnings("ignore:.*single interaction")
+def test_another_process_that_was_faster_is_not_overwritten(source, folder, tmp_path, monkeypatch):
+    other = shutil.copytree(folder, tmp_path / "other")
+
+    def build(job):
+        shutil.copytree(other, tmp_path / "out")
+        return built(job)
+
+    built = _Job.build
+    monkeypatch.setattr(_Job, "build", build)
+    prepare_folder([source], tmp_path / "out", PrepareOptions())  # the same
+    shutil.rmtree(tmp_path / "out")
+    with pytest.raises(DataError, match="other files or options"):
+        prepare_folder([source], tmp_path / "out", PrepareOptions(core=2))
+    assert same(open_prepared(tmp_path / "out", verify=True), open_prepared(other))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["data.txt", "other", "out", "prepared"]
+
+
+@pytest.mark.filterwarnings("ignore:.*single interaction")
+def test_where_nothing_can_be_written(source, tmp_path):
+    with pytest.raises(DataError, match=r"data.txt: no folder that can be written to; choose another --out"):
+        prepare_folder([source], source / "out", PrepareOptions())
+    code = "import sys; from plr.cli import main; sys.exit(main(sys.argv[1:]))"
+    command = ["bash", "-c", "ulimit -f 0; trap '' XFSZ; exec \"$@\"", "bash", sys.executable, "-c", code]
+    command += ["prepare", str(source), "--out", str(tmp_path / "out")]
+    printed = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert printed.returncode == 2, printed.stderr
+    assert "cannot be written" in printed.stderr.splitlines()[-1]
+    assert [path.name for path in tmp_path.iterdir()] == ["data.txt"]
 
 
 def test_a_missing_file_is_refused(folder):
