@@ -40,6 +40,8 @@ def extension_options():
     class BuildKernels(build_ext):
         """Gives each file its own flags, and never fails an installation."""
 
+        warned = False
+
         def build_extension(self, extension):
             compile_file = self.compiler._compile
 
@@ -51,7 +53,9 @@ def extension_options():
             try:
                 super().build_extension(extension)
             except Exception as error:  # each version of setuptools has its own
-                warn(error)
+                if not self.warned:  # what one extension lacks the other lacks, too
+                    warn(error)
+                self.warned = True
                 raise
 
     sources = [*SOURCES.glob("*.cpp"), *SOURCES.glob("simd/*.cpp")]

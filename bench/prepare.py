@@ -272,7 +272,9 @@ def main() -> None:
         for order in arguments.orders
     ]
     record = {
-        "command": "python -m bench.prepare --rows " + " ".join(map(str, arguments.rows)),
+        "command": " ".join(
+            ["python -m bench.prepare --rows", *map(str, arguments.rows), "--orders", *arguments.orders]
+        ),
         "machine": processor(),
         "cores": os.cpu_count(),
         "python": platform.python_version(),

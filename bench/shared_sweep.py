@@ -1,6 +1,6 @@
 """What one sweep of the item table for both pairwise_kl and linear_cross_entropy could save at most.
 
-    python -m bench.shared_sweep
+    OMP_NUM_THREADS=1 python -m bench.shared_sweep
 
 One sweep needs the same products as two. It would read and pack the items once instead of twice in each pass, and write
 their gradient once, with nothing left to add up. The first is what a pass costs whatever the number of rows: the
@@ -9,6 +9,7 @@ intercept of its time at two numbers of rows. Best of the rounds, in turns. Writ
 
 from __future__ import annotations
 
+import argparse
 from pathlib import Path
 
 import torch
@@ -50,6 +51,7 @@ def best_seconds(steps: dict[str, Step]) -> dict[str, dict[str, float]]:
 
 def main() -> None:
     """Measure, write and print."""
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     torch.manual_seed(0)
     items = torch.randn(ITEMS, CONFIG.dim) / 4
     group = CONFIG.streams * CONFIG.steps

@@ -88,8 +88,10 @@ def _files(request: Request) -> dict[str, Any]:
 
 def _items_beside(path: Path) -> Path | None:
     """Return the metadata file that belongs to a data set in a published layout."""
-    candidates = [path.with_name(name) for name in _ITEM_FILES if path.name in ("ratings.dat", "ratings.csv")]
-    candidates += [path.with_suffix(".item")] if path.suffix == ".inter" else []
+    plain = path.with_suffix("") if path.suffix == ".gz" else path
+    names = list(_ITEM_FILES) if plain.name in ("ratings.dat", "ratings.csv") else []
+    names += [plain.with_suffix(".item").name] if plain.suffix == ".inter" else []
+    candidates = (path.with_name(name + packed) for name in names for packed in ("", ".gz"))
     return next((candidate for candidate in candidates if candidate.is_file()), None)
 
 

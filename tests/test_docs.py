@@ -1,10 +1,13 @@
 """What README and docs say exists does, and the example runs."""
 
 import re
+import shlex
 import textwrap
 from pathlib import Path
 
 import pytest
+
+from plr.cli import main
 
 ROOT = Path(__file__).parent.parent
 
@@ -16,6 +19,23 @@ def test_the_drop_in_example_runs():
     exec(textwrap.dedent(example), names)
     assert names["items"].grad.isfinite().all()
     assert names["query"].grad.count_nonzero()
+
+
+def test_commands_name_options_that_exist(capsys):
+    text = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "README.md", *ROOT.glob("docs/*.md")))
+    text = re.sub(r" *\\\n *", " ", text)
+    commands = re.findall(r"^    plr (.*)$", text, re.MULTILINE) + re.findall(r"`plr ([a-z][^`]*)`", text)
+    used = {}
+    for command in commands:
+        words = shlex.split(command.split(" #")[0])
+        name = tuple(words[: 2 if words[0] == "data" else 1])
+        used.setdefault(name, set()).update(word for word in words if word.startswith("-"))
+    assert {"prepare", "train", "evaluate", "recommend", "embed-text"} <= {name[0] for name in used}
+    for name, options in used.items():
+        with pytest.raises(SystemExit):
+            main([*name, "--help"])
+        known = set(re.findall(r"(?<![\w-])--?[a-z][\w-]*", capsys.readouterr().out))
+        assert options <= known, (name, options - known)
 
 
 def references(path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 
 import polars as pl
@@ -30,6 +31,14 @@ def test_movielens_folder(tmp_path):
     assert items["item_id"].to_list() == ["10", "11", "9"]
     assert items["title"].to_list() == ["Heat (1995)", None, "Amélie (2001)"]
     assert items["categories"].to_list()[2] == ["Comedy", "Romance"]
+
+
+def test_metadata_beside_packed_files(tmp_path):
+    csv = "userId,movieId,rating,timestamp\n" + "".join(",".join(map(str, row)) + "\n" for row in RATINGS)
+    (tmp_path / "ratings.csv.gz").write_bytes(gzip.compress(csv.encode()))
+    (tmp_path / "movies.csv.gz").write_bytes(gzip.compress(b"movieId,title,genres\n10,Heat,Crime\n"))
+    dataset = made(tmp_path / "ratings.csv.gz", tmp_path)
+    assert pl.read_parquet(dataset.item_features)["title"].to_list() == ["Heat", None, None]
 
 
 def test_movielens_with_tabs(tmp_path):
