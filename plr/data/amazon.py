@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from glob import escape
 from pathlib import Path
 from typing import Any
 
@@ -103,7 +104,7 @@ def find_files(raw: Path, domain: str) -> AmazonFiles:
 
 def _find(raw: Path, name: str) -> Path | None:
     for wanted in (name, f"{name}.gz"):
-        found = sorted(raw.rglob(wanted))
+        found = sorted(raw.rglob(escape(wanted)))
         if len(found) > 1:
             raise DataError(
                 f"several files {wanted}: {', '.join(str(path.relative_to(raw)) for path in found)}; "

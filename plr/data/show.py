@@ -11,6 +11,7 @@ from rich.table import Table
 
 from plr.data.atomic import atomic_path
 from plr.data.dataset import SequenceDataset
+from plr.data.errors import DataError
 from plr.data.prepared import open_prepared
 from plr.data.split import SPLITS
 from plr.data.summary import rows_table, sizes_table, skipped_lines
@@ -36,8 +37,11 @@ def show(
         console: Where to print.
 
     Raises:
-        DataError: the folder is none, or damaged.
+        DataError: the folder is none, or damaged; or a negative number.
     """
+    for name, value in (("samples", samples), ("seed", seed)):
+        if value < 0:
+            raise DataError(f"{name} must not be negative; got {value}")
     console = console or Console()
     dataset = open_prepared(folder, verify=True)
     report = dataset.report

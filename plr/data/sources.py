@@ -58,6 +58,8 @@ class SourceFiles:
         for path in [*paths, *([] if items is None else [items])]:
             if not path.exists():
                 raise DataError("no such file", path)
+            if not (path.is_file() or path.is_dir()):
+                raise DataError("neither a file nor a folder: it cannot be read twice", path)
             if path.is_file() and path.stat().st_size == 0:
                 raise DataError("the file is empty", path)
         self.paths = paths

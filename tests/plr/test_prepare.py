@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 
@@ -76,6 +77,18 @@ def test_an_interruption_is_one_line(ratings, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("plr.prepare.run", interrupt)
     assert main(["prepare", str(ratings), "--out", str(tmp_path / "o")]) == 130
     assert capsys.readouterr().err == "\ninterrupted; repeat the command to go on\n"
+
+
+@pytest.mark.parametrize("option", ["--samples", "--seed"])
+def test_show_takes_no_negative_number(option, tmp_path, capsys):
+    assert main(["data", "show", str(tmp_path), option, "-1"]) == 2
+    assert capsys.readouterr().err == f"plr: {option[2:]} must not be negative; got -1\n"
+
+
+def test_a_pipe_is_neither_file_nor_folder(tmp_path, capsys):
+    os.mkfifo(tmp_path / "ratings")
+    assert main(["prepare", str(tmp_path / "ratings"), "--out", str(tmp_path / "o")]) == 2
+    assert "neither a file nor a folder" in capsys.readouterr().err
 
 
 def test_bad_lines_are_skipped_and_named(ratings, tmp_path, capsys):

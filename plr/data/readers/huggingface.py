@@ -25,7 +25,13 @@ def huggingface_files(folder: Path) -> list[Path]:
         return [file for split in splits for file in huggingface_files(folder / str(split))]
     if not (folder / "state.json").is_file():
         raise DataError("not a data set folder of Hugging Face: neither state.json nor dataset_dict.json", folder)
-    files = [folder / str(entry["filename"]) for entry in _json(folder / "state.json", "_data_files")]
+    state = folder / "state.json"
+    try:
+        files = [folder / str(entry["filename"]) for entry in _json(state, "_data_files")]
+    except (TypeError, KeyError) as error:
+        raise DataError("an entry of '_data_files' names no file", state) from error
+    if _json(state, "_indices_data_files", []):
+        raise DataError("its rows are chosen by indices; save it again after flatten_indices()", folder)
     for file in files:
         if not file.is_file():
             raise DataError(f"state.json names {file.name}, which is missing", folder)
@@ -55,8 +61,9 @@ def read_huggingface(folder: Path, columns: Columns, space: IdSpace, skipped: Sk
     return parts[0] if len(parts) == 1 else Source(folder, pl.concat([part.frame for part in parts]), one_to_one)
 
 
-def _json(path: Path, key: str) -> list:
+def _json(path: Path, key: str, default: list | None = None) -> list:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))[key]
+        content = json.loads(path.read_text(encoding="utf-8"))
+        return content[key] if default is None else content.get(key, default)
     except (ValueError, KeyError, TypeError) as error:
         raise DataError(f"not as Hugging Face writes it: no {key!r}", path) from error

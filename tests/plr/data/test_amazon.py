@@ -277,6 +277,8 @@ def test_missing_and_doubtful_files(tmp_path):
     (tmp_path / "other.csv").touch()
     with pytest.raises(DataError, match=r"neither Toys.csv nor .*there is other.csv"):
         find_files(tmp_path, "Toys")
+    with pytest.raises(DataError, match=r"neither \*.csv nor"):
+        find_files(tmp_path, "*")
     (tmp_path / "Toys.train.csv").touch()
     with pytest.raises(DataError, match=r"Toys.valid.csv, Toys.test.csv missing"):
         find_files(tmp_path, "Toys")

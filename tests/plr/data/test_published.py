@@ -91,7 +91,14 @@ def test_broken_hugging_face_folders(tmp_path):
     file.unlink()
     with pytest.raises(DataError, match="which is missing"):
         prepare(tmp_path / "one")
-    (tmp_path / "one" / "state.json").write_text("{}")
+    state = tmp_path / "one" / "state.json"
+    state.write_text('{"_data_files": ["data.arrow"]}')
+    with pytest.raises(DataError, match=r"state.json: an entry of '_data_files' names no file"):
+        prepare(tmp_path / "one")
+    state.write_text('{"_data_files": [], "_indices_data_files": [{"filename": "indices.arrow"}]}')
+    with pytest.raises(DataError, match="chosen by indices"):
+        prepare(tmp_path / "one")
+    state.write_text("{}")
     with pytest.raises(DataError, match="no '_data_files'"):
         prepare(tmp_path / "one")
 
