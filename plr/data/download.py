@@ -4,15 +4,22 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from http.client import HTTPException, HTTPResponse
 from pathlib import Path
 
 from plr.data.atomic import atomic_path
 from plr.data.errors import DataError
+
+try:
+    import fcntl
+except ImportError:  # not on Windows
+    fcntl = None
 
 __all__ = ["RECORD", "download"]
 
@@ -39,7 +46,7 @@ def download(
 
     What is fetched stands in ``<path>.part`` until it is whole, with the server's tag of it in ``<path>.part.json``: a
     file that has changed on the server is fetched anew. A whole file is recorded in downloads.json; one that no longer
-    has the recorded size and hash is fetched again.
+    has the recorded size and hash is fetched again. Waits while another process fetches into the same folder.
 
     Args:
         url: The address, http or https.
@@ -54,9 +61,29 @@ def download(
     if not url.startswith(("http://", "https://")):
         raise DataError(f"cannot fetch {url!r}: an address begins with http:// or https://")
     path.parent.mkdir(parents=True, exist_ok=True)
-    record = _Record(path.parent / RECORD)
-    if path.exists() and record.holds(path, sha256):
+    with _alone(path.parent):
+        record = _Record(path.parent / RECORD)
+        if not (path.exists() and record.holds(path, sha256)):
+            _fetch(url, path, record, sha256, on_progress, pause)
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Wait until no other process fetches into the folder, and keep others waiting: two would write one ``.part``."""
+    if fcntl is None:
+        yield
         return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
+
+
+def _fetch(
+    url: str, path: Path, record: _Record, sha256: str | None, on_progress: Progress | None, pause: float
+) -> None:
     part = path.with_name(f"{path.name}.part")
     tag = part.with_name(f"{part.name}.json")
     for attempt in range(_TRIES):
@@ -127,8 +154,9 @@ class _Record:
     def __init__(self, path: Path) -> None:
         self._path = path
         try:
-            self._entries = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
+            entries = json.loads(path.read_text(encoding="utf-8"))
+            self._entries = {name: entry for name, entry in entries.items() if {"bytes", "sha256"} <= {*entry}}
+        except (OSError, ValueError, AttributeError, TypeError):  # none, or damaged
             self._entries = {}
 
     def holds(self, path: Path, sha256: str | None) -> bool:

@@ -7,6 +7,7 @@ import gzip
 import hashlib
 import json
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -96,6 +97,25 @@ def test_whole_and_recorded(server, tmp_path):
         "sha256": hashlib.sha256(CONTENT).hexdigest(),
     }
     assert sorted(child.name for child in path.parent.iterdir()) == [RECORD, "file.gz"]
+
+
+def test_two_at_once_fetch_it_once(server, tmp_path):
+    path = tmp_path / "file.gz"
+    with ThreadPoolExecutor(2) as pool:
+        for outcome in [pool.submit(fetch, server, path) for _ in range(2)]:
+            outcome.result()
+    assert path.read_bytes() == CONTENT
+    assert len(server.asked) == 1
+
+
+@pytest.mark.parametrize("damage", ["[]", "{", '{"file.gz": {}}', '{"file.gz": 5}'])
+def test_a_damaged_record(server, tmp_path, damage):
+    path = tmp_path / "file.gz"
+    (tmp_path / RECORD).write_text(damage)
+    fetch(server, path)
+    assert json.loads((tmp_path / RECORD).read_text())["file.gz"]["bytes"] == len(CONTENT)
+    fetch(server, path)
+    assert len(server.asked) == 1
 
 
 def test_there_already(server, tmp_path):
