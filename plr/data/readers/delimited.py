@@ -26,6 +26,7 @@ _LONGEST_RECORD = 1000  # lines; a quote that is not closed within is taken for 
 _QUOTED = re.compile(r'"(?:[^"]|"")*"')
 _NEVER_CLOSED = 'a quote (") is opened and never closed'
 _CLOSED_EARLY = 'a quote (") is opened, and closed before the end of its field'
+_WITHIN = 'a quote (") stands within a field that does not begin with one'
 
 
 def read_csv(path: Path, columns: Columns, space: IdSpace, skipped: Skipped | None = None) -> Source:
@@ -132,20 +133,23 @@ def fields_of(record: str, separator: str, quoted: bool) -> int:
     return (re.sub(r'"[^"]*"', "", record) if quoted else record).count(separator) + 1
 
 
-def _ends_early(record: str, separator: str) -> bool:
-    """Return whether a quote that opens a field is closed before the field's end."""
+def _misquoted(record: str, separator: str) -> str | None:
+    """Return what is wrong with the quotes of a record that ends with all of them closed, or None."""
     place = 0
     while place < len(record):  # a field begins here
         if record[place] == '"':
             closed = _QUOTED.match(record, place)
             place = len(record) if closed is None else closed.end()
             if place < len(record) and record[place] != separator:
-                return True
+                return _CLOSED_EARLY
         else:
             end = record.find(separator, place)
-            place = len(record) if end < 0 else end
+            end = len(record) if end < 0 else end
+            if record.find("\n", place, end) >= 0:  # only a quote takes the record beyond its line
+                return _WITHIN
+            place = end
         place += 1
-    return False
+    return None
 
 
 def _malformed(path: Path, separator: str, quoted: bool, error: Exception) -> DataError:
@@ -155,8 +159,8 @@ def _malformed(path: Path, separator: str, quoted: bool, error: Exception) -> Da
         for line, record in records(path, quoted):
             if quoted and record.count('"') % 2:
                 return DataError(_NEVER_CLOSED, path, line)
-            if quoted and _ends_early(record, separator):
-                return DataError(_CLOSED_EARLY, path, line)
+            if quoted and (problem := _misquoted(record, separator)):
+                return DataError(problem, path, line)
             fields = fields_of(record, separator, quoted)
             if expected is None:
                 expected = fields
@@ -171,9 +175,9 @@ def without_bad_records(source: Path, target: Path, file_format: str, skipped: S
     """Copy a text file, leaving out the records that make the whole file unreadable.
 
     Those are: bytes that are not UTF-8, a zero byte (without a header: any of CONTROL_BYTES), more fields than the
-    header, a quote that is never closed or closed before its field ends (the line where it is opened alone is left
-    out), and what follows where a compressed file is damaged or cut off. In the copy every record stands on the line
-    it had.
+    header, a quote that is never closed, closed before its field ends, or opened within a field (the line where it is
+    opened alone is left out), and what follows where a compressed file is damaged or cut off. In the copy every record
+    stands on the line it had.
 
     Raises:
         DataError: it is the header that is unreadable.
@@ -197,7 +201,7 @@ def without_bad_records(source: Path, target: Path, file_format: str, skipped: S
             elif judge.needs_header:
                 raise DataError(reason, source, number)
             else:
-                if reason in (_NEVER_CLOSED, _CLOSED_EARLY):
+                if reason in (_NEVER_CLOSED, _CLOSED_EARLY, _WITHIN):
                     ahead.extendleft(reversed(record[1:]))
                     del record[1:]
                 skipped.add(source, number, reason)
@@ -237,8 +241,8 @@ class _Judge:
             return None
         if self.needs_header and self.quoted:
             self._separator = separator_of(text)
-        if self.quoted and _ends_early(text, self._separator):
-            return _CLOSED_EARLY
+        if self.quoted and (problem := _misquoted(text, self._separator)):
+            return problem
         fields = fields_of(text, self._separator, self.quoted)
         if self.needs_header:
             self._fields, self.needs_header = fields, False

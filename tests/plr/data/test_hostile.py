@@ -133,6 +133,18 @@ def test_stray_quotes_are_left_out_line_by_line(write):
     assert report["read"]["interactions"] == 40
 
 
+def test_unquoted_inches_are_named_and_left_out_line_by_line(write):
+    lines = [f"u{n % 3},i{n % 4},{n},a title" for n in range(100)]
+    lines[30], lines[70] = 'u0,i0,3,5" tall', 'u0,i1,4,7" tall'
+    path = write("a.csv", "user,item,timestamp,title\n" + "\n".join(lines) + "\n")
+    with pytest.raises(DataError, match="stands within a field that does not begin with one") as caught:
+        prepare(path)
+    assert caught.value.line == 32
+    report = prepared(path).report
+    assert [entry["line"] for entry in report["skipped_lines"]["first"]] == [32, 72]
+    assert report["read"]["interactions"] == 98
+
+
 @pytest.mark.parametrize("header", [b"user,item,t\xff", b'user,item,"t', b"user,item,item", b"item,user,user"])
 def test_a_header_that_cannot_be_read_is_never_left_out(write, header):
     path = write("a.csv", header + b"\n" + b"".join(b"u%d,i%d,0\n" % (n % 3, n % 4) for n in range(20)))
