@@ -6,6 +6,7 @@ import csv
 import gzip
 import io
 import json
+import tempfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
@@ -17,7 +18,7 @@ import polars as pl
 from plr.data.errors import DataError
 from plr.data.json_records import PlainRecords, blocks_of_lines, plain_records
 from plr.data.readers.columns import normalise
-from plr.data.readers.delimited import separator_of
+from plr.data.readers.delimited import separator_of, without_bad_records
 from plr.data.readers.source import Skipped, open_plain
 
 __all__ = ["FEATURES", "describe", "item_features", "known_items"]
@@ -59,13 +60,23 @@ def item_features(path: Path, item_ids: pl.Series, skipped: Skipped | None = Non
     Raises:
         DataError: naming file and line, for a record that cannot be used.
     """
+    if skipped is None or _suffix(path) not in (".csv", ".tsv") or not path.is_file():
+        return _features(path, path, item_ids, skipped)
+    with tempfile.TemporaryDirectory(prefix="plr-") as scratch:  # a stray quote would take all lines up to the next one
+        copy = Path(scratch) / path.name
+        without_bad_records(path, copy, "csv", skipped)
+        return _features(path, copy, item_ids, skipped)
+
+
+def _features(path: Path, copy: Path, item_ids: pl.Series, skipped: Skipped | None) -> tuple[pl.DataFrame, dict]:
+    """Read what ``item_features`` returns from ``copy``, the file itself or what is left of it, and name ``path``."""
     wanted = set(item_ids)
     found = [pl.DataFrame(schema=_FOUND)]  # in the order of the file
     records: list[tuple] = []
     count = 0
     line = None
     try:
-        for line, record in _lines(path, item_ids):
+        for line, record in _lines(copy, item_ids):
             if isinstance(record, str):
                 if skipped is None:
                     raise DataError(record, path, line)
@@ -122,8 +133,12 @@ def describe(title: str | None, categories: list[str] | None, store: str | None)
     return ". ".join(" ".join(part.split()) for part in parts if part) or None
 
 
+def _suffix(path: Path) -> str:
+    return next((suffix.lower() for suffix in reversed(path.suffixes) if suffix.lower() != ".gz"), "")
+
+
 def _lines(path: Path, item_ids: pl.Series) -> Lines:
-    suffix = next((suffix.lower() for suffix in reversed(path.suffixes) if suffix.lower() != ".gz"), "")
+    suffix = _suffix(path)
     json_lines = partial(_json_lines, item_ids=item_ids)
     readers: dict[str, Callable[[BinaryIO], Lines]] = {
         ".jsonl": json_lines, ".json": json_lines, ".csv": _csv, ".tsv": _csv, ".item": _recbole, ".dat": _movielens,

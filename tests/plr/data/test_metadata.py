@@ -149,9 +149,12 @@ def test_ids_are_taken_as_they_are_written(write, name, text):
     assert item_features(write(name, text), ITEMS)[0]["title"].to_list() == [None, "seven", None]
 
 
-def test_a_quote_that_is_never_closed_swallows_nothing(write):
+def test_a_quote_that_is_never_closed_swallows_nothing(write, tmp_path):
     with pytest.raises(DataError, match=r"a.csv:3: a quote .* never closed"):
-        item_features(write("a.csv", 'item,title\n7,seven\n007,"open\nx,y\n'), ITEMS)
+        item_features(write("a.csv", 'item,title\n008,eight\n007,"open\n7,seven\n'), ITEMS)
+    skipped = Skipped()
+    assert item_features(tmp_path / "a.csv", ITEMS, skipped)[0]["title"].to_list() == [None, "seven", None]
+    assert [entry["line"] for entry in skipped.lines] == [3]
 
 
 def test_a_title_that_is_not_a_number_is_none(write):
