@@ -122,6 +122,13 @@ def resolve(operator: str, implementations: Mapping[str, Implementation], tensor
     return implementations[_selected]
 
 
+def checks_values(
+    implementation: Implementation, implementations: Mapping[str, Implementation], tensor: Tensor
+) -> bool:
+    """Whether the chosen implementation finds wrong indices itself: kernels on a GPU assert what they read."""
+    return implementation is implementations.get("triton") and tensor.device.type == "cuda"
+
+
 # Where each fused backend of an operator lives, beside the operator's definition.
 _FUSED_MODULES: Final = {"cpp": "cpu", "triton": "triton_kernels"}
 

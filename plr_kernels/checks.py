@@ -107,6 +107,13 @@ def check_values(name: str, tensor: Tensor, wrong: Tensor, accepted: str, **size
         )
 
 
+def check_exclude(exclude: Tensor | None, vocabulary: int) -> None:
+    """Raise if an excluded item is none of the vocabulary's, nor -1."""
+    if exclude is not None:
+        wrong = (exclude < -1) | (exclude >= vocabulary)
+        check_values("exclude", exclude, wrong, "in [0, V), or -1 as padding", V=vocabulary)
+
+
 def check_index(name: str, value: Any) -> None:
     """Raise unless `value` is a Python int."""
     if not isinstance(value, int):

@@ -1,8 +1,8 @@
 """When a fused operator may be called past PyTorch's dispatcher.
 
 A call through it runs some hundred lines of Python: where the operator reads more memory than the caches hold, they are
-out of the caches at the next call, and it takes longer than many an operator. It is needed where something besides the
-operator wants to see the call, and only there.
+out of the caches at the next call, and it takes longer than many an operator; a GPU may wait for it. It is needed where
+something besides the operator wants to see the call, and only there.
 """
 
 from typing import Final
@@ -24,12 +24,16 @@ try:
     _OUTSIDE_INFERENCE_MODE = DispatchKeySet(DispatchKey.BackendSelect).add(DispatchKey.ADInplaceOrView)
     _CPU_INFERENCE_TENSOR = DispatchKeySet(DispatchKey.CPU).add(DispatchKey.AutocastCPU)
     _CPU_TENSOR = _CPU_INFERENCE_TENSOR.add(DispatchKey.ADInplaceOrView).add(DispatchKey.AutogradCPU)
+    _CUDA_INFERENCE_TENSOR = DispatchKeySet(DispatchKey.CUDA).add(DispatchKey.AutocastCUDA)
+    _CUDA_TENSOR = _CUDA_INFERENCE_TENSOR.add(DispatchKey.ADInplaceOrView).add(DispatchKey.AutogradCUDA)
 
     # As numbers: what the dispatcher adds to every call while no mode, transform or trace is on, and what tensors in
-    # plain memory bring along. Negated views, sparse tensors, tensors elsewhere and those that a transform wraps bring
-    # others.
+    # plain memory bring along. Negated views, sparse tensors, tensors on other devices and those that a transform wraps
+    # bring others.
     _NO_MODES: Final = (_OUTSIDE_INFERENCE_MODE.raw_repr(), DispatchKeySet(DispatchKey.BackendSelect).raw_repr())
-    _PLAIN: Final = (_CPU_TENSOR.raw_repr(), _CPU_INFERENCE_TENSOR.raw_repr())
+    _PLAIN: Final = tuple(
+        keys.raw_repr() for keys in (_CPU_TENSOR, _CPU_INFERENCE_TENSOR, _CUDA_TENSOR, _CUDA_INFERENCE_TENSOR)
+    )
     _STATE_IS_KNOWN = True
 except (ImportError, AttributeError):
     # None of this is public: where a version of PyTorch lacks it, every call goes through the dispatcher.
@@ -37,10 +41,10 @@ except (ImportError, AttributeError):
 
 
 def dispatcher_is_idle(*tensors: Tensor) -> bool:
-    """Whether the dispatcher would do nothing but record for autograd and call the operator's CPU kernel.
+    """Whether the dispatcher would do nothing but record for autograd and call the operator's kernel.
 
     False while torch.compile or any other tracer, a dispatch or function mode (FakeTensorMode, FlopCounterMode), a
-    transform of torch.func or a profiler is on, and for tensors of a subclass or not in plain CPU memory,
+    transform of torch.func or a profiler is on, and for tensors of a subclass or not in plain memory of a CPU or GPU,
     and where this version of PyTorch does not tell.
     """
     if (

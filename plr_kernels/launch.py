@@ -246,6 +246,11 @@ def info_nce_backward(dim: int, element_size: int) -> Options:
     return options(8, 2, BLOCK_R=64, BLOCK_V=64 if element_size == 2 else 32, BLOCK_D=block_d, PIECE=64)
 
 
+def info_nce_losses() -> Options:
+    """A kernel that puts the parts of 16 vectors' softmaxes together."""
+    return options(4, 1, BLOCK_R=16, BLOCK_S=_PARTS)
+
+
 def top_items(rows: int, k: int, element_size: int) -> Options:
     """Blocks of rows and items. Few rows per block: a block visits the longest of its rows' lists of candidates.
 
@@ -256,3 +261,8 @@ def top_items(rows: int, k: int, element_size: int) -> Options:
         return options(4, 1, BLOCK_R=16, BLOCK_V=16 if k <= 16 else 256, BLOCK_K=block_k, BLOCK_X=16, PIECE=16)
     block_r = 16 if rows <= 16 else 32
     return options(8, 3, BLOCK_R=block_r, BLOCK_V=128, BLOCK_K=block_k, BLOCK_X=64, PIECE=128 // element_size)
+
+
+def top_results(k: int) -> Options:
+    """A kernel that reads each row's k best and its excluded ids once."""
+    return {**options(4, 1, BLOCK_R=4, BLOCK_K=power_of_two(k), BLOCK_X=16 if TRITON_INTERPRETED else 64), **ASSERTING}

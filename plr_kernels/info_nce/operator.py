@@ -25,14 +25,13 @@ def _run_reference(view1: Tensor, view2: Tensor, temperature: float) -> Tensor:
 
 @torch.library.custom_op("plr_kernels::info_nce_forward", mutates_args=())
 def _forward(view1: Tensor, view2: Tensor, temperature: float, backend: str) -> tuple[Tensor, Tensor]:
-    """The loss, and float32 statistics [2, 3, G, B] of both directions' distributions for the backward pass."""
+    """The loss, and what the backend keeps of both directions' distributions for its backward pass."""
     return fused_module("info_nce", backend).forward(view1, view2, temperature)
 
 
 @_forward.register_fake
 def _(view1, view2, temperature, backend):
-    statistics = view1.new_empty((2, 3, *view1.shape[:2]), dtype=torch.float32)
-    return view1.new_empty((), dtype=torch.float32), statistics
+    return view1.new_empty((), dtype=torch.float32), fused_module("info_nce", backend).new_statistics(view1)
 
 
 @torch.library.custom_op("plr_kernels::info_nce_backward", mutates_args=())

@@ -15,11 +15,15 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
-from torch.linalg import vector_norm
 
 from plr_kernels import launch
 from plr_kernels.info_nce.reference import NORM_FLOOR
 from plr_kernels.triton_common import LN_2, LOG2_E, dot_precision, load_tile, new_gradient
+
+_LN_2 = tl.constexpr(LN_2)
+# Numbers that are kept of a vector for the backward pass: maximum and 1/sum of its similarities, the probability of all
+# but the positive, and its norm.
+_STATISTICS = tl.constexpr(4)
 
 
 @triton.jit
@@ -50,14 +54,47 @@ def _similarities(
 
 
 @triton.jit(do_not_specialize=["G", "B"])
+def _norms_kernel(
+    view1,
+    view1_strides,
+    view2,
+    view2_strides,
+    statistics,
+    G,
+    B,
+    D: tl.constexpr,
+    BLOCK_R: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):
+    """The norms of both views' vectors, the last of their statistics [2, 4, G, B]."""
+    group = tl.program_id(0).to(tl.int64)
+    rows = tl.program_id(1) * BLOCK_R + tl.arange(0, BLOCK_R)
+    mask = rows < B
+    squares1 = tl.zeros([BLOCK_R], tl.float32)
+    squares2 = tl.zeros([BLOCK_R], tl.float32)
+    for first in range(0, D, BLOCK_D):
+        columns = first + tl.arange(0, BLOCK_D)
+        inside = mask[:, None] & (columns < D)[None, :]
+        u = load_tile(view1 + group * view1_strides[0], rows, view1_strides[1], columns, view1_strides[2], inside)
+        v = load_tile(view2 + group * view2_strides[0], rows, view2_strides[1], columns, view2_strides[2], inside)
+        u, v = u.to(tl.float32), v.to(tl.float32)
+        squares1 += tl.sum(u * u, 1)
+        squares2 += tl.sum(v * v, 1)
+    all_rows = tl.cast(G, tl.int64) * B
+    norms = statistics + (_STATISTICS - 1) * all_rows + group * B + rows
+    # Rounded to nearest: the norm of a single component is exactly its size.
+    tl.store(norms, tl.sqrt_rn(squares1), mask=mask)
+    tl.store(norms + _STATISTICS * all_rows, tl.sqrt_rn(squares2), mask=mask)
+
+
+@triton.jit(do_not_specialize=["G", "B"])
 def _forward_kernel(
     view1,
     view1_strides,
     view2,
     view2_strides,
-    norms,
-    row_parts,
-    column_parts,
+    statistics,
+    parts,
     diagonal,
     scale,
     floor,
@@ -69,14 +106,15 @@ def _forward_kernel(
     PIECE: tl.constexpr,
 ):
     """One tile of one group: of its rows and columns, off the diagonal, the maximum and Σ 2^(s − maximum); and the
-    diagonal's s.
+    diagonal's s. Into parts [2 directions, maximum and sum, tiles, G, B] and diagonal [G, B].
     """
     group, row_block, column_block = tl.program_id(0).to(tl.int64), tl.program_id(1), tl.program_id(2)
     rows = row_block * BLOCK + tl.arange(0, BLOCK)
     others = column_block * BLOCK + tl.arange(0, BLOCK)
     all_rows = tl.cast(G, tl.int64) * B
-    norm1 = tl.load(norms + group * B + rows, mask=rows < B, other=1.0)
-    norm2 = tl.load(norms + all_rows + group * B + others, mask=others < B, other=1.0)
+    norms = statistics + (_STATISTICS - 1) * all_rows + group * B
+    norm1 = tl.load(norms + rows, mask=rows < B, other=1.0)
+    norm2 = tl.load(norms + _STATISTICS * all_rows + others, mask=others < B, other=1.0)
     s = _similarities(
         view1 + group * view1_strides[0],
         view1_strides,
@@ -97,32 +135,73 @@ def _forward_kernel(
     # The least finite number: there may be nothing off the diagonal.
     off_diagonal = tl.where(counted, s, -3.4028234663852886e38)
     maximum = tl.max(off_diagonal, 1)
+    of_tiles = tl.num_programs(1) * all_rows
     offsets = column_block * all_rows + group * B + rows
-    parts = tl.num_programs(1) * all_rows
-    tl.store(row_parts + offsets, maximum, mask=rows < B)
+    tl.store(parts + offsets, maximum, mask=rows < B)
     weights = tl.where(counted, tl.exp2(off_diagonal - maximum[:, None]), 0.0)
-    tl.store(row_parts + parts + offsets, tl.sum(weights, 1), mask=rows < B)
+    tl.store(parts + of_tiles + offsets, tl.sum(weights, 1), mask=rows < B)
     maximum = tl.max(off_diagonal, 0)
     offsets = row_block * all_rows + group * B + others
-    tl.store(column_parts + offsets, maximum, mask=others < B)
+    tl.store(parts + 2 * of_tiles + offsets, maximum, mask=others < B)
     weights = tl.where(counted, tl.exp2(off_diagonal - maximum[None, :]), 0.0)
-    tl.store(column_parts + parts + offsets, tl.sum(weights, 0), mask=others < B)
+    tl.store(parts + 3 * of_tiles + offsets, tl.sum(weights, 0), mask=others < B)
     if row_block == column_block:
         own = tl.sum(tl.where(rows[:, None] == others[None, :], s, 0.0), 1)
         tl.store(diagonal + group * B + rows, own, mask=rows < B)
 
 
-# The four are halves of tensors: where the second half begins depends on the batch.
-@triton.jit(do_not_specialize=["norms", "other_norms", "statistics", "other_statistics", "G", "B"])
+@triton.jit(do_not_specialize=["tiles", "G", "B"])
+def _loss_kernel(
+    parts,
+    diagonal,
+    statistics,
+    losses,
+    tiles,
+    G,
+    B,
+    BLOCK_R: tl.constexpr,
+    BLOCK_S: tl.constexpr,
+):
+    """Of each vector of a view its loss, into losses [2, G, B], and the other three of its statistics [2, 4, G, B]."""
+    group, view = tl.program_id(0).to(tl.int64), tl.program_id(2)
+    rows = tl.program_id(1) * BLOCK_R + tl.arange(0, BLOCK_R)
+    mask = rows < B
+    all_rows = tl.cast(G, tl.int64) * B
+    own = group * B + rows
+    positive = tl.load(diagonal + own, mask=mask, other=0.0)
+    others_maximum = tl.full([BLOCK_R], -3.4028234663852886e38, tl.float32)
+    others = tl.zeros([BLOCK_R], tl.float32)
+    parts += view * 2 * tiles * all_rows
+    for start in range(0, tiles, BLOCK_S):
+        numbers = start + tl.arange(0, BLOCK_S)
+        exists = mask[:, None] & (numbers < tiles)[None, :]
+        offsets = numbers.to(tl.int64)[None, :] * all_rows + own[:, None]
+        maxima = tl.load(parts + offsets, mask=exists, other=-3.4028234663852886e38)
+        sums = tl.load(parts + tiles * all_rows + offsets, mask=exists, other=0.0)
+        raised = tl.maximum(others_maximum, tl.max(maxima, 1))
+        others = others * tl.exp2(others_maximum - raised) + tl.sum(sums * tl.exp2(maxima - raised[:, None]), 1)
+        others_maximum = raised
+    maximum = tl.maximum(others_maximum, positive)
+    others *= tl.exp2(others_maximum - maximum)
+    total = others + tl.exp2(positive - maximum)
+    # log(1 + others) where the positive is the largest: what rounding 1 + others loses is in the quotient.
+    small = tl.where(total == 1.0, others, tl.log(total) * (others / (total - 1.0)))
+    loss = tl.where(positive == maximum, small, (maximum - positive) * _LN_2 + tl.log(total))
+    tl.store(losses + view * all_rows + own, loss, mask=mask)
+    statistics += view * _STATISTICS * all_rows + own
+    tl.store(statistics, maximum, mask=mask)
+    tl.store(statistics + all_rows, 1.0 / total, mask=mask)
+    tl.store(statistics + 2 * all_rows, others / total, mask=mask)
+
+
+@triton.jit(do_not_specialize=["number", "G", "B"])
 def _unit_gradient_kernel(
     view,
     view_strides,
     other,
     other_strides,
-    norms,
-    other_norms,
+    number,
     statistics,
-    other_statistics,
     outer,
     factor,
     gradient,
@@ -138,25 +217,31 @@ def _unit_gradient_kernel(
     BLOCK_D: tl.constexpr,
     PIECE: tl.constexpr,
 ):
-    """The gradient by the unit vectors of a block of one view's rows: Σ_j (P_ij + P_ji − 2 [i = j]) · unit_j."""
+    """The gradient by the unit vectors of a block of one view's rows: Σ_j (P_ij + P_ji − 2 [i = j]) · unit_j.
+
+    The view is number 0 or 1.
+    """
     group = tl.program_id(0).to(tl.int64)
     rows = tl.program_id(1) * BLOCK_R + tl.arange(0, BLOCK_R)
     columns = tl.program_id(2) * BLOCK_D + tl.arange(0, BLOCK_D)
     inside = (columns < D)[None, :]
     all_rows = tl.cast(G, tl.int64) * B
     own = group * B + rows
-    row_inverse_norm = 1.0 / tl.maximum(tl.load(norms + own, mask=rows < B, other=1.0), floor)
+    of_other = statistics + (1 - number) * _STATISTICS * all_rows
+    statistics += number * _STATISTICS * all_rows
+    row_inverse_norm = 1.0 / tl.maximum(tl.load(statistics + 3 * all_rows + own, mask=rows < B, other=1.0), floor)
     row_maximum = tl.load(statistics + own, mask=rows < B, other=0.0)
     row_inverse = tl.load(statistics + all_rows + own, mask=rows < B, other=0.0)
     not_positive = tl.load(statistics + 2 * all_rows + own, mask=rows < B, other=0.0)
-    not_positive += tl.load(other_statistics + 2 * all_rows + own, mask=rows < B, other=0.0)
+    not_positive += tl.load(of_other + 2 * all_rows + own, mask=rows < B, other=0.0)
     total = tl.zeros([BLOCK_R, BLOCK_D], tl.float32)
     for start in range(0, B, BLOCK_V):
         others = start + tl.arange(0, BLOCK_V)
         theirs = group * B + others
-        other_inverse_norm = 1.0 / tl.maximum(tl.load(other_norms + theirs, mask=others < B, other=1.0), floor)
-        other_maximum = tl.load(other_statistics + theirs, mask=others < B, other=0.0)
-        other_inverse = tl.load(other_statistics + all_rows + theirs, mask=others < B, other=0.0)
+        other_norm = tl.load(of_other + 3 * all_rows + theirs, mask=others < B, other=1.0)
+        other_inverse_norm = 1.0 / tl.maximum(other_norm, floor)
+        other_maximum = tl.load(of_other + theirs, mask=others < B, other=0.0)
+        other_inverse = tl.load(of_other + all_rows + theirs, mask=others < B, other=0.0)
         s = _similarities(
             view + group * view_strides[0],
             view_strides,
@@ -185,14 +270,16 @@ def _unit_gradient_kernel(
     tl.store(gradient + own[:, None] * D + columns[None, :], total, mask=(rows < B)[:, None] & inside)
 
 
-@triton.jit(do_not_specialize=["norms", "B"])
+@triton.jit(do_not_specialize=["number", "G", "B"])
 def _view_gradient_kernel(
     view,
     view_strides,
-    norms,
+    number,
+    statistics,
     unit_gradient,
     gradient,
     floor,
+    G,
     B,
     D: tl.constexpr,
     BLOCK_R: tl.constexpr,
@@ -203,6 +290,7 @@ def _view_gradient_kernel(
     rows = tl.program_id(1) * BLOCK_R + tl.arange(0, BLOCK_R)
     mask = rows < B
     own = group * B + rows
+    norms = statistics + (number * _STATISTICS + 3) * tl.cast(G, tl.int64) * B
     norm = tl.load(norms + own, mask=mask, other=1.0)
     divisor = tl.maximum(norm, floor)[:, None]
     base = view + group * view_strides[0]
@@ -225,42 +313,32 @@ def _view_gradient_kernel(
         tl.store(gradient + own[:, None] * D + columns[None, :], dv.to(gradient.dtype.element_ty), mask=inside)
 
 
-def _norms(view1: Tensor, view2: Tensor) -> Tensor:
-    """float32 [2, G, B]."""
-    return torch.stack([vector_norm(view, dim=-1, dtype=torch.float32) for view in (view1, view2)])
-
-
-def _merged(parts: Tensor, positive: Tensor) -> tuple[Tensor, Tensor]:
-    """Losses [G, B], and statistics [3, G, B]: maximum, 1/sum and the probability of all but the positive.
-
-    From the parts [2, tiles, G, B] of a softmax without the positive, and the positive's similarity.
-    """
-    others_maximum = parts[0].amax(0)
-    maximum = torch.maximum(others_maximum, positive)
-    others = (parts[1] * torch.exp2(parts[0] - maximum)).sum(0)
-    total = others + torch.exp2(positive - maximum)
-    losses = torch.where(positive == maximum, others.log1p(), (maximum - positive) * LN_2 + total.log())
-    return losses, torch.stack([maximum, 1 / total, others / total])
+def new_statistics(view1: Tensor) -> Tensor:
+    """Memory for what is kept of both views' vectors for the backward pass: float32 [2, 4, G, B]."""
+    return view1.new_empty((2, _STATISTICS.value, *view1.shape[:2]), dtype=torch.float32)
 
 
 def forward(view1: Tensor, view2: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-    """The loss and, for the backward pass, statistics [2, 3, G, B] of both directions' distributions."""
+    """The loss and, for the backward pass, the statistics."""
     groups, batch, dim = view1.shape
+    statistics = new_statistics(view1)
     if groups == 0 or batch == 0:
-        return view1.new_zeros((), dtype=torch.float32), view1.new_zeros((2, 3, groups, batch), dtype=torch.float32)
+        return view1.new_zeros((), dtype=torch.float32), statistics
     options = launch.info_nce_forward(view1.element_size())
+    row_options, loss_options = launch.row_products(dim), launch.info_nce_losses()
     tiles = launch.blocks(batch, options["BLOCK"])
-    row_parts, column_parts = view1.new_empty((2, 2, tiles, groups, batch), dtype=torch.float32)
+    parts = view1.new_empty((2, 2, tiles, groups, batch), dtype=torch.float32)
     diagonal = view1.new_empty((groups, batch), dtype=torch.float32)
+    losses = view1.new_empty((2, groups, batch), dtype=torch.float32)
+    views = (view1, view1.stride(), view2, view2.stride())
     with torch.cuda.device_of(view1):
+        _norms_kernel[(groups, launch.blocks(batch, row_options["BLOCK_R"]))](
+            *views, statistics, groups, batch, D=dim, **row_options
+        )
         _forward_kernel[(groups, tiles, tiles)](
-            view1,
-            view1.stride(),
-            view2,
-            view2.stride(),
-            _norms(view1, view2),
-            row_parts,
-            column_parts,
+            *views,
+            statistics,
+            parts,
             diagonal,
             LOG2_E / temperature,
             NORM_FLOOR,
@@ -270,10 +348,10 @@ def forward(view1: Tensor, view2: Tensor, temperature: float) -> tuple[Tensor, T
             PRECISION=dot_precision(),
             **options,
         )
-    row_losses, row_statistics = _merged(row_parts, diagonal)
-    column_losses, column_statistics = _merged(column_parts, diagonal)
-    loss = (row_losses + column_losses).sum() / (groups * batch)
-    return loss, torch.stack([row_statistics, column_statistics])
+        _loss_kernel[(groups, launch.blocks(batch, loss_options["BLOCK_R"]), 2)](
+            parts, diagonal, statistics, losses, tiles, groups, batch, **loss_options
+        )
+    return losses.sum() / (groups * batch), statistics
 
 
 def backward(
@@ -291,7 +369,6 @@ def backward(
     if groups == 0 or batch == 0:
         return tuple(gradient.zero_() for gradient in gradients)
     statistics = statistics.contiguous()
-    norms = _norms(view1, view2)
     views = (view1, view2)
     options = launch.info_nce_backward(dim, view1.element_size())
     # A probability of 1/B is close to the smallest normal float16; no entry exceeds 2 such units.
@@ -309,10 +386,8 @@ def backward(
                 views[this].stride(),
                 views[that],
                 views[that].stride(),
-                norms[this],
-                norms[that],
-                statistics[this],
-                statistics[that],
+                this,
+                statistics,
                 loss_gradient,
                 1 / (groups * batch * temperature * units),
                 unit_gradient,
@@ -328,10 +403,12 @@ def backward(
             _view_gradient_kernel[(groups, launch.blocks(batch, row_options["BLOCK_R"]))](
                 views[this],
                 views[this].stride(),
-                norms[this],
+                this,
+                statistics,
                 unit_gradient,
                 gradients[this],
                 NORM_FLOOR,
+                groups,
                 batch,
                 D=dim,
                 **row_options,

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from plr_kernels.backend import fused_module, resolve
+from plr_kernels.backend import checks_values, fused_module, resolve
 from plr_kernels.checks import (
     check_index,
     check_integer,
@@ -169,9 +169,10 @@ def linear_cross_entropy(
     check_temperature(temperature)
     check_index("ignore_index", ignore_index)
     check_reduction(reduction)
-    wrong = ((targets < 0) | (targets >= sizes["V"])) & (targets != ignore_index)
-    check_values("targets", targets, wrong, "in [0, V) or ignore_index", V=sizes["V"], ignore_index=ignore_index)
 
     run = resolve("linear_cross_entropy", IMPLEMENTATIONS, states)
+    if not checks_values(run, IMPLEMENTATIONS, states):
+        wrong = ((targets < 0) | (targets >= sizes["V"])) & (targets != ignore_index)
+        check_values("targets", targets, wrong, "in [0, V) or ignore_index", V=sizes["V"], ignore_index=ignore_index)
     with no_autocast(states):
         return run(states, items, targets, temperature, ignore_index, reduction)

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, is_autocast_enabled
 
-from plr_kernels.backend import CPP_IS_BUILT, fused_module, resolve
+from plr_kernels.backend import CPP_IS_BUILT, checks_values, fused_module, resolve
 from plr_kernels.checks import (
     check_device,
     check_dropout_p,
@@ -117,8 +117,8 @@ def _gradients(ctx: Any, output_gradient: Tensor, _: Tensor) -> tuple[Tensor | N
     needs = list(ctx.needs_input_grad[:5])
     inputs, others = ctx.saved_tensors[:5], (*ctx.saved_tensors[5:], ctx.scale, ctx.dropout_p, needs)
     read = (output_gradient, *inputs)
-    if ctx.backend == "cpp" and dispatcher_is_idle(*read) and not autograd_records(*read):
-        gradients = fused_module("stream_attention", "cpp").backward(output_gradient, inputs, *others)
+    if dispatcher_is_idle(*read) and not autograd_records(*read):
+        gradients = fused_module("stream_attention", ctx.backend).backward(output_gradient, inputs, *others)
     else:
         gradients = torch.ops.plr_kernels.stream_attention_backward(*read, *others, ctx.backend)
     wanted = [gradient if needed else None for gradient, needed in zip(gradients, needs, strict=True)]
@@ -129,7 +129,7 @@ _forward.register_autograd(_gradients, setup_context=_save_for_backward)
 
 
 class _PastDispatcher(torch.autograd.Function):
-    """stream_attention_forward of the backend "cpp" and its gradients, without the dispatcher."""
+    """stream_attention_forward and its gradients, without the dispatcher."""
 
     @staticmethod
     def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, Tensor]:
@@ -143,37 +143,28 @@ class _PastDispatcher(torch.autograd.Function):
         return _gradients(ctx, output_gradient, log_sums_gradient)
 
 
+def _run_past_dispatcher(
+    inputs: _Inputs, prefix_lengths: Tensor | None, scale: float, dropout_p: float, seed: Tensor | None, backend: str
+) -> Tensor:
+    if autograd_records(*inputs):
+        return _PastDispatcher.apply(*inputs, prefix_lengths, seed, scale, dropout_p, backend)[0]
+    return fused_module("stream_attention", backend).output(inputs, prefix_lengths, scale, dropout_p, seed)
+
+
 def _run_fused(backend: str) -> Callable[..., Tensor]:
     def run(
         inputs: _Inputs, prefix_lengths: Tensor | None, scale: float, dropout_p: float, seed: Tensor | None
     ) -> Tensor:
+        if dispatcher_is_idle(*inputs):
+            return _run_past_dispatcher(inputs, prefix_lengths, scale, dropout_p, seed, backend)
         operator = torch.ops.plr_kernels.stream_attention_forward
         return operator(*inputs, prefix_lengths, seed, scale, dropout_p, backend)[0]
 
     return run
 
 
-_run_cpp_by_dispatcher = _run_fused("cpp")
-
-
-def _run_cpp(
-    inputs: _Inputs, prefix_lengths: Tensor | None, scale: float, dropout_p: float, seed: Tensor | None
-) -> Tensor:
-    if not dispatcher_is_idle(*inputs):
-        return _run_cpp_by_dispatcher(inputs, prefix_lengths, scale, dropout_p, seed)
-    return _run_past_dispatcher(inputs, prefix_lengths, scale, dropout_p, seed)
-
-
-def _run_past_dispatcher(
-    inputs: _Inputs, prefix_lengths: Tensor | None, scale: float, dropout_p: float, seed: Tensor | None
-) -> Tensor:
-    if autograd_records(*inputs):
-        return _PastDispatcher.apply(*inputs, prefix_lengths, seed, scale, dropout_p, "cpp")[0]
-    return fused_module("stream_attention", "cpp").output(inputs, prefix_lengths, scale, dropout_p, seed)
-
-
 # Backend name -> implementation with the signature of _run_reference.
-IMPLEMENTATIONS = {"reference": _run_reference, "cpp": _run_cpp, "triton": _run_fused("triton")}
+IMPLEMENTATIONS = {"reference": _run_reference, "cpp": _run_fused("cpp"), "triton": _run_fused("triton")}
 
 
 def _is_plain(inputs: _Inputs) -> bool:
@@ -186,7 +177,7 @@ def _is_plain(inputs: _Inputs) -> bool:
         and not is_autocast_enabled("cpu")
         and CPP_IS_BUILT
         and fused_module("stream_attention", "cpp").takes(*inputs)
-        and resolve("stream_attention", IMPLEMENTATIONS, inputs[0]) is _run_cpp
+        and resolve("stream_attention", IMPLEMENTATIONS, inputs[0]) is IMPLEMENTATIONS["cpp"]
     )
 
 
@@ -253,6 +244,7 @@ def stream_attention(
     plain = _is_plain(inputs)
     if plain:
         sizes = {"B": query.shape[0], "P": prefix_key.shape[2]}
+        run = IMPLEMENTATIONS["cpp"]
     else:
         query, prefix_key, prefix_value, stream_key, stream_value = floating_inputs(
             query=query,
@@ -268,11 +260,13 @@ def stream_attention(
         check_shape("stream_key", stream_key, "B H M S D", sizes)
         check_shape("stream_value", stream_value, "B H M S D", sizes)
         check_not_empty("query", "D", sizes)
+        run = resolve("stream_attention", IMPLEMENTATIONS, query)
     if prefix_lengths is not None:
         check_integer("prefix_lengths", prefix_lengths, (torch.int32, torch.int64), "query", query)
         check_shape("prefix_lengths", prefix_lengths, "B", sizes)
-        wrong = (prefix_lengths < 0) | (prefix_lengths > sizes["P"])
-        check_values("prefix_lengths", prefix_lengths, wrong, "in [0, P]", P=sizes["P"])
+        if not checks_values(run, IMPLEMENTATIONS, query):
+            wrong = (prefix_lengths < 0) | (prefix_lengths > sizes["P"])
+            check_values("prefix_lengths", prefix_lengths, wrong, "in [0, P]", P=sizes["P"])
     if scale is None:
         scale = query.shape[-1] ** -0.5
     check_number("scale", scale)
@@ -280,8 +274,7 @@ def stream_attention(
     seed_tensor = _checked_seed(seed, query) if dropout_p > 0 else None
 
     if plain:
-        return _run_past_dispatcher(inputs, prefix_lengths, scale, dropout_p, seed_tensor)
-    run = resolve("stream_attention", IMPLEMENTATIONS, query)
+        return _run_past_dispatcher(inputs, prefix_lengths, scale, dropout_p, seed_tensor, "cpp")
     inputs = (query, prefix_key, prefix_value, stream_key, stream_value)
     with no_autocast(query):
         return run(inputs, prefix_lengths, scale, dropout_p, seed_tensor)

@@ -102,7 +102,9 @@ def _forward_kernel(
     q = load_tile(base, streams, query_strides[2], columns, query_strides[3], mask)
     length = P
     if lengths is not None:
-        length = tl.load(lengths + batch * lengths_stride).to(tl.int32)
+        given = tl.load(lengths + batch * lengths_stride)
+        tl.device_assert((given >= 0) & (given <= P), "prefix_lengths must be in [0, P]")
+        length = given.to(tl.int32)
 
     maximum = tl.full([BLOCK_M], float("-inf"), tl.float32)
     total = tl.zeros([BLOCK_M], tl.float32)
@@ -503,10 +505,10 @@ def forward(
     query, prefix_key, prefix_value, stream_key, stream_value = inputs
     _check_dim(query)
     batch, heads, streams, dim = query.shape
-    output = query.new_empty(query.shape)
+    result = query.new_empty(query.shape)
     log_sums = query.new_empty(query.shape[:3], dtype=torch.float32)
     if query.numel() == 0:
-        return output, log_sums
+        return result, log_sums
     options = launch.stream_attention(streams, dim, query.element_size(), query.device, backward=False)
     with torch.cuda.device_of(query):
         _forward_kernel[(batch * heads, launch.blocks(streams, options["BLOCK_M"]))](
@@ -522,7 +524,7 @@ def forward(
             stream_value.stride(),
             *_lengths_arguments(prefix_lengths),
             *_dropout_arguments(seed, dropout_p),
-            output,
+            result,
             log_sums,
             scale * LOG2_E,
             heads,
@@ -532,8 +534,20 @@ def forward(
             D=dim,
             PRECISION=_precision(dim),
             **options,
+            **launch.ASSERTING,
         )
-    return output, log_sums
+    return result, log_sums
+
+
+def output(
+    inputs: tuple[Tensor, Tensor, Tensor, Tensor, Tensor],
+    prefix_lengths: Tensor | None,
+    scale: float,
+    dropout_p: float,
+    seed: Tensor | None,
+) -> Tensor:
+    """The output alone, where there is no backward pass."""
+    return forward(inputs, prefix_lengths, scale, dropout_p, seed)[0]
 
 
 def backward(

@@ -5,8 +5,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from plr_kernels.backend import fused_module, resolve
-from plr_kernels.checks import check_index, check_integer, check_not_empty, check_shape, check_values
+from plr_kernels.backend import checks_values, fused_module, resolve
+from plr_kernels.checks import check_exclude, check_index, check_integer, check_not_empty, check_shape
 from plr_kernels.precision import floating_inputs, no_autocast, raised
 from plr_kernels.top_items import reference
 
@@ -87,9 +87,9 @@ def top_items(states: Tensor, items: Tensor, k: int, *, exclude: Tensor | None =
     if exclude is not None:
         check_integer("exclude", exclude, (torch.int64,), "states", states)
         check_shape("exclude", exclude, "R X", sizes)
-        wrong = (exclude < -1) | (exclude >= sizes["V"])
-        check_values("exclude", exclude, wrong, "in [0, V), or -1 as padding", V=sizes["V"])
 
     run = resolve("top_items", IMPLEMENTATIONS, states)
+    if not checks_values(run, IMPLEMENTATIONS, states):
+        check_exclude(exclude, sizes["V"])
     with no_autocast(states):
         return run(states.detach(), items.detach(), k, exclude)

@@ -13,6 +13,7 @@ import triton.language as tl
 from torch import Tensor
 
 from plr_kernels import launch
+from plr_kernels.checks import check_exclude
 from plr_kernels.precision import raised
 from plr_kernels.top_items import reference
 from plr_kernels.triton_common import dot_precision, load_tile
@@ -32,25 +33,32 @@ def _ranks(scores):
 
 
 @triton.jit
-def _is_not_excluded(exclude, exclude_strides, rows, row_mask, numbers, X, BLOCK_X: tl.constexpr):
+def _excluded(exclude, row_stride, column_stride, rows, row_mask, first, X, BLOCK_X: tl.constexpr):
+    """Excluded ids of each row, from number `first` on."""
+    columns = first + tl.arange(0, BLOCK_X)
+    offsets = rows[:, None] * row_stride + columns.to(tl.int64)[None, :] * column_stride
+    return tl.load(exclude + offsets, mask=row_mask[:, None] & (columns < X)[None, :], other=-1)
+
+
+@triton.jit
+def _is_not_excluded(exclude, row_stride, column_stride, rows, row_mask, numbers, X, BLOCK_X: tl.constexpr):
     """Whether each row's list of excluded ids lacks the row's candidate."""
     found = tl.zeros([rows.shape[0]], tl.int32)
     for first in range(0, X, BLOCK_X):
-        columns = first + tl.arange(0, BLOCK_X)
-        offsets = rows[:, None] * exclude_strides[0] + columns.to(tl.int64)[None, :] * exclude_strides[1]
-        ids = tl.load(exclude + offsets, mask=row_mask[:, None] & (columns < X)[None, :], other=-1)
+        ids = _excluded(exclude, row_stride, column_stride, rows, row_mask, first, X, BLOCK_X)
         found = tl.maximum(found, tl.max((ids == numbers[:, None]).to(tl.int32), 1))
     return found == 0  # not ~: the interpreter of Triton 3.3 cannot negate
 
 
-@triton.jit(do_not_specialize=["per_split", "R", "V", "X", "K"])
+@triton.jit(do_not_specialize=["exclude_row_stride", "exclude_column_stride", "per_split", "R", "V", "X", "K"])
 def _best_kernel(
     states,
     states_strides,
     items,
     items_strides,
     exclude,
-    exclude_strides,
+    exclude_row_stride,
+    exclude_column_stride,
     keys,
     per_split,
     R,
@@ -92,7 +100,9 @@ def _best_kernel(
             item = start + tl.argmax(ranks, 1)
             taken = enters
             if exclude is not None:
-                taken &= _is_not_excluded(exclude, exclude_strides, rows, row_mask, item, X, BLOCK_X)
+                taken &= _is_not_excluded(
+                    exclude, exclude_row_stride, exclude_column_stride, rows, row_mask, item, X, BLOCK_X
+                )
             key = (highest.to(tl.int64) << 32) | (0xFFFFFFFF - item.to(tl.int64))
             # Keys differ, but for empty slots: of these any one.
             slot = tl.argmin(best, 1)
@@ -105,45 +115,80 @@ def _best_kernel(
     tl.store(keys + offsets, best, mask=row_mask[:, None] & (slots < K)[None, :])
 
 
-def _decoded(keys: Tensor) -> tuple[Tensor, Tensor]:
-    """Scores and ids of keys; −inf and −1 for empty slots."""
-    empty = keys == _LOWEST
-    ranks = keys >> 32
-    bits = torch.where(ranks < 0, ranks ^ 0x7FFFFFFF, ranks).to(torch.int32)
-    ids = 0xFFFFFFFF - (keys & 0xFFFFFFFF)
-    return bits.view(torch.float32).masked_fill(empty, -torch.inf), ids.masked_fill(empty, -1)
+@triton.jit(do_not_specialize=["keys_stride", "exclude_row_stride", "exclude_column_stride", "R", "V", "X", "K"])
+def _results_kernel(
+    keys,
+    keys_stride,
+    exclude,
+    exclude_row_stride,
+    exclude_column_stride,
+    scores,
+    ids,
+    R,
+    V,
+    X,
+    K,
+    LOWEST: tl.constexpr,
+    BLOCK_R: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    BLOCK_X: tl.constexpr,
+):
+    """Scores and ids [R, K] of the first K keys of each row; −inf and −1 for empty slots."""
+    rows = tl.program_id(0).to(tl.int64) * BLOCK_R + tl.arange(0, BLOCK_R)
+    if exclude is not None:
+        for first in range(0, X, BLOCK_X):
+            excluded = _excluded(exclude, exclude_row_stride, exclude_column_stride, rows, rows < R, first, X, BLOCK_X)
+            tl.device_assert((excluded >= -1) & (excluded < V), "exclude must be in [0, V), or -1 as padding")
+    slots = tl.arange(0, BLOCK_K)
+    mask = (rows < R)[:, None] & (slots < K)[None, :]
+    of_slots = tl.load(keys + rows[:, None] * keys_stride + slots[None, :], mask=mask, other=LOWEST)
+    ranks = (of_slots >> 32).to(tl.int32)
+    found = tl.where(ranks < 0, ranks ^ 0x7FFFFFFF, ranks).to(tl.float32, bitcast=True)
+    is_empty = of_slots == LOWEST
+    offsets = rows[:, None] * K + slots[None, :]
+    tl.store(scores + offsets, tl.where(is_empty, float("-inf"), found), mask=mask)
+    tl.store(ids + offsets, tl.where(is_empty, -1, 0xFFFFFFFF - (of_slots & 0xFFFFFFFF)), mask=mask)
 
 
 def forward(states: Tensor, items: Tensor, k: int, exclude: Tensor | None) -> tuple[Tensor, Tensor]:
     """The k best items of each state by dot product, best first, ties to the smaller id."""
     if k > LARGEST_K:
+        check_exclude(exclude, items.shape[0])
         return reference.top_items(raised(states), raised(items), k, exclude)
     rows, dim = states.shape
     vocabulary = items.shape[0]
+    scores = states.new_empty((rows, k), dtype=torch.float32)
+    ids = states.new_empty((rows, k), dtype=torch.int64)
+    if rows == 0:
+        return scores, ids
     options = launch.top_items(rows, k, states.element_size())
     row_blocks = launch.blocks(rows, options["BLOCK_R"])
-    per_split, splits = launch.split(
-        launch.blocks(vocabulary, options["BLOCK_V"]), max(row_blocks, 1), launch.GRADIENT_PROGRAMS
-    )
-    keys = torch.empty((rows, splits, k), dtype=torch.int64, device=states.device)
-    if rows > 0:
-        with torch.cuda.device_of(states):
-            _best_kernel[(row_blocks, splits)](
-                states,
-                states.stride(),
-                items,
-                items.stride(),
-                exclude,
-                None if exclude is None else exclude.stride(),
-                keys,
-                per_split,
-                rows,
-                vocabulary,
-                0 if exclude is None else exclude.shape[1],
-                k,
-                D=dim,
-                LOWEST=_LOWEST,
-                PRECISION=dot_precision(),
-                **options,
-            )
-    return _decoded(keys.view(rows, splits * k).sort(dim=1, descending=True).values[:, :k])
+    item_blocks = launch.blocks(vocabulary, options["BLOCK_V"])
+    per_split, splits = launch.split(item_blocks, row_blocks, launch.GRADIENT_PROGRAMS)
+    keys = states.new_empty((rows, splits * k), dtype=torch.int64)
+    exclusion = (exclude, *((0, 0) if exclude is None else exclude.stride()))
+    excluded = 0 if exclude is None else exclude.shape[1]
+    with torch.cuda.device_of(states):
+        _best_kernel[(row_blocks, splits)](
+            states,
+            states.stride(),
+            items,
+            items.stride(),
+            *exclusion,
+            keys,
+            per_split,
+            rows,
+            vocabulary,
+            excluded,
+            k,
+            D=dim,
+            LOWEST=_LOWEST,
+            PRECISION=dot_precision(),
+            **options,
+        )
+        keys = keys.sort(dim=1, descending=True).values
+        options = launch.top_results(k)
+        _results_kernel[(launch.blocks(rows, options["BLOCK_R"]),)](
+            keys, keys.stride(0), *exclusion, scores, ids, rows, vocabulary, excluded, k, LOWEST=_LOWEST, **options
+        )
+    return scores, ids

@@ -12,9 +12,9 @@ from hypothesis import HealthCheck, settings
 from plr_kernels.backend import TRITON_INTERPRETED
 
 if TRITON_INTERPRETED:
-    from tests.plr_kernels.interpreted_products import use_products_in_order
+    from tests.plr_kernels.interpreted_arithmetic import compute_as_gpus
 
-    use_products_in_order()
+    compute_as_gpus()
 
 settings.register_profile(
     "kernels", derandomize=True, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]

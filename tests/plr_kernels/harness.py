@@ -30,8 +30,7 @@ BACKENDS: dict[str, tuple[str, ...]] = {
     "triton": ("cpu",) if TRITON_INTERPRETED else ("cuda",),
 }
 
-# Triton's interpreter computes in numpy, which has no bfloat16: a run under TRITON_INTERPRET=1 is about float32.
-DTYPES = (torch.float32,) if TRITON_INTERPRETED else (torch.float32, torch.bfloat16, torch.float16)
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 # Cases that hypothesis draws for each operator and dtype; the interpreter takes about a second for each.
 EXAMPLES = 4 if TRITON_INTERPRETED else 20

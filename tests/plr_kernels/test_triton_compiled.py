@@ -16,7 +16,7 @@ from tests.plr_kernels.ahead_of_time import LARGEST_GRID, SHARED_MEMORY, compile
 pytestmark = pytest.mark.skipif(TRITON_INTERPRETED, reason="under TRITON_INTERPRET=1 nothing is compiled")
 
 # What these kernels do per row is small: no product of matrices.
-WITHOUT_PRODUCTS = {"_loss_kernel", "_statistics_kernel", "_view_gradient_kernel"}
+WITHOUT_PRODUCTS = {"_loss_kernel", "_norms_kernel", "_results_kernel", "_statistics_kernel", "_view_gradient_kernel"}
 
 
 def meta(*shape, dtype=torch.bfloat16):
