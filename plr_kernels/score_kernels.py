@@ -83,7 +83,9 @@ def off_group_mean(tile, inverse_group, N, GROUP: tl.constexpr, ROWS_AXIS: tl.co
     """Of each entry, the difference from the mean over the row's group, for a tile that is 0 in rows that do not exist.
 
     Exactly 0 where all rows of a group agree: where the sum over N rows divided by N would be rounded, which is where a
-    group is PADDED to a power of two, the mean is taken of the differences from the group's first row.
+    group is PADDED to a power of two, the mean is taken of the differences from the group's first row. Where N is a
+    power of two from 8 on, the sum may be rounded too, in some orders: there the differences would take up to a fifth
+    more instructions.
     """
     if ROWS_AXIS == 0:
         grouped = tl.reshape(tile, [tile.shape[0] // GROUP, GROUP, tile.shape[1]])

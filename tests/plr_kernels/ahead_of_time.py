@@ -54,6 +54,7 @@ class Binary:
     stack: int  # bytes per thread: spilled registers, and nothing else in these kernels
     shared: int
     has_matrix_instructions: bool
+    fuses_multiply_adds: bool  # of float32, as products without matrix instructions do too
     narrow_strides: tuple[str, ...]  # products with a stride that are held in 32 bits
 
 
@@ -107,7 +108,8 @@ def compile_launch(call: Launch, capability: int) -> Binary:
     registers, stack = _resources(compiled.asm["cubin"])
     matrix = re.search(r"\b(mma\.sync|wgmma\.mma_async|tcgen05\.mma)", compiled.asm["ptx"])
     narrow = _narrow_strides(compiled.asm["ttir"], signature)
-    return Binary(call.kernel.__name__, registers, stack, compiled.metadata.shared, matrix is not None, narrow)
+    fuses = "fma.rn.f32" in compiled.asm["ptx"]
+    return Binary(call.kernel.__name__, registers, stack, compiled.metadata.shared, matrix is not None, fuses, narrow)
 
 
 def _leaves(name: str, kind: Any) -> list[str]:

@@ -89,6 +89,7 @@ def check(run, capability, matrix_instructions=True):
         assert binary.stack == 0, binary
         assert binary.shared <= SHARED_MEMORY[capability], binary
         assert not binary.narrow_strides, binary
+        assert not (matrix_instructions and binary.fuses_multiply_adds), binary
         has_products = matrix_instructions and binary.name not in WITHOUT_PRODUCTS
         assert binary.has_matrix_instructions == has_products, binary
 
