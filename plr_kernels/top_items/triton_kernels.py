@@ -50,7 +50,7 @@ def _is_not_excluded(exclude, row_stride, column_stride, rows, row_mask, numbers
     return found == 0  # not ~: the interpreter of Triton 3.3 cannot negate
 
 
-@triton.jit(do_not_specialize=["exclude_row_stride", "exclude_column_stride", "per_split", "R", "V", "X", "K"])
+@triton.jit(do_not_specialize=["exclude_row_stride", "per_split", "R", "V", "X", "K"])
 def _best_kernel(
     states,
     states_strides,
@@ -115,7 +115,7 @@ def _best_kernel(
     tl.store(keys + offsets, best, mask=row_mask[:, None] & (slots < K)[None, :])
 
 
-@triton.jit(do_not_specialize=["keys_stride", "exclude_row_stride", "exclude_column_stride", "R", "V", "X", "K"])
+@triton.jit(do_not_specialize=["keys_stride", "exclude_row_stride", "R", "V", "X", "K"])
 def _results_kernel(
     keys,
     keys_stride,
