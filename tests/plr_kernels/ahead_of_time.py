@@ -56,6 +56,7 @@ class Binary:
     has_matrix_instructions: bool
     fuses_multiply_adds: bool  # of float32, as products without matrix instructions do too
     narrow_strides: tuple[str, ...]  # products with a stride that are held in 32 bits
+    assertions: tuple[str, ...]  # messages of what it checks when it runs
 
 
 @contextmanager
@@ -109,7 +110,9 @@ def compile_launch(call: Launch, capability: int) -> Binary:
     matrix = re.search(r"\b(mma\.sync|wgmma\.mma_async|tcgen05\.mma)", compiled.asm["ptx"])
     narrow = _narrow_strides(compiled.asm["ttir"], signature)
     fuses = "fma.rn.f32" in compiled.asm["ptx"]
-    return Binary(call.kernel.__name__, registers, stack, compiled.metadata.shared, matrix is not None, fuses, narrow)
+    assertions = tuple(re.findall(r'tt\.assert [^"]*"([^"]*)"', compiled.asm["ttir"]))
+    shared = compiled.metadata.shared
+    return Binary(call.kernel.__name__, registers, stack, shared, matrix is not None, fuses, narrow, assertions)
 
 
 def _leaves(name: str, kind: Any) -> list[str]:

@@ -145,3 +145,19 @@ def test_grids_are_those_that_a_gpu_takes(run):
         assert all(1 <= count <= largest for count, largest in zip(launch.grid, LARGEST_GRID, strict=False)), (
             launch.grid
         )
+
+
+@pytest.mark.parametrize(
+    ("run", "message"),
+    [
+        (functools.partial(stream_attention, dim=64), "prefix_lengths must be in [0, P]"),
+        (functools.partial(linear_cross_entropy, dim=64), "targets must be in [0, V) or ignore_index"),
+        (functools.partial(top_items, dim=64), "exclude must be in [0, V), or -1 as padding"),
+    ],
+    ids=describe,
+)
+def test_what_is_read_as_an_index_is_checked_by_a_kernel(run, message):
+    """On a GPU nothing else looks at these values: Python would have to wait for the device."""
+    with recorded_launches(90) as launches:
+        run()
+    assert message in [assertion for launch in launches for assertion in compile_launch(launch, 90).assertions]
