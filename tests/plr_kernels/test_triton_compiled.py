@@ -7,6 +7,7 @@ import functools
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 pytest.importorskip("triton")
 
@@ -161,3 +162,38 @@ def test_what_is_read_as_an_index_is_checked_by_a_kernel(run, message):
     with recorded_launches(90) as launches:
         run()
     assert message in [assertion for launch in launches for assertion in compile_launch(launch, 90).assertions]
+
+
+class EnqueuedOperations(TorchDispatchMode):
+    """PyTorch's operations that a GPU would be given: all but those that only make or describe tensors."""
+
+    FREE = frozenset({"alias", "detach", "empty", "empty_like", "new_empty", "select", "squeeze", "unsqueeze", "view"})
+
+    def __init__(self):
+        super().__init__()
+        self.names = []
+
+    def __torch_dispatch__(self, function, types, arguments=(), named=None):
+        name = function.overloadpacket.__name__
+        if name not in self.FREE:
+            self.names.append(name)
+        return function(*arguments, **(named or {}))
+
+
+# What is left to PyTorch: the sum of a loss and its factor, the sum of the parts of each gradient that is split (here
+# that of the states), and sorting.
+@pytest.mark.parametrize(
+    ("run", "operations"),
+    [
+        (stream_attention, []),
+        (pairwise_kl, ["sum", "mul", "sum", "copy_"]),
+        (linear_cross_entropy, ["sum", "copy_"]),
+        (info_nce, ["sum", "div"]),
+        (top_items, ["sort"]),
+    ],
+)
+def test_little_is_left_to_operations_of_pytorch(run, operations):
+    """Each takes some microseconds of a GPU, as much as a small kernel does: no chain of them beside the kernels."""
+    with recorded_launches(90), EnqueuedOperations() as enqueued:
+        run()
+    assert enqueued.names == operations
