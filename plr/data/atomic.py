@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+import stat
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -21,15 +22,25 @@ def atomic_path(path: str | os.PathLike[str], *, replace: bool = True) -> Iterat
     missing. The body must create it. An existing file at ``path`` is replaced in one step; an existing
     folder is moved away first (an operating system replaces only empty folders), then removed; with
     ``replace=False`` that raises a FileExistsError unless it is empty. When the body raises, what it wrote is
-    removed and ``path`` stays as it was.
+    removed and ``path`` stays as it was. Files get the mode that the umask leaves, also where a library lets only the
+    owner read (safetensors).
+
+    Raises:
+        OSError: nothing can be written there (a full disk, say), whatever the library that noticed it raises.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = _sibling(path)
     try:
+        mode = _usual_mode(temporary)
         yield temporary
-        _sync(temporary)
+        _complete(temporary, mode)
         _replace(temporary, path, replace)
+    except Exception as error:
+        reason = None if isinstance(error, (OSError, ValueError)) else _reason_of_system(error)
+        if reason is None:
+            raise
+        raise OSError(f"{path} cannot be written: {reason}") from error
     finally:
         _remove(temporary)
 
@@ -38,12 +49,33 @@ def _sibling(path: Path) -> Path:
     return path.with_name(f".{path.stem}.{uuid.uuid4().hex[:12]}{path.suffix}")
 
 
-def _sync(path: Path) -> None:
-    """Flush what was written to the disk, so that a power cut after the rename cannot leave an empty file."""
+def _usual_mode(path: Path) -> int:
+    """Return the mode of a new file at ``path``; the umask itself can be read only by changing it for all threads."""
+    descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
+    try:
+        return stat.S_IMODE(os.fstat(descriptor).st_mode)
+    finally:
+        os.close(descriptor)
+        path.unlink()
+
+
+def _complete(path: Path, mode: int) -> None:
+    """Set the files' mode, and flush them to the disk: a power cut after the rename cannot leave an empty file."""
     files = (file for file in path.rglob("*") if file.is_file()) if path.is_dir() else (path,)
     for file in files:
+        file.chmod(mode)
         with open(file, "rb") as handle:
             os.fsync(handle.fileno())
+
+
+def _reason_of_system(error: Exception) -> str | None:
+    """Return what the operating system said where an error of safetensors, polars or PyTorch stems from it."""
+    if "(os error " in str(error):  # how libraries written in Rust end such a message
+        return str(error).splitlines()[0]
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, OSError):
+        cause = cause.__cause__ or cause.__context__
+    return None if cause is None else str(cause)
 
 
 def _replace(temporary: Path, path: Path, folders: bool) -> None:

@@ -119,7 +119,6 @@ def save_prepared(
             "files": {name: files[name] for name in _FILES},
         }
         (aside / MANIFEST).write_text(json.dumps(manifest, indent=2, ensure_ascii=False), encoding="utf-8")
-        (aside / _SEQUENCES).chmod((aside / MANIFEST).stat().st_mode)  # safetensors lets only the owner read
 
 
 def open_prepared(folder: Path, *, verify: bool = False) -> SequenceDataset:

@@ -8,15 +8,18 @@ import hashlib
 import json
 import multiprocessing
 import os
+import resource
 import shutil
 import subprocess
 import sys
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 
 import polars as pl
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from plr.config import Config
 from plr.data import DataError, PrepareOptions, SequenceDataset, open_prepared, prepare, prepare_folder
@@ -175,6 +178,52 @@ def test_atomic_body_that_writes_nothing(tmp_path):
     with pytest.raises(FileNotFoundError), atomic_path(tmp_path / "file"):
         pass
     assert not list(tmp_path.iterdir())
+
+
+def _save_tensors(path: Path) -> None:
+    save_file({"zeros": torch.zeros(50_000)}, path)
+
+
+def _save_table(path: Path) -> None:
+    pl.DataFrame({"item_id": [f"item{number}" for number in range(50_000)]}).write_parquet(path, compression="zstd")
+
+
+def _save_checkpoint(path: Path) -> None:
+    with open(path, "wb") as file:
+        torch.save({"zeros": torch.zeros(50_000)}, file)
+
+
+def _save_text(path: Path) -> None:
+    path.write_text("x" * 200_000)
+
+
+def _save(path: Path, write: Callable[[Path], None], as_folder: bool) -> None:
+    with atomic_path(path) as aside:
+        if as_folder:
+            aside.mkdir()
+        write(aside / "inside" if as_folder else aside)
+
+
+@pytest.mark.parametrize("write", [_save_tensors, _save_table, _save_checkpoint, _save_text])
+@pytest.mark.parametrize("as_folder", [False, True])
+def test_atomic_path_that_cannot_be_written_is_named(tmp_path, write, as_folder):
+    """As on a full disk; each library raises something else."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, before[1]))
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            _save(tmp_path / "file", write, as_folder)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("as_folder", [False, True])
+def test_atomic_files_are_as_readable_as_others(tmp_path, as_folder):
+    usual, path = tmp_path / "usual", tmp_path / "file"
+    usual.touch()
+    _save(path, _save_tensors, as_folder)
+    assert (path / "inside" if as_folder else path).stat().st_mode == usual.stat().st_mode
 
 
 def _write_folder(path: Path) -> None:
