@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+import signal
 import sys
+import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,6 +17,7 @@ from jsonargparse import Namespace
 import plr
 from plr.config import Config, ConfigError, names
 from plr.data import DataError, PrepareOptions
+from plr.errors import TERMINATED, NonFiniteLossError, RunError
 from plr.parsing import Parser
 
 NEW_ITEMS = (
@@ -38,13 +41,18 @@ def main(arguments: list[str] | None = None) -> int:
         "systems": _systems,
     }
     command = commands[parsed.command]
+    advice = "; repeat the command to go on from the last finished epoch" if parsed.command in ("train", "demo") else ""
     try:
-        with _plain_warnings():
+        with _plain_warnings(), _terminable():
             command(parsed[parsed.command])
     except KeyboardInterrupt:
-        where = " from the last finished epoch" if parsed.command in ("train", "demo") else ""
-        print(f"\ninterrupted; repeat the command to go on{where}", file=sys.stderr)
+        print(f"\nplr: interrupted{advice}", file=sys.stderr)
         return 130
+    except SystemExit as ended:
+        if ended.code != TERMINATED:
+            raise
+        print(f"\nplr: terminated{advice}", file=sys.stderr)
+        return TERMINATED
     except Exception as error:
         if not _is_users(error):
             raise
@@ -55,14 +63,30 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _is_users(error: Exception) -> bool:
     """Return whether an error is a mistake of the user, whom its message tells enough."""
-    if isinstance(error, (ConfigError, DataError, OSError)):
+    if isinstance(error, (ConfigError, DataError, OSError, RunError, NonFiniteLossError)):
         return True
     # Imported here and in the commands, so that no command waits for PyTorch or Lightning that does not train.
-    from plr.errors import NonFiniteLossError, RunError
     from plr.evaluation import EvaluationError
     from plr.serving import RequestError
 
-    return isinstance(error, (EvaluationError, RunError, NonFiniteLossError, RequestError))
+    return isinstance(error, (EvaluationError, RequestError))
+
+
+@contextmanager
+def _terminable() -> Iterator[None]:
+    """Let SIGTERM end the command as an error would, so that what is half-written is removed."""
+    if threading.current_thread() is not threading.main_thread():  # only that one may set handlers
+        yield
+        return
+
+    def end(*_: Any) -> None:
+        raise SystemExit(TERMINATED)
+
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 @contextmanager

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import signal
+
+TERMINATED = 128 + signal.SIGTERM
+"""The exit status after SIGTERM, as shells have it."""
+
 
 class RunError(RuntimeError):
     """A run folder that cannot be used as asked; the message names it and says what to do."""

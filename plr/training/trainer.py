@@ -17,11 +17,11 @@ import torch
 from lightning.pytorch.callbacks import Callback, EarlyStopping, TQDMProgressBar
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
 
 from plr.config import Config
 from plr.data import SequenceDataset
-from plr.errors import RunError
+from plr.errors import TERMINATED, RunError
 from plr.evaluation import (
     evaluation_batches,
     metrics,
@@ -60,6 +60,7 @@ def train(config: Config, dataset: SequenceDataset | None = None) -> dict[str, A
         RunError: the folder holds a finished run or one of another configuration, there is no such device, or the data
             have too few rows.
         NonFiniteLossError: a loss term became NaN or infinite.
+        KeyboardInterrupt: on SIGINT, as everywhere; SystemExit: on SIGTERM, with status 143.
     """
     if not config.out:
         raise RunError("--out is missing: name the folder for the run")
@@ -192,10 +193,23 @@ def _trainer(logs: Path, config: Config, epochs: int, callbacks: list[Callback])
 def _fit(
     trainer: lightning.Trainer, model: Recommender, config: Config, dataset: SequenceDataset, resume_point: Path
 ) -> None:
-    """Train on the data set's training rows, from the resume point if there is one."""
+    """Train on the data set's training rows, from the resume point if there is one.
+
+    Raises:
+        KeyboardInterrupt: on SIGINT.
+        SystemExit: on SIGTERM, with status 143.
+    """
     rows = dataset.rows("train", config.max_length, row_kind(config))
     module = RecommenderModule(model, rows, config)
-    trainer.fit(module, ckpt_path=resume_point if resume_point.exists() else None)
+    try:
+        trainer.fit(module, ckpt_path=resume_point if resume_point.exists() else None)
+    except SystemExit as ended:
+        # Lightning ends the process itself: after SIGTERM with status 0, as if all were done.
+        if isinstance(ended, SIGTERMException):
+            raise SystemExit(TERMINATED) from ended
+        if isinstance(ended.__context__, KeyboardInterrupt):
+            raise KeyboardInterrupt from ended
+        raise
 
 
 def _over(resume_point: Path, epochs: int, stopping: EarlyStopping) -> bool:

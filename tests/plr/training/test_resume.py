@@ -12,6 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from plr.cli import main
 from plr.config import Config
 from plr.training import RunError, train
 from plr.training.callbacks import BestWeights, ResumePoint
@@ -100,6 +101,37 @@ def test_every_gap_between_two_writes(when, quick, tmp_path, monkeypatch):
             train(Config(**{**values, "out": str(out)}))
     train(Config(**{**values, "out": str(out)}))
     assert_equal_runs(uninterrupted, out)
+
+
+@pytest.mark.parametrize(
+    ("number", "status", "said", "raised"),
+    [(signal.SIGTERM, 143, "plr: terminated", SystemExit), (signal.SIGINT, 130, "plr: interrupted", KeyboardInterrupt)],
+)
+def test_a_signal_ends_the_command_with_its_status(number, status, said, raised, quick, tmp_path, monkeypatch, capsys):
+    """No unfinished run ends with status 0: what follows the command in a script would take it for finished."""
+    values = {**quick, "epochs": 2, "lr": 0.003}
+    train(Config(**{**values, "out": str(tmp_path / "uninterrupted")}))
+    out = tmp_path / "ended"
+    Config(**{**values, "out": str(out)}).save(tmp_path / "config.yaml")
+    step = RecommenderModule.training_step
+
+    def signalled(self, batch, index):
+        if self.current_epoch == 1 and index == 2:
+            os.kill(os.getpid(), number)
+        return step(self, batch, index)
+
+    handlers = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
+    with monkeypatch.context() as patch:
+        patch.setattr(RecommenderModule, "training_step", signalled)
+        assert main(["train", "--config", str(tmp_path / "config.yaml")]) == status
+        with pytest.raises(raised) as ended:
+            train(Config.load(tmp_path / "config.yaml"))
+    assert raised is KeyboardInterrupt or ended.value.code == status
+    assert f"{said}; repeat the command to go on from the last finished epoch" in capsys.readouterr().err
+    assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == handlers
+    assert not (out / "metrics.json").exists()
+    train(Config.load(tmp_path / "config.yaml"))
+    assert_equal_runs(tmp_path / "uninterrupted", out)
 
 
 def killed_in_epoch_three(config, monkeypatch):
