@@ -318,9 +318,14 @@ def _columns(ks: tuple[int, ...]) -> list[str]:
 def _print(*parts: object) -> None:
     from rich.console import Console
 
+    from plr.data.summary import print_line
+
     console = Console()
     for part in parts:
-        console.print(part, highlight=False)
+        if isinstance(part, str):
+            print_line(console, part)
+        else:
+            console.print(part)
 
 
 if __name__ == "__main__":

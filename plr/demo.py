@@ -6,6 +6,7 @@ import time
 from pathlib import Path
 
 from rich.console import Console
+from rich.markup import escape
 
 from plr.config import Config
 from plr.data import SequenceDataset, prepare
@@ -37,13 +38,14 @@ def demo(out: Path, seed: int = 0, console: Console | None = None) -> None:
     rows = len(dataset.rows("train", 50))
     console.print(
         f"[bold]1/4[/bold] made-up data, several interests per user: {dataset.num_users} users, {dataset.num_items} "
-        f"items, {rows} training rows, split by {dataset.split} -> {data}",
+        f"items, {rows} training rows, split by {dataset.split} -> {escape(str(data))}",
         highlight=False,
+        soft_wrap=True,
     )
     results = {"Popularity": _popularity(dataset)}
     for step, (system, (method, name)) in enumerate(SYSTEMS.items(), start=2):
         run = RunFolder(out / f"{name}-seed{seed}")
-        console.print(f"[bold]{step}/4[/bold] {system} -> {run.path}", highlight=False)
+        console.print(f"[bold]{step}/4[/bold] {system} -> {escape(str(run.path))}", highlight=False, soft_wrap=True)
         start = time.perf_counter()
         result = run.read_metrics() if run.finished() else train(demo_config(data, run.path, method, seed), dataset)
         results[system] = result["test"]
@@ -69,6 +71,7 @@ def demo(out: Path, seed: int = 0, console: Console | None = None) -> None:
         f"  plr train --data {data} --method plr --streams 3 --out {out / 'my-run'} --dim 64 --batch_size 256\n"
         "  plr train --help        every option; your own file goes to --data",
         highlight=False,
+        markup=False,
         soft_wrap=True,
     )
 

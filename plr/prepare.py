@@ -17,7 +17,7 @@ from plr.data.amazon import BASE_URL, SPLIT_TIMES, TABLE_1, find_files, protocol
 from plr.data.download import download
 from plr.data.pipeline import write_folder
 from plr.data.readers import find_interactions
-from plr.data.summary import rows_table, sizes_table, skipped_lines
+from plr.data.summary import print_line, rows_table, sizes_table, skipped_lines
 
 AMAZON = "amazon-2023"
 _ITEM_FILES = ("movies.dat", "movies.csv")
@@ -70,8 +70,8 @@ def run(request: Request, console: Console | None = None) -> dict[str, Any]:
     console.print(sizes_table(report, published, "PLR paper, Table 1"))
     console.print(rows_table(report))
     for line in [*_notes(report), *skipped_lines(report)]:
-        console.print(line, highlight=False, markup=False, soft_wrap=True)
-    console.print(f"{request.out}: train with plr train --data {request.out}", highlight=False, soft_wrap=True)
+        print_line(console, line)
+    print_line(console, f"{request.out}: train with plr train --data {request.out}")
     return report
 
 
@@ -106,9 +106,8 @@ def _amazon(request: Request, console: Console) -> dict[str, Any]:
     options = _options(protocol_options(protocol, request.domain), request.options)
     items = Path(request.items) if request.items else files.items
     if items is None:
-        console.print(
-            f"no meta_{request.domain}.jsonl in {raw}: the items will have no title, category, store or text",
-            highlight=False,
+        print_line(
+            console, f"no meta_{request.domain}.jsonl in {raw}: the items will have no title, category, store or text"
         )
     first, second = SPLIT_TIMES
     official = (options.valid_time, options.test_time) == SPLIT_TIMES and len(files.interactions) == 3
@@ -139,7 +138,7 @@ def _fetch(domain: str, raw: Path, base: str, console: Console) -> None:
         for name, url in urls(domain, base).items():
             with _bar(progress, name) as advance:
                 download(url, raw / name, on_progress=advance)
-            console.print(f"{raw / name} from {url}", highlight=False, soft_wrap=True)
+            print_line(console, f"{raw / name} from {url}")
 
 
 @contextmanager

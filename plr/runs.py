@@ -130,7 +130,7 @@ class RunFolder:
             DataError: the file is missing or not such a map.
         """
         try:
-            return pl.read_parquet(self.items)["item_id"].to_list()
+            return pl.read_parquet(self.items, glob=False)["item_id"].to_list()
         except (OSError, pl.exceptions.PolarsError) as error:
             raise DataError(f"not the run's item ids: {str(error).splitlines()[0]}", self.items) from error
 

@@ -245,7 +245,7 @@ def _movielens(file: BinaryIO) -> Lines:
 
 def _parquet(path: Path) -> Lines:
     try:
-        table = pl.read_parquet(path)
+        table = pl.read_parquet(path, glob=False)
     except (pl.exceptions.PolarsError, OSError) as error:
         raise DataError(f"not a readable Parquet file: {str(error).splitlines()[0]}", path) from error
     roles = _Roles()

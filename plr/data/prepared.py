@@ -197,7 +197,7 @@ def _check(file: Path, entry: dict, verify: bool) -> None:
 
 def _ids(file: Path, column: str, count: int) -> pl.Series:
     try:
-        ids = pl.read_parquet(file, columns=[column])[column]
+        ids = pl.read_parquet(file, columns=[column], glob=False)[column]
     except (pl.exceptions.PolarsError, OSError) as error:
         raise DataError(f"cannot be read: {str(error).splitlines()[0]}", file) from error
     if len(ids) != count:

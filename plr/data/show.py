@@ -14,7 +14,7 @@ from plr.data.dataset import SequenceDataset
 from plr.data.errors import DataError
 from plr.data.prepared import open_prepared
 from plr.data.split import SPLITS
-from plr.data.summary import rows_table, sizes_table, skipped_lines
+from plr.data.summary import print_line, rows_table, sizes_table, skipped_lines
 
 __all__ = ["save_histograms", "show"]
 
@@ -45,20 +45,20 @@ def show(
     console = console or Console()
     dataset = open_prepared(folder, verify=True)
     report = dataset.report
-    console.print(f"{folder}: as it was written; content {dataset.content_hash[:16]}…", highlight=False)
+    print_line(console, f"{folder}: as it was written; content {dataset.content_hash[:16]}…")
     for source in report["sources"]:
-        console.print(f"  from {source['file']} ({source['bytes']:,} bytes)", highlight=False)
+        print_line(console, f"  from {source['file']} ({source['bytes']:,} bytes)")
     if report.get("protocol"):
-        console.print(f"  protocol {report['protocol']}", highlight=False)
+        print_line(console, f"  protocol {report['protocol']}")
     console.print(sizes_table(report))
     console.print(rows_table(report))
     lengths, popularity = np.diff(dataset.offsets.numpy()), dataset.popularity().numpy()
     console.print(_quantiles(lengths, popularity))
     for line in [*report.get("notes", []), *skipped_lines(report)]:
-        console.print(line, highlight=False, markup=False, soft_wrap=True)
+        print_line(console, line)
     _print_samples(dataset, samples, seed, console)
     for path in save_histograms(lengths, popularity, plots or folder):
-        console.print(f"histogram: {path}", highlight=False, soft_wrap=True)
+        print_line(console, f"histogram: {path}")
 
 
 def _quantiles(lengths: np.ndarray, popularity: np.ndarray) -> Table:
@@ -74,15 +74,13 @@ def _quantiles(lengths: np.ndarray, popularity: np.ndarray) -> Table:
 
 def _print_samples(dataset: SequenceDataset, samples: int, seed: int, console: Console) -> None:
     """Print random users' last items with titles, each target marked with its split."""
-    items = pl.read_parquet(dataset.item_features)
+    items = pl.read_parquet(dataset.item_features, glob=False)
     titles = items["title"] if "title" in items.columns else None
     random = np.random.Generator(np.random.PCG64(seed))
     for user in random.permutation(dataset.num_users)[:samples]:
         start, stop = dataset.offsets[user : user + 2].tolist()
         first = max(start, stop - _SHOWN)
-        console.print(
-            f"user {dataset.user_ids[int(user)]}, {stop - start} interactions:", highlight=False, markup=False
-        )
+        print_line(console, f"user {dataset.user_ids[int(user)]}, {stop - start} interactions:")
         if first > start:
             console.print(f"  … {first - start} earlier ones", highlight=False)
         for position in range(first, stop):

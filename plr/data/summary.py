@@ -1,14 +1,15 @@
-"""A data set's report as tables for the screen."""
+"""A data set's report as tables and lines for the screen."""
 
 from __future__ import annotations
 
 from typing import Any
 
+from rich.console import Console
 from rich.table import Table
 
 from plr.data.split import SPLITS
 
-__all__ = ["rows_table", "sizes_table", "skipped_lines", "sparsity"]
+__all__ = ["print_line", "rows_table", "sizes_table", "skipped_lines", "sparsity"]
 
 _SIZES = ("users", "items", "interactions")
 _REASONS = {
@@ -19,6 +20,11 @@ _REASONS = {
     "unseen_target": "target unseen in training",
     "unseen_history": "history unseen in training",
 }
+
+
+def print_line(console: Console, text: str) -> None:
+    """Print the text as it is: a path may look like rich's markup, and must not be broken where the screen ends."""
+    console.print(text, highlight=False, markup=False, soft_wrap=True)
 
 
 def sparsity(size: dict[str, int]) -> float:

@@ -37,7 +37,7 @@ def save_ranking(path: str | Path, ranking: Ranking, user_ids: pl.Series, item_i
 
 def load_ranking(path: str | Path) -> Ranking:
     """Read a ranking that `save_ranking` wrote."""
-    frame = pl.read_parquet(path, columns=["user", "item", "rank"])
+    frame = pl.read_parquet(path, columns=["user", "item", "rank"], glob=False)
     return Ranking(
         users=torch.tensor(frame["user"].to_numpy(), dtype=torch.int64),
         targets=torch.tensor(frame["item"].to_numpy(), dtype=torch.int64),

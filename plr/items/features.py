@@ -95,7 +95,7 @@ def _read_json(path: Path, chosen: list[str] | None) -> tuple[set[str], dict[str
 
 def _read_parquet(path: Path, chosen: list[str] | None) -> tuple[set[str], dict[str, _Values]]:
     try:
-        frame = pl.read_parquet(path)
+        frame = pl.read_parquet(path, glob=False)
     except pl.exceptions.PolarsError as error:
         raise DataError(f"not a readable Parquet file: {str(error).splitlines()[0]}", path) from error
     if "item_id" not in frame.columns:

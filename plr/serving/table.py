@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from rich.markup import escape
 from rich.table import Table
 
 from plr.serving.recommender import Recommendation
@@ -16,5 +17,5 @@ def recommendation_table(answer: Sequence[Recommendation]) -> Table:
     table.add_column("Item")
     table.add_column("Score", justify="right")
     for rank, recommendation in enumerate(answer, start=1):
-        table.add_row(str(rank), recommendation.item, f"{recommendation.score:.4f}")
+        table.add_row(str(rank), escape(recommendation.item), f"{recommendation.score:.4f}")
     return table

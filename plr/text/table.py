@@ -144,7 +144,7 @@ def _json_lines(path: Path) -> tuple[list[str], Iterator[_Row]]:
 
 def _parquet(path: Path) -> tuple[list[str], Iterator[_Row]]:
     try:
-        frame = pl.read_parquet(path)
+        frame = pl.read_parquet(path, glob=False)
     except pl.exceptions.PolarsError as error:
         raise DataError(f"not a readable Parquet file: {error}", path) from error
     return frame.columns, enumerate(frame.iter_rows(named=True), start=1)

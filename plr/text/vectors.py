@@ -88,7 +88,7 @@ class TextVectors:
             manifest = json.loads(path.read_text(encoding="utf-8"))
             if manifest.pop("format") != _FORMAT or manifest.pop("version") != _VERSION:
                 raise ValueError(f"not {_FORMAT} of version {_VERSION}")
-            item_ids = pl.read_parquet(folder / "items.parquet")["item_id"].to_list()
+            item_ids = pl.read_parquet(folder / "items.parquet", glob=False)["item_id"].to_list()
             tensors = load_file(folder / "vectors.safetensors")
             fitted, words = folder / "encoder.safetensors", folder / "vocabulary.parquet"
             loaded = cls(
@@ -97,7 +97,7 @@ class TextVectors:
                 tensors["present"],
                 manifest,
                 load_file(fitted) if fitted.exists() else {},
-                pl.read_parquet(words)["word"].to_list() if words.exists() else None,
+                pl.read_parquet(words, glob=False)["word"].to_list() if words.exists() else None,
             )
         except (OSError, ValueError, KeyError, AttributeError, SafetensorError, pl.exceptions.PolarsError) as error:
             raise DataError(f"damaged text vectors: {error}", folder) from error

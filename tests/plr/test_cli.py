@@ -3,13 +3,16 @@
 import json
 import re
 import shutil
+from pathlib import Path
 
 import pytest
 
 import plr
 from plr.cli import main
 from plr.config import Config, ConfigError
+from plr.evaluation import load_ranking
 from plr.models.registry import BACKBONES, METHODS, REFUSALS
+from plr.runs import RunFolder
 from plr.training import train
 from tests.plr.models.helpers import small_config, small_model
 
@@ -284,6 +287,32 @@ def test_systems_names_every_backbone_method_and_refusal(capsys, monkeypatch):
         assert reason.split(";")[0].split(",")[0] in printed
     for entry in (*BACKBONES.values(), *METHODS.values()):
         assert entry.description
+
+
+def test_paths_and_ids_are_printed_as_they_are(tmp_path, capsys):
+    """Not as a pattern of file names, and not as rich's markup, in which [/b] is a mistake."""
+    folder = tmp_path / "a[1]*?" / "[red]b[/i]c" / ("long" * 20)
+    items = ["[red]one", "[/b]", "日本", "🙂", "[bold]two[/bold]", "-5", "null"]
+    lines = [f"[/u]{user} {' '.join(items[(user + step) % 7] for step in range(5))}\n" for user in range(40)]
+    folder.mkdir(parents=True)
+    (folder / "data.txt").write_text("".join(lines), encoding="utf-8")
+    (folder / "titles.tsv").write_text("item\ttitle\n" + "".join(f"{item}\tword\n" for item in items), encoding="utf-8")
+    prepared, vectors, out = (str(folder / name) for name in ("prepared", "vectors", "run"))
+    small = ["--dim", "8", "--ffn_dim", "8", "--epochs", "1", "--batch_size", "32", "--progress", "false"]
+    for arguments, said in (
+        (["prepare", str(folder / "data.txt"), "--out", prepared], f"train with plr train --data {prepared}"),
+        (["data", "show", prepared], f"{prepared}: as it was written"),
+        (["embed-text", str(folder / "titles.tsv"), "--out", vectors], f"saved in {vectors}"),
+        (["train", "--data", prepared, "--backbone", "unisrec", "--text_vectors", vectors, "--method", "base",
+          "--out", out, *small], f"saved in {out}"),
+        (["evaluate", out], f"40 test rows of {prepared}; all 7 items"),
+    ):  # fmt: skip
+        assert main(arguments) == 0
+        assert said in capsys.readouterr().out
+    assert len(load_ranking(RunFolder(Path(out)).ranks("test"))) == 40
+    assert main(["recommend", out, "--history", "[/b] 日本"]) == 0
+    printed = capsys.readouterr().out
+    assert all(f" {item} " in printed for item in items)
 
 
 def test_unknown_items_can_be_skipped(run, capsys):
