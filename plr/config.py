@@ -270,12 +270,7 @@ class Config:
     @classmethod
     def load(cls, path: Path) -> Config:
         """Read what `save` wrote; unknown keys and values that cannot work are named."""
-        try:
-            values = yaml.safe_load(path.read_text(encoding="utf-8"))
-        except yaml.YAMLError as error:
-            raise ConfigError(f"{path}: not valid YAML: {error}") from error
-        if not isinstance(values, dict):
-            raise ConfigError(f"{path}: expected a mapping of configuration fields; found {type(values).__name__}")
+        values = read_fields(path)
         known = {field.name for field in fields(cls)}
         unknown = sorted(set(values) - known)
         if unknown:
@@ -284,3 +279,38 @@ class Config:
             return cls(**values)
         except ConfigError as error:
             raise ConfigError(f"{path}: {error}") from error
+
+
+def read_fields(path: Path) -> dict[str, Any]:
+    """Read a YAML file of configuration fields, without looking at them.
+
+    Raises:
+        ConfigError: it is no such file, or a field occurs twice; names the file and the line.
+    """
+    try:
+        values = yaml.load(path.read_text(encoding="utf-8"), Loader=_UniqueKeys)
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: not UTF-8 text ({error})") from error
+    except yaml.MarkedYAMLError as error:
+        line = "" if error.problem_mark is None else f":{error.problem_mark.line + 1}"
+        raise ConfigError(f"{path}{line}: not valid YAML: {error.problem}") from error
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path}: not valid YAML: {error}") from error
+    if not isinstance(values, dict) or not all(isinstance(name, str) for name in values):
+        found = "nothing" if values is None else repr(values)
+        raise ConfigError(f"{path}: expected a mapping, lines of 'field: value'; found {found}")
+    return values
+
+
+class _UniqueKeys(yaml.SafeLoader):
+    """PyYAML takes the last of equal keys without a word."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        names: set[str] = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode):
+                if key.value in names:
+                    problem = f"{key.value!r} occurs a second time"
+                    raise yaml.constructor.ConstructorError(problem=problem, problem_mark=key.start_mark)
+                names.add(key.value)
+        return super().construct_mapping(node, deep)

@@ -184,14 +184,51 @@ def test_an_unknown_field_of_a_file_is_named(tmp_path, capsys):
     )
 
 
-def test_a_value_of_another_kind_is_one_line_that_names_the_option(capsys):
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("train --dim wide", "plr train: --dim must be a whole number; found wide; see plr train --help"),
+        ("train --lr nan", "plr train: --lr must be a finite number; found nan; see plr train --help"),
+        ("train --min_rating x", "plr train: --min_rating must be a finite number; found x; see plr train --help"),
+        ("train --gate maybe", "plr train: --gate must be true or false; found maybe; see plr train --help"),
+        ("train --precision 16", "plr train: --precision must be one of 32, bf16; found 16; see plr train --help"),
+        ("evaluate RUN --ks 5",
+         "plr evaluate: --ks must be a list such as [5,10]; found 5; see plr evaluate --help"),
+        ("recommend RUN --history i1 -k 2.5",
+         "plr recommend: -k must be a whole number; found 2.5; see plr recommend --help"),
+        ("recommend", "plr recommend: RUN, --history must be given; see plr recommend --help"),
+        ("data show", "plr data show: FOLDER must be given; see plr data show --help"),
+    ],
+)  # fmt: skip
+def test_a_value_of_another_kind_is_one_line_that_says_what_is_accepted(arguments, message, capsys):
     with pytest.raises(SystemExit) as stopped:
-        main(["train", "--dim", "wide"])
+        main(arguments.split())
+    assert stopped.value.code == 2
+    assert capsys.readouterr().err == message + "\n"
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"dim: 8\nsteps: 2\ndim: 16\n", "{}:3: not valid YAML: 'dim' occurs a second time"),
+        (b"ks: [5\n", "{}:2: not valid YAML: expected ',' or ']'"),
+        (b"dim: \xff\n", "{}: not UTF-8 text"),
+        (b"- dim\n", "{}: expected a mapping, lines of 'field: value'; found ['dim']"),
+        (b"", "{}: expected a mapping, lines of 'field: value'; found nothing"),
+        (b"8: dim\n", "{}: expected a mapping, lines of 'field: value'; found {{8: 'dim'}}"),
+    ],
+)
+def test_a_file_that_is_no_configuration_is_named_with_its_line(content, message, tmp_path, capsys):
+    file = tmp_path / "config.yaml"
+    file.write_bytes(content)
+    with pytest.raises(SystemExit) as stopped:
+        main(["train", "--config", str(file)])
     assert stopped.value.code == 2
     error = capsys.readouterr().err
-    assert '"dim"' in error
-    assert "wide" in error
+    assert error.startswith(f"plr train: {message.format(file)}")
     assert error.count("\n") == 1
+    with pytest.raises(ConfigError, match=re.escape(message.format(file))):
+        Config.load(file)
 
 
 @pytest.mark.parametrize(
