@@ -54,9 +54,14 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"\nplr: terminated{advice}", file=sys.stderr)
         return TERMINATED
     except Exception as error:
-        if not _is_users(error):
+        if _out_of_memory(error):
+            reason = (str(error).splitlines() or ["no more can be had"])[0]
+            advice = "lower --batch_size, --eval_batch_size, --dim or --max_length"
+            print(f"plr: too little memory ({reason}); {advice}", file=sys.stderr)
+        elif _is_users(error):
+            print(f"plr: {error}", file=sys.stderr)
+        else:
             raise
-        print(f"plr: {error}", file=sys.stderr)
         return 2
     return 0
 
@@ -70,6 +75,14 @@ def _is_users(error: Exception) -> bool:
     from plr.serving import RequestError
 
     return isinstance(error, (EvaluationError, RequestError))
+
+
+def _out_of_memory(error: Exception) -> bool:
+    """Return whether the machine or the GPU has too little memory for what was asked."""
+    # PyTorch has no class for it on CPUs.
+    return isinstance(error, MemoryError) or any(
+        text in str(error) for text in ("can't allocate memory", "CUDA out of memory")
+    )
 
 
 @contextmanager

@@ -56,8 +56,8 @@ def evaluate_run(
         FileNotFoundError: there is no finished run.
         DataError: the run's own data have changed since, or the data have no test row.
     """
-    if ks and min(ks) < 1:
-        raise ConfigError(f"ks must be positive; found {list(ks)}")
+    if ks is not None and (not ks or min(ks) < 1):
+        raise ConfigError(f"ks must be positive, one at least; found {list(ks)}")
     recommender = Recommender.load(path, text_vectors=text_vectors)
     config = recommender.config
     dataset = load_dataset(config, data)

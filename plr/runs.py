@@ -16,6 +16,7 @@ from torch import nn
 from plr.config import Config
 from plr.data import DataError
 from plr.data.atomic import atomic_path
+from plr.data.fingerprint import fingerprint
 from plr.errors import RunError
 from plr.items import ItemData
 
@@ -94,8 +95,30 @@ class RunFolder:
         raise FileNotFoundError(f"{self.path}: no run here (config.yaml is missing); make one with `plr train --out`")
 
     def read_metrics(self) -> dict[str, Any]:
-        """Read metrics.json."""
-        return json.loads(self.metrics.read_text(encoding="utf-8"))
+        """Read metrics.json.
+
+        Raises:
+            DataError: the file is damaged.
+        """
+        try:
+            return json.loads(self.metrics.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise DataError(f"not the run's metrics: {error}", self.metrics) from error
+
+    def hashes(self) -> dict[str, str]:
+        """Return the SHA-256 (hex) of the files that recommendations depend on, by name."""
+        return {path.name: fingerprint(path, text=False) for path in (self.items, self.weights)}
+
+    def check_hashes(self) -> None:
+        """Refuse ids or weights that are not as the finished run wrote them: nothing else could tell.
+
+        Raises:
+            DataError: naming the file.
+        """
+        recorded = self.read_metrics().get("files", {})
+        for name, found in self.hashes().items():
+            if recorded.get(name, found) != found:
+                raise DataError("not as the run wrote it: its SHA-256 is not that of metrics.json", self.path / name)
 
     def save_item_ids(self, item_ids: Sequence[str]) -> None:
         """Write the item id map."""

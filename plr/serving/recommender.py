@@ -67,7 +67,7 @@ class Recommender:
 
         Raises:
             FileNotFoundError: there is no finished run.
-            DataError: the text vectors do not fit the run, or its files of items are damaged.
+            DataError: the text vectors do not fit the run, or a file of it is damaged.
             RunError: the weights are missing or damaged.
         """
         folder = RunFolder(Path(path))
@@ -77,6 +77,7 @@ class Recommender:
             item_ids, item_data = with_new_items(config, item_ids, item_data, Path(text_vectors))
         model = build_model(config, item_data)
         load_weights(model, folder.weights)
+        folder.check_hashes()
         return cls(model.to(device), item_ids, config)
 
     @torch.inference_mode()

@@ -39,6 +39,11 @@ def read_checkpoint(path: Path, map_location: Any = "cpu") -> dict[str, Any]:
         RunError: the file is not such a checkpoint.
     """
     try:
-        return torch.load(path, map_location=map_location, weights_only=True)
+        checkpoint = torch.load(path, map_location=map_location, weights_only=True)
+        missing = {"epoch", "state_dict", "optimizer_states", "callbacks"}.difference(checkpoint)
+        if missing:
+            raise ValueError(f"it lacks {', '.join(sorted(missing))}")
     except Exception as error:
-        raise RunError(f"{path}: not a readable checkpoint ({error}); delete it to train from the start") from error
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise RunError(f"{path}: not a readable checkpoint ({reason}); delete it to train from the start") from error
+    return checkpoint

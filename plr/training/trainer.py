@@ -153,7 +153,10 @@ def _select(
         trainer = _trainer(folder.logs, config, config.epochs, callbacks)
         _fit(trainer, model, config, dataset, folder.resume_point)
         epochs = trainer.current_epoch
-    load_weights(model.cpu(), folder.best_so_far)
+    try:
+        load_weights(model.cpu(), folder.best_so_far)
+    except RunError as error:
+        raise RunError(f"{error}; delete {folder.resume_point.parent} to train from the start") from error
     return _Selection(model, best.best_epoch, epochs, statistics.median(validation.train_seconds))
 
 
@@ -248,6 +251,7 @@ def _finish(
         result[split] = {**metrics(ranking.ranks, config.ks), "rows": len(rows)}
     result["data"] = {"split": dataset.split, **dataset.report}
     result["items"] = item_data.report()
+    result["files"] = folder.hashes()
     write_metrics(folder.metrics, result)
     return result
 
@@ -258,6 +262,7 @@ def _open_folder(
     """Start a run folder or accept the unfinished run of the same configuration in it."""
     init_hash = None if initial is None else initial.weights_hash
     recorded = provenance(dataset.content_hash, item_data.content_hash, init_hash)
+    leader = rank_zero_only.rank in (None, 0) and os.environ.get("LOCAL_RANK", "0") == "0"
     if folder.config.exists():
         earlier = Config.load(folder.config)
         if folder.finished():
@@ -278,8 +283,18 @@ def _open_folder(
             )
         if (earlier.provenance or {}).get("init_hash") != init_hash:
             raise RunError(f"{folder.path}: holds an unfinished run that began at other weights than {config.init} has")
+        if leader and not folder.items.exists():
+            folder.save_item_ids(dataset.item_ids)
+        if leader and not folder.item_data.exists():
+            folder.save_item_data(item_data)
         return
-    if rank_zero_only.rank not in (None, 0) or os.environ.get("LOCAL_RANK", "0") != "0":
+    left = [path for path in (folder.metrics, folder.resume_point, folder.refit_point) if path.exists()]
+    if left:
+        raise RunError(
+            f"{folder.path}: holds {left[0].relative_to(folder.path)} of a run whose config.yaml is missing; choose "
+            "another --out or delete the folder"
+        )
+    if not leader:
         return
     try:
         folder.resume_point.parent.mkdir(parents=True, exist_ok=True)

@@ -1,10 +1,12 @@
 """The command line as a user meets it."""
 
+import io
 import json
 import re
 import shutil
 from pathlib import Path
 
+import polars as pl
 import pytest
 
 import plr
@@ -128,7 +130,8 @@ def test_seen_items_are_left_out_on_request(run):
         (["train", "--data", "DATA", "--out", "OUT", "--seed", str(2**64)], "seed must be below 2^63"),
         (["embed-text", "missing.tsv", "--out", "OUT"], "missing.tsv: no such file of item texts"),
         (["embed-text", "DATA"], "--out is missing"),
-        (["evaluate", "RUN", "--ks", "[5,0]"], "ks must be positive; found [5, 0]"),
+        (["evaluate", "RUN", "--ks", "[5,0]"], "ks must be positive, one at least; found [5, 0]"),
+        (["evaluate", "RUN", "--ks", "[]"], "ks must be positive, one at least; found []"),
         (["evaluate", "RUN", "--data", "missing.txt"], "--data missing.txt: no such file"),
     ],
 )  # fmt: skip
@@ -248,6 +251,13 @@ def test_data_with_too_few_rows_are_refused_before_anything_is_written(lines, de
     assert not (tmp_path / "out").exists()
 
 
+def _with_other_items(content):
+    """The run's items in another order: nothing but a hash can tell."""
+    file = io.BytesIO()
+    pl.read_parquet(content).reverse().write_parquet(file)
+    return file.getvalue()
+
+
 @pytest.mark.parametrize(
     ("name", "changed", "message"),
     [
@@ -258,6 +268,10 @@ def test_data_with_too_few_rows_are_refused_before_anything_is_written(lines, de
          "config.yaml: dim must be a whole number; found 'wide'"),
         ("items.parquet", lambda content: content[:50], "items.parquet: not the run's item ids"),
         ("items.parquet", None, "items.parquet: not the run's item ids"),
+        ("items.parquet", lambda content: _with_other_items(content), "items.parquet: not as the run wrote it"),
+        ("model.safetensors", lambda content: content[:-1] + bytes([content[-1] ^ 1]),
+         "model.safetensors: not as the run wrote it"),
+        ("metrics.json", lambda content: content[:100], "metrics.json: not the run's metrics"),
     ],
 )  # fmt: skip
 def test_a_damaged_run_is_one_message(name, changed, message, run, tmp_path, capsys):
@@ -290,6 +304,15 @@ def test_a_damaged_run_is_one_message(name, changed, message, run, tmp_path, cap
 def test_values_of_another_kind_are_refused_in_python_too(field, value, message):
     with pytest.raises(ConfigError, match=re.escape(message)):
         Config(**{field: value})
+
+
+def test_too_little_memory_is_one_message(small_data, tmp_path, capsys):
+    arguments = ["--data", str(small_data), "--out", str(tmp_path / "run"), "--dim", str(10**13), "--method", "base"]
+    assert main(["train", *arguments]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("plr: too little memory (")
+    assert "lower --batch_size" in error
+    assert error.count("\n") == 1
 
 
 def test_texts_become_vectors_and_vectors_a_run(small_data, tmp_path, capsys):

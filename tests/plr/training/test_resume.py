@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 
 from plr.cli import main
 from plr.config import Config
+from plr.serving import Recommender
 from plr.training import RunError, train
 from plr.training.callbacks import BestWeights, ResumePoint
 from plr.training.module import RecommenderModule
@@ -167,6 +168,30 @@ def test_a_damaged_resume_point_is_named(quick, tmp_path):
     train(Config(**{**quick, "epochs": 1}))
     run = tmp_path / "run"
     (run / "metrics.json").unlink()
-    (run / "resume" / "last.ckpt").write_bytes(b"not a checkpoint")
-    with pytest.raises(RunError, match=r"last\.ckpt: not a readable checkpoint"):
-        train(Config(**{**quick, "epochs": 1}))
+    for write, reason in (
+        (lambda path: path.write_bytes(b"not a checkpoint"), ""),
+        (lambda path: path.write_bytes(b""), r"EOFError\); delete it"),
+        (lambda path: torch.save({"epoch": 0}, path), "it lacks callbacks, optimizer_states, state_dict"),
+    ):
+        write(run / "resume" / "last.ckpt")
+        with pytest.raises(RunError, match=r"last\.ckpt: not a readable checkpoint \(" + reason):
+            train(Config(**{**quick, "epochs": 1}))
+
+
+def test_files_that_an_unfinished_run_has_lost(quick, tmp_path):
+    config = Config(**{**quick, "epochs": 1})
+    expected = train(config)
+    run = tmp_path / "run"
+    for name in ("metrics.json", "items.parquet"):
+        (run / name).unlink()
+    assert train(config)["test"] == expected["test"]
+    assert Recommender.load(run).recommend([["i1"]], 1)
+
+    (run / "metrics.json").unlink()
+    (run / "resume" / "best.safetensors").unlink()
+    with pytest.raises(RunError, match=r"best\.safetensors: no readable weights .*resume to train from the start"):
+        train(config)
+    (run / "config.yaml").unlink()
+    other = Config(**{**quick, "epochs": 1, "lr": 0.5})
+    with pytest.raises(RunError, match=r"holds resume/last\.ckpt of a run whose config\.yaml is missing"):
+        train(other)
