@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from pathlib import Path
 from typing import Literal
 
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from plr.config import Config
 from plr.data import Batch
+from plr.errors import RunError
 from plr.models import Recommender as Model
 from plr.models import build_model
 from plr.runs import RunFolder, load_weights
@@ -102,11 +104,17 @@ class Recommender:
 
         Raises:
             RequestError: an unknown item, a history in which no known item is left, or a k outside 1..V.
+            TypeError, ValueError: an argument of another kind, or a batch_size below 1.
+            RunError: the weights are damaged.
         """
         if unknown not in ("error", "skip"):
             raise ValueError(f'unknown must be "error" or "skip"; found {unknown!r}')
         if k is None:
             k = min(10, len(self.item_ids))
+        if not isinstance(k, Integral):
+            raise TypeError(f"k must be a whole number; found {k!r}")
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1; found {batch_size}")
         if not 1 <= k <= len(self.item_ids):
             raise RequestError(f"k must be in 1..{len(self.item_ids)}, the number of items; found {k}")
         exclude_seen = self.config.exclude_seen if exclude_seen is None else exclude_seen
@@ -135,11 +143,11 @@ class Recommender:
         )
         states = self.model.represent(batch, self._table)  # [B, d]
         if not bool(torch.isfinite(states).all()):
-            raise FloatingPointError("the model's representation of a history is not finite; the weights are damaged")
+            raise RunError("the model's representation of a history is not finite; the weights are damaged")
         exclude = None
         if exclude_seen:
             exclude = torch.nn.utils.rnn.pad_sequence(histories, batch_first=True, padding_value=-1).to(device)
-        scores, ids = top_items(states, self._candidates, k, exclude=exclude)
+        scores, ids = top_items(states, self._candidates, int(k), exclude=exclude)
         return [
             [
                 Recommendation(self.item_ids[item], score)
@@ -150,8 +158,8 @@ class Recommender:
         ]
 
     def _to_index(self, number: int, history: Sequence[str | int], skip: bool) -> Tensor:
-        if isinstance(history, str):
-            raise TypeError(f"history {number} must be a sequence of item ids; found the string {history!r}")
+        if isinstance(history, str) or not isinstance(history, Iterable):
+            raise TypeError(f"history {number} must be a sequence of item ids; found {history!r}")
         known, unknown = [], []
         for item in map(str, history):
             index = self._index.get(item)

@@ -99,6 +99,22 @@ def test_many_histories_get_the_answers_of_single_ones(run):
         assert [item.score for item in alone] == pytest.approx([item.score for item in answer], rel=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("histories", "options", "error", "message"),
+    [
+        ([["i1"]], {"batch_size": -1}, ValueError, "batch_size must be at least 1; found -1"),
+        ([["i1"]], {"k": 2.5}, TypeError, "k must be a whole number; found 2.5"),
+        ([["i1"]], {"k": "3"}, TypeError, "k must be a whole number; found '3'"),
+        (["i1", "i2"], {}, TypeError, "history 0 must be a sequence of item ids; found 'i1'"),
+        ([1, 2], {}, TypeError, "history 0 must be a sequence of item ids; found 1"),
+        ([["i1"]], {"unknown": "drop"}, ValueError, "unknown must be \"error\" or \"skip\"; found 'drop'"),
+    ],
+)
+def test_arguments_that_make_no_sense_are_named(run, histories, options, error, message):
+    with pytest.raises(error, match=re.escape(message)):
+        plr.Recommender.load(run).recommend(histories, **options)
+
+
 def test_seen_items_are_left_out_on_request(run):
     recommender = plr.Recommender.load(run)
     history = [f"i{n}" for n in range(20)]

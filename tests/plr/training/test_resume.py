@@ -121,6 +121,7 @@ def test_a_signal_ends_the_command_with_its_status(number, status, said, raised,
             os.kill(os.getpid(), number)
         return step(self, batch, index)
 
+    inherited = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
     handlers = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
     with monkeypatch.context() as patch:
         patch.setattr(RecommenderModule, "training_step", signalled)
@@ -130,6 +131,7 @@ def test_a_signal_ends_the_command_with_its_status(number, status, said, raised,
     assert raised is KeyboardInterrupt or ended.value.code == status
     assert f"{said}; repeat the command to go on from the last finished epoch" in capsys.readouterr().err
     assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == handlers
+    signal.signal(signal.SIGINT, inherited)
     assert not (out / "metrics.json").exists()
     train(Config.load(tmp_path / "config.yaml"))
     assert_equal_runs(tmp_path / "uninterrupted", out)
