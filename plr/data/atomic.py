@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import shutil
 import stat
 import uuid
@@ -11,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-__all__ = ["atomic_path"]
+__all__ = ["atomic_path", "remove_leftovers"]
 
 
 @contextmanager
@@ -43,6 +44,13 @@ def atomic_path(path: str | os.PathLike[str], *, replace: bool = True) -> Iterat
         raise OSError(f"{path} cannot be written: {reason}") from error
     finally:
         _remove(temporary)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove what a process that was killed in the body of `atomic_path` left in the folder; nobody may write there."""
+    for path in folder.iterdir():
+        if re.fullmatch(r"\..*\.[0-9a-f]{12}(\.[^.]*)?", path.name):
+            _remove(path)
 
 
 def _sibling(path: Path) -> Path:

@@ -21,6 +21,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException, SI
 
 from plr.config import Config
 from plr.data import SequenceDataset
+from plr.data.atomic import remove_leftovers
 from plr.errors import TERMINATED, RunError
 from plr.evaluation import (
     evaluation_batches,
@@ -283,10 +284,8 @@ def _open_folder(
             )
         if (earlier.provenance or {}).get("init_hash") != init_hash:
             raise RunError(f"{folder.path}: holds an unfinished run that began at other weights than {config.init} has")
-        if leader and not folder.items.exists():
-            folder.save_item_ids(dataset.item_ids)
-        if leader and not folder.item_data.exists():
-            folder.save_item_data(item_data)
+        if leader:
+            _repair(folder, dataset, item_data)
         return
     left = [path for path in (folder.metrics, folder.resume_point, folder.refit_point) if path.exists()]
     if left:
@@ -303,6 +302,17 @@ def _open_folder(
     folder.save_item_ids(dataset.item_ids)
     folder.save_item_data(item_data)
     Config(**{**asdict(config), "provenance": recorded}).save(folder.config)
+
+
+def _repair(folder: RunFolder, dataset: SequenceDataset, item_data: ItemData) -> None:
+    """Write what the folder of an unfinished run has lost, and remove what a killed process left half-written."""
+    for place in (folder.path, folder.resume_point.parent):
+        place.mkdir(exist_ok=True)
+        remove_leftovers(place)
+    if not folder.items.exists():
+        folder.save_item_ids(dataset.item_ids)
+    if not folder.item_data.exists():
+        folder.save_item_data(item_data)
 
 
 @contextlib.contextmanager

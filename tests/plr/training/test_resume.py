@@ -6,14 +6,17 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
+import plr
 from plr.cli import main
 from plr.config import Config
+from plr.data.atomic import atomic_path
 from plr.serving import Recommender
 from plr.training import RunError, train
 from plr.training.callbacks import BestWeights, ResumePoint
@@ -135,6 +138,28 @@ def test_a_signal_ends_the_command_with_its_status(number, status, said, raised,
     assert not (out / "metrics.json").exists()
     train(Config.load(tmp_path / "config.yaml"))
     assert_equal_runs(tmp_path / "uninterrupted", out)
+
+
+def test_what_a_kill_left_half_written_is_removed(quick, tmp_path, monkeypatch):
+    """A kill -9 in the middle of writing a checkpoint leaves the file that was to be renamed, as large as it was."""
+    config = Config(**{**quick, "epochs": 1})
+
+    def killed(source, path):
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(plr.data.atomic.os, "replace", killed)
+        patch.setattr(plr.data.atomic, "_remove", lambda path: None)
+        for place in (tmp_path / "run", tmp_path / "run" / "resume"):
+            place.mkdir()
+            with pytest.raises(Killed), atomic_path(place / "last.ckpt") as aside:
+                aside.write_text("half")
+    expected = train(Config(**{**quick, "epochs": 1, "out": str(tmp_path / "other")}))
+    recorded = Config.load(tmp_path / "other" / "config.yaml").provenance
+    Config(**{**asdict(config), "provenance": recorded}).save(tmp_path / "run" / "config.yaml")
+    (tmp_path / "run" / "resume" / ".mine").write_text("kept")
+    assert train(config)["test"] == expected["test"]
+    assert [path.name for path in (tmp_path / "run").rglob(".*")] == [".mine"]
 
 
 def killed_in_epoch_three(config, monkeypatch):
