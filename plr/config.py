@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import types
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields
@@ -101,7 +102,7 @@ class Config:
         precision: "32", or "bf16" for automatic mixed precision.
         seed: of everything random.
         ks: the K of Recall@K, NDCG@K, MRR@K and HR@K; 10 is always among them.
-        exclude_seen: do not rank items of the history.
+        exclude_seen: do not rank items of the history (in evaluation its last max_length, which the model sees).
         accelerator: auto, cpu or gpu.
         devices: how many of them.
         threads: CPU threads; 0 leaves torch's choice. Bit-equal results need an equal number.
@@ -205,6 +206,8 @@ class Config:
         for name in ("core", "seed", "threads", "warmup_epochs"):
             self._require(name, getattr(self, name) >= 0, "0 or more")
         self._require("seed", self.seed < 2**63, "below 2^63")
+        if self.min_rating is not None:
+            self._require("min_rating", math.isfinite(self.min_rating), "a finite number")
         for name in ("input_dropout", "hidden_dropout", "attention_dropout", "adaptor_dropout"):
             self._require(name, 0 <= getattr(self, name) < 1, "in [0, 1)")
         self._require("mask_probability", 0 < self.mask_probability < 1, "in (0, 1)")
@@ -228,7 +231,10 @@ class Config:
             raise ConfigError(f"{name} must be {accepted}; found {getattr(self, name)!r}")
 
     def _check_types(self) -> None:
-        """Refuse values of another kind than the field's: YAML and Python check nothing."""
+        """Refuse values of another kind than the field's: YAML and Python check nothing.
+
+        Paths become strings, and numbers of NumPy Python's: config.yaml holds nothing else.
+        """
         for name, kind in get_type_hints(type(self)).items():
             value = getattr(self, name)
             if isinstance(kind, types.UnionType):
@@ -240,12 +246,19 @@ class Config:
             elif kind is bool:
                 self._require(name, isinstance(value, bool), "true or false")
             elif kind is int:
-                self._require(name, isinstance(value, Integral) and not isinstance(value, bool), "a whole number")
+                self._require(name, _is_whole(value), "a whole number")
+                setattr(self, name, int(value))
             elif kind is float:
                 self._require(name, isinstance(value, Real) and not isinstance(value, bool), "a number")
+                setattr(self, name, float(value))
+            elif kind is str:
+                self._require(name, isinstance(value, (str, os.PathLike)), "a string or a path")
+                setattr(self, name, os.fspath(value))
             elif name == "ks":
-                whole = isinstance(value, (list, tuple)) and all(isinstance(k, Integral) for k in value)
-                self._require(name, whole, "a list of whole numbers")
+                self._require(
+                    name, isinstance(value, (list, tuple)) and all(map(_is_whole, value)), "a list of whole numbers"
+                )
+                self.ks = tuple(map(int, value))
 
     def _check_phase(self) -> None:
         if self.phase == "rpt" and self.method != "lares":
@@ -279,6 +292,10 @@ class Config:
             return cls(**values)
         except ConfigError as error:
             raise ConfigError(f"{path}: {error}") from error
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, Integral) and not isinstance(value, bool)
 
 
 def read_fields(path: Path) -> dict[str, Any]:

@@ -6,6 +6,7 @@ import re
 import shutil
 from pathlib import Path
 
+import numpy as np
 import polars as pl
 import pytest
 
@@ -315,11 +316,23 @@ def test_a_damaged_run_is_one_message(name, changed, message, run, tmp_path, cap
         ("gate", "no", "gate must be true or false; found 'no'"),
         ("lr", "1e-3", "lr must be a number; found '1e-3'"),
         ("ks", [5, "10"], "ks must be a list of whole numbers"),
+        ("ks", [True], "ks must be a list of whole numbers"),
+        ("data", 5, "data must be a string or a path; found 5"),
+        ("features", 5, "features must be a string or a path; found 5"),
+        ("min_rating", float("nan"), "min_rating must be a finite number; found nan"),
     ],
 )
 def test_values_of_another_kind_are_refused_in_python_too(field, value, message):
     with pytest.raises(ConfigError, match=re.escape(message)):
         Config(**{field: value})
+
+
+def test_paths_and_numbers_of_numpy_are_configured_as_pythons(tmp_path):
+    config = Config(data=tmp_path / "data", out=tmp_path, dim=np.int64(8), lr=np.float32(0.5), ks=[np.int64(5)], clip=1)
+    config.save(tmp_path / "config.yaml")
+    read = Config.load(tmp_path / "config.yaml")
+    assert read == config
+    assert (read.data, read.dim, read.lr, read.ks) == (str(tmp_path / "data"), 8, 0.5, (5, 10))
 
 
 def test_too_little_memory_is_one_message(small_data, tmp_path, capsys):
