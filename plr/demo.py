@@ -30,6 +30,7 @@ def demo(out: Path, seed: int = 0, console: Console | None = None) -> None:
         console: where to print.
     """
     console = console or Console()
+    demo_config(out, out, "base", seed)  # refuses a seed before anything is written
     data = out / f"interactions-seed{seed}.csv"
     out.mkdir(parents=True, exist_ok=True)
     if not data.exists():
