@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import re
 import signal
 import sys
@@ -28,6 +29,8 @@ NEW_ITEMS = (
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; returns the exit status. Mistakes of the user are one message, not a traceback."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # an id that the terminal's encoding lacks is no error
     parser = _parser()
     parsed = parser.parse_args(sys.argv[1:] if arguments is None else arguments)
     commands = {

@@ -4,6 +4,7 @@ import io
 import json
 import re
 import shutil
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -406,6 +407,18 @@ def test_paths_and_ids_are_printed_as_they_are(tmp_path, capsys):
     assert main(["recommend", out, "--history", "[/b] 日本"]) == 0
     printed = capsys.readouterr().out
     assert all(f" {item} " in printed for item in items)
+
+
+def test_ids_that_the_terminal_cannot_show_are_escaped(small_data, tmp_path, monkeypatch):
+    data = tmp_path / "data.txt"
+    data.write_text(small_data.read_text().replace("i3 ", "日本 "), encoding="utf-8")
+    arguments = ["--data", str(data), "--out", str(tmp_path / "run"), "--dim", "8", "--epochs", "1"]
+    assert main(["train", *arguments, "--method", "base", "--progress", "false"]) == 0
+    terminal = io.TextIOWrapper(io.BytesIO(), encoding="ascii", write_through=True)
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "stdout", terminal)
+        assert main(["recommend", str(tmp_path / "run"), "--history", "i1", "-k", "24"]) == 0
+    assert b"\\u65e5\\u672c" in terminal.buffer.getvalue()
 
 
 def test_unknown_items_can_be_skipped(run, capsys):
