@@ -37,11 +37,11 @@ def show(
         console: Where to print.
 
     Raises:
-        DataError: the folder is none, or damaged; or a negative number.
+        DataError: the folder is none, or damaged; or samples or seed is below 0.
     """
     for name, value in (("samples", samples), ("seed", seed)):
         if value < 0:
-            raise DataError(f"{name} must not be negative; got {value}")
+            raise DataError(f"{name} must be 0 or more; found {value}")
     console = console or Console()
     dataset = open_prepared(folder, verify=True)
     report = dataset.report

@@ -53,7 +53,7 @@ def _statistics_kernel(
         fall = tl.where(exists, maxima - highest[:, None], 0.0)
         at_tops += off_group_mean(fall, inverse_group, N, GROUP, 0, PADDED)
         at_best = tl.sum(tl.where(is_best, at_tops, 0.0), 1)
-        shrink = tl.where(exists & (is_best == 0), tl.exp2(fall), 0.0)
+        shrink = tl.where(exists, tl.exp2(fall), 0.0)
         lower = (1.0 + totals) * shrink
         highest_deviation = tl.sum(
             tl.where(is_best, deviations, deviations * shrink + lower * (at_tops - at_best[:, None])), 1

@@ -76,13 +76,13 @@ def test_an_interruption_is_one_line(ratings, tmp_path, capsys, monkeypatch):
 
     monkeypatch.setattr("plr.prepare.run", interrupt)
     assert main(["prepare", str(ratings), "--out", str(tmp_path / "o")]) == 130
-    assert capsys.readouterr().err == "\ninterrupted; repeat the command to go on\n"
+    assert capsys.readouterr().err == "\nplr: interrupted\n"
 
 
 @pytest.mark.parametrize("option", ["--samples", "--seed"])
 def test_show_takes_no_negative_number(option, tmp_path, capsys):
     assert main(["data", "show", str(tmp_path), option, "-1"]) == 2
-    assert capsys.readouterr().err == f"plr: {option[2:]} must not be negative; got -1\n"
+    assert capsys.readouterr().err == f"plr: {option[2:]} must be 0 or more; found -1\n"
 
 
 def test_a_pipe_is_neither_file_nor_folder(tmp_path, capsys):
