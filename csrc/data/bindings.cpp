@@ -8,6 +8,7 @@
 #include <optional>
 #include <stdexcept>
 #include <string>
+#include <tuple>
 #include <vector>
 
 #include "mark.h"
@@ -19,6 +20,8 @@ namespace py = pybind11;
 
 namespace plr_data {
 namespace {
+
+constexpr int64_t most_of_a_block = 1 << 18;  // interactions: threads share the blocks
 
 // Everything that a column hands over ("__arrow_c_stream__"), released at the end.
 class Column {
@@ -131,7 +134,7 @@ py::tuple ranked(const StringTable& table, int threads) {
     const plr_kernels::Threads run(threads, work_of_one * static_cast<double>(order.size()));
     std::vector<int64_t>& offsets = strings->offsets;
     offsets.resize(order.size() + 1);
-    in_stretches(run, order.size(), [&](size_t first, size_t last, int) {
+    in_stretches(run, order.size(), [&](size_t first, size_t last, int64_t) {
       for (size_t place = first; place < last; ++place) {
         if (place + ahead < last) table.prefetch(order[place + ahead]);
         rank_of[order[place]] = static_cast<int32_t>(place);
@@ -140,7 +143,7 @@ py::tuple ranked(const StringTable& table, int threads) {
     });
     for (size_t place = 0; place < order.size(); ++place) offsets[place + 1] += offsets[place];
     strings->bytes = LargeArray<uint8_t>(offsets.back());
-    in_stretches(run, order.size(), [&](size_t first, size_t last, int) {
+    in_stretches(run, order.size(), [&](size_t first, size_t last, int64_t) {
       for (size_t place = first; place < last; ++place) {
         if (place + ahead < last) table.prefetch(order[place + ahead]);
         const Bytes string = table[order[place]];
@@ -167,32 +170,53 @@ const Value* data_of(const std::optional<Array<Value>>& array, py::ssize_t lengt
   return array->data();
 }
 
-std::unique_ptr<UserOrder> user_order(const Array<int32_t>& user, const Array<int32_t>& item,
-                                      const std::optional<Array<int64_t>>& time,
-                                      const std::optional<Array<bool>>& positive, int64_t users, int threads) {
-  const py::ssize_t length = user.size();
-  const InputColumns columns{user.data(), data_of(std::optional(item), length), data_of(time, length),
-                             data_of(positive, length)};
+template <class Value>
+using Optional = std::optional<Array<Value>>;
+using Blocks = std::vector<std::tuple<Array<uint32_t>, Array<uint32_t>, Optional<int64_t>, Optional<bool>>>;
+
+// Blocks of user, item, time and positive; all have the last two or none has.
+std::unique_ptr<UserOrder> user_order(const Blocks& given, const Array<int32_t>& user_ranks,
+                                      const Array<int32_t>& item_ranks, int threads) {
+  std::vector<Block> blocks;
+  for (const auto& [user, item, time, positive] : given) {
+    if (time.has_value() != std::get<2>(given[0]).has_value() || positive.has_value() != std::get<3>(given[0]).has_value()) {
+      throw std::invalid_argument("blocks must have the same columns");
+    }
+    const Block block{user.size(), user.data(), data_of(Optional<uint32_t>(item), user.size()),
+                      data_of(time, user.size()), data_of(positive, user.size())};
+    for (int64_t first = 0; first < block.length; first += most_of_a_block) {
+      blocks.push_back({std::min(most_of_a_block, block.length - first), block.user + first, block.item + first,
+                        block.time == nullptr ? nullptr : block.time + first,
+                        block.positive == nullptr ? nullptr : block.positive + first});
+    }
+  }
+  const Ranks users{user_ranks.data(), static_cast<uint32_t>(user_ranks.size())};
+  const Ranks items{item_ranks.data(), static_cast<uint32_t>(item_ranks.size())};
   py::gil_scoped_release unlocked;
-  return std::make_unique<UserOrder>(columns, length, users, threads);
+  for (const Ranks& ranks : {users, items}) {
+    if (std::any_of(ranks.data, ranks.data + ranks.size, [&](int32_t rank) { return static_cast<uint32_t>(rank) >= ranks.size; })) {
+      throw std::out_of_range("a rank that is not below their number");
+    }
+  }
+  return std::make_unique<UserOrder>(blocks, users, items, threads);
 }
 
-// The sorted columns user, item, time and positive (None where there is none), and where each stood.
+// The sorted columns: offsets of the users, item, time and positive (None where there is none), and where each stood.
 py::tuple write(const UserOrder& order) {
-  Array<int32_t> user(order.size()), item(order.size());
+  Array<int64_t> offsets(order.users() + 1);
+  Array<int32_t> item(order.size());
   Array<uint32_t> place(order.size());
-  std::optional<Array<int64_t>> time;
-  std::optional<Array<bool>> positive;
+  Optional<int64_t> time;
+  Optional<bool> positive;
   if (order.with_time()) time.emplace(order.size());
   if (order.with_positive()) positive.emplace(order.size());
-  const OutputColumns columns{user.mutable_data(), item.mutable_data(), time ? time->mutable_data() : nullptr,
-                              positive ? positive->mutable_data() : nullptr};
-  uint32_t* places = place.mutable_data();
+  const Columns columns{offsets.mutable_data(), item.mutable_data(), time ? time->mutable_data() : nullptr,
+                        positive ? positive->mutable_data() : nullptr, place.mutable_data()};
   {
     py::gil_scoped_release unlocked;
-    order.write(columns, places);
+    order.write(columns);
   }
-  return py::make_tuple(user, item, time, positive, place);
+  return py::make_tuple(offsets, item, time, positive, place);
 }
 
 void mark_chosen(Array<bool>& marks, const Array<uint32_t>& index, const std::optional<Array<bool>>& chosen) {
@@ -217,8 +241,8 @@ PYBIND11_MODULE(_cpp, module) {
       .def("number", &number)
       .def("ranked", &ranked, py::arg("threads"));
   py::class_<UserOrder>(module, "UserOrder")
-      .def(py::init(&user_order), py::arg("user").noconvert(), py::arg("item").noconvert(), py::arg("time").noconvert(),
-           py::arg("positive").noconvert(), py::arg("users"), py::arg("threads"))
+      .def(py::init(&user_order), py::arg("blocks").noconvert(), py::arg("user_ranks").noconvert(),
+           py::arg("item_ranks").noconvert(), py::arg("threads"))
       .def("write", &write);
   module.def("mark", &mark_chosen, py::arg("marks").noconvert(), py::arg("index").noconvert(),
              py::arg("chosen").noconvert());

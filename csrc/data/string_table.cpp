@@ -220,8 +220,8 @@ LargeArray<uint32_t> StringTable::sorted(int threads) const {
   const plr_kernels::Threads run(threads, work_of_one * count);
   const Bytes one = (*this)[0];
   std::vector<uint32_t> shared_of(run.count(), one.length);  // how many bytes all begin with
-  in_stretches(run, count, [&](size_t first, size_t last, int thread) {
-    uint32_t shared = shared_of[thread];
+  in_stretches(run, count, [&](size_t first, size_t last, int64_t stretch) {
+    uint32_t shared = shared_of[stretch];
     for (size_t number = first; number < last; ++number) {
       const Bytes other = (*this)[number];
       shared = std::min(shared, other.length);
@@ -229,11 +229,11 @@ LargeArray<uint32_t> StringTable::sorted(int threads) const {
         shared = static_cast<uint32_t>(std::mismatch(one.data, one.data + shared, other.data).first - one.data);
       }
     }
-    shared_of[thread] = shared;
+    shared_of[stretch] = shared;
   });
   const uint32_t shared = *std::min_element(shared_of.begin(), shared_of.end());
   LargeArray<Keyed> values(count);
-  in_stretches(run, count, [&](size_t first, size_t last, int) {
+  in_stretches(run, count, [&](size_t first, size_t last, int64_t) {
     for (size_t number = first; number < last; ++number) {
       values[number] = {sort_key((*this)[number], shared), static_cast<uint32_t>(number)};
     }

@@ -1,6 +1,7 @@
 #include "user_order.h"
 
 #include <algorithm>
+#include <atomic>
 #include <cstring>
 #include <stdexcept>
 
@@ -11,6 +12,8 @@ namespace {
 
 constexpr int64_t most_parts = 1024;  // more would be more places to write to than the cache holds
 constexpr int64_t fair_part = 1 << 15;  // interactions
+constexpr int64_t chunk = 512;  // records
+constexpr int64_t ahead = 32;  // rows whose ranks are on their way into the cache
 constexpr uint32_t positive_bit = uint32_t{1} << 31;
 
 int64_t time_of(const uint32_t (&halves)[2]) {
@@ -21,82 +24,99 @@ int64_t time_of(const uint32_t (&halves)[2]) {
 
 }  // namespace
 
-UserOrder::UserOrder(const InputColumns& columns, int64_t length, int64_t users, int threads)
-    : length_(length),
-      users_(users),
+UserOrder::UserOrder(const std::vector<Block>& blocks, Ranks user_ranks, Ranks item_ranks, int threads)
+    : users_(user_ranks.size),
       threads_(threads),
-      with_time_(columns.time != nullptr),
-      with_positive_(columns.positive != nullptr),
-      records_(length) {
-  if (length > UINT32_MAX) throw std::length_error("more than 2^32 - 1 interactions");
-  while ((users >> shift_) > std::clamp<int64_t>(length / fair_part, 1, most_parts)) ++shift_;
-  const int64_t parts = (users >> shift_) + 1;
-  const plr_kernels::Threads run(threads, work_of_one * static_cast<double>(length));
-  const int64_t stretches = run.count();
-  const auto first_of = [&](int64_t stretch) { return length * stretch / stretches; };
-
-  std::vector<std::vector<int64_t>> next(stretches, std::vector<int64_t>(parts));  // of each stretch in each part
-  run.run(stretches, [&](int64_t stretch, int) {
-    bool outside = false;
-    for (int64_t row = first_of(stretch); row < first_of(stretch + 1); ++row) {
-      const int64_t user = columns.user[row];
-      if (user < 0 || user >= users) {
-        outside = true;
-        break;
-      }
-      ++next[stretch][user >> shift_];
-    }
-    if (outside) throw std::out_of_range("a user's number is not below the number of users");
-  });
-  int64_t start = 0;
-  for (int64_t part = 0; part < parts; ++part) {
-    starts_.push_back(start);
-    for (auto& of_stretch : next) {
-      const int64_t count = of_stretch[part];
-      of_stretch[part] = start;
-      start += count;
-    }
+      with_time_(!blocks.empty() && blocks[0].time != nullptr),
+      with_positive_(!blocks.empty() && blocks[0].positive != nullptr) {
+  std::vector<int64_t> begins;  // of every block
+  for (const Block& block : blocks) {
+    begins.push_back(length_);
+    length_ += block.length;
   }
-  starts_.push_back(start);
-  run.run(stretches, [&](int64_t stretch, int) {
-    for (int64_t row = first_of(stretch); row < first_of(stretch + 1); ++row) {
-      Record& record = records_[next[stretch][columns.user[row] >> shift_]++];
-      record.user = columns.user[row];
-      record.item = columns.item[row];
-      if (with_positive_ && columns.positive[row]) record.item |= positive_bit;
-      record.place = static_cast<uint32_t>(row);
-      if (with_time_) std::memcpy(record.time, columns.time + row, sizeof(record.time));
+  if (length_ > UINT32_MAX) throw std::length_error("more than 2^32 - 1 interactions");
+  while ((users_ >> shift_) > std::clamp<int64_t>(length_ / fair_part, 1, most_parts)) ++shift_;
+  const int64_t parts = (users_ >> shift_) + 1;
+  const plr_kernels::Threads run(threads, work_of_one * static_cast<double>(length_));
+  chunks_.assign(parts, std::vector<Chunks>(run.count()));
+  records_ = LargeArray<Record>((length_ / chunk + parts * run.count() + 1) * chunk);  // what is not used costs nothing
+  std::atomic<Record*> free{records_.data()};
+  in_stretches(run, blocks.size(), [&](size_t first, size_t last, int64_t stretch) {
+    struct Cursor {
+      Record* next = nullptr;
+      Record* end = nullptr;
+    };
+    std::vector<Cursor> cursors(parts);
+    for (size_t b = first; b < last; ++b) {
+      const Block& block = blocks[b];
+      for (int64_t row = 0; row < block.length; ++row) {
+        const uint32_t coming = block.user[std::min(row + ahead, block.length - 1)];
+        __builtin_prefetch(user_ranks.data + (coming < user_ranks.size ? coming : 0));
+        if (block.user[row] >= user_ranks.size) throw std::out_of_range("a user's number has no rank");
+        if (block.item[row] >= item_ranks.size) throw std::out_of_range("an item's number has no rank");
+        const auto user = static_cast<uint32_t>(user_ranks.data[block.user[row]]);
+        Cursor& cursor = cursors[user >> shift_];
+        if (cursor.next == cursor.end) {
+          cursor.next = free.fetch_add(chunk);
+          cursor.end = cursor.next + chunk;
+          chunks_[user >> shift_][stretch].begins.push_back(cursor.next);
+        }
+        Record& record = *cursor.next++;
+        record.user = user;
+        record.item = item_ranks.data[block.item[row]];
+        if (with_positive_ && block.positive[row]) record.item |= positive_bit;
+        record.place = static_cast<uint32_t>(begins[b] + row);
+        if (with_time_) std::memcpy(record.time, block.time + row, sizeof(record.time));
+      }
     }
+    for (int64_t part = 0; part < parts; ++part) chunks_[part][stretch].end = cursors[part].next;
   });
 }
 
-void UserOrder::write(const OutputColumns& columns, uint32_t* place) const {
+template <class Use>
+void UserOrder::each(int64_t part, const Use& use) const {
+  for (const Chunks& chunks : chunks_[part]) {
+    for (size_t i = 0; i < chunks.begins.size(); ++i) {
+      const Record* end = i + 1 < chunks.begins.size() ? chunks.begins[i] + chunk : chunks.end;
+      for (const Record* record = chunks.begins[i]; record != end; ++record) use(*record);
+    }
+  }
+}
+
+void UserOrder::write(const Columns& columns) const {
   const plr_kernels::Threads run(threads_, work_of_one * static_cast<double>(length_));
   struct Scratch {
     std::vector<uint32_t> ends;
     std::vector<Record> records;
   };
   std::vector<Scratch> scratch(run.count());
-  run.run(static_cast<int64_t>(starts_.size()) - 1, [&](int64_t part, int thread) {
-    write_part(part, columns, place, scratch[thread].ends, scratch[thread].records);
+  std::vector<int64_t> starts{0};  // of every part
+  for (const std::vector<Chunks>& part : chunks_) {
+    starts.push_back(starts.back());
+    for (const Chunks& chunks : part) {
+      if (!chunks.begins.empty()) starts.back() += chunk * (chunks.begins.size() - 1) + (chunks.end - chunks.begins.back());
+    }
+  }
+  run.run(static_cast<int64_t>(chunks_.size()), [&](int64_t part, int thread) {
+    write_part(part, starts[part], starts[part + 1] - starts[part], columns, scratch[thread].ends, scratch[thread].records);
   });
+  columns.offsets[users_] = length_;
 }
 
-void UserOrder::write_part(int64_t part, const OutputColumns& columns, uint32_t* place, std::vector<uint32_t>& ends,
+void UserOrder::write_part(int64_t part, int64_t to, uint32_t count, const Columns& columns, std::vector<uint32_t>& ends,
                            std::vector<Record>& sorted) const {
-  const Record* records = records_.data() + starts_[part];
-  const auto count = static_cast<uint32_t>(starts_[part + 1] - starts_[part]);
   const auto first_user = static_cast<uint32_t>(part << shift_);
   ends.assign(size_t{1} << shift_, 0);
-  for (uint32_t row = 0; row < count; ++row) ++ends[records[row].user - first_user];
+  each(part, [&](const Record& record) { ++ends[record.user - first_user]; });
   uint32_t start = 0;
-  for (uint32_t& end : ends) {  // for now where each begins
-    const uint32_t those = end;
-    end = start;
+  for (size_t user = 0; user < ends.size(); ++user) {
+    if (first_user + user < static_cast<uint64_t>(users_)) columns.offsets[first_user + user] = to + start;
+    const uint32_t those = ends[user];
+    ends[user] = start;  // for now where each begins
     start += those;
   }
   sorted.resize(count);
-  for (uint32_t row = 0; row < count; ++row) sorted[ends[records[row].user - first_user]++] = records[row];
+  each(part, [&](const Record& record) { sorted[ends[record.user - first_user]++] = record; });
   if (with_time_) {
     const auto earlier = [](const Record& a, const Record& b) { return time_of(a.time) < time_of(b.time); };
     uint32_t first = 0;
@@ -106,10 +126,8 @@ void UserOrder::write_part(int64_t part, const OutputColumns& columns, uint32_t*
       first = end;
     }
   }
-  const int64_t to = starts_[part];
-  for (uint32_t row = 0; row < count; ++row) columns.user[to + row] = static_cast<int32_t>(sorted[row].user);
   for (uint32_t row = 0; row < count; ++row) columns.item[to + row] = static_cast<int32_t>(sorted[row].item & ~positive_bit);
-  for (uint32_t row = 0; row < count; ++row) place[to + row] = sorted[row].place;
+  for (uint32_t row = 0; row < count; ++row) columns.place[to + row] = sorted[row].place;
   if (with_time_) {
     for (uint32_t row = 0; row < count; ++row) columns.time[to + row] = time_of(sorted[row].time);
   }

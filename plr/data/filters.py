@@ -5,38 +5,36 @@ from __future__ import annotations
 import numpy as np
 
 from plr.data.blocks import by_blocks
-from plr.data.interactions import Interactions, counts_of, gather
+from plr.data.interactions import Interactions, counts_of, gather, is_first
 
 __all__ = ["active", "in_core", "repeated"]
 
 
-def repeated(ordered: Interactions) -> np.ndarray:
-    """Return which interactions (bool [N]) repeat an earlier one: the same user, item and time.
+def repeated(interactions: Interactions) -> np.ndarray:
+    """Return which interactions (bool [N]), with timestamps, repeat an earlier one: the same user, item and time."""
+    time, item = interactions.timestamp, interactions.item
+    first, follows = is_first(interactions.offsets), np.zeros(len(interactions), dtype=bool)
 
-    Args:
-        ordered: In user order, with timestamps.
-    """
-    user, time, item = ordered.user, ordered.timestamp, ordered.item
-    mask = np.zeros(len(user), dtype=bool)
-
-    def near(block: slice) -> np.ndarray:
-        """Return the places of those that share user and time with the one before, and of that."""
+    def compare(block: slice) -> None:
+        """Find those that share user and time with the one before."""
         one, other = slice(max(block.start, 1), block.stop), slice(max(block.start - 1, 0), block.stop - 1)
-        later = np.flatnonzero((time[one] == time[other]) & (user[one] == user[other])) + one.start
-        return np.stack([later - 1, later])
+        np.logical_and(time[one] == time[other], ~first[one], out=follows[one])
 
-    place = np.unique(np.concatenate([*by_blocks(near, len(user)), np.zeros((2, 0), dtype=np.int64)], axis=1))
-    order = np.lexsort((place, item[place], time[place], user[place]))
-    place = place[order]
-    same = (user[place][1:] == user[place][:-1]) & (time[place][1:] == time[place][:-1])
-    mask[place[1:][same & (item[place][1:] == item[place][:-1])]] = True
+    by_blocks(compare, len(follows))
+    place = np.flatnonzero(follows)
+    place = np.union1d(place, place - 1)
+    group = np.cumsum(~follows[place])  # of one user and time
+    order = np.lexsort((item[place], group))
+    place, group = place[order], group[order]
+    mask = np.zeros(len(interactions), dtype=bool)
+    mask[place[1:][(group[1:] == group[:-1]) & (item[place][1:] == item[place][:-1])]] = True
     return mask
 
 
 def active(interactions: Interactions, min_interactions: int) -> np.ndarray:
     """Return which interactions (bool [N]) are of users who have at least ``min_interactions``."""
-    often = counts_of(interactions.user, len(interactions.user_ids)) >= min_interactions
-    return gather(often, interactions.user)
+    counts = np.diff(interactions.offsets)
+    return np.repeat(counts >= min_interactions, counts)
 
 
 def in_core(interactions: Interactions, core: int) -> np.ndarray:
@@ -44,7 +42,7 @@ def in_core(interactions: Interactions, core: int) -> np.ndarray:
 
     Repeated interactions of one user with one item each count.
     """
-    user, item = interactions.user, interactions.item
+    user, item = interactions.user(), interactions.item
     users, items = len(interactions.user_ids), len(interactions.item_ids)
     kept = np.arange(len(user))
     while len(user):

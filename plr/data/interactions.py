@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from itertools import repeat
 from pathlib import Path
 
 import numpy as np
@@ -12,112 +13,140 @@ import polars as pl
 
 from plr.data.blocks import by_blocks, mark
 from plr.data.compiled import _cpp
-from plr.data.readers import CompiledNumbering, IdSpace, Numbering, Source
+from plr.data.readers import IdSpace, Source
 
-__all__ = ["Interactions", "counts_of", "gather", "number", "stable_order", "user_blocks"]
+__all__ = ["Interactions", "counts_of", "gather", "in_user_order", "is_first", "number", "stable_order", "user_blocks"]
 
 _CHUNK = 1 << 22
+Block = tuple[np.ndarray, np.ndarray, np.ndarray | None, np.ndarray | None]
+Ranked = tuple[pl.Series, np.ndarray]
 
 
 @dataclass(eq=False)
 class Interactions:
-    """N interactions in file order, or after ``put_in_user_order`` in that.
+    """N interactions sorted by user, then by time where known; equal ones are in file order.
 
-    ``user`` and ``item`` are int32 [N] in 0..U-1 and 0..V-1, ``position`` uint32 [N] says where in the source
-    (None: as they stand); ``positive`` bool [N] (whether the rating is high enough) and ``timestamp`` int64 [N]
+    ``offsets`` int64 [U+1] bounds each user's part, ``item`` int32 [N] is in 0..V-1, ``position`` uint32 [N] says where
+    in the source each stands; ``positive`` bool [N] (whether the rating is high enough) and ``timestamp`` int64 [N]
     are None where the file has none or nobody asked. ``user_ids`` and ``item_ids`` are the sorted external
     ids, each of them in use.
     """
 
-    user: np.ndarray
+    offsets: np.ndarray
     item: np.ndarray
-    position: np.ndarray | None
+    position: np.ndarray
     positive: np.ndarray | None
     timestamp: np.ndarray | None
     user_ids: pl.Series
     item_ids: pl.Series
 
     def __len__(self) -> int:
-        return len(self.user)
+        return len(self.position)
 
-    def positions(self) -> np.ndarray:
-        """Return where in the source each stands."""
-        return np.arange(len(self), dtype=np.uint32) if self.position is None else self.position
+    def user(self) -> np.ndarray:
+        """Return the user of each: int32 [N] in 0..U-1."""
+        return np.repeat(np.arange(len(self.user_ids), dtype=np.int32), np.diff(self.offsets))
 
     def take(self, chosen: np.ndarray, *, release: bool = False) -> Interactions:
-        """Return the chosen interactions (mask or positions); ids left without any are renumbered away.
+        """Return the chosen interactions (mask or ascending positions); ids left without any are renumbered away.
 
         With ``release`` this object gives up its arrays one by one, so that they need not all stand in memory twice.
         """
         if chosen.dtype == bool:
             chosen = np.flatnonzero(chosen).astype(np.uint32)
+        offsets = _offsets_of(gather(self.user(), chosen), len(self.user_ids))
         taken = {}
-        for name in ("user", "item", "positive", "timestamp"):
+        for name in ("item", "positive", "timestamp"):
             values = getattr(self, name)
             taken[name] = None if values is None else gather(values, chosen)
             if release:
                 del values
                 setattr(self, name, None)
-        user, user_ids = _compact(taken.pop("user"), self.user_ids)
-        item, item_ids = _compact(taken.pop("item"), self.item_ids)
-        position = chosen if self.position is None else gather(self.position, chosen)
-        return Interactions(user, item, position, taken["positive"], taken["timestamp"], user_ids, item_ids)
+        taken["position"] = gather(self.position, chosen)
+        return Interactions(offsets, user_ids=self.user_ids, item_ids=self.item_ids, **taken)._in_use()
 
-    def offsets(self) -> np.ndarray:
-        """Return where each user's interactions begin, and the end: int64 [U+1]. In user order."""
-        if not len(self):
-            return np.zeros(1, dtype=np.int64)
+    def _in_use(self) -> Interactions:
+        """Leave out the ids that have no interaction, and return this."""
+        users = self.offsets[1:] > self.offsets[:-1]
+        if not users.all():
+            self.user_ids = self.user_ids.filter(pl.Series(users))
+            self.offsets = np.concatenate([[0], self.offsets[1:][users]])
+        items = np.zeros(len(self.item_ids), dtype=bool)
+        by_blocks(lambda block: mark(items, self.item[block]), len(self))
+        if not items.all():
+            self.item_ids = self.item_ids.filter(pl.Series(items))
+            self.item = gather(np.cumsum(items, dtype=np.int32) - np.int32(1), self.item)
+        return self
 
-        def begins(block: slice) -> np.ndarray:
-            former = self.user[max(block.start - 1, 0) : block.stop - 1]
-            return np.flatnonzero(self.user[max(block.start, 1) : block.stop] != former) + max(block.start, 1)
 
-        return np.concatenate([[0], *by_blocks(begins, len(self)), [len(self)]])
+def in_user_order(blocks: list[Block], users: Ranked, items: Ranked) -> Interactions:
+    """Return the interactions of consecutive blocks of a file in order; the list is emptied.
 
-    def put_in_user_order(self) -> None:
-        """Sort them by user, then by time where known; equal ones stay in file order."""
-        if _cpp is None:
-            place = self._sorted_by_words()
-        else:
-            columns = self.user, self.item, self.timestamp, self.positive
-            order = _cpp.UserOrder(*columns, len(self.user_ids), pl.thread_pool_size())
-            del columns
-            self.user = self.item = self.timestamp = self.positive = None  # there is no room for them twice
-            self.user, self.item, self.timestamp, self.positive, place = order.write()
-        self.position = place if self.position is None else gather(self.position, place)
+    Args:
+        blocks: user and item uint32 [n], timestamp int64 [n], positive bool [n]; the last two may be None.
+        users: The sorted ids of users and the rank among them, int32, that each number of a block stands for.
+        items: Likewise.
+    """
+    (user_ids, user_rank), (item_ids, item_rank) = users, items
+    if _cpp is None:
+        columns = _sorted_by_words(blocks, user_rank, item_rank)
+    else:
+        order = _cpp.UserOrder(blocks, user_rank, item_rank, pl.thread_pool_size())
+        blocks.clear()  # there is no room for them twice
+        columns = order.write()
+        del order
+    offsets, item, timestamp, positive, position = columns
+    return Interactions(offsets, item, position, positive, timestamp, user_ids, item_ids)._in_use()
 
-    def _sorted_by_words(self) -> np.ndarray:
-        """Sort them without C++; returns where each stood (uint32 [N])."""
-        words = _user_and_place(self.user)
-        place = words.astype(np.uint32)  # the lower half
-        words >>= np.uint64(32)
-        self.user = words.astype(np.int32)
-        del words
-        if self.timestamp is not None:
-            self.timestamp = gather(self.timestamp, place)
-            self._put_in_time(place)
-        self.item = gather(self.item, place)
-        if self.positive is not None:
-            self.positive = gather(self.positive, place)
-        return place
 
-    def _put_in_time(self, place: np.ndarray) -> None:
-        """Put everyone's interactions into the order of time: ``timestamp`` and ``place``, which are sorted by user.
+def _sorted_by_words(blocks: list[Block], user_rank: np.ndarray, item_rank: np.ndarray) -> tuple:
+    """Sort interactions without C++."""
+    user, item, timestamp, positive = (
+        None if columns[0] is None else np.concatenate(columns) for columns in zip(*blocks, strict=True)
+    )
+    blocks.clear()
+    words = _user_and_place(gather(user_rank, user))
+    place = words.astype(np.uint32)  # the lower half
+    words >>= np.uint64(32)
+    user = words.astype(np.int32)
+    del words
+    offsets = _offsets_of(user, len(user_rank))
+    if timestamp is not None:
+        timestamp = gather(timestamp, place)
+        _put_in_time(offsets, user, timestamp, place)
+    if positive is not None:
+        positive = gather(positive, place)
+    return offsets, gather(item_rank, gather(item, place)), timestamp, positive, place
 
-        In blocks of users, and of those only the ones of whom the file has it otherwise.
-        """
-        offsets = self.offsets()
-        for first, last in user_blocks(offsets):
-            part = slice(offsets[first], offsets[last])
-            time, user, there = self.timestamp[part], self.user[part], place[part]  # views
-            before = (time[1:] < time[:-1]) & (user[1:] == user[:-1])
-            if before.any():
-                late = np.zeros(last - first, dtype=bool)
-                late[user[1:][before] - first] = True
-                among = np.flatnonzero(late[user - np.int32(first)])
-                order = stable_order(time[among])
-                order = order[_user_and_place(user[among][order]).astype(np.uint32)]
-                time[among], there[among] = time[among[order]], there[among[order]]
+
+def _put_in_time(offsets: np.ndarray, users: np.ndarray, timestamp: np.ndarray, place: np.ndarray) -> None:
+    """Put everyone's interactions into the order of time: ``timestamp`` and ``place``, which are sorted by user.
+
+    In blocks of users, and of those only the ones of whom the file has it otherwise.
+    """
+    for first, last in user_blocks(offsets):
+        part = slice(offsets[first], offsets[last])
+        time, user, there = timestamp[part], users[part], place[part]  # views
+        before = (time[1:] < time[:-1]) & (user[1:] == user[:-1])
+        if before.any():
+            late = np.zeros(last - first, dtype=bool)
+            late[user[1:][before] - first] = True
+            among = np.flatnonzero(late[user - np.int32(first)])
+            order = stable_order(time[among])
+            order = order[_user_and_place(user[among][order]).astype(np.uint32)]
+            time[among], there[among] = time[among[order]], there[among[order]]
+
+
+def _offsets_of(user: np.ndarray, users: int) -> np.ndarray:
+    """Return where the interactions of each user begin, and the end: int64 [U+1]."""
+    return np.concatenate([[0], np.cumsum(counts_of(user, users))])
+
+
+def is_first(offsets: np.ndarray) -> np.ndarray:
+    """Return which interactions (bool [N]) are their user's first."""
+    first = np.zeros(offsets[-1], dtype=bool)
+    first[offsets[:-1]] = True
+    return first
 
 
 def user_blocks(offsets: np.ndarray, together: int = _CHUNK) -> Iterator[tuple[int, int]]:
@@ -184,39 +213,23 @@ def number(sources: list[Source], space: IdSpace) -> tuple[Interactions, Callabl
         part = int(np.searchsorted(starts, position, side="right")) - 1
         return places[part].place(position - int(starts[part]))
 
-    def taken(name: str) -> np.ndarray | None:
-        return frame.drop_in_place(name).to_numpy() if name in frame.columns else None
-
     with ThreadPoolExecutor(2) as pool:
-        users = pool.submit(_rank, frame.drop_in_place("user"), space.user)
-        items = pool.submit(_rank, frame.drop_in_place("item"), space.item)
-        positive, timestamp = taken("positive"), taken("timestamp")
-        (user, user_ids), (item, item_ids) = users.result(), items.result()
-    return Interactions(user, item, None, positive, timestamp, user_ids, item_ids), place
+        users, items = pool.map(lambda numbering: numbering.ranked(), (space.user, space.item))
+    blocks = _blocks(frame)
+    del frame
+    return in_user_order(blocks, users, items), place
 
 
-def _rank(numbers: pl.Series, numbering: Numbering | CompiledNumbering) -> tuple[np.ndarray, pl.Series]:
-    """Return the rank int32 [N] of each id (given by number) among the sorted ones in use, and those."""
-    chunks = [chunk.to_numpy() for chunk in numbers.get_chunks()]
-    ids, rank_of = numbering.ranked()
-    used = np.zeros(len(ids), dtype=bool)
-    for chunk in chunks:
-        mark(used, chunk)
-    if not used.all():  # lines that were left out had others
-        in_use = np.empty_like(used)
-        in_use[rank_of] = used
-        ids = ids.filter(pl.Series(in_use))
-        rank_of = (np.cumsum(in_use, dtype=np.int32) - np.int32(1))[rank_of]
-    ranks = np.empty(len(numbers), dtype=np.int32)
-    start = 0
-    for chunk in chunks:
-        ranks[start : start + len(chunk)] = gather(rank_of, chunk)
-        start += len(chunk)
-    return ranks, ids.rechunk()
+def _blocks(frame: pl.DataFrame) -> list[Block]:
+    """Return the columns cut wherever one of them has another chunk."""
+    chunks = {column.name: [chunk.to_numpy() for chunk in column.get_chunks()] for column in frame}
+    ends = {name: np.cumsum([len(chunk) for chunk in of]) for name, of in chunks.items()}
+    cuts = np.unique(np.concatenate(list(ends.values())))
 
+    def pieces(name: str) -> Iterator[np.ndarray]:
+        for chunk, end in zip(chunks[name], ends[name], strict=True):
+            start = end - len(chunk)
+            yield from np.split(chunk, cuts[(start < cuts) & (cuts < end)] - start)
 
-def _compact(index: np.ndarray, ids: pl.Series) -> tuple[np.ndarray, pl.Series]:
-    used = counts_of(index, len(ids)) > 0
-    if used.all():
-        return index, ids
-    return gather(np.cumsum(used, dtype=np.int32) - np.int32(1), index), ids.filter(pl.Series(used))
+    columns = [pieces(name) if name in chunks else repeat(None) for name in ("user", "item", "timestamp", "positive")]
+    return list(zip(*columns, strict=False))

@@ -235,7 +235,7 @@ class _Job:
         )
 
     def _filtered(self, interactions: Interactions, place: Place) -> Interactions:
-        """Apply the filters and put what is left in user order."""
+        """Apply the filters."""
         options, report = self.options, self._report
 
         def keep(chosen: np.ndarray, name: str, value: Any) -> Interactions:
@@ -247,11 +247,10 @@ class _Job:
             return after
 
         if interactions.timestamp is not None:
-            report["time_unit"] = _one_unit(interactions.timestamp, place)
+            report["time_unit"] = _one_unit(interactions, place)
         if options.duplicates == "drop":
             if interactions.timestamp is None:
                 raise DataError("duplicates='drop' needs timestamps, and the file has none", self.sources.paths[0])
-            interactions.put_in_user_order()
             interactions = keep(~repeated(interactions), "duplicates", "drop")
         if options.min_rating is not None:
             if interactions.positive is None:
@@ -269,7 +268,6 @@ class _Job:
             interactions = keep(in_core(interactions, options.core), "core", options.core)
         if not len(interactions):
             raise DataError(f"no interaction is left after the filters: {report['filters']}", self.sources.paths[0])
-        interactions.put_in_user_order()
         if interactions.timestamp is not None:
             report["duplicates_kept"] = int(repeated(interactions).sum())
         return interactions
@@ -320,8 +318,17 @@ def _size(interactions: Interactions) -> dict[str, int]:
     }
 
 
-def _one_unit(times: np.ndarray, place: Place) -> str | None:
-    """Return the unit of the timestamps, None for one that is not recognised; refuse a mixture."""
+def _one_unit(interactions: Interactions, place: Place) -> str | None:
+    """Return the unit of the timestamps, None for one that is not recognised; refuse a mixture.
+
+    Args:
+        interactions: All that were read.
+    """
+    earliest, latest = int(interactions.timestamp.min()), int(interactions.timestamp.max())
+    if unit_of(earliest) == unit_of(latest) is not None:
+        return unit_of(latest)
+    times = np.empty_like(interactions.timestamp)
+    times[interactions.position] = interactions.timestamp  # in the order of the file
     mixed = first_of_another_unit(times)
     if mixed is not None:
         (former_path, former), (path, line) = (place(position) for position in mixed)
@@ -333,15 +340,15 @@ def _one_unit(times: np.ndarray, place: Place) -> str | None:
             path,
             line,
         )
-    return unit_of(int(times.max()))
+    return unit_of(latest)
 
 
 def _single_interaction_users(interactions: Interactions, place: Place) -> dict:
-    offsets = interactions.offsets()
+    offsets = interactions.offsets
     alone = np.flatnonzero(np.diff(offsets) == 1)
     if not len(alone):
         return {"count": 0}
-    positions = interactions.positions()[offsets[alone]]
+    positions = interactions.position[offsets[alone]]
     first = int(np.argmin(positions))
     path, line = place(int(positions[first]))
     return {"count": len(alone), "user": interactions.user_ids[int(alone[first])], "line": line, "file": path.name}

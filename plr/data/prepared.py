@@ -93,9 +93,9 @@ def save_prepared(
         arrays = {name: np.ascontiguousarray(getattr(prepared, name)) for name in ARRAYS}
         items = prepared.item_ids.to_frame("item_id")
         writers = {
-            _USERS: prepared.user_ids.to_frame("user_id").write_parquet,
-            ITEMS: (items if features is None else items.hstack(features)).write_parquet,
+            _USERS: prepared.user_ids.to_frame("user_id").write_parquet,  # what takes longest first
             _SEQUENCES: partial(save_file, arrays),
+            ITEMS: (items if features is None else items.hstack(features)).write_parquet,
         }
 
         def write(name: str) -> dict[str, Any]:

@@ -8,10 +8,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from plr.data.blocks import BLOCK, by_blocks, in_threads, mark
-from plr.data.interactions import Interactions, gather, user_blocks
+from plr.data.interactions import Interactions, gather, is_first, user_blocks
 
 __all__ = ["SPLITS", "Split", "default_cuts", "leave_one_out", "time_split"]
 
+_SAMPLE = 1 << 16
 SPLITS = ("train", "valid", "test")
 """The splits; the role of an interaction is 1, 2 or 3 where it is a target of one, and else 0."""
 
@@ -20,7 +21,7 @@ SPLITS = ("train", "valid", "test")
 class Split:
     """Sequences and their targets.
 
-    ``interactions`` are in user order, ``offsets`` int64 [U+1] bounds each user's part; ``roles`` uint8 [N]
+    ``offsets`` int64 [U+1] bounds each user's part; ``roles`` uint8 [N]
     says of which split each is a target (0 of none, else 1 + the place in SPLITS); ``training_stop`` int64
     [U] is the flat position after each user's last training interaction; ``report`` holds what the split
     dropped and what there is to know about it.
@@ -38,11 +39,8 @@ def leave_one_out(interactions: Interactions) -> Split:
 
     That of users with at least three; the others' belong to training whole. Every training interaction but
     a user's first is a training target. All items of the file are in the vocabulary.
-
-    Args:
-        interactions: In user order.
     """
-    offsets = interactions.offsets()
+    offsets = interactions.offsets
     length = np.diff(offsets)
     split_off = length >= 3
     training_stop = offsets[1:] - 2 * split_off
@@ -74,9 +72,28 @@ def leave_one_out(interactions: Interactions) -> Split:
 def default_cuts(timestamps: np.ndarray) -> tuple[int, int]:
     """Return the 80 % and 90 % quantiles of the times: the defaults of ``valid_time`` and ``test_time``."""
     count = len(timestamps)
-    places = [count * 8 // 10, count * 9 // 10]
-    valid_time, test_time = np.partition(timestamps, places)[places]
-    return int(valid_time), int(test_time)
+    return _nth(timestamps, count * 8 // 10), _nth(timestamps, count * 9 // 10)
+
+
+def _nth(values: np.ndarray, place: int) -> int:
+    """Return what stands at ``place`` among the sorted ``values``.
+
+    A sample says between which two values it must be looked for; where it is not there, all are.
+    """
+    sample = np.sort(values[:: max(1, len(values) // _SAMPLE)])
+    middle, margin = place * len(sample) // len(values), 10 * int(len(sample) ** 0.5)
+    low, high = sample[max(0, middle - margin)], sample[min(len(sample) - 1, middle + margin)]
+
+    def between(block: slice) -> tuple[int, np.ndarray]:
+        part = values[block]
+        above = part >= low
+        return len(part) - np.count_nonzero(above), part[above & (part <= high)]
+
+    below, near = zip(*by_blocks(between, len(values)), strict=True)
+    rank, near = place - sum(below), np.concatenate(near)
+    if not 0 <= rank < len(near):
+        rank, near = place, values
+    return int(np.partition(near, rank)[rank])
 
 
 def time_split(
@@ -104,7 +121,7 @@ def time_split(
       with another item in history or target are dropped. What follows a user's last target is left out.
 
     Args:
-        interactions: In user order, with timestamps.
+        interactions: With timestamps.
         valid_time: In the unit of the timestamps.
         test_time: Likewise, at least ``valid_time``.
         positive: bool [N], which interactions may be targets; None = all.
@@ -134,7 +151,7 @@ def _drop_items(
         mark(seen, interactions.item[block], period[block] == 0)
 
     by_blocks(see, len(period))
-    tally = _Tally(period, ~_is_first(interactions.offsets()))
+    tally = _Tally(period, ~is_first(interactions.offsets))
     if positive is not None:
         tally.drop("low_rated", ~positive)
     kept = interactions
@@ -144,9 +161,10 @@ def _drop_items(
         tally.drop("unseen_target", ~known)
         kept, period = interactions.take(known), period[known]
         positive = None if positive is None else positive[known]
-    offsets = kept.offsets()
+    offsets = kept.offsets
     short = _shorter(kept, offsets, min_history, period)
-    tally.drop("empty_history", _is_first(offsets), known)
+    if known is not None:  # what was its user's first before is no target anyway
+        tally.drop("empty_history", is_first(offsets), known)
     if short is not None:
         tally.drop("short_history", short, known)
     left = tally.left(known)
@@ -175,9 +193,9 @@ def _drop_rows(
     min_history: np.ndarray,
     untitled: np.ndarray | None,
 ) -> Split:
-    user, item = interactions.user, interactions.item
-    offsets = interactions.offsets()
-    tally = _Tally(period, ~_is_first(offsets))
+    user, item = interactions.user(), interactions.item
+    offsets = interactions.offsets
+    tally = _Tally(period, ~is_first(offsets))
     if positive is not None:
         tally.drop("low_rated", ~positive)
     if untitled is not None:
@@ -201,7 +219,7 @@ def _drop_rows(
     kept = interactions.take(inside)
     with_rows = stop > offsets[:-1]
     roles = np.where(left, period + np.uint8(1), np.uint8(0))[inside]
-    kept_offsets = kept.offsets()
+    kept_offsets = kept.offsets
     trained = np.minimum(training_stop, stop) - offsets[:-1]
     report = {
         "dropped_rows": tally.report(),
@@ -251,20 +269,13 @@ def _count(period: np.ndarray, chosen: np.ndarray) -> np.ndarray:
     return np.sum([(0, 0, 0), *by_blocks(count, len(period))], axis=0)
 
 
-def _is_first(offsets: np.ndarray) -> np.ndarray:
-    """Return which interactions (bool [N]) are their user's first."""
-    first = np.zeros(offsets[-1], dtype=bool)
-    first[offsets[:-1]] = True
-    return first
-
-
 def _shorter(
     interactions: Interactions, offsets: np.ndarray, min_history: np.ndarray, period: np.ndarray
 ) -> np.ndarray | None:
     """Return which interactions have fewer than ``min_history`` before them; None where all could have enough."""
     if (min_history <= 1).all():
         return None
-    return np.arange(len(interactions)) - gather(offsets, interactions.user) < gather(min_history, period)
+    return np.arange(len(interactions)) - gather(offsets, interactions.user()) < gather(min_history, period)
 
 
 def _any_so_far(mask: np.ndarray, user: np.ndarray, offsets: np.ndarray) -> np.ndarray:

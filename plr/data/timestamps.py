@@ -24,10 +24,6 @@ def first_of_another_unit(times: np.ndarray) -> tuple[int, int] | None:
 
     Times without a recognised unit differ from none.
     """
-    if not len(times):
-        return None
-    if unit_of(int(times.min())) is not None and unit_of(int(times.min())) == unit_of(int(times.max())):
-        return None
     firsts = []
     for per_second in _UNITS.values():
         inside = (times >= _EARLIEST * per_second) & (times <= _LATEST * per_second)

@@ -45,8 +45,12 @@ class CompiledNumbering:
         return found.set(found == _cpp.MISSING, None) if missing else found
 
     def ranked(self) -> tuple[pl.Series, np.ndarray]:
-        """Return the strings, sorted by their UTF-8 bytes, and the rank int32 [n] of each number among them."""
+        """Return the strings, sorted by their UTF-8 bytes, and the rank int32 [n] of each number among them.
+
+        The numbering ends with it and gives back its memory.
+        """
         strings, rank_of = self._table.ranked(pl.thread_pool_size())
+        del self._table
         return pl.Series(strings), rank_of
 
 

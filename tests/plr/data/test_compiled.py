@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from plr.data import PrepareOptions, blocks, interactions
 from plr.data.compiled import _cpp
-from plr.data.interactions import Interactions
+from plr.data.interactions import in_user_order
 from plr.data.pipeline import write_folder
 from plr.data.readers import numbering
 
@@ -26,20 +26,27 @@ def without_extension(patch: pytest.MonkeyPatch) -> None:
         patch.setattr(module, "_cpp", None)
 
 
-def drawn(seed: int, count: int, users: int, times: int | None, positive: bool) -> Interactions:
-    """Return ``count`` interactions, the users all in use, at ``times`` different times (None: without)."""
+def drawn(seed: int, count: int, users: int, times: int | None, positive: bool) -> tuple:
+    """Return the arguments of in_user_order for ``count`` interactions in three blocks.
+
+    They are at ``times`` different times (None: without). Not every user and item is in use.
+    """
     random = np.random.Generator(np.random.PCG64(seed))
-    user = np.unique(random.integers(0, users, count), return_inverse=True)[1].astype(np.int32)
-    ids = pl.Series([str(number) for number in range(int(user.max()) + 1)])
-    return Interactions(
-        user=user,
-        item=random.integers(0, 2**31, count, dtype=np.int32),
-        position=None,
-        positive=random.random(count) < 0.5 if positive else None,
-        timestamp=None if times is None else random.integers(-times, times, count),
-        user_ids=ids,
-        item_ids=pl.Series([""]),
-    )
+    columns = [
+        random.integers(0, users, count, dtype=np.uint32),
+        random.integers(0, 50, count, dtype=np.uint32),
+        None if times is None else random.integers(-times, times, count),
+        random.random(count) < 0.5 if positive else None,
+    ]
+    ends = [0, *np.sort(random.integers(0, count + 1, 2)), count]
+    blocks = [
+        tuple(None if column is None else column[first:last] for column in columns) for first, last in pairwise(ends)
+    ]
+    ranks = [
+        (pl.Series([f"{number:06d}" for number in range(size)]), random.permutation(size).astype(np.int32))
+        for size in (users, 50)
+    ]
+    return blocks, *ranks
 
 
 @given(
@@ -48,42 +55,51 @@ def drawn(seed: int, count: int, users: int, times: int | None, positive: bool) 
 )  # fmt: skip
 @settings(max_examples=100, deadline=None)
 def test_user_order(seed, count, users, times, positive):
-    check_user_order(drawn(seed, count, users, times, positive))
+    check_user_order(*drawn(seed, count, users, times, positive))
 
 
 @pytest.mark.parametrize("users", [1, 40_000, 400_000])
 @pytest.mark.parametrize("times", [None, 3])
 def test_user_order_of_many(users, times):
-    check_user_order(drawn(0, 400_000, users, times, positive=True))
+    check_user_order(*drawn(0, 400_000, users, times, positive=True))
 
 
-def check_user_order(given: Interactions) -> None:
-    names = ("user", "item", "position", "positive", "timestamp")
+def check_user_order(blocks: list, users: tuple, items: tuple) -> None:
+    user, item, time, positive = (None if c[0] is None else np.concatenate(c) for c in zip(*blocks, strict=True))
+    order = np.lexsort(([] if time is None else [time]) + [users[1][user]])  # stable
     with pytest.MonkeyPatch.context() as patch:
         without_extension(patch)
-        expected = replace(given)
-        expected.put_in_user_order()
-    found = replace(given)
-    found.put_in_user_order()
-    for name in names:
-        one, other = getattr(found, name), getattr(expected, name)
-        assert (one is None) == (other is None)
-        assert one is None or (one.dtype == other.dtype and np.array_equal(one, other)), name
-    columns = given.user, given.item, given.timestamp, given.positive
+        plain = in_user_order(list(blocks), users, items)
+    for found in (plain, in_user_order(list(blocks), users, items)):
+        assert np.array_equal(found.position, order)
+        assert np.array_equal(found.user_ids.gather(found.user()), users[0].gather(users[1][user][order]))
+        assert np.array_equal(found.item_ids.gather(found.item), items[0].gather(items[1][item][order]))
+        assert (len(found.user_ids), len(found.item_ids)) == (len(np.unique(user)), len(np.unique(item)))
+        for name, values in (("timestamp", time), ("positive", positive)):
+            column = getattr(found, name)
+            assert (column is None) == (values is None)
+            assert values is None or (column.dtype == values.dtype and np.array_equal(column, values[order])), name
+        types = [(name, getattr(found, name).dtype) for name in ("offsets", "item", "position")]
+        assert types == [("offsets", np.int64), ("item", np.int32), ("position", np.uint32)]
     for threads in (1, 2, 3):
-        *sorted_columns, place = _cpp.UserOrder(*columns, len(given.user_ids), threads).write()
-        assert np.array_equal(place, expected.position)
-        assert np.array_equal(sorted_columns[1], expected.item)
+        assert np.array_equal(_cpp.UserOrder(blocks, users[1], items[1], threads).write()[-1], order)
 
 
 def test_user_order_refuses_what_does_not_fit():
-    user, item = np.array([0, 3], dtype=np.int32), np.array([0, 1], dtype=np.int32)
-    with pytest.raises(IndexError, match="not below the number of users"):
-        _cpp.UserOrder(user, item, None, None, 3, 1)
+    user, item = np.array([0, 3], dtype=np.uint32), np.array([0, 1], dtype=np.uint32)
+    ranks = np.arange(4, dtype=np.int32)
+    with pytest.raises(IndexError, match="user's number has no rank"):
+        _cpp.UserOrder([(user, item, None, None)], ranks[:3], ranks, 1)
+    with pytest.raises(IndexError, match="item's number has no rank"):
+        _cpp.UserOrder([(user, item, None, None)], ranks, ranks[:1], 1)
+    with pytest.raises(IndexError, match="rank"):
+        _cpp.UserOrder([(user, item, None, None)], ranks + 1, ranks, 1)
     with pytest.raises(ValueError, match="one length"):
-        _cpp.UserOrder(user, item[:1], None, None, 4, 1)
+        _cpp.UserOrder([(user, item[:1], None, None)], ranks, ranks, 1)
+    with pytest.raises(ValueError, match="same columns"):
+        _cpp.UserOrder([(user, item, None, None), (user, item, np.zeros(2, dtype=np.int64), None)], ranks, ranks, 1)
     with pytest.raises(TypeError):
-        _cpp.UserOrder(user.astype(np.int64), item, None, None, 4, 1)
+        _cpp.UserOrder([(user.astype(np.int64), item, None, None)], ranks, ranks, 1)
 
 
 def test_marks():
@@ -120,14 +136,16 @@ def hashes(folder: Path) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("compiled", [True, False])
-def test_places_in_the_source_follow_through_filter_and_order(compiled, monkeypatch):
+def test_places_in_the_source_follow_through_order_and_filter(compiled, monkeypatch):
     if not compiled:
         monkeypatch.setattr(interactions, "_cpp", None)
-    user, item = np.array([1, 1, 0, 1, 0], dtype=np.int32), np.arange(5, dtype=np.int32)
-    every = Interactions(
-        user, item, None, None, None, pl.Series(["a", "b"]), pl.Series([f"i{number}" for number in range(5)])
+    user, item = np.array([1, 1, 0, 1, 0], dtype=np.uint32), np.arange(5, dtype=np.uint32)
+    ids = pl.Series([f"i{number}" for number in range(5)])
+    every = in_user_order(
+        [(user, item, None, None)], (ids[:2], np.arange(2, dtype=np.int32)), (ids, np.arange(5, dtype=np.int32))
     )
-    kept = every.take(np.array([False, True, True, True, True]))
-    kept.put_in_user_order()
-    assert kept.positions().tolist() == [2, 4, 1, 3]
+    assert every.position.tolist() == [2, 4, 0, 1, 3]
+    kept = every.take(np.array([True, True, False, True, True]))
+    assert kept.position.tolist() == [2, 4, 1, 3]
+    assert kept.offsets.tolist() == [0, 2, 4]
     assert kept.item_ids.gather(kept.item).to_list() == ["i2", "i4", "i1", "i3"]
