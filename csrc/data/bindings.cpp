@@ -61,13 +61,6 @@ class Column {
   }
 };
 
-// Strings one after the other, to be handed over as an Arrow array ("U", offsets of 64 bits).
-struct Strings {
-  std::vector<int64_t> offsets{0};
-  LargeArray<uint8_t> bytes;
-  const void* buffers[3] = {};
-};
-
 template <class Structure>
 void delete_with(PyObject* capsule) {
   const char* name = PyCapsule_GetName(capsule);
@@ -76,26 +69,25 @@ void delete_with(PyObject* capsule) {
   delete held;
 }
 
-class ArrowStrings {
+// A column that can be handed over once, as an Arrow array without nulls: its memory goes with it.
+template <class Held>
+class ArrowColumn {
  public:
-  explicit ArrowStrings(std::unique_ptr<Strings> strings) : strings_(std::move(strings)) {}
+  explicit ArrowColumn(Held column) : held_(std::make_unique<Held>(std::move(column))) {}
 
-  // Can be called once: the memory goes with it.
   py::tuple arrow_c_array(const py::object&) {
-    if (!strings_) throw std::runtime_error("these strings were handed over before");
+    if (!held_) throw std::runtime_error("this column was handed over before");
     auto* schema = new ArrowSchema{};
-    schema->format = "U";
+    schema->format = Held::format;
     schema->name = "";
     schema->release = [](ArrowSchema* self) { self->release = nullptr; };
     auto* array = new ArrowArray{};
-    array->length = static_cast<int64_t>(strings_->offsets.size()) - 1;
-    strings_->buffers[1] = strings_->offsets.data();
-    strings_->buffers[2] = strings_->bytes.data();
-    array->n_buffers = 3;
-    array->buffers = strings_->buffers;
-    array->private_data = strings_.release();
+    array->length = held_->length();
+    array->n_buffers = held_->fill(held_->buffers);
+    array->buffers = held_->buffers;
+    array->private_data = held_.release();
     array->release = [](ArrowArray* self) {
-      delete static_cast<Strings*>(self->private_data);
+      delete static_cast<Held*>(self->private_data);
       self->release = nullptr;
     };
     return py::make_tuple(py::reinterpret_steal<py::object>(PyCapsule_New(schema, "arrow_schema", &delete_with<ArrowSchema>)),
@@ -103,14 +95,41 @@ class ArrowStrings {
   }
 
  private:
-  std::unique_ptr<Strings> strings_;
+  std::unique_ptr<Held> held_;
+};
+
+// Strings one after the other; offsets of 64 bits.
+struct Strings {
+  static constexpr const char* format = "U";
+  std::vector<int64_t> offsets{0};
+  LargeArray<uint8_t> bytes;
+  const void* buffers[3] = {};
+
+  int64_t length() const { return static_cast<int64_t>(offsets.size()) - 1; }
+  int64_t fill(const void** to) const {
+    to[1] = offsets.data();
+    to[2] = bytes.data();
+    return 3;
+  }
+};
+
+struct Numbers {
+  static constexpr const char* format = "I";
+  LargeArray<uint32_t> values;
+  const void* buffers[2] = {};
+
+  int64_t length() const { return static_cast<int64_t>(values.size()); }
+  int64_t fill(const void** to) const {
+    to[1] = values.data();
+    return 2;
+  }
 };
 
 // The numbers of a column of strings, and whether any of them is missing.
 py::tuple number(StringTable& table, const py::capsule& capsule) {
   const Column column(capsule);
-  py::array_t<uint32_t> numbers(column.length);
-  uint32_t* out = numbers.mutable_data();
+  Numbers numbers{LargeArray<uint32_t>(column.length)};
+  uint32_t* out = numbers.values.data();
   bool missing = false;
   {
     py::gil_scoped_release unlocked;
@@ -119,20 +138,20 @@ py::tuple number(StringTable& table, const py::capsule& capsule) {
       out += part.length;
     }
   }
-  return py::make_tuple(numbers, missing);
+  return py::make_tuple(ArrowColumn(std::move(numbers)), missing);
 }
 
 // The strings in sorted order, and the rank of each number.
 py::tuple ranked(const StringTable& table, int threads) {
   constexpr size_t ahead = 16;  // strings that are on their way into the cache
-  auto strings = std::make_unique<Strings>();
+  Strings strings;
   py::array_t<int32_t> ranks(table.size());
   int32_t* rank_of = ranks.mutable_data();
   {
     py::gil_scoped_release unlocked;
     const LargeArray<uint32_t> order = table.sorted(threads);
     const plr_kernels::Threads run(threads, work_of_one * static_cast<double>(order.size()));
-    std::vector<int64_t>& offsets = strings->offsets;
+    std::vector<int64_t>& offsets = strings.offsets;
     offsets.resize(order.size() + 1);
     in_stretches(run, order.size(), [&](size_t first, size_t last, int64_t) {
       for (size_t place = first; place < last; ++place) {
@@ -142,16 +161,16 @@ py::tuple ranked(const StringTable& table, int threads) {
       }
     });
     for (size_t place = 0; place < order.size(); ++place) offsets[place + 1] += offsets[place];
-    strings->bytes = LargeArray<uint8_t>(offsets.back());
+    strings.bytes = LargeArray<uint8_t>(offsets.back());
     in_stretches(run, order.size(), [&](size_t first, size_t last, int64_t) {
       for (size_t place = first; place < last; ++place) {
         if (place + ahead < last) table.prefetch(order[place + ahead]);
         const Bytes string = table[order[place]];
-        std::memcpy(strings->bytes.data() + offsets[place], string.data, string.length);
+        std::memcpy(strings.bytes.data() + offsets[place], string.data, string.length);
       }
     });
   }
-  return py::make_tuple(ArrowStrings(std::move(strings)), ranks);
+  return py::make_tuple(ArrowColumn(std::move(strings)), ranks);
 }
 
 py::str string(const StringTable& table, int64_t number) {
@@ -232,8 +251,10 @@ void mark_chosen(Array<bool>& marks, const Array<uint32_t>& index, const std::op
 PYBIND11_MODULE(_cpp, module) {
   module.doc() = "Strings numbered, and interactions put in order.";
   module.attr("MISSING") = StringTable::missing;
-  py::class_<ArrowStrings>(module, "ArrowStrings")
-      .def("__arrow_c_array__", &ArrowStrings::arrow_c_array, py::arg("requested_schema") = py::none());
+  py::class_<ArrowColumn<Strings>>(module, "Strings")
+      .def("__arrow_c_array__", &ArrowColumn<Strings>::arrow_c_array, py::arg("requested_schema") = py::none());
+  py::class_<ArrowColumn<Numbers>>(module, "Numbers")
+      .def("__arrow_c_array__", &ArrowColumn<Numbers>::arrow_c_array, py::arg("requested_schema") = py::none());
   py::class_<StringTable>(module, "StringTable")
       .def(py::init<uint64_t, int>(), py::arg("seed"), py::arg("hash_bits") = 32)
       .def("__len__", &StringTable::size)

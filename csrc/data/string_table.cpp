@@ -11,8 +11,6 @@ namespace {
 
 constexpr int first_bits = 12;  // of the number of slots
 constexpr int most_bits = 32;
-constexpr size_t least_chunk = 1 << 16;  // bytes
-constexpr size_t largest_chunk = 8 << 20;
 constexpr int together = 64;  // strings whose cache misses are under way at once
 
 template <class Word>
@@ -88,13 +86,13 @@ StringTable::StringTable(uint64_t seed, int hash_bits)
     : hash_mask_(hash_bits >= 32 ? UINT32_MAX : ~(UINT32_MAX >> hash_bits)),
       shift_(32 - first_bits),
       slots_(size_t{1} << first_bits) {
-  std::fill(slots_.begin(), slots_.end(), Slot{});
+  std::fill(slots_.begin(), slots_.end(), Slot{0, unused});
   for (uint64_t& key : keys_) key = next_key(seed);
 }
 
 Bytes StringTable::operator[](int64_t number) const {
-  const uint8_t* record = records_[number];
-  return {record + 4, static_cast<uint32_t>(load<uint32_t>(record))};
+  const uint8_t* found = record(records_[number]);
+  return {found + 8, static_cast<uint32_t>(load<uint32_t>(found + 4))};
 }
 
 uint32_t StringTable::hash(Bytes string) const {
@@ -154,10 +152,11 @@ bool StringTable::number(const StringViews& strings, int64_t length, uint32_t* n
     }
     for (int i = 0; i < count; ++i) {
       size_t at = best(runs[i].tag);
-      while (slots_[at].tag != runs[i].tag && slots_[at].record != nullptr) at = at + 1 == slots_.size() ? 0 : at + 1;
-      if (slots_[at].record != nullptr) {
-        __builtin_prefetch(slots_[at].record);
-        __builtin_prefetch(slots_[at].record + 4 + runs[i].string.length - 1);
+      while (slots_[at].tag != runs[i].tag && slots_[at].record != unused) at = at + 1 == slots_.size() ? 0 : at + 1;
+      if (slots_[at].record != unused) {
+        const uint8_t* found = record(slots_[at].record);
+        __builtin_prefetch(found);
+        __builtin_prefetch(found + 8 + runs[i].string.length - 1);
       }
     }
     for (int i = 0; i < count; ++i) {
@@ -170,45 +169,47 @@ bool StringTable::number(const StringViews& strings, int64_t length, uint32_t* n
 uint32_t StringTable::find_or_add(Bytes string, uint32_t tag) {
   for (size_t at = best(tag);; at = at + 1 == slots_.size() ? 0 : at + 1) {
     Slot& slot = slots_[at];
-    if (slot.record == nullptr) {
+    if (slot.record == unused) {
       if (records_.size() == missing) throw std::length_error("more than 2^32 - 1 different ids");
       records_.push_back(keep(string));  // first: where memory runs out, the slot stays free
-      slot = {tag, static_cast<uint32_t>(records_.size() - 1), records_.back()};
-      return slot.number;
+      slot = {tag, records_.back()};
+      return static_cast<uint32_t>(records_.size() - 1);
     }
-    if (slot.tag == tag && load<uint32_t>(slot.record) == string.length &&
-        equal(slot.record + 4, string.data, string.length)) {
-      return slot.number;
+    if (slot.tag != tag) continue;
+    const uint8_t* found = record(slot.record);
+    if (load<uint32_t>(found + 4) == string.length && equal(found + 8, string.data, string.length)) {
+      return static_cast<uint32_t>(load<uint32_t>(found));
     }
   }
 }
 
-const uint8_t* StringTable::keep(Bytes string) {
-  const size_t needed = 4 + size_t{string.length};
-  if (needed > left_) {
-    const size_t former = chunks_.empty() ? 0 : chunks_.back().size();
-    chunks_.emplace_back(std::max(needed, std::clamp(2 * former, least_chunk, largest_chunk)));
-    left_ = chunks_.back().size();  // after it is there: where memory runs out, none is counted on
-    free_ = chunks_.back().data();
+uint32_t StringTable::keep(Bytes string) {
+  const size_t needed = 8 + size_t{string.length};
+  if (chunks_.empty() || free_ + needed > chunks_.back().size()) {
+    if (chunks_.size() == unused >> unit_bits) throw std::length_error("more than 32 GiB of ids");
+    chunks_.emplace_back(std::max(needed, size_t{8} << unit_bits));  // what is not used of it costs nothing
+    free_ = 0;
   }
-  uint8_t* record = free_;
-  std::memcpy(record, &string.length, 4);
-  std::memcpy(record + 4, string.data, string.length);
-  free_ += needed;
-  left_ -= needed;
-  return record;
+  const auto number = static_cast<uint32_t>(records_.size());
+  uint8_t* to = chunks_.back().data() + free_;
+  std::memcpy(to, &number, 4);
+  std::memcpy(to + 4, &string.length, 4);
+  std::memcpy(to + 8, string.data, string.length);
+  const size_t address = (chunks_.size() - 1) << unit_bits | free_ / 8;
+  free_ += (needed + 7) / 8 * 8;
+  return static_cast<uint32_t>(address);
 }
 
 void StringTable::grow() {
   if (shift_ == 32 - most_bits) throw std::length_error("more than 2^31 different ids");
   LargeArray<Slot> old(slots_.size() * 2);
-  std::fill(old.begin(), old.end(), Slot{});
+  std::fill(old.begin(), old.end(), Slot{0, unused});
   old.swap(slots_);
   --shift_;
   for (const Slot& slot : old) {
-    if (slot.record == nullptr) continue;
+    if (slot.record == unused) continue;
     size_t at = best(slot.tag);
-    while (slots_[at].record != nullptr) at = at + 1 == slots_.size() ? 0 : at + 1;
+    while (slots_[at].record != unused) at = at + 1 == slots_.size() ? 0 : at + 1;
     slots_[at] = slot;
   }
 }

@@ -63,29 +63,33 @@ class StringTable {
   // Returns the numbers in the order of their strings, compared by bytes.
   LargeArray<uint32_t> sorted(int threads) const;
   // Tells the processor that a string will be read.
-  void prefetch(int64_t number) const { __builtin_prefetch(records_[number]); }
+  void prefetch(int64_t number) const { __builtin_prefetch(record(records_[number])); }
 
  private:
+  // Eight bytes, for the cache cannot hold them all and every look-up needs one.
   struct Slot {
     uint32_t tag;  // the hash; its upper bits say where the slot would best be
-    uint32_t number;
-    const uint8_t* record;  // nullptr: free
+    uint32_t record;  // unused: free
   };
+  static constexpr uint32_t unused = UINT32_MAX;
+  static constexpr int unit_bits = 20;  // of a record's address: units of eight bytes in its chunk; above, the chunk
 
   uint32_t hash(Bytes string) const;
   size_t best(uint32_t tag) const { return tag >> shift_; }
+  const uint8_t* record(uint32_t address) const {
+    return chunks_[address >> unit_bits].data() + 8 * (address & ((1 << unit_bits) - 1));
+  }
   uint32_t find_or_add(Bytes string, uint32_t tag);
-  const uint8_t* keep(Bytes string);
+  uint32_t keep(Bytes string);
   void grow();
 
   uint64_t keys_[3];
   uint32_t hash_mask_;
   int shift_;
   LargeArray<Slot> slots_;
-  std::vector<const uint8_t*> records_;  // by number: the length in four bytes, then the string
+  std::vector<uint32_t> records_;  // by number: where it and the length stand, four bytes each, then the string
   std::vector<LargeArray<uint8_t>> chunks_;
-  uint8_t* free_ = nullptr;
-  size_t left_ = 0;
+  size_t free_ = 0;  // the first byte of the last chunk that is
 };
 
 }  // namespace plr_data

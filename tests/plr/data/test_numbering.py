@@ -163,4 +163,4 @@ def test_strings_beyond_2_gib_of_a_buffer():
     name = b"arrow_array_stream"
     table = _cpp.StringTable(0)
     numbers, missing = table.number(capsule(ctypes.addressof(stream), name, None))
-    assert (numbers.tolist(), missing, table.string(0)) == ([0], False, string.decode())
+    assert (pl.Series(numbers).to_list(), missing, table.string(0)) == ([0], False, string.decode())
