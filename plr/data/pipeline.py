@@ -358,7 +358,7 @@ def _times(times: np.ndarray, roles: np.ndarray) -> dict[str, list[int]]:
     """Return the first and last time of each split's targets."""
 
     def span(block: slice) -> list[np.ndarray]:
-        chosen = [times[block][roles[block] == code] for code in range(1, len(SPLITS) + 1)]
+        chosen = [times[block][np.flatnonzero(roles[block] == code)] for code in range(1, len(SPLITS) + 1)]
         return [each[:0] if not len(each) else np.array([each.min(), each.max()]) for each in chosen]
 
     spans = {part: np.concatenate(ends) for part, *ends in zip(SPLITS, *by_blocks(span, len(times)), strict=True)}

@@ -175,7 +175,7 @@ def _drop_items(
         first, last = users
         part = slice(offsets[first], offsets[last])
         np.multiply(period[part] + np.uint8(1), left[part], out=roles[part])
-        trained[first:last] = np.add.reduceat(period[part] == 0, offsets[first:last] - part.start, dtype=np.int64)
+        trained[first:last] = np.add.reduceat((period[part] == 0).astype(np.int64), offsets[first:last] - part.start)
 
     in_threads(finish, user_blocks(offsets, BLOCK))
     report = {

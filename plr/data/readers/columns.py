@@ -114,7 +114,8 @@ def read_columns(
             number = wanted[2]
             high = pl.lit(True) if space.min_rating is None else number >= space.min_rating
             wanted[2] = pl.when(number.is_not_null()).then(high).alias("rating")
-        return space.collect(lines.select(*wanted, *counted)).select(*columns)
+        frame = space.collect(lines.select(*wanted, *counted))
+        return pl.DataFrame([frame[role] for role in columns])  # frame.select would copy all of it into one chunk
 
     # Numbers are mostly written plainly; to allow for every other form costs as much again as reading them.
     numbers = {name: _PLAIN[role] for role, name in columns.items() if role in _PLAIN and schema[name] == pl.String}

@@ -35,8 +35,8 @@ __all__ = [
 
 _GZIP = b"\x1f\x8b"
 _ALL_BYTES = bytes(range(256))
-_BLOCK = 250_000  # rows
-_UNDER_WAY = 4  # blocks that may wait for their numbers while others are read
+_BLOCK = 1 << 19  # rows: their numbers fill a huge page
+_UNDER_WAY = 2  # blocks that may wait for their numbers while others are read
 LISTED = 100
 """How many of the skipped lines are listed."""
 
