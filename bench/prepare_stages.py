@@ -35,9 +35,9 @@ STAGES = {
     ],
     "hashing the source, checking that it is text (thread)": ["plr.data.sources:fingerprint"],
     "reading: parsing lines and numbers": ["plr.data.sources:read"],
-    "ids sorted, numbers by rank": ["plr.data.sources:number"],
+    "ids sorted": ["plr.data.sources:number"],
     "filters": ["plr.data.interactions:Interactions.take", "plr.data.pipeline:active", "plr.data.pipeline:in_core"],
-    "sorting by user and time": ["plr.data.interactions:Interactions.put_in_user_order"],
+    "numbers by rank, sorting by user and time": ["plr.data.interactions:in_user_order"],
     "default cuts (quantiles of time)": ["plr.data.pipeline:default_cuts"],
     "splitting": ["plr.data.pipeline:time_split", "plr.data.pipeline:leave_one_out"],
     "units of time, repeats, statistics": [

@@ -2,6 +2,7 @@
 // up; those look-ups cost more than the cache misses themselves.
 #pragma once
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <cstdlib>
@@ -23,15 +24,31 @@ class LargeArray {
  public:
   LargeArray() = default;
   explicit LargeArray(size_t size) : size_(size) {
-    const size_t page = size * sizeof(Value) < huge ? 64 : huge;
-    const size_t bytes = (size * sizeof(Value) + page - 1) / page * page;
-    data_ = static_cast<Value*>(std::aligned_alloc(page, bytes == 0 ? page : bytes));
-    if (data_ == nullptr) throw std::bad_alloc();
 #ifdef __linux__
-    if (page == huge) madvise(data_, bytes, MADV_HUGEPAGE);  // where it is refused, pages are small
+    if (bytes() >= huge) {  // not by malloc, which keeps what is freed
+      void* mapped = mmap(nullptr, bytes() + huge, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+      if (mapped == MAP_FAILED) throw std::bad_alloc();
+      auto* begin = static_cast<char*>(mapped);
+      const size_t before = (huge - reinterpret_cast<uintptr_t>(begin) % huge) % huge;
+      if (before > 0) munmap(begin, before);
+      munmap(begin + before + bytes(), huge - before);
+      madvise(begin + before, bytes(), MADV_HUGEPAGE);  // where it is refused, pages are small
+      data_ = reinterpret_cast<Value*>(begin + before);
+      return;
+    }
 #endif
+    data_ = static_cast<Value*>(std::aligned_alloc(64, bytes()));
+    if (data_ == nullptr) throw std::bad_alloc();
   }
-  ~LargeArray() { std::free(data_); }
+  ~LargeArray() {
+#ifdef __linux__
+    if (bytes() >= huge) {
+      munmap(data_, bytes());
+      return;
+    }
+#endif
+    std::free(data_);
+  }
   LargeArray(LargeArray&& other) noexcept { swap(other); }
   LargeArray& operator=(LargeArray&& other) noexcept {
     swap(other);
@@ -50,6 +67,12 @@ class LargeArray {
 
  private:
   static constexpr size_t huge = 2 << 20;  // bytes
+  // What is asked for of the system: whole huge pages, or cache lines.
+  size_t bytes() const {
+    const size_t unit = size_ * sizeof(Value) < huge ? 64 : huge;
+    return std::max<size_t>((size_ * sizeof(Value) + unit - 1) / unit, 1) * unit;
+  }
+
   Value* data_ = nullptr;
   size_t size_ = 0;
 };
