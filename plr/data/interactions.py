@@ -221,8 +221,11 @@ def number(sources: list[Source], space: IdSpace) -> tuple[Interactions, Callabl
 
 
 def _blocks(frame: pl.DataFrame) -> list[Block]:
-    """Return the columns cut wherever one of them has another chunk."""
-    chunks = {column.name: [chunk.to_numpy() for chunk in column.get_chunks()] for column in frame}
+    """Return the columns cut wherever one of them has another chunk; at least one block."""
+    chunks = {
+        column.name: [chunk.to_numpy() for chunk in column.get_chunks() if len(chunk)] or [column.to_numpy()]
+        for column in frame
+    }
     ends = {name: np.cumsum([len(chunk) for chunk in of]) for name, of in chunks.items()}
     cuts = np.unique(np.concatenate(list(ends.values())))
 
@@ -231,5 +234,6 @@ def _blocks(frame: pl.DataFrame) -> list[Block]:
             start = end - len(chunk)
             yield from np.split(chunk, cuts[(start < cuts) & (cuts < end)] - start)
 
-    columns = [pieces(name) if name in chunks else repeat(None) for name in ("user", "item", "timestamp", "positive")]
-    return list(zip(*columns, strict=False))
+    names = ("user", "item", "timestamp", "positive")
+    columns = (pieces(name) if name in chunks else repeat(None, len(cuts)) for name in names)
+    return list(zip(*columns, strict=True))

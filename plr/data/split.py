@@ -81,7 +81,7 @@ def _nth(values: np.ndarray, place: int) -> int:
     A sample says between which two values it must be looked for; where it is not there, all are.
     """
     sample = np.sort(values[:: max(1, len(values) // _SAMPLE)])
-    middle, margin = place * len(sample) // len(values), 10 * int(len(sample) ** 0.5)
+    middle, margin = place * len(sample) // len(values), 4 * int(len(sample) ** 0.5)
     low, high = sample[max(0, middle - margin)], sample[min(len(sample) - 1, middle + margin)]
 
     def between(block: slice) -> tuple[int, np.ndarray]:

@@ -149,3 +149,25 @@ def test_places_in_the_source_follow_through_order_and_filter(compiled, monkeypa
     assert kept.position.tolist() == [2, 4, 1, 3]
     assert kept.offsets.tolist() == [0, 2, 4]
     assert kept.item_ids.gather(kept.item).to_list() == ["i2", "i4", "i1", "i3"]
+
+
+def test_blocks_are_cut_where_any_column_is():
+    def column(name: str, *lengths: int) -> pl.Series:
+        parts = [pl.Series(name, range(sum(lengths[:at]), sum(lengths[: at + 1]))) for at in range(len(lengths))]
+        return pl.concat(parts, rechunk=False)
+
+    frame = pl.DataFrame([column("user", 4, 2), column("item", 6), column("timestamp", 0, 1, 0, 3, 2, 0)])
+    blocks = interactions._blocks(frame)
+    assert [[None if part is None else part.tolist() for part in block] for block in blocks] == [
+        [[0], [0], [0], None], [[1, 2, 3], [1, 2, 3], [1, 2, 3], None], [[4, 5], [4, 5], [4, 5], None],
+    ]  # fmt: skip
+    assert [[len(part) for part in block[:3]] for block in interactions._blocks(frame.clear())] == [[0, 0, 0]]
+
+
+@pytest.mark.parametrize("compiled", [True, False])
+def test_no_interaction_at_all(compiled, monkeypatch):
+    if not compiled:
+        monkeypatch.setattr(interactions, "_cpp", None)
+    none, ids = np.zeros(0, dtype=np.uint32), (pl.Series([], dtype=pl.String), np.zeros(0, dtype=np.int32))
+    found = in_user_order([(none, none, np.zeros(0, dtype=np.int64), None)], ids, ids)
+    assert (len(found), found.offsets.tolist()) == (0, [0])

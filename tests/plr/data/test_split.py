@@ -8,12 +8,15 @@ import warnings
 from collections import Counter
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from plr.data import DataError, SequenceDataset, prepare
+from plr.data import split as splitting
+from plr.data.split import default_cuts
 
 INTERACTIONS = st.lists(st.tuples(st.integers(0, 5), st.integers(0, 6), st.integers(0, 12)), min_size=1, max_size=60)
 
@@ -188,6 +191,19 @@ def test_default_cuts_are_the_80_and_90_percent_quantiles(write):
     assert (dataset.report["valid_time"], dataset.report["test_time"]) == (80, 90)
     assert dataset.report["rows"] == {"train": 78, "valid": 10, "test": 10}
     assert prepare(write("data.csv", text), valid_time=50).report["rows"]["train"] == 48
+
+
+@pytest.mark.parametrize("count", [1, 2, 9, 10, 1000])
+@pytest.mark.parametrize("spread", [1, 3, 10**12])
+def test_quantiles_of_any_times(count, spread, monkeypatch):
+    random = np.random.Generator(np.random.PCG64(count))
+    times = random.integers(-spread, spread, count)
+    expected = tuple(np.sort(times)[[count * 8 // 10, count * 9 // 10]])
+    assert default_cuts(times) == expected
+    monkeypatch.setattr(splitting, "_SAMPLE", 50)
+    assert default_cuts(times) == expected
+    times[:: max(1, count // 50)] = 10 * spread  # the sample sees nothing of the others
+    assert default_cuts(times) == tuple(np.sort(times)[[count * 8 // 10, count * 9 // 10]])
 
 
 def test_test_history_holds_the_validation_item(write):
