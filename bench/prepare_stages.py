@@ -73,20 +73,27 @@ def stages(file: str, out: str) -> dict[str, Any]:
     seconds: dict[str, list[float]] = {}
     inside: list[list[float]] = []  # of the stages that are open: what stages within them took
     beside: Counter[str] = Counter()
+    at_work: dict[int, float] = {}  # threads, and what the clock of each said when its stage began
     lock = threading.Lock()
+
+    def took_beside() -> float:
+        with lock:
+            clocks = ((time.clock_gettime(time.pthread_getcpuclockid(each)), start) for each, start in at_work.items())
+            return sum(beside.values()) + sum(now - start for now, start in clocks)
 
     def timed(stage: str, function: Any) -> Any:
         total = seconds.setdefault(stage, [0.0, 0.0])
 
         def run(*arguments: Any, **options: Any) -> Any:
             if threading.current_thread() is not threading.main_thread():
-                start = time.thread_time()
+                with lock:
+                    at_work[threading.get_ident()] = time.thread_time()
                 try:
                     return function(*arguments, **options)
                 finally:
                     with lock:
-                        beside[stage] += time.thread_time() - start
-            before = sum(beside.values())
+                        beside[stage] += time.thread_time() - at_work.pop(threading.get_ident())
+            before = took_beside()
             inside.append([0.0, 0.0])
             wall, busy = time.perf_counter(), time.process_time()
             try:
@@ -94,7 +101,7 @@ def stages(file: str, out: str) -> dict[str, Any]:
             finally:
                 took = [time.perf_counter() - wall, time.process_time() - busy]
                 within = inside.pop()
-                others = sum(beside.values()) - before
+                others = took_beside() - before
                 total[0] += took[0] - within[0]
                 total[1] += took[1] - within[1] - others
                 if inside:
