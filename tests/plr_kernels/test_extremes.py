@@ -25,9 +25,9 @@ CONTRAST = {"groups": 2, "batch": 3, "dim": 3, "temperature": 1.0}
 
 
 def _one_hot(states, spread):
-    """The identity as items: a state's logits are its columns, the first of them far above the rest."""
+    """The identity as items: a state's logits are its columns, the second of them far above the rest."""
     logits = torch.randn(states.shape, generator=torch.Generator().manual_seed(3)) * 2
-    logits[..., 0] += spread
+    logits[..., 1] += spread
     return logits
 
 

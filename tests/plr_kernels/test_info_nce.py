@@ -107,3 +107,13 @@ def test_wrong_arguments(message):
 def test_no_dimension():
     with pytest.raises(ValueError, match="view1 must have at least one entry along D"):
         info_nce(torch.zeros(1, 2, 0), torch.zeros(1, 2, 0))
+
+
+def test_a_loss_far_below_rounding_is_not_zero(target):
+    if target.backend == "reference":
+        pytest.skip("the plain formula, which loses it")
+    size, temperature = 5, 0.05
+    view = torch.eye(size, device=target.device)[None]
+    loss = info_nce(view, view, temperature=temperature)
+    # Both directions: log(1 + 4 e^(0 − 20)) each.
+    assert loss.item() == pytest.approx(2 * math.log1p((size - 1) * math.exp(-1 / temperature)), rel=1e-5)

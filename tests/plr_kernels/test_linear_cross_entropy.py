@@ -139,3 +139,17 @@ def test_compiled_graph_checks_targets():
     compiled(*case.tensors.values(), torch.tensor([0, 6, -100, 1, 2, 3]))
     with pytest.raises(RuntimeError, match=r"targets must be in \[0, V\)"):
         compiled(*case.tensors.values(), torch.tensor([0, 7, -100, 1, 2, 3]))
+
+
+def test_a_loss_of_little_weight_has_gradients_in_half_precision(target):
+    """A row's share of a mean over many rows, times a small weight, is less than float16 can hold."""
+    weight, size = 2.0**-24, 2.0**14
+    case = make(target, vocabulary=40, reduction="mean", ignored=0.0)
+    states, items = (case.tensors["states"] / size).half(), (case.tensors["items"] * size).half()
+    gradients = []
+    for factor, dtype in ((weight, torch.float16), (1.0, torch.float32)):
+        leaf = states.to(dtype).requires_grad_()
+        loss = factor * linear_cross_entropy(leaf, items.to(dtype), **case.options)
+        gradients.append(torch.autograd.grad(loss, leaf)[0].float() / factor)
+    # Half a unit of float16 for the result, one for each rounded product; far less than the terms that would be lost.
+    torch.testing.assert_close(gradients[0], gradients[1], rtol=0, atol=4 * 2.0**-11 * gradients[1].abs().max().item())

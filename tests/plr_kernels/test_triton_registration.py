@@ -54,6 +54,10 @@ LARGE = [
     (PAIRWISE_KL, {"batch": 70, "group": 3, "vocabulary": 200, "dim": 20, "temperature": 1.0}),
     (LINEAR_CROSS_ENTROPY, {"rows": 300, "vocabulary": 300, "dim": 20, "temperature": 1.0, "ignored": 0.1}),
     (INFO_NCE, {"groups": 2, "batch": 150, "dim": 70, "temperature": 0.2}),
+    # More parts of a row than are put together at a time.
+    (PAIRWISE_KL, {"batch": 3, "group": 3, "vocabulary": 500, "dim": 20, "temperature": 1.0}),
+    (LINEAR_CROSS_ENTROPY, {"rows": 5, "vocabulary": 500, "dim": 20, "temperature": 1.0, "ignored": 0.1}),
+    (INFO_NCE, {"groups": 1, "batch": 300, "dim": 7, "temperature": 0.2}),
     (STREAM_ATTENTION, {"batch": 1, "heads": 1, "streams": 9, "prefix": 70, "own": 1, "dim": 20}),
 ]
 OPTIONS = {
