@@ -118,7 +118,6 @@ def join(
     other_deviation,
     other_at_top,
     other_top,
-    begins,
     inverse_group,
     N,
     GROUP: tl.constexpr,
@@ -126,9 +125,10 @@ def join(
 ):
     """What `_forward_kernel` keeps of a row's divergence, of two parts of the items together, the second one behind.
 
-    Both with the distances from the larger maximum, then the smaller added to the larger. Where `begins` is set there
-    is no first part yet.
+    Both with the distances from the larger maximum, then the smaller added to the larger. Where the first maximum is
+    the least finite number there is no first part yet.
     """
+    begins = maximum == -3.4028234663852886e38
     raised = tl.maximum(maximum, other_maximum)
     at_top += _off_mean_of_rows(maximum - raised, inverse_group, N, GROUP, PADDED)
     other_at_top += _off_mean_of_rows(other_maximum - raised, inverse_group, N, GROUP, PADDED)
@@ -241,7 +241,6 @@ def _forward_kernel(
                 tile_deviation,
                 tile_at_top,
                 tile_top,
-                start == first,
                 inverse_group,
                 N,
                 GROUP,

@@ -69,7 +69,6 @@ def _statistics_kernel(
             highest_deviation,
             at_best,
             tl.sum(tl.where(is_best, of_tops, 0), 1),
-            start == 0,
             inverse_group,
             N,
             GROUP,
