@@ -143,6 +143,13 @@ class _PastDispatcher(torch.autograd.Function):
         return _gradients(ctx, output_gradient, log_sums_gradient)
 
 
+def _run_by_dispatcher(
+    inputs: _Inputs, prefix_lengths: Tensor | None, scale: float, dropout_p: float, seed: Tensor | None, backend: str
+) -> Tensor:
+    operator = torch.ops.plr_kernels.stream_attention_forward
+    return operator(*inputs, prefix_lengths, seed, scale, dropout_p, backend)[0]
+
+
 def _run_past_dispatcher(
     inputs: _Inputs, prefix_lengths: Tensor | None, scale: float, dropout_p: float, seed: Tensor | None, backend: str
 ) -> Tensor:
@@ -155,10 +162,8 @@ def _run_fused(backend: str) -> Callable[..., Tensor]:
     def run(
         inputs: _Inputs, prefix_lengths: Tensor | None, scale: float, dropout_p: float, seed: Tensor | None
     ) -> Tensor:
-        if dispatcher_is_idle(*inputs):
-            return _run_past_dispatcher(inputs, prefix_lengths, scale, dropout_p, seed, backend)
-        operator = torch.ops.plr_kernels.stream_attention_forward
-        return operator(*inputs, prefix_lengths, seed, scale, dropout_p, backend)[0]
+        call = _run_past_dispatcher if dispatcher_is_idle(*inputs) else _run_by_dispatcher
+        return call(inputs, prefix_lengths, scale, dropout_p, seed, backend)
 
     return run
 

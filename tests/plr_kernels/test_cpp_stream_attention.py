@@ -416,7 +416,7 @@ def test_past_the_dispatcher(instruction_set, sizes, monkeypatch):
     expected = torch.ops.plr_kernels.stream_attention_forward(*case.tensors.values(), *arguments, "cpp")[0]
     with torch.profiler.profile():
         by_dispatcher = evaluate(stream_attention, case)
-    monkeypatch.setattr(operator, "_run_cpp_by_dispatcher", None)
+    monkeypatch.setattr(operator, "_run_by_dispatcher", None)
     assert torch.equal(stream_attention(**case.tensors, **case.options), expected)
     for name, result in evaluate(stream_attention, case).items():
         assert torch.equal(result, by_dispatcher[name]), name
