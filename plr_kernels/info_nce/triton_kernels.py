@@ -18,7 +18,7 @@ from torch import Tensor
 
 from plr_kernels import launch
 from plr_kernels.info_nce.reference import NORM_FLOOR
-from plr_kernels.triton_common import LN_2, LOG2_E, dot_precision, load_tile, new_gradient
+from plr_kernels.triton_common import LN_2, LOG2_E, dot_precision, load_tile, new_gradient, softmax_of_parts
 
 _LN_2 = tl.constexpr(LN_2)
 # Numbers that are kept of a vector for the backward pass: maximum and 1/sum of its similarities, the probability of all
@@ -169,18 +169,8 @@ def _loss_kernel(
     all_rows = tl.cast(G, tl.int64) * B
     own = group * B + rows
     positive = tl.load(diagonal + own, mask=mask, other=0.0)
-    others_maximum = tl.full([BLOCK_R], -3.4028234663852886e38, tl.float32)
-    others = tl.zeros([BLOCK_R], tl.float32)
     parts += view * 2 * tiles * all_rows
-    for start in range(0, tiles, BLOCK_S):
-        numbers = start + tl.arange(0, BLOCK_S)
-        exists = mask[:, None] & (numbers < tiles)[None, :]
-        offsets = numbers.to(tl.int64)[None, :] * all_rows + own[:, None]
-        maxima = tl.load(parts + offsets, mask=exists, other=-3.4028234663852886e38)
-        sums = tl.load(parts + tiles * all_rows + offsets, mask=exists, other=0.0)
-        raised = tl.maximum(others_maximum, tl.max(maxima, 1))
-        others = others * tl.exp2(others_maximum - raised) + tl.sum(sums * tl.exp2(maxima - raised[:, None]), 1)
-        others_maximum = raised
+    others_maximum, others = softmax_of_parts(parts, tiles, all_rows, own, mask, BLOCK_S)
     maximum = tl.maximum(others_maximum, positive)
     others *= tl.exp2(others_maximum - maximum)
     total = others + tl.exp2(positive - maximum)

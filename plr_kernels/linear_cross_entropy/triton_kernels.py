@@ -7,7 +7,7 @@ from torch import Tensor
 
 from plr_kernels import launch, score_kernels
 from plr_kernels.score_kernels import CROSS_ENTROPY_STATISTICS, NO_ITEM
-from plr_kernels.triton_common import LN_2, LOG2_E, load_tile, new_gradient
+from plr_kernels.triton_common import LN_2, LOG2_E, load_tile, new_gradient, softmax_of_parts
 
 _LN_2 = tl.constexpr(LN_2)
 _STATISTICS = tl.constexpr(CROSS_ENTROPY_STATISTICS)
@@ -51,17 +51,7 @@ def _loss_kernel(
         score += tl.sum(h.to(tl.float32) * e.to(tl.float32), 1)
     # An ignored row has no target: all of its sum is that of others.
     score = tl.where(counted, score * scale, -3.4028234663852886e38)
-    others_maximum = tl.full([BLOCK_R], -3.4028234663852886e38, tl.float32)
-    others_sum = tl.zeros([BLOCK_R], tl.float32)
-    for start in range(0, parts_count, BLOCK_S):
-        numbers = start + tl.arange(0, BLOCK_S)
-        exists = mask[:, None] & (numbers < parts_count)[None, :]
-        offsets = numbers.to(tl.int64)[None, :] * R + rows[:, None]
-        maxima = tl.load(parts + offsets, mask=exists, other=-3.4028234663852886e38)
-        sums = tl.load(parts + tl.cast(parts_count, tl.int64) * R + offsets, mask=exists, other=0.0)
-        raised = tl.maximum(others_maximum, tl.max(maxima, 1))
-        others_sum = others_sum * tl.exp2(others_maximum - raised) + tl.sum(sums * tl.exp2(maxima - raised[:, None]), 1)
-        others_maximum = raised
+    others_maximum, others_sum = softmax_of_parts(parts, parts_count, tl.cast(R, tl.int64), rows, mask, BLOCK_S)
     maximum = tl.maximum(others_maximum, score)
     others_sum *= tl.exp2(others_maximum - maximum)
     total = others_sum + tl.exp2(score - maximum)
