@@ -234,6 +234,6 @@ def _blocks(frame: pl.DataFrame) -> list[Block]:
             start = end - len(chunk)
             yield from np.split(chunk, cuts[(start < cuts) & (cuts < end)] - start)
 
-    names = ("user", "item", "timestamp", "positive")
+    names = ("user", "item", "timestamp", "rating")
     columns = (pieces(name) if name in chunks else repeat(None, len(cuts)) for name in names)
     return list(zip(*columns, strict=True))

@@ -51,6 +51,7 @@ _FORMAT = "plr prepared data set"
 _SEQUENCES = "sequences.safetensors"
 _USERS = "users.parquet"
 _FILES = (_SEQUENCES, _USERS, ITEMS)
+_LEVEL = 1  # of Zstandard: ids become smaller with it than with its usual level, in half the time
 ARRAYS = ("items", "offsets", "roles", "training_stop")
 
 
@@ -93,9 +94,9 @@ def save_prepared(
         arrays = {name: np.ascontiguousarray(getattr(prepared, name)) for name in ARRAYS}
         items = prepared.item_ids.to_frame("item_id")
         writers = {
-            _USERS: prepared.user_ids.to_frame("user_id").write_parquet,  # what takes longest first
+            _USERS: partial(prepared.user_ids.to_frame("user_id").write_parquet, compression_level=_LEVEL),
             _SEQUENCES: partial(save_file, arrays),
-            ITEMS: (items if features is None else items.hstack(features)).write_parquet,
+            ITEMS: partial((items if features is None else items.hstack(features)).write_parquet, compression_level=_LEVEL),
         }
 
         def write(name: str) -> dict[str, Any]:

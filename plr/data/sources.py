@@ -124,9 +124,6 @@ class SourceFiles:
         columns = {tuple(source.frame.columns) for source in sources}
         if len(columns) > 1:
             raise DataError(f"the files have different columns: {sorted(map(list, columns))}", self.paths[0])
-        # Ratings were checked; where nobody asked which are high, nothing more is needed of them.
-        name = None if self._options.min_rating is None else "positive"
-        sources = [replace(source, frame=_with_rating_as(name, source.frame)) for source in sources]
         for source, (start, stop) in zip(sources, self._periods or (), strict=False):
             _check_period(source, start, stop)
         return sources
@@ -201,12 +198,6 @@ def _check_ids(interactions: Interactions, place: Place, forbidden: bytes) -> No
             raise DataError(
                 f"the id {ids[int(index[position])]!r} holds a byte that does not belong in a text file", path, line
             )
-
-
-def _with_rating_as(name: str | None, frame: pl.DataFrame) -> pl.DataFrame:
-    """Return the frame with its column ``rating`` renamed, or with None without it; no column is copied."""
-    columns = [column.alias(name or "rating") if column.name == "rating" else column for column in frame]
-    return pl.DataFrame([column for column in columns if column.name != "rating"])
 
 
 def _check_period(source: Source, start: float, stop: float) -> None:
