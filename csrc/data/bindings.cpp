@@ -4,6 +4,7 @@
 #include <pybind11/stl.h>
 
 #include <algorithm>
+#include <atomic>
 #include <memory>
 #include <optional>
 #include <stdexcept>
@@ -13,6 +14,7 @@
 
 #include "mark.h"
 #include "stretches.h"
+#include "string_order.h"
 #include "string_table.h"
 #include "user_order.h"
 
@@ -149,24 +151,18 @@ py::tuple ranked(const StringTable& table, int threads) {
   int32_t* rank_of = ranks.mutable_data();
   {
     py::gil_scoped_release unlocked;
-    const LargeArray<uint32_t> order = table.sorted(threads);
+    const LargeArray<Ordered> order = in_order(table, threads);
     const plr_kernels::Threads run(threads, work_of_one * static_cast<double>(order.size()));
     std::vector<int64_t>& offsets = strings.offsets;
     offsets.resize(order.size() + 1);
-    in_stretches(run, order.size(), [&](size_t first, size_t last, int64_t) {
-      for (size_t place = first; place < last; ++place) {
-        if (place + ahead < last) table.prefetch(order[place + ahead]);
-        rank_of[order[place]] = static_cast<int32_t>(place);
-        offsets[place + 1] = table[order[place]].length;
-      }
-    });
-    for (size_t place = 0; place < order.size(); ++place) offsets[place + 1] += offsets[place];
+    for (size_t place = 0; place < order.size(); ++place) offsets[place + 1] = offsets[place] + order[place].length;
     strings.bytes = LargeArray<uint8_t>(offsets.back());
     in_stretches(run, order.size(), [&](size_t first, size_t last, int64_t) {
       for (size_t place = first; place < last; ++place) {
-        if (place + ahead < last) table.prefetch(order[place + ahead]);
-        const Bytes string = table[order[place]];
-        std::memcpy(strings.bytes.data() + offsets[place], string.data, string.length);
+        if (place + ahead < last) table.prefetch(order[place + ahead].address, order[place + ahead].length);
+        const uint32_t address = order[place].address;
+        rank_of[table.number_at(address)] = static_cast<int32_t>(place);
+        std::memcpy(strings.bytes.data() + offsets[place], table.string_at(address).data, order[place].length);
       }
     });
   }
@@ -193,17 +189,25 @@ template <class Value>
 using Optional = std::optional<Array<Value>>;
 using Blocks = std::vector<std::tuple<Array<uint32_t>, Array<uint32_t>, Optional<int64_t>, Optional<bool>>>;
 
-// Blocks of user, item, time and positive; all have the last two or none has.
-std::unique_ptr<UserOrder> user_order(const Blocks& given, const Array<int32_t>& user_ranks,
-                                      const Array<int32_t>& item_ranks, int threads) {
+// Blocks of user, item, time and positive; all have the last two or none has. The list is emptied.
+std::unique_ptr<UserOrder> user_order(py::list list, const Array<int32_t>& user_ranks, const Array<int32_t>& item_ranks,
+                                      int threads) {
+  py::detail::make_caster<Blocks> caster;
+  if (!caster.load(list, false)) throw py::type_error("blocks must be of user, item, time and positive");
+  auto given = py::detail::cast_op<Blocks&&>(std::move(caster));
   std::vector<Block> blocks;
-  for (const auto& [user, item, time, positive] : given) {
+  std::vector<size_t> part_of;  // which of those given each is
+  std::vector<std::atomic<int64_t>> parts_left(given.size());
+  for (size_t whole = 0; whole < given.size(); ++whole) {
+    const auto& [user, item, time, positive] = given[whole];
     if (time.has_value() != std::get<2>(given[0]).has_value() || positive.has_value() != std::get<3>(given[0]).has_value()) {
       throw std::invalid_argument("blocks must have the same columns");
     }
     const Block block{user.size(), user.data(), data_of(Optional<uint32_t>(item), user.size()),
                       data_of(time, user.size()), data_of(positive, user.size())};
     for (int64_t first = 0; first < block.length; first += most_of_a_block) {
+      part_of.push_back(whole);
+      ++parts_left[whole];
       blocks.push_back({std::min(most_of_a_block, block.length - first), block.user + first, block.item + first,
                         block.time == nullptr ? nullptr : block.time + first,
                         block.positive == nullptr ? nullptr : block.positive + first});
@@ -211,17 +215,28 @@ std::unique_ptr<UserOrder> user_order(const Blocks& given, const Array<int32_t>&
   }
   const Ranks users{user_ranks.data(), static_cast<uint32_t>(user_ranks.size())};
   const Ranks items{item_ranks.data(), static_cast<uint32_t>(item_ranks.size())};
-  py::gil_scoped_release unlocked;
-  for (const Ranks& ranks : {users, items}) {
-    if (std::any_of(ranks.data, ranks.data + ranks.size, [&](int32_t rank) { return static_cast<uint32_t>(rank) >= ranks.size; })) {
-      throw std::out_of_range("a rank that is not below their number");
+  const auto consumed = [&](size_t part) {
+    if (--parts_left[part_of[part]] > 0) return;
+    const py::gil_scoped_acquire locked;
+    given[part_of[part]] = {};
+    list[part_of[part]] = py::none();
+  };
+  std::unique_ptr<UserOrder> order;
+  {
+    const py::gil_scoped_release unlocked;
+    for (const Ranks& ranks : {users, items}) {
+      if (std::any_of(ranks.data, ranks.data + ranks.size, [&](int32_t rank) { return static_cast<uint32_t>(rank) >= ranks.size; })) {
+        throw std::out_of_range("a rank that is not below their number");
+      }
     }
+    order = std::make_unique<UserOrder>(blocks, users, items, threads, consumed);
   }
-  return std::make_unique<UserOrder>(blocks, users, items, threads);
+  list.attr("clear")();
+  return order;
 }
 
 // The sorted columns: offsets of the users, item, time and positive (None where there is none), and where each stood.
-py::tuple write(const UserOrder& order) {
+py::tuple write(UserOrder& order) {
   Array<int64_t> offsets(order.users() + 1);
   Array<int32_t> item(order.size());
   Array<uint32_t> place(order.size());
@@ -262,7 +277,7 @@ PYBIND11_MODULE(_cpp, module) {
       .def("number", &number)
       .def("ranked", &ranked, py::arg("threads"));
   py::class_<UserOrder>(module, "UserOrder")
-      .def(py::init(&user_order), py::arg("blocks").noconvert(), py::arg("user_ranks").noconvert(),
+      .def(py::init(&user_order), py::arg("blocks"), py::arg("user_ranks").noconvert(),
            py::arg("item_ranks").noconvert(), py::arg("threads"))
       .def("write", &write);
   module.def("mark", &mark_chosen, py::arg("marks").noconvert(), py::arg("index").noconvert(),

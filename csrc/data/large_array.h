@@ -55,6 +55,16 @@ class LargeArray {
     return *this;
   }
 
+  // Gives the memory of those entries back to the system, as far as it shares no page with others. They are lost.
+  void give_back(size_t first, size_t last) {
+#ifdef __linux__
+    if (bytes() < huge) return;
+    const size_t from = (first * sizeof(Value) + huge - 1) / huge * huge;
+    const size_t to = last == size_ ? bytes() : last * sizeof(Value) / huge * huge;
+    if (from < to) madvise(reinterpret_cast<char*>(data_) + from, to - from, MADV_DONTNEED);
+#endif
+  }
+
   size_t size() const { return size_; }
   Value* data() const { return data_; }
   Value* begin() const { return data_; }

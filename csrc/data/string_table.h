@@ -10,6 +10,13 @@
 
 namespace plr_data {
 
+template <class Word>
+Word load(const uint8_t* data) {
+  Word word;
+  std::memcpy(&word, data, sizeof(word));
+  return word;
+}
+
 struct Bytes {
   const uint8_t* data;
   uint32_t length;
@@ -55,15 +62,24 @@ class StringTable {
   explicit StringTable(uint64_t seed, int hash_bits = 32);
 
   int64_t size() const { return static_cast<int64_t>(records_.size()); }
-  Bytes operator[](int64_t number) const;
+  Bytes operator[](int64_t number) const { return string_at(records_[number]); }
 
   // Writes the number of each of the `length` strings. New ones get the next numbers. Returns whether any is missing.
   bool number(const StringViews& strings, int64_t length, uint32_t* numbers);
 
-  // Returns the numbers in the order of their strings, compared by bytes.
-  LargeArray<uint32_t> sorted(int threads) const;
-  // Tells the processor that a string will be read.
-  void prefetch(int64_t number) const { __builtin_prefetch(record(records_[number])); }
+
+  // Where a string is kept, which tells it and its number faster than the number tells the string.
+  uint32_t address(int64_t number) const { return records_[number]; }
+  Bytes string_at(uint32_t address) const {
+    const uint8_t* found = record(address);
+    return {found + 8, load<uint32_t>(found + 4)};
+  }
+  uint32_t number_at(uint32_t address) const { return load<uint32_t>(record(address)); }
+  // Tells the processor that a string of this length will be read.
+  void prefetch(uint32_t address, uint32_t length) const {
+    __builtin_prefetch(record(address));
+    __builtin_prefetch(record(address) + 7 + length);
+  }
 
  private:
   // Eight bytes, for the cache cannot hold them all and every look-up needs one.
@@ -79,7 +95,7 @@ class StringTable {
   const uint8_t* record(uint32_t address) const {
     return chunks_[address >> unit_bits].data() + 8 * (address & ((1 << unit_bits) - 1));
   }
-  uint32_t find_or_add(Bytes string, uint32_t tag);
+  uint32_t find_or_add(Bytes string, uint32_t tag, size_t at);
   uint32_t keep(Bytes string);
   void grow();
 

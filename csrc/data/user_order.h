@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <vector>
 
 #include "large_array.h"
@@ -32,20 +33,22 @@ struct Columns {
   uint32_t* place;  // where each stood
 };
 
-// Two passes, each of which reads and writes one stretch of memory after the other: into parts of consecutive users that
-// fit into the cache, then each part by itself. N < 2^32. The result does not depend on the number of threads.
+// Into parts of consecutive users that fit into the cache, which are counted first, then each part by itself: memory is
+// read and written one stretch after the other. N < 2^32. The result does not depend on the number of threads.
 class UserOrder {
  public:
-  // The first pass; the blocks and ranks are not needed afterwards.
-  UserOrder(const std::vector<Block>& blocks, Ranks user_ranks, Ranks item_ranks, int threads);
+  // Makes the parts; the blocks and ranks are not needed afterwards. Calls consumed(b) as soon as block b is not, from any
+  // of its threads: what is given back then need not be had anew for what is written here.
+  UserOrder(const std::vector<Block>& blocks, Ranks user_ranks, Ranks item_ranks, int threads,
+            const std::function<void(size_t)>& consumed);
 
   int64_t size() const { return length_; }
   int64_t users() const { return users_; }
   bool with_time() const { return with_time_; }
   bool with_positive() const { return with_positive_; }
 
-  // The second pass.
-  void write(const Columns& columns) const;
+  // Sorts the parts, once: each is given back when it is written.
+  void write(const Columns& columns);
 
  private:
   struct Record {
@@ -54,22 +57,13 @@ class UserOrder {
     uint32_t time[2];  // in halves, for records without padding
   };
 
-  // The records of a part that one thread found, in the order of the file.
-  struct Chunks {
-    std::vector<const Record*> begins;
-    const Record* end = nullptr;  // of the last one; the others are full
-  };
-
-  template <class Use>
-  void each(int64_t part, const Use& use) const;
-  void write_part(int64_t part, int64_t to, uint32_t count, const Columns& columns, std::vector<uint32_t>& ends,
-                  std::vector<Record>& records) const;
+  void write_part(int64_t part, const Columns& columns, std::vector<uint32_t>& ends, std::vector<Record>& sorted) const;
 
   int64_t length_ = 0, users_;
   int threads_, shift_ = 0;
   bool with_time_, with_positive_;
-  std::vector<std::vector<Chunks>> chunks_;  // of every part, by thread
-  LargeArray<Record> records_;
+  std::vector<size_t> begins_;  // of every part among the records, and the end
+  LargeArray<Record> records_;  // those of a part in the order of the file
 };
 
 }  // namespace plr_data

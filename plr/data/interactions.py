@@ -91,8 +91,7 @@ def in_user_order(blocks: list[Block], users: Ranked, items: Ranked) -> Interact
     if _cpp is None:
         columns = _sorted_by_words(blocks, user_rank, item_rank)
     else:
-        order = _cpp.UserOrder(blocks, user_rank, item_rank, pl.thread_pool_size())
-        blocks.clear()  # there is no room for them twice
+        order = _cpp.UserOrder(blocks, user_rank, item_rank, pl.thread_pool_size())  # which empties the list as it goes
         columns = order.write()
         del order
     offsets, item, timestamp, positive, position = columns
@@ -234,6 +233,6 @@ def _blocks(frame: pl.DataFrame) -> list[Block]:
             start = end - len(chunk)
             yield from np.split(chunk, cuts[(start < cuts) & (cuts < end)] - start)
 
-    names = ("user", "item", "timestamp", "rating")
+    names = ("user", "item", "timestamp", "positive")
     columns = (pieces(name) if name in chunks else repeat(None, len(cuts)) for name in names)
     return list(zip(*columns, strict=True))

@@ -109,9 +109,7 @@ def prepare_folder(
     Warns:
         UserWarning: as ``prepare``.
     """
-    write_folder(
-        sources, out, options, items=items, skip_bad_lines=skip_bad_lines, protocol=protocol, periods=periods
-    )
+    write_folder(sources, out, options, items=items, skip_bad_lines=skip_bad_lines, protocol=protocol, periods=periods)
     return open_prepared(out)
 
 
@@ -181,6 +179,13 @@ class _Job:
 
     def build(self) -> Prepared:
         """Read, filter, order and split; ``features`` holds what is known about the items then."""
+        try:
+            return self._build()
+        except DataError:
+            self.sources.hashes()  # what is no text at all is better said so
+            raise
+
+    def _build(self) -> Prepared:
         interactions, place = self.sources.read()
         if not len(interactions):
             raise DataError("the file holds no interaction", self.sources.paths[0])

@@ -96,7 +96,9 @@ def save_prepared(
         writers = {
             _USERS: partial(prepared.user_ids.to_frame("user_id").write_parquet, compression_level=_LEVEL),
             _SEQUENCES: partial(save_file, arrays),
-            ITEMS: partial((items if features is None else items.hstack(features)).write_parquet, compression_level=_LEVEL),
+            ITEMS: partial(
+                (items if features is None else items.hstack(features)).write_parquet, compression_level=_LEVEL
+            ),
         }
 
         def write(name: str) -> dict[str, Any]:

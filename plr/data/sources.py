@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 
+from plr.data.background import in_background
 from plr.data.errors import DataError
 from plr.data.fingerprint import fingerprint
 from plr.data.interactions import Interactions, number
@@ -71,15 +72,18 @@ class SourceFiles:
             raise DataError(f"{found}; the format {self.format!r} is {wanted}", paths[0])
         self._options = options
         self._periods = periods
-        self._hashes: list[str] | None = None
+        self._hashing: Future[list[str]] | None = None
         self._as_found = [_state(file) for file in self._files()]
         self._scratch: tempfile.TemporaryDirectory | None = None
 
     def hashes(self) -> list[str]:
-        """Return the SHA-256 (hex) of every file."""
-        if self._hashes is None:
-            self._hashes = self._fingerprints()
-        return self._hashes
+        """Return the SHA-256 (hex) of every file.
+
+        Raises:
+            DataError: a text file is none.
+        """
+        self._hashing = self._hashing or in_background(self._fingerprints)
+        return self._hashing.result()
 
     def describe(self) -> list[dict[str, Any]]:
         """Return name, size and hash of every file; asked for when all has been read.
@@ -95,24 +99,12 @@ class SourceFiles:
         return described
 
     def read(self) -> tuple[Interactions, Place]:
-        """Read and number the interactions while a second thread hashes the files.
+        """Read and number the interactions while another thread hashes the files, which may go on afterwards.
 
         Raises:
             DataError: for anything in a file that cannot be used, naming file and line.
         """
-        if self._hashes is not None:
-            return self._numbered()
-        with ThreadPoolExecutor(1) as pool:
-            hashes = pool.submit(self._fingerprints)
-            try:
-                numbered = self._numbered()
-            except DataError:
-                hashes.result()  # what is no text at all is better said so
-                raise
-            self._hashes = hashes.result()
-        return numbered
-
-    def _numbered(self) -> tuple[Interactions, Place]:
+        self._hashing = self._hashing or in_background(self._fingerprints)
         space = IdSpace(self._options.min_rating)
         interactions, place = number(self._read_all(space), space)
         if self.format in TEXT_FORMATS and self.skipped is None and any(map(is_packed, self.paths)):
@@ -124,6 +116,9 @@ class SourceFiles:
         columns = {tuple(source.frame.columns) for source in sources}
         if len(columns) > 1:
             raise DataError(f"the files have different columns: {sorted(map(list, columns))}", self.paths[0])
+        # Ratings were checked; where nobody asked which are high, nothing more is needed of them.
+        name = None if self._options.min_rating is None else "positive"
+        sources = [replace(source, frame=_with_rating_as(name, source.frame)) for source in sources]
         for source, (start, stop) in zip(sources, self._periods or (), strict=False):
             _check_period(source, start, stop)
         return sources
@@ -198,6 +193,12 @@ def _check_ids(interactions: Interactions, place: Place, forbidden: bytes) -> No
             raise DataError(
                 f"the id {ids[int(index[position])]!r} holds a byte that does not belong in a text file", path, line
             )
+
+
+def _with_rating_as(name: str | None, frame: pl.DataFrame) -> pl.DataFrame:
+    """Return the frame with its column ``rating`` renamed, or with None without it; no column is copied."""
+    columns = [column.alias(name or "rating") if column.name == "rating" else column for column in frame]
+    return pl.DataFrame([column for column in columns if column.name != "rating"])
 
 
 def _check_period(source: Source, start: float, stop: float) -> None:

@@ -175,7 +175,8 @@ def _drop_items(
         first, last = users
         part = slice(offsets[first], offsets[last])
         np.multiply(period[part] + np.uint8(1), left[part], out=roles[part])
-        trained[first:last] = np.add.reduceat((period[part] == 0).astype(np.int64), offsets[first:last] - part.start)
+        before = np.concatenate([[0], np.cumsum(period[part] == 0)])
+        trained[first:last] = np.diff(before[offsets[first : last + 1] - part.start])
 
     in_threads(finish, user_blocks(offsets, BLOCK))
     report = {

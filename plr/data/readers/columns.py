@@ -87,14 +87,13 @@ def read_columns(
     columns: Mapping[str, str],
     lines_of: LinesOf,
     space: IdSpace,
-    last_column: str | None = None,
+    whole_lines: bool = False,
     skipped: Skipped | None = None,
     typed: Callable[[Mapping[str, pl.DataType]], pl.LazyFrame] | None = None,
 ) -> Source:
     """Check and convert the ``columns`` ({role: name}) of ``table``; rows without any value are left out.
 
-    A rating is read only where ``space`` has a ``min_rating``: a tenth of the time of reading goes into it.
-    For text ``last_column`` names the last one: reading it too makes polars count the fields of every line.
+    With ``whole_lines`` the other columns are read too, for only then does polars count the fields of every line.
     Where ``skipped`` is given, rows with a value that cannot be used are added to it instead of raising. For text
     ``typed`` returns the table read with these types of columns, which costs less than to convert them afterwards.
 
@@ -105,16 +104,16 @@ def read_columns(
     schema = table.collect_schema()
     for role, name in columns.items():
         _check_dtype(role, name, schema[name], path)
-    if space.min_rating is None:
-        columns = {role: name for role, name in columns.items() if role != "rating"}
-    read_anyway = last_column is None or last_column in columns.values()
-    counted = [] if read_anyway else [pl.col(last_column).is_null().alias("counted")]
+    others = [name for name in schema.names() if whole_lines and name not in columns.values()]
+    counted = [pl.any_horizontal(pl.col(others).is_null()).alias("counted")] if others else []
 
     def converted(lines: pl.LazyFrame, plain: bool) -> pl.DataFrame:
         types = lines.collect_schema()
         wanted = [_convert(role, pl.col(name), types[name], plain) for role, name in columns.items()]
         if "rating" in columns:
-            wanted[2] = (wanted[2] >= space.min_rating).alias("rating")
+            number = wanted[2]
+            high = pl.lit(True) if space.min_rating is None else number >= space.min_rating
+            wanted[2] = pl.when(number.is_not_null()).then(high).alias("rating")
         frame = space.collect(lines.select(*wanted, *counted))
         return pl.DataFrame([frame[role] for role in columns])  # frame.select would copy all of it into one chunk
 

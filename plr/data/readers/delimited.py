@@ -90,7 +90,7 @@ def _read(
             if f"{name}_duplicated_0" in names:  # so polars calls the second one
                 line, _ = next(records(path, quoted))
                 raise DataError(f"the header has the column {name!r} more than once", path, line)
-        return read_columns(path, table, found, lines_of, space, names[-1], skipped, scan)
+        return read_columns(path, table, found, lines_of, space, True, skipped, scan)
     except (pl.exceptions.PolarsError, OSError) as error:
         raise _malformed(path, separator, quoted, error) from error
 

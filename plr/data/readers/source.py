@@ -49,7 +49,7 @@ class IdSpace:
     """How values are kept while files are read: ids in 4 bytes each with one string per id, ratings in a bit.
 
     Files read into the same space can be put one after the other. ``min_rating`` is the least rating that is high
-    enough; with None ratings are not looked at.
+    enough; with None every rating is.
     """
 
     min_rating: float | None = None
@@ -113,7 +113,7 @@ class Source:
     """The interactions of one file, in file order.
 
     ``frame`` has the columns ``user`` and ``item`` (uint32, the numbers of an IdSpace, never null), and
-    where the file has them ``rating`` (bool: high enough; only with a ``min_rating``) and ``timestamp`` (int64). ``rows`` says which
+    where the file has them ``rating`` (bool: high enough) and ``timestamp`` (int64). ``rows`` says which
     record of the file each is (ascending); None where every record is one. ``lines_of(rows)`` gives the
     1-based lines (for Parquet: rows) to name in a message; it may read the file again.
     """

@@ -82,7 +82,7 @@ def check_user_order(blocks: list, users: tuple, items: tuple) -> None:
         types = [(name, getattr(found, name).dtype) for name in ("offsets", "item", "position")]
         assert types == [("offsets", np.int64), ("item", np.int32), ("position", np.uint32)]
     for threads in (1, 2, 3):
-        assert np.array_equal(_cpp.UserOrder(blocks, users[1], items[1], threads).write()[-1], order)
+        assert np.array_equal(_cpp.UserOrder(list(blocks), users[1], items[1], threads).write()[-1], order)
 
 
 def test_user_order_refuses_what_does_not_fit():

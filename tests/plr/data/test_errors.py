@@ -105,6 +105,14 @@ def test_too_many_fields(write, needless):
     refuse(path, 4, "6 fields", f"the header has {5 if needless else 4}")
 
 
+@pytest.mark.parametrize("header", ["note,user,item,timestamp", "user,note,item,timestamp", "user,item,a,b,timestamp"])
+def test_too_many_fields_where_a_column_is_not_needed(write, header):
+    fields = len(header.split(","))
+    good = [",".join([f"{row}"] * fields) for row in range(3)]
+    path = write("a.csv", "\n".join([header, *good, good[0] + ",1", *good]) + "\n")
+    refuse(path, 5, f"{fields + 1} fields", f"the header has {fields}")
+
+
 def test_unclosed_quote(write):
     refuse(write("a.csv", HEADER + GOOD + 'a,"x,1,1\na,x,1,1\n'), 4, "never closed")
 
