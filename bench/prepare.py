@@ -216,7 +216,7 @@ def bench(
         "import_only": [python, "-c", "import plr.cli, plr.prepare"],
         "polars_read": [python, "-c", POLARS, str(file)],
         "polars_numbers": [python, "-c", POLARS_NUMBERS, str(file)],
-        "plr_prepare": [python, "-m", "plr.cli", "prepare", str(file), "--out", str(out)],
+        "plr_prepare": [python, "-m", "plr", "prepare", str(file), "--out", str(out)],
         "plr_open": [python, "-c", OPEN, str(out)],
         "plr_batches": [python, "-c", BATCHES, str(out)],
     }

@@ -20,6 +20,8 @@ from plr.config import Config, ConfigError, names
 from plr.data import DataError, PrepareOptions
 from plr.errors import TERMINATED, NonFiniteLossError, RunError
 from plr.parsing import Parser
+from plr.prepare import Request
+from plr.prepare import run as prepare
 
 NEW_ITEMS = (
     "inductive unisrec: text vectors of items, or of items' texts, that came after training, "
@@ -201,8 +203,6 @@ def _parser() -> Parser:
 
 
 def _prepare_parser() -> Parser:
-    from plr.prepare import Request
-
     parser = Parser(
         description="Read, filter, split and write interactions as a folder that `plr train --data` opens at once."
     )
@@ -230,11 +230,9 @@ def argument_help(of: type) -> dict[str, str]:
 
 
 def _prepare(options: Namespace) -> None:
-    from plr.prepare import Request, run
-
     values = options.as_dict()
     given = {name: values.pop(name) for name in get_type_hints(PrepareOptions)}
-    run(Request(**values, options={name: value for name, value in given.items() if value is not None}))
+    prepare(Request(**values, options={name: value for name, value in given.items() if value is not None}))
 
 
 def _data(options: Namespace) -> None:

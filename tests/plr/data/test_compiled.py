@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import sys
 from itertools import pairwise
 from pathlib import Path
 
@@ -85,6 +86,35 @@ def check_user_order(blocks: list, users: tuple, items: tuple) -> None:
         assert np.array_equal(_cpp.UserOrder(list(blocks), users[1], items[1], threads).write()[-1], order)
 
 
+def test_user_order_lets_go_of_its_blocks_and_is_written_once():
+    blocks, users, items = drawn(3, 300_000, 1000, 5, positive=True)
+    arrays = [column for block in blocks for column in block]
+    whole = [np.ascontiguousarray(column) for column in arrays]  # no view that keeps another
+    blocks[:] = zip(*[iter(whole)] * 4, strict=True)
+    del arrays
+    held = [sys.getrefcount(column) for column in whole]
+    order = _cpp.UserOrder(blocks, users[1], items[1], 2)
+    assert blocks == []
+    assert [sys.getrefcount(column) for column in whole] == [count - 1 for count in held]
+    order.write()
+    with pytest.raises(RuntimeError, match="written before"):
+        order.write()
+
+
+def test_user_order_gives_back_no_part_before_it_is_written():
+    """Parts of many sizes; those of more than a huge page, 2 MiB of records, are given back as they are written."""
+    random = np.random.Generator(np.random.PCG64(4))
+    count, users = 1_500_000, 100_000
+    user = np.minimum(random.exponential(users / 4, count), users - 1).astype(np.uint32)
+    ranks = np.arange(users, dtype=np.int32)
+    time = random.integers(-(2**62), 2**62, count)
+    for threads in (1, 2, 5):
+        columns = _cpp.UserOrder([(user, user, time, None)], ranks, ranks, threads).write()
+        order = np.lexsort((time, user))
+        for found, expected in zip(columns[1:], (user[order], time[order], None, order), strict=True):
+            assert (found is expected is None) or np.array_equal(found, expected)
+
+
 def test_user_order_refuses_what_does_not_fit():
     user, item = np.array([0, 3], dtype=np.uint32), np.array([0, 1], dtype=np.uint32)
     ranks = np.arange(4, dtype=np.int32)
@@ -111,6 +141,9 @@ def test_marks():
         assert np.flatnonzero(marks).tolist() == sorted(set(those.tolist()))
     with pytest.raises(IndexError):
         blocks.mark(np.zeros(int(index.max()), dtype=bool), index)
+    marks = np.zeros(5, dtype=bool)
+    blocks.mark(marks, index, index < 5)  # those that are not chosen may be any
+    assert marks.sum() == len(set(index[index < 5].tolist()))
 
 
 @pytest.mark.parametrize(

@@ -108,6 +108,13 @@ def test_strings_that_begin_alike_are_sorted_by_all_of_their_bytes(kind):
     check([[start + end for start in ("same start, ", "same start, 87654321") for end in ends]], kind())
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_many_strings_that_begin_alike_are_sorted_by_all_of_their_bytes(kind):
+    random = np.random.Generator(np.random.PCG64(2))
+    ends = random.permutation(20_000)
+    check([[f"{'AB'[end % 2]}{end % 11:08d}{end}" for end in ends], [f"A{end}" for end in ends[:300]]], kind())
+
+
 def test_strings_do_not_keep_their_blocks():
     numbering = Numbering()
     for block in range(4):
