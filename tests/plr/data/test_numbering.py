@@ -115,6 +115,12 @@ def test_many_strings_that_begin_alike_are_sorted_by_all_of_their_bytes(kind):
     check([[f"{'AB'[end % 2]}{end % 11:08d}{end}" for end in ends], [f"A{end}" for end in ends[:300]]], kind())
 
 
+@compiled
+def test_threads_agree_on_what_all_strings_begin_with():
+    half = range(135_000)  # so many that there are two threads
+    check([[f"one start, {end}" for end in half], [f"o, {end}" for end in half]], CompiledNumbering())
+
+
 def test_strings_do_not_keep_their_blocks():
     numbering = Numbering()
     for block in range(4):

@@ -14,7 +14,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from plr.data import DataError, SequenceDataset, prepare
+from plr.data import DataError, SequenceDataset, blocks, prepare
 from plr.data import split as splitting
 from plr.data.split import default_cuts
 
@@ -90,8 +90,8 @@ def test_leave_one_out_against_its_definition(interactions, timed):
 
 
 @settings(max_examples=60, deadline=None)
-@given(INTERACTIONS, st.integers(0, 12), st.integers(0, 6))
-def test_time_split_against_its_definition(interactions, valid_time, more):
+@given(INTERACTIONS, st.integers(0, 12), st.integers(0, 6), st.sampled_from([1, 7, blocks.BLOCK]))
+def test_time_split_against_its_definition(interactions, valid_time, more, block):
     test_time = valid_time + more
     users = in_time_order(interactions, timed=True)
     seen = {item for pairs in users.values() for item, time in pairs if time < valid_time}
@@ -107,7 +107,10 @@ def test_time_split_against_its_definition(interactions, valid_time, more):
                 emptied[split] += 1
             else:
                 expected[split][user, history, item] += 1
-    dataset = build(interactions, timed=True, valid_time=valid_time, test_time=test_time)
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (blocks, splitting):
+            patch.setattr(module, "BLOCK", block)
+        dataset = build(interactions, timed=True, valid_time=valid_time, test_time=test_time)
     if dataset is None:
         assert not expected["train"]
         return
