@@ -1,5 +1,6 @@
 """The command line as a user meets it."""
 
+import gc
 import io
 import json
 import re
@@ -11,7 +12,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-import plr
+import plr.__main__
 from plr.cli import main
 from plr.config import Config, ConfigError
 from plr.evaluation import load_ranking
@@ -425,3 +426,11 @@ def test_names_are_found_in_the_data_folder(small_data, tmp_path, monkeypatch):
     assert resolve("ring") == small_data
     with pytest.raises(DataError, match="no such file; tried square"):
         resolve("square")
+
+
+def test_the_entry_point_looks_for_garbage_again(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["plr", "--version"])
+    with pytest.raises(SystemExit):
+        plr.__main__.main()
+    assert gc.isenabled()
+    gc.unfreeze()
