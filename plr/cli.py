@@ -28,13 +28,34 @@ NEW_ITEMS = (
     "made with `plr embed-text --like`"
 )
 
+COMMANDS = {
+    "demo": (
+        "the whole path on made-up data, in a few minutes",
+        "Make data, train PLR and SASRec on them, compare, recommend.",
+    ),
+    "prepare": (
+        "raw files into a folder to train on",
+        "Read, filter, split and write interactions as a folder that `plr train --data` opens at once.",
+    ),
+    "data": ("look at a prepared folder", "Look at a prepared folder."),
+    "train": ("train one system", "Train, validate and test one system; repeat the command to resume."),
+    "evaluate": (
+        "measure a finished run",
+        "Rank a finished run's test rows again, on its own data or on another file.",
+    ),
+    "recommend": ("recommend for one history", "Recommend the next items for one history."),
+    "embed-text": ("make text vectors of items", "Turn item texts into vectors, for --backbone unisrec."),
+    "systems": ("list what can be trained", "List backbones and methods, and which of them do not go together."),
+}
+"""What each does, in a line of the list and at the top of its own help."""
+
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; returns the exit status. Mistakes of the user are one message, not a traceback."""
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # an id that the terminal's encoding lacks is no error
-    parser = _parser()
-    parsed = parser.parse_args(sys.argv[1:] if arguments is None else arguments)
+    arguments = sys.argv[1:] if arguments is None else arguments
+    parsed = _parser(arguments).parse_args(arguments)
     commands = {
         "demo": _demo,
         "prepare": _prepare,
@@ -129,18 +150,35 @@ def _plain_warnings() -> Iterator[None]:
         yield
 
 
-def _parser() -> Parser:
+def _parser(arguments: list[str]) -> Parser:
+    """Return the parser; of the commands only the one that is asked for has its options, unless none is."""
     parser = Parser(prog="plr", description=plr.__doc__, version=plr.__version__)
     commands = parser.add_subcommands(dest="command")
+    add_options = {
+        "demo": _demo_options,
+        "prepare": _prepare_options,
+        "data": _data_options,
+        "train": _train_options,
+        "evaluate": _evaluate_options,
+        "recommend": _recommend_options,
+        "embed-text": _embed_options,
+        "systems": lambda _: None,
+    }
+    asked = arguments[0] if arguments and arguments[0] in COMMANDS else None
+    for name, (summary, description) in COMMANDS.items():
+        command = Parser(description=description)
+        commands.add_subcommand(name, command, help=summary)
+        if asked in (name, None):
+            add_options[name](command)
+    return parser
 
-    demo = Parser(description="Make data, train PLR and SASRec on them, compare, recommend.")
+
+def _demo_options(demo: Parser) -> None:
     demo.add_argument("--out", type=str, default="plr-demo", help="folder for the data and the runs")
     demo.add_argument("--seed", type=int, default=0, help="of the data and the runs")
-    commands.add_subcommand("demo", demo, help="the whole path on made-up data, in a few minutes")
 
-    commands.add_subcommand("prepare", _prepare_parser(), help="raw files into a folder to train on")
-    data = Parser(description="Look at a prepared folder.")
-    commands.add_subcommand("data", data, help="look at a prepared folder")
+
+def _data_options(data: Parser) -> None:
     looks = data.add_subcommands(dest="look")
     show = Parser(description="Statistics, sample sequences, and histograms of lengths and popularity.")
     show.add_argument("folder", type=str, help="a folder that plr prepare wrote")
@@ -149,20 +187,21 @@ def _parser() -> Parser:
     show.add_argument("--seed", type=int, default=0, help="which sequences")
     looks.add_subcommand("show", show, help="statistics, histograms and sample sequences; checks all hashes")
 
-    train = Parser(description="Train, validate and test one system; repeat the command to resume.")
+
+def _train_options(train: Parser) -> None:
     train.add_argument("--config", action="config", help="a YAML file of fields, e.g. a run's config.yaml")
     train.add_class_arguments(Config)
-    commands.add_subcommand("train", train, help="train one system")
 
-    evaluate = Parser(description="Rank a finished run's test rows again, on its own data or on another file.")
+
+def _evaluate_options(evaluate: Parser) -> None:
     evaluate.add_argument("run", type=str, help="the run's folder")
     evaluate.add_argument("--data", type=str, default=None, help="another file, read with the run's options")
     evaluate.add_argument("--ks", type=tuple[int, ...] | None, default=None, help="the K of the metrics, e.g. [5,10]")
     evaluate.add_argument("--text_vectors", type=str | None, default=None, help=NEW_ITEMS)
     evaluate.add_argument("--exclude_seen", type=bool | None, default=None, help="do not rank items of the history")
-    commands.add_subcommand("evaluate", evaluate, help="measure a finished run")
 
-    recommend = Parser(description="Recommend the next items for one history.")
+
+def _recommend_options(recommend: Parser) -> None:
     recommend.add_argument("run", type=str, help="the run's folder")
     recommend.add_argument("--history", type=str, required=True, help='item ids, oldest first: "id id id"')
     recommend.add_argument("-k", type=int | None, default=None, help="how many items; 10, or all if there are fewer")
@@ -170,9 +209,9 @@ def _parser() -> Parser:
     recommend.add_argument("--exclude_seen", type=bool | None, default=None, help="leave out items of the history")
     unknown = Literal["error", "skip"]
     recommend.add_argument("--unknown", type=unknown, default="error", help="what to do with items never seen")
-    commands.add_subcommand("recommend", recommend, help="recommend for one history")
 
-    embed = Parser(description="Turn item texts into vectors, for --backbone unisrec.")
+
+def _embed_options(embed: Parser) -> None:
     embed.add_argument("file", type=str, help="item texts: .tsv or .csv with a header, .jsonl or .parquet")
     embed.add_argument("--out", type=str, default="", help="the folder to be made")
     embed.add_argument(
@@ -195,17 +234,9 @@ def _parser() -> Parser:
         default=None,
         help="separated by commas; joined to one text; default: text or title",
     )
-    commands.add_subcommand("embed-text", embed, help="make text vectors of items")
-
-    systems = Parser(description="List backbones and methods, and which of them do not go together.")
-    commands.add_subcommand("systems", systems, help="list what can be trained")
-    return parser
 
 
-def _prepare_parser() -> Parser:
-    parser = Parser(
-        description="Read, filter, split and write interactions as a folder that `plr train --data` opens at once."
-    )
+def _prepare_options(parser: Parser) -> None:
     help_of, types = argument_help(Request), get_type_hints(Request)
     parser.add_argument("source", type=str, help=help_of["source"])
     for name in ("out", "items", "domain", "raw"):
@@ -220,7 +251,6 @@ def _prepare_parser() -> Parser:
         default = getattr(PrepareOptions, name)
         text = help_of[name] if default is None else f"{help_of[name]} Default: {default}."
         parser.add_argument(f"--{name}", type=accepted, default=None, help=text)
-    return parser
 
 
 def argument_help(of: type) -> dict[str, str]:

@@ -59,7 +59,7 @@ class Parser(ArgumentParser):
         elif other_kind:
             message = _about_kind(parser, *other_kind.groups()) or message
         command = parser.prog.replace(" [options]", "")
-        sys.stderr.write(f"{command}: {' '.join(message.split())}; see {command} --help\n")
+        sys.stderr.write(f"{command}: {' '.join(message.split()).rstrip('.')}; see {command} --help\n")
         sys.exit(2)
 
 

@@ -41,7 +41,7 @@ StringTable::StringTable(uint64_t seed, int hash_bits)
   for (uint64_t& key : keys_) key = next_key(seed);
 }
 
-uint32_t StringTable::hash(Bytes string) const {
+__attribute__((always_inline)) inline uint32_t StringTable::hash(Bytes string) const {
   const uint8_t* data = string.data;
   const uint32_t length = string.length;
   uint64_t state = keys_[0], a = 0, b = 0;
@@ -62,6 +62,23 @@ uint32_t StringTable::hash(Bytes string) const {
   }
   state = folded_product(a ^ keys_[1], b ^ state);
   return static_cast<uint32_t>(folded_product(state ^ keys_[2], keys_[1] ^ length) >> 32) & hash_mask_;
+}
+
+__attribute__((always_inline)) inline uint32_t StringTable::find_or_add(Bytes string, uint32_t tag, size_t at) {
+  for (;; at = at + 1 == slots_.size() ? 0 : at + 1) {
+    Slot& slot = slots_[at];
+    if (slot.record == unused) {
+      if (records_.size() == missing) throw std::length_error("more than 2^32 - 1 different ids");
+      records_.push_back(keep(string));  // first: where memory runs out, the slot stays free
+      slot = {tag, records_.back()};
+      return static_cast<uint32_t>(records_.size() - 1);
+    }
+    if (slot.tag != tag) continue;
+    const uint8_t* found = record(slot.record);
+    if (load<uint32_t>(found + 4) == string.length && equal(found + 8, string.data, string.length)) {
+      return load<uint32_t>(found);
+    }
+  }
 }
 
 bool StringTable::number(const StringViews& strings, int64_t length, uint32_t* numbers) {
@@ -112,23 +129,6 @@ bool StringTable::number(const StringViews& strings, int64_t length, uint32_t* n
     }
   }
   return any_missing;
-}
-
-uint32_t StringTable::find_or_add(Bytes string, uint32_t tag, size_t at) {
-  for (;; at = at + 1 == slots_.size() ? 0 : at + 1) {
-    Slot& slot = slots_[at];
-    if (slot.record == unused) {
-      if (records_.size() == missing) throw std::length_error("more than 2^32 - 1 different ids");
-      records_.push_back(keep(string));  // first: where memory runs out, the slot stays free
-      slot = {tag, records_.back()};
-      return static_cast<uint32_t>(records_.size() - 1);
-    }
-    if (slot.tag != tag) continue;
-    const uint8_t* found = record(slot.record);
-    if (load<uint32_t>(found + 4) == string.length && equal(found + 8, string.data, string.length)) {
-      return load<uint32_t>(found);
-    }
-  }
 }
 
 uint32_t StringTable::keep(Bytes string) {
