@@ -7,6 +7,7 @@ import sys
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
+from contextlib import suppress
 from typing import TypeVar
 
 __all__ = ["in_background"]
@@ -24,7 +25,8 @@ def in_background(function: Callable[[], _Result]) -> Future[_Result]:
 
     def run() -> None:
         if sys.platform == "linux":  # elsewhere that is the whole process's
-            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), min(os.nice(0) + _NICE, 19))
+            with suppress(OSError):  # where it is forbidden, it works as all others
+                os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), min(os.nice(0) + _NICE, 19))
         try:
             future.set_result(function())
         except BaseException as error:

@@ -23,6 +23,14 @@ def test_it_leaves_the_cores_to_others():
     assert in_background(lambda: os.nice(0)).result() == min(os.nice(0) + 3, 19)
 
 
+def test_it_works_where_priorities_are_forbidden(monkeypatch):
+    def forbid(*_) -> None:
+        raise PermissionError
+
+    monkeypatch.setattr(os, "setpriority", forbid)
+    assert in_background(lambda: 3).result(timeout=60) == 3
+
+
 def test_a_process_that_ends_does_not_wait_for_it():
     program = "import time; from plr.data.background import in_background; in_background(lambda: time.sleep(60))"
     subprocess.run([sys.executable, "-c", program], check=True, timeout=50)
