@@ -74,7 +74,7 @@ def test_an_interruption_is_one_line(ratings, tmp_path, capsys, monkeypatch):
     def interrupt(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("plr.prepare.run", interrupt)
+    monkeypatch.setattr("plr.cli.prepare", interrupt)
     assert main(["prepare", str(ratings), "--out", str(tmp_path / "o")]) == 130
     assert capsys.readouterr().err == "\nplr: interrupted\n"
 
