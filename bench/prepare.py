@@ -213,7 +213,7 @@ def bench(
     python = sys.executable
     result: dict[str, Any] = {"rows": rows, "order": order, "file_bytes": file.stat().st_size}
     tasks = {
-        "import_only": [python, "-c", "import plr.__main__, plr.cli"],
+        "import_only": [python, "-c", "import gc; gc.disable(); import plr.cli; gc.freeze()"],
         "polars_read": [python, "-c", POLARS, str(file)],
         "polars_numbers": [python, "-c", POLARS_NUMBERS, str(file)],
         "plr_prepare": [python, "-m", "plr", "prepare", str(file), "--out", str(out)],

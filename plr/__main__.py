@@ -8,12 +8,16 @@ import sys
 
 def main() -> int:
     """Run the command line; returns the exit status."""
-    # What modules are made of stays: to look through it again and again takes a third of the time of importing them.
+    # What modules are made of stays: to look through it again and again takes a quarter of the time of a short command.
+    collecting = gc.isenabled()
     gc.disable()
-    from plr.cli import main as run
+    try:
+        from plr.cli import main as run
 
-    gc.freeze()
-    gc.enable()
+        gc.freeze()
+    finally:
+        if collecting:
+            gc.enable()
     return run()
 
 

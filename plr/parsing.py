@@ -58,8 +58,10 @@ class Parser(ArgumentParser):
             message = f"{', '.join(_shown(parser, path[-1]) for path in paths)} must be given"
         elif other_kind:
             message = _about_kind(parser, *other_kind.groups()) or message
+        elif message.endswith("was not provided."):
+            message = message.removesuffix(".")
         command = parser.prog.replace(" [options]", "")
-        sys.stderr.write(f"{command}: {' '.join(message.split()).rstrip('.')}; see {command} --help\n")
+        sys.stderr.write(f"{command}: {' '.join(message.split())}; see {command} --help\n")
         sys.exit(2)
 
 

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cstring>
 #include <stdexcept>
+#include <utility>
 
 #include "stretches.h"
 
@@ -82,6 +83,8 @@ UserOrder::UserOrder(const std::vector<Block>& blocks, Ranks user_ranks, Ranks i
 
 void UserOrder::write(const Columns& columns) {
   if (begins_.empty()) throw std::logic_error("they were written before");
+  const std::vector<size_t> begins = std::move(begins_);
+  begins_.clear();
   const plr_kernels::Threads run(threads_, work_of_one * static_cast<double>(length_));
   struct Scratch {
     std::vector<uint32_t> ends;
@@ -91,24 +94,23 @@ void UserOrder::write(const Columns& columns) {
   // Several parts together: they leave more whole pages to give back.
   const size_t together = std::min<size_t>(length_ / (8 * run.count()), most_together) + 1;
   std::vector<int64_t> firsts{0};
-  const auto parts = static_cast<int64_t>(begins_.size()) - 1;
+  const auto parts = static_cast<int64_t>(begins.size()) - 1;
   for (int64_t part = 1; part <= parts; ++part) {
-    if (part == parts || begins_[part] - begins_[firsts.back()] >= together) firsts.push_back(part);
+    if (part == parts || begins[part] - begins[firsts.back()] >= together) firsts.push_back(part);
   }
   run.run(static_cast<int64_t>(firsts.size()) - 1, [&](int64_t group, int thread) {
     for (int64_t part = firsts[group]; part < firsts[group + 1]; ++part) {
-      write_part(part, columns, scratch[thread].ends, scratch[thread].sorted);
+      write_part(part, begins, columns, scratch[thread].ends, scratch[thread].sorted);
     }
-    records_.give_back(begins_[firsts[group]], begins_[firsts[group + 1]]);
+    records_.give_back(begins[firsts[group]], begins[firsts[group + 1]]);
   });
   columns.offsets[users_] = length_;
-  begins_.clear();
 }
 
-void UserOrder::write_part(int64_t part, const Columns& columns, std::vector<uint32_t>& ends,
-                           std::vector<Record>& sorted) const {
-  const size_t to = begins_[part];
-  const auto count = static_cast<uint32_t>(begins_[part + 1] - to);
+void UserOrder::write_part(int64_t part, const std::vector<size_t>& begins, const Columns& columns,
+                           std::vector<uint32_t>& ends, std::vector<Record>& sorted) const {
+  const size_t to = begins[part];
+  const auto count = static_cast<uint32_t>(begins[part + 1] - to);
   const Record *first_record = records_.data() + to, *end_record = first_record + count;
   const auto first_user = static_cast<uint32_t>(part << shift_);
   ends.assign(size_t{1} << shift_, 0);

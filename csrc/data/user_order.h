@@ -57,7 +57,8 @@ class UserOrder {
     uint32_t time[2];  // in halves, for records without padding
   };
 
-  void write_part(int64_t part, const Columns& columns, std::vector<uint32_t>& ends, std::vector<Record>& sorted) const;
+  void write_part(int64_t part, const std::vector<size_t>& begins, const Columns& columns, std::vector<uint32_t>& ends,
+                  std::vector<Record>& sorted) const;
 
   int64_t length_ = 0, users_;
   int threads_, shift_ = 0;

@@ -434,3 +434,10 @@ def test_the_entry_point_looks_for_garbage_again(monkeypatch):
         plr.__main__.main()
     assert gc.isenabled()
     gc.unfreeze()
+
+
+def test_no_command_and_a_number_with_a_full_stop(capsys):
+    for arguments, message in (([], "but it was not provided; see"), (["recommend", "r", "-k", "2."], "found 2.; see")):
+        with pytest.raises(SystemExit):
+            main([*arguments, *(["--history", "a"] if arguments else [])])
+        assert message in capsys.readouterr().err

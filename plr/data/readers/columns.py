@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import polars as pl
+from polars.selectors import by_name  # takes no name for a pattern, as pl.col takes ^...$
 
 from plr.data.errors import DataError
 from plr.data.readers.source import LISTED, IdSpace, LinesOf, Skipped, Source, collect
@@ -105,7 +106,7 @@ def read_columns(
     for role, name in columns.items():
         _check_dtype(role, name, schema[name], path)
     others = [name for name in schema.names() if whole_lines and name not in columns.values()]
-    counted = [pl.any_horizontal(pl.col(others).is_null()).alias("counted")] if others else []
+    counted = [pl.any_horizontal(by_name(others).is_null()).alias("counted")] if others else []
 
     def converted(lines: pl.LazyFrame, plain: bool) -> pl.DataFrame:
         types = lines.collect_schema()
@@ -133,7 +134,7 @@ def read_columns(
 
     # Blank lines come as rows without any value. Only now is it worth reading every column to tell them.
     numbered = table.with_row_index("row")
-    blank = collect(numbered.filter(pl.all_horizontal(pl.col(schema.names()).is_null())).select("row"))
+    blank = collect(numbered.filter(pl.all_horizontal(by_name(schema.names()).is_null())).select("row"))
     kept = np.ones(frame.height, dtype=bool)
     kept[blank["row"].to_numpy()] = False
     bad = np.flatnonzero(kept & wrong.to_numpy())
