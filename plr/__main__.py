@@ -8,7 +8,7 @@ import sys
 
 def main() -> int:
     """Run the command line; returns the exit status."""
-    # What modules are made of stays: to look through it again and again takes a quarter of the time of a short command.
+    # What modules are made of stays: to look through it again and again is a good part of the time of a short command.
     collecting = gc.isenabled()
     gc.disable()
     try:
