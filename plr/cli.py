@@ -8,10 +8,10 @@ import signal
 import sys
 import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal, TextIO, get_type_hints
+from typing import Any, Literal, NamedTuple, TextIO, get_type_hints
 
 from jsonargparse import Namespace
 
@@ -28,27 +28,6 @@ NEW_ITEMS = (
     "made with `plr embed-text --like`"
 )
 
-COMMANDS = {
-    "demo": (
-        "the whole path on made-up data, in a few minutes",
-        "Make data, train PLR and SASRec on them, compare, recommend.",
-    ),
-    "prepare": (
-        "raw files into a folder to train on",
-        "Read, filter, split and write interactions as a folder that `plr train --data` opens at once.",
-    ),
-    "data": ("look at a prepared folder", "Look at a prepared folder."),
-    "train": ("train one system", "Train, validate and test one system; repeat the command to resume."),
-    "evaluate": (
-        "measure a finished run",
-        "Rank a finished run's test rows again, on its own data or on another file.",
-    ),
-    "recommend": ("recommend for one history", "Recommend the next items for one history."),
-    "embed-text": ("make text vectors of items", "Turn item texts into vectors, for --backbone unisrec."),
-    "systems": ("list what can be trained", "List backbones and methods, and which of them do not go together."),
-}
-"""What each does, in a line of the list and at the top of its own help."""
-
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; returns the exit status. Mistakes of the user are one message, not a traceback."""
@@ -56,21 +35,10 @@ def main(arguments: list[str] | None = None) -> int:
         sys.stdout.reconfigure(errors="backslashreplace")  # an id that the terminal's encoding lacks is no error
     arguments = sys.argv[1:] if arguments is None else arguments
     parsed = _parser(arguments).parse_args(arguments)
-    commands = {
-        "demo": _demo,
-        "prepare": _prepare,
-        "data": _data,
-        "train": _train,
-        "evaluate": _evaluate,
-        "recommend": _recommend,
-        "embed-text": _embed_text,
-        "systems": _systems,
-    }
-    command = commands[parsed.command]
     advice = "; repeat the command to go on from the last finished epoch" if parsed.command in ("train", "demo") else ""
     try:
         with _plain_warnings(), _terminable():
-            command(parsed[parsed.command])
+            COMMANDS[parsed.command].run(parsed[parsed.command])
     except KeyboardInterrupt:
         print(f"\nplr: interrupted{advice}", file=sys.stderr)
         return 130
@@ -154,22 +122,12 @@ def _parser(arguments: list[str]) -> Parser:
     """Return the parser; of the commands only the one that is asked for has its options, unless none is."""
     parser = Parser(prog="plr", description=plr.__doc__, version=plr.__version__)
     commands = parser.add_subcommands(dest="command")
-    add_options = {
-        "demo": _demo_options,
-        "prepare": _prepare_options,
-        "data": _data_options,
-        "train": _train_options,
-        "evaluate": _evaluate_options,
-        "recommend": _recommend_options,
-        "embed-text": _embed_options,
-        "systems": lambda _: None,
-    }
     asked = arguments[0] if arguments and arguments[0] in COMMANDS else None
-    for name, (summary, description) in COMMANDS.items():
-        command = Parser(description=description)
-        commands.add_subcommand(name, command, help=summary)
+    for name, command in COMMANDS.items():
+        options = Parser(description=command.description)
+        commands.add_subcommand(name, options, help=command.summary)
         if asked in (name, None):
-            add_options[name](command)
+            command.add_options(options)
     return parser
 
 
@@ -370,6 +328,59 @@ def _print(*parts: object) -> None:
             print_line(console, part)
         else:
             console.print(part)
+
+
+class Command(NamedTuple):
+    """One of `plr`'s commands."""
+
+    summary: str  # in the list of all
+    description: str  # at the top of its own help
+    add_options: Callable[[Parser], None]
+    run: Callable[[Namespace], None]
+
+
+COMMANDS = {
+    "demo": Command(
+        "the whole path on made-up data, in a few minutes",
+        "Make data, train PLR and SASRec on them, compare, recommend.",
+        _demo_options,
+        _demo,
+    ),
+    "prepare": Command(
+        "raw files into a folder to train on",
+        "Read, filter, split and write interactions as a folder that `plr train --data` opens at once.",
+        _prepare_options,
+        _prepare,
+    ),
+    "data": Command("look at a prepared folder", "Look at a prepared folder.", _data_options, _data),
+    "train": Command(
+        "train one system",
+        "Train, validate and test one system; repeat the command to resume.",
+        _train_options,
+        _train,
+    ),
+    "evaluate": Command(
+        "measure a finished run",
+        "Rank a finished run's test rows again, on its own data or on another file.",
+        _evaluate_options,
+        _evaluate,
+    ),
+    "recommend": Command(
+        "recommend for one history", "Recommend the next items for one history.", _recommend_options, _recommend
+    ),
+    "embed-text": Command(
+        "make text vectors of items",
+        "Turn item texts into vectors, for --backbone unisrec.",
+        _embed_options,
+        _embed_text,
+    ),
+    "systems": Command(
+        "list what can be trained",
+        "List backbones and methods, and which of them do not go together.",
+        lambda _: None,
+        _systems,
+    ),
+}
 
 
 if __name__ == "__main__":
