@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import mmap
-import sys
 from itertools import pairwise
 from pathlib import Path
 
@@ -127,19 +125,6 @@ def test_user_order_gives_back_no_part_before_it_is_written():
         order = np.lexsort((time, user))
         for found, expected in zip(columns[1:], (user[order], time[order], None, order), strict=True):
             assert (found is expected is None) or np.array_equal(found, expected)
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="what memory a process has is asked of Linux")
-def test_user_order_gives_its_parts_back():
-    def resident() -> int:
-        return int(Path("/proc/self/statm").read_text().split()[1]) * mmap.PAGESIZE
-
-    count, ranks = 4_000_000, np.arange(10_000, dtype=np.int32)  # so many that what is written together is pages long
-    user = np.random.Generator(np.random.PCG64(5)).integers(0, len(ranks), count, dtype=np.uint32)
-    order = _cpp.UserOrder([(user, user, user.astype(np.int64), None)], ranks, ranks, 1)
-    before = resident()
-    order.write()  # and what is written goes, too
-    assert before - resident() > count * 20 / 2  # half of the records, 20 bytes each
 
 
 def test_user_order_refuses_what_does_not_fit():
