@@ -1,6 +1,6 @@
 """Operators for latent-reasoning recommenders: drop-in functions and layers for any PyTorch model."""
 
-from plr_kernels.backend import use_backend
+from plr_kernels.dispatch.backend import use_backend
 from plr_kernels.info_nce import info_nce
 from plr_kernels.layers import InfoNCE, LinearCrossEntropy, PairwiseKL, StreamAttention
 from plr_kernels.linear_cross_entropy import linear_cross_entropy

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from plr_kernels.checks import (
+from plr_kernels.dispatch.checks import (
     check_dropout_p,
     check_index,
     check_number,

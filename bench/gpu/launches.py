@@ -2,10 +2,10 @@
 
     python -m bench.gpu.launches pairwise_kl
 
-Starts at what plr_kernels/launch.py chooses, tries the neighbours of every option, keeps what is faster by more than
-2 % and goes on from there until nothing is. Each trial's results are checked against the formula; what does not compile
-or does not fit the chip is named. The package is not changed: a better choice belongs into launch.py, with its reason,
-where tests/plr_kernels/test_triton_compiled.py then says whether it also fits the other chips.
+Starts at what plr_kernels/triton_shared/launch.py chooses, tries the neighbours of every option, keeps what is faster
+by more than 2 % and goes on from there until nothing is. Each trial's results are checked against the formula; what
+does not compile or does not fit the chip is named. The package is not changed: a better choice belongs into launch.py,
+with its reason, where tests/plr_kernels/gpu/test_compiled.py then says whether it also fits the other chips.
 """
 
 from __future__ import annotations
@@ -23,12 +23,13 @@ import torch
 from bench.gpu.cases import CASES, Case, Sizes
 from bench.gpu.timing import Clock, CudaClock, WrongResultError, backward, error, exact_results, failure, forward, timed
 from bench.peers import OURS
-from plr_kernels import launch, use_backend
+from plr_kernels import use_backend
+from plr_kernels.triton_shared import launch
 
 BETTER = 0.98
 ROUNDS = 20
 SCORES = ("score_forward", "states_gradient", "items_gradient")
-# The functions of plr_kernels/launch.py that an operator asks, and with which argument.
+# The functions of plr_kernels/triton_shared/launch.py that an operator asks, and with which argument.
 KERNELS: dict[str, tuple[tuple[str, dict[str, Any]], ...]] = {
     "stream_attention": (("stream_attention", {"backward": False}), ("stream_attention", {"backward": True})),
     "pairwise_kl": tuple((name, {}) for name in SCORES),

@@ -38,7 +38,7 @@ def selections(operators: tuple[str, ...]) -> dict[str, str]:
     """What pytest's -k is given: the tests of each operator, and of what they share."""
     others = " or ".join(OPERATORS)
     chosen = {name: f"triton-cuda and {name}" for name in operators}
-    return {**chosen, "registration and all else": f"(triton-cuda or triton_registration) and not ({others})"}
+    return {**chosen, "registration and all else": f"(triton-cuda or test_registration) and not ({others})"}
 
 
 def check(operators: tuple[str, ...] = OPERATORS, target: str = "tests/plr_kernels") -> dict[str, Verdict]:

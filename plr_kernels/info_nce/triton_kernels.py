@@ -16,9 +16,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from plr_kernels import launch
 from plr_kernels.info_nce.reference import NORM_FLOOR
-from plr_kernels.triton_common import LN_2, LOG2_E, dot_precision, load_tile, new_gradient, softmax_of_parts
+from plr_kernels.triton_shared import launch
+from plr_kernels.triton_shared.helpers import LN_2, LOG2_E, dot_precision, load_tile, new_gradient, softmax_of_parts
 
 _LN_2 = tl.constexpr(LN_2)
 # Numbers that are kept of a vector for the backward pass: maximum and 1/sum of its similarities, the probability of all

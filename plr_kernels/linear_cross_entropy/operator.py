@@ -6,8 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from plr_kernels.backend import checks_values, fused_module, resolve
-from plr_kernels.checks import (
+from plr_kernels.dispatch.backend import checks_values, fused_module, resolve
+from plr_kernels.dispatch.checks import (
     check_index,
     check_integer,
     check_not_empty,
@@ -16,8 +16,8 @@ from plr_kernels.checks import (
     check_temperature,
     check_values,
 )
+from plr_kernels.dispatch.precision import floating_inputs, no_autocast, raised
 from plr_kernels.linear_cross_entropy import reference
-from plr_kernels.precision import floating_inputs, no_autocast, raised
 
 torch.library.define(
     "plr_kernels::linear_cross_entropy",

@@ -1,13 +1,13 @@
-"""The "triton" backend of linear_cross_entropy: the kernels of score_kernels.py, and the loss from what they find."""
+"""The "triton" backend of linear_cross_entropy: the loss from what the kernels of triton_shared/scores.py find."""
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from plr_kernels import launch, score_kernels
-from plr_kernels.score_kernels import CROSS_ENTROPY_STATISTICS, NO_ITEM
-from plr_kernels.triton_common import LN_2, LOG2_E, load_tile, new_gradient, softmax_of_parts
+from plr_kernels.triton_shared import launch, scores
+from plr_kernels.triton_shared.helpers import LN_2, LOG2_E, load_tile, new_gradient, softmax_of_parts
+from plr_kernels.triton_shared.scores import CROSS_ENTROPY_STATISTICS, NO_ITEM
 
 _LN_2 = tl.constexpr(LN_2)
 _STATISTICS = tl.constexpr(CROSS_ENTROPY_STATISTICS)
@@ -80,7 +80,7 @@ def forward(
     if rows == 0:
         return losses, statistics
     targets = targets.contiguous()
-    parts, _ = score_kernels.forward(states.unsqueeze(1), items, temperature, targets, ignore_index)
+    parts, _ = scores.forward(states.unsqueeze(1), items, temperature, targets, ignore_index)
     options = launch.row_losses(dim)
     with torch.cuda.device_of(states):
         _loss_kernel[(launch.blocks(rows, options["BLOCK_R"]),)](
@@ -123,7 +123,7 @@ def backward(
         weights = torch.where(targets == ignore_index, 0.0, losses_gradient)
         largest = weights.abs().amax().clamp(min=torch.finfo(torch.float32).tiny)
         weights = weights / largest
-    states_gradient, items_gradient = score_kernels.backward(
+    states_gradient, items_gradient = scores.backward(
         states.unsqueeze(1),
         items,
         statistics.contiguous().unsqueeze(1),

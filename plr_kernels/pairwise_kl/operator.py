@@ -6,10 +6,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from plr_kernels.backend import fused_module, resolve
-from plr_kernels.checks import check_not_empty, check_shape, check_temperature
+from plr_kernels.dispatch.backend import fused_module, resolve
+from plr_kernels.dispatch.checks import check_not_empty, check_shape, check_temperature
+from plr_kernels.dispatch.precision import floating_inputs, no_autocast, raised
 from plr_kernels.pairwise_kl import reference
-from plr_kernels.precision import floating_inputs, no_autocast, raised
 
 torch.library.define(
     "plr_kernels::pairwise_kl",

@@ -1,4 +1,4 @@
-"""The "triton" backend of pairwise_kl: the kernels of score_kernels.py, and the loss from what they find.
+"""The "triton" backend of pairwise_kl: the loss from what the kernels of triton_shared/scores.py find.
 
 With t a logit's distance from the row's largest, and r the deviation of t from its mean over the group, the loss is
 Σ_i Σ_v p_i(v) r_i(v) / (B (N − 1)).
@@ -9,9 +9,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from plr_kernels import launch, score_kernels
-from plr_kernels.score_kernels import DIVERGENCE_STATISTICS, NO_ITEM, join, off_group_mean, tile_rows
-from plr_kernels.triton_common import LN_2, new_gradient
+from plr_kernels.triton_shared import launch, scores
+from plr_kernels.triton_shared.helpers import LN_2, new_gradient
+from plr_kernels.triton_shared.scores import DIVERGENCE_STATISTICS, NO_ITEM, join, off_group_mean, tile_rows
 
 _STATISTICS = tl.constexpr(DIVERGENCE_STATISTICS)
 
@@ -105,7 +105,7 @@ def forward(states: Tensor, items: Tensor, temperature: float) -> tuple[Tensor, 
     statistics, no_tops = new_statistics(states)
     if batch == 0 or group == 1:
         return statistics.new_zeros(()), statistics.zero_(), no_tops
-    parts, tops = score_kernels.forward(states, items, temperature, None, 0)
+    parts, tops = scores.forward(states, items, temperature, None, 0)
     options = launch.statistics(group)
     with torch.cuda.device_of(states):
         _statistics_kernel[(launch.blocks(batch, options["BLOCK_R"] // options["GROUP"]),)](
@@ -137,7 +137,7 @@ def backward(
     batch, group, _ = states.shape
     if batch == 0 or group == 1:
         return new_gradient(states, needs_states).zero_(), new_gradient(items, needs_items).zero_()
-    return score_kernels.backward(
+    return scores.backward(
         states,
         items,
         statistics.contiguous(),

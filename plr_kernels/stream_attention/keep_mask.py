@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from plr_kernels.philox import philox, split_words
+from plr_kernels.stream_attention.philox import philox, split_words
 
 _PREFIX_PART, _STREAM_PART = 0, 1
 

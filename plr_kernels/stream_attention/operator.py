@@ -6,8 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor, is_autocast_enabled
 
-from plr_kernels.backend import CPP_IS_BUILT, checks_values, fused_module, resolve
-from plr_kernels.checks import (
+from plr_kernels.dispatch.backend import CPP_IS_BUILT, checks_values, fused_module, resolve
+from plr_kernels.dispatch.checks import (
     check_device,
     check_dropout_p,
     check_integer,
@@ -16,8 +16,8 @@ from plr_kernels.checks import (
     check_shape,
     check_values,
 )
-from plr_kernels.direct import autograd_records, dispatcher_is_idle
-from plr_kernels.precision import floating_inputs, no_autocast, raised
+from plr_kernels.dispatch.dispatcher import autograd_records, dispatcher_is_idle
+from plr_kernels.dispatch.precision import floating_inputs, no_autocast, raised
 from plr_kernels.stream_attention import reference
 
 torch.library.define(
@@ -175,7 +175,7 @@ IMPLEMENTATIONS = {"reference": _run_reference, "cpp": _run_fused("cpp"), "trito
 def _is_plain(inputs: _Inputs) -> bool:
     """Whether the backend "cpp" is to run on these as they are, and they pass the checks of the operator.
 
-    Found out with little Python, for the reason that direct.py gives. False says nothing: the checks will tell.
+    Found out with little Python, for the reason that dispatcher.py gives. False says nothing: the checks will tell.
     """
     return (
         dispatcher_is_idle(*inputs)

@@ -11,9 +11,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from plr_kernels import launch
 from plr_kernels.stream_attention.keep_mask import dropout_threshold
-from plr_kernels.triton_common import LOG2_E, dot_precision, load_tile, new_gradient
+from plr_kernels.triton_shared import launch
+from plr_kernels.triton_shared.helpers import LOG2_E, dot_precision, load_tile, new_gradient
 
 # The tile of queries and an accumulator of its width stay in registers.
 LARGEST_DIM = 512

@@ -5,9 +5,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from plr_kernels.backend import checks_values, fused_module, resolve
-from plr_kernels.checks import check_exclude, check_index, check_integer, check_not_empty, check_shape
-from plr_kernels.precision import floating_inputs, no_autocast, raised
+from plr_kernels.dispatch.backend import checks_values, fused_module, resolve
+from plr_kernels.dispatch.checks import check_exclude, check_index, check_integer, check_not_empty, check_shape
+from plr_kernels.dispatch.precision import floating_inputs, no_autocast, raised
 from plr_kernels.top_items import reference
 
 torch.library.define(

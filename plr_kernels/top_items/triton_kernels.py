@@ -12,11 +12,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from plr_kernels import launch
-from plr_kernels.checks import check_exclude
-from plr_kernels.precision import raised
+from plr_kernels.dispatch.checks import check_exclude
+from plr_kernels.dispatch.precision import raised
 from plr_kernels.top_items import reference
-from plr_kernels.triton_common import dot_precision, load_tile
+from plr_kernels.triton_shared import launch
+from plr_kernels.triton_shared.helpers import dot_precision, load_tile
 
 # A row's list lies in registers. For longer lists the blockwise formula of reference.py runs, on the GPU as well.
 LARGEST_K = 128

@@ -231,7 +231,7 @@ def test_parity_runs_every_selection_and_reads_its_verdict(tmp_path):
         "import pytest\n"
         "@pytest.mark.parametrize('name', ['info_nce-triton-cuda', 'top_items-triton-cuda', 'top_items-cpp'])\n"
         "def test_parity(name):\n    assert name != 'top_items-triton-cuda'\n"
-        "def test_triton_registration():\n    pass\n"
+        "def test_registration():\n    pass\n"
     )
     verdicts = parity.check(("info_nce", "top_items", "pairwise_kl"), str(tmp_path))
     assert {name: verdict.ok for name, verdict in verdicts.items()} == {

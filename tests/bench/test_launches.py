@@ -9,7 +9,7 @@ from bench.gpu import launches
 from bench.gpu.cases import CASES
 from bench.gpu.launches import KERNELS, Choice, neighbours, overridden, search
 from bench.peers import OURS
-from plr_kernels import launch
+from plr_kernels.triton_shared import launch
 from tests.bench.test_gpu import CPU, TINY, ProcessorClock
 
 DEVICE = torch.device("cpu")

@@ -9,10 +9,10 @@ import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
-from plr_kernels.backend import TRITON_INTERPRETED
+from plr_kernels.dispatch.backend import TRITON_INTERPRETED
 
 if TRITON_INTERPRETED:
-    from tests.plr_kernels.interpreted_arithmetic import compute_as_gpus
+    from tests.plr_kernels.gpu.interpreted_arithmetic import compute_as_gpus
 
     compute_as_gpus()
 

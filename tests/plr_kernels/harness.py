@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 import plr_kernels
-from plr_kernels.backend import TRITON_INTERPRETED, runnable_backends
+from plr_kernels.dispatch.backend import TRITON_INTERPRETED, runnable_backends
 from plr_kernels.info_nce import operator as info_nce_operator
 from plr_kernels.info_nce import reference as info_nce_reference
 from plr_kernels.linear_cross_entropy import operator as linear_cross_entropy_operator

@@ -7,8 +7,9 @@ import sys
 import pytest
 import torch
 
-from plr_kernels import backend, pairwise_kl, use_backend
-from plr_kernels.backend import resolve
+from plr_kernels import pairwise_kl, use_backend
+from plr_kernels.dispatch import backend
+from plr_kernels.dispatch.backend import resolve
 
 
 def implementation_of(name):
@@ -139,7 +140,7 @@ def test_a_named_backend_never_falls_back(monkeypatch):
 
 
 def start(name):
-    code = "from plr_kernels import backend; print(backend._selected)"
+    code = "from plr_kernels.dispatch import backend; print(backend._selected)"
     environment = {**os.environ, backend.ENVIRONMENT_VARIABLE: name}
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
 

@@ -8,7 +8,7 @@ import torch
 from torch.nn import functional
 
 from plr.models.lares import random_states
-from plr_kernels.backend import runnable_backends
+from plr_kernels.dispatch.backend import runnable_backends
 from tests.plr.models import published
 from tests.plr.models.helpers import (
     assert_backends_agree,

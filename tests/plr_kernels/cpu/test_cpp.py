@@ -21,7 +21,7 @@ from tests.plr_kernels.harness import (
     make_case,
 )
 
-# test_cpp_stream_attention.py has more on the last.
+# test_stream_attention.py has more on the last.
 OPERATORS = (PAIRWISE_KL, INFO_NCE, LINEAR_CROSS_ENTROPY, STREAM_ATTENTION)
 INSTRUCTION_SETS = [
     name for name in ("avx512_bf16", "avx512", "avx2", "generic") if extension._cpp.instruction_set(name)
@@ -324,9 +324,7 @@ def test_target_outside_the_items_raises_without_the_public_checks():
 # ------------------------------------------------------------------------------------------ registration
 
 
-@pytest.mark.parametrize(
-    "operator", [PAIRWISE_KL, INFO_NCE, LINEAR_CROSS_ENTROPY], ids=lambda operator: operator.name
-)
+@pytest.mark.parametrize("operator", [PAIRWISE_KL, INFO_NCE, LINEAR_CROSS_ENTROPY], ids=lambda operator: operator.name)
 def test_opcheck(operator):
     case = make_case(operator, operator.small)
     tensors = [tensor.requires_grad_() for tensor in case.tensors.values()]

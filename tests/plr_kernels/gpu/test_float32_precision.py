@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from plr_kernels import launch
+from plr_kernels.triton_shared import launch
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ from typing import Final
 
 import torch
 
-from plr_kernels.backend import TRITON_INTERPRETED
+from plr_kernels.dispatch.backend import TRITON_INTERPRETED
 
 # What half of the GPUs in use offer to a block (sm_86, sm_89, sm_120); sm_80 has 163 KiB, sm_90 and sm_100 227 KiB.
 SMALL_SHARED_MEMORY: Final = 99 * 1024

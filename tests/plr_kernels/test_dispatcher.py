@@ -9,8 +9,8 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 
 import plr_kernels  # noqa: F401, registers the operators
-from plr_kernels import direct
-from plr_kernels.direct import autograd_records, dispatcher_is_idle
+from plr_kernels.dispatch import dispatcher
+from plr_kernels.dispatch.dispatcher import autograd_records, dispatcher_is_idle
 
 
 def idle_within(transform, *inputs):
@@ -114,7 +114,7 @@ def test_compiled():
     ids=lambda part: part if isinstance(part, str) else "",
 )
 def test_never_idle_where_pytorch_does_not_tell(monkeypatch, owner, name):
-    specification = importlib.util.spec_from_file_location("direct_without", direct.__file__)
+    specification = importlib.util.spec_from_file_location("dispatcher_without", dispatcher.__file__)
     module = importlib.util.module_from_spec(specification)
     specification.loader.exec_module(module)
     assert module.dispatcher_is_idle(torch.randn(3))

@@ -7,6 +7,7 @@ from torch.nn.functional import normalize
 pytest.importorskip("plr_kernels._cpp", reason="the extension is not built")
 
 from plr_kernels import extension, info_nce, linear_cross_entropy, top_items, use_backend
+from tests.plr_kernels.cpu.test_cpp import INSTRUCTION_SETS
 from tests.plr_kernels.harness import (
     INFO_NCE,
     LINEAR_CROSS_ENTROPY,
@@ -18,7 +19,6 @@ from tests.plr_kernels.harness import (
     make_case,
     normal,
 )
-from tests.plr_kernels.test_cpp import INSTRUCTION_SETS
 
 # What rounding to bfloat16 may change of a number, relatively: it has 8 bits.
 UNIT = 2.0**-8

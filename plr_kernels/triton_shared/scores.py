@@ -20,8 +20,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from plr_kernels import launch
-from plr_kernels.triton_common import LN_2, LOG2_E, dot_precision, load_tile, new_gradient
+from plr_kernels.triton_shared import launch
+from plr_kernels.triton_shared.helpers import LN_2, LOG2_E, dot_precision, load_tile, new_gradient
 
 _LN_2 = tl.constexpr(LN_2)
 # All states of a group share a tile of scores.

@@ -5,7 +5,7 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 from torch import Tensor
 
-from plr_kernels.checks import check_floating, check_tensor
+from plr_kernels.dispatch.checks import check_floating, check_tensor
 
 
 def floating_inputs(**tensors: Tensor) -> tuple[Tensor, ...]:

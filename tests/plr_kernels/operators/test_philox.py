@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from plr_kernels.philox import philox, split_words
 from plr_kernels.stream_attention.keep_mask import attention_keep_mask, dropout_threshold
+from plr_kernels.stream_attention.philox import philox, split_words
 
 WORD = 2**32
 

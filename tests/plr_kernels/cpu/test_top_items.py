@@ -11,8 +11,8 @@ from hypothesis import given, settings
 pytest.importorskip("plr_kernels._cpp", reason="the extension is not built")
 
 from plr_kernels import extension, top_items, use_backend
+from tests.plr_kernels.cpu.test_cpp import INSTRUCTION_SETS
 from tests.plr_kernels.harness import DTYPES, LAYOUTS
-from tests.plr_kernels.test_cpp import INSTRUCTION_SETS
 
 # Up to 8 rows of at least 16 columns read the items once with dot products; all else goes through blocks of products,
 # 32 rows wide and of up to 96 items. Those of bfloat16 take pairs of columns from 32 columns and 1024 items on.

@@ -19,7 +19,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from triton.runtime.jit import JITFunction
 
-from plr_kernels import launch
+from plr_kernels.triton_shared import launch
 
 # What a launch may have of programs along x, y and z.
 LARGEST_GRID = (2**31 - 1, 65535, 65535)

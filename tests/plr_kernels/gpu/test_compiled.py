@@ -11,8 +11,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 pytest.importorskip("triton")
 
-from plr_kernels.backend import TRITON_INTERPRETED, fused_module
-from tests.plr_kernels.ahead_of_time import LARGEST_GRID, SHARED_MEMORY, compile_launch, recorded_launches
+from plr_kernels.dispatch.backend import TRITON_INTERPRETED, fused_module
+from tests.plr_kernels.gpu.ahead_of_time import LARGEST_GRID, SHARED_MEMORY, compile_launch, recorded_launches
 
 pytestmark = pytest.mark.skipif(TRITON_INTERPRETED, reason="under TRITON_INTERPRET=1 nothing is compiled")
 

@@ -14,8 +14,8 @@ pytest.importorskip("triton")
 import triton
 from triton.backends.compiler import GPUTarget
 
-from plr_kernels.backend import TRITON_INTERPRETED, fused_module
-from tests.plr_kernels.ahead_of_time import SHARED_MEMORY
+from plr_kernels.dispatch.backend import TRITON_INTERPRETED, fused_module
+from tests.plr_kernels.gpu.ahead_of_time import SHARED_MEMORY
 
 pytestmark = [
     pytest.mark.skipif(TRITON_INTERPRETED, reason="under TRITON_INTERPRET=1 nothing is compiled"),

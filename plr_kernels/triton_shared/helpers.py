@@ -6,7 +6,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from plr_kernels.launch import float32_precision
+from plr_kernels.triton_shared.launch import float32_precision
 
 # torch's precision of float32 products -> the input_precision of tl.dot. Products of half-precision numbers are exact.
 _PRECISIONS: Final = {"highest": "ieee", "high": "tf32x3", "medium": "tf32"}

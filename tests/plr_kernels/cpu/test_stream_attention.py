@@ -12,8 +12,8 @@ pytest.importorskip("plr_kernels._cpp", reason="the extension is not built")
 from plr_kernels import extension, stream_attention, use_backend
 from plr_kernels.stream_attention import cpu, operator
 from plr_kernels.stream_attention.keep_mask import attention_keep_mask
+from tests.plr_kernels.cpu.test_cpp import INSTRUCTION_SETS
 from tests.plr_kernels.harness import DTYPES, STREAM_ATTENTION, Case, assert_accurate, evaluate, make_case
-from tests.plr_kernels.test_cpp import INSTRUCTION_SETS
 
 # Newer versions of PyTorch have it.
 READS_TENSORS = hasattr(torch.Tensor, "__dlpack_c_exchange_api__")

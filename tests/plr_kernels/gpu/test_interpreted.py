@@ -11,20 +11,20 @@ from pathlib import Path
 
 import pytest
 
-from plr_kernels.backend import TRITON_INTERPRETED
+from plr_kernels.dispatch.backend import TRITON_INTERPRETED
 
 pytest.importorskip("triton")
 
-HERE = Path(__file__).parent
+TESTS = Path(__file__).parents[1]
 FILES = [
-    "test_parity.py",
-    "test_stream_attention.py",
-    "test_pairwise_kl.py",
-    "test_linear_cross_entropy.py",
-    "test_info_nce.py",
-    "test_extremes.py",
-    "test_top_items.py",
-    "test_triton_registration.py",
+    "operators/test_parity.py",
+    "operators/test_stream_attention.py",
+    "operators/test_pairwise_kl.py",
+    "operators/test_linear_cross_entropy.py",
+    "operators/test_info_nce.py",
+    "operators/test_extremes.py",
+    "operators/test_top_items.py",
+    "gpu/test_registration.py",
 ]
 LEFT_TO_A_GPU = (
     "autocast or for_all_shapes or same_bits or (only_where_asked and stream) or unbiased or padding_reaches"
@@ -37,5 +37,5 @@ def test_under_the_interpreter():
     environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
     selection = f"(triton-cpu or registration) and not ({LEFT_TO_A_GPU})"
     command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *FILES, "-k", selection]
-    result = subprocess.run(command, cwd=HERE, env=environment, capture_output=True, text=True)
+    result = subprocess.run(command, cwd=TESTS, env=environment, capture_output=True, text=True)
     assert result.returncode == 0, result.stdout[-8000:] + result.stderr[-2000:]

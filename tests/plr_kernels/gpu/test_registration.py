@@ -3,8 +3,9 @@
 import pytest
 import torch
 
-from plr_kernels import launch, pairwise_kl, top_items, use_backend
-from plr_kernels.backend import TRITON_INTERPRETED, runnable_backends
+from plr_kernels import pairwise_kl, top_items, use_backend
+from plr_kernels.dispatch.backend import TRITON_INTERPRETED, runnable_backends
+from plr_kernels.triton_shared import launch
 from tests.plr_kernels.harness import (
     INFO_NCE,
     LINEAR_CROSS_ENTROPY,

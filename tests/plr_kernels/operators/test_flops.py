@@ -34,9 +34,7 @@ def test_losses(needs, products):
         arguments = (groups, items, meta(5, 3, 4), meta(3, 4).long(), 1.0, False)
         assert counted("pairwise_kl_backward", meta(), *arguments, *needs, "triton") == products * PRODUCT
         arguments = (states, items, targets, meta(3, ROWS), 1.0, -100)
-        assert (
-            counted("linear_cross_entropy_backward", meta(ROWS), *arguments, *needs, "triton") == products * PRODUCT
-        )
+        assert counted("linear_cross_entropy_backward", meta(ROWS), *arguments, *needs, "triton") == products * PRODUCT
 
 
 def test_stream_attention():
