@@ -24,14 +24,14 @@ def formula(
     weights = (torch.cat([prefix_scores, stream_scores], dim=-1) * query.shape[-1] ** -0.5).softmax(dim=-1)
     if factor is not None:
         weights = weights * factor
-    own = weights[..., prefix:].unsqueeze(-2) @ stream_value
-    return weights[..., :prefix] @ prefix_value + own.squeeze(-2)
+    of_suffix = weights[..., prefix:].unsqueeze(-2) @ stream_value
+    return weights[..., :prefix] @ prefix_value + of_suffix.squeeze(-2)
 
 
-def join_folded(prefix: Tensor, own: Tensor) -> Tensor:
+def join_folded(prefix: Tensor, suffix: Tensor) -> Tensor:
     """[B, H, P, D] and [B, H, M, S, D] -> [B · H, M, P + S, D]."""
-    repeated = prefix.unsqueeze(2).expand(-1, -1, own.shape[2], -1, -1)
-    return torch.cat([repeated, own], dim=3).flatten(0, 1)
+    repeated = prefix.unsqueeze(2).expand(-1, -1, suffix.shape[2], -1, -1)
+    return torch.cat([repeated, suffix], dim=3).flatten(0, 1)
 
 
 def folded_joined(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
@@ -47,15 +47,15 @@ def folded(
     return folded_joined(query, join_folded(prefix_key, stream_key), join_folded(prefix_value, stream_value))
 
 
-def join_masked(prefix: Tensor, own: Tensor) -> Tensor:
+def join_masked(prefix: Tensor, suffix: Tensor) -> Tensor:
     """[B, H, P, D] and [B, H, M, S, D] -> [B, H, P + M · S, D]."""
-    return torch.cat([prefix, own.flatten(2, 3)], dim=2)
+    return torch.cat([prefix, suffix.flatten(2, 3)], dim=2)
 
 
-def mask_of(streams: int, prefix: int, own: int) -> Tensor:
+def mask_of(streams: int, prefix: int, suffix: int) -> Tensor:
     """Zeros where a stream sees an entry of `join_masked`, else -inf: [M, P + M · S]."""
-    others = torch.full((streams, streams), -torch.inf).fill_diagonal_(0).repeat_interleave(own, dim=1)
-    return torch.cat([torch.zeros(streams, prefix), others], dim=1)
+    between_streams = torch.full((streams, streams), -torch.inf).fill_diagonal_(0)  # [M, M]
+    return torch.cat([torch.zeros(streams, prefix), between_streams.repeat_interleave(suffix, dim=1)], dim=1)
 
 
 def masked_joined(mask: Tensor) -> Callable[[Tensor, Tensor, Tensor], Tensor]:

@@ -3,17 +3,37 @@
 The rates are measured in the same rounds as the operator. For the losses and top_items the work is matrix products, at
 the best rate that any product in the process reaches; for stream_attention it is reading and writing every tensor
 once, as fast as a plain copy of as many bytes; where nearly all is reading, in its forward pass without gradients and
-in top_items of one row, as fast as summing as many.
+in top_items of one row, as fast as summing as many. A probe that cannot run on this machine is named and left out:
+for instance, oneDNN has no product of bfloat16 numbers for a CPU without AVX-512.
 """
 
+from __future__ import annotations
+
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
+from bench.failures import noted
+
+CPU = torch.device("cpu")
 Run = Callable[[], object]
+# What takes longer in all has no further rounds, after at least two.
+TIME_BUDGET = 20.0
+
+
+def over_budget(seconds: Sequence[float]) -> bool:
+    """Whether the rounds so far, of these seconds, are enough of what is slow."""
+    return len(seconds) >= 2 and sum(seconds) >= TIME_BUDGET
+
+
+def wall_seconds(run: Run) -> float:
+    """The time of one call."""
+    start = time.perf_counter()
+    run()
+    return time.perf_counter() - start
 
 
 @dataclass
@@ -35,26 +55,36 @@ class Probe:
 
 @dataclass
 class Limit:
-    """Attributes: unit, "flop" or "byte"; work, units needed by phase; probes by name."""
+    """Least work, and how fast it can be done.
+
+    Attributes:
+        unit: "flop" or "byte".
+        work: units needed by phase.
+        probes: by name.
+        failed: {probe: message}, the probes that cannot run here.
+    """
 
     unit: str
     work: dict[str, float]
     probes: dict[str, Probe]
+    failed: dict[str, str] = field(default_factory=dict)
 
-    def measure(self) -> None:
-        """Give every probe one turn, after one to warm up."""
-        for probe in self.probes.values():
-            if not probe.seconds:
-                probe.run()
-            start = time.perf_counter()
-            probe.run()
-            probe.seconds.append(time.perf_counter() - start)
+    def measure(self, timed: Callable[[Run], float] = wall_seconds) -> None:
+        """Give every probe one turn, after one to warm up; `timed` returns the seconds of a call."""
+        for name, probe in self.probes.items():
+            if name in self.failed or over_budget(probe.seconds):
+                continue
+            with noted(self.failed, name):
+                if not probe.seconds:
+                    probe.run()
+                probe.seconds.append(timed(probe.run))
 
     def record(self) -> dict[str, Any]:
-        """For the result file."""
+        """For the result file: what could be measured."""
         probes = {
             name: {"amount": probe.amount, "phase": probe.phase, "seconds": probe.seconds}
             for name, probe in self.probes.items()
+            if probe.seconds
         }
         return {"unit": self.unit, "work": self.work, "probes": probes}
 
@@ -68,27 +98,33 @@ def products(
     forward: int = 1,
     backward: int = 3,
     dtype: torch.dtype = torch.float32,
+    device: torch.device = CPU,
+    edge: int = 1024,
 ) -> Limit:
     """The limit of an operator that needs `forward` and `backward` products of [rows, depth] by [depth, columns].
 
-    The backward passes of the losses compute the scores anew, then a product for each of two gradients. The probes
-    are the product of that shape and a square one that fits the caches, as torch.matmul and as oneDNN compute them.
+    The backward passes of the losses recompute the scores, then a product for each of two gradients. The probes are
+    the product of that shape and a square one of `edge`, which on a CPU fits the caches, as torch.matmul and on a CPU
+    as oneDNN compute them.
     """
     flop = 2 * rows * columns * depth
-    probes = _product_probes("this shape", rows, columns, depth, dtype)
-    probes |= _product_probes("1024 squared", 1024, 1024, 1024, dtype)
+    probes = _product_probes("this shape", rows, columns, depth, dtype, device)
+    probes |= _product_probes(f"{edge} squared", edge, edge, edge, dtype, device)
     work = {"forward": forward * groups * flop, "backward": backward * groups * flop}
     return Limit("flop", {phase: amount for phase, amount in work.items() if amount}, probes)
 
 
-def _product_probes(name: str, rows: int, columns: int, depth: int, dtype: torch.dtype) -> dict[str, Probe]:
-    left, right = torch.randn(rows, depth, dtype=dtype), torch.randn(columns, depth, dtype=dtype)
+def _product_probes(
+    name: str, rows: int, columns: int, depth: int, dtype: torch.dtype, device: torch.device
+) -> dict[str, Probe]:
+    left = torch.randn(rows, depth, dtype=dtype, device=device)
+    right = torch.randn(columns, depth, dtype=dtype, device=device)
     flop = 2 * rows * columns * depth
-    output = torch.empty(rows, columns, dtype=dtype)
+    output = torch.empty(rows, columns, dtype=dtype, device=device)
     probes = {f"torch.matmul, {name}": Probe(flop, lambda: torch.mm(left, right.T, out=output))}
     # oneDNN, which torch.matmul leaves to MKL for float32; on CPUs not made by Intel MKL is much slower.
     linear = getattr(torch.ops.mkldnn, "_linear_pointwise", None)  # not public
-    if linear is not None and torch.backends.mkldnn.is_available():
+    if linear is not None and torch.backends.mkldnn.is_available() and device == CPU:
         probes[f"oneDNN, {name}"] = Probe(flop, lambda: linear(left, right, None, "none", [], ""))
     return probes
 
@@ -96,17 +132,18 @@ def _product_probes(name: str, rows: int, columns: int, depth: int, dtype: torch
 def copies(*, forward: int, backward: int = 0) -> Limit:
     """The limit of an operator that must read and write `forward` and `backward` bytes: a copy that moves as many."""
     work = {phase: amount for phase, amount in (("forward", forward), ("backward", backward)) if amount}
-    return Limit("byte", work, {f"copy, {phase}": _copy_probe(amount, phase) for phase, amount in work.items()})
+    return Limit("byte", work, {f"copy, {phase}": copy_probe(amount, phase) for phase, amount in work.items()})
 
 
 def reads(*, forward: int) -> Limit:
     """The limit of an operator that must read `forward` bytes: a sum of as many, or a copy that moves as many."""
     source = torch.zeros(max(forward // 4, 1))  # float32
     probes = {"sum, forward": Probe(source.nbytes, source.sum, "forward")}
-    return Limit("byte", {"forward": forward}, probes | {"copy, forward": _copy_probe(forward, "forward")})
+    return Limit("byte", {"forward": forward}, probes | {"copy, forward": copy_probe(forward, "forward")})
 
 
-def _copy_probe(moved: int, phase: str) -> Probe:
-    source = torch.zeros(max(moved // 8, 1))  # float32; half of the bytes are read, half written
+def copy_probe(moved: int, phase: str | None, device: torch.device = CPU) -> Probe:
+    """A copy that moves as many bytes, half of them read and half written."""
+    source = torch.zeros(max(moved // 8, 1), device=device)  # float32
     target = torch.empty_like(source)
     return Probe(source.nbytes + target.nbytes, lambda: target.copy_(source), phase)

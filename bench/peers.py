@@ -2,9 +2,11 @@
 
     python -m bench.report --run
 
-Every figure of merit is a ratio to a peer measured in the same run. In every round each rival has one turn, so that
-whatever else the machine does meets all of them, and the ratios are taken round by round.
+Every figure of merit is a ratio to a peer measured in the same run. In every round each implementation has one turn, so
+that whatever else the machine does meets all of them, and the ratios are taken round by round.
 """
+
+from __future__ import annotations
 
 import ctypes
 import time
@@ -15,12 +17,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bench.limits import Limit
+from bench.failures import noted
+from bench.limits import Limit, over_budget
+from bench.records import OURS
 from plr_kernels import use_backend
-
-OURS = "plr_kernels"
-# A rival that has used up this much is out of the rounds that follow; but every rival has two.
-MOST_SECONDS = 20.0
 
 
 class Step:
@@ -83,27 +83,32 @@ def compiled(loss: Callable[..., Tensor]) -> Callable[..., Tensor]:
 
 def compare(
     benchmark: Any,
-    rivals: dict[str, Callable[[], list[Tensor]]],
+    implementations: dict[str, Callable[[], list[Tensor]]],
     rounds: int,
     limit: Limit | None = None,
     unchecked: frozenset[str] = frozenset(),
 ) -> None:
-    """Time the rivals in turns, `rounds` times each after one round to warm up, and their memory once.
+    """Time the implementations in turns, `rounds` times each after one round to warm up, and their memory once.
 
-    pytest-benchmark's own columns are those of OURS. extra_info holds the seconds of every rival, phase and round, the
-    extra memory, and what the limit was found from.
+    pytest-benchmark's own columns are those of OURS. extra_info holds the seconds of every implementation, phase and
+    round, the extra memory, what the limit was found from, and under "failed" the peers and probes that cannot run
+    here, each with its error; OURS must run.
 
     Args:
         benchmark: pytest-benchmark's fixture.
-        rivals: by name, OURS among them: steps, or functions, which count as forward passes.
-        rounds: fewer for a rival that takes longer than MOST_SECONDS in all.
+        implementations: by name, OURS among them: steps, or functions, which count as forward passes.
+        rounds: fewer for a peer that is over the time budget (bench/limits.py).
         limit: the least work, and how fast this machine does such work.
-        unchecked: rivals that compute in a lower precision, whose results need not agree with ours.
+        unchecked: peers that compute in a lower precision, whose results need not agree with ours.
     """
-    steps = {name: _as_step(run) for name, run in rivals.items()}
-    _check_agreement({name: step() for name, step in steps.items() if name not in unchecked})
-    for name in unchecked:
-        steps[name]()
+    steps = {name: _as_step(run) for name, run in implementations.items()}
+    failed: dict[str, str] = {}
+    results = {}
+    for name, step in steps.items():
+        with noted(failed, name, needed=name == OURS):
+            results[name] = step()
+    _check_agreement({name: result for name, result in results.items() if name not in unchecked})
+    del results
 
     seconds: dict[str, dict[str, list[float]]] = {name: {} for name in steps}
 
@@ -112,20 +117,28 @@ def compare(
         for phase, value in steps[name].seconds.items():
             seconds[name].setdefault(phase, []).append(value)
 
-    def take_others_turns() -> None:
+    def take_peers_turns() -> None:
         if limit is not None:
             limit.measure()
         for name in steps:
-            taken = seconds[name].get(steps[name].whole, ())
-            if name != OURS and (len(taken) < 2 or sum(taken) < MOST_SECONDS):
-                take_turn(name)
+            if name != OURS and name not in failed and not over_budget(seconds[name].get(steps[name].whole, ())):
+                with noted(failed, name):
+                    take_turn(name)
 
-    benchmark.pedantic(take_turn, args=(OURS,), setup=take_others_turns, rounds=rounds)
+    benchmark.pedantic(take_turn, args=(OURS,), setup=take_peers_turns, rounds=rounds)
+    measured = {name: phases for name, phases in seconds.items() if phases}
+    extra_bytes: dict[str, dict[str, int] | None] = dict.fromkeys(measured)
+    for name in measured:
+        if name not in failed:
+            with noted(failed, f"{name}, memory", needed=name == OURS):
+                extra_bytes[name] = extra_memory(steps[name])
     benchmark.extra_info["threads"] = torch.get_num_threads()
-    benchmark.extra_info["seconds"] = seconds
-    benchmark.extra_info["extra_bytes"] = {name: extra_memory(step) for name, step in steps.items()}
+    benchmark.extra_info["seconds"] = measured
+    benchmark.extra_info["extra_bytes"] = extra_bytes
+    benchmark.extra_info["failed"] = failed
     if limit is not None:
         benchmark.extra_info["limit"] = limit.record()
+        failed |= {f"the limit's probe {name}": message for name, message in limit.failed.items()}
 
 
 def _as_step(run: Callable[[], list[Tensor]]) -> Step:

@@ -1,17 +1,13 @@
-"""Draws each benchmark's rivals as bars, relative to ours."""
+"""Draws what each benchmark timed as bars, relative to ours."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from matplotlib.figure import Figure
 
-from bench.peers import OURS
+from bench.records import OURS, Case
 from plr.data.atomic import atomic_path
-
-if TYPE_CHECKING:
-    from bench.report import Case
 
 
 def bars(case: Case) -> dict[str, tuple[float, float, float]]:
@@ -27,7 +23,7 @@ def bars(case: Case) -> dict[str, tuple[float, float, float]]:
 
 
 def draw(cases: list[Case], path: Path) -> None:
-    """Write a PNG: a panel per case, a bar per rival, one logarithmic axis for all."""
+    """Write a PNG: a panel per case, a bar per name, one logarithmic axis for all."""
     heights = [len(bars(case)) + 1 for case in cases]
     figure = Figure(figsize=(9, 0.28 * sum(heights) + 1), layout="constrained")
     panels = figure.subplots(len(cases), 1, sharex=True, squeeze=False, height_ratios=heights)

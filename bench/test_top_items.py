@@ -1,10 +1,13 @@
 """top_items on the CPU against PyTorch's way to write it; docs/benchmarks.md says how."""
 
+from __future__ import annotations
+
 import pytest
 import torch
 
 from bench.limits import products, reads
-from bench.peers import OURS, compare, compiled
+from bench.peers import compare, compiled
+from bench.records import OURS
 from plr_kernels import top_items, use_backend
 
 K = 20
@@ -22,6 +25,7 @@ K = 20
             pytest.param(rows, 87_969, 256, rounds, id=f"R{rows} V87969 D256 k{K}", marks=pytest.mark.large)
             for rows, rounds in ((1, 50), (32, 30), (256, 15))
         ),
+        pytest.param(1, 300, 16, 2, id=f"R1 V300 D16 k{K}", marks=pytest.mark.tiny),
     ],
 )
 def test_ranking(benchmark, rows, vocabulary, dim, rounds):
@@ -36,13 +40,13 @@ def test_ranking(benchmark, rows, vocabulary, dim, rounds):
         return (states @ items.T).topk(K).values
 
     fused = compiled(plain)
-    rivals = {
+    implementations = {
         OURS: ours,
         "eager (h @ E.T).topk(k)": lambda: [plain(states, items)],
         "the same under torch.compile": lambda: [fused(states, items)],
     }
     limit = reads(forward=items.nbytes) if rows == 1 else products(rows, vocabulary, dim, backward=0)
-    compare(benchmark, rivals, rounds, limit)
+    compare(benchmark, implementations, rounds, limit)
 
 
 @pytest.mark.parametrize(
@@ -51,6 +55,7 @@ def test_ranking(benchmark, rows, vocabulary, dim, rounds):
         pytest.param(32, 12_101, 64, 100, id=f"R32 V12101 D64 k{K} bfloat16"),
         pytest.param(32, 87_969, 256, 30, id=f"R32 V87969 D256 k{K} bfloat16", marks=pytest.mark.large),
         pytest.param(256, 87_969, 256, 15, id=f"R256 V87969 D256 k{K} bfloat16", marks=pytest.mark.large),
+        pytest.param(32, 300, 16, 2, id=f"R32 V300 D16 k{K} bfloat16", marks=pytest.mark.tiny),
     ],
 )
 def test_ranking_in_bfloat16(benchmark, rows, vocabulary, dim, rounds):
@@ -62,5 +67,5 @@ def test_ranking_in_bfloat16(benchmark, rows, vocabulary, dim, rounds):
         with use_backend("cpp"):
             return [top_items(states, items, K)[0]]
 
-    rivals = {OURS: ours, "eager (h @ E.T).topk(k)": lambda: [(states @ items.T).topk(K).values]}
-    compare(benchmark, rivals, rounds, products(rows, vocabulary, dim, backward=0, dtype=torch.bfloat16))
+    implementations = {OURS: ours, "eager (h @ E.T).topk(k)": lambda: [(states @ items.T).topk(K).values]}
+    compare(benchmark, implementations, rounds, products(rows, vocabulary, dim, backward=0, dtype=torch.bfloat16))

@@ -31,6 +31,11 @@ def type_name(dtype: torch.dtype) -> str:
     return _TYPE_NAMES[dtype]
 
 
+def instruction_set() -> str:
+    """The name of the instruction set that the kernels are run with: the widest of this CPU, or the one asked for."""
+    return _cpp.instruction_set(_instruction_set)
+
+
 def resources() -> tuple[str, int]:
     """The first arguments of every function of the extension: instruction set, number of threads."""
     return _instruction_set, torch.get_num_threads()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import datetime
 import gc
-import json
 import platform
 import re
 import subprocess
@@ -18,13 +17,13 @@ import torch
 
 import bench.gpu
 from bench import report
+from bench.failures import failure
 from bench.gpu import parity
 from bench.gpu.cases import CASES, Case, Sizes
-from bench.gpu.timing import CudaClock, compare, failure
-from plr.data.atomic import atomic_path
+from bench.gpu.timing import CudaClock, compare
+from bench.records import RESULTS, Report, write_record, write_text
 from plr_kernels import use_backend
 
-RESULTS = Path(__file__).parents[1] / "results"
 BACKEND = "triton"
 
 
@@ -46,7 +45,6 @@ def main(arguments: list[str] | None = None) -> None:
         sys.exit("bench.gpu needs a GPU that torch can see; there is none.")
     chip = re.sub(r"\W+", "-", torch.cuda.get_device_name().lower())
     target = options.out or RESULTS / f"gpu-{chip}-{datetime.date.today()}.json"
-    target.parent.mkdir(parents=True, exist_ok=True)
 
     # A whole step needs all of them.
     tested = parity.OPERATORS if "training_step" in options.only else tuple(options.only)
@@ -68,14 +66,14 @@ def main(arguments: list[str] | None = None) -> None:
                 print(wrong[-1], file=sys.stderr, flush=True)
             else:
                 content["benchmarks"].append(entry)
-                write(target, content)
+                write_record(target, content)
                 print(f"{entry['fullname']}: done", file=sys.stderr, flush=True)
             case = None
             clean()
-    write(target, content)
+    write_record(target, content)
     if content["benchmarks"]:
         report.main([str(target), "--plot", str(target.with_suffix(".png"))])
-        target.with_suffix(".md").write_text(report.Report.read(target).table(whole=False) + "\n", encoding="utf-8")
+        write_text(target.with_suffix(".md"), report.table(Report.read(target), whole=False) + "\n")
     if wrong:
         sys.exit("failed: " + "; ".join(wrong))
 
@@ -129,12 +127,6 @@ def commit() -> dict[str, Any]:
         return {"id": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain", "--untracked-files=no"))}
     except (OSError, subprocess.CalledProcessError):
         return {}
-
-
-def write(target: Path, content: dict[str, Any]) -> None:
-    """Write what there is so far."""
-    with atomic_path(target) as aside:
-        aside.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

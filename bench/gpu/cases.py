@@ -1,7 +1,7 @@
-"""What is timed on a GPU: each operator's tensors, its rivals, its formula and the least work.
+"""What is timed on a GPU: each operator's tensors, its implementations, its formula and the least work.
 
-All rivals get the same numbers in the same half precision. "in float32" is the formula on the same numbers turned to
-float32, which is part of its time: as exact as ours, which sums in float32.
+All implementations get the same numbers in the same half precision. "in float32" is the formula on the same numbers
+cast to float32, which is part of its time: as exact as ours, which sums in float32.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ from torch.nn import functional
 
 from bench.attention import folded, mask_of, masked
 from bench.gpu import flex
-from bench.peers import OURS
+from bench.limits import Limit, copy_probe, products
+from bench.records import OURS
 from bench.training_step import CONFIG, adam_step
 from plr_kernels import info_nce, linear_cross_entropy, pairwise_kl, stream_attention, top_items
 from plr_kernels.info_nce.reference import info_nce as info_nce_formula
@@ -33,7 +34,7 @@ class Sizes:
 
     batch: int = 2048
     streams: int = 4
-    own: int = 2
+    suffix: int = 2
     prefix: int = 50
     heads: int = 2
     dim: int = 256
@@ -48,11 +49,9 @@ class Case:
     Attributes:
         operator, shape: the table's first columns.
         leaves: the tensors it is called with.
-        rivals: what is called, by name.
-        formula: the definition, for exact results; None where the rivals are only compared with each other.
-        unit: "flop" or "byte".
-        work: units that cannot be done without, by phase.
-        probes: work of the same kind whose rate is measured: units, and what does them.
+        implementations: what is called, by name.
+        formula: the definition, for exact results; None where the implementations are only compared with each other.
+        limit: the least work, by each phase and those that hold both; None where it is not known.
         allowed_error: how far ours may be from exact results, relative to the largest number of each.
         backward: whether gradients are computed.
         capture: whether to time CUDA graphs too.
@@ -61,11 +60,9 @@ class Case:
     operator: str
     shape: str
     leaves: tuple[Tensor, ...]
-    rivals: dict[str, Loss]
+    implementations: dict[str, Loss]
     formula: Loss | None
-    unit: str
-    work: dict[str, float]
-    probes: dict[str, tuple[float, Callable[[], object]]]
+    limit: Limit | None
     allowed_error: float
     backward: bool = True
     capture: bool = True
@@ -74,31 +71,31 @@ class Case:
 def attention(sizes: Sizes, device: torch.device, dtype: torch.dtype) -> Case:
     """stream_attention against SDPA and FlexAttention, which have to join keys and values, and against its formula."""
     head = sizes.dim // sizes.heads
-    prefix, own = (
+    prefix, suffix = (
         (sizes.batch, sizes.heads, sizes.prefix, head),
-        (sizes.batch, sizes.heads, sizes.streams, sizes.own, head),
+        (sizes.batch, sizes.heads, sizes.streams, sizes.suffix, head),
     )
     query = (sizes.batch, sizes.heads, sizes.streams, head)
-    leaves = tuple(_normal(device, dtype, 1.0, *shape) for shape in (query, prefix, prefix, own, own))
-    mask = mask_of(sizes.streams, sizes.prefix, sizes.own).to(device, dtype)
+    leaves = tuple(_normal(device, dtype, 1.0, *shape) for shape in (query, prefix, prefix, suffix, suffix))
+    mask = mask_of(sizes.streams, sizes.prefix, sizes.suffix).to(device, dtype)
 
     def formula(*tensors: Tensor) -> Tensor:
         return stream_attention_formula(*tensors, None, head**-0.5, 0.0, None)
 
-    rivals = {
+    implementations = {
         OURS: stream_attention,
         "eager formula": formula,
         "formula under torch.compile": _compiled(formula),
         "SDPA, folded": folded,
         "SDPA, masked": masked(mask),
-        "FlexAttention": flex.stream_attention(sizes.streams, sizes.prefix, sizes.own, device),
+        "FlexAttention": flex.stream_attention(sizes.streams, sizes.prefix, sizes.suffix, device),
     }
     read, written = sum(leaf.nbytes for leaf in leaves), leaves[0].nbytes
     # Backward reads the inputs and the output's gradient, and writes a gradient for every input.
     work = _phases(read + written, read + written + read)
-    probes = _copy_probe(device, read + written)
-    shape = f"B{sizes.batch} H{sizes.heads} M{sizes.streams} P{sizes.prefix} S{sizes.own} D{head} {_name(dtype)}"
-    return Case("stream_attention", shape, leaves, rivals, formula, "byte", work, probes, _allowed(dtype))
+    limit = Limit("byte", work, {"copy": copy_probe(read + written, None, device)})
+    shape = f"B{sizes.batch} H{sizes.heads} M{sizes.streams} P{sizes.prefix} S{sizes.suffix} D{head} {_name(dtype)}"
+    return Case("stream_attention", shape, leaves, implementations, formula, limit, _allowed(dtype))
 
 
 def divergence(sizes: Sizes, device: torch.device, dtype: torch.dtype) -> Case:
@@ -109,16 +106,16 @@ def divergence(sizes: Sizes, device: torch.device, dtype: torch.dtype) -> Case:
     def formula(states: Tensor, items: Tensor) -> Tensor:
         return pairwise_kl_formula(states, items, 1.0, False)
 
-    rivals = {
+    implementations = {
         OURS: pairwise_kl,
         "eager formula in float32": _in_float32(formula),
         "formula in float32 under torch.compile": _compiled(_in_float32(formula)),
         "formula under torch.compile": _compiled(formula),
         "FlexAttention, items as keys and values": flex.pairwise_kl(),
     }
-    work, probes = _products(sizes.batch * sizes.streams, sizes.items, sizes.dim, 1, 3, device, dtype)
+    limit = _products(sizes.batch * sizes.streams, sizes.items, sizes.dim, device, dtype)
     shape = f"B{sizes.batch} N{sizes.streams} V{sizes.items} D{sizes.dim} {_name(dtype)}"
-    return Case("pairwise_kl", shape, (states, items), rivals, formula, "flop", work, probes, _allowed(dtype))
+    return Case("pairwise_kl", shape, (states, items), implementations, formula, limit, _allowed(dtype))
 
 
 def cross_entropy(sizes: Sizes, device: torch.device, dtype: torch.dtype) -> Case:
@@ -134,28 +131,28 @@ def cross_entropy(sizes: Sizes, device: torch.device, dtype: torch.dtype) -> Cas
         """The product in half precision, its logits in float32: as models in mixed precision write it."""
         return functional.cross_entropy((states @ items.T).float(), targets)
 
-    rivals: dict[str, Loss] = {
+    implementations: dict[str, Loss] = {
         OURS: lambda states, items: linear_cross_entropy(states, items, targets),
         "eager cross_entropy(h @ E.T)": formula,
         "the same under torch.compile": _compiled(formula),
         "cross_entropy((h @ E.T).float()) under torch.compile": _compiled(upcast),
     }
     if hasattr(torch.nn, "LinearCrossEntropyOptions"):  # since PyTorch 2.13
-        rivals["torch linear_cross_entropy"] = lambda states, items: functional.linear_cross_entropy(
+        implementations["torch linear_cross_entropy"] = lambda states, items: functional.linear_cross_entropy(
             states, items, targets
         )
     if importlib.util.find_spec("liger_kernel"):
         from liger_kernel.transformers import LigerFusedLinearCrossEntropyLoss
 
         liger = LigerFusedLinearCrossEntropyLoss()
-        rivals["Liger-Kernel"] = lambda states, items: liger(items, states, targets)
+        implementations["Liger-Kernel"] = lambda states, items: liger(items, states, targets)
     if importlib.util.find_spec("cut_cross_entropy"):
         from cut_cross_entropy import linear_cross_entropy as cut
 
-        rivals["cut-cross-entropy, exact"] = lambda states, items: cut(states, items, targets, filter_eps=None)
-    work, probes = _products(sizes.batch, sizes.items, sizes.dim, 1, 3, device, dtype)
+        implementations["cut-cross-entropy, exact"] = lambda states, items: cut(states, items, targets, filter_eps=None)
+    limit = _products(sizes.batch, sizes.items, sizes.dim, device, dtype)
     shape = f"R{sizes.batch} V{sizes.items} D{sizes.dim} {_name(dtype)}"
-    return Case("linear_cross_entropy", shape, (states, items), rivals, formula, "flop", work, probes, _allowed(dtype))
+    return Case("linear_cross_entropy", shape, (states, items), implementations, formula, limit, _allowed(dtype))
 
 
 def contrast(sizes: Sizes, device: torch.device, dtype: torch.dtype) -> Case:
@@ -165,15 +162,15 @@ def contrast(sizes: Sizes, device: torch.device, dtype: torch.dtype) -> Case:
     def formula(view1: Tensor, view2: Tensor) -> Tensor:
         return info_nce_formula(view1, view2, 0.1)
 
-    rivals = {
+    implementations = {
         OURS: lambda view1, view2: info_nce(view1, view2, temperature=0.1),
         "eager formula in float32": _in_float32(formula),
         "formula in float32 under torch.compile": _compiled(_in_float32(formula)),
         "formula under torch.compile": _compiled(formula),
     }
-    work, probes = _products(sizes.batch * sizes.streams, sizes.batch, sizes.dim, 1, 3, device, dtype)
+    limit = _products(sizes.batch * sizes.streams, sizes.batch, sizes.dim, device, dtype)
     shape = f"G{sizes.streams} B{sizes.batch} D{sizes.dim} {_name(dtype)}"
-    return Case("info_nce", shape, views, rivals, formula, "flop", work, probes, _allowed(dtype))
+    return Case("info_nce", shape, views, implementations, formula, limit, _allowed(dtype))
 
 
 def ranking(sizes: Sizes, device: torch.device, dtype: torch.dtype) -> Case:
@@ -184,15 +181,15 @@ def ranking(sizes: Sizes, device: torch.device, dtype: torch.dtype) -> Case:
     def formula(states: Tensor, items: Tensor) -> Tensor:
         return (states @ items.T).topk(sizes.k).values
 
-    rivals = {
+    implementations = {
         OURS: lambda states, items: top_items(states, items, sizes.k)[0],
         "eager (h @ E.T).topk(k)": formula,
         "the same under torch.compile": _compiled(formula),
     }
-    work, probes = _products(sizes.batch, sizes.items, sizes.dim, 1, 0, device, dtype)
+    limit = _products(sizes.batch, sizes.items, sizes.dim, device, dtype, backward=0)
     shape = f"R{sizes.batch} V{sizes.items} D{sizes.dim} k{sizes.k} {_name(dtype)}"
     return Case(
-        "top_items", shape, (states, items), rivals, formula, "flop", work, probes, _allowed(dtype), backward=False
+        "top_items", shape, (states, items), implementations, formula, limit, _allowed(dtype), backward=False
     )
 
 
@@ -200,16 +197,16 @@ def training_step(sizes: Sizes, device: torch.device, dtype: torch.dtype) -> Cas
     """A step of PLR with M = T = 2, mixed precision for half types: with the kernels, and with their formulas."""
     config = replace(CONFIG, batch_size=sizes.batch, dim=sizes.dim)
 
-    def rival(backend: str) -> Loss:
+    def on_backend(backend: str) -> Loss:
         step = adam_step(
             backend, config, sizes.items, device=device, autocast=None if dtype == torch.float32 else dtype
         )
         return lambda: step()[0]
 
     shape = f"B{sizes.batch} V{sizes.items} M2 T2 D{sizes.dim} L{config.layers} n{config.max_length} {_name(dtype)}"
-    rivals = {OURS: rival("auto"), "reference backend": rival("reference")}
+    implementations = {OURS: on_backend("auto"), "reference backend": on_backend("reference")}
     return Case(
-        "training_step", shape, (), rivals, None, "flop", {}, {}, _allowed(dtype), backward=False, capture=False
+        "training_step", shape, (), implementations, None, None, _allowed(dtype), backward=False, capture=False
     )
 
 
@@ -224,7 +221,7 @@ CASES: dict[str, Callable[[Sizes, torch.device, torch.dtype], Case]] = {
 
 
 def _allowed(dtype: torch.dtype) -> float:
-    """Sums in another order; in half precision also two roundings: of the gradient by scores and of the result."""
+    """Sums in another order; in half precision also two roundings: of the scores' gradient and of the result."""
     return 1e-4 + 2 * torch.finfo(dtype).eps * (dtype.itemsize == 2)
 
 
@@ -252,25 +249,9 @@ def _phases(forward: float, backward: float) -> dict[str, float]:
 
 
 def _products(
-    rows: int, columns: int, depth: int, forward: int, backward: int, device: torch.device, dtype: torch.dtype
-) -> tuple[dict[str, float], dict[str, tuple[float, Callable[[], object]]]]:
-    """Least work and probes of an operator made of products of [rows, depth] by [depth, columns]."""
-    flop = 2 * rows * columns * depth
+    rows: int, columns: int, depth: int, device: torch.device, dtype: torch.dtype, *, backward: int = 3
+) -> Limit:
+    """The limit of an operator made of products of [rows, depth] by [depth, columns]."""
     edge = SQUARE if device.type == "cuda" else 64
-    probes = {}
-    for name, shape in {"this shape": (rows, columns, depth), f"{edge} squared": (edge,) * 3}.items():
-        left = torch.randn(shape[0], shape[2], device=device, dtype=dtype)
-        right = torch.randn(shape[1], shape[2], device=device, dtype=dtype)
-        output = torch.empty(shape[0], shape[1], device=device, dtype=dtype)
-        probes[f"product, {name}"] = 2 * shape[0] * shape[1] * shape[2], _product(left, right, output)
-    return _phases(forward * flop, backward * flop), probes
-
-
-def _product(left: Tensor, right: Tensor, output: Tensor) -> Callable[[], object]:
-    return lambda: torch.mm(left, right.T, out=output)
-
-
-def _copy_probe(device: torch.device, moved: int) -> dict[str, tuple[float, Callable[[], object]]]:
-    source = torch.ones(max(moved // 8, 1), device=device)  # float32; half of the bytes are read, half written
-    target = torch.empty_like(source)
-    return {"copy": (source.nbytes + target.nbytes, lambda: target.copy_(source))}
+    limit = products(rows, columns, depth, backward=backward, dtype=dtype, device=device, edge=edge)
+    return replace(limit, work=_phases(limit.work["forward"], limit.work.get("backward", 0)))

@@ -11,13 +11,13 @@ from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex
 from bench.attention import join_masked
 
 
-def stream_attention(streams: int, prefix: int, own: int, device: torch.device) -> Callable[..., Tensor]:
+def stream_attention(streams: int, prefix: int, suffix: int, device: torch.device) -> Callable[..., Tensor]:
     """Over the prefix and all streams' entries, masked to each query's own stream."""
 
     def sees(batch: Tensor, head: Tensor, query: Tensor, entry: Tensor) -> Tensor:
-        return (entry < prefix) | ((entry - prefix) // own == query)
+        return (entry < prefix) | ((entry - prefix) // suffix == query)
 
-    mask: BlockMask = create_block_mask(sees, None, None, streams, prefix + streams * own, device=device)
+    mask: BlockMask = create_block_mask(sees, None, None, streams, prefix + streams * suffix, device=device)
     run = _compiled(device)
 
     def call(

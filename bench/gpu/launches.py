@@ -20,9 +20,10 @@ from typing import Any
 
 import torch
 
+from bench.failures import failure
 from bench.gpu.cases import CASES, Case, Sizes
-from bench.gpu.timing import Clock, CudaClock, WrongResultError, backward, error, exact_results, failure, forward, timed
-from bench.peers import OURS
+from bench.gpu.timing import Clock, CudaClock, WrongResultError, backward, error, exact_results, forward, timed
+from bench.records import OURS
 from plr_kernels import use_backend
 from plr_kernels.triton_shared import launch
 

@@ -1,22 +1,24 @@
-"""Times rivals in turns by a device's own clock, their memory, and how far their results are from exact ones."""
+"""Times implementations in turns by a device's own clock; their memory, and how far their results are from exact."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+import math
+from collections.abc import Callable
+from functools import partial
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
+from bench.failures import noted
 from bench.gpu.cases import Case
-from bench.peers import OURS
+from bench.records import OURS
 
 # What a round writes before each turn: more than any chip's L2 cache holds, and long enough for the host to prepare
 # the launches that follow.
 FLUSHED_BYTES = 512 * 2**20
 WARM_UP = 3
-# A rival slower than ours by this factor in the first round needs no more than a few.
+# A peer slower than ours by this factor in the first round needs no more than a few.
 SLOW_FACTOR, SLOW_ROUNDS = 20.0, 5
 
 Run = Callable[[], list[Tensor]]
@@ -95,8 +97,8 @@ class CudaClock:
 
 
 def forward(case: Case, name: str) -> Tensor:
-    """The rival's output on the case's tensors."""
-    return case.rivals[name](*case.leaves)
+    """The implementation's output on the case's tensors."""
+    return case.implementations[name](*case.leaves)
 
 
 def backward(case: Case, output: Tensor) -> list[Tensor]:
@@ -145,8 +147,8 @@ def compare(case: Case, clock: Clock, rounds: int) -> dict[str, Any]:
     """
     failed: dict[str, str] = {}
     results: dict[str, list[Tensor]] = {}
-    for name in case.rivals:
-        with _noting(failed, name, needed=name == OURS):
+    for name in case.implementations:
+        with noted(failed, name, needed=name == OURS):
             for _ in range(WARM_UP):
                 outcome = backward(case, forward(case, name))
             results[name] = outcome
@@ -157,11 +159,13 @@ def compare(case: Case, clock: Clock, rounds: int) -> dict[str, Any]:
     if not found[OURS] <= case.allowed_error:
         raise WrongResultError(f"off by {found[OURS]:.2g} from the formula, where {case.allowed_error:.2g} is rounding")
 
-    seconds, probes = in_turns(case, names, clock, rounds)
+    seconds = in_turns(case, names, clock, rounds)
+    if case.limit is not None:
+        failed |= {f"the limit's probe {name}": message for name, message in case.limit.failed.items()}
     extra_bytes = {name: extra_memory(case, name, clock) for name in names}
     if case.capture:
         for name in names:
-            with _noting(failed, f"{name}, captured", needed=name == OURS):
+            with noted(failed, f"{name}, captured", needed=name == OURS):
                 seconds[name] = {"captured": captured_seconds(case, name, clock, rounds), **seconds[name]}
     return {
         "fullname": f"{case.operator}::{case.shape}",
@@ -169,37 +173,25 @@ def compare(case: Case, clock: Clock, rounds: int) -> dict[str, Any]:
         "extra_info": {
             "seconds": seconds,
             "extra_bytes": extra_bytes,
-            "errors": found,
+            "errors": {name: value if math.isfinite(value) else None for name, value in found.items()},
             "failed": failed,
-            "limit": {"unit": case.unit, "work": case.work, "probes": probes} if case.work else None,
+            "limit": case.limit and case.limit.record(),
         },
     }
 
 
-@contextmanager
-def _noting(failed: dict[str, str], name: str, *, needed: bool) -> Iterator[None]:
-    """Note what fails in the body, unless it is needed."""
-    try:
-        yield
-    except Exception as error:
-        if needed:
-            raise
-        failed[name] = failure(error)
-
-
 def captured_seconds(case: Case, name: str, clock: Clock, rounds: int) -> list[float]:
-    """The seconds of every replay; rivals one after the other, since each graph keeps its memory."""
+    """The seconds of every replay; one implementation after the other, since each graph keeps its memory."""
     graph = clock.captured(lambda: backward(case, forward(case, name)))
     return [timed(clock, graph) for _ in range(rounds)]
 
 
-def in_turns(case: Case, names: list[str], clock: Clock, rounds: int) -> tuple[Times, dict[str, Any]]:
-    """The seconds of each rival, phase and round, and those of the limit's probes."""
+def in_turns(case: Case, names: list[str], clock: Clock, rounds: int) -> Times:
+    """The seconds of each implementation, phase and round; the limit's probes have their turn in every round too."""
     seconds: Times = {name: {} for name in names}
-    probes = {name: {"amount": amount, "phase": None, "seconds": []} for name, (amount, _) in case.probes.items()}
     for round_number in range(rounds):
-        for name, (_, run) in case.probes.items():
-            probes[name]["seconds"].append(timed(clock, run))
+        if case.limit is not None:
+            case.limit.measure(partial(timed, clock))
         for name in names:
             slow = round_number and whole(seconds[name])[0] > SLOW_FACTOR * whole(seconds[OURS])[0]
             if slow and round_number >= SLOW_ROUNDS:
@@ -221,7 +213,7 @@ def in_turns(case: Case, names: list[str], clock: Clock, rounds: int) -> tuple[T
                 phases = {"forward": clock.seconds(start, between)}
             for phase, value in phases.items():
                 seconds[name].setdefault(phase, []).append(value)
-    return seconds, probes
+    return seconds
 
 
 def whole(times: dict[str, list[float]]) -> list[float]:
@@ -254,8 +246,3 @@ def extra_memory(case: Case, name: str, clock: Clock) -> dict[str, int]:
         extra[phase] = max(peak - sum(tensor.nbytes for tensor in kept), 0)
         kept.clear()
     return extra
-
-
-def failure(error: Exception) -> str:
-    """The first line of an error, with its kind."""
-    return f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0][:200]}"

@@ -8,11 +8,10 @@ from dataclasses import replace
 import pytest
 import torch
 
-from bench import report
 from bench.gpu import __main__ as program
 from bench.gpu import parity, timing
 from bench.gpu.cases import CASES, Sizes
-from bench.peers import OURS
+from bench.records import OURS, Report
 
 TINY = Sizes(batch=6, streams=3, own=2, prefix=5, heads=2, dim=32, items=40, k=4)
 CPU = torch.device("cpu")
@@ -44,15 +43,15 @@ def eager(monkeypatch):
 
 @pytest.mark.usefixtures("eager")
 @pytest.mark.parametrize("operator", CASES)
-def test_every_rival_computes_the_same(operator):
+def test_every_implementation_computes_the_same(operator):
     torch.manual_seed(0)
     case = CASES[operator](TINY, CPU, torch.float32)
     entry = timing.compare(case, ProcessorClock(), rounds=3)
     info = entry["extra_info"]
     # FlexAttention has no backward pass on processors.
-    flex = {name for name in case.rivals if name.startswith("FlexAttention")}
+    flex = {name for name in case.implementations if name.startswith("FlexAttention")}
     assert set(info["failed"]) == flex
-    assert set(info["errors"]) == set(case.rivals) - flex
+    assert set(info["errors"]) == set(case.implementations) - flex
     assert max(info["errors"].values()) < 1e-4
     phases = ["forward", "backward", "both"] if case.backward else ["forward"]
     assert list(info["seconds"][OURS]) == [*(["captured"] if case.capture else []), *phases]
@@ -68,7 +67,7 @@ def test_flex_attention_computes_the_same_forward(operator):
     case = replace(case, leaves=tuple(leaf.detach() for leaf in case.leaves), backward=False)
     info = timing.compare(case, ProcessorClock(), rounds=1)["extra_info"]
     assert not info["failed"]
-    assert len(info["errors"]) == len(case.rivals)
+    assert len(info["errors"]) == len(case.implementations)
     assert max(info["errors"].values()) < 1e-4
 
 
@@ -95,9 +94,10 @@ def test_exact_results_have_exact_products_whatever_is_set():
     assert seen == ["highest"]
 
 
-def test_a_wrong_result_of_ours_is_not_timed(monkeypatch):
+def test_a_wrong_result_of_ours_is_not_timed():
     case = CASES["top_items"](TINY, CPU, torch.float32)
-    monkeypatch.setitem(case.rivals, OURS, lambda states, items: 1.001 * (states @ items.T).topk(TINY.k).values)
+    off = {OURS: lambda states, items: 1.001 * (states @ items.T).topk(TINY.k).values}
+    case = replace(case, implementations=case.implementations | off)
     with pytest.raises(timing.WrongResultError, match=r"off by 0\.001 "):
         timing.compare(case, ProcessorClock(), rounds=1)
 
@@ -114,7 +114,7 @@ def test_a_peer_that_fails_is_named_and_left_out(monkeypatch):
     def fails(states, items):
         raise torch.OutOfMemoryError("no room\nat all")
 
-    monkeypatch.setitem(case.rivals, "eager (h @ E.T).topk(k)", fails)
+    monkeypatch.setitem(case.implementations, "eager (h @ E.T).topk(k)", fails)
     info = timing.compare(case, ProcessorClock(), rounds=2)["extra_info"]
     assert info["failed"] == {"eager (h @ E.T).topk(k)": "OutOfMemoryError: no room"}
     assert set(info["seconds"]) == {OURS, "the same under torch.compile"}
@@ -122,7 +122,7 @@ def test_a_peer_that_fails_is_named_and_left_out(monkeypatch):
 
 def test_slow_peers_take_part_in_few_rounds(monkeypatch):
     case = CASES["top_items"](TINY, CPU, torch.float32)
-    case = replace(case, rivals={OURS: case.rivals[OURS], "slow": case.formula}, probes={})
+    case = replace(case, implementations={OURS: case.implementations[OURS], "slow": case.formula}, limit=None)
     monkeypatch.setattr(timing, "forward", lambda case, name: name)
     monkeypatch.setattr(timing, "backward", lambda case, output: [])
 
@@ -136,7 +136,7 @@ def test_slow_peers_take_part_in_few_rounds(monkeypatch):
     monkeypatch.setattr(
         timing, "forward", lambda case, name: setattr(clock, "now", clock.now + (50 if name == "slow" else 1))
     )
-    seconds, _ = timing.in_turns(case, ["slow", OURS], clock, rounds=8)
+    seconds = timing.in_turns(case, ["slow", OURS], clock, rounds=8)
     assert seconds["slow"]["forward"] == [50.0] * timing.SLOW_ROUNDS
     assert seconds[OURS]["forward"] == [1.0] * 8
 
@@ -173,7 +173,7 @@ def test_the_program_writes_what_the_report_reads(chip, monkeypatch, capsys):
     assert "| top_items | R6 V40 D32 k4 float32 | captured |" in table
     assert table in capsys.readouterr().out
     assert path.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
-    (case,) = report.Report.read(path).cases
+    (case,) = Report.read(path).cases
     assert case.ratio_to_limit("captured") is not None
 
 

@@ -8,7 +8,7 @@ import torch
 from bench.gpu import launches
 from bench.gpu.cases import CASES
 from bench.gpu.launches import KERNELS, Choice, neighbours, overridden, search
-from bench.peers import OURS
+from bench.records import OURS
 from plr_kernels.triton_shared import launch
 from tests.bench.test_gpu import CPU, TINY, ProcessorClock
 
@@ -34,7 +34,7 @@ def simulated(clock, cost):
         scores = (states @ items.T).topk(TINY.k).values
         return scores if result > 0 else scores * 2
 
-    return replace(case, rivals={OURS: ours})
+    return replace(case, implementations={OURS: ours})
 
 
 def test_the_search_finds_the_best_options_and_restores_the_module():

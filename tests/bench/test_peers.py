@@ -2,8 +2,9 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from bench.limits import copies, products, reads
-from bench.peers import OURS, Step, compare, training_step
+from bench.limits import Limit, Probe, copies, products, reads
+from bench.peers import Step, compare, training_step
+from bench.records import OURS
 from plr_kernels import info_nce, linear_cross_entropy, pairwise_kl
 
 
@@ -40,33 +41,74 @@ def test_an_undivided_step_has_no_phases():
     assert list(step.seconds) == ["both"]
 
 
-def test_rivals_take_turns():
+def test_implementations_take_turns():
     turns = []
 
-    def rival(name):
+    def run(name):
         return lambda: turns.append(name) or [torch.ones(1)]
 
     benchmark = Benchmark()
-    compare(benchmark, {OURS: rival("ours"), "a": rival("a"), "b": rival("b")}, rounds=3)
+    compare(benchmark, {OURS: run("ours"), "a": run("a"), "b": run("b")}, rounds=3)
     assert turns[3:12] == ["a", "b", "ours"] * 3
     assert {name: len(phases["forward"]) for name, phases in benchmark.extra_info["seconds"].items()} == {
         OURS: 3, "a": 3, "b": 3,
     }  # fmt: skip
 
 
-def test_a_slow_rival_has_two_rounds(monkeypatch):
-    monkeypatch.setattr("bench.peers.MOST_SECONDS", 0.0)
+def test_a_slow_peer_has_two_rounds(monkeypatch):
+    monkeypatch.setattr("bench.limits.TIME_BUDGET", 0.0)
     benchmark = Benchmark()
     compare(benchmark, {OURS: lambda: [torch.ones(1)], "slow": lambda: [torch.ones(1)]}, rounds=4)
     assert len(benchmark.extra_info["seconds"][OURS]["forward"]) == 4
     assert len(benchmark.extra_info["seconds"]["slow"]["forward"]) == 2
 
 
-def test_disagreement_is_an_error_unless_the_rival_is_unchecked():
-    rivals = {OURS: lambda: [torch.ones(1)], "wrong": lambda: [torch.full((1,), 1.001)]}
+def test_disagreement_is_an_error_unless_the_peer_is_unchecked():
+    implementations = {OURS: lambda: [torch.ones(1)], "wrong": lambda: [torch.full((1,), 1.001)]}
     with pytest.raises(AssertionError, match=r"wrong disagrees by 0\.001"):
-        compare(Benchmark(), rivals, rounds=1)
-    compare(Benchmark(), rivals, rounds=1, unchecked=frozenset({"wrong"}))
+        compare(Benchmark(), implementations, rounds=1)
+    compare(Benchmark(), implementations, rounds=1, unchecked=frozenset({"wrong"}))
+
+
+def fails():
+    raise RuntimeError("no such product\non this chip")
+
+
+def test_a_peer_that_cannot_run_is_named_and_left_out():
+    benchmark = Benchmark()
+    compare(benchmark, {OURS: lambda: [torch.ones(1)], "broken": fails, "b": lambda: [torch.ones(1)]}, rounds=2)
+    assert benchmark.extra_info["failed"] == {"broken": "RuntimeError: no such product"}
+    assert list(benchmark.extra_info["seconds"]) == list(benchmark.extra_info["extra_bytes"]) == [OURS, "b"]
+
+
+def test_a_peer_that_fails_later_keeps_its_rounds():
+    calls = iter([[torch.ones(1)]] * 3)  # to warm up, and two rounds
+    benchmark = Benchmark()
+    compare(benchmark, {OURS: lambda: [torch.ones(1)], "breaks": lambda: next(calls)}, rounds=5)
+    assert benchmark.extra_info["failed"] == {"breaks": "StopIteration: "}
+    assert len(benchmark.extra_info["seconds"]["breaks"]["forward"]) == 2
+    assert benchmark.extra_info["extra_bytes"]["breaks"] is None
+
+
+def test_ours_must_run():
+    with pytest.raises(RuntimeError, match="no such product"):
+        compare(Benchmark(), {OURS: fails, "a": lambda: [torch.ones(1)]}, rounds=1)
+
+
+def test_a_probe_that_cannot_run_is_named_and_left_out():
+    limit = Limit("flop", {"forward": 1}, {"broken": Probe(1, fails), "a": Probe(1, lambda: None)})
+    benchmark = Benchmark()
+    compare(benchmark, {OURS: lambda: [torch.ones(1)]}, rounds=3, limit=limit)
+    assert benchmark.extra_info["failed"] == {"the limit's probe broken": "RuntimeError: no such product"}
+    assert list(benchmark.extra_info["limit"]["probes"]) == ["a"]
+    assert len(benchmark.extra_info["limit"]["probes"]["a"]["seconds"]) == 3
+
+
+def test_a_slow_probe_has_two_rounds(monkeypatch):
+    limit = Limit("flop", {"forward": 1}, {"slow": Probe(1, lambda: None)})
+    for _ in range(4):
+        limit.measure(lambda run: 11.0)
+    assert limit.probes["slow"].seconds == [11.0] * 2
 
 
 def test_half_precision_may_differ_by_its_rounding():
@@ -88,7 +130,6 @@ def test_extra_memory_counts_what_a_phase_needs_but_not_the_result():
         pytest.skip("the system does not tell the peak")
     assert extra["forward"] == pytest.approx(96 * 2**20, rel=0.1)
     assert extra["both"] == pytest.approx(64 * 2**20, rel=0.1)
-
 
 
 @pytest.mark.parametrize(

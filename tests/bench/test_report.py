@@ -3,7 +3,8 @@ import json
 import pytest
 
 from bench import report
-from bench.peers import OURS
+from bench.plot import bars
+from bench.records import OURS, Case, Report, ResultError
 
 PNG = b"\x89PNG\r\n\x1a\n"
 
@@ -24,7 +25,7 @@ def content():
     return {
         "machine_info": {
             "cpu": {"brand_raw": "A CPU"}, "cpu_capability": "AVX2", "threads": 2, "torch": "2.13",
-            "python_version": "3.11",
+            "python_version": "3.11", "instruction_set": "avx2",
         },
         "commit_info": {"id": "0123456789", "dirty": False},
         "datetime": "2026-01-02T03:04:05",
@@ -52,7 +53,9 @@ def file(content, tmp_path):
 def test_the_table(file, capsys):
     report.main([str(file)])
     machine, _, _, rule, forward, backward, both, _, rates = capsys.readouterr().out.splitlines()
-    assert machine == "A CPU (AVX2), 2 threads, torch 2.13, Python 3.11, 2026-01-02, commit 0123456."
+    assert machine == (
+        "A CPU, 2 threads, torch 2.13 (AVX2), plr_kernels (avx2), Python 3.11, 2026-01-02, commit 0123456."
+    )
     assert set(rule) == {"|", "-"}
     # The limit's 5e8 operations take 5 ms: 10, 20 and 10 ms are 2, 4 and 2 times that.
     assert forward == "| some_loss | R5 V7 | forward | 10 | eager 3 (3–3) | **3** | 2 (2–3) | 1, 16, – | 3, 3, 0 |"
@@ -73,7 +76,7 @@ def test_only_the_whole(file, capsys):
 def test_a_pass_without_limit_memory_or_peers(content):
     benchmark = content["benchmarks"][0]
     benchmark["extra_info"] = {"seconds": {OURS: {"forward": [0.001]}}, "extra_bytes": {OURS: None}}
-    (case,) = [report._case(benchmark)]
+    (case,) = [Case.of(benchmark)]
     assert case.row("forward") == "| some_loss | R5 V7 | forward | 1 | – | – | – | – | 1 |"
 
 
@@ -86,7 +89,7 @@ def test_a_limit_of_bytes_is_the_copy_of_its_own_phase(content):
             "copy, backward": {"amount": 2e6, "phase": "backward", "seconds": [0.015]},
         },
     }
-    case = report._case(content["benchmarks"][0])
+    case = Case.of(content["benchmarks"][0])
     assert [case.ratio_to_limit(phase).median for phase in case.passes] == pytest.approx([2, 2, 2])
 
 
@@ -103,9 +106,7 @@ def test_the_plot(file, tmp_path, capsys):
 
 
 def test_bars_are_relative_to_ours(content):
-    from bench.plot import bars
-
-    drawn = bars(report._case(content["benchmarks"][0]))
+    drawn = bars(Case.of(content["benchmarks"][0]))
     assert list(drawn) == ["limit", OURS, "eager", "chunked"]
     assert [median for _, median, _ in drawn.values()] == pytest.approx([0.5, 1, 3, 1.8])
 
@@ -137,38 +138,97 @@ def test_either_files_or_a_run(arguments, capsys):
     assert "give result files, or --run" in capsys.readouterr().err
 
 
-TINY = """
+@pytest.mark.parametrize("probes", [{}, {"copy, backward": {"amount": 1, "phase": "backward", "seconds": [1.0]}}])
+def test_a_limit_none_of_whose_probes_could_run(content, probes):
+    info = content["benchmarks"][0]["extra_info"]
+    info["limit"]["probes"] = probes
+    info["failed"] = {"the limit's probe oneDNN": "RuntimeError: no such product"}
+    case = Case.of(content["benchmarks"][0])
+    assert case.ratio_to_limit("forward") is case.ratio_to_limit("both") is None
+    assert case.notes()[-1] == "not measured: the limit's probe oneDNN: RuntimeError: no such product"
+
+
+TESTS = """
+import os, signal
 import torch
 from bench.limits import products
-from bench.peers import OURS, compare, training_step
+from bench.peers import compare, training_step
+from bench.records import OURS
 
 def test_training_step(benchmark):
     leaves = torch.ones(4, 3), torch.ones(5, 3)
-    rivals = {
+    implementations = {
         OURS: training_step(lambda a, b: (a @ b.T).sum(), *leaves),
         "peer": training_step(lambda a, b: torch.einsum("rd,vd->", a, b), *leaves),
     }
-    compare(benchmark, rivals, 2, products(4, 5, 3))
+    compare(benchmark, implementations, 2, products(4, 5, 3))
+"""
+FAILS = """
+def test_that_fails(benchmark):
+    raise RuntimeError("no such product")
+"""
+KILLED = """
+def test_that_is_killed(benchmark):
+    os.kill(os.getpid(), signal.SIGKILL)
 """
 
 
-def test_a_real_run(tmp_path, capfd):
-    (tmp_path / "conftest.py").write_text("from bench.conftest import *\n")
-    (tmp_path / "test_tiny.py").write_text(TINY)
-    target = tmp_path / "results" / "tiny.json"
-    report.main(["--run", "--tests", str(tmp_path), "--out", str(target)])
-    assert capfd.readouterr().out.count("| tiny |") == 3  # pytest's own output goes to stderr
-    (case,) = report.Report.read(target).cases
+@pytest.fixture
+def tests(tmp_path):
+    """Writes a folder of benchmarks, in which the record of the real ones is made, and returns it."""
+
+    def write(text):
+        folder = tmp_path / "tests"
+        folder.mkdir()
+        (folder / "conftest.py").write_text("from bench.conftest import *\n")
+        (folder / "test_some.py").write_text(text)
+        return folder
+
+    return write
+
+
+def test_a_real_run(tests, tmp_path, capfd):
+    target = tmp_path / "results" / "some.json"
+    report.main(["--run", "--tests", str(tests(TESTS)), "--out", str(target)])
+    assert capfd.readouterr().out.count("| some |") == 3  # pytest's own output goes to stderr
+    (case,) = Report.read(target).cases
     assert all(len(rounds) == 2 for phases in case.seconds.values() for rounds in phases.values())
-    assert set(json.loads(target.read_text())["machine_info"]) >= {"torch", "threads", "cpu"}
-    assert "node" not in json.loads(target.read_text())["machine_info"]
+    machine = json.loads(target.read_text())["machine_info"]
+    assert set(machine) >= {"torch", "threads", "cpu", "cpu_capability", "instruction_set", "settings"}
+    assert "node" not in machine
+    assert [path.name for path in target.parent.iterdir()] == ["some.json"]
 
 
-def test_a_failed_run_leaves_the_former_result(tmp_path):
-    (tmp_path / "test_wrong.py").write_text("def test_wrong(benchmark):\n    assert benchmark(int)\n")
-    target = tmp_path / "tiny.json"
+def test_a_case_that_fails_is_named_and_takes_no_other_along(tests, tmp_path, capfd):
+    folder = tests(FAILS + TESTS)
+    (folder / "test_wrong.py").write_text("import no_such_module\n")
+    target = tmp_path / "some.json"
     target.write_text("former")
-    with pytest.raises(report.ResultError, match="was not written"):
-        report.measure(target, tmp_path, [])
+    with pytest.raises(SystemExit, match=r"not measured: .*test_that_fails"):
+        report.main(["--run", "--tests", str(folder), "--out", str(target)])
+    found = Report.read(target)
+    assert [case.operator for case in found.cases] == ["some"]
+    (wrong, missing), (failing, message) = found.failed.items()
+    assert wrong.endswith("test_wrong.py")
+    assert "no_such_module" in missing
+    assert failing.endswith("test_some.py::test_that_fails")
+    assert message == "RuntimeError: no such product"
+    assert f"- {failing}: not measured: {message}.\n" in capfd.readouterr().out
+
+
+def test_a_run_that_is_killed_leaves_what_it_measured_and_the_former_result(tests, tmp_path):
+    target = tmp_path / "some.json"
+    target.write_text("former")
+    with pytest.raises(ResultError, match=r"status -9: .*some\.json was not written; .* is in .*some\.partial\.json"):
+        report.measure(target, tests(TESTS + KILLED))
     assert target.read_text() == "former"
-    assert not list(tmp_path.glob(".tiny*"))
+    assert len(Report.read(tmp_path / "some.partial.json").cases) == 1
+
+
+def test_a_run_that_measured_nothing_leaves_the_former_result(tests, tmp_path):
+    target = tmp_path / "some.json"
+    target.write_text("former")
+    with pytest.raises(ResultError, match=r"(?s)nothing was measured: .* was not written\n.*no such product"):
+        report.measure(target, tests(FAILS))
+    assert target.read_text() == "former"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["some.json", "tests"]

@@ -1,9 +1,6 @@
 import torch
 
-from bench.training_step import adam_step
-from plr.config import Config
-
-TINY = Config(method="plr", dim=8, layers=2, ffn_dim=8, streams=2, steps=2, max_length=5, batch_size=4)
+from bench.training_step import TINY, adam_step
 
 
 def test_both_backends_do_the_same_steps():
