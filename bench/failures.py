@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 def failure(error: BaseException) -> str:
     """The first line of an error, with its kind."""
-    return f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0][:200]}"
+    return f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0][:200].rstrip('.')}"
 
 
 @contextmanager

@@ -110,6 +110,9 @@ def products(
     flop = 2 * rows * columns * depth
     probes = _product_probes("this shape", rows, columns, depth, dtype, device)
     probes |= _product_probes(f"{edge} squared", edge, edge, edge, dtype, device)
+    if dtype != torch.float32 and device == CPU:  # many CPUs multiply half-precision numbers faster as float32 ones
+        probes |= _product_probes("this shape in float32", rows, columns, depth, torch.float32, device)
+        probes |= _product_probes(f"{edge} squared in float32", edge, edge, edge, torch.float32, device)
     work = {"forward": forward * groups * flop, "backward": backward * groups * flop}
     return Limit("flop", {phase: amount for phase, amount in work.items() if amount}, probes)
 
