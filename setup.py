@@ -1,4 +1,4 @@
-"""Builds the C++ backend of plr_kernels and the C++ part of plr.data. Metadata and settings are in pyproject.toml.
+"""Builds the C++ backend of plr_kernels and the C++ part of plr.prepare. Metadata and settings are in pyproject.toml.
 
 Both are optional: where they cannot be built, the installation succeeds and says what is missing.
 """
@@ -22,7 +22,7 @@ X86_FLAGS = {
 def warn(reason):
     """Say that there will be no C++ extension."""
     print(
-        f"\nWARNING: C++ of plr_kernels or plr.data is not built: {reason}.\n"
+        f"\nWARNING: C++ of plr_kernels or plr.prepare is not built: {reason}.\n"
         "It needs g++ or clang++ with C++17. All works without it, slower on CPUs; to have it, install a compiler and "
         "run `pip install -e .` again.\n",
         file=sys.stderr,
@@ -72,7 +72,7 @@ def extension_options():
         optional=True,  # setuptools goes on where it fails
     )
     data = Pybind11Extension(
-        "plr.data._cpp",
+        "plr.prepare._cpp",
         sorted(str(path) for path in [*SOURCES.glob("data/*.cpp"), SOURCES / "threads.cpp"]),
         depends=sorted(str(path) for path in [*SOURCES.glob("data/*.h"), SOURCES / "threads.h"]),
         cxx_std=17,

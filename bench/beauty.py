@@ -21,8 +21,8 @@ from typing import Any
 from bench.summary import METRICS, scores, scores_of_runs
 from plr.config import Config
 from plr.evaluation import compare, load_ranking, metrics, popularity_ranks, write_metrics
+from plr.inputs import load_dataset
 from plr.runs import RunFolder
-from plr.source import load_dataset
 from plr.training import train
 
 METHODS = {"SASRec": "base", "PLR": "plr"}

@@ -35,7 +35,7 @@ def peer_epoch(python: str, data: str, threads: int) -> dict:
 def our_epoch(data: str, threads: int) -> float:
     """Return the seconds of our epoch."""
     with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, "-m", "plr.cli", "train", "--data", data, "--out", f"{folder}/run"]
+        command = [sys.executable, "-m", "plr", "train", "--data", data, "--out", f"{folder}/run"]
         command += ["--method", "base", "--dim", "64", "--ffn_dim", "64", "--input_dropout", "0.5"]
         command += ["--batch_size", "128", "--epochs", "1", "--threads", str(threads), "--progress", "false"]
         subprocess.run(command, check=True, capture_output=True)

@@ -25,12 +25,12 @@ import torch
 
 from plr.config import Config
 from plr.data import Batch, LengthGroupedBatches, Rows, SameTargetPartners, prepare
-from plr.data.atomic import atomic_path
-from plr.data.synthetic import generate
 from plr.evaluation import write_metrics
+from plr.files import atomic_path
 from plr.models import build_model
-from plr.models.lares import LARESRecommender
-from plr.models.lares_post_training import PostTrainedLARES, ranking_rewards
+from plr.models.methods.lares import LARESRecommender
+from plr.models.methods.lares_post_training import PostTrainedLARES, ranking_rewards
+from plr.prepare.synthetic import generate
 from plr.training.initial import rows_within_reach
 from plr.training.module import RowDataset, step_seed
 from plr_kernels import linear_cross_entropy

@@ -9,7 +9,7 @@ import polars as pl
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from plr.data.atomic import atomic_path
+from plr.files import atomic_path
 from plr.runs import RunFolder
 
 METRIC = "ndcg@10"

@@ -7,7 +7,7 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 from bench.records import OURS, Case
-from plr.data.atomic import atomic_path
+from plr.files import atomic_path
 
 
 def bars(case: Case) -> dict[str, tuple[float, float, float]]:

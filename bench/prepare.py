@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from plr.data.atomic import atomic_path
+from plr.files import atomic_path
 
 RESULTS = Path(__file__).parent / "results"
 CHUNK = 1_000_000

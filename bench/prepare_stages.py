@@ -25,27 +25,31 @@ from typing import Any
 
 import numpy as np
 
-import plr.prepare
+import plr.cli.prepare
 from bench.prepare import RESULTS, generate, measure, processor
-from plr.data.atomic import atomic_path
+from plr.files import atomic_path
 
 STAGES = {
     "numbering ids, strings compared (threads)": [
-        f"plr.data.readers.numbering:{kind}.numbers" for kind in ("Numbering", "CompiledNumbering")
+        f"plr.prepare.readers.numbering:{kind}.numbers" for kind in ("Numbering", "CompiledNumbering")
     ],
-    "hashing the source, checking that it is text (thread)": ["plr.data.sources:fingerprint"],
-    "reading: parsing lines and numbers": ["plr.data.sources:read"],
-    "ids sorted": ["plr.data.sources:number"],
-    "filters": ["plr.data.interactions:Interactions.take", "plr.data.pipeline:active", "plr.data.pipeline:in_core"],
-    "numbers by rank, sorting by user and time": ["plr.data.interactions:in_user_order"],
-    "default cuts (quantiles of time)": ["plr.data.pipeline:default_cuts"],
-    "splitting": ["plr.data.pipeline:time_split", "plr.data.pipeline:leave_one_out"],
+    "hashing the source, checking that it is text (thread)": ["plr.prepare.sources:fingerprint"],
+    "reading: parsing lines and numbers": ["plr.prepare.sources:read"],
+    "ids sorted": ["plr.prepare.sources:number"],
+    "filters": [
+        "plr.prepare.interactions:Interactions.take",
+        "plr.prepare.pipeline:active",
+        "plr.prepare.pipeline:in_core",
+    ],
+    "numbers by rank, sorting by user and time": ["plr.prepare.interactions:in_user_order"],
+    "default cuts (quantiles of time)": ["plr.prepare.pipeline:default_cuts"],
+    "splitting": ["plr.prepare.pipeline:time_split", "plr.prepare.pipeline:leave_one_out"],
     "units of time, repeats, statistics": [
-        f"plr.data.pipeline:{name}"
+        f"plr.prepare.pipeline:{name}"
         for name in ("_one_unit", "repeated", "_single_interaction_users", "_times", "_size")
     ],
-    "writing": ["plr.data.pipeline:save_prepared"],
-    "hashing what was written (threads)": ["plr.data.prepared:_sha256"],
+    "writing": ["plr.prepare.pipeline:save_prepared"],
+    "hashing what was written (threads)": ["plr.prepare.folder:_sha256"],
 }
 READ = """
 import json, sys, time, polars
@@ -57,7 +61,7 @@ METADATA = """
 import json, sys, time
 from pathlib import Path
 import polars as pl
-from plr.data import metadata
+from plr.prepare import metadata
 if sys.argv[3] == "line by line":
     metadata.plain_records = lambda lines, item_ids: None
 items = pl.Series([f"B{number:09d}" for number in range(0, int(sys.argv[2]), 2)])
@@ -118,7 +122,7 @@ def stages(file: str, out: str) -> dict[str, Any]:
             for part in owner:
                 place = getattr(place, part)
             setattr(place, last, timed(stage, getattr(place, last)))
-    timed("everything else", plr.prepare.run)(plr.prepare.Request(source=file, out=out))
+    timed("everything else", plr.cli.prepare.run)(plr.cli.prepare.Request(source=file, out=out))
     for stage, busy in beside.items():
         seconds[stage][1] += busy
     return seconds

@@ -18,9 +18,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from plr.evaluation import evaluation_batches, write_metrics
-from plr.models.plr import PLRRecommender
+from plr.inputs import load_dataset
+from plr.models.methods.plr import PLRRecommender
 from plr.serving import Recommender
-from plr.source import load_dataset
 
 RESULTS = Path(__file__).parent / "results"
 

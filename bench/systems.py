@@ -28,7 +28,6 @@ import yaml
 from bench import learning_curves
 from bench.summary import METRICS, scores, scores_of_runs
 from plr.config import Config
-from plr.data.atomic import atomic_path
 from plr.evaluation import (
     Comparison,
     compare,
@@ -38,8 +37,9 @@ from plr.evaluation import (
     popularity_ranks,
     write_metrics,
 )
+from plr.files import atomic_path
+from plr.inputs import load_dataset
 from plr.runs import RunFolder
-from plr.source import load_dataset
 from plr.training import train
 
 BACKBONES = ("sasrec", "bert4rec", "unisrec")

@@ -20,8 +20,8 @@ from typing import Any
 from bench.summary import METRICS, scores_of_runs
 from bench.systems import COMMON, METHODS, RESULTS, against_base, described
 from plr.config import Config
-from plr.data.atomic import atomic_path
 from plr.evaluation import write_metrics
+from plr.files import atomic_path
 from plr.runs import RunFolder
 from plr.training import train
 

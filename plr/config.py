@@ -13,11 +13,8 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import yaml
 
-from plr.data.atomic import atomic_path
-
-
-class ConfigError(ValueError):
-    """A configuration value that cannot work; the message names the field, what was found and what is accepted."""
+from plr.errors import ConfigError
+from plr.files import atomic_path
 
 
 def names(listed: str | Iterable[str]) -> tuple[str, ...]:

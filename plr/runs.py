@@ -14,11 +14,10 @@ from safetensors.torch import load_file
 from torch import nn
 
 from plr.config import Config
-from plr.data import DataError
-from plr.data.atomic import atomic_path
-from plr.data.fingerprint import fingerprint
-from plr.errors import RunError
+from plr.errors import DataError, RunError
+from plr.files import atomic_path
 from plr.items import ItemData
+from plr.prepare.fingerprint import fingerprint
 
 
 @dataclass(frozen=True)

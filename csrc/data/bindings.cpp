@@ -1,4 +1,4 @@
-// The extension plr.data._cpp: what preparing data does with strings and order, without the interpreter's lock.
+// The extension plr.prepare._cpp: what preparing data does with strings and order, without the interpreter's lock.
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>

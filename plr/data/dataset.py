@@ -12,12 +12,12 @@ import polars as pl
 import torch
 from torch import Tensor
 
-from plr.data.errors import DataError
-from plr.data.ids import Ids
-from plr.data.interactions import user_blocks
-from plr.data.prepared import ARRAYS, Prepared
 from plr.data.rows import Rows
-from plr.data.split import SPLITS
+from plr.errors import DataError
+from plr.prepare.folder import ARRAYS, Prepared
+from plr.prepare.ids import Ids
+from plr.prepare.interactions import user_blocks
+from plr.prepare.split import SPLITS
 
 __all__ = ["SequenceDataset"]
 

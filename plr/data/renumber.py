@@ -9,9 +9,9 @@ import polars as pl
 import torch
 
 from plr.data.dataset import SequenceDataset
-from plr.data.errors import DataError
-from plr.data.ids import Ids
-from plr.data.split import SPLITS
+from plr.errors import DataError
+from plr.prepare.ids import Ids
+from plr.prepare.split import SPLITS
 
 __all__ = ["renumber"]
 

@@ -1,13 +1,13 @@
 """Ranking over all items, metrics, significance and result files."""
 
+from plr.errors import EvaluationError
 from plr.evaluation.batches import evaluation_batches
 from plr.evaluation.metrics import metrics
 from plr.evaluation.popularity import popularity_ranks
 from plr.evaluation.progress import ranking_progress
-from plr.evaluation.ranking import EvaluationError, Ranking, rank_rows, target_ranks
+from plr.evaluation.ranking import Ranking, rank_rows, target_ranks
 from plr.evaluation.results import load_ranking, save_ranking, write_metrics
 from plr.evaluation.significance import Comparison, compare, holm, paired_comparison
-from plr.evaluation.table import metrics_table
 
 __all__ = [
     "Comparison",
@@ -18,7 +18,6 @@ __all__ = [
     "holm",
     "load_ranking",
     "metrics",
-    "metrics_table",
     "paired_comparison",
     "popularity_ranks",
     "rank_rows",

@@ -17,13 +17,11 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from plr.errors import EvaluationError
+
 if TYPE_CHECKING:
     from plr.data import Batch
     from plr.models.recommender import Recommender
-
-
-class EvaluationError(ValueError):
-    """What was to be ranked or measured cannot be: the message says where and what to check."""
 
 
 @dataclass(frozen=True)

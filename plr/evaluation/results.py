@@ -11,8 +11,8 @@ from typing import Any
 import polars as pl
 import torch
 
-from plr.data.atomic import atomic_path
 from plr.evaluation.ranking import Ranking
+from plr.files import atomic_path
 
 
 def save_ranking(path: str | Path, ranking: Ranking, user_ids: pl.Series, item_ids: pl.Series) -> None:

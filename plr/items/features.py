@@ -10,7 +10,7 @@ from typing import Any
 import polars as pl
 import torch
 
-from plr.data import DataError
+from plr.errors import DataError
 from plr.items.item_data import FeatureField
 
 __all__ = ["read_features"]

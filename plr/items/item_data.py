@@ -12,8 +12,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from plr.data import DataError
-from plr.data.atomic import atomic_path
+from plr.errors import DataError
+from plr.files import atomic_path
 
 _VERSION = "1"
 

@@ -1,14 +1,14 @@
 """Recommenders: item encoder x sequence encoder x method."""
 
-from plr.models.base import BaseRecommender
 from plr.models.encoder import Encoded, SequenceEncoder
-from plr.models.erl import ERLRecommender
-from plr.models.items import IdItemEncoder
-from plr.models.lares import LARESRecommender
-from plr.models.lares_post_training import PostTrainedLARES
-from plr.models.plr import ParallelReasoning, PLRRecommender
-from plr.models.prl import PRLRecommender
-from plr.models.reasoning import Reasoning, reason
+from plr.models.items.encoders import IdItemEncoder
+from plr.models.methods.base import BaseRecommender
+from plr.models.methods.erl import ERLRecommender
+from plr.models.methods.lares import LARESRecommender
+from plr.models.methods.lares_post_training import PostTrainedLARES
+from plr.models.methods.plr import ParallelReasoning, PLRRecommender
+from plr.models.methods.prl import PRLRecommender
+from plr.models.methods.reasoning import Reasoning, reason
 from plr.models.recommender import Recommender
 from plr.models.registry import BACKBONES, METHODS, build_model
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from plr.models.dropout import Dropout
-from plr.models.layers import KeyValue, TransformerLayer
+from plr.models.layers.dropout import Dropout
+from plr.models.layers.transformer import KeyValue, TransformerLayer
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from plr.data import Batch
 from plr.models.encoder import SequenceEncoder
-from plr.models.items import ItemEncoder
+from plr.models.items.encoders import ItemEncoder
 
 Losses = dict[str, Tensor]
 INITIAL_STD = 0.02

@@ -8,19 +8,20 @@ from typing import Any
 
 import torch
 
-from plr.config import Config, ConfigError
+from plr.config import Config
+from plr.errors import ConfigError
 from plr.items import ItemData
-from plr.models.base import BaseRecommender
-from plr.models.cloze import ClozeRecommender
 from plr.models.encoder import SequenceEncoder
-from plr.models.erl import ERLRecommender
-from plr.models.items import FeatureItemEncoder, IdItemEncoder, ItemEncoder
-from plr.models.lares import LARESRecommender
-from plr.models.lares_post_training import PostTrainedLARES
-from plr.models.plr import PLRRecommender
-from plr.models.prl import PRLRecommender
+from plr.models.items.encoders import FeatureItemEncoder, IdItemEncoder, ItemEncoder
+from plr.models.items.unisrec import TextItemEncoder
+from plr.models.methods.base import BaseRecommender
+from plr.models.methods.cloze import ClozeRecommender
+from plr.models.methods.erl import ERLRecommender
+from plr.models.methods.lares import LARESRecommender
+from plr.models.methods.lares_post_training import PostTrainedLARES
+from plr.models.methods.plr import PLRRecommender
+from plr.models.methods.prl import PRLRecommender
 from plr.models.recommender import Recommender
-from plr.models.unisrec import TextItemEncoder
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """From raw histories to the best items."""
 
-from plr.serving.recommender import Recommendation, Recommender, RequestError
+from plr.errors import RequestError
+from plr.serving.recommender import Recommendation, Recommender
 
 __all__ = ["Recommendation", "Recommender", "RequestError"]

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from plr.config import Config
-from plr.data import DataError
+from plr.errors import DataError
 from plr.items import ItemData, ItemText
 from plr.text import TextVectors
 

@@ -13,16 +13,12 @@ from torch import Tensor
 
 from plr.config import Config
 from plr.data import Batch
-from plr.errors import RunError
+from plr.errors import RequestError, RunError
 from plr.models import Recommender as Model
 from plr.models import build_model
 from plr.runs import RunFolder, load_weights
 from plr.serving.new_items import with_new_items
 from plr_kernels import top_items
-
-
-class RequestError(ValueError):
-    """What is asked for cannot be given: a history with an unknown item or with none, or too many recommendations."""
 
 
 @dataclass(frozen=True)

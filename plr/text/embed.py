@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 import plr
-from plr.data import DataError
+from plr.errors import DataError
 from plr.text.sentence import Pca, encode_sentences, fit_pca
 from plr.text.table import TextTable, read_texts
 from plr.text.tfidf import TfidfSvd, fit_tfidf

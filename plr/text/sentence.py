@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from plr.data import DataError
+from plr.errors import DataError
 
 __all__ = ["Pca", "encode_sentences", "fit_pca"]
 

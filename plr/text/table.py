@@ -12,8 +12,8 @@ from typing import Any
 
 import polars as pl
 
-from plr.data import DataError
-from plr.data.fingerprint import fingerprint
+from plr.errors import DataError
+from plr.prepare.fingerprint import fingerprint
 
 __all__ = ["TextTable", "read_texts"]
 

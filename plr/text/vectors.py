@@ -15,8 +15,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from plr.data import DataError
-from plr.data.atomic import atomic_path
+from plr.errors import DataError
+from plr.files import atomic_path
 from plr.items import ItemText
 
 __all__ = ["TextVectors"]

@@ -13,8 +13,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from plr.data import Rows
-from plr.data.atomic import atomic_path
 from plr.evaluation import evaluation_batches, metrics, rank_rows
+from plr.files import atomic_path
 
 MONITOR = "ndcg@10"
 

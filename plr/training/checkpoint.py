@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from lightning.pytorch.plugins.io import CheckpointIO
 
-from plr.data.atomic import atomic_path
 from plr.errors import RunError
+from plr.files import atomic_path
 
 
 class AtomicCheckpointIO(CheckpointIO):

@@ -9,11 +9,11 @@ import torch
 
 from plr.config import Config
 from plr.data import LengthGroupedBatches, Rows, SequenceDataset
-from plr.data.fingerprint import fingerprint
 from plr.errors import RunError
 from plr.evaluation import rank_rows, ranking_progress
 from plr.items import ItemData
 from plr.models import Recommender, build_model
+from plr.prepare.fingerprint import fingerprint
 from plr.runs import RunFolder, load_weights
 
 # What the weights, and log-probabilities that are to be compared, depend on.

@@ -21,7 +21,6 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException, SI
 
 from plr.config import Config
 from plr.data import SequenceDataset
-from plr.data.atomic import remove_leftovers
 from plr.errors import TERMINATED, RunError
 from plr.evaluation import (
     evaluation_batches,
@@ -31,11 +30,12 @@ from plr.evaluation import (
     save_ranking,
     write_metrics,
 )
+from plr.files import remove_leftovers
+from plr.inputs import load_dataset, load_item_data
 from plr.items import ItemData
 from plr.models import Recommender, build_model
 from plr.models.registry import row_kind
 from plr.runs import RunFolder, load_weights
-from plr.source import load_dataset, load_item_data
 from plr.training.callbacks import MONITOR, BestWeights, ResumePoint, Validation, save_weights
 from plr.training.checkpoint import AtomicCheckpointIO, read_checkpoint
 from plr.training.initial import InitialRun

@@ -1,7 +1,8 @@
 import pytest
 
-from plr.data import DataError, prepare
+from plr.data import prepare
 from plr.data.renumber import renumber
+from plr.errors import DataError
 
 
 def rows_in_ids(dataset, split):

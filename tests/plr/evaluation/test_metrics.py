@@ -9,7 +9,8 @@ import pytest
 import torch
 from rich.console import Console
 
-from plr.evaluation import Ranking, load_ranking, metrics, metrics_table, save_ranking, write_metrics
+from plr.cli.tables import metrics_table
+from plr.evaluation import Ranking, load_ranking, metrics, save_ranking, write_metrics
 
 
 def test_metrics_of_known_ranks():

@@ -7,7 +7,7 @@ import re
 import polars as pl
 import pytest
 
-from plr.data import DataError
+from plr.errors import DataError
 from plr.items.features import read_features
 
 ITEMS = ["a", "b", "c", "7"]

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from plr.config import Config, ConfigError
+from plr.config import Config
+from plr.errors import ConfigError
 from plr.models.registry import row_kind
 from tests.plr.models.helpers import random_batch, small_config, small_model
 from tests.plr.models.test_encoder import input_norm, straight_line_states

@@ -5,7 +5,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from plr.config import Config, ConfigError
+from plr.config import Config
+from plr.errors import ConfigError
 from plr.items import ItemData, ItemText
 from plr.models import BACKBONES, METHODS, build_model
 from plr.models.registry import REFUSALS, row_kind

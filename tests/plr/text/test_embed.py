@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from plr.data import DataError
+from plr.errors import DataError
 from plr.text import TextVectors, embed_text
 from plr.text.sentence import fit_pca
 from plr.text.tfidf import TfidfSvd, fit_tfidf, words

@@ -6,7 +6,7 @@ import re
 import polars as pl
 import pytest
 
-from plr.data import DataError
+from plr.errors import DataError
 from plr.text.table import read_texts
 
 

@@ -10,11 +10,12 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from plr.config import Config, ConfigError
+from plr.config import Config
 from plr.data import SameTargetPartners, prepare
-from plr.evaluate import evaluate_run
+from plr.errors import ConfigError
 from plr.models import build_model
 from plr.serving import Recommender
+from plr.serving.evaluate import evaluate_run
 from plr.training import RunError, train
 from plr.training.initial import rows_within_reach
 from plr.training.module import RecommenderModule

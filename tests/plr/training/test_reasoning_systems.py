@@ -5,10 +5,10 @@ import torch
 
 from plr.config import Config
 from plr.data import prepare
-from plr.data.synthetic import generate
-from plr.evaluate import evaluate_run
 from plr.evaluation import metrics, popularity_ranks
+from plr.prepare.synthetic import generate
 from plr.serving import Recommender
+from plr.serving.evaluate import evaluate_run
 from plr.training import train
 
 LENGTH = 12

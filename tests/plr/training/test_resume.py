@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 import plr
 from plr.cli import main
 from plr.config import Config
-from plr.data.atomic import atomic_path
+from plr.files import atomic_path
 from plr.serving import Recommender
 from plr.training import RunError, train
 from plr.training.callbacks import BestWeights, ResumePoint
@@ -40,7 +40,7 @@ def test_killed_processes_resume_exactly(quick, tmp_path):
     out = tmp_path / "killed"
     config = tmp_path / "config.yaml"
     Config(**{**values, "out": str(out)}).save(config)
-    command = [sys.executable, "-m", "plr.cli", "train", "--config", str(config)]
+    command = [sys.executable, "-m", "plr", "train", "--config", str(config)]
     resume_point = out / "resume" / "last.ckpt"
     for epochs_before_kill in (1, 3):
         process = subprocess.Popen(command, start_new_session=True, stdout=subprocess.DEVNULL)
@@ -148,8 +148,8 @@ def test_what_a_kill_left_half_written_is_removed(quick, tmp_path, monkeypatch):
         raise Killed
 
     with monkeypatch.context() as patch:
-        patch.setattr(plr.data.atomic.os, "replace", killed)
-        patch.setattr(plr.data.atomic, "_remove", lambda path: None)
+        patch.setattr(plr.files.os, "replace", killed)
+        patch.setattr(plr.files, "_remove", lambda path: None)
         for place in (tmp_path / "run", tmp_path / "run" / "resume"):
             place.mkdir()
             with pytest.raises(Killed), atomic_path(place / "last.ckpt") as aside:

@@ -11,12 +11,13 @@ import torch
 
 import plr
 from plr.config import Config
-from plr.data import DataError, prepare
+from plr.data import prepare
 from plr.data.renumber import renumber
-from plr.data.synthetic import generate
-from plr.evaluate import evaluate_run
+from plr.errors import DataError
 from plr.evaluation import evaluation_batches, metrics, popularity_ranks, rank_rows
+from plr.prepare.synthetic import generate
 from plr.runs import RunFolder
+from plr.serving.evaluate import evaluate_run
 from plr.text import TextVectors, embed_text
 from plr.training import RunError, train
 

@@ -1,0 +1,373 @@
+"""The `plr` command: parses, calls, prints."""
+
+from __future__ import annotations
+
+import io
+import re
+import signal
+import sys
+import threading
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, TextIO, get_type_hints
+
+from jsonargparse import Namespace
+
+import plr
+from plr.cli.parser import Parser
+from plr.cli.prepare import Request
+from plr.cli.prepare import run as prepare
+from plr.config import Config, names
+from plr.errors import TERMINATED, UserError
+from plr.prepare import PrepareOptions
+
+NEW_ITEMS = (
+    "inductive unisrec: text vectors of items, or of items' texts, that came after training, "
+    "made with `plr embed-text --like`"
+)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command line; returns the exit status. Mistakes of the user are one message, not a traceback."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # an id that the terminal's encoding lacks is no error
+    arguments = sys.argv[1:] if arguments is None else arguments
+    parsed = _parser(arguments).parse_args(arguments)
+    advice = "; repeat the command to go on from the last finished epoch" if parsed.command in ("train", "demo") else ""
+    try:
+        with _plain_warnings(), _terminable():
+            COMMANDS[parsed.command].run(parsed[parsed.command])
+    except KeyboardInterrupt:
+        print(f"\nplr: interrupted{advice}", file=sys.stderr)
+        return 130
+    except SystemExit as ended:
+        if ended.code != TERMINATED:
+            raise
+        print(f"\nplr: terminated{advice}", file=sys.stderr)
+        return TERMINATED
+    except Exception as error:
+        if _out_of_memory(error):
+            reason = (str(error).splitlines() or ["no more can be had"])[0]
+            advice = "lower --batch_size, --eval_batch_size, --dim or --max_length"
+            print(f"plr: too little memory ({reason}); {advice}", file=sys.stderr)
+        elif isinstance(error, (UserError, OSError)):
+            print(f"plr: {error}", file=sys.stderr)
+        else:
+            raise
+        return 2
+    return 0
+
+
+def _out_of_memory(error: Exception) -> bool:
+    """Return whether the machine or the GPU has too little memory for what was asked."""
+    # PyTorch has no class for it on CPUs.
+    return isinstance(error, MemoryError) or any(
+        text in str(error) for text in ("can't allocate memory", "CUDA out of memory")
+    )
+
+
+@contextmanager
+def _terminable() -> Iterator[None]:
+    """Let SIGTERM end the command as an error would, so that what is half-written is removed."""
+    if threading.current_thread() is not threading.main_thread():  # only that one may set handlers
+        yield
+        return
+
+    def end(*_: Any) -> None:
+        raise SystemExit(TERMINATED)
+
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+@contextmanager
+def _plain_warnings() -> Iterator[None]:
+    """Print plr's own warnings as a line each, as they come, without the place in the code; others as Python does."""
+    own = str(Path(plr.__file__).parent)
+
+    with warnings.catch_warnings():
+        warnings.filterwarnings("always", category=UserWarning, module=r"plr\.")
+        others = warnings.showwarning
+
+        def show(
+            message: Any, category: type[Warning], filename: str, lineno: int, file: TextIO | None = None,
+            line: str | None = None,
+        ) -> None:  # fmt: skip
+            if category is UserWarning and filename.startswith(own):
+                print(f"plr: {message}", file=sys.stderr)
+            else:
+                others(message, category, filename, lineno, file, line)
+
+        warnings.showwarning = show
+        yield
+
+
+def _parser(arguments: list[str]) -> Parser:
+    """Return the parser; of the commands only the one that is asked for has its options, unless none is."""
+    parser = Parser(prog="plr", description=plr.__doc__, version=plr.__version__)
+    commands = parser.add_subcommands(dest="command")
+    asked = arguments[0] if arguments and arguments[0] in COMMANDS else None
+    for name, command in COMMANDS.items():
+        options = Parser(description=command.description)
+        commands.add_subcommand(name, options, help=command.summary)
+        if asked in (name, None):
+            command.add_options(options)
+    return parser
+
+
+def _demo_options(demo: Parser) -> None:
+    demo.add_argument("--out", type=str, default="plr-demo", help="folder for the data and the runs")
+    demo.add_argument("--seed", type=int, default=0, help="of the data and the runs")
+
+
+def _data_options(data: Parser) -> None:
+    looks = data.add_subcommands(dest="look")
+    show = Parser(description="Statistics, sample sequences, and histograms of lengths and popularity.")
+    show.add_argument("folder", type=str, help="a folder that plr prepare wrote")
+    show.add_argument("--plots", type=str | None, default=None, help="folder for the histograms; default: the same")
+    show.add_argument("--samples", type=int, default=3, help="how many sequences to show")
+    show.add_argument("--seed", type=int, default=0, help="which sequences")
+    looks.add_subcommand("show", show, help="statistics, histograms and sample sequences; checks all hashes")
+
+
+def _train_options(train: Parser) -> None:
+    train.add_argument("--config", action="config", help="a YAML file of fields, e.g. a run's config.yaml")
+    train.add_class_arguments(Config)
+
+
+def _evaluate_options(evaluate: Parser) -> None:
+    evaluate.add_argument("run", type=str, help="the run's folder")
+    evaluate.add_argument("--data", type=str, default=None, help="another file, read with the run's options")
+    evaluate.add_argument("--ks", type=tuple[int, ...] | None, default=None, help="the K of the metrics, e.g. [5,10]")
+    evaluate.add_argument("--text_vectors", type=str | None, default=None, help=NEW_ITEMS)
+    evaluate.add_argument("--exclude_seen", type=bool | None, default=None, help="do not rank items of the history")
+
+
+def _recommend_options(recommend: Parser) -> None:
+    recommend.add_argument("run", type=str, help="the run's folder")
+    recommend.add_argument("--history", type=str, required=True, help='item ids, oldest first: "id id id"')
+    recommend.add_argument("-k", type=int | None, default=None, help="how many items; 10, or all if there are fewer")
+    recommend.add_argument("--text_vectors", type=str | None, default=None, help=NEW_ITEMS)
+    recommend.add_argument("--exclude_seen", type=bool | None, default=None, help="leave out items of the history")
+    unknown = Literal["error", "skip"]
+    recommend.add_argument("--unknown", type=unknown, default="error", help="what to do with items never seen")
+
+
+def _embed_options(embed: Parser) -> None:
+    embed.add_argument("file", type=str, help="item texts: .tsv or .csv with a header, .jsonl or .parquet")
+    embed.add_argument("--out", type=str, default="", help="the folder to be made")
+    embed.add_argument(
+        "--encoder",
+        type=str | None,
+        default=None,
+        help="tfidf (TF-IDF and SVD, fitted to these texts; the default) or a model of sentence-transformers",
+    )
+    embed.add_argument(
+        "--dim",
+        type=int | None,
+        default=None,
+        help="width of the vectors: tfidf's components (default 768); a model's principal components (default: all)",
+    )
+    embed.add_argument("--like", type=str | None, default=None, help="encode as this earlier folder was, fit nothing")
+    embed.add_argument("--item_column", type=str | None, default=None, help="default: item_id, item, parent_asin, asin")
+    embed.add_argument(
+        "--text_columns",
+        type=str | None,
+        default=None,
+        help="separated by commas; joined to one text; default: text or title",
+    )
+
+
+def _prepare_options(parser: Parser) -> None:
+    help_of, types = argument_help(Request), get_type_hints(Request)
+    parser.add_argument("source", type=str, help=help_of["source"])
+    for name in ("out", "items", "domain", "raw"):
+        parser.add_argument(f"--{name}", type=types[name], default="" if name == "out" else None, help=help_of[name])
+    parser.add_argument("--protocol", type=Literal["plr", "rearec"] | None, default=None, help=help_of["protocol"])
+    parser.add_argument("--download", action="store_true", help=help_of["download"])
+    parser.add_argument("--base_url", type=str, default=Request.base_url, help=help_of["base_url"])
+    parser.add_argument("--skip_bad_lines", "--skip-bad-lines", action="store_true", help=help_of["skip_bad_lines"])
+    help_of, types = argument_help(PrepareOptions), get_type_hints(PrepareOptions)
+    for name, kind in types.items():
+        accepted = int | kind | None if name == "min_history" else kind | None
+        default = getattr(PrepareOptions, name)
+        text = help_of[name] if default is None else f"{help_of[name]} Default: {default}."
+        parser.add_argument(f"--{name}", type=accepted, default=None, help=text)
+
+
+def argument_help(of: type) -> dict[str, str]:
+    """Return the description of each field in the Args of a class's docstring."""
+    entries = re.findall(r"^ {8}(\w+): (.*(?:\n {12}.*)*)", of.__doc__ or "", re.MULTILINE)
+    return {name: " ".join(text.split()) for name, text in entries}
+
+
+def _prepare(options: Namespace) -> None:
+    values = options.as_dict()
+    given = {name: values.pop(name) for name in get_type_hints(PrepareOptions)}
+    prepare(Request(**values, options={name: value for name, value in given.items() if value is not None}))
+
+
+def _data(options: Namespace) -> None:
+    from plr.cli.show import show
+
+    chosen = options[options.look]
+    show(Path(chosen.folder), plots=chosen.plots and Path(chosen.plots), samples=chosen.samples, seed=chosen.seed)
+
+
+def _demo(options: Namespace) -> None:
+    from plr.cli.demo import demo
+
+    demo(Path(options.out), options.seed)
+
+
+def _train(options: Namespace) -> None:
+    from plr.cli.tables import metrics_table
+    from plr.training import train
+
+    values = options.as_dict()
+    values.pop("config", None)
+    config = Config(**values)
+    result = train(config)
+    if not result:  # not the first process of a distributed run
+        return
+    _print(
+        metrics_table({_system(config): result["test"]}, columns=_columns(config.ks), title="Test, all items ranked"),
+        f"validation NDCG@10 {result['valid']['ndcg@10']:.4f}; "
+        f"best epoch {result['best_epoch']} of {result['epochs']}, "
+        f"{result['train_seconds_per_epoch']:.1f} s of training an epoch; saved in {config.out}",
+    )
+
+
+def _evaluate(options: Namespace) -> None:
+    from plr.cli.tables import metrics_table
+    from plr.serving.evaluate import evaluate_run
+
+    ks = options.ks
+    outcome = evaluate_run(Path(options.run), options.data, ks, options.exclude_seen, options.text_vectors)
+    _print(
+        metrics_table({options.run: outcome.metrics}, columns=_columns(outcome.ks), title="Test, all items ranked"),
+        f"{outcome.rows} test rows of {outcome.data}; all {outcome.items} items ranked; "
+        "rank = 1 + better + others with the same score / 2",
+        *outcome.notes,
+    )
+
+
+def _recommend(options: Namespace) -> None:
+    from plr.cli.tables import recommendation_table
+    from plr.serving import Recommender
+
+    recommender = Recommender.load(options.run, text_vectors=options.text_vectors)
+    (answer,) = recommender.recommend(
+        [options.history.split()], options.k, exclude_seen=options.exclude_seen, unknown=options.unknown
+    )
+    _print(recommendation_table(answer))
+
+
+def _embed_text(options: Namespace) -> None:
+    from plr.text import embed_text
+
+    made = embed_text(
+        Path(options.file),
+        Path(options.out) if options.out else None,
+        encoder=options.encoder,
+        dim=options.dim,
+        like=None if options.like is None else Path(options.like),
+        item_column=options.item_column,
+        text_columns=None if options.text_columns is None else names(options.text_columns),
+    )
+    facts = made.manifest
+    _print(
+        f"{facts['items']} items, vectors of width {facts['width']} by {facts['encoder']} from "
+        f"{', '.join(facts['source']['text_columns'])}; saved in {options.out}",
+        f"{facts['without_text']} items have no text, {facts['without_known_word']} none that the encoder can read; "
+        "they are marked as such",
+        f"Next: plr train --backbone unisrec --text_vectors {options.out}"
+        if options.like is None
+        else f"Next: plr recommend RUN --text_vectors {options.out}, of a RUN that was trained with {options.like}",
+    )
+
+
+def _systems(options: Namespace) -> None:
+    from plr.cli.tables import systems_tables
+
+    _print(*systems_tables())
+
+
+def _system(config: Config) -> str:
+    return config.backbone if config.method == "base" else f"{config.backbone} + {config.method}"
+
+
+def _columns(ks: tuple[int, ...]) -> list[str]:
+    return [f"{metric}@{k}" for k in ks for metric in ("recall", "ndcg", "mrr")]
+
+
+def _print(*parts: object) -> None:
+    from rich.console import Console
+
+    from plr.cli.tables import print_line
+
+    console = Console()
+    for part in parts:
+        if isinstance(part, str):
+            print_line(console, part)
+        else:
+            console.print(part)
+
+
+class Command(NamedTuple):
+    """One of `plr`'s commands."""
+
+    summary: str  # in the list of all
+    description: str  # at the top of its own help
+    add_options: Callable[[Parser], None]
+    run: Callable[[Namespace], None]
+
+
+COMMANDS = {
+    "demo": Command(
+        "the whole path on made-up data, in a few minutes",
+        "Make data, train PLR and SASRec on them, compare, recommend.",
+        _demo_options,
+        _demo,
+    ),
+    "prepare": Command(
+        "raw files into a folder to train on",
+        "Read, filter, split and write interactions as a folder that `plr train --data` opens at once.",
+        _prepare_options,
+        _prepare,
+    ),
+    "data": Command("look at a prepared folder", "Look at a prepared folder.", _data_options, _data),
+    "train": Command(
+        "train one system",
+        "Train, validate and test one system; repeat the command to resume.",
+        _train_options,
+        _train,
+    ),
+    "evaluate": Command(
+        "measure a finished run",
+        "Rank a finished run's test rows again, on its own data or on another file.",
+        _evaluate_options,
+        _evaluate,
+    ),
+    "recommend": Command(
+        "recommend for one history", "Recommend the next items for one history.", _recommend_options, _recommend
+    ),
+    "embed-text": Command(
+        "make text vectors of items",
+        "Turn item texts into vectors, for --backbone unisrec.",
+        _embed_options,
+        _embed_text,
+    ),
+    "systems": Command(
+        "list what can be trained",
+        "List backbones and methods, and which of them do not go together.",
+        lambda _: None,
+        _systems,
+    ),
+}
+

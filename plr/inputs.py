@@ -1,0 +1,99 @@
+"""From a configuration to the prepared data set and the item data that it names."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+
+from plr.config import Config
+from plr.data import SequenceDataset, open_prepared, prepare
+from plr.errors import ConfigError, DataError
+from plr.items import ItemData
+from plr.items.features import read_features
+from plr.prepare.folder import is_prepared
+from plr.text import TextVectors
+
+
+def resolve(name: str) -> Path:
+    """Return the file that `--data` means: a path, or a name in the folder $PLR_DATA with or without its extension.
+
+    Raises:
+        DataError: there is no such file; lists what was tried.
+    """
+    if not name:
+        raise DataError("--data is missing: name a file of interactions or a prepared folder")
+    path = Path(name)
+    if path.exists():
+        return path
+    tried = [str(path)]
+    folder = os.environ.get("PLR_DATA")
+    if folder and len(path.parts) == 1:
+        found = sorted(Path(folder).glob(path.name)) or sorted(Path(folder).glob(f"{path.name}.*"))
+        if len(found) == 1:
+            return found[0]
+        if found:
+            raise DataError(f"--data {name}: several files match: {', '.join(map(str, found))}; give one's path")
+        tried.append(str(Path(folder) / f"{path.name}[.*]"))
+    hint = "" if folder else " (set PLR_DATA to a folder to use names)"
+    raise DataError(f"--data {name}: no such file; tried {', '.join(tried)}{hint}")
+
+
+OPTIONS = (
+    "format", "user_column", "item_column", "rating_column", "timestamp_column", "min_rating", "core", "split",
+    "valid_time", "test_time",
+)  # fmt: skip
+"""The fields of the configuration that say how a raw file is prepared."""
+
+
+def _refuse_options(config: Config, path: Path) -> None:
+    given = [name for name in OPTIONS if getattr(config, name) != getattr(Config, name)]
+    if given:
+        raise ConfigError(f"{path} is prepared already; {', '.join(given)} must be given to plr prepare instead")
+
+
+def load_dataset(config: Config, data: str | None = None) -> SequenceDataset:
+    """Prepare the configured data, or another file `data` with the same options; or open a prepared folder.
+
+    Raises:
+        ConfigError: an option of preparing is set, and the data are prepared already.
+        DataError: the data cannot be used.
+    """
+    path = resolve(data or config.data)
+    if is_prepared(path):
+        if data is None:
+            _refuse_options(config, path)
+        return open_prepared(path, verify=True)  # a damaged byte would train something else, silently
+    return prepare(
+        path,
+        **{name: getattr(config, name) for name in OPTIONS},
+        cache_dir=config.cache,
+    )
+
+
+def load_item_data(config: Config, item_ids: Sequence[str], saved: Path) -> ItemData:
+    """Read what the configuration's features and text vectors name about these items.
+
+    Args:
+        config: names the files.
+        item_ids: of items 0..V-1.
+        saved: the run's own copy, which is enough where a file is gone.
+
+    Raises:
+        DataError: a file is missing or cannot be used.
+
+    Warns:
+        UserWarning: items have no value in a field, or no text vector.
+    """
+    features, text_vectors = (None if name is None else Path(name) for name in (config.features, config.text_vectors))
+    if any(path is not None and not path.exists() for path in (features, text_vectors)) and saved.exists():
+        return ItemData.load(saved)
+    data = ItemData(
+        len(item_ids),
+        () if features is None else read_features(features, item_ids, config.feature_fields),
+        None if text_vectors is None else TextVectors.load(text_vectors).of_items(item_ids, text_vectors),
+    )
+    for note in data.notes():
+        warnings.warn(note, stacklevel=2)
+    return data

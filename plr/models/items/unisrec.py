@@ -1,0 +1,99 @@
+"""UniSRec's item encoder: text vectors through a mixture of whitening experts."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from plr.items import ItemText
+from plr.models.items.encoders import ItemEncoder
+from plr.models.layers.dropout import Dropout
+
+
+class TextItemEncoder(ItemEncoder):
+    """Item vectors from text, scored by cosine (UniSRec, Hou et al. 2022).
+
+        table[v] = adaptor(x_v)  [+ E_id[v] in transductive mode],
+
+    where x_v is the item's text vector. All items without a text share one learned vector in place of the adaptor's
+    output: zeros would be a text vector like any other.
+
+    Args:
+        text: the items' text vectors.
+        dim: width d.
+        experts: number of experts of the adaptor.
+        dropout: of each expert's input.
+        transductive: add an id embedding, on input and output alike; without it an item is its text and nothing else.
+    """
+
+    cosine: ClassVar[bool] = True
+
+    def __init__(self, text: ItemText, dim: int, *, experts: int, dropout: float, transductive: bool):
+        super().__init__()
+        self.num_items, width = text.vectors.shape
+        self.adaptor = MixtureOfExpertsAdaptor(width, dim, experts=experts, dropout=dropout)
+        self.missing = nn.Embedding(1, dim)
+        self.embedding = nn.Embedding(self.num_items, dim) if transductive else None
+        # Not in the weights' file: they are the item data's, which the run's folder holds once.
+        self.register_buffer("vectors", text.vectors, persistent=False)
+        self.register_buffer("present", text.present, persistent=False)
+
+    def table(self) -> Tensor:
+        """Return the item vectors [V, d], with gradients; in training with dropout and noise of the adaptor."""
+        table = torch.where(self.present[:, None], self.adaptor(self.vectors), self.missing.weight)
+        return table if self.embedding is None else table + self.embedding.weight
+
+
+class MixtureOfExpertsAdaptor(nn.Module):
+    """E parametric whitenings of a text vector, mixed by a gate over all of them:
+
+        adaptor(x) = Σ_e g_e · W_e (dropout(x) − b_e),      g = softmax(x W_g + noise),
+        noise = n · (softplus(x W_n) + 0.01),  n ~ N(0, 1), in training only.
+
+    Every expert has a dropout mask of its own. W_g, W_n and b start at zero, so that all experts start with an equal
+    share; W_e from N(0, 0.02²).
+
+    Args:
+        width: of the text vectors.
+        dim: width d of the result.
+        experts: E.
+        dropout: of each expert's input.
+    """
+
+    def __init__(self, width: int, dim: int, *, experts: int, dropout: float):
+        super().__init__()
+        self.whitening = nn.ModuleList(ParametricWhitening(width, dim, dropout) for _ in range(experts))
+        # Parameters, not linear layers: `Recommender.initialize` draws those.
+        self.gate = nn.Parameter(torch.zeros(width, experts))
+        self.noise = nn.Parameter(torch.zeros(width, experts))
+
+    def forward(self, vectors: Tensor) -> Tensor:
+        """[V, width] -> [V, d]."""
+        gates = self.gates(vectors)
+        return sum(gates[:, e, None] * whitening(vectors) for e, whitening in enumerate(self.whitening))
+
+    def gates(self, vectors: Tensor) -> Tensor:
+        """Return g [V, E] for vectors [V, width], noisy in training."""
+        logits = vectors @ self.gate
+        if self.training:
+            spread = functional.softplus(vectors @ self.noise) + 0.01
+            logits = logits + torch.randn_like(logits) * spread
+        return torch.softmax(logits, dim=-1)
+
+
+class ParametricWhitening(nn.Module):
+    """W (dropout(x) − b): a learned shift and linear map, to make the crowded space of text vectors more isotropic."""
+
+    def __init__(self, width: int, dim: int, dropout: float):
+        super().__init__()
+        self.dropout = Dropout(dropout)
+        self.shift = nn.Parameter(torch.zeros(width))
+        self.linear = nn.Linear(width, dim, bias=False)
+
+    def forward(self, vectors: Tensor) -> Tensor:
+        """[V, width] -> [V, d]."""
+        # W x − W b: unlike W (x − b) it needs no gradient of size [V, width].
+        return self.linear(self.dropout(vectors)) - self.linear(self.shift)

@@ -1,0 +1,1 @@
+"""The bricks of sequence encoders: attention, linear, dropout, the Transformer layer."""

@@ -1,0 +1,1 @@
+"""One file per published method, and the reasoning loop that they share."""

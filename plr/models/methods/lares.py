@@ -1,0 +1,207 @@
+"""LARES (arXiv 2505.16865), depth-recurrent latent reasoning, with its self-supervised pre-training."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from plr.data import Batch
+from plr.models.encoder import SequenceEncoder, at_last_position
+from plr.models.items.encoders import ItemEncoder
+from plr.models.layers.length_buckets import similar_lengths
+from plr.models.layers.transformer import TransformerLayer
+from plr.models.recommender import Losses, Recommender
+from plr_kernels import linear_cross_entropy
+
+STATE_SCALE = 3.0  # of T_0, a normal variable cut off at three standard deviations
+RATE_DEVIATION = 0.5  # σ of the logarithm of the Poisson rate of training's step counts
+
+
+class Adapter(nn.Module):
+    """How a step's input is made of the last step's states T and the pre-block's H, both [B, L, d].
+
+    Args:
+        kind: "mean" (T + H) / 2; "concat" W [T; H] + b; "gate" g·T + (1 − g)·H with one learned g = sigmoid(w).
+        dim: width d.
+    """
+
+    def __init__(self, kind: Literal["mean", "concat", "gate"], dim: int):
+        super().__init__()
+        self.kind = kind
+        if kind == "concat":
+            self.linear = nn.Linear(2 * dim, dim)
+        elif kind == "gate":
+            self.weight = nn.Parameter(torch.zeros(()))
+
+    def forward(self, states: Tensor, prefix: Tensor) -> Tensor:
+        """Return the step's input [B, L, d]."""
+        if self.kind == "mean":
+            return (states + prefix) / 2
+        if self.kind == "concat":
+            return self.linear(torch.cat([states, prefix], dim=-1))
+        return torch.lerp(prefix, states, torch.sigmoid(self.weight))
+
+
+class LARESRecommender(Recommender):
+    """A pre-block (the encoder) computes H once; a core-block refines the states of all positions again and again.
+
+    T_i = core(LayerNorm(adapter(T_{i−1}, H))), i = 1..k, from a random T_0; a history is represented by its last
+    position's state after the last step. Training draws k per batch (`sample_steps`), evaluation takes k = m and the
+    same T_0 for every history, one vector per position, drawn when the model is built and saved with its weights: what
+    a history gets does not depend on the batch it is in.
+
+    Pre-training minimises  CE + α·(trajectory alignment) + γ·(step alignment). Both are symmetric InfoNCE over the
+    batch on the scores' scale (dot products, or cosines where items are scored so): of each sequence with its partner,
+    another training sequence with the same target; and of each last state with that of one step, drawn uniformly.
+
+    Args:
+        items: the item encoder.
+        encoder: the pre-block; the core-block reads as it does, causally or both ways.
+        dim: width d.
+        core_layers: layers of the core-block.
+        heads: attention heads of the core-block.
+        ffn_dim: inner width of the core-block's feed-forward parts.
+        hidden_dropout: of the core-block's layers.
+        attention_dropout: of the core-block's attention weights.
+        mean_steps: m; the steps of evaluation, and about the mean of training's less one.
+        adapter: see `Adapter`.
+        trajectory_weight: α; 0 leaves the partners out.
+        step_weight: γ; 0 leaves the step alignment out.
+        contrastive_temperature: τ of both alignments.
+        temperature: of the item softmax.
+    """
+
+    def __init__(
+        self,
+        items: ItemEncoder,
+        encoder: SequenceEncoder,
+        *,
+        dim: int,
+        core_layers: int = 2,
+        heads: int = 2,
+        ffn_dim: int = 300,
+        hidden_dropout: float = 0.5,
+        attention_dropout: float = 0.5,
+        mean_steps: int = 4,
+        adapter: Literal["mean", "concat", "gate"] = "mean",
+        trajectory_weight: float = 0.1,
+        step_weight: float = 0.5,
+        contrastive_temperature: float = 1.0,
+        temperature: float = 1.0,
+    ):
+        super().__init__(items, encoder, temperature=temperature)
+        self.mean_steps = mean_steps
+        self.trajectory_weight = trajectory_weight
+        self.step_weight = step_weight
+        self.contrastive_temperature = contrastive_temperature
+        self.with_partners = trajectory_weight > 0
+        self.adapter = Adapter(adapter, dim)
+        self.core_norm = nn.LayerNorm(dim, eps=1e-12)
+        self.core = nn.ModuleList(
+            TransformerLayer(dim, heads, ffn_dim, hidden_dropout, attention_dropout) for _ in range(core_layers)
+        )
+        self.initialize()
+        self.register_buffer("evaluation_state", random_states(torch.empty(encoder.max_length, dim)))
+
+    def losses(self, batch: Batch) -> Losses:
+        """Return {"next_item", "trajectory", "step"}; a term whose weight is 0 is not listed.
+
+        With `trajectory_weight` the batch holds 2B rows: B sequences, then the partner of each. Other rows with the
+        same target are negatives like any other, as in the public code.
+        """
+        table = self.item_table()
+        rows = batch.lengths.shape[0] // 2 if self.with_partners else batch.lengths.shape[0]
+        steps = self.sample_steps()
+        states = self.queries(self.reasoning_states(table, batch.item_ids, batch.lengths, steps))  # [2B | B, k, d]
+        final = states[:rows, -1]  # [B, d]
+        losses = {
+            "next_item": linear_cross_entropy(
+                final, self.candidates(table), batch.targets[:rows], temperature=self.temperature
+            )
+        }
+        if self.trajectory_weight:
+            losses["trajectory"] = self.trajectory_weight * self._alignment(final, states[rows:, -1])
+        if self.step_weight:
+            # A single step has nothing to be aligned with.
+            drawn = int(torch.randint(steps, (), device="cpu"))
+            losses["step"] = (
+                self.step_weight * self._alignment(final, states[:rows, drawn]) if steps > 1 else final.new_zeros(())
+            )
+        return losses
+
+    def represent(self, batch: Batch, table: Tensor | None = None) -> Tensor:
+        """Return the last position's state after m steps, [B, d]."""
+        table = self.item_table() if table is None else table
+        return self.queries(self.reasoning_states(table, batch.item_ids, batch.lengths, self.mean_steps)[:, -1])
+
+    def reasoning_states(
+        self, table: Tensor, item_ids: Tensor, lengths: Tensor, steps: int, start: Tensor | None = None
+    ) -> Tensor:
+        """Return the last position's state after each step, [B, steps, d].
+
+        Args:
+            table: item vectors [V, d].
+            item_ids: int64 [B, L], right-padded.
+            lengths: int64 [B].
+            steps: k, at least 1.
+            start: T_0 [B, L, d]; by default `initial_states`.
+        """
+        parts = similar_lengths(lengths, item_ids.shape[1])
+        if parts is None:
+            return self._reasoning_states(self.embed(table, item_ids), lengths, steps, start)
+        # A row's partner is of any length; sorted, few rows are padded to the longest.
+        embeddings = self.embed(table, item_ids[parts.order]).split(parts.rows)
+        sorted_lengths = lengths[parts.order].split(parts.rows)
+        starts = [None] * len(parts.rows) if start is None else start[parts.order].split(parts.rows)
+        outputs = [
+            self._reasoning_states(
+                embedding[:, :longest], own_lengths, steps, None if own_start is None else own_start[:, :longest]
+            )
+            for embedding, own_lengths, own_start, longest in zip(
+                embeddings, sorted_lengths, starts, parts.longest, strict=True
+            )
+        ]
+        return torch.cat(outputs).index_select(0, parts.inverse)
+
+    def _reasoning_states(self, embeddings: Tensor, lengths: Tensor, steps: int, start: Tensor | None) -> Tensor:
+        encoded = self.encoder.encode(embeddings, lengths, all_positions=True)
+        prefix = encoded.hidden  # [B, L, d]
+        states = self.initial_states(prefix) if start is None else start
+        outputs = []
+        for _ in range(steps):
+            states = self.core_norm(self.adapter(states, prefix))
+            for layer in self.core:
+                states, _ = layer(states, lengths, self.encoder.causal)
+            outputs.append(at_last_position(states, lengths).squeeze(1))
+        return torch.stack(outputs, dim=1)
+
+    def initial_states(self, like: Tensor) -> Tensor:
+        """Return T_0 for states like [B, L, d]: drawn anew in training, the model's own in evaluation."""
+        if self.training:
+            return random_states(torch.empty_like(like))
+        return self.evaluation_state[: like.shape[1]].to(like.dtype).expand_as(like)
+
+    def sample_steps(self) -> int:
+        """Draw training's k = min(Poisson(rate) + 1, 3m) with rate ~ LogNormal(log m − σ²/2, σ), whose mean is m.
+
+        On the CPU, whose generator training seeds for every step.
+        """
+        rate = torch.empty((), device="cpu").log_normal_(
+            math.log(self.mean_steps) - RATE_DEVIATION**2 / 2, RATE_DEVIATION
+        )
+        return min(int(torch.poisson(rate)) + 1, 3 * self.mean_steps)
+
+    def _alignment(self, one: Tensor, two: Tensor) -> Tensor:
+        """Both directions' mean InfoNCE between one and two, [B, d] each; row b belongs to row b."""
+        own = torch.arange(one.shape[0], device=one.device)
+        there = linear_cross_entropy(one, two, own, temperature=self.contrastive_temperature)
+        back = linear_cross_entropy(two, one, own, temperature=self.contrastive_temperature)
+        return (there + back) / 2
+
+
+def random_states(out: Tensor) -> Tensor:
+    """Fill `out` with 3·z, z standard normal and cut off at ±3."""
+    return nn.init.trunc_normal_(out, mean=0.0, std=1.0, a=-3.0, b=3.0).mul_(STATE_SCALE)

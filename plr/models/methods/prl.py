@@ -1,0 +1,121 @@
+"""ReaRec-PRL, progressive reasoning learning (arXiv 2503.22675), on any sequence encoder."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from plr.data import Batch
+from plr.models.encoder import SequenceEncoder
+from plr.models.items.encoders import ItemEncoder
+from plr.models.methods.rearec import ReaRecRecommender
+from plr.models.recommender import Losses
+from plr_kernels import linear_cross_entropy
+
+
+class PRLRecommender(ReaRecRecommender):
+    """Represents a history by its last state; the earlier a state, the higher the temperature it predicts under.
+
+    Minimises  CE(h_K at τ) + w_p·mean over t < K of CE(h_t at τ·α^(K−t)) + w_c·C. From epoch `warmup_epochs` on, C
+    pulls the states h_1..h_K of a noisy copy of each row (its own dropout, its own cache, Gaussian noise on every
+    step's input) towards those of the clean row: InfoNCE over the batch, dot product / τ, noisy rows looking for clean
+    ones. The copy's step t starts from the clean state h_{t−1}, so noise does not add up over the steps' inputs.
+
+    Args:
+        items: the item encoder.
+        encoder: the sequence encoder; its layers are also the reasoning function.
+        dim: width d.
+        steps: K, at least 1.
+        progressive_weight: w_p; 0 leaves the predictions of earlier states out.
+        temperature_scale: α, at least 1.
+        contrastive_weight: w_c; 0 leaves the noisy copy out.
+        noise: standard deviation of the noise on a step's input.
+        warmup_epochs: how many epochs are trained without the noisy copy.
+        temperature: τ.
+    """
+
+    def __init__(
+        self,
+        items: ItemEncoder,
+        encoder: SequenceEncoder,
+        *,
+        dim: int,
+        steps: int = 2,
+        progressive_weight: float = 1.0,
+        temperature_scale: float = 5.0,
+        contrastive_weight: float = 1.0,
+        noise: float = 0.01,
+        warmup_epochs: int = 2,
+        temperature: float = 1.0,
+    ):
+        super().__init__(items, encoder, dim=dim, steps=steps, temperature=temperature)
+        self.progressive_weight = progressive_weight
+        self.temperature_scale = temperature_scale
+        self.contrastive_weight = contrastive_weight
+        self.noise = noise
+        self.warmup_epochs = warmup_epochs
+
+    def temperatures(self) -> list[float]:
+        """Return the temperatures of the states t = 0..K: τ·α^(K−t), falling to τ."""
+        return [self.temperature * self.temperature_scale ** (self.steps - t) for t in range(self.steps + 1)]
+
+    def losses(self, batch: Batch) -> Losses:
+        """Return {"next_item", "progressive", "noise_contrastive"}; a term whose weight is 0 is not listed.
+
+        Nor is the last during the warm-up: `self.epoch`, which training sets, counts from 0.
+        """
+        table = self.item_table()
+        rows = batch.lengths.shape[0]
+        with_noise = self.contrastive_weight > 0 and self.epoch >= self.warmup_epochs
+        if with_noise:
+            item_ids, lengths = batch.item_ids.repeat(2, 1), batch.lengths.repeat(2)
+            states = self.states(table, item_ids, lengths, self._clean_and_noisy_input)  # [2B, K + 1, d]
+        else:
+            states = self.states(table, batch.item_ids, batch.lengths)  # [B, K + 1, d]
+        states = self.queries(states)
+        clean, noisy = states[:rows], states[rows:]
+
+        losses = self._predictions(clean, self.candidates(table), batch.targets)
+        if with_noise:
+            own = torch.arange(rows, device=states.device)
+            contrastive = torch.stack(
+                [
+                    linear_cross_entropy(noisy[:, t], clean[:, t], own, temperature=self.temperature)
+                    for t in range(1, self.steps + 1)
+                ]
+            ).mean()
+            losses["noise_contrastive"] = self.contrastive_weight * contrastive
+        return losses
+
+    def represent(self, batch: Batch, table: Tensor | None = None) -> Tensor:
+        """Return h_K [B, d]."""
+        table = self.item_table() if table is None else table
+        return self.queries(self.states(table, batch.item_ids, batch.lengths)[:, -1])
+
+    def _predictions(self, states: Tensor, candidates: Tensor, targets: Tensor) -> Losses:
+        """The cross-entropies of states [B, K + 1, d], all in one pass over the items [V, d]."""
+        if not self.progressive_weight:
+            return {
+                "next_item": linear_cross_entropy(
+                    states[:, -1], candidates, targets, temperature=self.temperature
+                )
+            }
+        # A higher temperature of a state is a shorter state.
+        remaining = torch.arange(-self.steps, 1, device=states.device, dtype=states.dtype)  # t − K
+        shrink = self.temperature_scale**remaining  # τ / temperatures()
+        every = linear_cross_entropy(
+            (states * shrink[:, None]).flatten(0, 1),
+            candidates,
+            targets.repeat_interleave(self.steps + 1),
+            temperature=self.temperature,
+            reduction="none",
+        ).unflatten(0, (-1, self.steps + 1))  # [B, K + 1]
+        return {
+            "next_item": every[:, -1].mean(),
+            "progressive": self.progressive_weight * every[:, :-1].mean(),
+        }
+
+    def _clean_and_noisy_input(self, t: int, states: Tensor) -> Tensor:
+        """Inputs [2B, 1, d] of step t + 1 from states [2B, 1, d], of which only the first, clean half counts."""
+        clean = self.step_input(t, states[: states.shape[0] // 2])
+        return torch.cat([clean, clean + self.noise * torch.randn_like(clean)])

@@ -1,0 +1,47 @@
+"""What both ReaRec systems (arXiv 2503.22675) share: one reasoning stream that starts from the encoder's last state."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from plr.models.encoder import SequenceEncoder
+from plr.models.items.encoders import ItemEncoder
+from plr.models.methods.reasoning import StepInput, reason
+from plr.models.recommender import Recommender
+
+
+class ReaRecRecommender(Recommender):
+    """K reasoning steps on the cached prefix; the input of step t = 1..K is h_{t−1} plus a learned step embedding.
+
+    Args:
+        items: the item encoder.
+        encoder: the sequence encoder; its layers are also the reasoning function.
+        dim: width d.
+        steps: K, at least 1.
+        temperature: τ of the item softmax: logits are score / τ.
+    """
+
+    def __init__(
+        self, items: ItemEncoder, encoder: SequenceEncoder, *, dim: int, steps: int = 2, temperature: float = 1.0
+    ):
+        super().__init__(items, encoder, temperature=temperature)
+        self.steps = steps
+        self.step_embedding = nn.Embedding(steps, dim)
+        self.initialize()
+
+    def step_input(self, t: int, states: Tensor) -> Tensor:
+        """Return the input of step t + 1 for the states [B, 1, d] of step t = 0..K-1, before the input LayerNorm."""
+        return states + self.step_embedding.weight[t]
+
+    def states(
+        self, table: Tensor, item_ids: Tensor, lengths: Tensor, step_input: StepInput | None = None
+    ) -> Tensor:
+        """Return h_0..h_K [B, K + 1, d] of histories item_ids [B, L] with lengths [B].
+
+        step_input replaces `self.step_input`, with the same arguments and result.
+        """
+        encoded = self.encoder.encode(self.embed(table, item_ids), lengths)
+        start = encoded.last[:, None, :]  # [B, 1, d]
+        reasoning = reason(self.encoder, encoded, start, step_input or self.step_input, self.steps)
+        return torch.cat([start, reasoning.states.squeeze(1)], dim=1)

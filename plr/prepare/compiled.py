@@ -1,0 +1,10 @@
+"""The C++ extension of plr.data, where it was built: all works without it, slower."""
+
+from __future__ import annotations
+
+try:
+    from plr.prepare import _cpp
+except ImportError:
+    _cpp = None
+
+__all__ = ["_cpp"]

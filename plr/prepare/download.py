@@ -1,0 +1,183 @@
+"""Fetch files over HTTP: gone on with after an interruption, and checked."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from http.client import HTTPException, HTTPResponse
+from pathlib import Path
+
+from plr.errors import DataError
+from plr.files import atomic_path
+
+try:
+    import fcntl
+except ImportError:  # not on Windows
+    fcntl = None
+
+__all__ = ["RECORD", "download"]
+
+RECORD = "downloads.json"
+"""The file beside the downloads that says where each is from, its size and its SHA-256."""
+
+_CHUNK = 1 << 20
+_TRIES = 5
+_TIMEOUT = 60  # seconds without a byte
+
+Progress = Callable[[int, int | None], None]
+"""Called with the bytes there are and the size, where the server tells it."""
+
+
+def download(
+    url: str,
+    path: Path,
+    *,
+    sha256: str | None = None,
+    on_progress: Progress | None = None,
+    pause: float = 1.0,
+) -> None:
+    """Fetch ``url`` to ``path``, unless it is there already; go on with what an earlier call left.
+
+    What is fetched stands in ``<path>.part`` until it is whole, with the server's tag of it in ``<path>.part.json``: a
+    file that has changed on the server is fetched anew. A whole file is recorded in downloads.json; one that no longer
+    has the recorded size and hash is fetched again. Waits while another process fetches into the same folder.
+
+    Args:
+        url: The address, http or https.
+        path: Where to.
+        sha256: What the file's hash (hex) must be, where known.
+        on_progress: Told how far it is.
+        pause: Seconds before the second try; doubled with each further one.
+
+    Raises:
+        DataError: the server refuses, the transfer breaks off again and again, or the hash is another.
+    """
+    if not url.startswith(("http://", "https://")):
+        raise DataError(f"cannot fetch {url!r}: an address begins with http:// or https://")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with _alone(path.parent):
+        record = _Record(path.parent / RECORD)
+        if not (path.exists() and record.holds(path, sha256)):
+            _fetch(url, path, record, sha256, on_progress, pause)
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Wait until no other process fetches into the folder, and keep others waiting: two would write one ``.part``."""
+    if fcntl is None:
+        yield
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
+
+
+def _fetch(
+    url: str, path: Path, record: _Record, sha256: str | None, on_progress: Progress | None, pause: float
+) -> None:
+    part = path.with_name(f"{path.name}.part")
+    tag = part.with_name(f"{part.name}.json")
+    for attempt in range(_TRIES):
+        if attempt:
+            time.sleep(pause * 2 ** (attempt - 1))
+        try:
+            _transfer(url, part, tag, on_progress)
+            break
+        except urllib.error.HTTPError as error:
+            if error.code == 416:  # what is there is not the beginning of what the server has now
+                part.unlink(missing_ok=True)
+            elif error.code < 500:
+                raise DataError(f"{url}: the server answers {error.code} {error.reason}", path) from error
+            problem = error
+        except (OSError, HTTPException) as error:
+            problem = error
+    else:
+        there = part.stat().st_size if part.exists() else 0
+        raise DataError(
+            f"{url}: broke off {_TRIES} times ({problem}); {there} bytes are kept, repeat the command to go on", path
+        ) from problem
+    found = _sha256(part)
+    if sha256 is not None and found != sha256:
+        part.unlink()
+        tag.unlink(missing_ok=True)
+        raise DataError(f"{url}: the file has the SHA-256 {found}; expected {sha256}", path)
+    part.replace(path)
+    tag.unlink(missing_ok=True)
+    record.add(path, url, found)
+
+
+def _transfer(url: str, part: Path, tag: Path, on_progress: Progress | None) -> None:
+    """Fetch what is missing of the file; raises where the connection ends before the file does."""
+    there = part.stat().st_size if part.exists() else 0
+    request = urllib.request.Request(url)
+    known = json.loads(tag.read_text(encoding="utf-8")) if there and tag.exists() else None
+    if known is not None:
+        request.add_header("Range", f"bytes={there}-")
+        request.add_header("If-Range", known)
+    with urllib.request.urlopen(request, timeout=_TIMEOUT) as response:
+        if response.status != 206:
+            there = 0  # the whole file comes, for it has changed or the server knows no ranges
+        size = _size(response, there)
+        label = response.headers.get("ETag") or response.headers.get("Last-Modified")
+        if label is not None and not label.startswith("W/"):
+            with atomic_path(tag) as aside:
+                aside.write_text(json.dumps(label), encoding="utf-8")
+        else:
+            tag.unlink(missing_ok=True)  # without it nothing says that a later answer belongs to this file
+        with open(part, "ab" if there else "wb") as file:
+            while chunk := response.read(_CHUNK):
+                file.write(chunk)
+                there += len(chunk)
+                if on_progress is not None:
+                    on_progress(there, size)
+    if size is not None and there != size:
+        raise OSError(f"{there} of {size} bytes")
+
+
+def _size(response: HTTPResponse, there: int) -> int | None:
+    length = response.headers.get("Content-Length")
+    return None if length is None else there + int(length)
+
+
+class _Record:
+    """downloads.json: {file name: {url, bytes, sha256}}."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        try:
+            entries = json.loads(path.read_text(encoding="utf-8"))
+            self._entries = {name: entry for name, entry in entries.items() if {"bytes", "sha256"} <= {*entry}}
+        except (OSError, ValueError, AttributeError, TypeError):  # none, or damaged
+            self._entries = {}
+
+    def holds(self, path: Path, sha256: str | None) -> bool:
+        """Return whether the file is as it was recorded, and what is asked for."""
+        entry = self._entries.get(path.name)
+        if entry is None:
+            return sha256 is None or _sha256(path) == sha256  # put there by hand
+        if sha256 is not None and entry["sha256"] != sha256:
+            return False
+        return path.stat().st_size == entry["bytes"] and _sha256(path) == entry["sha256"]
+
+    def add(self, path: Path, url: str, sha256: str) -> None:
+        """Record a whole file."""
+        self._entries[path.name] = {"url": url, "bytes": path.stat().st_size, "sha256": sha256}
+        with atomic_path(self._path) as aside:
+            aside.write_text(json.dumps(self._entries, indent=2, sort_keys=True), encoding="utf-8")
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while chunk := file.read(1 << 22):
+            digest.update(chunk)
+    return digest.hexdigest()

@@ -1,0 +1,53 @@
+"""Filters before the split: duplicates, users with few interactions, k-core."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from plr.prepare.blocks import by_blocks
+from plr.prepare.interactions import Interactions, counts_of, gather, is_first
+
+__all__ = ["active", "in_core", "repeated"]
+
+
+def repeated(interactions: Interactions) -> np.ndarray:
+    """Return which interactions (bool [N]), with timestamps, repeat an earlier one: the same user, item and time."""
+    time, item = interactions.timestamp, interactions.item
+    first, follows = is_first(interactions.offsets), np.zeros(len(interactions), dtype=bool)
+
+    def compare(block: slice) -> None:
+        """Find those that share user and time with the one before."""
+        one, other = slice(max(block.start, 1), block.stop), slice(max(block.start - 1, 0), block.stop - 1)
+        np.logical_and(time[one] == time[other], ~first[one], out=follows[one])
+
+    by_blocks(compare, len(follows))
+    place = np.flatnonzero(follows)
+    place = np.union1d(place, place - 1)
+    group = np.cumsum(~follows[place])  # of one user and time
+    order = np.lexsort((item[place], group))
+    place, group = place[order], group[order]
+    mask = np.zeros(len(interactions), dtype=bool)
+    mask[place[1:][(group[1:] == group[:-1]) & (item[place][1:] == item[place][:-1])]] = True
+    return mask
+
+
+def active(interactions: Interactions, min_interactions: int) -> np.ndarray:
+    """Return which interactions (bool [N]) are of users who have at least ``min_interactions``."""
+    counts = np.diff(interactions.offsets)
+    return np.repeat(counts >= min_interactions, counts)
+
+
+def in_core(interactions: Interactions, core: int) -> np.ndarray:
+    """Return the positions (int64) of the largest part in which every user and item has at least ``core`` interactions.
+
+    Repeated interactions of one user with one item each count.
+    """
+    user, item = interactions.user(), interactions.item
+    users, items = len(interactions.user_ids), len(interactions.item_ids)
+    kept = np.arange(len(user))
+    while len(user):
+        often = gather(counts_of(user, users) >= core, user) & gather(counts_of(item, items) >= core, item)
+        if often.all():
+            break
+        kept, user, item = kept[often], user[often], item[often]
+    return kept

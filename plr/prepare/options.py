@@ -1,0 +1,114 @@
+"""Everything that decides how interactions become a data set, checked."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from plr.prepare.readers import FORMATS, Columns
+
+__all__ = ["PrepareOptions"]
+
+
+@dataclass(frozen=True)
+class PrepareOptions:
+    """The options of ``prepare``; the filters run in the order in which they stand here.
+
+    Args:
+        format: of the file: sequences, pairs, movielens, recbole, csv, parquet, huggingface, or auto.
+        user_column: name of the column; by default the usual names are tried. So are the next three.
+        item_column: name of the item column.
+        rating_column: name of the rating column; optional.
+        timestamp_column: name of the timestamp column; optional.
+        duplicates: what to do with the later ones of interactions with the same user, item and time: keep or drop.
+        min_rating: the least rating that counts as positive.
+        low_rated: what to do with interactions rated lower: drop them, or keep them in histories (history) but never
+            as a target.
+        min_interactions: drop users with fewer interactions; 0 drops none.
+        core: keep users and items with at least this many interactions, repeatedly until all have; 0 keeps all.
+        split: time or leave-one-out; auto takes time where the file has timestamps.
+        valid_time: time split: validation starts here, in the unit of the timestamps; default the 80 % quantile.
+        test_time: time split: test starts here; default the 90 % quantile.
+        min_history: time split: a row needs at least this many interactions before its target, in training, validation
+            and test.
+        unseen: time split: items not seen in training leave the sequences (drop-items), or the rows of validation and
+            test that hold one are dropped whole (drop-rows).
+        untitled: time split with unseen=drop-rows: rows with an item without a title stay (keep) or go (drop-rows).
+    """
+
+    format: str = "auto"
+    user_column: str | None = None
+    item_column: str | None = None
+    rating_column: str | None = None
+    timestamp_column: str | None = None
+    duplicates: Literal["keep", "drop"] = "keep"
+    min_rating: float | None = None
+    low_rated: Literal["drop", "history"] = "drop"
+    min_interactions: int = 0
+    core: int = 0
+    split: Literal["auto", "leave-one-out", "time"] = "auto"
+    valid_time: float | None = None
+    test_time: float | None = None
+    min_history: tuple[int, int, int] = (1, 1, 1)
+    unseen: Literal["drop-items", "drop-rows"] = "drop-items"
+    untitled: Literal["keep", "drop-rows"] = "keep"
+
+    def __post_init__(self) -> None:
+        self._one_of("format", ("auto", *FORMATS))
+        self._one_of("split", ("auto", "leave-one-out", "time"))
+        self._one_of("duplicates", ("keep", "drop"))
+        self._one_of("low_rated", ("drop", "history"))
+        self._one_of("unseen", ("drop-items", "drop-rows"))
+        self._one_of("untitled", ("keep", "drop-rows"))
+        for name in ("min_rating", "valid_time", "test_time"):
+            value = getattr(self, name)
+            if value is not None and not math.isfinite(value):
+                raise ValueError(f"{name} must be a finite number; got {value}")
+        for name in ("core", "min_interactions"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must not be negative; got {getattr(self, name)}")
+        if len(self.min_history) != 3 or min(self.min_history) < 1:
+            raise ValueError(
+                f"min_history must be three numbers (training, validation, test) of at least 1; got {self.min_history}"
+            )
+        if self.split == "leave-one-out":
+            if self.valid_time is not None or self.test_time is not None:
+                raise ValueError("valid_time and test_time belong to the time split, not to leave-one-out")
+            for name in ("low_rated", "min_history", "unseen", "untitled"):
+                if getattr(self, name) != getattr(PrepareOptions, name):
+                    raise ValueError(f"{name}={getattr(self, name)!r} belongs to the time split, not to leave-one-out")
+        if self.low_rated == "history" and self.min_rating is None:
+            raise ValueError("low_rated='history' needs min_rating")
+        if self.untitled == "drop-rows" and self.unseen != "drop-rows":
+            raise ValueError("untitled='drop-rows' needs unseen='drop-rows'")
+
+    @property
+    def columns(self) -> Columns:
+        """The names of the columns."""
+        return Columns(self.user_column, self.item_column, self.rating_column, self.timestamp_column)
+
+    @property
+    def needs_time_split(self) -> bool:
+        """Whether an option is set that only the time split knows."""
+        return self.split == "time" or any(
+            getattr(self, name) != getattr(PrepareOptions, name)
+            for name in ("valid_time", "test_time", "low_rated", "min_history", "unseen", "untitled")
+        )
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the fields, equal for options that mean the same."""
+        values = asdict(self)
+        for name in ("min_rating", "valid_time", "test_time"):
+            values[name] = _plain(values[name])
+        values["min_history"] = list(self.min_history)
+        return values
+
+    def _one_of(self, name: str, accepted: tuple[str, ...]) -> None:
+        if getattr(self, name) not in accepted:
+            raise ValueError(f"{name} must be one of {', '.join(accepted)}; got {getattr(self, name)!r}")
+
+
+def _plain(number: float | None) -> float | None:
+    """Return a number as JSON knows it, exact for whole ones."""
+    return None if number is None else int(number) if number == int(number) else float(number)

@@ -1,0 +1,320 @@
+"""Preparation: read, filter, order and split; write_folder: files -> a prepared folder."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from plr.errors import DataError
+from plr.prepare.blocks import by_blocks
+from plr.prepare.filters import active, in_core, repeated
+from plr.prepare.folder import FORMAT_VERSION, Prepared, is_prepared, read_manifest, save_prepared
+from plr.prepare.interactions import Interactions
+from plr.prepare.metadata import item_features, known_items
+from plr.prepare.options import PrepareOptions
+from plr.prepare.readers import find_interactions
+from plr.prepare.sources import Place, SourceFiles
+from plr.prepare.split import SPLITS, Split, default_cuts, leave_one_out, time_split
+from plr.prepare.timestamps import first_of_another_unit, unit_of
+
+__all__ = ["Preparation", "warn_about", "write_folder"]
+
+
+def write_folder(
+    sources: Sequence[Path],
+    out: Path,
+    options: PrepareOptions,
+    *,
+    items: Path | None = None,
+    skip_bad_lines: bool = False,
+    protocol: str | None = None,
+    periods: Sequence[tuple[float, float]] | None = None,
+) -> dict[str, Any]:
+    """Prepare files of interactions, taken as one, and write the result as a folder, without PyTorch.
+
+    Args:
+        sources: The files (or one folder, of Hugging Face), all of one format.
+        out: The folder to write. One that already holds the same is left as it is.
+        options: The filters and the split.
+        items: A file of item metadata; it makes the columns title, categories, store and text of items.parquet.
+        skip_bad_lines: Leave out lines that cannot be used, and list them in the report, instead of raising.
+        protocol: The name of the published protocol that the options follow, for the report.
+        periods: For files that are the parts of a split by time: from when (inclusive) to when (exclusive) the
+            interactions of each must be.
+
+    Returns:
+        The folder's report.
+
+    Raises:
+        DataError: as ``plr.data.prepare``; when ``out`` holds something else; for an interaction outside its file's
+            period.
+
+    Warns:
+        UserWarning: as ``plr.data.prepare``.
+    """
+    paths = [find_interactions(source) for source in sources]
+    job = Preparation(SourceFiles(paths, options, items, skip_bad_lines, periods), options, protocol)
+    report = _already_there(out, job)
+    if report is None:
+        damaged = is_prepared(out)
+        prepared = job.build()
+        warn_about(prepared.report, paths[0])
+        report = prepared.report
+        try:
+            save_prepared(prepared, out, job.features, replace=damaged)
+        except FileExistsError:  # another process was faster
+            report = _already_there(out, job) or report
+    return report
+
+
+def _already_there(out: Path, job: Preparation) -> dict[str, Any] | None:
+    """Return the report of ``out`` where it holds what the job makes, None where it can be written."""
+    if not out.exists():
+        parent = next(parent for parent in out.absolute().parents if parent.exists())
+        if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
+            raise DataError("no folder that can be written to; choose another --out", parent)
+        return None
+    if not is_prepared(out):
+        if not out.is_dir() or any(out.iterdir()):
+            raise DataError("there is something else than a prepared data set; choose another --out", out)
+        return None
+    try:
+        there = read_manifest(out, verify=True)
+    except DataError:
+        return None  # of another version or damaged: written anew
+    if there["content_hash"] != job.content_hash():
+        raise DataError("holds a data set of other files or options; choose another --out or delete it", out)
+    return there["report"]
+
+
+class Preparation:
+    """One preparation: what goes in, and the steps."""
+
+    def __init__(self, sources: SourceFiles, options: PrepareOptions, protocol: str | None = None) -> None:
+        self.sources = sources
+        self.options = options
+        self.protocol = protocol
+        self.features: pl.DataFrame | None = None
+        self._report: dict[str, Any] = {}
+
+    def content_hash(self) -> str:
+        """Return the SHA-256 (hex) of what decides the result: the sources' bytes and the options."""
+        chosen = {**self.options.as_json(), "format": self.sources.format}
+        decisive = [self.sources.hashes(), FORMAT_VERSION, chosen]
+        if self.sources.skipped is not None:
+            decisive.append("skip_bad_lines")
+        return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
+
+    def build(self) -> Prepared:
+        """Read, filter, order and split; ``features`` holds what is known about the items then."""
+        try:
+            return self._build()
+        except DataError:
+            self.sources.hashes()  # what is no text at all is better said so
+            raise
+
+    def _build(self) -> Prepared:
+        interactions, place = self.sources.read()
+        if not len(interactions):
+            raise DataError("the file holds no interaction", self.sources.paths[0])
+        report = self._report
+        report.update(
+            format=self.sources.format,
+            options=self.options.as_json(),
+            protocol=self.protocol,
+            read=_size(interactions),
+            filters=[],
+        )
+        interactions = self._filtered(interactions, place)
+        report["order"] = "file" if interactions.timestamp is None else "timestamp"
+        report["single_interaction_users"] = alone = _single_interaction_users(interactions, place)
+        if len(self.sources.paths) == 1:
+            alone.pop("file", None)
+        report["filtered"] = _size(interactions)
+        features, sources = None, self.sources
+        if sources.items is not None:
+            features, report["metadata"] = item_features(sources.items, interactions.item_ids, sources.skipped)
+        untitled = None if features is None else features["title"].is_null().to_numpy()
+        vocabulary = interactions.item_ids
+        made = self._split(interactions, untitled)
+        del interactions
+        if not (made.roles == 1).any():
+            raise DataError(
+                f"no training row is left: {len(made.roles)} interactions of {len(made.offsets) - 1} "
+                f"users, none of whom has two in training; {report['filters']}",
+                self.sources.paths[0],
+            )
+        kept = made.interactions
+        report |= made.report | _size(kept)
+        report["rows"] = {part: int(np.count_nonzero(made.roles == code)) for code, part in enumerate(SPLITS, start=1)}
+        if kept.timestamp is not None:
+            report["times"] = _times(kept.timestamp, made.roles)
+        if features is not None:
+            self.features = features.filter(vocabulary.is_in(kept.item_ids.implode()))
+            report["metadata"] |= known_items(self.features)
+        report["sources"] = self.sources.describe()
+        if (skipped := self.sources.skipped) is not None:
+            report["skipped_lines"] = {"count": skipped.count, "first": skipped.lines}
+        return Prepared(
+            items=kept.item,
+            offsets=made.offsets,
+            roles=made.roles,
+            training_stop=made.training_stop,
+            user_ids=kept.user_ids.rename("user_id"),
+            item_ids=kept.item_ids.rename("item_id"),
+            split=report["split"],
+            report=report,
+            content_hash=self.content_hash(),
+        )
+
+    def _filtered(self, interactions: Interactions, place: Place) -> Interactions:
+        """Apply the filters."""
+        options, report = self.options, self._report
+
+        def keep(chosen: np.ndarray, name: str, value: Any) -> Interactions:
+            old = _size(interactions)
+            after = interactions.take(chosen, release=True)
+            new = _size(after)
+            dropped = {key: old[key] - new[key] for key in old}
+            report["filters"].append({"filter": name, "value": value, "dropped": dropped})
+            return after
+
+        if interactions.timestamp is not None:
+            report["time_unit"] = _one_unit(interactions, place)
+        if options.duplicates == "drop":
+            if interactions.timestamp is None:
+                raise DataError("duplicates='drop' needs timestamps, and the file has none", self.sources.paths[0])
+            interactions = keep(~repeated(interactions), "duplicates", "drop")
+        if options.min_rating is not None:
+            if interactions.positive is None:
+                raise DataError(
+                    "min_rating needs a rating column, and the file has none (name it with rating_column)",
+                    self.sources.paths[0],
+                )
+            if options.low_rated == "drop":
+                chosen, interactions.positive = interactions.positive, None
+                interactions = keep(chosen, "min_rating", options.min_rating)
+        if options.min_interactions > 1:
+            chosen = active(interactions, options.min_interactions)
+            interactions = keep(chosen, "min_interactions", options.min_interactions)
+        if options.core > 1:
+            interactions = keep(in_core(interactions, options.core), "core", options.core)
+        if not len(interactions):
+            raise DataError(f"no interaction is left after the filters: {report['filters']}", self.sources.paths[0])
+        if interactions.timestamp is not None:
+            report["duplicates_kept"] = int(repeated(interactions).sum())
+        return interactions
+
+    def _split(self, interactions: Interactions, untitled: np.ndarray | None) -> Split:
+        options, path = self.options, self.sources.paths[0]
+        if interactions.timestamp is None:
+            if options.needs_time_split:
+                raise DataError(
+                    "the time split needs a timestamp column, and the file has none (name it with timestamp_column)",
+                    path,
+                )
+            return leave_one_out(interactions)
+        if options.split == "leave-one-out":
+            return leave_one_out(interactions)
+        for name in ("valid_time", "test_time"):
+            given, unit = getattr(options, name), self._report["time_unit"]
+            if given is not None and unit is not None and unit_of(given) not in (None, unit):
+                raise DataError(
+                    f"{name} {given:g} looks like {unit_of(given)}, the file's timestamps look like {unit} "
+                    f"({int(interactions.timestamp.min())} to {int(interactions.timestamp.max())}); give it in {unit}",
+                    path,
+                )
+        cuts = (0, 0) if None not in (options.valid_time, options.test_time) else default_cuts(interactions.timestamp)
+        values = options.as_json()
+        valid_time = cuts[0] if options.valid_time is None else values["valid_time"]
+        test_time = cuts[1] if options.test_time is None else values["test_time"]
+        if test_time < valid_time:
+            raise DataError(f"test_time {test_time} is before valid_time {valid_time}", path)
+        if options.untitled == "drop-rows" and untitled is None:
+            raise DataError("untitled='drop-rows' needs item metadata: name the file with --items", path)
+        return time_split(
+            interactions,
+            valid_time,
+            test_time,
+            positive=interactions.positive,
+            min_history=options.min_history,
+            unseen=options.unseen,
+            untitled=untitled if options.untitled == "drop-rows" else None,
+        )
+
+
+def _size(interactions: Interactions) -> dict[str, int]:
+    return {
+        "users": len(interactions.user_ids),
+        "items": len(interactions.item_ids),
+        "interactions": len(interactions),
+    }
+
+
+def _one_unit(interactions: Interactions, place: Place) -> str | None:
+    """Return the unit of the timestamps, None for one that is not recognised; refuse a mixture.
+
+    Args:
+        interactions: All that were read.
+    """
+    earliest, latest = int(interactions.timestamp.min()), int(interactions.timestamp.max())
+    if unit_of(earliest) == unit_of(latest) is not None:
+        return unit_of(latest)
+    times = np.empty_like(interactions.timestamp)
+    times[interactions.position] = interactions.timestamp  # in the order of the file
+    mixed = first_of_another_unit(times)
+    if mixed is not None:
+        (former_path, former), (path, line) = (place(position) for position in mixed)
+        one, other = (int(times[position]) for position in mixed)
+        where = f"line {former}" if former_path == path else f"{former_path}:{former}"
+        raise DataError(
+            f"timestamp {other} looks like {unit_of(other)}, but {one} on {where} like {unit_of(one)}; "
+            "bring them to one unit",
+            path,
+            line,
+        )
+    return unit_of(latest)
+
+
+def _single_interaction_users(interactions: Interactions, place: Place) -> dict:
+    offsets = interactions.offsets
+    alone = np.flatnonzero(np.diff(offsets) == 1)
+    if not len(alone):
+        return {"count": 0}
+    positions = interactions.position[offsets[alone]]
+    first = int(np.argmin(positions))
+    path, line = place(int(positions[first]))
+    return {"count": len(alone), "user": interactions.user_ids[int(alone[first])], "line": line, "file": path.name}
+
+
+def _times(times: np.ndarray, roles: np.ndarray) -> dict[str, list[int]]:
+    """Return the first and last time of each split's targets."""
+
+    def span(block: slice) -> list[np.ndarray]:
+        chosen = [times[block][np.flatnonzero(roles[block] == code)] for code in range(1, len(SPLITS) + 1)]
+        return [each[:0] if not len(each) else np.array([each.min(), each.max()]) for each in chosen]
+
+    spans = {part: np.concatenate(ends) for part, *ends in zip(SPLITS, *by_blocks(span, len(times)), strict=True)}
+    return {part: [int(ends.min()), int(ends.max())] for part, ends in spans.items() if len(ends)}
+
+
+def warn_about(report: dict, path: Path) -> None:
+    """Warn about users who make no row and splits without one."""
+    alone = report["single_interaction_users"]
+    if alone["count"]:
+        warnings.warn(
+            f"{path.with_name(alone.get('file', path.name))}:{alone['line']}: user {alone['user']!r} has a single "
+            f"interaction and so makes no row ({alone['count']} such users)",
+            stacklevel=3,
+        )
+    for part in ("valid", "test"):
+        if not report["rows"][part]:
+            warnings.warn(f"{path}: no row for {part} in the {report['split']} split", stacklevel=3)

@@ -1,0 +1,73 @@
+"""Readers: a file or folder of one of seven formats -> its interactions in file order, checked."""
+
+from __future__ import annotations
+
+import zlib
+from pathlib import Path
+
+import polars as pl
+
+from plr.prepare.readers.columns import Columns
+from plr.prepare.readers.delimited import read_csv, read_recbole
+from plr.prepare.readers.detect import detect_format, find_interactions
+from plr.prepare.readers.huggingface import read_huggingface
+from plr.prepare.readers.lines import CONTROL_BYTES, read_pairs, read_sequences
+from plr.prepare.readers.movielens import read_movielens
+from plr.prepare.readers.numbering import CompiledNumbering, Numbering
+from plr.prepare.readers.parquet import read_parquet
+from plr.prepare.readers.source import IdSpace, Skipped, Source, is_packed, open_plain, unreadable
+
+__all__ = [
+    "CONTROL_BYTES",
+    "FORMATS",
+    "TEXT_FORMATS",
+    "Columns",
+    "CompiledNumbering",
+    "IdSpace",
+    "Numbering",
+    "Skipped",
+    "Source",
+    "detect_format",
+    "find_interactions",
+    "forbidden_in",
+    "is_packed",
+    "open_plain",
+    "read",
+]
+
+_NAMED = {"recbole": read_recbole, "csv": read_csv, "parquet": read_parquet, "huggingface": read_huggingface}
+_UNNAMED = {"sequences": read_sequences, "pairs": read_pairs, "movielens": read_movielens}
+FORMATS = (*_UNNAMED, *_NAMED)
+TEXT_FORMATS = ("sequences", "pairs", "movielens", "recbole", "csv")
+
+
+def forbidden_in(file_format: str) -> bytes:
+    """Return the bytes that a text file of this format must not hold."""
+    return CONTROL_BYTES if file_format in _UNNAMED else b"\0"
+
+
+def read(
+    path: Path, file_format: str, columns: Columns, space: IdSpace | None = None, skipped: Skipped | None = None
+) -> Source:
+    """Read ``path``; ``columns`` counts for the formats with named columns.
+
+    Args:
+        path: The file, or for "huggingface" the folder.
+        file_format: One of FORMATS.
+        columns: The names of the columns.
+        space: Where the ids are kept; a new one by default. Give one to read several files into it.
+        skipped: Where given, lines that cannot be used are added to it and left out.
+
+    Raises:
+        DataError: for anything in the file that cannot be used, naming file and line.
+        ValueError: for column names given with a format that has none.
+    """
+    space = space or IdSpace()
+    if file_format in _UNNAMED and columns != Columns():
+        raise ValueError(f"the format {file_format!r} has no named columns; a CSV, RecBole or Parquet file has")
+    try:
+        if file_format in _UNNAMED:
+            return _UNNAMED[file_format](path, space, skipped)
+        return _NAMED[file_format](path, columns, space, skipped)
+    except (pl.exceptions.PolarsError, OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
+        raise unreadable(path, error, CONTROL_BYTES if file_format in _UNNAMED else b"") from error

@@ -1,0 +1,69 @@
+"""A data set as Hugging Face's ``save_to_disk`` leaves it: a folder of Arrow stream files with ``state.json``."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import polars as pl
+
+from plr.errors import DataError
+from plr.prepare.readers.columns import Columns, find_columns, read_columns
+from plr.prepare.readers.source import IdSpace, Skipped, Source, one_to_one
+
+__all__ = ["huggingface_files", "read_huggingface"]
+
+
+def huggingface_files(folder: Path) -> list[Path]:
+    """Return the Arrow files of the folder in order; of a folder of splits, those of all splits.
+
+    Raises:
+        DataError: it is no such folder, or a file that it names is missing.
+    """
+    if (folder / "dataset_dict.json").is_file():
+        splits = _json(folder / "dataset_dict.json", "splits")
+        return [file for split in splits for file in huggingface_files(folder / str(split))]
+    if not (folder / "state.json").is_file():
+        raise DataError("not a data set folder of Hugging Face: neither state.json nor dataset_dict.json", folder)
+    state = folder / "state.json"
+    try:
+        files = [folder / str(entry["filename"]) for entry in _json(state, "_data_files")]
+    except (TypeError, KeyError) as error:
+        raise DataError("an entry of '_data_files' names no file", state) from error
+    if _json(state, "_indices_data_files", []):
+        raise DataError("its rows are chosen by indices; save it again after flatten_indices()", folder)
+    for file in files:
+        if not file.is_file():
+            raise DataError(f"state.json names {file.name}, which is missing", folder)
+    return files
+
+
+def read_huggingface(folder: Path, columns: Columns, space: IdSpace, skipped: Skipped | None = None) -> Source:
+    """Read the folder's files one after the other; messages name rows (1-based) of the whole.
+
+    Raises:
+        DataError: as ``read_parquet``, and for a folder that is none of Hugging Face's.
+    """
+    parts = []
+    for file in huggingface_files(folder):
+        try:
+            table = pl.read_ipc_stream(file)
+        except (pl.exceptions.PolarsError, OSError) as error:
+            raise DataError(f"not a readable Arrow stream file: {str(error).splitlines()[0]}", file) from error
+        found = find_columns(table.columns, columns, file, None)
+        parts.append(
+            read_columns(file, table.select(*found.values()).lazy(), found, one_to_one, space, skipped=skipped)
+        )
+    if len({tuple(part.frame.columns) for part in parts}) > 1:
+        raise DataError("its files have different columns", folder)
+    if not parts:
+        raise DataError("the data set holds no file", folder)
+    return parts[0] if len(parts) == 1 else Source(folder, pl.concat([part.frame for part in parts]), one_to_one)
+
+
+def _json(path: Path, key: str, default: list | None = None) -> list:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        return content[key] if default is None else content.get(key, default)
+    except (ValueError, KeyError, TypeError) as error:
+        raise DataError(f"not as Hugging Face writes it: no {key!r}", path) from error

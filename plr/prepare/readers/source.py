@@ -1,0 +1,177 @@
+"""What every reader hands over."""
+
+from __future__ import annotations
+
+import gzip
+import zlib
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from itertools import chain
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+import polars as pl
+
+from plr.errors import DataError
+from plr.prepare.readers.numbering import CompiledNumbering, Numbering, new_numbering
+
+__all__ = [
+    "LISTED",
+    "IdSpace",
+    "LinesOf",
+    "Skipped",
+    "Source",
+    "collect",
+    "forbidden_bytes",
+    "is_packed",
+    "one_to_one",
+    "open_plain",
+    "unreadable",
+]
+
+_GZIP = b"\x1f\x8b"
+_ALL_BYTES = bytes(range(256))
+_BLOCK = 1 << 19  # rows: their numbers fill a huge page
+_UNDER_WAY = 2  # blocks that may wait for their numbers while others are read
+LISTED = 100
+"""How many of the skipped lines are listed."""
+
+LinesOf = Callable[[np.ndarray], list[int]]
+"""From ascending record numbers (0-based) of a file to their 1-based lines, in one pass over the file."""
+
+
+@dataclass(frozen=True)
+class IdSpace:
+    """How values are kept while files are read: ids in 4 bytes each with one string per id, ratings in a bit.
+
+    Files read into the same space can be put one after the other. ``min_rating`` is the least rating that is high
+    enough; with None every rating is.
+    """
+
+    min_rating: float | None = None
+    user: Numbering | CompiledNumbering = field(default_factory=new_numbering)
+    item: Numbering | CompiledNumbering = field(default_factory=new_numbering)
+
+    def collect(self, frame: pl.LazyFrame) -> pl.DataFrame:
+        """Run ``frame`` on the streaming engine; where it has the columns ``user`` and ``item``, number their strings.
+
+        That is done block by block, each column in a thread of its own, while the engine reads on.
+        """
+        schema = frame.collect_schema()
+        numberings = {name: of for name, of in (("user", self.user), ("item", self.item)) if name in schema}
+        parts: list[pl.DataFrame] = []
+        under_way: deque[list[pl.Series | Future]] = deque()
+
+        def finish() -> None:  # a frame's own methods would wait for the threads that read
+            columns = [column.result() if isinstance(column, Future) else column for column in under_way.popleft()]
+            parts.append(pl.DataFrame(columns))
+
+        with ExitStack() as stack:
+            threads = {name: stack.enter_context(ThreadPoolExecutor(1)) for name in numberings}
+
+            def numbered(ids: pl.Series) -> pl.Series:
+                return numberings[ids.name].numbers(ids).alias(ids.name)
+
+            blocks = frame.collect_batches(chunk_size=_BLOCK, maintain_order=True, engine="streaming")
+            for block in chain([schema.to_frame()], blocks):
+                under_way.append(
+                    [threads[each.name].submit(numbered, each) if each.name in threads else each for each in block]
+                )
+                del block
+                if len(under_way) > _UNDER_WAY:
+                    finish()
+            while under_way:
+                finish()
+        return pl.concat(parts, rechunk=False)
+
+
+@dataclass
+class Skipped:
+    """The lines that were left out because they cannot be used: all counted, the first hundred listed."""
+
+    count: int = 0
+    lines: list[dict] = field(default_factory=list)
+
+    def add(self, path: Path, line: int | None, reason: str) -> None:
+        """Count a line, and list it while there is room."""
+        self.count += 1
+        if len(self.lines) < LISTED:
+            self.lines.append({"file": path.name, "line": line, "reason": reason})
+
+    def extend(self, others: Skipped) -> None:
+        """Count and list what others hold, too."""
+        self.count += others.count
+        self.lines += others.lines[: max(0, LISTED - len(self.lines))]
+
+
+@dataclass(frozen=True)
+class Source:
+    """The interactions of one file, in file order.
+
+    ``frame`` has the columns ``user`` and ``item`` (uint32, the numbers of an IdSpace, never null), and
+    where the file has them ``rating`` (bool: high enough) and ``timestamp`` (int64). ``rows`` says which
+    record of the file each is (ascending); None where every record is one. ``lines_of(rows)`` gives the
+    1-based lines (for Parquet: rows) to name in a message; it may read the file again.
+    """
+
+    path: Path
+    frame: pl.DataFrame
+    lines_of: LinesOf
+    rows: np.ndarray | None = None
+
+    def place(self, position: int) -> tuple[Path, int]:
+        """Return the file and line of the interaction at ``position``."""
+        row = position if self.rows is None else int(self.rows[position])
+        return self.path, self.lines_of(np.array([row]))[0]
+
+
+def one_to_one(rows: np.ndarray) -> list[int]:
+    """Return the lines of records where every line is one, without a header."""
+    return (rows + 1).tolist()
+
+
+def collect(frame: pl.LazyFrame) -> pl.DataFrame:
+    """Run ``frame`` on the streaming engine: text is turned into numbers block by block."""
+    return frame.collect(engine="streaming")
+
+
+def is_packed(path: Path) -> bool:
+    """Return whether a file is packed with gzip, which its first bytes tell, not its name."""
+    with open(path, "rb") as file:
+        return file.read(2) == _GZIP
+
+
+def open_plain(path: Path) -> BinaryIO:
+    """Open a file for reading bytes, unpacking gzip."""
+    return gzip.open(path, "rb") if is_packed(path) else open(path, "rb")
+
+
+def forbidden_bytes(text: bytes, forbidden: bytes) -> bytes:
+    """Return those bytes of ``text`` that are among the ``forbidden``, in their order."""
+    return text.translate(None, _ALL_BYTES.translate(None, forbidden))
+
+
+def unreadable(path: Path, error: Exception, forbidden: bytes = b"") -> DataError:
+    """Return the error to raise where ``error`` stopped the reading of a text file; finds the line again."""
+    line = 0
+    try:
+        with open_plain(path) as file:
+            for text in file:
+                line += 1
+                text.decode("utf-8")
+                for byte in forbidden_bytes(text, forbidden)[:1]:
+                    return DataError(f"byte 0x{byte:02x} does not belong in a text file; is it binary?", path, line)
+    except EOFError:
+        return DataError("the gzip file ends too early: it was cut off; fetch it again", path, line or None)
+    except UnicodeDecodeError as bad:
+        byte = bad.object[bad.start]
+        return DataError(
+            f"byte 0x{byte:02x} at column {bad.start + 1} is not UTF-8; save the file as UTF-8", path, line
+        )
+    except (OSError, zlib.error) as broken:
+        return DataError(f"cannot be read: {broken}", path, line or None)
+    return DataError(f"cannot be read: {str(error).splitlines()[0]}", path)

@@ -1,0 +1,209 @@
+"""The files that go into a data set: hashed, read and numbered."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from plr.errors import DataError
+from plr.prepare.background import in_background
+from plr.prepare.fingerprint import fingerprint
+from plr.prepare.interactions import Interactions, number
+from plr.prepare.options import PrepareOptions
+from plr.prepare.readers import (
+    TEXT_FORMATS,
+    IdSpace,
+    Skipped,
+    Source,
+    detect_format,
+    forbidden_in,
+    is_packed,
+    open_plain,
+    read,
+)
+from plr.prepare.readers.delimited import without_bad_records
+from plr.prepare.readers.huggingface import huggingface_files
+from plr.prepare.readers.source import forbidden_bytes
+
+__all__ = ["Place", "SourceFiles"]
+
+_CHUNK = 1 << 22
+
+Place = Callable[[int], tuple[Path, int]]
+"""From the position of an interaction to its file and line."""
+
+
+class SourceFiles:
+    """Files of interactions, taken as one, and the file of item metadata where there is one.
+
+    ``skipped`` holds the lines that were left out, None where such a line is an error.
+
+    Raises:
+        DataError: a file is missing, empty, or a folder where none belongs.
+    """
+
+    def __init__(
+        self,
+        paths: list[Path],
+        options: PrepareOptions,
+        items: Path | None = None,
+        skip_bad_lines: bool = False,
+        periods: Sequence[tuple[float, float]] | None = None,
+    ) -> None:
+        for path in [*paths, *([] if items is None else [items])]:
+            if not path.exists():
+                raise DataError("no such file", path)
+            if not (path.is_file() or path.is_dir()):
+                raise DataError("neither a file nor a folder: it cannot be read twice", path)
+            if path.is_file() and path.stat().st_size == 0:
+                raise DataError("the file is empty", path)
+        self.paths = paths
+        self.items = items
+        self.format = detect_format(paths[0]) if options.format == "auto" else options.format
+        self.skipped = Skipped() if skip_bad_lines else None
+        wanted, found = ("a folder", "a file") if self.format == "huggingface" else ("a file", "a folder")
+        if paths[0].is_file() != (wanted == "a file"):
+            raise DataError(f"{found}; the format {self.format!r} is {wanted}", paths[0])
+        self._options = options
+        self._periods = periods
+        self._hashing: Future[list[str]] | None = None
+        self._as_found = [_state(file) for file in self._files()]
+        self._scratch: tempfile.TemporaryDirectory | None = None
+
+    def hashes(self) -> list[str]:
+        """Return the SHA-256 (hex) of every file.
+
+        Raises:
+            DataError: a text file is none.
+        """
+        self._hashing = self._hashing or in_background(self._fingerprints)
+        return self._hashing.result()
+
+    def describe(self) -> list[dict[str, Any]]:
+        """Return name, size and hash of every file; asked for when all has been read.
+
+        Raises:
+            DataError: a file has changed since this object was made.
+        """
+        described = []
+        for file, sha256, as_found in zip(self._files(), self.hashes(), self._as_found, strict=True):
+            if _state(file) != as_found:
+                raise DataError("the file changed while it was read; repeat the command when it is whole", file)
+            described.append({"file": file.name, "bytes": as_found[0], "sha256": sha256})
+        return described
+
+    def read(self) -> tuple[Interactions, Place]:
+        """Read and number the interactions while another thread hashes the files, which may go on afterwards.
+
+        Raises:
+            DataError: for anything in a file that cannot be used, naming file and line.
+        """
+        self._hashing = self._hashing or in_background(self._fingerprints)
+        space = IdSpace(self._options.min_rating)
+        interactions, place = number(self._read_all(space), space)
+        if self.format in TEXT_FORMATS and self.skipped is None and any(map(is_packed, self.paths)):
+            _check_ids(interactions, place, forbidden_in(self.format))
+        return interactions, place
+
+    def _read_all(self, space: IdSpace) -> list[Source]:
+        sources = [self._read_one(path, space) for path in self.paths]
+        columns = {tuple(source.frame.columns) for source in sources}
+        if len(columns) > 1:
+            raise DataError(f"the files have different columns: {sorted(map(list, columns))}", self.paths[0])
+        # Ratings were checked; where nobody asked which are high, nothing more is needed of them.
+        name = None if self._options.min_rating is None else "positive"
+        sources = [replace(source, frame=_with_rating_as(name, source.frame)) for source in sources]
+        for source, (start, stop) in zip(sources, self._periods or (), strict=False):
+            _check_period(source, start, stop)
+        return sources
+
+    def _read_one(self, path: Path, space: IdSpace) -> Source:
+        columns = self._options.columns
+        if self.skipped is None:
+            return read(path, self.format, columns, space)
+        if self.format not in TEXT_FORMATS:
+            return read(path, self.format, columns, space, self.skipped)
+        noted = Skipped()
+        try:
+            source = read(path, self.format, columns, space, noted)
+            self._fingerprint(path, text=True)
+            if is_packed(path):
+                _check_packed(path, forbidden_in(self.format))
+        except DataError:
+            source, noted = self._read_copy(path, space)
+        self.skipped.extend(noted)
+        return source
+
+    def _read_copy(self, path: Path, space: IdSpace) -> tuple[Source, Skipped]:
+        """Read what is left of a text file when the records are left out that make it unreadable."""
+        self._scratch = self._scratch or tempfile.TemporaryDirectory(prefix="plr-")  # lines are looked up in the copy
+        copy = Path(self._scratch.name) / f"{len(list(Path(self._scratch.name).iterdir()))}-{path.name}"
+        noted, more = Skipped(), Skipped()
+        without_bad_records(path, copy, self.format, noted)
+        try:
+            source = read(copy, self.format, self._options.columns, space, more)
+        except DataError as error:
+            raise DataError(error.reason, path, error.line) from error
+        for entry in more.lines:
+            entry["file"] = path.name
+        noted.extend(more)
+        noted.lines.sort(key=lambda entry: entry["line"] or 0)
+        return replace(source, path=path), noted
+
+    def _fingerprints(self) -> list[str]:
+        text = self.format in TEXT_FORMATS and self.skipped is None
+        return [self._fingerprint(file, text=text and file != self.items) for file in self._files()]
+
+    def _fingerprint(self, file: Path, *, text: bool) -> str:
+        return fingerprint(file, text=text, forbidden=forbidden_in(self.format))
+
+    def _files(self) -> list[Path]:
+        files = [file for path in self.paths for file in ([path] if path.is_file() else huggingface_files(path))]
+        return files if self.items is None else [*files, self.items]
+
+
+def _state(file: Path) -> tuple[int, int]:
+    """Return what a change of the file changes: its size, and when it was last written to (ns)."""
+    status = file.stat()
+    return status.st_size, status.st_mtime_ns
+
+
+def _check_packed(path: Path, forbidden: bytes) -> None:
+    """Refuse a packed file with forbidden bytes, which ``fingerprint`` looks for in plain ones."""
+    with open_plain(path) as file:
+        while chunk := file.read(_CHUNK):
+            if forbidden_bytes(chunk, forbidden):
+                raise DataError("it holds bytes that do not belong in a text file", path)
+
+
+def _check_ids(interactions: Interactions, place: Place, forbidden: bytes) -> None:
+    """Refuse ids with forbidden bytes: looking through those of packed files costs less than unpacking them twice."""
+    letters = "".join(f"\\x{byte:02x}" for byte in forbidden)
+    for index, ids in ((interactions.user, interactions.user_ids), (interactions.item, interactions.item_ids)):
+        odd = ids.str.contains(f"[{letters}]").to_numpy()
+        if odd.any():
+            position = int(odd[index].argmax())
+            path, line = place(position)
+            raise DataError(
+                f"the id {ids[int(index[position])]!r} holds a byte that does not belong in a text file", path, line
+            )
+
+
+def _with_rating_as(name: str | None, frame: pl.DataFrame) -> pl.DataFrame:
+    """Return the frame with its column ``rating`` renamed, or with None without it; no column is copied."""
+    columns = [column.alias(name or "rating") if column.name == "rating" else column for column in frame]
+    return pl.DataFrame([column for column in columns if column.name != "rating"])
+
+
+def _check_period(source: Source, start: float, stop: float) -> None:
+    times = source.frame["timestamp"]
+    if source.frame.height and not (start <= times.min() and times.max() < stop):
+        position = int(((times < start) | (times >= stop)).arg_max())
+        path, line = source.place(position)
+        raise DataError(f"timestamp {times[position]} is outside this file's period, {start} to {stop}", path, line)

@@ -1,0 +1,293 @@
+"""Which interaction is a target of training, validation or test."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from plr.prepare.blocks import BLOCK, by_blocks, in_threads, mark
+from plr.prepare.interactions import Interactions, gather, is_first, user_blocks
+
+__all__ = ["SPLITS", "Split", "default_cuts", "leave_one_out", "time_split"]
+
+_SAMPLE = 1 << 16
+SPLITS = ("train", "valid", "test")
+"""The splits; the role of an interaction is 1, 2 or 3 where it is a target of one, and else 0."""
+
+
+@dataclass(frozen=True, eq=False)
+class Split:
+    """Sequences and their targets.
+
+    ``offsets`` int64 [U+1] bounds each user's part; ``roles`` uint8 [N]
+    says of which split each is a target (0 of none, else 1 + the place in SPLITS); ``training_stop`` int64
+    [U] is the flat position after each user's last training interaction; ``report`` holds what the split
+    dropped and what there is to know about it.
+    """
+
+    interactions: Interactions
+    offsets: np.ndarray
+    roles: np.ndarray
+    training_stop: np.ndarray
+    report: dict
+
+
+def leave_one_out(interactions: Interactions) -> Split:
+    """Split off each user's last interaction as test and the one before as validation target.
+
+    That of users with at least three; the others' belong to training whole. Every training interaction but
+    a user's first is a training target. All items of the file are in the vocabulary.
+    """
+    offsets = interactions.offsets
+    length = np.diff(offsets)
+    split_off = length >= 3
+    training_stop = offsets[1:] - 2 * split_off
+    last = offsets[1:][split_off] - 1
+    roles = np.ones(len(interactions), dtype=np.uint8)
+    roles[offsets[:-1]] = 0
+    roles[last - 1] = 2
+    roles[last] = 3
+    return Split(
+        interactions,
+        offsets,
+        roles,
+        training_stop,
+        {
+            "split": "leave-one-out",
+            "notes": [
+                "Leave-one-out leaks across users: a user's training interactions may be later than "
+                "another's test target. Its figures compare with published ones; to judge a system "
+                "prefer the time split."
+            ],
+            "dropped_rows": {
+                part: {"unseen_target": 0, "empty_history": 0, "share": 0.0} for part in ("valid", "test")
+            },
+            "users_too_short_to_test": int((~split_off).sum()),
+        },
+    )
+
+
+def default_cuts(timestamps: np.ndarray) -> tuple[int, int]:
+    """Return the 80 % and 90 % quantiles of the times: the defaults of ``valid_time`` and ``test_time``."""
+    count = len(timestamps)
+    return _nth(timestamps, count * 8 // 10), _nth(timestamps, count * 9 // 10)
+
+
+def _nth(values: np.ndarray, place: int) -> int:
+    """Return what stands at ``place`` among the sorted ``values``.
+
+    A sample says between which two values it must be looked for; where it is not there, all are.
+    """
+    sample = np.sort(values[:: max(1, len(values) // _SAMPLE)])
+    middle, margin = place * len(sample) // len(values), 4 * int(len(sample) ** 0.5)
+    low, high = sample[max(0, middle - margin)], sample[min(len(sample) - 1, middle + margin)]
+
+    def between(block: slice) -> tuple[int, np.ndarray]:
+        part = values[block]
+        above = part >= low
+        return len(part) - np.count_nonzero(above), part[above & (part <= high)]
+
+    below, near = zip(*by_blocks(between, len(values)), strict=True)
+    rank, near = place - sum(below), np.concatenate(near)
+    if not 0 <= rank < len(near):
+        rank, near = place, values
+    return int(np.partition(near, rank)[rank])
+
+
+def time_split(
+    interactions: Interactions,
+    valid_time: float,
+    test_time: float,
+    *,
+    positive: np.ndarray | None = None,
+    min_history: Sequence[int] = (1, 1, 1),
+    unseen: str = "drop-items",
+    untitled: np.ndarray | None = None,
+) -> Split:
+    """Split by absolute time.
+
+    A target before ``valid_time`` trains, one before ``test_time`` validates, later ones test. Its history is
+    all of the user's earlier interactions (at equal times: those before it in the file). A row is dropped,
+    and counted in the report, when its target is not ``positive`` or its history is shorter than
+    ``min_history``. Items that training does not know are treated in one of two ways:
+
+    - ``unseen="drop-items"``: the vocabulary holds the items of the training period. Interactions with another
+      item leave the sequences: as targets of validation and test they are dropped, and they are removed from
+      histories; a target whose history is emptied by that is dropped too.
+    - ``unseen="drop-rows"``: rows with an ``untitled`` item in history or target are dropped. The vocabulary
+      holds the items of the training rows that are left, histories and targets. Rows of validation and test
+      with another item in history or target are dropped. What follows a user's last target is left out.
+
+    Args:
+        interactions: With timestamps.
+        valid_time: In the unit of the timestamps.
+        test_time: Likewise, at least ``valid_time``.
+        positive: bool [N], which interactions may be targets; None = all.
+        min_history: The least length of a history in training, validation and test, each at least 1.
+        unseen: "drop-items" or "drop-rows".
+        untitled: bool [V], the items without a title; with ``unseen="drop-rows"``.
+    """
+    times, period = interactions.timestamp, np.empty(len(interactions), dtype=np.uint8)
+
+    def place(block: slice) -> None:
+        late, later = times[block] >= valid_time, times[block] >= test_time
+        np.add(late.view(np.uint8), later.view(np.uint8), out=period[block])
+
+    by_blocks(place, len(times))
+    make = _drop_items if unseen == "drop-items" else _drop_rows
+    split = make(interactions, period, positive, np.asarray(min_history), untitled)
+    split.report.update(split="time", notes=[], valid_time=valid_time, test_time=test_time)
+    return split
+
+
+def _drop_items(
+    interactions: Interactions, period: np.ndarray, positive: np.ndarray | None, min_history: np.ndarray, _: None
+) -> Split:
+    seen = np.zeros(len(interactions.item_ids), dtype=bool)
+
+    def see(block: slice) -> None:
+        mark(seen, interactions.item[block], period[block] == 0)
+
+    by_blocks(see, len(period))
+    tally = _Tally(period, ~is_first(interactions.offsets))
+    if positive is not None:
+        tally.drop("low_rated", ~positive)
+    kept = interactions
+    known = None
+    if not seen.all():
+        known = gather(seen, interactions.item)
+        tally.drop("unseen_target", ~known)
+        kept, period = interactions.take(known), period[known]
+        positive = None if positive is None else positive[known]
+    offsets = kept.offsets
+    short = _shorter(kept, offsets, min_history, period)
+    if known is not None:  # what was its user's first before is no target anyway
+        tally.drop("empty_history", is_first(offsets), known)
+    if short is not None:
+        tally.drop("short_history", short, known)
+    left = tally.left(known)
+    roles = np.empty_like(period)
+    trained = np.zeros(len(offsets) - 1, dtype=np.int64)
+
+    def finish(users: tuple[int, int]) -> None:
+        first, last = users
+        part = slice(offsets[first], offsets[last])
+        np.multiply(period[part] + np.uint8(1), left[part], out=roles[part])
+        before = np.concatenate([[0], np.cumsum(period[part] == 0)])
+        trained[first:last] = np.diff(before[offsets[first : last + 1] - part.start])
+
+    in_threads(finish, user_blocks(offsets, BLOCK))
+    report = {
+        "dropped_rows": tally.report(),
+        "unseen_items": int((~seen).sum()),
+        "interactions_with_unseen_items": 0 if known is None else int((~known).sum()),
+    }
+    return Split(kept, offsets, roles, offsets[:-1] + trained, report)
+
+
+def _drop_rows(
+    interactions: Interactions,
+    period: np.ndarray,
+    positive: np.ndarray | None,
+    min_history: np.ndarray,
+    untitled: np.ndarray | None,
+) -> Split:
+    user, item = interactions.user(), interactions.item
+    offsets = interactions.offsets
+    tally = _Tally(period, ~is_first(offsets))
+    if positive is not None:
+        tally.drop("low_rated", ~positive)
+    if untitled is not None:
+        tally.drop("untitled", _any_so_far(gather(untitled, item), user, offsets))
+    short = _shorter(interactions, offsets, min_history, period)
+    if short is not None:
+        tally.drop("short_history", short)
+
+    training_stop = _after_last(tally.left() & (period == 0), user, offsets)
+    place = np.arange(len(user))
+    seen = np.zeros(len(interactions.item_ids), dtype=bool)
+    seen[item[place < gather(training_stop, user)]] = True
+    new = ~gather(seen, item)
+    held_out = period > 0
+    tally.drop("unseen_target", new & held_out)
+    tally.drop("unseen_history", _any_so_far(new, user, offsets) & held_out)
+
+    left = tally.left()
+    stop = _after_last(left, user, offsets)
+    inside = place < gather(stop, user)
+    kept = interactions.take(inside)
+    with_rows = stop > offsets[:-1]
+    roles = np.where(left, period + np.uint8(1), np.uint8(0))[inside]
+    kept_offsets = kept.offsets
+    trained = np.minimum(training_stop, stop) - offsets[:-1]
+    report = {
+        "dropped_rows": tally.report(),
+        "unseen_items": int((~seen).sum()),
+        "interactions_after_the_last_target": int((~inside).sum()),
+    }
+    return Split(kept, kept_offsets, roles, kept_offsets[:-1] + trained[with_rows], report)
+
+
+class _Tally:
+    """Which interactions are still targets, and how many of each period were dropped for which reason."""
+
+    def __init__(self, period: np.ndarray, candidates: np.ndarray) -> None:
+        self._period = period
+        self._left = candidates
+        self._rows = _count(period, candidates)
+        self._dropped: dict[str, np.ndarray] = {}
+
+    def drop(self, reason: str, mask: np.ndarray, among: np.ndarray | None = None) -> None:
+        """Drop the targets in ``mask``; ``among`` says (bool [N]) which interactions the mask is about."""
+        places = np.flatnonzero(mask) if among is None else np.flatnonzero(among)[mask]
+        places = places[self._left[places]]
+        self._left[places] = False
+        self._dropped[reason] = np.bincount(self._period[places], minlength=3)
+
+    def left(self, among: np.ndarray | None = None) -> np.ndarray:
+        """Return which interactions (or those of ``among``) are targets."""
+        return self._left if among is None else self._left[among]
+
+    def report(self) -> dict:
+        """Return the counts of every split; ``share`` is what they are of all rows."""
+        counts = {"unseen_target": np.zeros(3, dtype=int), "empty_history": np.zeros(3, dtype=int), **self._dropped}
+        gone = sum(counts.values())
+        return {
+            part: {reason: int(count[code]) for reason, count in counts.items()}
+            | {"share": float(gone[code] / self._rows[code]) if self._rows[code] else 0.0}
+            for code, part in enumerate(SPLITS)
+        }
+
+
+def _count(period: np.ndarray, chosen: np.ndarray) -> np.ndarray:
+    """Return how many of the ``chosen`` (bool [N]) are of each period: int64 [3]."""
+
+    def count(block: slice) -> list[int]:
+        return [np.count_nonzero(chosen[block] & (period[block] == code)) for code in range(3)]
+
+    return np.sum([(0, 0, 0), *by_blocks(count, len(period))], axis=0)
+
+
+def _shorter(
+    interactions: Interactions, offsets: np.ndarray, min_history: np.ndarray, period: np.ndarray
+) -> np.ndarray | None:
+    """Return which interactions have fewer than ``min_history`` before them; None where all could have enough."""
+    if (min_history <= 1).all():
+        return None
+    return np.arange(len(interactions)) - gather(offsets, interactions.user()) < gather(min_history, period)
+
+
+def _any_so_far(mask: np.ndarray, user: np.ndarray, offsets: np.ndarray) -> np.ndarray:
+    """Return where the mask is true at this or an earlier interaction of the same user."""
+    count = np.concatenate([[0], np.cumsum(mask)])
+    return count[1:] > gather(count[offsets], user)
+
+
+def _after_last(mask: np.ndarray, user: np.ndarray, offsets: np.ndarray) -> np.ndarray:
+    """Return the flat position after each user's last true place of the mask (their start where none is)."""
+    stop = offsets[:-1].copy()
+    places = np.flatnonzero(mask)
+    stop[user[places]] = places + 1  # ascending: the last one stays
+    return stop

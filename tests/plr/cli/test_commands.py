@@ -1,0 +1,444 @@
+"""The command line as a user meets it."""
+
+import gc
+import io
+import json
+import re
+import shutil
+import sys
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+
+import plr.__main__
+from plr.cli import main
+from plr.config import Config
+from plr.errors import ConfigError
+from plr.evaluation import load_ranking
+from plr.models.registry import BACKBONES, METHODS, REFUSALS
+from plr.runs import RunFolder
+from plr.training import train
+from tests.plr.models.helpers import small_config, small_model
+
+
+@pytest.fixture(scope="module")
+def run(small_data, tmp_path_factory):
+    out = tmp_path_factory.mktemp("runs") / "run"
+    train(
+        Config(
+            data=str(small_data), out=str(out), dim=16, ffn_dim=16, max_length=10, batch_size=32, epochs=20, lr=0.01,
+            hidden_dropout=0.1, attention_dropout=0.1, progress=False, kl_weight=0.01,
+        )
+    )  # fmt: skip
+    return out
+
+
+def test_train_takes_every_field_as_a_flag_and_from_yaml(small_data, tmp_path, capsys):
+    yaml = tmp_path / "config.yaml"
+    yaml.write_text("dim: 8\nepochs: 1\nffn_dim: 8\nprogress: false\n")
+    out = tmp_path / "run"
+    status = main(
+        ["train", "--config", str(yaml), "--data", str(small_data), "--backbone", "sasrec", "--method", "plr",
+         "--out", str(out), "--dim", "12", "--seed", "3", "--ks", "[5]", "--gate", "false", "--batch_size", "32"]
+    )  # fmt: skip
+    assert status == 0
+    config = Config.load(out / "config.yaml")
+    assert (config.dim, config.epochs, config.seed, config.ks, config.gate) == (12, 1, 3, (5, 10), False)
+    assert "recall@5" in json.loads((out / "metrics.json").read_text())["test"]
+    assert "NDCG@10" in capsys.readouterr().out
+
+
+def test_a_saved_configuration_can_be_given_back(run, tmp_path):
+    out = tmp_path / "again"
+    assert main(["train", "--config", str(run / "config.yaml"), "--out", str(out)]) == 0
+    first, again = (json.loads((folder / "metrics.json").read_text()) for folder in (run, out))
+    assert first["test"] == again["test"]
+
+
+def test_evaluate_repeats_the_saved_metrics(run, capsys):
+    assert main(["evaluate", str(run)]) == 0
+    test = json.loads((run / "metrics.json").read_text())["test"]
+    printed = capsys.readouterr().out
+    assert f"{test['recall@10']:.4f}" in printed
+    assert f"{test['ndcg@20']:.4f}" in printed
+    assert "60 test rows" in printed
+
+
+def test_evaluate_on_other_data_counts_what_the_run_does_not_know(run, small_data, tmp_path, capsys):
+    other = tmp_path / "other.txt"
+    other.write_text(small_data.read_text() + "new i0 i1 unknown i2 i3\nlost i1 i2 i3 never\n")
+    assert main(["evaluate", str(run), "--data", str(other)]) == 0
+    printed = re.sub(r"\s+", " ", capsys.readouterr().out)
+    assert "61 test rows" in printed
+    assert "2 interactions with items unknown to the run were left out, and with them 1 test rows" in printed
+
+
+def test_recommend_prints_k_items_and_agrees_with_python(run, capsys):
+    assert main(["recommend", str(run), "--history", "i3 i4 i5", "-k", "4"]) == 0
+    printed = capsys.readouterr().out
+    recommender = plr.Recommender.load(run)
+    (answer,) = recommender.recommend([["i3", "i4", "i5"]], 4)
+    assert answer[0].item == "i6"
+    assert len(answer) == 4
+    for item in answer:
+        assert re.search(rf"\b{item.item}\b.*{item.score:.4f}", printed)
+
+
+@pytest.mark.parametrize(("items", "listed"), [(24, 10), (6, 6)])
+def test_without_a_k_there_are_ten_or_all_items(items, listed):
+    recommender = plr.Recommender(small_model(items).float(), [f"i{item}" for item in range(items)], small_config())
+    (answer,) = recommender.recommend([["i3"]], exclude_seen=False)
+    assert len(answer) == listed
+
+
+def test_many_histories_get_the_answers_of_single_ones(run):
+    recommender = plr.Recommender.load(run)
+    histories = [["i1"], ["i3", "i4", "i5"], ["i9", "i10"], [f"i{n % 24}" for n in range(30)]]
+    together = recommender.recommend(histories, 5, batch_size=3)
+    for history, answer in zip(histories, together, strict=True):
+        (alone,) = recommender.recommend([history], 5)
+        assert [item.item for item in alone] == [item.item for item in answer]
+        assert [item.score for item in alone] == pytest.approx([item.score for item in answer], rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("histories", "options", "error", "message"),
+    [
+        ([["i1"]], {"batch_size": -1}, ValueError, "batch_size must be at least 1; found -1"),
+        ([["i1"]], {"k": 2.5}, TypeError, "k must be a whole number; found 2.5"),
+        ([["i1"]], {"k": "3"}, TypeError, "k must be a whole number; found '3'"),
+        (["i1", "i2"], {}, TypeError, "history 0 must be a sequence of item ids; found 'i1'"),
+        ([1, 2], {}, TypeError, "history 0 must be a sequence of item ids; found 1"),
+        ([["i1"]], {"unknown": "drop"}, ValueError, "unknown must be \"error\" or \"skip\"; found 'drop'"),
+    ],
+)
+def test_arguments_that_make_no_sense_are_named(run, histories, options, error, message):
+    with pytest.raises(error, match=re.escape(message)):
+        plr.Recommender.load(run).recommend(histories, **options)
+
+
+def test_seen_items_are_left_out_on_request(run):
+    recommender = plr.Recommender.load(run)
+    history = [f"i{n}" for n in range(20)]
+    (answer,) = recommender.recommend([history], 10, exclude_seen=True)
+    assert {item.item for item in answer} == {"i20", "i21", "i22", "i23"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["recommend", "RUN", "--history", "i1 nothing"], "history 0: items never seen in training: 'nothing'"),
+        (["recommend", "RUN", "--history", " "], "history 0 holds no item that training has seen"),
+        (["recommend", "RUN", "--history", "i1", "-k", "99"], "k must be in 1..24, the number of items; found 99"),
+        (["recommend", "NOWHERE", "--history", "i1"], "no run here"),
+        (["evaluate", "NOWHERE"], "no run here"),
+        (["train", "--data", "missing.txt", "--out", "OUT"], "--data missing.txt: no such file"),
+        (["train", "--out", "OUT"], "--data is missing"),
+        (["train", "--data", "DATA"], "--out is missing"),
+        (["train", "--data", "DATA", "--out", "OUT", "--dim", "7"], "heads must be a divisor of dim=7"),
+        (["train", "--data", "DATA", "--out", "OUT", "--backbone", "bert4rec-cloze", "--method", "plr"],
+         "method 'plr' does not work on backbone 'bert4rec-cloze': Cloze training"),
+        (["train", "--data", "DATA", "--out", "OUT", "--backbone", "unisrec"], "text_vectors is missing"),
+        (["train", "--data", "DATA", "--out", "OUT", "--features", "DATA"], "item features are read from .json and"),
+        (["train", "--data", "DATA", "--out", "OUT", "--backbone", "unisrec", "--text_vectors", "NOWHERE"],
+         "not a folder of text vectors (manifest.json is missing); make one with `plr embed-text`"),
+        (["train", "--data", "DATA", "--out", "DATA"], "no folder can be made here, for there is a file in its place"),
+        (["train", "--data", "DATA", "--out", "OUT", "--accelerator", "gpu", "--devices", "99"],
+         "--accelerator gpu --devices 99 cannot be had"),
+        (["train", "--data", "DATA", "--out", "OUT", "--seed", str(2**64)], "seed must be below 2^63"),
+        (["embed-text", "missing.tsv", "--out", "OUT"], "missing.tsv: no such file of item texts"),
+        (["embed-text", "DATA"], "--out is missing"),
+        (["evaluate", "RUN", "--ks", "[5,0]"], "ks must be positive, one at least; found [5, 0]"),
+        (["demo", "--seed", "-1", "--out", "OUT"], "seed must be 0 or more; found -1"),
+        (["demo", "--seed", str(2**63), "--out", "OUT"], "seed must be below 2^63"),
+        (["data", "show", "NOWHERE", "--seed", "-1"], "seed must be 0 or more; found -1"),
+        (["data", "show", "NOWHERE", "--samples", "-1"], "samples must be 0 or more; found -1"),
+        (["evaluate", "RUN", "--ks", "[]"], "ks must be positive, one at least; found []"),
+        (["evaluate", "RUN", "--data", "missing.txt"], "--data missing.txt: no such file"),
+    ],
+)  # fmt: skip
+def test_mistakes_are_one_message_and_status_2(arguments, message, run, small_data, tmp_path, capsys):
+    places = {"RUN": run, "NOWHERE": tmp_path / "nowhere", "OUT": tmp_path / "out", "DATA": small_data}
+    arguments = [str(places.get(argument, argument)) for argument in arguments]
+    assert main(arguments) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.startswith("plr: ")
+    assert "Traceback" not in error
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("train --nonsense 1",
+         "plr train: unknown option --nonsense, the nearest known is --noise; see plr train --help"),
+        ("train --epoch=3 --lrr -1 -2",
+         "plr train: unknown option --epoch, the nearest known is --epochs; "
+         "unknown option --lrr, the nearest known is --lr; see plr train --help"),
+        ("evaluate RUN --dat x",
+         "plr evaluate: unknown option --dat, the nearest known is --data; see plr evaluate --help"),
+        ("recommend RUN --history i1 -q 3",
+         "plr recommend: unknown option -q, the nearest known is -k; see plr recommend --help"),
+        ("prepare FILE --cor 5",
+         "plr prepare: unknown option --cor, the nearest known is --core; see plr prepare --help"),
+        ("data show RUN --sample 1",
+         "plr data show: unknown option --sample, the nearest known is --samples; see plr data show --help"),
+        ("embed-text FILE --enc x",
+         "plr embed-text: unknown option --enc, the nearest known is --encoder; see plr embed-text --help"),
+        ("demo --sed 1", "plr demo: unknown option --sed, the nearest known is --seed; see plr demo --help"),
+        ("systems --halp", "plr systems: unknown option --halp, the nearest known is --help; see plr systems --help"),
+        ("--vers", "plr: unknown option --vers, the nearest known is --version; see plr --help"),
+        ("evaluate RUN more", "plr evaluate: unexpected 'more'; see plr evaluate --help"),
+        ("train --dim wide", "plr train: --dim must be a whole number; found wide; see plr train --help"),
+        ("train --lr nan", "plr train: --lr must be a finite number; found nan; see plr train --help"),
+        ("train --min_rating x", "plr train: --min_rating must be a finite number; found x; see plr train --help"),
+        ("train --gate maybe", "plr train: --gate must be true or false; found maybe; see plr train --help"),
+        ("train --precision 16", "plr train: --precision must be one of 32, bf16; found 16; see plr train --help"),
+        ("evaluate RUN --ks 5",
+         "plr evaluate: --ks must be a list such as [5,10]; found 5; see plr evaluate --help"),
+        ("recommend RUN --history i1 -k 2.5",
+         "plr recommend: -k must be a whole number; found 2.5; see plr recommend --help"),
+        ("recommend", "plr recommend: RUN, --history must be given; see plr recommend --help"),
+        ("data show", "plr data show: FOLDER must be given; see plr data show --help"),
+    ],
+)  # fmt: skip
+def test_a_mistaken_option_is_one_line_that_says_what_is_accepted(arguments, message, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main(arguments.split())
+    assert stopped.value.code == 2
+    assert capsys.readouterr().err == message + "\n"
+
+
+def test_an_unknown_field_of_a_file_is_named(tmp_path, capsys):
+    (tmp_path / "config.yaml").write_text("dim: 8\nnonsense: 1\n")
+    with pytest.raises(SystemExit) as stopped:
+        main(["train", "--config", str(tmp_path / "config.yaml")])
+    assert stopped.value.code == 2
+    assert capsys.readouterr().err == (
+        "plr train: unknown field 'nonsense' in the --config file, the nearest known is 'noise'; see plr train --help\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"dim: 8\nsteps: 2\ndim: 16\n", "{}:3: not valid YAML: 'dim' occurs a second time"),
+        (b"ks: [5\n", "{}:2: not valid YAML: expected ',' or ']'"),
+        (b"dim: \xff\n", "{}: not UTF-8 text"),
+        (b"- dim\n", "{}: expected a mapping, lines of 'field: value'; found ['dim']"),
+        (b"", "{}: expected a mapping, lines of 'field: value'; found nothing"),
+        (b"8: dim\n", "{}: expected a mapping, lines of 'field: value'; found {{8: 'dim'}}"),
+    ],
+)
+def test_a_file_that_is_no_configuration_is_named_with_its_line(content, message, tmp_path, capsys):
+    file = tmp_path / "config.yaml"
+    file.write_bytes(content)
+    with pytest.raises(SystemExit) as stopped:
+        main(["train", "--config", str(file)])
+    assert stopped.value.code == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"plr train: {message.format(file)}")
+    assert error.count("\n") == 1
+    with pytest.raises(ConfigError, match=re.escape(message.format(file))):
+        Config.load(file)
+
+
+@pytest.mark.parametrize(
+    ("lines", "devices", "message"),
+    [
+        ("a 1 2\nb 2 3\n", 1, "the leave-one-out split leaves 0 rows for valid; at least 1 must be there"),
+        ("a 1 2 3 4\nb 2 3 4 5\n", 3, "leaves 2 rows for valid; at least 3 must be there for 3 devices"),
+        ("a 1 2 3 4\nb 2 3 4\nc 1 2 3\n", 3, "leaves 1 rows for train; at least 3 must be there for 3 devices"),
+    ],
+)
+def test_data_with_too_few_rows_are_refused_before_anything_is_written(lines, devices, message, tmp_path, capsys):
+    (tmp_path / "data.txt").write_text(lines)
+    arguments = ["--data", str(tmp_path / "data.txt"), "--out", str(tmp_path / "out"), "--devices", str(devices)]
+    assert main(["train", *arguments, "--method", "base", "--accelerator", "cpu"]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert not (tmp_path / "out").exists()
+
+
+def _with_other_items(content):
+    """The run's items in another order: nothing but a hash can tell."""
+    file = io.BytesIO()
+    pl.read_parquet(content).reverse().write_parquet(file)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("name", "changed", "message"),
+    [
+        ("model.safetensors", lambda content: content[:1000], "model.safetensors: no readable weights"),
+        ("model.safetensors", None, "model.safetensors: no readable weights"),
+        ("config.yaml", lambda content: content.replace(b"dim: 16\n", b"dim: 8\n"), "not the weights of the model in"),
+        ("config.yaml", lambda content: content.replace(b"dim: 16\n", b"dim: wide\n"),
+         "config.yaml: dim must be a whole number; found 'wide'"),
+        ("items.parquet", lambda content: content[:50], "items.parquet: not the run's item ids"),
+        ("items.parquet", None, "items.parquet: not the run's item ids"),
+        ("items.parquet", lambda content: _with_other_items(content), "items.parquet: not as the run wrote it"),
+        ("model.safetensors", lambda content: content[:-1] + bytes([content[-1] ^ 1]),
+         "model.safetensors: not as the run wrote it"),
+        ("metrics.json", lambda content: content[:100], "metrics.json: not the run's metrics"),
+    ],
+)  # fmt: skip
+def test_a_damaged_run_is_one_message(name, changed, message, run, tmp_path, capsys):
+    damaged = tmp_path / "run"
+    shutil.copytree(run, damaged)
+    if changed is None:
+        (damaged / name).unlink()
+    else:
+        (damaged / name).write_bytes(changed((damaged / name).read_bytes()))
+    assert main(["evaluate", str(damaged)]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.startswith("plr: ")
+    assert "Traceback" not in error
+    assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("reward", "mrr", "reward must be one of recall, ndcg; found 'mrr'"),
+        ("lares_adapter", "sum", "lares_adapter must be one of mean, concat, gate; found 'sum'"),
+        ("dim", 16.0, "dim must be a whole number; found 16.0"),
+        ("steps", True, "steps must be a whole number; found True"),
+        ("gate", "no", "gate must be true or false; found 'no'"),
+        ("lr", "1e-3", "lr must be a number; found '1e-3'"),
+        ("ks", [5, "10"], "ks must be a list of whole numbers"),
+        ("ks", [True], "ks must be a list of whole numbers"),
+        ("data", 5, "data must be a string or a path; found 5"),
+        ("features", 5, "features must be a string or a path; found 5"),
+        ("min_rating", float("nan"), "min_rating must be a finite number; found nan"),
+    ],
+)
+def test_values_of_another_kind_are_refused_in_python_too(field, value, message):
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        Config(**{field: value})
+
+
+def test_paths_and_numbers_of_numpy_are_configured_as_pythons(tmp_path):
+    config = Config(data=tmp_path / "data", out=tmp_path, dim=np.int64(8), lr=np.float32(0.5), ks=[np.int64(5)], clip=1)
+    config.save(tmp_path / "config.yaml")
+    read = Config.load(tmp_path / "config.yaml")
+    assert read == config
+    assert (read.data, read.dim, read.lr, read.ks) == (str(tmp_path / "data"), 8, 0.5, (5, 10))
+
+
+def test_too_little_memory_is_one_message(small_data, tmp_path, capsys):
+    arguments = ["--data", str(small_data), "--out", str(tmp_path / "run"), "--dim", str(10**13), "--method", "base"]
+    assert main(["train", *arguments]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("plr: too little memory (")
+    assert "lower --batch_size" in error
+    assert error.count("\n") == 1
+
+
+def test_texts_become_vectors_and_vectors_a_run(small_data, tmp_path, capsys):
+    titles = tmp_path / "titles.tsv"
+    titles.write_text("item\ttitle\n" + "".join(f"i{n}\tnumber n{n} n{(n + 1) % 24}\n" for n in range(23)))
+    vectors, out = tmp_path / "vectors", tmp_path / "run"
+    assert main(["embed-text", str(titles), "--out", str(vectors), "--dim", "20"]) == 0
+    printed = re.sub(r"\s+", " ", capsys.readouterr().out)
+    assert "23 items, vectors of width 20 by tfidf from title" in printed
+    status = main(
+        ["train", "--data", str(small_data), "--backbone", "unisrec", "--text_vectors", str(vectors), "--method",
+         "base", "--out", str(out), "--dim", "8", "--epochs", "1", "--batch_size", "32", "--progress", "false"]
+    )  # fmt: skip
+    assert status == 0
+    said = [line for line in capsys.readouterr().err.splitlines() if "no text vector" in line]
+    assert said == ["plr: 1 of 24 items have no text vector; they share one learned vector for that"]
+    assert Config.load(out / "config.yaml").temperature == 0.07
+    assert main(["recommend", str(out), "--history", "i1 i2", "-k", "3"]) == 0
+    assert main(["embed-text", str(titles), "--out", str(vectors)]) == 2
+    assert "there is something here already" in capsys.readouterr().err
+
+
+def test_systems_names_every_backbone_method_and_refusal(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "400")  # no sentence is broken
+    assert main(["systems"]) == 0
+    printed = re.sub(r"[\s│]+", " ", capsys.readouterr().out)
+    for name in (*BACKBONES, *METHODS):
+        assert f" {name} " in printed
+    for (backbone, method), reason in REFUSALS.items():
+        assert f"{backbone} with" in printed
+        assert method in printed
+        assert reason.split(";")[0].split(",")[0] in printed
+    for entry in (*BACKBONES.values(), *METHODS.values()):
+        assert entry.description
+
+
+def test_paths_and_ids_are_printed_as_they_are(tmp_path, capsys):
+    """Not as a pattern of file names, and not as rich's markup, in which [/b] is a mistake."""
+    folder = tmp_path / "a[1]*?" / "[red]b[/i]c" / ("long" * 20)
+    items = ["[red]one", "[/b]", "日本", "🙂", "[bold]two[/bold]", "-5", "null"]
+    lines = [f"[/u]{user} {' '.join(items[(user + step) % 7] for step in range(5))}\n" for user in range(40)]
+    folder.mkdir(parents=True)
+    (folder / "data.txt").write_text("".join(lines), encoding="utf-8")
+    (folder / "titles.tsv").write_text("item\ttitle\n" + "".join(f"{item}\tword\n" for item in items), encoding="utf-8")
+    prepared, vectors, out = (str(folder / name) for name in ("prepared", "vectors", "run"))
+    small = ["--dim", "8", "--ffn_dim", "8", "--epochs", "1", "--batch_size", "32", "--progress", "false"]
+    for arguments, said in (
+        (["prepare", str(folder / "data.txt"), "--out", prepared], f"train with plr train --data {prepared}"),
+        (["data", "show", prepared], f"{prepared}: as it was written"),
+        (["embed-text", str(folder / "titles.tsv"), "--out", vectors], f"saved in {vectors}"),
+        (["train", "--data", prepared, "--backbone", "unisrec", "--text_vectors", vectors, "--method", "base",
+          "--out", out, *small], f"saved in {out}"),
+        (["evaluate", out], f"40 test rows of {prepared}; all 7 items"),
+    ):  # fmt: skip
+        assert main(arguments) == 0
+        assert said in capsys.readouterr().out
+    assert len(load_ranking(RunFolder(Path(out)).ranks("test"))) == 40
+    assert main(["recommend", out, "--history", "[/b] 日本"]) == 0
+    printed = capsys.readouterr().out
+    assert all(f" {item} " in printed for item in items)
+
+
+def test_ids_that_the_terminal_cannot_show_are_escaped(small_data, tmp_path, monkeypatch):
+    data = tmp_path / "data.txt"
+    data.write_text(small_data.read_text().replace("i3 ", "日本 "), encoding="utf-8")
+    arguments = ["--data", str(data), "--out", str(tmp_path / "run"), "--dim", "8", "--epochs", "1"]
+    assert main(["train", *arguments, "--method", "base", "--progress", "false"]) == 0
+    terminal = io.TextIOWrapper(io.BytesIO(), encoding="ascii", write_through=True)
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "stdout", terminal)
+        assert main(["recommend", str(tmp_path / "run"), "--history", "i1", "-k", "24"]) == 0
+    assert b"\\u65e5\\u672c" in terminal.buffer.getvalue()
+
+
+def test_unknown_items_can_be_skipped(run, capsys):
+    answers = []
+    for history in ("i3 nothing i4", "i3 i4"):
+        assert main(["recommend", str(run), "--history", history, "--unknown", "skip", "-k", "3"]) == 0
+        answers.append(capsys.readouterr().out)
+    assert answers[0] == answers[1]
+
+
+def test_names_are_found_in_the_data_folder(small_data, tmp_path, monkeypatch):
+    from plr.errors import DataError
+    from plr.inputs import resolve
+
+    monkeypatch.setenv("PLR_DATA", str(small_data.parent))
+    assert resolve("ring") == small_data
+    with pytest.raises(DataError, match="no such file; tried square"):
+        resolve("square")
+
+
+def test_the_entry_point_looks_for_garbage_again(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["plr", "--version"])
+    with pytest.raises(SystemExit):
+        plr.__main__.main()
+    assert gc.isenabled()
+    gc.unfreeze()
+
+
+def test_no_command_and_a_number_with_a_full_stop(capsys):
+    for arguments, message in (([], "but it was not provided; see"), (["recommend", "r", "-k", "2."], "found 2.; see")):
+        with pytest.raises(SystemExit):
+            main([*arguments, *(["--history", "a"] if arguments else [])])
+        assert message in capsys.readouterr().err

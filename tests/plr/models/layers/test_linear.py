@@ -1,0 +1,97 @@
+"""The oneDNN linear layer against nn.Linear in float64."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from plr.models.layers import linear
+from plr.models.layers.linear import Linear
+
+pytestmark = pytest.mark.skipif(linear._PRODUCT is None, reason="this build of PyTorch has no oneDNN product")
+
+
+def error(result, truth):
+    return float((result.double() - truth).abs().max() / truth.abs().max())
+
+
+@pytest.mark.parametrize("shape", [(7, 5, 24), (1, 24), (300, 24), (2, 3, 4, 24)])
+@pytest.mark.parametrize("bias", [True, False])
+def test_results_and_gradients_are_those_of_float64(shape, bias):
+    torch.manual_seed(0)
+    layer = Linear(24, 31, bias=bias)
+    states = torch.randn(*shape).transpose(0, -2).contiguous().transpose(0, -2).requires_grad_()  # any layout
+    weights = torch.randn(*shape[:-1], 31)
+    exact = nn.Linear(24, 31, bias=bias).double()
+    exact.load_state_dict(layer.state_dict())
+    exact_states = states.detach().double().requires_grad_()
+    (layer(states) * weights).sum().backward()
+    (exact(exact_states) * weights).sum().backward()
+    assert error(layer(states), exact(exact_states)) < 1e-6
+    assert error(states.grad, exact_states.grad) < 1e-6
+    for mine, theirs in zip(layer.parameters(), exact.parameters(), strict=True):
+        assert error(mine.grad, theirs.grad) < 2e-6
+
+
+def test_only_float32_on_the_cpu_outside_autocast_takes_it(monkeypatch):
+    calls = []
+    product = linear._PRODUCT
+    monkeypatch.setattr(linear, "_PRODUCT", lambda *arguments: calls.append(1) or product(*arguments))
+    layer = Linear(4, 3)
+    layer(torch.ones(2, 4))
+    assert len(calls) == 1
+    layer.double()(torch.ones(2, 4).double())
+    layer.float()(torch.ones(0, 4))
+    assert layer(torch.ones(4)).shape == (3,)
+    with torch.autocast("cpu", torch.bfloat16):
+        layer(torch.ones(2, 4))
+    assert len(calls) == 1
+
+
+def test_frozen_parts_get_no_gradient():
+    layer = Linear(4, 3).requires_grad_(False)
+    states = torch.ones(2, 4, requires_grad=True)
+    layer(states).sum().backward()
+    assert torch.allclose(states.grad, layer.weight.sum(0).expand(2, 4))
+    assert layer.weight.grad is None
+
+
+def test_operations_are_counted():
+    layer = Linear(4, 3)
+    with FlopCounterMode(display=False) as counter:
+        layer(torch.ones(2, 5, 4, requires_grad=True)).sum().backward()
+    assert counter.get_total_flops() == 3 * 2 * 10 * 4 * 3
+
+
+@pytest.mark.parametrize("missing", ["product", "weight gradient"])
+def test_without_the_operators_all_is_as_in_pytorch(monkeypatch, missing):
+    assert linear._find_operators() != (None, None)
+    without = SimpleNamespace(mkldnn=torch.ops.mkldnn, aten=torch.ops.aten)
+    setattr(without, "mkldnn" if missing == "product" else "aten", SimpleNamespace())
+    with monkeypatch.context() as patches:
+        patches.setattr(torch, "ops", without)
+        found = linear._find_operators()
+    assert found == (None, None)
+    monkeypatch.setattr(linear, "_PRODUCT", found[0])
+    monkeypatch.setattr(linear, "_WEIGHT_GRADIENT", found[1])
+    layer, states = Linear(4, 3), torch.randn(2, 4, requires_grad=True)
+    result = layer(states)
+    assert torch.equal(result, nn.functional.linear(states, layer.weight, layer.bias))
+    assert type(result.grad_fn).__name__ == "AddmmBackward0"
+
+
+@pytest.mark.parametrize(
+    ("states", "message"),
+    [(torch.ones(2, 5), "shapes cannot be multiplied"), (torch.ones(2, 4, dtype=torch.float64), "dtype")],
+    ids=["width", "dtype"],
+)
+def test_what_does_not_fit_gets_pytorchs_message(states, message):
+    with pytest.raises(RuntimeError, match=message):
+        Linear(4, 3)(states)
+
+
+def test_other_weights_than_states_get_pytorchs_message():
+    with pytest.raises(RuntimeError, match="dtype"):
+        Linear(4, 3).bfloat16()(torch.ones(2, 4))
