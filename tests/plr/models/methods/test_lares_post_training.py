@@ -19,7 +19,7 @@ from tests.plr.models.helpers import (
     small_model,
     total,
 )
-from tests.plr.models.test_lares import start_for
+from tests.plr.models.methods.test_lares import start_for
 
 
 def post_training(spread=0.3, **changes):
