@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from plr.data.atomic import atomic_path
+from plr.files import atomic_path
 
 RESULTS = Path(__file__).parent / "results"
 # The name under which the benchmarks record what is ours; all other names are peers.
