@@ -106,7 +106,7 @@ def rewarded_rows(model: PostTrainedLARES, rows: Rows, seed: int, count: int | N
         return rows
     rate = measured(model, everything(rows), "rollouts", rollouts, seed)["rewards"]["recall"].mean(dim=0)
     kept = ((rate >= 0.2) & (rate <= 0.8)).nonzero()[:count, 0]
-    return Rows(rows.items, rows.stops[kept], rows.lengths[kept], rows.offsets, rows.every_position)
+    return rows.take(kept)
 
 
 def everything(rows: Rows) -> Batch:

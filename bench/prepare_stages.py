@@ -3,9 +3,9 @@
     python -m bench.prepare_stages --rows 10000000 30000000 --items 1000000
 
 The files are those of bench.prepare. Each size is a process of its own; its stages are timed by wrapping functions of
-plr.data. What threads do beside the main one (hashing the file, numbering ids) is timed by the clock of their threads
-and taken off the stage that waits for them. "polars" is `pl.read_csv` of the same file in another process, without its
-imports. A file that is in the folder already is not made again; those that are made stay.
+plr.prepare. What threads do beside the main one (hashing the file, numbering ids) is timed by the clock of their
+threads and taken off the stage that waits for them. "polars" is `pl.read_csv` of the same file in another process,
+without its imports. A file that is in the folder already is not made again; those that are made stay.
 """
 
 from __future__ import annotations
@@ -31,25 +31,25 @@ from plr.files import atomic_path
 
 STAGES = {
     "numbering ids, strings compared (threads)": [
-        f"plr.prepare.readers.numbering:{kind}.numbers" for kind in ("Numbering", "CompiledNumbering")
+        f"plr.prepare.readers.id_encoder:{kind}.numbers" for kind in ("IdEncoder", "CompiledIdEncoder")
     ],
     "hashing the source, checking that it is text (thread)": ["plr.prepare.sources:fingerprint"],
     "reading: parsing lines and numbers": ["plr.prepare.sources:read"],
     "ids sorted": ["plr.prepare.sources:number"],
     "filters": [
         "plr.prepare.interactions:Interactions.take",
-        "plr.prepare.pipeline:active",
-        "plr.prepare.pipeline:in_core",
+        "plr.prepare.pipeline:min_interactions",
+        "plr.prepare.pipeline:k_core",
     ],
     "numbers by rank, sorting by user and time": ["plr.prepare.interactions:in_user_order"],
     "default cuts (quantiles of time)": ["plr.prepare.pipeline:default_cuts"],
     "splitting": ["plr.prepare.pipeline:time_split", "plr.prepare.pipeline:leave_one_out"],
     "units of time, repeats, statistics": [
         f"plr.prepare.pipeline:{name}"
-        for name in ("_one_unit", "repeated", "_single_interaction_users", "_times", "_size")
+        for name in ("_one_unit", "duplicates", "_single_interaction_users", "_times", "_size")
     ],
     "writing": ["plr.prepare.pipeline:save_prepared"],
-    "hashing what was written (threads)": ["plr.prepare.folder:_sha256"],
+    "hashing what was written (threads)": ["plr.prepare.folder:sha256_of"],
 }
 READ = """
 import json, sys, time, polars

@@ -1,8 +1,9 @@
-"""Write aside, then rename: a reader sees a whole file or folder, or none."""
+"""Files as a whole: written aside, then renamed, so that a reader sees all of one or none; and their hashes."""
 
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
 import re
 import shutil
@@ -12,7 +13,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-__all__ = ["atomic_path", "remove_leftovers"]
+__all__ = ["atomic_path", "remove_leftovers", "sha256_of"]
+
+
+def sha256_of(path: str | os.PathLike[str]) -> str:
+    """Return the SHA-256 (hex) of a file's bytes; memory does not grow with the file."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while chunk := file.read(1 << 22):
+            digest.update(chunk)
+    return digest.hexdigest()
 
 
 @contextmanager

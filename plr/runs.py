@@ -15,9 +15,8 @@ from torch import nn
 
 from plr.config import Config
 from plr.errors import DataError, RunError
-from plr.files import atomic_path
+from plr.files import atomic_path, sha256_of
 from plr.items import ItemData
-from plr.prepare.fingerprint import fingerprint
 
 
 @dataclass(frozen=True)
@@ -106,7 +105,7 @@ class RunFolder:
 
     def hashes(self) -> dict[str, str]:
         """Return the SHA-256 (hex) of the files that recommendations depend on, by name."""
-        return {path.name: fingerprint(path, text=False) for path in (self.items, self.weights)}
+        return {path.name: sha256_of(path) for path in (self.items, self.weights)}
 
     def check_hashes(self) -> None:
         """Refuse ids or weights that are not as the finished run wrote them: nothing else could tell.

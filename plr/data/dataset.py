@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from plr.data.rows import Rows
-from plr.errors import DataError
 from plr.prepare.folder import ARRAYS, Prepared
 from plr.prepare.ids import Ids
 from plr.prepare.interactions import user_blocks
@@ -126,26 +125,6 @@ class SequenceDataset:
         stop.scatter_reduce_(0, users, valid + 1, "amax")
         return replace(self, roles=torch.where(self.roles == 2, 1, self.roles), training_stop=stop)
 
-    def item_index(self, external_ids: Iterable[str], *, history: int | str | None = None) -> Tensor:
-        """Return the numbers (int64 [n]) of the items with these external ids.
-
-        Raises:
-            DataError: naming the first id that is unknown, its place, and ``history`` where the caller
-                gives one (its number or its user, say).
-        """
-        if isinstance(external_ids, str):
-            raise TypeError(f"external_ids must be a list of ids, not one string: {external_ids!r}")
-        external_ids = [str(external_id) for external_id in external_ids]
-        try:
-            return torch.tensor([self._number_of[external_id] for external_id in external_ids], dtype=torch.int64)
-        except KeyError as error:
-            (unknown,) = error.args
-            where = "" if history is None else f" of history {history!r}"
-            raise DataError(
-                f"unknown item {unknown!r} (number {external_ids.index(unknown) + 1}{where}): "
-                f"it is not one of the {self.num_items} items of the training data"
-            ) from None
-
     def target_items(self, split: str) -> Tensor:
         """Return the items that the split's rows ask for: int64 [R]."""
         return self.items[self.targets[split].long()].long()
@@ -162,10 +141,6 @@ class SequenceDataset:
             part = items[offsets[first] : offsets[last]]
             count += np.bincount(part[place < inside], minlength=self.num_items)
         return torch.from_numpy(count)
-
-    @cached_property
-    def _number_of(self) -> dict[str, int]:
-        return {external_id: number for number, external_id in enumerate(self.item_ids)}
 
     def _prefix_rows(self, split: str, max_length: int) -> Rows:
         """Return the rows, made in blocks of users: what is held for all of them is 6 to 8 bytes a row."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import torch
 from torch import Tensor
@@ -75,6 +75,10 @@ class Rows:
     def users(self) -> Tensor:
         """Each row's user: int64 [R]."""
         return self._users_at(self.starts)
+
+    def take(self, index: Tensor) -> Rows:
+        """Return the rows ``index`` (int64 [n], any order) alone."""
+        return replace(self, stops=self.stops[index], lengths=self.lengths[index])
 
     def batch(self, index: Tensor) -> Batch:
         """Gather the rows ``index`` (int64 [B], any order, repeats allowed), padded to the longest."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import time
@@ -14,7 +13,7 @@ from http.client import HTTPException, HTTPResponse
 from pathlib import Path
 
 from plr.errors import DataError
-from plr.files import atomic_path
+from plr.files import atomic_path, sha256_of
 
 try:
     import fcntl
@@ -105,7 +104,7 @@ def _fetch(
         raise DataError(
             f"{url}: broke off {_TRIES} times ({problem}); {there} bytes are kept, repeat the command to go on", path
         ) from problem
-    found = _sha256(part)
+    found = sha256_of(part)
     if sha256 is not None and found != sha256:
         part.unlink()
         tag.unlink(missing_ok=True)
@@ -163,21 +162,13 @@ class _Record:
         """Return whether the file is as it was recorded, and what is asked for."""
         entry = self._entries.get(path.name)
         if entry is None:
-            return sha256 is None or _sha256(path) == sha256  # put there by hand
+            return sha256 is None or sha256_of(path) == sha256  # put there by hand
         if sha256 is not None and entry["sha256"] != sha256:
             return False
-        return path.stat().st_size == entry["bytes"] and _sha256(path) == entry["sha256"]
+        return path.stat().st_size == entry["bytes"] and sha256_of(path) == entry["sha256"]
 
     def add(self, path: Path, url: str, sha256: str) -> None:
         """Record a whole file."""
         self._entries[path.name] = {"url": url, "bytes": path.stat().st_size, "sha256": sha256}
         with atomic_path(self._path) as aside:
             aside.write_text(json.dumps(self._entries, indent=2, sort_keys=True), encoding="utf-8")
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while chunk := file.read(1 << 22):
-            digest.update(chunk)
-    return digest.hexdigest()

@@ -7,10 +7,10 @@ import numpy as np
 from plr.prepare.blocks import by_blocks
 from plr.prepare.interactions import Interactions, counts_of, gather, is_first
 
-__all__ = ["active", "in_core", "repeated"]
+__all__ = ["duplicates", "k_core", "min_interactions"]
 
 
-def repeated(interactions: Interactions) -> np.ndarray:
+def duplicates(interactions: Interactions) -> np.ndarray:
     """Return which interactions (bool [N]), with timestamps, repeat an earlier one: the same user, item and time."""
     time, item = interactions.timestamp, interactions.item
     first, follows = is_first(interactions.offsets), np.zeros(len(interactions), dtype=bool)
@@ -31,13 +31,13 @@ def repeated(interactions: Interactions) -> np.ndarray:
     return mask
 
 
-def active(interactions: Interactions, min_interactions: int) -> np.ndarray:
-    """Return which interactions (bool [N]) are of users who have at least ``min_interactions``."""
+def min_interactions(interactions: Interactions, least: int) -> np.ndarray:
+    """Return which interactions (bool [N]) are of users who have at least ``least``."""
     counts = np.diff(interactions.offsets)
-    return np.repeat(counts >= min_interactions, counts)
+    return np.repeat(counts >= least, counts)
 
 
-def in_core(interactions: Interactions, core: int) -> np.ndarray:
+def k_core(interactions: Interactions, core: int) -> np.ndarray:
     """Return the positions (int64) of the largest part in which every user and item has at least ``core`` interactions.
 
     Repeated interactions of one user with one item each count.

@@ -8,7 +8,6 @@ items.parquet           item_id, and where metadata were given title, categories
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -24,7 +23,7 @@ from safetensors.numpy import save_file
 
 import plr
 from plr.errors import DataError
-from plr.files import atomic_path
+from plr.files import atomic_path, sha256_of
 from plr.prepare.blocks import in_threads
 
 __all__ = [
@@ -104,7 +103,7 @@ def save_prepared(
                 writers[name](aside / name)
             except (SafetensorError, pl.exceptions.PolarsError) as error:  # a full disk, say
                 raise DataError(f"{name} cannot be written: {error}", folder) from error
-            return {"bytes": (aside / name).stat().st_size, "sha256": _sha256(aside / name)}
+            return {"bytes": (aside / name).stat().st_size, "sha256": sha256_of(aside / name)}
 
         files = dict(zip(writers, in_threads(write, writers), strict=True))
         manifest = {
@@ -166,7 +165,7 @@ def damage_named(folder: Path) -> Iterator[None]:
 
 def _check(file: Path, entry: dict, verify: bool) -> None:
     size = file.stat().st_size
-    if size != entry["bytes"] or (verify and _sha256(file) != entry["sha256"]):
+    if size != entry["bytes"] or (verify and sha256_of(file) != entry["sha256"]):
         raise DataError("not as it was written: its size or hash is not the manifest's; prepare the data again", file)
 
 
@@ -179,11 +178,3 @@ def read_ids(file: Path, column: str, count: int) -> pl.Series:
     if len(ids) != count:
         raise DataError(f"{len(ids)} ids; expected {count}", file)
     return ids
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while chunk := file.read(1 << 22):
-            digest.update(chunk)
-    return digest.hexdigest()

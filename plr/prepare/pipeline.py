@@ -15,7 +15,7 @@ import polars as pl
 
 from plr.errors import DataError
 from plr.prepare.blocks import by_blocks
-from plr.prepare.filters import active, in_core, repeated
+from plr.prepare.filters import duplicates, k_core, min_interactions
 from plr.prepare.folder import FORMAT_VERSION, Prepared, is_prepared, read_manifest, save_prepared
 from plr.prepare.interactions import Interactions
 from plr.prepare.metadata import item_features, known_items
@@ -192,7 +192,7 @@ class Preparation:
         if options.duplicates == "drop":
             if interactions.timestamp is None:
                 raise DataError("duplicates='drop' needs timestamps, and the file has none", self.sources.paths[0])
-            interactions = keep(~repeated(interactions), "duplicates", "drop")
+            interactions = keep(~duplicates(interactions), "duplicates", "drop")
         if options.min_rating is not None:
             if interactions.positive is None:
                 raise DataError(
@@ -203,14 +203,14 @@ class Preparation:
                 chosen, interactions.positive = interactions.positive, None
                 interactions = keep(chosen, "min_rating", options.min_rating)
         if options.min_interactions > 1:
-            chosen = active(interactions, options.min_interactions)
+            chosen = min_interactions(interactions, options.min_interactions)
             interactions = keep(chosen, "min_interactions", options.min_interactions)
         if options.core > 1:
-            interactions = keep(in_core(interactions, options.core), "core", options.core)
+            interactions = keep(k_core(interactions, options.core), "core", options.core)
         if not len(interactions):
             raise DataError(f"no interaction is left after the filters: {report['filters']}", self.sources.paths[0])
         if interactions.timestamp is not None:
-            report["duplicates_kept"] = int(repeated(interactions).sum())
+            report["duplicates_kept"] = int(duplicates(interactions).sum())
         return interactions
 
     def _split(self, interactions: Interactions, untitled: np.ndarray | None) -> Split:

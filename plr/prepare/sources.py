@@ -18,7 +18,7 @@ from plr.prepare.interactions import Interactions, number
 from plr.prepare.options import PrepareOptions
 from plr.prepare.readers import (
     TEXT_FORMATS,
-    IdSpace,
+    IdVocabulary,
     Skipped,
     Source,
     detect_format,
@@ -105,14 +105,14 @@ class SourceFiles:
             DataError: for anything in a file that cannot be used, naming file and line.
         """
         self._hashing = self._hashing or in_background(self._fingerprints)
-        space = IdSpace(self._options.min_rating)
-        interactions, place = number(self._read_all(space), space)
+        vocabulary = IdVocabulary(self._options.min_rating)
+        interactions, place = number(self._read_all(vocabulary), vocabulary)
         if self.format in TEXT_FORMATS and self.skipped is None and any(map(is_packed, self.paths)):
             _check_ids(interactions, place, forbidden_in(self.format))
         return interactions, place
 
-    def _read_all(self, space: IdSpace) -> list[Source]:
-        sources = [self._read_one(path, space) for path in self.paths]
+    def _read_all(self, vocabulary: IdVocabulary) -> list[Source]:
+        sources = [self._read_one(path, vocabulary) for path in self.paths]
         columns = {tuple(source.frame.columns) for source in sources}
         if len(columns) > 1:
             raise DataError(f"the files have different columns: {sorted(map(list, columns))}", self.paths[0])
@@ -123,31 +123,31 @@ class SourceFiles:
             _check_period(source, start, stop)
         return sources
 
-    def _read_one(self, path: Path, space: IdSpace) -> Source:
+    def _read_one(self, path: Path, vocabulary: IdVocabulary) -> Source:
         columns = self._options.columns
         if self.skipped is None:
-            return read(path, self.format, columns, space)
+            return read(path, self.format, columns, vocabulary)
         if self.format not in TEXT_FORMATS:
-            return read(path, self.format, columns, space, self.skipped)
+            return read(path, self.format, columns, vocabulary, self.skipped)
         noted = Skipped()
         try:
-            source = read(path, self.format, columns, space, noted)
+            source = read(path, self.format, columns, vocabulary, noted)
             self._fingerprint(path, text=True)
             if is_packed(path):
                 _check_packed(path, forbidden_in(self.format))
         except DataError:
-            source, noted = self._read_copy(path, space)
+            source, noted = self._read_copy(path, vocabulary)
         self.skipped.extend(noted)
         return source
 
-    def _read_copy(self, path: Path, space: IdSpace) -> tuple[Source, Skipped]:
+    def _read_copy(self, path: Path, vocabulary: IdVocabulary) -> tuple[Source, Skipped]:
         """Read what is left of a text file when the records are left out that make it unreadable."""
         self._scratch = self._scratch or tempfile.TemporaryDirectory(prefix="plr-")  # lines are looked up in the copy
         copy = Path(self._scratch.name) / f"{len(list(Path(self._scratch.name).iterdir()))}-{path.name}"
         noted, more = Skipped(), Skipped()
         without_bad_records(path, copy, self.format, noted)
         try:
-            source = read(copy, self.format, self._options.columns, space, more)
+            source = read(copy, self.format, self._options.columns, vocabulary, more)
         except DataError as error:
             raise DataError(error.reason, path, error.line) from error
         for entry in more.lines:

@@ -11,9 +11,9 @@ from plr.config import Config
 from plr.data import LengthGroupedBatches, Rows, SequenceDataset
 from plr.errors import RunError
 from plr.evaluation import rank_rows, ranking_progress
+from plr.files import sha256_of
 from plr.items import ItemData
 from plr.models import Recommender, build_model
-from plr.prepare.fingerprint import fingerprint
 from plr.runs import RunFolder, load_weights
 
 # What the weights, and log-probabilities that are to be compared, depend on.
@@ -69,7 +69,7 @@ class InitialRun:
             )
         if (initial.provenance or {}).get("item_data_hash") != item_data.content_hash:
             raise RunError(f"--init {config.init}: was trained with other item features or text vectors")
-        return cls(initial, folder, fingerprint(folder.weights, text=False))
+        return cls(initial, folder, sha256_of(folder.weights))
 
     def load(self, item_data: ItemData) -> Recommender:
         """Return the run's model."""
@@ -104,4 +104,4 @@ def rows_within_reach(
             f"the --init run ranks the target of {len(kept)} training row{'s' * (len(kept) > 1)} among the first "
             f"{REACH}; --devices {devices} needs at least {devices}: take fewer devices"
         )
-    return Rows(rows.items, rows.stops[kept], rows.lengths[kept], rows.offsets, rows.every_position)
+    return rows.take(kept)

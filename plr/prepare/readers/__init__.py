@@ -11,20 +11,20 @@ from plr.prepare.readers.columns import Columns
 from plr.prepare.readers.delimited import read_csv, read_recbole
 from plr.prepare.readers.detect import detect_format, find_interactions
 from plr.prepare.readers.huggingface import read_huggingface
+from plr.prepare.readers.id_encoder import CompiledIdEncoder, IdEncoder
 from plr.prepare.readers.lines import CONTROL_BYTES, read_pairs, read_sequences
 from plr.prepare.readers.movielens import read_movielens
-from plr.prepare.readers.numbering import CompiledNumbering, Numbering
 from plr.prepare.readers.parquet import read_parquet
-from plr.prepare.readers.source import IdSpace, Skipped, Source, is_packed, open_plain, unreadable
+from plr.prepare.readers.source import IdVocabulary, Skipped, Source, is_packed, open_plain, unreadable
 
 __all__ = [
     "CONTROL_BYTES",
     "FORMATS",
     "TEXT_FORMATS",
     "Columns",
-    "CompiledNumbering",
-    "IdSpace",
-    "Numbering",
+    "CompiledIdEncoder",
+    "IdEncoder",
+    "IdVocabulary",
     "Skipped",
     "Source",
     "detect_format",
@@ -47,7 +47,11 @@ def forbidden_in(file_format: str) -> bytes:
 
 
 def read(
-    path: Path, file_format: str, columns: Columns, space: IdSpace | None = None, skipped: Skipped | None = None
+    path: Path,
+    file_format: str,
+    columns: Columns,
+    vocabulary: IdVocabulary | None = None,
+    skipped: Skipped | None = None,
 ) -> Source:
     """Read ``path``; ``columns`` counts for the formats with named columns.
 
@@ -55,19 +59,19 @@ def read(
         path: The file, or for "huggingface" the folder.
         file_format: One of FORMATS.
         columns: The names of the columns.
-        space: Where the ids are kept; a new one by default. Give one to read several files into it.
+        vocabulary: Where the ids are kept; a new one by default. Give one to read several files into it.
         skipped: Where given, lines that cannot be used are added to it and left out.
 
     Raises:
         DataError: for anything in the file that cannot be used, naming file and line.
         ValueError: for column names given with a format that has none.
     """
-    space = space or IdSpace()
+    vocabulary = vocabulary or IdVocabulary()
     if file_format in _UNNAMED and columns != Columns():
         raise ValueError(f"the format {file_format!r} has no named columns; a CSV, RecBole or Parquet file has")
     try:
         if file_format in _UNNAMED:
-            return _UNNAMED[file_format](path, space, skipped)
-        return _NAMED[file_format](path, columns, space, skipped)
+            return _UNNAMED[file_format](path, vocabulary, skipped)
+        return _NAMED[file_format](path, columns, vocabulary, skipped)
     except (pl.exceptions.PolarsError, OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
         raise unreadable(path, error, CONTROL_BYTES if file_format in _UNNAMED else b"") from error

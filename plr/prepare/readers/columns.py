@@ -11,7 +11,7 @@ import polars as pl
 from polars.selectors import by_name  # takes no name for a pattern, as pl.col takes ^...$
 
 from plr.errors import DataError
-from plr.prepare.readers.source import LISTED, IdSpace, LinesOf, Skipped, Source, collect
+from plr.prepare.readers.source import LISTED, IdVocabulary, LinesOf, Skipped, Source, collect
 
 __all__ = ["Columns", "find_columns", "normalise", "read_columns"]
 
@@ -87,7 +87,7 @@ def read_columns(
     table: pl.LazyFrame,
     columns: Mapping[str, str],
     lines_of: LinesOf,
-    space: IdSpace,
+    vocabulary: IdVocabulary,
     whole_lines: bool = False,
     skipped: Skipped | None = None,
     typed: Callable[[Mapping[str, pl.DataType]], pl.LazyFrame] | None = None,
@@ -113,9 +113,9 @@ def read_columns(
         wanted = [_convert(role, pl.col(name), types[name], plain) for role, name in columns.items()]
         if "rating" in columns:
             number = wanted[2]
-            high = pl.lit(True) if space.min_rating is None else number >= space.min_rating
+            high = pl.lit(True) if vocabulary.min_rating is None else number >= vocabulary.min_rating
             wanted[2] = pl.when(number.is_not_null()).then(high).alias("rating")
-        frame = space.collect(lines.select(*wanted, *counted))
+        frame = vocabulary.collect(lines.select(*wanted, *counted))
         return pl.DataFrame([frame[role] for role in columns])  # frame.select would copy all of it into one chunk
 
     # Numbers are mostly written plainly; to allow for every other form costs as much again as reading them.

@@ -17,7 +17,7 @@ import polars as pl
 from plr.errors import DataError
 from plr.prepare.readers.columns import Columns, find_columns, read_columns
 from plr.prepare.readers.lines import CONTROL_BYTES
-from plr.prepare.readers.source import IdSpace, Skipped, Source, forbidden_bytes, open_plain, unreadable
+from plr.prepare.readers.source import IdVocabulary, Skipped, Source, forbidden_bytes, open_plain, unreadable
 
 __all__ = ["read_csv", "read_recbole", "records", "separator_of", "without_bad_records"]
 
@@ -29,7 +29,7 @@ _CLOSED_EARLY = 'a quote (") is opened, and closed before the end of its field'
 _WITHIN = 'a quote (") stands within a field that does not begin with one'
 
 
-def read_csv(path: Path, columns: Columns, space: IdSpace, skipped: Skipped | None = None) -> Source:
+def read_csv(path: Path, columns: Columns, vocabulary: IdVocabulary, skipped: Skipped | None = None) -> Source:
     """Read a CSV with a header, separated by whichever of comma, semicolon and tab the header has most of.
 
     Fields may be quoted with ``"``. A line whose every field is empty is left out.
@@ -40,16 +40,16 @@ def read_csv(path: Path, columns: Columns, space: IdSpace, skipped: Skipped | No
     line, header = next(records(path, quoted=True), (1, ""))
     if header.count('"') % 2:
         raise DataError(_NEVER_CLOSED, path, line)
-    return _read(path, columns, separator_of(header), True, space, skipped)
+    return _read(path, columns, separator_of(header), True, vocabulary, skipped)
 
 
-def read_recbole(path: Path, columns: Columns, space: IdSpace, skipped: Skipped | None = None) -> Source:
+def read_recbole(path: Path, columns: Columns, vocabulary: IdVocabulary, skipped: Skipped | None = None) -> Source:
     """Read a tab separated file with a header like ``user_id:token``, ``item_id:token``, ``rating:float``.
 
     Raises:
         DataError: as ``find_columns`` and ``read_columns``, and for a line with more fields than the header.
     """
-    return _read(path, columns, "\t", False, space, skipped)
+    return _read(path, columns, "\t", False, vocabulary, skipped)
 
 
 def separator_of(header: str) -> str:
@@ -58,7 +58,7 @@ def separator_of(header: str) -> str:
 
 
 def _read(
-    path: Path, columns: Columns, separator: str, quoted: bool, space: IdSpace, skipped: Skipped | None
+    path: Path, columns: Columns, separator: str, quoted: bool, vocabulary: IdVocabulary, skipped: Skipped | None
 ) -> Source:
     def scan(types: Mapping[str, pl.DataType] | None = None) -> pl.LazyFrame:
         return pl.scan_csv(
@@ -90,7 +90,7 @@ def _read(
             if f"{name}_duplicated_0" in names:  # so polars calls the second one
                 line, _ = next(records(path, quoted))
                 raise DataError(f"the header has the column {name!r} more than once", path, line)
-        return read_columns(path, table, found, lines_of, space, True, skipped, scan)
+        return read_columns(path, table, found, lines_of, vocabulary, True, skipped, scan)
     except (pl.exceptions.PolarsError, OSError) as error:
         raise _malformed(path, separator, quoted, error) from error
 

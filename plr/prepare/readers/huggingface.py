@@ -9,7 +9,7 @@ import polars as pl
 
 from plr.errors import DataError
 from plr.prepare.readers.columns import Columns, find_columns, read_columns
-from plr.prepare.readers.source import IdSpace, Skipped, Source, one_to_one
+from plr.prepare.readers.source import IdVocabulary, Skipped, Source, one_to_one
 
 __all__ = ["huggingface_files", "read_huggingface"]
 
@@ -38,7 +38,9 @@ def huggingface_files(folder: Path) -> list[Path]:
     return files
 
 
-def read_huggingface(folder: Path, columns: Columns, space: IdSpace, skipped: Skipped | None = None) -> Source:
+def read_huggingface(
+    folder: Path, columns: Columns, vocabulary: IdVocabulary, skipped: Skipped | None = None
+) -> Source:
     """Read the folder's files one after the other; messages name rows (1-based) of the whole.
 
     Raises:
@@ -52,7 +54,7 @@ def read_huggingface(folder: Path, columns: Columns, space: IdSpace, skipped: Sk
             raise DataError(f"not a readable Arrow stream file: {str(error).splitlines()[0]}", file) from error
         found = find_columns(table.columns, columns, file, None)
         parts.append(
-            read_columns(file, table.select(*found.values()).lazy(), found, one_to_one, space, skipped=skipped)
+            read_columns(file, table.select(*found.values()).lazy(), found, one_to_one, vocabulary, skipped=skipped)
         )
     if len({tuple(part.frame.columns) for part in parts}) > 1:
         raise DataError("its files have different columns", folder)

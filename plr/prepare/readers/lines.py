@@ -7,7 +7,7 @@ from pathlib import Path
 import polars as pl
 
 from plr.errors import DataError
-from plr.prepare.readers.source import IdSpace, Skipped, Source, one_to_one
+from plr.prepare.readers.source import IdVocabulary, Skipped, Source, one_to_one
 
 __all__ = ["CONTROL_BYTES", "read_pairs", "read_sequences"]
 
@@ -17,7 +17,7 @@ CONTROL_BYTES = bytes(byte for byte in range(32) if byte not in b"\t\n\v\f\r")
 _NEVER = "\x01"  # a control byte, refused before: so every line is one field
 
 
-def read_sequences(path: Path, space: IdSpace, skipped: Skipped | None = None) -> Source:
+def read_sequences(path: Path, vocabulary: IdVocabulary, skipped: Skipped | None = None) -> Source:
     """Read lines of ``user item item …``, white space between, oldest item first; blank lines are left out.
 
     Where ``skipped`` is given, lines that cannot be used are added to it instead of raising.
@@ -27,30 +27,35 @@ def read_sequences(path: Path, space: IdSpace, skipped: Skipped | None = None) -
     """
     lines = _tokens(path)
     first = pl.col("tokens").list.first().alias("user")
-    counted = space.collect(lines.select("row", first, pl.col("tokens").list.len()))
+    counted = vocabulary.collect(lines.select("row", first, pl.col("tokens").list.len()))
     lonely = _refuse(
-        counted, pl.col("tokens") < 2, path, space, "user {user!r} has no item; expected 'user item item …'", skipped
+        counted,
+        pl.col("tokens") < 2,
+        path,
+        vocabulary,
+        "user {user!r} has no item; expected 'user item item …'",
+        skipped,
     )
     repeated = counted.filter(~pl.col("user").is_first_distinct() & ~lonely)
     if repeated.height and skipped is None:
         number, second = repeated.sort("row")["user", "row"].row(0)
         former = counted.filter(pl.col("user") == number)["row"].min()
         raise DataError(
-            f"user {space.user.string(number)!r} already has line {former + 1}; expected one line per user "
+            f"user {vocabulary.user.string(number)!r} already has line {former + 1}; expected one line per user "
             "('user item item …'). For one interaction per line use format='pairs', or a CSV with a header",
             path,
             second + 1,
         )
     for number, row in repeated.sort("row")["user", "row"].iter_rows():
-        skipped.add(path, row + 1, f"user {space.user.string(number)!r} already has a line")
+        skipped.add(path, row + 1, f"user {vocabulary.user.string(number)!r} already has a line")
     del counted
     items = lines.filter(~pl.col("row").is_in(repeated["row"].to_list())) if repeated.height else lines
     items = items.select("row", first, pl.col("tokens").list.slice(1).alias("item")).explode("item")
-    frame = space.collect(items.filter(pl.col("item").is_not_null()))
+    frame = vocabulary.collect(items.filter(pl.col("item").is_not_null()))
     return Source(path, frame.drop("row"), one_to_one, frame["row"].to_numpy())
 
 
-def read_pairs(path: Path, space: IdSpace, skipped: Skipped | None = None) -> Source:
+def read_pairs(path: Path, vocabulary: IdVocabulary, skipped: Skipped | None = None) -> Source:
     """Read lines of ``user item``, white space between, oldest interaction first; blank lines are left out.
 
     Where ``skipped`` is given, lines that cannot be used are added to it instead of raising.
@@ -59,7 +64,7 @@ def read_pairs(path: Path, space: IdSpace, skipped: Skipped | None = None) -> So
         DataError: naming file and line, for a line of more or fewer than two fields.
     """
     lines = _tokens(path)
-    pairs = space.collect(
+    pairs = vocabulary.collect(
         lines.select(
             "row",
             pl.col("tokens").list.first().alias("user"),
@@ -67,12 +72,14 @@ def read_pairs(path: Path, space: IdSpace, skipped: Skipped | None = None) -> So
             pl.col("tokens").list.len(),
         )
     )
-    few = _refuse(pairs, pl.col("tokens") == 1, path, space, "user {user!r} has no item; expected 'user item'", skipped)
+    few = _refuse(
+        pairs, pl.col("tokens") == 1, path, vocabulary, "user {user!r} has no item; expected 'user item'", skipped
+    )
     many = _refuse(
         pairs,
         pl.col("tokens") > 2,
         path,
-        space,
+        vocabulary,
         "{tokens} fields; expected 'user item'. For one line per user use format='sequences'",
         skipped,
     )
@@ -99,12 +106,12 @@ def _tokens(path: Path) -> pl.LazyFrame:
 
 
 def _refuse(
-    frame: pl.DataFrame, wrong: pl.Expr, path: Path, space: IdSpace, message: str, skipped: Skipped | None
+    frame: pl.DataFrame, wrong: pl.Expr, path: Path, vocabulary: IdVocabulary, message: str, skipped: Skipped | None
 ) -> pl.Series:
     """Raise for the first wrong line; with ``skipped`` note all of them. Returns which are wrong."""
     mask = frame.select(wrong.alias("wrong")).to_series()
     for values in frame.filter(mask).iter_rows(named=True):
-        values["user"] = space.user.string(values["user"])
+        values["user"] = vocabulary.user.string(values["user"])
         if skipped is None:
             raise DataError(message.format(**values), path, values["row"] + 1)
         skipped.add(path, values["row"] + 1, message.format(**values))

@@ -8,7 +8,7 @@ from pathlib import Path
 import polars as pl
 
 from plr.prepare.readers.columns import read_columns
-from plr.prepare.readers.source import IdSpace, Skipped, Source, one_to_one, open_plain
+from plr.prepare.readers.source import IdVocabulary, Skipped, Source, one_to_one, open_plain
 
 __all__ = ["is_movielens", "read_movielens"]
 
@@ -22,7 +22,7 @@ def is_movielens(path: Path, first_line: str) -> bool:
     return bool(_LINE.fullmatch(first_line)) or path.name == "u.data"
 
 
-def read_movielens(path: Path, space: IdSpace, skipped: Skipped | None = None) -> Source:
+def read_movielens(path: Path, vocabulary: IdVocabulary, skipped: Skipped | None = None) -> Source:
     """Read lines of ``user::item::rating::timestamp``, or with tabs for ``::``; blank lines are left out.
 
     Raises:
@@ -39,4 +39,4 @@ def read_movielens(path: Path, space: IdSpace, skipped: Skipped | None = None) -
         *[parts.list.get(place, null_on_oob=True).alias(name) for place, name in enumerate(_FIELDS[:3])],
         pl.when(rest != "").then(rest).alias("timestamp"),
     )
-    return read_columns(path, table, {name: name for name in _FIELDS}, one_to_one, space, skipped=skipped)
+    return read_columns(path, table, {name: name for name in _FIELDS}, one_to_one, vocabulary, skipped=skipped)

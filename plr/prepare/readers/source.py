@@ -17,11 +17,11 @@ import numpy as np
 import polars as pl
 
 from plr.errors import DataError
-from plr.prepare.readers.numbering import CompiledNumbering, Numbering, new_numbering
+from plr.prepare.readers.id_encoder import CompiledIdEncoder, IdEncoder, new_id_encoder
 
 __all__ = [
     "LISTED",
-    "IdSpace",
+    "IdVocabulary",
     "LinesOf",
     "Skipped",
     "Source",
@@ -45,16 +45,16 @@ LinesOf = Callable[[np.ndarray], list[int]]
 
 
 @dataclass(frozen=True)
-class IdSpace:
+class IdVocabulary:
     """How values are kept while files are read: ids in 4 bytes each with one string per id, ratings in a bit.
 
-    Files read into the same space can be put one after the other. ``min_rating`` is the least rating that is high
+    Files read into the same vocabulary can be put one after the other. ``min_rating`` is the least rating that is high
     enough; with None every rating is.
     """
 
     min_rating: float | None = None
-    user: Numbering | CompiledNumbering = field(default_factory=new_numbering)
-    item: Numbering | CompiledNumbering = field(default_factory=new_numbering)
+    user: IdEncoder | CompiledIdEncoder = field(default_factory=new_id_encoder)
+    item: IdEncoder | CompiledIdEncoder = field(default_factory=new_id_encoder)
 
     def collect(self, frame: pl.LazyFrame) -> pl.DataFrame:
         """Run ``frame`` on the streaming engine; where it has the columns ``user`` and ``item``, number their strings.
@@ -112,7 +112,7 @@ class Skipped:
 class Source:
     """The interactions of one file, in file order.
 
-    ``frame`` has the columns ``user`` and ``item`` (uint32, the numbers of an IdSpace, never null), and
+    ``frame`` has the columns ``user`` and ``item`` (uint32, the numbers of an IdVocabulary, never null), and
     where the file has them ``rating`` (bool: high enough) and ``timestamp`` (int64). ``rows`` says which
     record of the file each is (ascending); None where every record is one. ``lines_of(rows)`` gives the
     1-based lines (for Parquet: rows) to name in a message; it may read the file again.

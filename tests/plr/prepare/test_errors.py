@@ -208,13 +208,3 @@ def test_cuts_in_the_wrong_order(write):
 def test_arguments(write, options):
     with pytest.raises(ValueError, match=next(iter(options))):
         prepare(write("a.csv", HEADER + GOOD), **options)
-
-
-def test_unknown_item(write):
-    dataset = prepare(write("a.txt", "a x y z 007\n"))
-    assert dataset.item_index(["z", "007", "x", "x"]).tolist() == [3, 0, 1, 1]
-    assert dataset.item_index([]).tolist() == []
-    with pytest.raises(DataError, match=r"unknown item '7' \(number 2 of history 'ann'\).* 4 items"):
-        dataset.item_index(["x", "7"], history="ann")
-    with pytest.raises(TypeError, match="one string"):
-        dataset.item_index("x y")

@@ -269,7 +269,7 @@ def test_a_folder_is_what_prepare_makes(source, folder):
 
 
 def test_opening_reads_no_ids_and_hashes_nothing(folder, monkeypatch):
-    monkeypatch.setattr("plr.prepare.folder._sha256", lambda _: pytest.fail("a file was hashed"))
+    monkeypatch.setattr("plr.prepare.folder.sha256_of", lambda _: pytest.fail("a file was hashed"))
     with monkeypatch.context() as patch:
         patch.setattr("polars.read_parquet", lambda *_, **__: pytest.fail("ids were read"))
         dataset = open_prepared(folder)

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from plr.data import SequenceDataset, prepare
 from plr.errors import DataError
-from plr.prepare.readers import Columns, IdSpace, detect_format, read
+from plr.prepare.readers import Columns, IdVocabulary, detect_format, read
 
 SEQUENCES = "b x y z x\na 007 7 x y\n"
 PAIRS = "b x\nb y\na 007\nb z\na 7\na x\nb x\na y\n"
@@ -181,9 +181,9 @@ def test_a_ten_megabyte_line(write):
 
 def test_reader_keeps_file_order_and_lines(write):
     path = write("data.csv", '\nuser,item\n"b\n",x\n\na,y\n')
-    space = IdSpace()
-    source = read(path, "csv", Columns(), space)
-    assert [space.item.string(number) for number in source.frame["item"]] == ["x", "y"]
+    vocabulary = IdVocabulary()
+    source = read(path, "csv", Columns(), vocabulary)
+    assert [vocabulary.item.string(number) for number in source.frame["item"]] == ["x", "y"]
     assert [source.place(position) for position in range(2)] == [(path, 3), (path, 6)]
 
 
@@ -245,7 +245,7 @@ def test_numbers_mean_the_same_however_they_are_read(pairs):
         for more in ("", "u,i,1,1.0\n"):  # 1.0 is no time as usually written
             path.write_text("user,item,rating,timestamp\n" + "".join(f"u,i,{r},{t}\n" for r, t in pairs) + more)
             try:
-                made.append(read(path, "csv", Columns(), IdSpace(2.5)).frame.rows()[: len(pairs)])
+                made.append(read(path, "csv", Columns(), IdVocabulary(2.5)).frame.rows()[: len(pairs)])
             except DataError as error:
                 made.append([error.reason, error.line])
         assert made[0] == made[1]

@@ -9,7 +9,7 @@ import polars as pl
 
 from plr.prepare.compiled import _cpp
 
-__all__ = ["CompiledNumbering", "Numbering", "new_numbering"]
+__all__ = ["CompiledIdEncoder", "IdEncoder", "new_id_encoder"]
 
 _SLOTS = 1 << 16  # at first
 _BLOCK = 1 << 18  # strings that are looked up together
@@ -17,13 +17,13 @@ _NUMBER = np.uint64(2**32 - 1)
 _IN_USE = np.uint64(1 << 63)
 
 
-def new_numbering() -> Numbering | CompiledNumbering:
+def new_id_encoder() -> IdEncoder | CompiledIdEncoder:
     """Return a numbering that knows no string yet: the compiled one where there is one."""
-    return Numbering() if _cpp is None else CompiledNumbering()
+    return IdEncoder() if _cpp is None else CompiledIdEncoder()
 
 
-class CompiledNumbering:
-    """What Numbering does, in C++ (csrc/data/string_table.h): one string after the other, without Python's lock.
+class CompiledIdEncoder:
+    """What IdEncoder does, in C++ (csrc/data/string_table.h): one string after the other, without Python's lock.
 
     ``hash_bits`` below 32 make collisions, for tests.
     """
@@ -44,7 +44,7 @@ class CompiledNumbering:
         found = pl.Series(numbers)
         return found.set(found == _cpp.MISSING, None) if missing else found
 
-    def ranked(self) -> tuple[pl.Series, np.ndarray]:
+    def sorted_ids(self) -> tuple[pl.Series, np.ndarray]:
         """Return the strings, sorted by their UTF-8 bytes, and the rank int32 [n] of each number among them.
 
         The numbering ends with it and gives back its memory.
@@ -54,7 +54,7 @@ class CompiledNumbering:
         return pl.Series(strings), rank_of
 
 
-class Numbering:
+class IdEncoder:
     """Gives equal strings one number and different ones different numbers: 0, 1, … but in no order that counts.
 
     A hash table with open addressing whose steps are taken for all strings of a block together: a gather has many
@@ -76,7 +76,7 @@ class Numbering:
         """Return the string that has a number."""
         return self._strings[number]
 
-    def ranked(self) -> tuple[pl.Series, np.ndarray]:
+    def sorted_ids(self) -> tuple[pl.Series, np.ndarray]:
         """Return the strings, sorted by their UTF-8 bytes, and the rank int32 [n] of each number among them."""
         strings = self._strings.sort()  # looking the sorted ones up again costs less than sorting with an index
         blocks = [strings[start : start + _BLOCK] for start in range(0, max(len(strings), 1), _BLOCK)]

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from plr.prepare.compiled import _cpp
-from plr.prepare.readers import CompiledNumbering, Numbering
+from plr.prepare.readers import CompiledIdEncoder, IdEncoder
 
 STRINGS = st.one_of(
     st.sampled_from([None, "", "7", "007", "ä", "a longer one that no view holds", "a longer one that no view hol"]),
@@ -29,22 +29,22 @@ HASHES = {
     "the last slots": lambda hashes: ~(hashes % np.uint64(30)) | IN_USE,
 }
 compiled = pytest.mark.skipif(_cpp is None, reason="the C++ extension is not built")
-KINDS = [Numbering, pytest.param(CompiledNumbering, marks=compiled)]
+KINDS = [IdEncoder, pytest.param(CompiledIdEncoder, marks=compiled)]
 
 
-def check(blocks: list[list[str | None]], numbering: Numbering | CompiledNumbering) -> None:
+def check(blocks: list[list[str | None]], encoder: IdEncoder | CompiledIdEncoder) -> None:
     number_of: dict[str, int] = {}
     for block in blocks:
-        numbers = numbering.numbers(pl.Series(block, dtype=pl.String))
+        numbers = encoder.numbers(pl.Series(block, dtype=pl.String))
         assert numbers.dtype == pl.UInt32
         for string, number in zip(block, numbers, strict=True):
             if not string:
                 assert number is None
             else:
                 assert number_of.setdefault(string, number) == number
-    assert sorted(number_of.values()) == list(range(len(numbering)))
-    assert {numbering.string(number): number for number in range(len(numbering))} == number_of
-    ids, rank_of = numbering.ranked()
+    assert sorted(number_of.values()) == list(range(len(encoder)))
+    assert {encoder.string(number): number for number in range(len(encoder))} == number_of
+    ids, rank_of = encoder.sorted_ids()
     assert (ids.dtype, rank_of.dtype) == (pl.String, np.int32)
     assert ids.to_list() == sorted(number_of, key=str.encode)
     assert [ids[int(rank_of[number])] for number in number_of.values()] == list(number_of)
@@ -55,18 +55,18 @@ def check(blocks: list[list[str | None]], numbering: Numbering | CompiledNumberi
 )
 @settings(max_examples=200, deadline=None)
 def test_one_number_for_each_string(blocks, hashes, slots):
-    numbering = Numbering()
-    numbering._slots = np.zeros(slots, dtype=np.uint64)
-    own = numbering._hashes
-    numbering._hashes = lambda strings: HASHES[hashes](own(strings))
-    check(blocks, numbering)
+    encoder = IdEncoder()
+    encoder._slots = np.zeros(slots, dtype=np.uint64)
+    own = encoder._hashes
+    encoder._hashes = lambda strings: HASHES[hashes](own(strings))
+    check(blocks, encoder)
 
 
 @compiled
 @given(st.lists(st.lists(STRINGS, max_size=20), max_size=5), st.sampled_from([0, 1, 3, 32]))
 @settings(max_examples=200, deadline=None)
 def test_compiled_gives_one_number_for_each_string(blocks, hash_bits):
-    check(blocks, CompiledNumbering(hash_bits))
+    check(blocks, CompiledIdEncoder(hash_bits))
 
 
 @compiled
@@ -74,7 +74,7 @@ def test_compiled_gives_one_number_for_each_string(blocks, hash_bits):
 def test_compiled_table_grows_and_wraps_around(hash_bits):
     random = np.random.Generator(np.random.PCG64(hash_bits))
     strings = [f"user {number}" for number in random.integers(0, 6000, 12_000)]
-    check([strings[:7000], strings[7000:]], CompiledNumbering(hash_bits))
+    check([strings[:7000], strings[7000:]], CompiledIdEncoder(hash_bits))
 
 
 @compiled
@@ -83,15 +83,15 @@ def test_compiled_takes_parts_and_slices():
     series = pl.concat([pl.Series(strings[:100]), pl.Series(strings[100:])], rechunk=False)
     assert series.n_chunks() == 2
     for part in (series, series[50:170], series[3:9], series[:0], pl.Series([None, None], dtype=pl.String)):
-        numbering = CompiledNumbering()
-        numbers = numbering.numbers(part).to_list()
-        assert [None if number is None else numbering.string(number) for number in numbers] == [
+        encoder = CompiledIdEncoder()
+        numbers = encoder.numbers(part).to_list()
+        assert [None if number is None else encoder.string(number) for number in numbers] == [
             string or None for string in part
         ]
     with pytest.raises(ValueError, match="string views, got format"):
-        CompiledNumbering().numbers(pl.Series([1, 2]))
+        CompiledIdEncoder().numbers(pl.Series([1, 2]))
     with pytest.raises(IndexError):
-        CompiledNumbering().string(0)
+        CompiledIdEncoder().string(0)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -118,15 +118,15 @@ def test_many_strings_that_begin_alike_are_sorted_by_all_of_their_bytes(kind):
 @compiled
 def test_threads_agree_on_what_all_strings_begin_with():
     half = range(135_000)  # so many that there are two threads
-    check([[f"one start, {end}" for end in half], [f"o, {end}" for end in half]], CompiledNumbering())
+    check([[f"one start, {end}" for end in half], [f"o, {end}" for end in half]], CompiledIdEncoder())
 
 
 def test_strings_do_not_keep_their_blocks():
-    numbering = Numbering()
+    encoder = IdEncoder()
     for block in range(4):
         strings = pl.Series([f"{block} a string of some length"] + ["the same, of some length"] * 100_000)
-        numbering.numbers(strings)
-    assert numbering._strings.estimated_size() < 1000
+        encoder.numbers(strings)
+    assert encoder._strings.estimated_size() < 1000
 
 
 # The Arrow C stream interface, with all that is not used here as a pointer.
