@@ -1,6 +1,6 @@
 """What every operator's C++ path needs: the compiled extension, and tensors as it takes them.
 
-Imported only where the "cpp" backend runs, so the extension is there.
+Imported only where the extension is there.
 """
 
 import os
@@ -10,18 +10,20 @@ import torch
 from torch import Tensor
 
 from plr_kernels import _cpp
+from plr_kernels.dispatch.errors import SettingError
 
 INSTRUCTION_SET_VARIABLE: Final = "PLR_KERNELS_INSTRUCTION_SET"
+INSTRUCTION_SETS: Final = ("auto", "avx512_bf16", "avx512", "avx2", "generic")
 # Address, data type, rows, columns, distance between rows.
 Matrix = tuple[int, str, int, int, int]
 
 _instruction_set: str = os.environ.get(INSTRUCTION_SET_VARIABLE, "auto")
 if _cpp.instruction_set(_instruction_set) is None:
-    raise RuntimeError(
-        f"{INSTRUCTION_SET_VARIABLE} must be auto, avx512_bf16, avx512, avx2 or generic, and one that this CPU has; "
-        f"got {_instruction_set!r}"
+    _accepted = ", ".join(name for name in INSTRUCTION_SETS if _cpp.instruction_set(name) is not None)
+    raise SettingError(
+        f"{INSTRUCTION_SET_VARIABLE}: the instruction set must be one of {_accepted} on this CPU; "
+        f"found {_instruction_set!r}"
     )
-
 
 _TYPE_NAMES: Final = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float16: "float16"}
 
@@ -66,7 +68,7 @@ def as_matrix(rows: Tensor) -> Matrix:
 
 def new_gradient(tensor: Tensor, wanted: bool) -> Tensor:
     """Uninitialised contiguous memory for the gradient of `tensor`, or an empty tensor where it is not wanted."""
-    return torch.empty(tensor.shape if wanted else (0,), dtype=tensor.dtype)
+    return tensor.new_empty(tensor.shape if wanted else (0,))
 
 
 def as_gradient(gradient: Tensor, dim: int, wanted: bool) -> Matrix | None:

@@ -17,6 +17,9 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
+from plr_kernels.dispatch.dispatcher import transform_is_on
+from plr_kernels.dispatch.errors import BackendError, SettingError
+
 BACKENDS: Final = ("auto", "reference", "cpp", "triton")
 ENVIRONMENT_VARIABLE: Final = "PLR_KERNELS_BACKEND"
 
@@ -57,11 +60,11 @@ def runnable_backends() -> tuple[str, ...]:
 
 def _checked(name: str) -> str:
     if name not in BACKENDS:
-        raise ValueError(f"backend must be one of {', '.join(BACKENDS)}, got {name!r}")
+        raise ValueError(f"backend must be one of {', '.join(BACKENDS)}; found {name!r}")
     missing = _missing(name)
     if missing is not None:
         accepted = ", ".join(runnable_backends())
-        raise RuntimeError(f"backend {name!r} cannot run: {missing}. Accepted here: {accepted}")
+        raise BackendError(f"backend {name!r} cannot run: {missing}. Accepted here: {accepted}")
     return name
 
 
@@ -78,7 +81,7 @@ class use_backend:
 
     Raises:
         ValueError: the name is none of the above.
-        RuntimeError: the backend cannot run on this machine; the message says what is missing.
+        BackendError: the backend cannot run on this machine; the message says what is missing.
     """
 
     def __init__(self, name: str) -> None:
@@ -103,11 +106,13 @@ def _obstacle(name: str, implementations: Mapping[str, Implementation], tensor: 
     if tensor.dtype == torch.float64:
         return "it takes float32, bfloat16 and float16 tensors; float64 is for the reference backend"
     if name == "cpp" and tensor.device.type != "cpu":
-        return f"it takes CPU tensors, got one on {tensor.device}"
-    if name == "triton" and tensor.device.type != "cuda" and not TRITON_INTERPRETED:
-        return f"it takes GPU tensors, got one on {tensor.device}"
+        return f"it takes CPU tensors, found one on {tensor.device}"
+    if name == "triton" and tensor.device.type not in (("cuda", "cpu") if TRITON_INTERPRETED else ("cuda",)):
+        return f"it takes GPU tensors, found one on {tensor.device}"
     if forward_ad._current_level >= 0:
         return "it has no forward-mode derivatives; the reference backend has"
+    if transform_is_on():
+        return "it cannot be transformed by torch.func (grad, vjp, jacrev, vmap, ...); the reference backend can"
     return _MISSING[name]
 
 
@@ -118,7 +123,10 @@ def resolve(operator: str, implementations: Mapping[str, Implementation], tensor
         return implementations["reference" if _obstacle(fused, implementations, tensor) else fused]
     obstacle = _obstacle(_selected, implementations, tensor)
     if obstacle is not None:
-        raise RuntimeError(f"backend {_selected!r} cannot run {operator}: {obstacle}")
+        raise BackendError(
+            f"backend {_selected!r} cannot run {operator}: {obstacle}. "
+            f'use_backend("auto"), or {ENVIRONMENT_VARIABLE}=auto, takes the one that can'
+        )
     return implementations[_selected]
 
 
@@ -139,7 +147,17 @@ def fused_module(operator: str, name: str) -> Any:
     return importlib.import_module(f"plr_kernels.{operator}.{_FUSED_MODULES[name]}")
 
 
-_selected: str = _checked(os.environ.get(ENVIRONMENT_VARIABLE, "auto"))
+def _from_environment() -> str:
+    """The backend that the environment variable names."""
+    try:
+        return _checked(os.environ.get(ENVIRONMENT_VARIABLE, "auto"))
+    except (ValueError, BackendError) as error:
+        raise SettingError(f"{ENVIRONMENT_VARIABLE}: {error}") from None
+
+
+_selected: str = _from_environment()
+if CPP_IS_BUILT:
+    importlib.import_module("plr_kernels.extension")  # which reads a variable of its own
 
 if _selected == "auto" and _MISSING["cpp"] is not None and not torch.cuda.is_available():
     # Said here because pip hides what an installation printed; once a process.

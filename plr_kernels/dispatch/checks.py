@@ -6,6 +6,8 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
+from plr_kernels.dispatch.dispatcher import unwrapped, value_is_readable
+
 FLOATING_DTYPES: Final = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
@@ -70,7 +72,8 @@ def check_not_empty(name: str, dimension: str, sizes: dict[str, int]) -> None:
 
 def check_number(name: str, value: Any) -> None:
     """Raise unless `value` is a finite Python number."""
-    if not isinstance(value, (int, float)):  # PyTorch 2.7 cannot trace `int | float`
+    # What is derived from a shape is a symbol while that is traced. PyTorch 2.7 cannot trace `int | float`.
+    if not isinstance(value, (int, float, torch.SymInt, torch.SymFloat)):
         raise TypeError(f"{name} must be a number, got {type(value).__name__}")
     if not -math.inf < value < math.inf:
         raise ValueError(f"{name} must be finite, got {value}")
@@ -90,14 +93,21 @@ def check_dropout_p(dropout_p: Any) -> None:
         raise ValueError(f"dropout_p must be in [0, 1), got {dropout_p}")
 
 
-def check_values(name: str, tensor: Tensor, wrong: Tensor, accepted: str, **sizes: int) -> None:
-    """Raise if any entry of the bool tensor `wrong`, shaped like `tensor`, is set.
+def check_values(
+    name: str, tensor: Tensor, first: int, stop: int, accepted: str, *, besides: int | None = None, **sizes: int
+) -> None:
+    """Raise if an integer tensor has an entry outside [first, stop) that is not `besides`.
 
     On the CPU the message holds the first wrong value, its position, and the sizes that `accepted` mentions.
-    Elsewhere, and in a compiled graph, reading a value would wait for the device: there an assertion is
-    enqueued, which fails when the device reaches it.
+    Elsewhere reading a value would wait for the device, and while a graph is traced, or under FakeTensorMode, there is
+    none to read: there an assertion is enqueued, which fails when the device, or the graph, reaches it. Inside
+    torch.func.vmap the tensor is checked, and positions are counted, with its further dimensions.
     """
-    if torch.compiler.is_compiling() or tensor.device.type != "cpu":
+    tensor = unwrapped(tensor)
+    wrong = (tensor < first) | (tensor >= stop)
+    if besides is not None:
+        wrong = wrong & (tensor != besides)
+    if not value_is_readable(tensor):
         torch._assert_async(~wrong.any(), f"{name} must be {accepted}")
     elif wrong.any():
         position = wrong.nonzero()[0].tolist()
@@ -110,13 +120,12 @@ def check_values(name: str, tensor: Tensor, wrong: Tensor, accepted: str, **size
 def check_exclude(exclude: Tensor | None, vocabulary: int) -> None:
     """Raise if an excluded item is none of the vocabulary's, nor -1."""
     if exclude is not None:
-        wrong = (exclude < -1) | (exclude >= vocabulary)
-        check_values("exclude", exclude, wrong, "in [0, V), or -1 as padding", V=vocabulary)
+        check_values("exclude", exclude, -1, vocabulary, "in [0, V), or -1 as padding", V=vocabulary)
 
 
 def check_index(name: str, value: Any) -> None:
     """Raise unless `value` is a Python int."""
-    if not isinstance(value, int):
+    if not isinstance(value, (int, torch.SymInt)):
         raise TypeError(f"{name} must be an int, got {type(value).__name__}")
 
 

@@ -1,15 +1,20 @@
-"""When a fused operator may be called past PyTorch's dispatcher.
+"""What of PyTorch is between an operator and its kernel: tracers, modes, transforms, and when there is nothing.
 
-A call through it runs some hundred lines of Python: where the operator reads more memory than the caches hold, they are
-out of the caches at the next call, and it takes longer than many an operator; a GPU may wait for it. It is needed where
-something besides the operator wants to see the call, and only there.
+A fused operator may be called past the dispatcher where there is nothing. A call through it runs some hundred lines of
+Python: where the operator reads more memory than the caches hold, they are out of the caches at the next call, and it
+takes longer than many an operator; a GPU may wait for it. It is needed where something else wants to see the call, and
+only there.
 """
 
 from typing import Final
 
+import torch
 from torch import Tensor, is_grad_enabled
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.compiler import is_compiling
+from torch.fx.experimental.proxy_tensor import ProxyTorchDispatchMode
 from torch.nn import Parameter
+from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 
 try:
     from torch._C import (
@@ -70,3 +75,27 @@ def autograd_records(*tensors: Tensor) -> bool:
             if tensor.requires_grad:
                 return True
     return False
+
+
+def transform_is_on() -> bool:
+    """Whether a transform of torch.func (grad, vjp, jacrev, vmap, jvp) is being computed."""
+    return torch._C._are_functorch_transforms_active()
+
+
+def unwrapped(tensor: Tensor) -> Tensor:
+    """The tensor inside what transforms of torch.func wrap around it, with the dimensions that vmap hides."""
+    if is_compiling():
+        return tensor
+    functorch = torch._C._functorch
+    while functorch.is_functorch_wrapped_tensor(tensor):
+        tensor = functorch.get_unwrapped(tensor)
+    return tensor
+
+
+def value_is_readable(tensor: Tensor) -> bool:
+    """Whether an entry of the tensor may be read: it lies on the CPU and has a value, and no graph is traced."""
+    if is_compiling() or tensor.device.type != "cpu" or isinstance(tensor, FakeTensor):
+        return False
+    return not any(
+        isinstance(mode, (FakeTensorMode, ProxyTorchDispatchMode)) for mode in _get_current_dispatch_mode_stack()
+    )

@@ -18,7 +18,7 @@ def forward(view1: Tensor, view2: Tensor, temperature: float) -> tuple[Tensor, T
     groups, batch, _ = view1.shape
     statistics = new_statistics(view1)
     if groups == 0 or batch == 0:
-        return torch.zeros((), dtype=torch.float32), statistics
+        return view1.new_zeros((), dtype=torch.float32), statistics
     rows1, rows2 = with_plain_rows(view1), with_plain_rows(view2)
     loss = _cpp.info_nce_forward(
         *resources(),
@@ -30,7 +30,7 @@ def forward(view1: Tensor, view2: Tensor, temperature: float) -> tuple[Tensor, T
         temperature,
         statistics.data_ptr(),
     )
-    return torch.tensor(loss, dtype=torch.float32), statistics
+    return view1.new_tensor(loss, dtype=torch.float32), statistics
 
 
 def backward(

@@ -16,7 +16,7 @@ def forward(
     states: Tensor, items: Tensor, targets: Tensor, temperature: float, ignore_index: int
 ) -> tuple[Tensor, Tensor]:
     """The losses [R] and, for the backward pass, the statistics."""
-    losses, statistics = torch.empty(states.shape[0], dtype=torch.float32), new_statistics(states)
+    losses, statistics = states.new_empty(states.shape[0], dtype=torch.float32), new_statistics(states)
     states, items, targets = with_plain_rows(states), with_plain_rows(items), targets.contiguous()
     _cpp.linear_cross_entropy_forward(
         *resources(),

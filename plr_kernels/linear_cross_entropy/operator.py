@@ -172,7 +172,7 @@ def linear_cross_entropy(
 
     run = resolve("linear_cross_entropy", IMPLEMENTATIONS, states)
     if not checks_values(run, IMPLEMENTATIONS, states):
-        wrong = ((targets < 0) | (targets >= sizes["V"])) & (targets != ignore_index)
-        check_values("targets", targets, wrong, "in [0, V) or ignore_index", V=sizes["V"], ignore_index=ignore_index)
+        sizes = {"V": sizes["V"], "ignore_index": ignore_index}
+        check_values("targets", targets, 0, sizes["V"], "in [0, V) or ignore_index", besides=ignore_index, **sizes)
     with no_autocast(states):
         return run(states, items, targets, temperature, ignore_index, reduction)

@@ -18,7 +18,7 @@ def forward(states: Tensor, items: Tensor, temperature: float) -> tuple[Tensor, 
     batch, group, _ = states.shape
     statistics, tops = new_statistics(states)
     if batch == 0 or group == 1:
-        return torch.zeros((), dtype=torch.float32), statistics, tops
+        return states.new_zeros((), dtype=torch.float32), statistics, tops
     states, items = with_plain_rows(states), with_plain_rows(items)
     loss = _cpp.pairwise_kl_forward(
         *resources(),
@@ -30,7 +30,7 @@ def forward(states: Tensor, items: Tensor, temperature: float) -> tuple[Tensor, 
         statistics.data_ptr(),
         tops.data_ptr(),
     )
-    return torch.tensor(loss, dtype=torch.float32), statistics, tops
+    return states.new_tensor(loss, dtype=torch.float32), statistics, tops
 
 
 def backward(

@@ -70,7 +70,7 @@ def forward(
     seed: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
     """The output, and log2 of every softmax' sum: float32 [B, H, M]."""
-    log_sums = torch.empty(inputs[0].shape[:3], dtype=torch.float32)
+    log_sums = inputs[0].new_empty(inputs[0].shape[:3], dtype=torch.float32)
     return _output(inputs, prefix_lengths, scale, dropout_p, seed, log_sums.data_ptr()), log_sums
 
 

@@ -115,7 +115,8 @@ def _save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, 
 
 def _gradients(ctx: Any, output_gradient: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
     needs = list(ctx.needs_input_grad[:5])
-    inputs, others = ctx.saved_tensors[:5], (*ctx.saved_tensors[5:], ctx.scale, ctx.dropout_p, needs)
+    saved = ctx.saved_tensors  # read once: each access unpacks anew, which checkpointing forbids
+    inputs, others = saved[:5], (*saved[5:], ctx.scale, ctx.dropout_p, needs)
     read = (output_gradient, *inputs)
     if dispatcher_is_idle(*read) and not autograd_records(*read):
         gradients = fused_module("stream_attention", ctx.backend).backward(output_gradient, inputs, *others)
@@ -270,10 +271,9 @@ def stream_attention(
         check_integer("prefix_lengths", prefix_lengths, (torch.int32, torch.int64), "query", query)
         check_shape("prefix_lengths", prefix_lengths, "B", sizes)
         if not checks_values(run, IMPLEMENTATIONS, query):
-            wrong = (prefix_lengths < 0) | (prefix_lengths > sizes["P"])
-            check_values("prefix_lengths", prefix_lengths, wrong, "in [0, P]", P=sizes["P"])
+            check_values("prefix_lengths", prefix_lengths, 0, sizes["P"] + 1, "in [0, P]", P=sizes["P"])
     if scale is None:
-        scale = query.shape[-1] ** -0.5
+        scale = int(query.shape[-1]) ** -0.5  # a number, while shapes are traced as symbols too
     check_number("scale", scale)
     check_dropout_p(dropout_p)
     seed_tensor = _checked_seed(seed, query) if dropout_p > 0 else None

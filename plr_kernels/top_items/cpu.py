@@ -10,7 +10,8 @@ from plr_kernels.extension import as_matrix, resources, rounds_float32, with_pla
 def forward(states: Tensor, items: Tensor, k: int, exclude: Tensor | None) -> tuple[Tensor, Tensor]:
     """The k best items of each state by dot product, best first, ties to the smaller id."""
     rows = states.shape[0]
-    scores, ids = torch.empty(rows, k, dtype=torch.float32), torch.empty(rows, k, dtype=torch.int64)
+    scores = states.new_empty(rows, k, dtype=torch.float32)
+    ids = states.new_empty(rows, k, dtype=torch.int64)
     states, items = with_plain_rows(states), with_plain_rows(items)
     exclude = None if exclude is None else exclude.contiguous()
     _cpp.top_items(

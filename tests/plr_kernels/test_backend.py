@@ -1,15 +1,19 @@
 """Which implementation runs, and what is said where one cannot."""
 
+import importlib.util
 import os
+import re
 import subprocess
 import sys
 
 import pytest
 import torch
 
+import plr_kernels
 from plr_kernels import pairwise_kl, use_backend
 from plr_kernels.dispatch import backend
 from plr_kernels.dispatch.backend import resolve
+from plr_kernels.dispatch.errors import SettingError
 
 
 def implementation_of(name):
@@ -100,7 +104,7 @@ def test_block_restores_after_an_error():
 
 
 def test_unknown_name():
-    with pytest.raises(ValueError, match="backend must be one of auto, reference, cpp, triton, got 'cuda'"):
+    with pytest.raises(ValueError, match="backend must be one of auto, reference, cpp, triton; found 'cuda'"):
         use_backend("cuda")
     assert backend._selected == "auto"
 
@@ -126,12 +130,12 @@ def test_a_named_backend_never_falls_back(monkeypatch):
     monkeypatch.setattr(backend, "TRITON_INTERPRETED", False)
     with use_backend("triton"):
         assert chosen(FUSED, GPUTensor) == "triton"
-        with pytest.raises(RuntimeError, match="'triton' cannot run pairwise_kl: it takes GPU tensors, got one on cpu"):
+        with pytest.raises(RuntimeError, match="'triton' cannot run pairwise_kl: it takes GPU tensors, found one"):
             chosen(FUSED, CPU)
         with pytest.raises(RuntimeError, match="'triton' cannot run pairwise_kl: this operator has only: reference"):
             chosen(ONLY_REFERENCE, GPUTensor)
     with use_backend("cpp"):
-        with pytest.raises(RuntimeError, match="'cpp' cannot run pairwise_kl: it takes CPU tensors, got one on cuda:0"):
+        with pytest.raises(RuntimeError, match="'cpp' cannot run pairwise_kl: it takes CPU tensors, found one"):
             chosen(FUSED, GPUTensor)
         with pytest.raises(RuntimeError, match="float64 is for the reference backend"):
             chosen(FUSED, CPU.double())
@@ -147,7 +151,7 @@ def start(name):
 
 def test_environment_variable():
     assert start("reference").stdout.strip() == "reference"
-    assert "backend must be one of auto, reference, cpp, triton, got 'fast'" in start("fast").stderr
+    assert "backend must be one of auto, reference, cpp, triton; found 'fast'" in start("fast").stderr
 
 
 def test_compiled_function_follows_a_later_choice(monkeypatch):
@@ -179,3 +183,45 @@ def test_an_installation_without_the_extension_says_so_once(chosen, warned):
         [sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True, timeout=120
     )
     assert done.stderr.count("C++ backend is missing") == warned
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("PLR_KERNELS_BACKEND=x", "backend must be one of auto, reference, cpp, triton; found 'x'"),
+        ("PLR_KERNELS_BACKEND=", "backend must be one of auto, reference, cpp, triton; found ''"),
+        (
+            "PLR_KERNELS_INSTRUCTION_SET=avx1024",
+            "the instruction set must be one of auto, .*generic on this CPU; found 'avx1024'",
+        ),
+    ],
+)
+def test_unusable_settings_are_found_on_import(setting, message):
+    if "INSTRUCTION_SET" in setting:
+        pytest.importorskip("plr_kernels._cpp")
+    program = (
+        "try: import plr_kernels\n"
+        "except ValueError as error: print(type(error).__qualname__, type(error).__module__, error)"
+    )
+    name, _, value = setting.partition("=")
+    done = subprocess.run(
+        [sys.executable, "-c", program], env={**os.environ, name: value}, capture_output=True, text=True, timeout=120
+    )
+    expected = f"SettingError plr_kernels.dispatch.errors {name}: {message}$"
+    assert re.match(expected, done.stdout.strip()), done.stdout + done.stderr
+
+
+def test_an_instruction_set_that_this_cpu_lacks(monkeypatch):
+    extension = pytest.importorskip("plr_kernels.extension")
+    cpp = extension._cpp
+
+    class OldCPU:
+        @staticmethod
+        def instruction_set(name):
+            return cpp.instruction_set("generic") if name in ("auto", "generic") else None
+
+    monkeypatch.setenv("PLR_KERNELS_INSTRUCTION_SET", "avx2")
+    monkeypatch.setattr(plr_kernels, "_cpp", OldCPU)
+    again = importlib.util.module_from_spec(extension.__spec__)
+    with pytest.raises(SettingError, match="must be one of auto, generic on this CPU; found 'avx2'"):
+        extension.__spec__.loader.exec_module(again)

@@ -208,19 +208,6 @@ def evaluate_without_values(operator, case):
     return [output, *torch.autograd.grad(output.sum(), list(leaves.values()))]
 
 
-# The values of linear_cross_entropy's targets are checked, and torch.vmap has no rule for reading values.
-@pytest.mark.parametrize("operator", OPERATORS[:3], ids=lambda operator: operator.name)
-def test_vectorises_over_a_further_dimension(operator):
-    sizes = operator.small | ({"lengths": None} if operator is STREAM_ATTENTION else {})
-    cases = [make_case(operator, sizes, generator_seed=number) for number in range(3)]
-    options = cases[0].options
-    stacked = [torch.stack(tensors) for tensors in zip(*(case.tensors.values() for case in cases), strict=True)]
-    with use_backend("reference"):
-        vectorised = torch.vmap(lambda *tensors: operator.public(*tensors, **options))(*stacked)
-        looped = torch.stack([operator.public(*case.tensors.values(), **options) for case in cases])
-    torch.testing.assert_close(vectorised, looped)
-
-
 def test_opcheck_of_every_registered_operator():
     checks = {
         "pairwise_kl": lambda case: (*case.tensors.values(), 0.7, True),
