@@ -7,7 +7,7 @@ run's metrics to bench/results/beauty.md and beauty.json. Both systems have the 
 settings, none of them tuned to either: one row per prefix, 256 to a batch, width 64, two layers, two heads, Adam at
 1e-3, dropout 0.2 on the input and 0.5 on hidden states and attention (as in ReaRec's public code), at most 15 epochs,
 early stopping on validation NDCG@10 with patience 3. PLR has the paper's M = T = 2 and λ = 0.1. The last row is
-SASRec refitted: trained anew on training and validation rows for the best number of epochs, so that the test target
+SASRec refitted: retrained on training and validation rows for the best number of epochs, so that the test target
 follows what was trained on.
 """
 

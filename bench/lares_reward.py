@@ -2,7 +2,7 @@
 
     python -m bench.lares_reward
 
-On made-up data, for each seed: a first phase; 64 training rows whose target is among the first ten in some of its
+On synthetic data, for each seed: a first phase; 64 training rows whose target is among the first ten in some of its
 rollouts but not in all; then the second phase on these rows alone, each step on all of them, with both terms of the
 loss and with each alone. The rewards of the same rows are measured before and after, over rollouts that training did
 not see. Two settings: that of the public code's script, and a stronger one (its settings file's G and β, four times

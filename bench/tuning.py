@@ -4,7 +4,7 @@
 
 Trial 0 of a method has the settings of `bench.systems`. Every further one takes values from SHARED, the same for all
 methods in the same trial, and from OWN, what only that method has; each value of a field comes as often as the others.
-Trials have seed 0. The one with the best validation NDCG@10 is trained anew with --final-epochs and --seeds seeds, and
+Trials have seed 0. The one with the best validation NDCG@10 is retrained with --final-epochs and --seeds seeds, and
 only those runs are tested. Finished runs are not repeated, interrupted ones go on. Writes bench/results/tuning-NAME.md
 and .json: every trial's settings and validation, the chosen settings' test metrics, each method against the bare one.
 """

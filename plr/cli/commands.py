@@ -35,7 +35,8 @@ def main(arguments: list[str] | None = None) -> int:
         sys.stdout.reconfigure(errors="backslashreplace")  # an id that the terminal's encoding lacks is no error
     arguments = sys.argv[1:] if arguments is None else arguments
     parsed = _parser(arguments).parse_args(arguments)
-    advice = "; repeat the command to go on from the last finished epoch" if parsed.command in ("train", "demo") else ""
+    resumable = parsed.command in ("train", "demo")
+    advice = "; repeat the command to resume after the last finished epoch" if resumable else ""
     try:
         with _plain_warnings(), _terminable():
             COMMANDS[parsed.command].run(parsed[parsed.command])
@@ -49,7 +50,7 @@ def main(arguments: list[str] | None = None) -> int:
         return TERMINATED
     except Exception as error:
         if _out_of_memory(error):
-            reason = (str(error).splitlines() or ["no more can be had"])[0]
+            reason = (str(error).splitlines() or ["out of memory"])[0]
             advice = "lower --batch_size, --eval_batch_size, --dim or --max_length"
             print(f"plr: too little memory ({reason}); {advice}", file=sys.stderr)
         elif isinstance(error, (UserError, OSError)):
@@ -330,7 +331,7 @@ class Command(NamedTuple):
 
 COMMANDS = {
     "demo": Command(
-        "the whole path on made-up data, in a few minutes",
+        "an end-to-end run on synthetic data, in a few minutes",
         "Make data, train PLR and SASRec on them, compare, recommend.",
         _demo_options,
         _demo,

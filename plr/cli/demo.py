@@ -1,4 +1,4 @@
-"""The whole path on made-up data: generate, train PLR and the bare SASRec, compare with popularity, recommend."""
+"""An end-to-end run on synthetic data: generate, train PLR and the bare SASRec, compare with popularity, recommend."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def demo(out: Path, seed: int = 0, console: Console | None = None) -> None:
     dataset = prepare(data)
     rows = len(dataset.rows("train", 50))
     console.print(
-        f"[bold]1/4[/bold] made-up data, several interests per user: {dataset.num_users} users, {dataset.num_items} "
+        f"[bold]1/4[/bold] synthetic data, several interests per user: {dataset.num_users} users, {dataset.num_items} "
         f"items, {rows} training rows, split by {dataset.split} -> {escape(str(data))}",
         highlight=False,
         soft_wrap=True,

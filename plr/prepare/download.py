@@ -1,4 +1,4 @@
-"""Fetch files over HTTP: gone on with after an interruption, and checked."""
+"""Download files over HTTP: resumed after an interruption, and checked."""
 
 from __future__ import annotations
 
@@ -41,11 +41,11 @@ def download(
     on_progress: Progress | None = None,
     pause: float = 1.0,
 ) -> None:
-    """Fetch ``url`` to ``path``, unless it is there already; go on with what an earlier call left.
+    """Fetch ``url`` to ``path``, unless it is there already; resume what an earlier call left.
 
     What is fetched stands in ``<path>.part`` until it is whole, with the server's tag of it in ``<path>.part.json``: a
-    file that has changed on the server is fetched anew. A whole file is recorded in downloads.json; one that no longer
-    has the recorded size and hash is fetched again. Waits while another process fetches into the same folder.
+    file that has changed on the server is downloaded again. A whole file is recorded in downloads.json; one that no
+    longer has the recorded size and hash is downloaded again. Waits while another process fetches into the same folder.
 
     Args:
         url: The address, http or https.

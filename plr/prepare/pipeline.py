@@ -54,7 +54,7 @@ def write_folder(
         The folder's report.
 
     Raises:
-        DataError: as ``plr.data.prepare``; when ``out`` holds something else; for an interaction outside its file's
+        DataError: as ``plr.data.prepare``; when ``out`` is another folder; for an interaction outside its file's
             period.
 
     Warns:
@@ -80,16 +80,16 @@ def _already_there(out: Path, job: Preparation) -> dict[str, Any] | None:
     if not out.exists():
         parent = next(parent for parent in out.absolute().parents if parent.exists())
         if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
-            raise DataError("no folder that can be written to; choose another --out", parent)
+            raise DataError("the folder cannot be written to; choose another --out", parent)
         return None
     if not is_prepared(out):
         if not out.is_dir() or any(out.iterdir()):
-            raise DataError("there is something else than a prepared data set; choose another --out", out)
+            raise DataError("the folder is not empty and is not a prepared data set; choose another --out", out)
         return None
     try:
         there = read_manifest(out, verify=True)
     except DataError:
-        return None  # of another version or damaged: written anew
+        return None  # of another version or damaged: rewritten
     if there["content_hash"] != job.content_hash():
         raise DataError("holds a data set of other files or options; choose another --out or delete it", out)
     return there["report"]

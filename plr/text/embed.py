@@ -40,7 +40,7 @@ def embed_text(
         encoder: "tfidf" (the default) is fitted to these texts; any other name is a model of sentence-transformers.
         dim: the width wanted: of tfidf how many components (by default 768; fewer where there are no more), of a model
             the principal components kept (by default its own width).
-        like: a folder made earlier: encode as it was encoded, with nothing fitted anew. Excludes encoder and dim.
+        like: a folder made earlier: encode as it was encoded, with nothing fitted again. Excludes encoder and dim.
         item_column: see `read_texts`.
         text_columns: see `read_texts`.
 

@@ -349,7 +349,7 @@ def test_another_process_that_was_faster_is_not_overwritten(source, folder, tmp_
 
 @pytest.mark.filterwarnings("ignore:.*single interaction")
 def test_where_nothing_can_be_written(source, tmp_path):
-    with pytest.raises(DataError, match=r"data.txt: no folder that can be written to; choose another --out"):
+    with pytest.raises(DataError, match=r"data.txt: the folder cannot be written to; choose another --out"):
         write_folder([source], source / "out", PrepareOptions())
     code = "import sys; from plr.cli import main; sys.exit(main(sys.argv[1:]))"
     command = ["bash", "-c", "ulimit -f 0; trap '' XFSZ; exec \"$@\"", "bash", sys.executable, "-c", code]
@@ -381,7 +381,7 @@ def test_out_is_not_overwritten(source, folder, tmp_path):
     assert (folder / "manifest.json").read_bytes() == manifest
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "notes.txt").touch()
-    with pytest.raises(DataError, match="something else than a prepared data set"):
+    with pytest.raises(DataError, match="not empty and is not a prepared data set"):
         write_folder([source], tmp_path / "mine", PrepareOptions())
     (folder / "manifest.json").write_text("{")
     write_folder([source], folder, PrepareOptions())

@@ -132,7 +132,7 @@ def test_a_signal_ends_the_command_with_its_status(number, status, said, raised,
         with pytest.raises(raised) as ended:
             train(Config.load(tmp_path / "config.yaml"))
     assert raised is KeyboardInterrupt or ended.value.code == status
-    assert f"{said}; repeat the command to go on from the last finished epoch" in capsys.readouterr().err
+    assert f"{said}; repeat the command to resume after the last finished epoch" in capsys.readouterr().err
     assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == handlers
     signal.signal(signal.SIGINT, inherited)
     assert not (out / "metrics.json").exists()
