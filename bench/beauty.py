@@ -2,7 +2,7 @@
 
     python -m bench.beauty --data Beauty.txt --out runs/beauty
 
-Trains what is not finished under --out (runs go on where they were interrupted), then writes the table and every
+Trains what is not finished under --out (interrupted runs are resumed), then writes the table and every
 run's metrics to bench/results/beauty.md and beauty.json. Both systems have the same rows, batches, budget and
 settings, none of them tuned to either: one row per prefix, 256 to a batch, width 64, two layers, two heads, Adam at
 1e-3, dropout 0.2 on the input and 0.5 on hidden states and attention (as in ReaRec's public code), at most 15 epochs,
@@ -14,20 +14,16 @@ follows what was trained on.
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
-from typing import Any
 
-from bench.summary import METRICS, scores, scores_of_runs
+from bench.records import RESULTS, write_record, write_text
+from bench.summary import METRICS, header, scores, scores_of_runs, trained
 from plr.config import Config
-from plr.evaluation import compare, load_ranking, metrics, popularity_ranks, write_metrics
+from plr.evaluation import compare, load_ranking, metrics, popularity_ranks
 from plr.inputs import load_dataset
-from plr.runs import RunFolder
-from plr.training import train
 
 METHODS = {"SASRec": "base", "PLR": "plr"}
 ROWS = {"SASRec": False, "PLR": False, "SASRec, refitted": True}
-RESULTS = Path(__file__).parent / "results"
 
 
 def configuration(data: str, out: Path, row: str, seed: int, threads: int) -> Config:
@@ -53,12 +49,6 @@ def configuration(data: str, out: Path, row: str, seed: int, threads: int) -> Co
     )
 
 
-def result_of(config: Config) -> dict[str, Any]:
-    """Return a run's metrics, training it first where it is not finished."""
-    folder = RunFolder(Path(config.out))
-    return folder.read_metrics() if folder.finished() else train(config)
-
-
 def main() -> None:
     """Train, choose, summarise."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -73,16 +63,15 @@ def main() -> None:
 
     results, rankings = {}, {}
     for row in ROWS:
-        configs = [configured(row, seed) for seed in range(arguments.seeds)]
-        results[row] = [result_of(config) for config in configs]
-        rankings[row] = [load_ranking(RunFolder(Path(config.out)).ranks("test")) for config in configs]
+        folders = [trained(configured(row, seed)) for seed in range(arguments.seeds)]
+        results[row] = [folder.read_metrics() for folder in folders]
+        rankings[row] = [load_ranking(folder.ranks("test")) for folder in folders]
 
     dataset = load_dataset(configured("SASRec", 0))
     popularity = metrics(popularity_ranks(dataset.popularity(), dataset.target_items("test")))
     difference = compare(rankings["PLR"], rankings["SASRec"], k=10)
     lines = [
-        "| system | " + " | ".join(METRICS) + " |",
-        "|---" * (1 + len(METRICS)) + "|",
+        *header("system", *METRICS),
         "| popularity | " + " | ".join(scores(popularity)) + " |",
     ]
     for row, runs in results.items():
@@ -94,17 +83,16 @@ def main() -> None:
         f"{difference.difference:+.4f}, 95 % interval [{difference.low:+.4f}, {difference.high:+.4f}], "
         f"p = {difference.p_value:.2g} (paired t-test, {difference.n} users).",
     ]
-    RESULTS.mkdir(exist_ok=True)
     record = {
-        "versions": Config.load(RunFolder(Path(configs[0].out)).config).provenance,
+        "versions": Config.load(folders[0].config).provenance,
         "popularity": popularity,
         "runs": {
             row: [{key: run[key] for key in ("best_epoch", "epochs", "valid", "test")} for run in runs]
             for row, runs in results.items()
         },
     }
-    write_metrics(RESULTS / "beauty.json", json.loads(json.dumps(record)))
-    (RESULTS / "beauty.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    write_record(RESULTS / "beauty.json", record)
+    write_text(RESULTS / "beauty.md", "\n".join(lines) + "\n")
     print("\n".join(lines))
 
 

@@ -19,7 +19,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from plr.evaluation import write_metrics
+from bench.records import RESULTS, write_record
 
 HERE = Path(__file__).parent
 
@@ -60,8 +60,7 @@ def main() -> None:
     ratios = [pair["ratio"] for pair in pairs]
     record = {"pairs": pairs, "median_ratio": statistics.median(ratios), "threads": arguments.threads}
     record["rectools"] = peer["versions"]
-    (HERE / "results").mkdir(exist_ok=True)
-    write_metrics(HERE / "results" / "epochs.json", record)
+    write_record(RESULTS / "epochs.json", record)
     print(f"ratio: median {statistics.median(ratios):.1f}, from {min(ratios):.1f} to {max(ratios):.1f}")
 
 

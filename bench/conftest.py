@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from bench.failures import failure
-from bench.records import write_record
+from bench.records import ROUND_DIGITS, write_record
 
 # Environment variables that change what runs, or how fast.
 SETTINGS = (
@@ -73,7 +73,7 @@ class Recorder:
     def pytest_collectreport(self, report: pytest.CollectReport) -> None:
         if report.failed:
             self.content["failed"][report.nodeid] = str(report.longrepr).strip().splitlines()[-1]
-            write_record(self.target, self.content)
+            write_record(self.target, self.content, ROUND_DIGITS)
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_call(self, item: pytest.Item) -> Iterator[None]:
@@ -89,4 +89,4 @@ class Recorder:
                 self.content["benchmarks"].append(entry)
             return outcome
         finally:
-            write_record(self.target, self.content)
+            write_record(self.target, self.content, ROUND_DIGITS)

@@ -23,10 +23,10 @@ from typing import Any
 
 import torch
 
+from bench.records import RESULTS, write_record, write_text
+from bench.summary import header
 from plr.config import Config
 from plr.data import Batch, LengthGroupedBatches, Rows, SameTargetPartners, prepare
-from plr.evaluation import write_metrics
-from plr.files import atomic_path
 from plr.models import build_model
 from plr.models.methods.lares import LARESRecommender
 from plr.models.methods.lares_post_training import PostTrainedLARES, ranking_rewards
@@ -35,7 +35,6 @@ from plr.training.initial import rows_within_reach
 from plr.training.module import RowDataset, step_seed
 from plr_kernels import linear_cross_entropy
 
-RESULTS = Path(__file__).parent / "results"
 ITEMS, LENGTH, ROWS, BATCH = 120, 12, 64, 400
 DECIMALS = 5  # of the record: a single reward of 32 rollouts of 64 rows weighs 1/2048
 REWARDS = ("recall", "ndcg")
@@ -225,10 +224,7 @@ def change(records: Iterable[dict[str, Any]], name: str) -> tuple[float, float]:
 
 def table(records: list[dict[str, Any]]) -> str:
     """Return the Markdown table of mean changes and their standard errors."""
-    lines = [
-        "| setting | terms | reward | " + " | ".join(SOURCES) + " | log p | spread of log p |",
-        "|---" * (5 + len(SOURCES)) + "|",
-    ]
+    lines = header("setting", "terms", "reward", *SOURCES, "log p", "spread of log p")
     for key in dict.fromkeys((record["setting"], record["terms"], record["reward"]) for record in records):
         group = [record for record in records if (record["setting"], record["terms"], record["reward"]) == key]
         setting, terms, rewarded = key
@@ -267,9 +263,8 @@ def main() -> None:
         records += run(rows, seed, few) + run(rows, seed, whole, RECALL_CASES, rollouts=8)
         print(f"seed {seed}", flush=True)
     settings = {name: asdict(setting) for name, setting in SETTINGS.items()}
-    write_metrics(RESULTS / "lares_reward.json", {"settings": settings, "runs": records})
-    with atomic_path(RESULTS / "lares_reward.md") as aside:
-        aside.write_text(table(records), encoding="utf-8")
+    write_record(RESULTS / "lares_reward.json", {"settings": settings, "runs": records})
+    write_text(RESULTS / "lares_reward.md", table(records))
     print(table(records))
 
 

@@ -24,9 +24,9 @@ from typing import Any
 import numpy as np
 import polars as pl
 
+from bench.records import RESULTS, write_record, write_text
 from plr.files import atomic_path
 
-RESULTS = Path(__file__).parent / "results"
 CHUNK = 1_000_000
 
 POLARS = "import sys, polars; polars.read_csv(sys.argv[1])"
@@ -302,10 +302,8 @@ def main() -> None:
         "recbole": _version("recbole", arguments.recbole),
         "results": results,
     }
-    with atomic_path(arguments.out) as aside:
-        aside.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-    with atomic_path(arguments.out.with_suffix(".md")) as aside:
-        aside.write_text(markdown(results), encoding="utf-8")
+    write_record(arguments.out, record)
+    write_text(arguments.out.with_suffix(".md"), markdown(results))
     print(markdown(results))
 
 

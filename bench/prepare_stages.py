@@ -4,8 +4,8 @@
 
 The files are those of bench.prepare. Each size is a process of its own; its stages are timed by wrapping functions of
 plr.prepare. What threads do beside the main one (hashing the file, numbering ids) is timed by the clock of their
-threads and taken off the stage that waits for them. "polars" is `pl.read_csv` of the same file in another process,
-without its imports. A file that is in the folder already is not made again; those that are made stay.
+threads and subtracted from the stage that waits for them. "polars" is `pl.read_csv` of the same file in another
+process, without its imports. A file that is in the folder already is reused; those that are made stay.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ from typing import Any
 import numpy as np
 
 import plr.cli.prepare
-from bench.prepare import RESULTS, generate, measure, processor
-from plr.files import atomic_path
+from bench.prepare import generate, measure, processor
+from bench.records import RESULTS, write_record, write_text
 
 STAGES = {
     "numbering ids, strings compared (threads)": [
@@ -73,7 +73,7 @@ print(json.dumps([time.perf_counter() - wall, time.process_time() - processor]))
 
 
 def stages(file: str, out: str) -> dict[str, Any]:
-    """Prepare ``file`` in this process; returns the seconds of every stage, [wall, processor]."""
+    """Prepare `file` in this process; returns the seconds of every stage, [wall, processor]."""
     seconds: dict[str, list[float]] = {}
     inside: list[list[float]] = []  # of the stages that are open: what stages within them took
     beside: Counter[str] = Counter()
@@ -218,10 +218,8 @@ def main() -> None:
         command = [sys.executable, "-c", METADATA, str(file), str(arguments.items)]
         seconds = {way: min((printed([*command, way]) for _ in range(2)), key=lambda one: one[1]) for way in ways}
         record["metadata"] = {"items": arguments.items, "file_bytes": file.stat().st_size, "seconds": seconds}
-    with atomic_path(arguments.out) as aside:
-        aside.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-    with atomic_path(arguments.out.with_suffix(".md")) as aside:
-        aside.write_text(markdown(record), encoding="utf-8")
+    write_record(arguments.out, record)
+    write_text(arguments.out.with_suffix(".md"), markdown(record))
     print(markdown(record))
 
 

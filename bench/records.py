@@ -18,8 +18,8 @@ from plr.files import atomic_path
 RESULTS = Path(__file__).parent / "results"
 # The name under which the benchmarks record what is ours; all other names are peers.
 OURS = "plr_kernels"
-# Significant digits: of times, which vary by more, and of metrics, whose tables have four decimals.
-DIGITS, METRIC_DIGITS = 4, 6
+# Significant digits: of the seconds of every round, which vary by more, and of all else.
+ROUND_DIGITS, DIGITS = 4, 6
 
 
 class ResultError(ValueError):

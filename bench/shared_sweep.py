@@ -10,16 +10,14 @@ intercept of its time at two numbers of rows. Best of the rounds, in turns. Writ
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
 import torch
 
 from bench.peers import Step, training_step
+from bench.records import RESULTS, write_record
 from bench.training_step import CONFIG, ITEMS
-from plr.evaluation import write_metrics
 from plr_kernels import linear_cross_entropy, pairwise_kl
 
-RESULT = Path(__file__).parent / "results" / "shared_sweep.json"
 FEW, MORE = 256, 1024  # rows: as many as linear_cross_entropy and pairwise_kl have in the step
 ROUNDS = 7
 
@@ -76,7 +74,7 @@ def main() -> None:
         "saved_at_most": saved,
         "share_of_both_operators": saved / both,
     }
-    write_metrics(RESULT, record)
+    write_record(RESULTS / "shared_sweep.json", record)
     print(f"{saved * 1e3:.0f} ms of {both * 1e3:.0f} ms, {saved / both:.1%}; independent of the rows: "
           + ", ".join(f"{phase} {seconds * 1e3:.0f} ms" for phase, seconds in packing.items()))  # fmt: skip
 

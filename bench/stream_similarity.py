@@ -17,12 +17,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from plr.evaluation import evaluation_batches, write_metrics
+from bench.records import RESULTS, write_record
+from plr.evaluation import evaluation_batches
 from plr.inputs import load_dataset
 from plr.models.methods.plr import PLRRecommender
 from plr.serving import Recommender
-
-RESULTS = Path(__file__).parent / "results"
 
 
 def mean_cosine(states: Tensor) -> float:
@@ -60,7 +59,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", nargs="+", type=Path)
     found = {"/".join(path.parts[-2:]): similarity(path) for path in parser.parse_args().runs}
-    write_metrics(RESULTS / "stream_similarity.json", found)
+    write_record(RESULTS / "stream_similarity.json", found)
     print(json.dumps(found, indent=2))
 
 

@@ -3,7 +3,7 @@
     python -m bench.systems --name beauty --data Beauty.txt --out runs/beauty-systems
     python -m bench.systems --name games --data Games.txt --out runs/games-systems --set text_vectors=games-text
 
-Trains what is not finished under --out (runs go on where they were interrupted), then writes
+Trains what is not finished under --out (interrupted runs are resumed), then writes
 bench/results/systems-NAME.md, .json and .png: every finished run's configuration, metrics and validation by epoch,
 mean and spread over seeds, each method against the bare backbone. --backbones and --methods choose cells, so that
 several processes may share the work; --summarize only writes.
@@ -16,7 +16,6 @@ those of one backbone or method.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Iterable
 from dataclasses import asdict
@@ -26,25 +25,15 @@ from typing import Any
 import yaml
 
 from bench import learning_curves
-from bench.summary import METRICS, scores, scores_of_runs
+from bench.records import RESULTS, write_record, write_text
+from bench.summary import METRICS, header, scores, scores_of_runs, trained
 from plr.config import Config
-from plr.evaluation import (
-    Comparison,
-    compare,
-    holm,
-    load_ranking,
-    metrics,
-    popularity_ranks,
-    write_metrics,
-)
-from plr.files import atomic_path
+from plr.evaluation import Comparison, compare, holm, load_ranking, metrics, popularity_ranks
 from plr.inputs import load_dataset
 from plr.runs import RunFolder
-from plr.training import train
 
 BACKBONES = ("sasrec", "bert4rec", "unisrec")
 METHODS = ("base", "erl", "prl", "lares", "plr")
-RESULTS = Path(__file__).parent / "results"
 
 # The settings of all cells. Dropout as in ReaRec's public code; M = T = 2 and lambda = 0.1 are the paper's.
 COMMON: dict[str, Any] = {
@@ -121,8 +110,7 @@ def summary(cells: dict[Cell, dict[int, RunFolder]]) -> tuple[str, dict[str, Any
     comparisons = against_base(cells)
 
     lines = [
-        "| backbone | method | " + " | ".join(METRICS) + " | seeds | NDCG@10 − base, per user |",
-        "|---" * (4 + len(METRICS)) + "|",
+        *header("backbone", "method", *METRICS, "seeds", "NDCG@10 − base, per user"),
         "| popularity | | " + " | ".join(scores(popularity)) + " | | |",
     ]
     record: dict[str, Any] = {"popularity": popularity, "cells": {}}
@@ -206,20 +194,15 @@ def main() -> None:
         for seed in range(arguments.seeds):
             for backbone in arguments.backbones:
                 for method in arguments.methods:
-                    config = configuration(arguments, (backbone, method), seed)
-                    if not RunFolder(Path(config.out)).finished():
-                        print(f"{backbone}+{method}, seed {seed}", flush=True)
-                        train(config)
+                    trained(configuration(arguments, (backbone, method), seed))
     cells = all_finished(arguments)
     table, record = summary(cells)
-    RESULTS.mkdir(exist_ok=True)
     curves = {
         cell: [learning_curves.learning_curve(folder) for folder in folders.values()] for cell, folders in cells.items()
     }
     learning_curves.draw(curves, RESULTS / f"systems-{arguments.name}.png")
-    write_metrics(RESULTS / f"systems-{arguments.name}.json", json.loads(json.dumps(record)))
-    with atomic_path(RESULTS / f"systems-{arguments.name}.md") as aside:
-        aside.write_text(table, encoding="utf-8")
+    write_record(RESULTS / f"systems-{arguments.name}.json", record)
+    write_text(RESULTS / f"systems-{arguments.name}.md", table)
     print(table)
 
 

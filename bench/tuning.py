@@ -5,8 +5,9 @@
 Trial 0 of a method has the settings of `bench.systems`. Every further one takes values from SHARED, the same for all
 methods in the same trial, and from OWN, what only that method has; each value of a field comes as often as the others.
 Trials have seed 0. The one with the best validation NDCG@10 is retrained with --final-epochs and --seeds seeds, and
-only those runs are tested. Finished runs are not repeated, interrupted ones go on. Writes bench/results/tuning-NAME.md
-and .json: every trial's settings and validation, the chosen settings' test metrics, each method against the bare one.
+only those runs are tested. Finished runs are not repeated, interrupted ones are resumed. Writes every trial's settings
+and validation, the chosen settings' test metrics and each method against the bare one to bench/results/tuning-NAME.md
+and .json.
 """
 
 from __future__ import annotations
@@ -17,13 +18,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from bench.summary import METRICS, scores_of_runs
-from bench.systems import COMMON, METHODS, RESULTS, against_base, described
+from bench.records import RESULTS, write_record, write_text
+from bench.summary import METRICS, header, scores_of_runs, trained
+from bench.systems import COMMON, METHODS, against_base, described
 from plr.config import Config
-from plr.evaluation import write_metrics
-from plr.files import atomic_path
 from plr.runs import RunFolder
-from plr.training import train
 
 SHARED: dict[str, tuple[float, ...]] = {
     "lr": (1e-3, 2e-3, 4e-3),
@@ -72,24 +71,19 @@ class Search:
 
     def run(self, name: str, method: str, settings: dict[str, float], epochs: int, seed: int) -> RunFolder:
         """Return a finished run, training it first where it is not."""
-        folder = RunFolder(self.arguments.out / f"{self.arguments.backbone}-{method}-{name}")
-        if not folder.finished():
-            print(f"{folder.path.name}: {settings}", flush=True)
-            values: dict[str, Any] = COMMON | settings
-            train(
-                Config(
-                    data=self.arguments.data,
-                    out=str(folder.path),
-                    backbone=self.arguments.backbone,
-                    method=method,
-                    seed=seed,
-                    epochs=epochs,
-                    threads=self.arguments.threads,
-                    progress=sys.stderr.isatty(),
-                    **values,
-                )
-            )
-        return folder
+        values: dict[str, Any] = COMMON | settings
+        config = Config(
+            data=self.arguments.data,
+            out=str(self.arguments.out / f"{self.arguments.backbone}-{method}-{name}"),
+            backbone=self.arguments.backbone,
+            method=method,
+            seed=seed,
+            epochs=epochs,
+            threads=self.arguments.threads,
+            progress=sys.stderr.isatty(),
+            **values,
+        )
+        return trained(config)
 
     def trial(self, method: str, trial: int) -> dict[str, Any]:
         """Return what a trial was and how it did on the validation rows."""
@@ -109,7 +103,7 @@ def table(trials: dict[str, list[dict[str, Any]]], finals: dict[str, dict[int, R
     """Return the Markdown table of the search and of the chosen settings' test."""
     comparisons = against_base({("", method): folders for method, folders in finals.items()})
     columns = ("method", "validation NDCG@10: untuned, best of trials", "chosen", *METRICS, "NDCG@10 − base, per user")
-    lines = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
+    lines = header(*columns)
     for method, found in trials.items():
         best = chosen(found)
         settings = ", ".join(f"{name} {value:g}" for name, value in best["settings"].items()) or "untuned"
@@ -168,10 +162,8 @@ def main() -> None:
         }
         for method in arguments.methods
     }
-    RESULTS.mkdir(exist_ok=True)
-    write_metrics(RESULTS / f"tuning-{arguments.name}.json", {"common": COMMON, "methods": record})
-    with atomic_path(RESULTS / f"tuning-{arguments.name}.md") as aside:
-        aside.write_text(text, encoding="utf-8")
+    write_record(RESULTS / f"tuning-{arguments.name}.json", {"common": COMMON, "methods": record})
+    write_text(RESULTS / f"tuning-{arguments.name}.md", text)
     print(text)
 
 

@@ -21,7 +21,7 @@ from bench.failures import failure
 from bench.gpu import parity
 from bench.gpu.cases import CASES, Case, Sizes
 from bench.gpu.timing import CudaClock, compare
-from bench.records import RESULTS, Report, write_record, write_text
+from bench.records import RESULTS, ROUND_DIGITS, Report, write_record, write_text
 from plr_kernels import use_backend
 
 BACKEND = "triton"
@@ -66,11 +66,11 @@ def main(arguments: list[str] | None = None) -> None:
                 print(wrong[-1], file=sys.stderr, flush=True)
             else:
                 content["benchmarks"].append(entry)
-                write_record(target, content)
+                write_record(target, content, ROUND_DIGITS)
                 print(f"{entry['fullname']}: done", file=sys.stderr, flush=True)
             case = None
             clean()
-    write_record(target, content)
+    write_record(target, content, ROUND_DIGITS)
     if content["benchmarks"]:
         report.main([str(target), "--plot", str(target.with_suffix(".png"))])
         write_text(target.with_suffix(".md"), report.table(Report.read(target), whole=False) + "\n")

@@ -1,0 +1,41 @@
+"""The measurements of preparing data, on a thousand interactions: every process runs, every stage is found."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+import pytest
+
+from bench.prepare import WHAT, bench, generate, markdown, measure
+from bench.prepare_stages import STAGES
+from bench.prepare_stages import markdown as stages_markdown
+
+ROWS = 1000
+
+
+def test_every_process_runs_and_has_a_line(tmp_path, capsys):
+    result = bench(ROWS, "time", tmp_path / "files", None, 1)
+    assert not [name for name, one in result.items() if isinstance(one, dict) and "failed" in one]
+    assert result["plr_open"]["interactions"] <= ROWS
+    table = markdown([result])
+    assert all(f"| 1,000 | time | {name} |" in table for name in WHAT if name in result)
+    assert not list((tmp_path / "files").iterdir())
+
+
+def test_a_process_that_fails_is_recorded():
+    assert measure([sys.executable, "-c", "raise SystemExit(3)"], 2) == {"failed": 3}
+
+
+@pytest.mark.parametrize("order", ["time", "user"])
+def test_every_stage_takes_time(tmp_path, order):
+    file = tmp_path / "some.csv"
+    generate(file, ROWS, order)
+    command = [sys.executable, "-m", "bench.prepare_stages", "--one", str(file), str(tmp_path / "out")]
+    stages = json.loads(measure(command, 1)["printed"].splitlines()[-1])
+    # A log in time order is split by time, users' histories one after the other leave one out; nothing is filtered.
+    assert list(stages) == [*STAGES, "everything else"]
+    assert stages["reading: parsing lines and numbers"][1] > 0
+    assert stages["writing"][1] > 0
+    record = {"results": [{"rows": ROWS, "order": order, "polars_read": [1.0, 1.0], "stages": stages}], "metadata": {}}
+    assert stages_markdown(record).count("\n| ") == 3 + len(stages)
