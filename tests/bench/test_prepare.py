@@ -1,4 +1,4 @@
-"""The measurements of preparing data, on a thousand interactions: every process runs, every stage is found."""
+"""The measurements of preparing data, on ten thousand interactions: every process runs, every stage is found."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from bench.prepare import WHAT, bench, generate, markdown, measure
 from bench.prepare_stages import STAGES
 from bench.prepare_stages import markdown as stages_markdown
 
-ROWS = 1000
+ROWS = 10_000
 
 
 def test_every_process_runs_and_has_a_line(tmp_path, capsys):
@@ -19,7 +19,7 @@ def test_every_process_runs_and_has_a_line(tmp_path, capsys):
     assert not [name for name, one in result.items() if isinstance(one, dict) and "failed" in one]
     assert result["plr_open"]["interactions"] <= ROWS
     table = markdown([result])
-    assert all(f"| 1,000 | time | {name} |" in table for name in WHAT if name in result)
+    assert all(f"| {ROWS:,} | time | {name} |" in table for name in WHAT if name in result)
     assert not list((tmp_path / "files").iterdir())
 
 
