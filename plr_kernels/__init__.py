@@ -2,8 +2,9 @@
 
 from plr_kernels.dispatch.backend import use_backend
 from plr_kernels.info_nce import info_nce
-from plr_kernels.layers import InfoNCE, LinearCrossEntropy, PairwiseKL, StreamAttention
+from plr_kernels.layers import InfoNCE, LinearCrossEntropy, MixtureCrossEntropy, PairwiseKL, StreamAttention
 from plr_kernels.linear_cross_entropy import linear_cross_entropy
+from plr_kernels.mixture_cross_entropy import mixture_cross_entropy
 from plr_kernels.pairwise_kl import pairwise_kl
 from plr_kernels.stream_attention import stream_attention
 from plr_kernels.top_items import top_items
@@ -14,10 +15,12 @@ from plr_kernels import flops  # noqa: F401 -- registers formulas for the operat
 __all__ = [
     "InfoNCE",
     "LinearCrossEntropy",
+    "MixtureCrossEntropy",
     "PairwiseKL",
     "StreamAttention",
     "info_nce",
     "linear_cross_entropy",
+    "mixture_cross_entropy",
     "pairwise_kl",
     "stream_attention",
     "top_items",

@@ -12,6 +12,7 @@ from plr_kernels.dispatch.checks import (
 )
 from plr_kernels.info_nce import info_nce
 from plr_kernels.linear_cross_entropy import linear_cross_entropy
+from plr_kernels.mixture_cross_entropy import mixture_cross_entropy
 from plr_kernels.pairwise_kl import pairwise_kl
 from plr_kernels.stream_attention import stream_attention
 
@@ -145,3 +146,25 @@ class LinearCrossEntropy(nn.Module):
     def extra_repr(self) -> str:
         """The options, for print(module)."""
         return f"temperature={self.temperature}, ignore_index={self.ignore_index}, reduction={self.reduction!r}"
+
+
+class MixtureCrossEntropy(LinearCrossEntropy):
+    """Negative log-likelihood under a mixture of item distributions; see `plr_kernels.mixture_cross_entropy`.
+
+    Args:
+        temperature: what the logits are divided by, above 0.
+        ignore_index: the target of rows that do not count.
+        reduction: "mean", "sum", or "none" for the loss of every row.
+    """
+
+    def forward(self, states: Tensor, log_weights: Tensor, items: Tensor, targets: Tensor) -> Tensor:  # type: ignore[override]
+        """The loss of states [R, M, D] with log_weights [R, M] over items [V, D] with int64 targets [R]."""
+        return mixture_cross_entropy(
+            states,
+            log_weights,
+            items,
+            targets,
+            temperature=self.temperature,
+            ignore_index=self.ignore_index,
+            reduction=self.reduction,
+        )

@@ -18,6 +18,8 @@ from plr_kernels.info_nce import operator as info_nce_operator
 from plr_kernels.info_nce import reference as info_nce_reference
 from plr_kernels.linear_cross_entropy import operator as linear_cross_entropy_operator
 from plr_kernels.linear_cross_entropy import reference as linear_cross_entropy_reference
+from plr_kernels.mixture_cross_entropy import operator as mixture_cross_entropy_operator
+from plr_kernels.mixture_cross_entropy import reference as mixture_cross_entropy_reference
 from plr_kernels.pairwise_kl import operator as pairwise_kl_operator
 from plr_kernels.pairwise_kl import reference as pairwise_kl_reference
 from plr_kernels.stream_attention import operator as stream_attention_operator
@@ -261,8 +263,69 @@ LINEAR_CROSS_ENTROPY = Operator(
     output_terms=_largest_logit,
 )
 
+
+def _make_mixture_cross_entropy(
+    generator, rows, streams, vocabulary, dim, temperature, weights, ignored, reduction
+) -> Case:
+    tensors = {
+        "states": normal(generator, rows, streams, dim),
+        "log_weights": torch.log_softmax(weights * normal(generator, rows, streams), dim=1),
+        "items": normal(generator, vocabulary, dim),
+    }
+    targets = torch.randint(vocabulary, (rows,), generator=generator)
+    targets[torch.rand(rows, generator=generator) < ignored] = -100
+    return Case(tensors, {"targets": targets, "temperature": temperature, "reduction": reduction})
+
+
+def _mixture_cross_entropy_formula(states, log_weights, items, targets, temperature, reduction) -> Tensor:
+    return mixture_cross_entropy_reference.mixture_cross_entropy(
+        states, log_weights, items, targets, temperature, -100, reduction
+    )
+
+
+MIXTURE_CROSS_ENTROPY = Operator(
+    name="mixture_cross_entropy",
+    public=plr_kernels.mixture_cross_entropy,
+    formula=_mixture_cross_entropy_formula,
+    implementations=mixture_cross_entropy_operator.IMPLEMENTATIONS,
+    sizes=st.fixed_dictionaries(
+        {
+            "rows": st.integers(0, 7),
+            "streams": st.integers(1, 5),
+            "vocabulary": st.integers(1, 40),
+            "dim": _dims,
+            "temperature": _temperatures,
+            "weights": st.sampled_from([0.0, 1.0, 8.0]),
+            "ignored": st.sampled_from([0.0, 0.3, 1.0]),
+            "reduction": st.sampled_from(["mean", "sum", "none"]),
+        }
+    ),
+    small={
+        "rows": 4,
+        "streams": 3,
+        "vocabulary": 5,
+        "dim": 3,
+        "temperature": 0.7,
+        "weights": 1.0,
+        "ignored": 0.3,
+        "reduction": "mean",
+    },
+    large={
+        "rows": 67,
+        "streams": 3,
+        "vocabulary": 1031,
+        "dim": 50,
+        "temperature": 1.0,
+        "weights": 1.0,
+        "ignored": 0.2,
+        "reduction": "none",
+    },
+    make=_make_mixture_cross_entropy,
+    output_terms=_largest_logit,
+)
+
 # top_items has no gradients and its ids are exact: test_top_items.py holds its tests.
-OPERATORS = (STREAM_ATTENTION, PAIRWISE_KL, INFO_NCE, LINEAR_CROSS_ENTROPY)
+OPERATORS = (STREAM_ATTENTION, PAIRWISE_KL, INFO_NCE, LINEAR_CROSS_ENTROPY, MIXTURE_CROSS_ENTROPY)
 
 
 def implemented() -> list[tuple[Target, Operator]]:

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import plr_kernels
-from plr_kernels import InfoNCE, LinearCrossEntropy, PairwiseKL, StreamAttention
+from plr_kernels import InfoNCE, LinearCrossEntropy, MixtureCrossEntropy, PairwiseKL, StreamAttention
 from tests.plr_kernels.harness import STREAM_ATTENTION, make_case
 
 
@@ -16,6 +16,12 @@ def test_losses_hand_on_their_options():
         states, items, targets, temperature=0.5, ignore_index=-1, reduction="sum"
     )
     assert torch.equal(layer(states, items, targets), expected)
+    streams, log_weights = torch.randn(4, 2, 3), torch.log_softmax(torch.randn(4, 2), dim=1)
+    layer = MixtureCrossEntropy(temperature=0.5, ignore_index=-1, reduction="sum")
+    expected = plr_kernels.mixture_cross_entropy(
+        streams, log_weights, items, targets, temperature=0.5, ignore_index=-1, reduction="sum"
+    )
+    assert torch.equal(layer(streams, log_weights, items, targets), expected)
     assert torch.equal(
         InfoNCE(temperature=0.5)(groups, groups + 1), plr_kernels.info_nce(groups, groups + 1, temperature=0.5)
     )
