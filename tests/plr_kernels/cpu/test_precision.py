@@ -23,7 +23,7 @@ from tests.plr_kernels.harness import (
 # What rounding to bfloat16 may change of a number, relatively: it has 8 bits.
 UNIT = 2.0**-8
 
-needs_bfloat16 = pytest.mark.skipif("avx512_bf16" not in INSTRUCTION_SETS, reason="this CPU has no such products")
+needs_bfloat16 = pytest.mark.usefixtures("_with_bfloat16_products")
 
 # The smallest sizes of which the products are rounded.
 SIZES = {
@@ -44,6 +44,14 @@ for_every_operator = pytest.mark.parametrize(
 def _on_cpp():
     with use_backend("cpp"):
         yield
+
+
+@pytest.fixture
+def _with_bfloat16_products(monkeypatch):
+    """Whatever instruction set the environment chooses for this process."""
+    if "avx512_bf16" not in INSTRUCTION_SETS:
+        pytest.skip("this CPU has no such products")
+    monkeypatch.setattr(extension, "_instruction_set", "avx512_bf16")
 
 
 @pytest.fixture(autouse=True)
