@@ -24,6 +24,7 @@ SETTINGS = (
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--record", type=Path, metavar="FILE", help="write what was measured, after every benchmark")
+    parser.addoption("--rounds", type=int, metavar="N", help="no more rounds than these, to try the benchmarks")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -31,6 +32,13 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "tiny: a shape that only shows that everything runs")
     if (target := config.getoption("--record")) is not None:
         config.pluginmanager.register(Recorder(config, target), "recorder")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    most = config.getoption("--rounds")
+    for item in items:
+        if most is not None and "rounds" in getattr(item, "fixturenames", ()):
+            item.callspec.params["rounds"] = min(item.callspec.params["rounds"], most)
 
 
 def pytest_benchmark_update_machine_info(machine_info: dict[str, Any]) -> None:

@@ -282,7 +282,7 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, default=Path("bench-prepare"), help="for the generated files")
     parser.add_argument("--pandas", default=None, help="a Python that has pandas")
     parser.add_argument("--recbole", default=None, help="a Python that has RecBole, for sizes that it survives")
-    parser.add_argument("--repeats", type=int, default=3, help="of the short measurements")
+    parser.add_argument("--repeats", type=int, default=3, help="runs of each short measurement")
     parser.add_argument("--out", type=Path, default=RESULTS / "prepare.json")
     arguments = parser.parse_args()
     results = [

@@ -181,7 +181,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, nargs="*", default=[1_000_000])
     parser.add_argument("--orders", nargs="+", choices=("time", "user"), default=["time", "user"])
-    parser.add_argument("--items", type=int, default=0, help="records of metadata, half of them asked for")
+    parser.add_argument("--items", type=int, default=0, help="number of metadata records; half of them are requested")
     parser.add_argument("--folder", type=Path, default=Path("bench-prepare"), help="for the generated files")
     parser.add_argument("--out", type=Path, default=RESULTS / "prepare_stages.json")
     parser.add_argument("--one", nargs=2, metavar=("FILE", "FOLDER"), help=argparse.SUPPRESS)

@@ -36,7 +36,7 @@ def table(report: Report, whole: bool) -> str:
     return "\n".join([*lines, "", *notes] if notes else lines)
 
 
-def measure(target: Path, tests: Path, sizes: str = "all") -> None:
+def measure(target: Path, tests: Path, sizes: str = "all", rounds: int | None = None) -> None:
     """Run the benchmarks in a process of their own and write their results.
 
     They are written aside after every case, and moved to `target` when all have run: a case that fails is named among
@@ -49,6 +49,7 @@ def measure(target: Path, tests: Path, sizes: str = "all") -> None:
     aside.unlink(missing_ok=True)
     command = [sys.executable, "-m", "pytest", str(tests), "--benchmark-only", "-q", "-m", SIZES[sizes]]
     command += ["--continue-on-collection-errors", f"--record={aside}"]
+    command += [] if rounds is None else [f"--rounds={rounds}"]
     status = subprocess.run(command, stdout=sys.stderr, cwd=HERE.parent).returncode
     measured = Report.read(aside) if aside.exists() else Report("", [])
     if not measured.cases:
@@ -67,8 +68,9 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("files", nargs="*", type=Path, metavar="FILE")
     parser.add_argument("--run", action="store_true", help="measure now, and render the result")
-    parser.add_argument("--sizes", choices=SIZES, default="all", help="with --run: which shapes; tiny ones only show "
-                        "that everything runs, and are not among all")  # fmt: skip
+    parser.add_argument("--sizes", choices=SIZES, default="all", help="with --run: which shapes; `tiny` ones, not in "
+                        "`all`, only show that everything runs")  # fmt: skip
+    parser.add_argument("--rounds", type=int, help="with --run: no more than these, to try the benchmarks")
     parser.add_argument("--tests", type=Path, default=HERE, help="with --run: a file of benchmarks; by default all")
     parser.add_argument("--out", type=Path, default=RESULTS / "cpu.json", help="with --run: the result file")
     parser.add_argument("--whole", action="store_true", help="only forward and backward together")
@@ -78,7 +80,7 @@ def main(arguments: list[str] | None = None) -> None:
         parser.error("give result files, or --run to measure")
     try:
         if options.run:
-            measure(options.out.resolve(), options.tests.resolve(), options.sizes)
+            measure(options.out.resolve(), options.tests.resolve(), options.sizes, options.rounds)
         reports = [Report.read(path) for path in options.files or [options.out]]
     except ResultError as error:
         sys.exit(str(error))

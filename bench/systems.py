@@ -176,8 +176,8 @@ def described(comparison: tuple[Comparison, float] | None) -> str:
 def main() -> None:
     """Train what is missing, then summarise."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--name", required=True, help="of the result files")
-    parser.add_argument("--data", required=True, help="as of `plr train`")
+    parser.add_argument("--name", required=True, help="name of the result files")
+    parser.add_argument("--data", required=True, help="as in `plr train`")
     parser.add_argument("--out", type=Path, required=True, help="folder for the runs")
     parser.add_argument("--backbones", nargs="+", default=list(BACKBONES), choices=BACKBONES)
     parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=METHODS)
@@ -187,7 +187,7 @@ def main() -> None:
     parser.add_argument(
         "--set", nargs="+", action="extend", default=[], metavar="[SYSTEM:]FIELD=VALUE", help="further fields"
     )
-    parser.add_argument("--summarize", action="store_true", help="train nothing")
+    parser.add_argument("--summarize", action="store_true", help="only write the results of finished runs")
     arguments = parser.parse_args()
     if not arguments.summarize:
         # Seed by seed: an interrupted comparison has complete tables of the first seeds.

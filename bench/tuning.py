@@ -127,15 +127,15 @@ def chosen(trials: list[dict[str, Any]]) -> dict[str, Any]:
 def main() -> None:
     """Search, choose, test, write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--name", required=True, help="of the result files")
-    parser.add_argument("--data", required=True, help="as of `plr train`")
+    parser.add_argument("--name", required=True, help="name of the result files")
+    parser.add_argument("--data", required=True, help="as in `plr train`")
     parser.add_argument("--out", type=Path, required=True, help="folder for the runs")
     parser.add_argument("--backbone", default="sasrec", choices=("sasrec", "bert4rec"))
     parser.add_argument("--methods", nargs="+", default=["base", "erl", "prl", "plr"], choices=METHODS)
-    parser.add_argument("--trials", type=int, default=6, help="of each method, the untuned one among them")
-    parser.add_argument("--seeds", type=int, default=3, help="of the chosen settings")
-    parser.add_argument("--epochs", type=int, default=8, help="of a trial, at most")
-    parser.add_argument("--final-epochs", type=int, default=20, help="of the chosen settings, at most")
+    parser.add_argument("--trials", type=int, default=6, help="trials per method, including the untuned one")
+    parser.add_argument("--seeds", type=int, default=3, help="number of seeds for the chosen settings")
+    parser.add_argument("--epochs", type=int, default=8, help="maximum number of epochs of a trial")
+    parser.add_argument("--final-epochs", type=int, default=20, help="maximum number of epochs of the chosen settings")
     parser.add_argument("--threads", type=int, default=0)
     arguments = parser.parse_args()
 

@@ -33,12 +33,12 @@ def main(arguments: list[str] | None = None) -> None:
         prog="python -m bench.gpu", description=bench.gpu.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        "--only", nargs="+", choices=CASES, default=list(CASES), metavar="OPERATOR", help="of: %(choices)s"
+        "--only", nargs="+", choices=CASES, default=list(CASES), metavar="OPERATOR", help="which operators: %(choices)s"
     )
     parser.add_argument("--dtypes", nargs="+", choices=("bfloat16", "float16", "float32"), default=["bfloat16"])
-    parser.add_argument("--batch", type=int, default=Sizes.batch, help="users; the paper's by default")
+    parser.add_argument("--batch", type=int, default=Sizes.batch, help="number of users; the paper's by default")
     parser.add_argument("--rounds", type=int, default=30)
-    parser.add_argument("--skip-parity", action="store_true", help="time what no test has checked in this run")
+    parser.add_argument("--skip-parity", action="store_true", help="time without running the tests first")
     parser.add_argument("--out", type=Path, help="the result file; by default bench/results/gpu-CHIP-DATE.json")
     options = parser.parse_args(arguments)
     if not torch.cuda.is_available():

@@ -1,5 +1,7 @@
 """bench.gpu without a GPU: its cases at small sizes, its clockwork with the processor's clock, its result file."""
 
+from __future__ import annotations
+
 import json
 import time
 from contextlib import nullcontext

@@ -1,5 +1,7 @@
 """What docs/systems.md says of LARES' post-training: the measurement in small, and the committed table."""
 
+from __future__ import annotations
+
 import json
 from dataclasses import replace
 

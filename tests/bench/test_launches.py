@@ -1,5 +1,7 @@
 """The search of launch options, on kernels whose time is a formula of their options."""
 
+from __future__ import annotations
+
 from dataclasses import replace
 
 import pytest

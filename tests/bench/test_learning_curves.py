@@ -1,3 +1,5 @@
+from __future__ import annotations
+
 from bench.learning_curves import draw, learning_curve
 from plr.runs import RunFolder
 

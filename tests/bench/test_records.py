@@ -1,5 +1,7 @@
 """The result files and their index."""
 
+from __future__ import annotations
+
 import json
 import math
 import re

@@ -1,3 +1,5 @@
+from __future__ import annotations
+
 import torch
 
 from bench.training_step import TINY, adam_step
