@@ -37,8 +37,9 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     most = config.getoption("--rounds")
     for item in items:
-        if most is not None and "rounds" in getattr(item, "fixturenames", ()):
-            item.callspec.params["rounds"] = min(item.callspec.params["rounds"], most)
+        params = item.callspec.params if hasattr(item, "callspec") else {}
+        if most is not None and "rounds" in params:
+            params["rounds"] = min(params["rounds"], most)
 
 
 def pytest_benchmark_update_machine_info(machine_info: dict[str, Any]) -> None:
@@ -91,7 +92,7 @@ class Recorder:
             self.content["failed"][item.nodeid] = failure(error)
             raise
         else:
-            benchmark = item.funcargs.get("benchmark")
+            benchmark = getattr(item, "funcargs", {}).get("benchmark")
             if benchmark is not None and "seconds" in benchmark.extra_info:
                 entry = {"fullname": item.nodeid, "param": benchmark.param, "extra_info": benchmark.extra_info}
                 self.content["benchmarks"].append(entry)

@@ -42,7 +42,7 @@ TERMS = {"both": ("policy", "reference"), "first": ("policy",), "reference": ("r
 CASES = (("both", "recall"), ("both", "ndcg"), ("first", "recall"), ("first", "ndcg"), ("reference", None))
 RECALL_CASES = tuple(case for case in CASES if case[1] != "ndcg")
 SOURCES = {"rollouts": "as training draws them", "T_0": "T_0 drawn, no dropout, k = m", "fixed": "as evaluation ranks"}
-SIZES = {"dim": 16, "ffn_dim": 16, "layers": 1, "core_layers": 1, "mean_steps": 3, "max_length": LENGTH}
+SIZES: dict[str, Any] = {"dim": 16, "ffn_dim": 16, "layers": 1, "core_layers": 1, "mean_steps": 3, "max_length": LENGTH}
 
 
 @dataclass(frozen=True)

@@ -134,7 +134,8 @@ def _product_probes(
 
 def copies(*, forward: int, backward: int = 0) -> Limit:
     """The limit of an operator that must read and write `forward` and `backward` bytes: a copy that moves as many."""
-    work = {phase: amount for phase, amount in (("forward", forward), ("backward", backward)) if amount}
+    moved = {"forward": forward, "backward": backward}
+    work: dict[str, float] = {phase: amount for phase, amount in moved.items() if amount}
     return Limit("byte", work, {f"copy, {phase}": copy_probe(amount, phase) for phase, amount in work.items()})
 
 
@@ -145,8 +146,8 @@ def reads(*, forward: int) -> Limit:
     return Limit("byte", {"forward": forward}, probes | {"copy, forward": copy_probe(forward, "forward")})
 
 
-def copy_probe(moved: int, phase: str | None, device: torch.device = CPU) -> Probe:
+def copy_probe(moved: float, phase: str | None, device: torch.device = CPU) -> Probe:
     """A copy that moves as many bytes, half of them read and half written."""
-    source = torch.zeros(max(moved // 8, 1), device=device)  # float32
+    source = torch.zeros(max(int(moved) // 8, 1), device=device)  # float32
     target = torch.empty_like(source)
     return Probe(source.nbytes + target.nbytes, lambda: target.copy_(source), phase)

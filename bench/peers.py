@@ -40,7 +40,7 @@ class Step:
         self.seconds: dict[str, float] = {}
 
     def __call__(self) -> list[Tensor]:
-        outcome = None
+        outcome: Any = None
         times = [time.perf_counter()]
         for phase in self.phases.values():
             outcome = phase(outcome)
@@ -166,7 +166,8 @@ def extra_memory(step: Step) -> dict[str, int] | None:
     ctypes.CDLL(None).malloc_trim(0)  # memory that was freed, but is still resident, would hide what the call needs
     peak_reset.write_text("5")
     before = resident_bytes("VmRSS")
-    outcome, extra = None, {}
+    outcome: Any = None
+    extra = {}
     for name, phase in step.phases.items():
         outcome = phase(outcome)
         extra[name] = max(resident_bytes("VmHWM") - before, 0)

@@ -168,16 +168,11 @@ class Case:
             return None
         work = self.limit["work"]
         parts = [phase] if phase in work else [part for part in self.passes if part != phase]
-        rates = {part: self._best_rate(part) for part in parts}
+        rates = {part: _best_rate(self.limit["probes"], part) for part in parts}
         if not parts or not all(part in work and rates[part] for part in parts):
             return None
         least = sum(work[part] / rates[part] for part in parts)
         return Spread.of([seconds / least for seconds in self.seconds[OURS][phase]])
-
-    def _best_rate(self, phase: str) -> float:
-        """Of the probes that are like the phase; 0 where none of them could run."""
-        probes = [probe for probe in self.limit["probes"].values() if probe["phase"] in (None, phase)]
-        return max((probe["amount"] / min(probe["seconds"]) for probe in probes), default=0.0)
 
     def memory(self, phase: str) -> str:
         """Megabytes beside inputs and results: ours, then each peer's."""
@@ -216,6 +211,12 @@ class Case:
             ", ".join(str(len(self.seconds[name].get(phase, []))) for name in (OURS, *self.peers)),
         ]
         return "| " + " | ".join(cells) + " |"
+
+
+def _best_rate(probes: dict[str, Any], phase: str) -> float:
+    """Of the probes that are like the phase; 0 where none of them could run."""
+    alike = [probe for probe in probes.values() if probe["phase"] in (None, phase)]
+    return max((probe["amount"] / min(probe["seconds"]) for probe in alike), default=0.0)
 
 
 def _operator(fullname: str) -> str:

@@ -38,7 +38,7 @@ def addition() -> Step:
 
 def best_seconds(steps: dict[str, Step]) -> dict[str, dict[str, float]]:
     """Of every phase, over ROUNDS turns after one to warm up."""
-    best = {name: {} for name in steps}
+    best: dict[str, dict[str, float]] = {name: {} for name in steps}
     for round_number in range(ROUNDS + 1):
         for name, step in steps.items():
             step()
