@@ -50,7 +50,10 @@ def measure(target: Path, tests: Path, sizes: str = "all", rounds: int | None = 
     command = [sys.executable, "-m", "pytest", str(tests), "--benchmark-only", "-q", "-m", SIZES[sizes]]
     command += ["--continue-on-collection-errors", f"--record={aside}"]
     command += [] if rounds is None else [f"--rounds={rounds}"]
-    status = subprocess.run(command, stdout=sys.stderr, cwd=HERE.parent).returncode
+    try:
+        status = subprocess.run(command, stdout=sys.stderr, cwd=HERE.parent).returncode
+    except KeyboardInterrupt:
+        status = 130
     measured = Report.read(aside) if aside.exists() else Report("", [])
     if not measured.cases:
         aside.unlink(missing_ok=True)

@@ -151,7 +151,7 @@ def test_a_limit_none_of_whose_probes_could_run(content, probes):
 
 
 TESTS = """
-import os, signal
+import os, signal, time
 import torch
 from bench.limits import products
 from bench.peers import compare, training_step
@@ -168,6 +168,11 @@ def test_training_step(benchmark):
 FAILS = """
 def test_that_fails(benchmark):
     raise RuntimeError("no such product")
+"""
+INTERRUPTED = """
+def test_that_is_interrupted(benchmark):
+    os.kill(os.getppid(), signal.SIGINT)
+    time.sleep(60)
 """
 KILLED = """
 def test_that_is_killed(benchmark):
@@ -218,11 +223,13 @@ def test_a_case_that_fails_is_named_and_takes_no_other_along(tests, tmp_path, ca
     assert f"- {failing}: not measured: {message}.\n" in capfd.readouterr().out
 
 
-def test_a_run_that_is_killed_leaves_what_it_measured_and_the_former_result(tests, tmp_path):
+@pytest.mark.parametrize(("ends", "status"), [(KILLED, "-9"), (INTERRUPTED, "130")])
+def test_a_run_that_is_ended_leaves_what_it_measured_and_the_former_result(tests, tmp_path, ends, status):
     target = tmp_path / "some.json"
     target.write_text("former")
-    with pytest.raises(ResultError, match=r"status -9: .*some\.json was not written; .* is in .*some\.partial\.json"):
-        report.measure(target, tests(TESTS + KILLED))
+    message = rf"status {status}: .*some\.json was not written; .* is in .*some\.partial\.json"
+    with pytest.raises(ResultError, match=message):
+        report.measure(target, tests(TESTS + ends))
     assert target.read_text() == "former"
     assert len(Report.read(tmp_path / "some.partial.json").cases) == 1
 
