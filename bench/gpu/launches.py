@@ -38,7 +38,7 @@ KERNELS: dict[str, tuple[tuple[str, dict[str, Any]], ...]] = {
     "info_nce": (("info_nce_forward", {}), ("info_nce_backward", {})),
     "top_items": (("top_items", {}),),
 }
-BLOCKS = ("BLOCK", "BLOCK_M", "BLOCK_P", "BLOCK_R", "BLOCK_V", "BLOCK_X", "PIECE")
+BLOCKS = ("BLOCK", "BLOCK_M", "BLOCK_P", "BLOCK_R", "BLOCK_V", "BLOCK_X", "BLOCK_D")
 
 
 @dataclass

@@ -32,7 +32,7 @@ def no_autocast(tensor: Tensor) -> AbstractContextManager[object]:
     return torch.autocast(device_type, enabled=False) if _autocast_enabled(device_type) else nullcontext()
 
 
-def raised(tensor: Tensor) -> Tensor:
+def upcast(tensor: Tensor) -> Tensor:
     """The tensor in the dtype that sums are held in: float32 for half precision, else its own."""
     return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
 

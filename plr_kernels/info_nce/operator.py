@@ -8,7 +8,7 @@ from torch import Tensor
 
 from plr_kernels.dispatch.backend import fused_module, resolve
 from plr_kernels.dispatch.checks import check_not_empty, check_shape, check_temperature
-from plr_kernels.dispatch.precision import floating_inputs, no_autocast, raised
+from plr_kernels.dispatch.precision import floating_inputs, no_autocast, upcast
 from plr_kernels.info_nce import reference
 
 torch.library.define(
@@ -20,7 +20,7 @@ torch.library.impl("plr_kernels::info_nce", "CompositeImplicitAutograd")(referen
 
 
 def _run_reference(view1: Tensor, view2: Tensor, temperature: float) -> Tensor:
-    return torch.ops.plr_kernels.info_nce(raised(view1), raised(view2), temperature)
+    return torch.ops.plr_kernels.info_nce(upcast(view1), upcast(view2), temperature)
 
 
 @torch.library.custom_op("plr_kernels::info_nce_forward", mutates_args=())

@@ -16,7 +16,7 @@ from plr_kernels.dispatch.checks import (
     check_temperature,
     check_values,
 )
-from plr_kernels.dispatch.precision import floating_inputs, no_autocast, raised
+from plr_kernels.dispatch.precision import floating_inputs, no_autocast, upcast
 from plr_kernels.linear_cross_entropy import reference
 
 torch.library.define(
@@ -31,7 +31,7 @@ def _run_reference(
     states: Tensor, items: Tensor, targets: Tensor, temperature: float, ignore_index: int, reduction: str
 ) -> Tensor:
     return torch.ops.plr_kernels.linear_cross_entropy(
-        raised(states), raised(items), targets, temperature, ignore_index, reduction
+        upcast(states), upcast(items), targets, temperature, ignore_index, reduction
     )
 
 

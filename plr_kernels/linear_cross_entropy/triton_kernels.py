@@ -5,20 +5,23 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from plr_kernels.dispatch.gradients import new_gradients
 from plr_kernels.triton_shared import launch, scores
-from plr_kernels.triton_shared.helpers import LN_2, LOG2_E, load_tile, new_gradient, softmax_of_parts
-from plr_kernels.triton_shared.scores import CROSS_ENTROPY_STATISTICS, NO_ITEM
-
-_LN_2 = tl.constexpr(LN_2)
-_STATISTICS = tl.constexpr(CROSS_ENTROPY_STATISTICS)
+from plr_kernels.triton_shared.helpers import LN_2, LOG2_E, LOWEST, load_tile, merge_partial_softmax, strided
+from plr_kernels.triton_shared.scores import (
+    CROSS_ENTROPY_STATISTICS,
+    ENTRY,
+    INVERSE_SUM,
+    MAXIMUM,
+    NO_ITEM,
+    PROB_OF_REST,
+)
 
 
 @triton.jit(do_not_specialize=["ignore_index", "parts_count", "R", "V"])
 def _loss_kernel(
     states,
-    states_strides,
     items,
-    items_strides,
     targets,
     ignore_index,
     parts,
@@ -46,28 +49,28 @@ def _loss_kernel(
     for first in range(0, D, BLOCK_D):
         columns = first + tl.arange(0, BLOCK_D)
         inside = counted[:, None] & (columns < D)[None, :]
-        h = load_tile(states, rows, states_strides[0], columns, states_strides[1], inside)
-        e = load_tile(items, target, items_strides[0], columns, items_strides[1], inside)
+        h = load_tile(states.data, rows, states.strides[0], columns, states.strides[1], inside)
+        e = load_tile(items.data, target, items.strides[0], columns, items.strides[1], inside)
         score += tl.sum(h.to(tl.float32) * e.to(tl.float32), 1)
-    # An ignored row has no target: all of its sum is that of others.
-    score = tl.where(counted, score * scale, -3.4028234663852886e38)
-    others_maximum, others_sum = softmax_of_parts(parts, parts_count, tl.cast(R, tl.int64), rows, mask, BLOCK_S)
-    maximum = tl.maximum(others_maximum, score)
-    others_sum *= tl.exp2(others_maximum - maximum)
-    total = others_sum + tl.exp2(score - maximum)
-    loss = ((maximum - score) + tl.log2(total)) * _LN_2
+    # An ignored row has no target: all of its sum is that of the rest.
+    score = tl.where(counted, score * scale, LOWEST)
+    rest_m, rest_sum = merge_partial_softmax(parts, parts_count, tl.cast(R, tl.int64), rows, mask, BLOCK_S)
+    m = tl.maximum(rest_m, score)
+    rest_sum *= tl.exp2(rest_m - m)
+    total = rest_sum + tl.exp2(score - m)
+    loss = ((m - score) + tl.log2(total)) * LN_2
     tl.store(losses + rows, tl.where(counted, loss, 0.0), mask=mask)
-    of_rows = statistics + rows * _STATISTICS
-    tl.store(of_rows, maximum, mask=mask)
-    tl.store(of_rows + 1, 1.0 / total, mask=mask)
-    tl.store(of_rows + 2, others_sum / total, mask=mask)
+    row_stats = statistics + rows * CROSS_ENTROPY_STATISTICS
+    tl.store(row_stats + MAXIMUM, m, mask=mask)
+    tl.store(row_stats + INVERSE_SUM, 1.0 / total, mask=mask)
+    tl.store(row_stats + PROB_OF_REST, rest_sum / total, mask=mask)
     entry = tl.where(counted, target, NO_ITEM).to(tl.int32)
-    tl.store(of_rows + 3, entry.to(tl.float32, bitcast=True), mask=mask)
+    tl.store(row_stats + ENTRY, entry.to(tl.float32, bitcast=True), mask=mask)
 
 
 def new_statistics(states: Tensor) -> Tensor:
     """Memory for what is kept of every row's distribution for the backward pass: float32 [R, 4]."""
-    return states.new_empty((states.shape[0], CROSS_ENTROPY_STATISTICS), dtype=torch.float32)
+    return states.new_empty((states.shape[0], CROSS_ENTROPY_STATISTICS.value), dtype=torch.float32)
 
 
 def forward(
@@ -84,10 +87,8 @@ def forward(
     options = launch.row_losses(dim)
     with torch.cuda.device_of(states):
         _loss_kernel[(launch.blocks(rows, options["BLOCK_R"]),)](
-            states,
-            states.stride(),
-            items,
-            items.stride(),
+            strided(states),
+            strided(items),
             targets,
             ignore_index,
             parts,
@@ -113,10 +114,10 @@ def backward(
     ignore_index: int,
     needs_states: bool,
     needs_items: bool,
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, ...]:
     """The gradients of states and items; an empty tensor for one that is not needed."""
     if states.shape[0] == 0:
-        return new_gradient(states, needs_states).zero_(), new_gradient(items, needs_items).zero_()
+        return tuple(gradient.zero_() for gradient in new_gradients((states, items), (needs_states, needs_items)))
     weights, largest = losses_gradient, None
     if states.dtype == torch.float16:
         # Weights of a mean over many rows are too small for float16: the largest becomes 1, and multiplies the sums.

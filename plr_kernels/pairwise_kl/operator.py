@@ -8,7 +8,7 @@ from torch import Tensor
 
 from plr_kernels.dispatch.backend import fused_module, resolve
 from plr_kernels.dispatch.checks import check_not_empty, check_shape, check_temperature
-from plr_kernels.dispatch.precision import floating_inputs, no_autocast, raised
+from plr_kernels.dispatch.precision import floating_inputs, no_autocast, upcast
 from plr_kernels.pairwise_kl import reference
 
 torch.library.define(
@@ -20,7 +20,7 @@ torch.library.impl("plr_kernels::pairwise_kl", "CompositeImplicitAutograd")(refe
 
 
 def _run_reference(states: Tensor, items: Tensor, temperature: float, detach_reference: bool) -> Tensor:
-    return torch.ops.plr_kernels.pairwise_kl(raised(states), raised(items), temperature, detach_reference)
+    return torch.ops.plr_kernels.pairwise_kl(upcast(states), upcast(items), temperature, detach_reference)
 
 
 @torch.library.custom_op("plr_kernels::pairwise_kl_forward", mutates_args=())

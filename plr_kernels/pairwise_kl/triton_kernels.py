@@ -9,17 +9,57 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from plr_kernels.dispatch.gradients import new_gradients
 from plr_kernels.triton_shared import launch, scores
-from plr_kernels.triton_shared.helpers import LN_2, new_gradient
-from plr_kernels.triton_shared.scores import DIVERGENCE_STATISTICS, NO_ITEM, join, off_group_mean, tile_rows
+from plr_kernels.triton_shared.helpers import LN_2, LOWEST
+from plr_kernels.triton_shared.scores import (
+    ARGMAX_DEVIATION,
+    DIVERGENCE_STATISTICS,
+    ENTRY,
+    INVERSE_SUM,
+    MAXIMUM,
+    MEAN_DEVIATION,
+    NO_ITEM,
+    PROB_OF_REST,
+    SHARED_ARGMAX,
+    Group,
+    PartialDivergence,
+    merge,
+    no_items,
+    off_group_mean,
+    tile_rows,
+)
 
-_STATISTICS = tl.constexpr(DIVERGENCE_STATISTICS)
+
+@triton.jit
+def _load_parts(parts, argmaxes, part, offsets, exists, group):
+    """The PartialDivergence of each row, [R], from those of several parts of the items, [R, BLOCK_S].
+
+    All with the distances from the largest maximum: the part that has it stays as it is, the others are added to it
+    with their argmaxes, as `merge` does with two.
+    """
+    m = tl.load(parts + offsets, mask=exists, other=LOWEST)
+    total = tl.load(parts + part + offsets, mask=exists, other=0.0)
+    deviation = tl.load(parts + 2 * part + offsets, mask=exists, other=0.0)
+    argmax_r = tl.load(parts + 3 * part + offsets, mask=exists, other=0.0)
+    argmax = tl.load(argmaxes + offsets, mask=exists, other=0)
+    m_new, winner = tl.max(m, 1, return_indices=True)
+    is_winner = tl.arange(0, exists.shape[1])[None, :] == winner[:, None]
+    fall = tl.where(exists, m - m_new[:, None], 0.0)
+    argmax_r += off_group_mean(fall, group, 0)
+    winner_r = tl.sum(tl.where(is_winner, argmax_r, 0.0), 1)
+    shrink = tl.where(exists, tl.exp2(fall), 0.0)
+    lower_total = (1.0 + total) * shrink
+    lower_deviation = deviation * shrink + lower_total * (argmax_r - winner_r[:, None])
+    deviation = tl.sum(tl.where(is_winner, deviation, lower_deviation), 1)
+    total = tl.sum(tl.where(is_winner, total, lower_total), 1)
+    return PartialDivergence(m_new, total, deviation, winner_r, tl.sum(tl.where(is_winner, argmax, 0), 1))
 
 
 @triton.jit(do_not_specialize=["parts_count", "B", "N"])
 def _statistics_kernel(
     parts,
-    tops,
+    argmaxes,
     statistics,
     inverse_group,
     parts_count,
@@ -33,68 +73,36 @@ def _statistics_kernel(
     """The statistics of every row from those of parts of the items, `BLOCK_S` parts at a time."""
     _, _, row_exists, rows = tile_rows(tl.program_id(0), B, N, GROUP, BLOCK_R)
     all_rows = tl.cast(B, tl.int64) * N
-    part = parts_count * all_rows
-    maximum = tl.full([BLOCK_R], -3.4028234663852886e38, tl.float32)
-    total = tl.zeros([BLOCK_R], tl.float32)
-    deviation = tl.zeros([BLOCK_R], tl.float32)
-    at_top = tl.zeros([BLOCK_R], tl.float32)
-    top = tl.zeros([BLOCK_R], tl.int32)
+    row = no_items(BLOCK_R)
     for start in range(0, parts_count, BLOCK_S):
         numbers = start + tl.arange(0, BLOCK_S)
-        exists = row_exists[:, None] & (numbers < parts_count)[None, :]
+        exists = row_exists[:, None] & (numbers < parts_count)[None, :]  # [R, BLOCK_S]
         offsets = numbers.to(tl.int64)[None, :] * all_rows + rows[:, None]
-        maxima = tl.load(parts + offsets, mask=exists, other=-3.4028234663852886e38)
-        totals = tl.load(parts + part + offsets, mask=exists, other=0.0)
-        deviations = tl.load(parts + 2 * part + offsets, mask=exists, other=0.0)
-        at_tops = tl.load(parts + 3 * part + offsets, mask=exists, other=0.0)
-        of_tops = tl.load(tops + offsets, mask=exists, other=0)
-        highest, best = tl.max(maxima, 1, return_indices=True)
-        is_best = tl.arange(0, BLOCK_S)[None, :] == best[:, None]
-        fall = tl.where(exists, maxima - highest[:, None], 0.0)
-        at_tops += off_group_mean(fall, inverse_group, N, GROUP, 0, PADDED)
-        at_best = tl.sum(tl.where(is_best, at_tops, 0.0), 1)
-        shrink = tl.where(exists, tl.exp2(fall), 0.0)
-        lower = (1.0 + totals) * shrink
-        highest_deviation = tl.sum(
-            tl.where(is_best, deviations, deviations * shrink + lower * (at_tops - at_best[:, None])), 1
+        block = _load_parts(
+            parts, argmaxes, parts_count * all_rows, offsets, exists, Group(inverse_group, N, GROUP, PADDED)
         )
-        maximum, total, deviation, at_top, top = join(
-            maximum,
-            total,
-            deviation,
-            at_top,
-            top,
-            highest,
-            tl.sum(tl.where(is_best, totals, lower), 1),
-            highest_deviation,
-            at_best,
-            tl.sum(tl.where(is_best, of_tops, 0), 1),
-            inverse_group,
-            N,
-            GROUP,
-            PADDED,
-        )
-    top_deviation = deviation / (1.0 + total)
-    grouped = tl.reshape(top, [BLOCK_R // GROUP, GROUP])
+        row = merge(row, block, Group(inverse_group, N, GROUP, PADDED))
+    argmax_deviation = row.deviation / (1.0 + row.total)
+    grouped = tl.reshape(row.argmax, [BLOCK_R // GROUP, GROUP])
     members = tl.arange(0, GROUP)[None, :]
     first = tl.sum(tl.where(members == 0, grouped, 0), 1, keep_dims=True)
     differ = tl.max(((grouped != first) & (members < N)).to(tl.int32), 1, keep_dims=True)
     shared = tl.reshape(tl.where(differ == 0, first, NO_ITEM) + tl.zeros_like(grouped), [BLOCK_R])
-    of_rows = statistics + rows * _STATISTICS
-    tl.store(of_rows, maximum, mask=row_exists)
-    tl.store(of_rows + 1, 1.0 / (1.0 + total), mask=row_exists)
-    tl.store(of_rows + 2, total / (1.0 + total), mask=row_exists)
-    tl.store(of_rows + 3, top.to(tl.float32, bitcast=True), mask=row_exists)
-    tl.store(of_rows + 4, at_top + top_deviation, mask=row_exists)
-    tl.store(of_rows + 5, top_deviation, mask=row_exists)
-    tl.store(of_rows + 6, shared.to(tl.float32, bitcast=True), mask=row_exists)
-    tl.store(of_rows + 7, tl.zeros_like(maximum), mask=row_exists)  # not read
+    row_stats = statistics + rows * DIVERGENCE_STATISTICS
+    tl.store(row_stats + MAXIMUM, row.m, mask=row_exists)
+    tl.store(row_stats + INVERSE_SUM, 1.0 / (1.0 + row.total), mask=row_exists)
+    tl.store(row_stats + PROB_OF_REST, row.total / (1.0 + row.total), mask=row_exists)
+    tl.store(row_stats + ENTRY, row.argmax.to(tl.float32, bitcast=True), mask=row_exists)
+    tl.store(row_stats + MEAN_DEVIATION, row.argmax_r + argmax_deviation, mask=row_exists)
+    tl.store(row_stats + ARGMAX_DEVIATION, argmax_deviation, mask=row_exists)
+    tl.store(row_stats + SHARED_ARGMAX, shared.to(tl.float32, bitcast=True), mask=row_exists)
+    tl.store(row_stats + (DIVERGENCE_STATISTICS - 1), tl.zeros_like(row.m), mask=row_exists)  # not read
 
 
 def new_statistics(states: Tensor) -> tuple[Tensor, Tensor]:
-    """Memory for what is kept for the backward pass: statistics [B, N, 8], which hold the tops, and nothing."""
+    """Memory for what is kept for the backward pass: statistics [B, N, 8], which hold the argmaxes, and nothing."""
     return (
-        states.new_empty((*states.shape[:2], DIVERGENCE_STATISTICS), dtype=torch.float32),
+        states.new_empty((*states.shape[:2], DIVERGENCE_STATISTICS.value), dtype=torch.float32),
         states.new_empty((0,), dtype=torch.int64),
     )
 
@@ -102,15 +110,15 @@ def new_statistics(states: Tensor) -> tuple[Tensor, Tensor]:
 def forward(states: Tensor, items: Tensor, temperature: float) -> tuple[Tensor, Tensor, Tensor]:
     """The loss and, for the backward pass, the two of `new_statistics`."""
     batch, group, _ = states.shape
-    statistics, no_tops = new_statistics(states)
+    statistics, no_argmaxes = new_statistics(states)
     if batch == 0 or group == 1:
-        return statistics.new_zeros(()), statistics.zero_(), no_tops
-    parts, tops = scores.forward(states, items, temperature, None, 0)
+        return statistics.new_zeros(()), statistics.zero_(), no_argmaxes
+    parts, argmaxes = scores.forward(states, items, temperature, None, 0)
     options = launch.statistics(group)
     with torch.cuda.device_of(states):
         _statistics_kernel[(launch.blocks(batch, options["BLOCK_R"] // options["GROUP"]),)](
             parts,
-            tops,
+            argmaxes,
             statistics,
             1 / group,
             parts.shape[1],
@@ -119,7 +127,7 @@ def forward(states: Tensor, items: Tensor, temperature: float) -> tuple[Tensor, 
             PADDED=group != options["GROUP"],
             **options,
         )
-    return statistics[..., 4].sum() * (LN_2 / (batch * (group - 1))), statistics, no_tops
+    return statistics[..., MEAN_DEVIATION.value].sum() * (LN_2.value / (batch * (group - 1))), statistics, no_argmaxes
 
 
 def backward(
@@ -127,16 +135,16 @@ def backward(
     states: Tensor,
     items: Tensor,
     statistics: Tensor,
-    no_tops: Tensor,
+    no_argmaxes: Tensor,
     temperature: float,
     detach_reference: bool,
     needs_states: bool,
     needs_items: bool,
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, ...]:
     """The gradients of states and items; an empty tensor for one that is not needed."""
     batch, group, _ = states.shape
     if batch == 0 or group == 1:
-        return new_gradient(states, needs_states).zero_(), new_gradient(items, needs_items).zero_()
+        return tuple(gradient.zero_() for gradient in new_gradients((states, items), (needs_states, needs_items)))
     return scores.backward(
         states,
         items,

@@ -17,7 +17,7 @@ from plr_kernels.dispatch.checks import (
     check_values,
 )
 from plr_kernels.dispatch.dispatcher import autograd_records, dispatcher_is_idle
-from plr_kernels.dispatch.precision import floating_inputs, no_autocast, raised
+from plr_kernels.dispatch.precision import floating_inputs, no_autocast, upcast
 from plr_kernels.stream_attention import reference
 
 torch.library.define(
@@ -37,7 +37,7 @@ def _run_reference(
     inputs: _Inputs, prefix_lengths: Tensor | None, scale: float, dropout_p: float, seed: Tensor | None
 ) -> Tensor:
     operator = torch.ops.plr_kernels.stream_attention
-    return operator(*map(raised, inputs), prefix_lengths, scale, dropout_p, seed).to(inputs[0].dtype)
+    return operator(*map(upcast, inputs), prefix_lengths, scale, dropout_p, seed).to(inputs[0].dtype)
 
 
 @torch.library.custom_op("plr_kernels::stream_attention_forward", mutates_args=())

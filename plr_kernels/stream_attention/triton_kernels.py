@@ -1,28 +1,82 @@
 """The "triton" backend of stream_attention.
 
 The M streams of a (user, head) are the rows of one tile: the shared prefix is read once for all of them. A stream's own
-entries belong to one row each, so no matrix product applies: they are visited one after the other, a row per stream.
+entries, its suffix, belong to one row each, so no matrix product applies: they are visited one after the other, a row
+per stream.
 
 Scores are held in units of log2, since the hardware's exponential is 2^x.
 """
+
+from typing import Any, NamedTuple
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
+from plr_kernels.dispatch.gradients import new_gradients, only_wanted
 from plr_kernels.stream_attention.keep_mask import dropout_threshold
 from plr_kernels.triton_shared import launch
-from plr_kernels.triton_shared.helpers import LOG2_E, dot_precision, load_tile, new_gradient
+from plr_kernels.triton_shared.helpers import LOG2_E, dot_precision, load_tile, strided
 
 # The tile of queries and an accumulator of its width stay in registers.
 LARGEST_DIM = 512
 
+_Inputs = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]  # query, prefix_key, prefix_value, stream_key, stream_value
+
+
+class _Dropout(NamedTuple):
+    """Where the seed lies (None: nothing is dropped), the word from which on an entry is kept, and 1/(1 − p)."""
+
+    seed: Any
+    threshold: Any
+    inverse_keep: Any
+
+
+class _Gradients(NamedTuple):
+    """Addresses of contiguous memory for gradients, None for those that are not wanted."""
+
+    query: Any
+    prefix_key: Any
+    prefix_value: Any
+    stream_key: Any
+    stream_value: Any
+
+
+class _Matrix(NamedTuple):
+    """A matrix of any layout: its address, and the distance of neighbouring rows and columns."""
+
+    data: Any
+    row_stride: Any
+    column_stride: Any
+
+
+class _Streams(NamedTuple):
+    """Of a block of streams, in the backward pass: queries and the output's gradient, [BLOCK_M, HELD_D]; lse [BLOCK_M]."""
+
+    q: Any
+    do: Any
+    lse: Any
+
+
+class _Weights(NamedTuple):
+    """Of scores s: probabilities p, what values are multiplied by (p after dropout), and the gradient dp w.r.t. p."""
+
+    p: Any
+    kept: Any
+    dp: Any
+
 
 @triton.jit
-def _keep_scale(words, threshold, inverse_keep):
+def _load(matrix, rows, columns, mask):
+    """A tile [rows, columns] of a matrix, zero where masked."""
+    return load_tile(matrix.data, rows, matrix.row_stride, columns, matrix.column_stride, mask)
+
+
+@triton.jit
+def _keep_scale(words, dropout):
     """What a probability is multiplied by: 0 where it is dropped. The threshold may be 2^32, so compare in int64."""
-    return tl.where(words.to(tl.int64) >= threshold, inverse_keep, 0.0)
+    return tl.where(words.to(tl.int64) >= dropout.threshold, dropout.inverse_keep, 0.0)
 
 
 @triton.jit
@@ -31,56 +85,51 @@ def _row_words(rows):
 
 
 @triton.jit
-def _prefix_keep(seed, rows, start, threshold, inverse_keep, BLOCK_P: tl.constexpr):
+def _prefix_keep(dropout, rows, start, BLOCK_P: tl.constexpr):
     """The multipliers [BLOCK_M, BLOCK_P] of prefix entries from `start`, a multiple of 4: one draw serves four."""
     low, high = _row_words(rows)
     quads = (start // 4 + tl.arange(0, BLOCK_P // 4)).to(tl.uint32)
     zeros = tl.zeros([rows.shape[0], BLOCK_P // 4], tl.uint32)
     word0, word1, word2, word3 = tl.philox(
-        tl.load(seed), zeros + quads[None, :], zeros + low[:, None], zeros + high[:, None], zeros
+        tl.load(dropout.seed), zeros + quads[None, :], zeros + low[:, None], zeros + high[:, None], zeros
     )
     # [0, 2, 0, 2, ...] with [1, 3, 1, 3, ...] gives [0, 1, 2, 3, ...].
     words = tl.interleave(tl.interleave(word0, word2), tl.interleave(word1, word3))
-    return _keep_scale(words, threshold, inverse_keep)
+    return _keep_scale(words, dropout)
 
 
 @triton.jit
-def _own_keep(seed, rows, entry, threshold, inverse_keep):
-    """The multipliers [BLOCK_M] of every stream's own entry number `entry`."""
+def _suffix_keep(dropout, rows, entry):
+    """The multipliers [BLOCK_M] of entry number `entry` of every stream's suffix."""
     low, high = _row_words(rows)
     zeros = tl.zeros([rows.shape[0]], tl.uint32)
-    word0, word1, word2, word3 = tl.philox(tl.load(seed), zeros + tl.cast(entry // 4, tl.uint32), low, high, zeros + 1)
+    counter = zeros + tl.cast(entry // 4, tl.uint32)
+    word0, word1, word2, word3 = tl.philox(tl.load(dropout.seed), counter, low, high, zeros + 1)
     lane = entry % 4
     words = tl.where(lane == 0, word0, tl.where(lane == 1, word1, tl.where(lane == 2, word2, word3)))
-    return _keep_scale(words, threshold, inverse_keep)
+    return _keep_scale(words, dropout)
 
 
 @triton.jit
-def _load_own(base, batch, head, streams, entry, strides, columns, mask):
-    """Entry number `entry` of each stream's own keys or values, in float32: [BLOCK_M, BLOCK_D]."""
-    base += batch * strides[0] + head * strides[1] + tl.cast(entry, tl.int64) * strides[3]
+def _load_suffix(tensor, batch, head, entry, streams, columns, mask):
+    """Entry number `entry` of each stream's suffix of keys or values, in float32: [BLOCK_M, HELD_D]."""
+    strides = tensor.strides
+    base = tensor.data + (batch * strides[0] + head * strides[1] + tl.cast(entry, tl.int64) * strides[3])
     return load_tile(base, streams, strides[2], columns, strides[4], mask).to(tl.float32)
 
 
 @triton.jit(do_not_specialize=["H", "M", "P", "S"])
 def _forward_kernel(
     query,
-    query_strides,
     prefix_key,
-    prefix_key_strides,
     prefix_value,
-    prefix_value_strides,
     stream_key,
-    stream_key_strides,
     stream_value,
-    stream_value_strides,
     lengths,
     lengths_stride,
-    seed,
-    threshold,
-    inverse_keep,
+    dropout,
     output,
-    log_sums,
+    lse,
     scale,
     H,
     M,
@@ -90,157 +139,125 @@ def _forward_kernel(
     PRECISION: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_P: tl.constexpr,
-    BLOCK_D: tl.constexpr,
+    HELD_D: tl.constexpr,
 ):
-    pair = tl.program_id(0).to(tl.int64)
-    batch, head = pair // H, pair % H
+    """softmax(q Kᵀ · scale) V of one block of streams, K and V being the prefix and each stream's suffix; and log2 Σ 2^s.
+
+    Online softmax: m is the largest score so far, total = Σ 2^(s − m), acc = Σ 2^(s − m) v.
+    """
+    batch_head = tl.program_id(0).to(tl.int64)
+    batch, head = batch_head // H, batch_head % H
     streams = tl.program_id(1) * BLOCK_M + tl.arange(0, BLOCK_M)
-    columns = tl.arange(0, BLOCK_D)
+    columns = tl.arange(0, HELD_D)
     mask = (streams < M)[:, None] & (columns < D)[None, :]
-    rows = pair * M + streams
-    base = query + batch * query_strides[0] + head * query_strides[1]
-    q = load_tile(base, streams, query_strides[2], columns, query_strides[3], mask)
+    rows = batch_head * M + streams
+    base = query.data + batch * query.strides[0] + head * query.strides[1]
+    q = load_tile(base, streams, query.strides[2], columns, query.strides[3], mask)  # [BLOCK_M, HELD_D]
     length = P
     if lengths is not None:
         given = tl.load(lengths + batch * lengths_stride)
         tl.device_assert((given >= 0) & (given <= P), "prefix_lengths must be in [0, P]")
         length = given.to(tl.int32)
 
-    maximum = tl.full([BLOCK_M], float("-inf"), tl.float32)
+    m = tl.full([BLOCK_M], float("-inf"), tl.float32)
     total = tl.zeros([BLOCK_M], tl.float32)
-    weighted = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
-    key_base = prefix_key + batch * prefix_key_strides[0] + head * prefix_key_strides[1]
-    value_base = prefix_value + batch * prefix_value_strides[0] + head * prefix_value_strides[1]
-    # Every block has an entry below `length`, so that the maximum is finite from the first block on.
+    acc = tl.zeros([BLOCK_M, HELD_D], tl.float32)
+    base = prefix_key.data + batch * prefix_key.strides[0] + head * prefix_key.strides[1]
+    keys = _Matrix(base, prefix_key.strides[2], prefix_key.strides[3])
+    base = prefix_value.data + batch * prefix_value.strides[0] + head * prefix_value.strides[1]
+    values = _Matrix(base, prefix_value.strides[2], prefix_value.strides[3])
+    # Every block has an entry below `length`, so that m is finite from the first block on.
     for start in range(0, length, BLOCK_P):
         entries = start + tl.arange(0, BLOCK_P)
         inside = (entries < length)[:, None] & (columns < D)[None, :]
-        k = load_tile(key_base, entries, prefix_key_strides[2], columns, prefix_key_strides[3], inside)
-        v = load_tile(value_base, entries, prefix_value_strides[2], columns, prefix_value_strides[3], inside)
-        scores = tl.dot(q, tl.trans(k), input_precision=PRECISION) * scale
+        k = _load(keys, entries, columns, inside)  # [BLOCK_P, HELD_D]
+        v = _load(values, entries, columns, inside)
+        scores = tl.dot(q, tl.trans(k), input_precision=PRECISION) * scale  # [BLOCK_M, BLOCK_P]
         scores = tl.where((entries < length)[None, :], scores, float("-inf"))
-        raised = tl.maximum(maximum, tl.max(scores, 1))
-        shrink = tl.exp2(maximum - raised)
-        weights = tl.exp2(scores - raised[:, None])
+        m_new = tl.maximum(m, tl.max(scores, 1))
+        shrink = tl.exp2(m - m_new)
+        weights = tl.exp2(scores - m_new[:, None])
         total = total * shrink + tl.sum(weights, 1)
-        if seed is not None:
-            weights *= _prefix_keep(seed, rows, start, threshold, inverse_keep, BLOCK_P)
-        weighted = tl.dot(weights.to(v.dtype), v, acc=weighted * shrink[:, None], input_precision=PRECISION)
-        maximum = raised
+        if dropout.seed is not None:
+            weights *= _prefix_keep(dropout, rows, start, BLOCK_P)
+        acc = tl.dot(weights.to(v.dtype), v, acc=acc * shrink[:, None], input_precision=PRECISION)
+        m = m_new
 
     for entry in range(0, S):
-        k = _load_own(stream_key, batch, head, streams, entry, stream_key_strides, columns, mask)
-        v = _load_own(stream_value, batch, head, streams, entry, stream_value_strides, columns, mask)
-        scores = tl.sum(q.to(tl.float32) * k, 1) * scale
-        raised = tl.maximum(maximum, scores)
-        shrink = tl.exp2(maximum - raised)
-        weights = tl.exp2(scores - raised)
+        k = _load_suffix(stream_key, batch, head, entry, streams, columns, mask)  # [BLOCK_M, HELD_D]
+        v = _load_suffix(stream_value, batch, head, entry, streams, columns, mask)
+        scores = tl.sum(q.to(tl.float32) * k, 1) * scale  # [BLOCK_M]
+        m_new = tl.maximum(m, scores)
+        shrink = tl.exp2(m - m_new)
+        weights = tl.exp2(scores - m_new)
         total = total * shrink + weights
-        if seed is not None:
-            weights *= _own_keep(seed, rows, entry, threshold, inverse_keep)
-        weighted = weighted * shrink[:, None] + weights[:, None] * v
-        maximum = raised
+        if dropout.seed is not None:
+            weights *= _suffix_keep(dropout, rows, entry)
+        acc = acc * shrink[:, None] + weights[:, None] * v
+        m = m_new
 
     # Where there is nothing to attend to, the output is 0/1 and the logarithm that is stored −inf + 0.
     total = tl.where(total > 0, total, 1.0)
     offsets = rows[:, None] * D + columns[None, :]
-    tl.store(output + offsets, (weighted / total[:, None]).to(output.dtype.element_ty), mask=mask)
-    tl.store(log_sums + rows, maximum + tl.log2(total), mask=streams < M)
+    tl.store(output + offsets, (acc / total[:, None]).to(output.dtype.element_ty), mask=mask)
+    tl.store(lse + rows, m + tl.log2(total), mask=streams < M)
 
 
 @triton.jit
-def _load_streams(
-    query,
-    query_strides,
-    output_gradient,
-    output_gradient_strides,
-    log_sums,
-    pair,
-    batch,
-    head,
-    M,
-    streams,
-    columns,
-    mask,
-):
-    """Of a block of streams: queries, the output's gradient, and log2 of the softmax' sum."""
-    base = query + batch * query_strides[0] + head * query_strides[1]
-    q = load_tile(base, streams, query_strides[2], columns, query_strides[3], mask)
-    base = output_gradient + batch * output_gradient_strides[0] + head * output_gradient_strides[1]
-    do = load_tile(base, streams, output_gradient_strides[2], columns, output_gradient_strides[3], mask)
+def _load_streams(query, output_gradient, lse, batch_head, batch, head, M, streams, columns, mask):
+    """The _Streams of a block of streams."""
+    base = query.data + batch * query.strides[0] + head * query.strides[1]
+    q = load_tile(base, streams, query.strides[2], columns, query.strides[3], mask)
+    strides = output_gradient.strides
+    base = output_gradient.data + batch * strides[0] + head * strides[1]
+    do = load_tile(base, streams, strides[2], columns, strides[3], mask)
     # A row beyond M gets probability 2^−inf = 0 everywhere.
-    log_sum = tl.load(log_sums + pair * M + streams, mask=streams < M, other=float("inf"))
-    return q, do, log_sum
+    return _Streams(q, do, tl.load(lse + batch_head * M + streams, mask=streams < M, other=float("inf")))
 
 
 @triton.jit
 def _prefix_weights(
-    q,
-    do,
-    log_sum,
-    k,
-    v,
-    scale,
-    inside,
-    rows,
-    start,
-    seed,
-    threshold,
-    inverse_keep,
-    PRECISION: tl.constexpr,
-    BLOCK_P: tl.constexpr,
+    block, k, v, scale, inside, rows, start, dropout, PRECISION: tl.constexpr, BLOCK_P: tl.constexpr
 ):
-    """Probabilities, what the values are multiplied by, and the probabilities' gradient: each [BLOCK_M, BLOCK_P]."""
-    scores = tl.dot(q, tl.trans(k), input_precision=PRECISION) * scale
-    weights = tl.where(inside[None, :], tl.exp2(scores - log_sum[:, None]), 0.0)
-    weights_gradient = tl.dot(do, tl.trans(v), input_precision=PRECISION)
-    kept = weights
-    if seed is not None:
-        keep = _prefix_keep(seed, rows, start, threshold, inverse_keep, BLOCK_P)
-        kept = weights * keep
-        weights_gradient *= keep
-    return weights, kept, weights_gradient
+    """The _Weights of a block of prefix entries: each [BLOCK_M, BLOCK_P]."""
+    scores = tl.dot(block.q, tl.trans(k), input_precision=PRECISION) * scale
+    p = tl.where(inside[None, :], tl.exp2(scores - block.lse[:, None]), 0.0)
+    dp = tl.dot(block.do, tl.trans(v), input_precision=PRECISION)
+    kept = p
+    if dropout.seed is not None:
+        keep = _prefix_keep(dropout, rows, start, BLOCK_P)
+        kept = p * keep
+        dp *= keep
+    return _Weights(p, kept, dp)
 
 
 @triton.jit
-def _own_weights(q, do, log_sum, k, v, scale, rows, entry, seed, threshold, inverse_keep):
-    """The same for each stream's own entry number `entry`: each [BLOCK_M]."""
-    weights = tl.exp2(tl.sum(q.to(tl.float32) * k, 1) * scale - log_sum)
-    weights_gradient = tl.sum(do.to(tl.float32) * v, 1)
-    kept = weights
-    if seed is not None:
-        keep = _own_keep(seed, rows, entry, threshold, inverse_keep)
-        kept = weights * keep
-        weights_gradient *= keep
-    return weights, kept, weights_gradient
+def _suffix_weights(block, k, v, scale, rows, entry, dropout):
+    """The _Weights of entry number `entry` of each stream's suffix: each [BLOCK_M]."""
+    p = tl.exp2(tl.sum(block.q.to(tl.float32) * k, 1) * scale - block.lse)
+    dp = tl.sum(block.do.to(tl.float32) * v, 1)
+    kept = p
+    if dropout.seed is not None:
+        keep = _suffix_keep(dropout, rows, entry)
+        kept = p * keep
+        dp *= keep
+    return _Weights(p, kept, dp)
 
 
 @triton.jit(do_not_specialize=["H", "M", "P", "S"])
 def _backward_kernel(
     query,
-    query_strides,
     prefix_key,
-    prefix_key_strides,
     prefix_value,
-    prefix_value_strides,
     stream_key,
-    stream_key_strides,
     stream_value,
-    stream_value_strides,
     lengths,
     lengths_stride,
-    seed,
-    threshold,
-    inverse_keep,
-    log_sums,
+    dropout,
+    lse,
     deltas,
     output_gradient,
-    output_gradient_strides,
-    query_gradient,
-    prefix_key_gradient,
-    prefix_value_gradient,
-    stream_key_gradient,
-    stream_value_gradient,
+    gradients,
     scale,
     gradient_scale,
     H,
@@ -252,156 +269,106 @@ def _backward_kernel(
     PRECISION: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_P: tl.constexpr,
-    BLOCK_D: tl.constexpr,
+    HELD_D: tl.constexpr,
 ):
     """Gradients of one block of streams, and of the prefix too where that block is all streams (PREFIX).
 
-    A gradient that is None is not wanted. A first pass sums δ = Σ p · (gradient by p), which is Σ output · its gradient
+    ds = p (dp − δ), dq = Σ ds · k, dk = dsᵀ q, dv = keptᵀ do. Pass 1 sums δ = Σ p · dp, which is Σ output · its gradient
     too; summed from the very terms that it is subtracted from, it cancels exactly where a single entry has all the
-    weight. The second pass finds keys and values in the cache. What is written is addressed from a scalar, since wide
-    offsets of every entry need registers.
+    weight. Pass 2 finds keys and values in the cache. What is written is addressed from a scalar, since wide offsets of
+    every entry need registers.
     """
-    pair = tl.program_id(0).to(tl.int64)
-    batch, head = pair // H, pair % H
+    batch_head = tl.program_id(0).to(tl.int64)
+    batch, head = batch_head // H, batch_head % H
     streams = tl.program_id(1) * BLOCK_M + tl.arange(0, BLOCK_M)
-    columns = tl.arange(0, BLOCK_D)
+    columns = tl.arange(0, HELD_D)
     mask = (streams < M)[:, None] & (columns < D)[None, :]
-    rows = pair * M + streams
-    first_row = pair * M + tl.program_id(1) * BLOCK_M
-    q, do, log_sum = _load_streams(
-        query,
-        query_strides,
-        output_gradient,
-        output_gradient_strides,
-        log_sums,
-        pair,
-        batch,
-        head,
-        M,
-        streams,
-        columns,
-        mask,
-    )
+    rows = batch_head * M + streams
+    first_row = batch_head * M + tl.program_id(1) * BLOCK_M
+    block = _load_streams(query, output_gradient, lse, batch_head, batch, head, M, streams, columns, mask)
     length = P
     if lengths is not None:
         length = tl.load(lengths + batch * lengths_stride).to(tl.int32)
+    base = prefix_key.data + batch * prefix_key.strides[0] + head * prefix_key.strides[1]
+    keys = _Matrix(base, prefix_key.strides[2], prefix_key.strides[3])
+    base = prefix_value.data + batch * prefix_value.strides[0] + head * prefix_value.strides[1]
+    values = _Matrix(base, prefix_value.strides[2], prefix_value.strides[3])
 
-    key_base = prefix_key + batch * prefix_key_strides[0] + head * prefix_key_strides[1]
-    value_base = prefix_value + batch * prefix_value_strides[0] + head * prefix_value_strides[1]
+    # Pass 1: δ.
     delta = tl.zeros([BLOCK_M], tl.float32)
     for start in range(0, length, BLOCK_P):
         entries = start + tl.arange(0, BLOCK_P)
         inside = (entries < length)[:, None] & (columns < D)[None, :]
-        k = load_tile(key_base, entries, prefix_key_strides[2], columns, prefix_key_strides[3], inside)
-        v = load_tile(value_base, entries, prefix_value_strides[2], columns, prefix_value_strides[3], inside)
-        weights, _, weights_gradient = _prefix_weights(
-            q,
-            do,
-            log_sum,
-            k,
-            v,
-            scale,
-            entries < length,
-            rows,
-            start,
-            seed,
-            threshold,
-            inverse_keep,
-            PRECISION,
-            BLOCK_P,
-        )
-        delta += tl.sum(weights * weights_gradient, 1)
+        k = _load(keys, entries, columns, inside)  # [BLOCK_P, HELD_D]
+        v = _load(values, entries, columns, inside)
+        weights = _prefix_weights(block, k, v, scale, entries < length, rows, start, dropout, PRECISION, BLOCK_P)
+        delta += tl.sum(weights.p * weights.dp, 1)
     for entry in range(0, S):
-        k = _load_own(stream_key, batch, head, streams, entry, stream_key_strides, columns, mask)
-        v = _load_own(stream_value, batch, head, streams, entry, stream_value_strides, columns, mask)
-        weights, _, weights_gradient = _own_weights(
-            q, do, log_sum, k, v, scale, rows, entry, seed, threshold, inverse_keep
-        )
-        delta += weights * weights_gradient
+        k = _load_suffix(stream_key, batch, head, entry, streams, columns, mask)  # [BLOCK_M, HELD_D]
+        v = _load_suffix(stream_value, batch, head, entry, streams, columns, mask)
+        weights = _suffix_weights(block, k, v, scale, rows, entry, dropout)
+        delta += weights.p * weights.dp
     if deltas is not None:
         tl.store(deltas + rows, delta, mask=streams < M)
 
-    dq = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
-    if PREFIX or query_gradient is not None:
+    # Pass 2: the gradients.
+    dq = tl.zeros([BLOCK_M, HELD_D], tl.float32)
+    if PREFIX or gradients.query is not None:
         end = length
         if PREFIX:
             end = P  # what lies beyond the length gets zeros
         for start in range(0, end, BLOCK_P):
             entries = start + tl.arange(0, BLOCK_P)
             inside = (entries < length)[:, None] & (columns < D)[None, :]
-            k = load_tile(key_base, entries, prefix_key_strides[2], columns, prefix_key_strides[3], inside)
-            v = load_tile(value_base, entries, prefix_value_strides[2], columns, prefix_value_strides[3], inside)
-            weights, kept, weights_gradient = _prefix_weights(
-                q,
-                do,
-                log_sum,
-                k,
-                v,
-                scale,
-                entries < length,
-                rows,
-                start,
-                seed,
-                threshold,
-                inverse_keep,
-                PRECISION,
-                BLOCK_P,
-            )
-            ds = (weights * (weights_gradient - delta[:, None])).to(k.dtype)
+            k = _load(keys, entries, columns, inside)  # [BLOCK_P, HELD_D]
+            v = _load(values, entries, columns, inside)
+            weights = _prefix_weights(block, k, v, scale, entries < length, rows, start, dropout, PRECISION, BLOCK_P)
+            ds = (weights.p * (weights.dp - delta[:, None])).to(k.dtype)  # [BLOCK_M, BLOCK_P]
             dq = tl.dot(ds, k, acc=dq, input_precision=PRECISION)
             if PREFIX:
-                first = (pair * P + start) * D
+                first = (batch_head * P + start) * D
                 offsets = tl.arange(0, BLOCK_P)[:, None] * D + columns[None, :]
                 within = (entries < P)[:, None] & (columns < D)[None, :]
-                if prefix_key_gradient is not None:
-                    dk = tl.dot(tl.trans(ds), q, input_precision=PRECISION) * gradient_scale
-                    tl.store(prefix_key_gradient + first + offsets, dk.to(k.dtype), mask=within)
-                if prefix_value_gradient is not None:
-                    dv = tl.dot(tl.trans(kept.to(v.dtype)), do, input_precision=PRECISION)
-                    tl.store(prefix_value_gradient + first + offsets, dv.to(v.dtype), mask=within)
+                if gradients.prefix_key is not None:
+                    dk = tl.dot(tl.trans(ds), block.q, input_precision=PRECISION) * gradient_scale
+                    tl.store(gradients.prefix_key + first + offsets, dk.to(k.dtype), mask=within)
+                if gradients.prefix_value is not None:
+                    dv = tl.dot(tl.trans(weights.kept.to(v.dtype)), block.do, input_precision=PRECISION)
+                    tl.store(gradients.prefix_value + first + offsets, dv.to(v.dtype), mask=within)
 
+    dtype = query.data.dtype.element_ty
     for entry in range(0, S):
-        k = _load_own(stream_key, batch, head, streams, entry, stream_key_strides, columns, mask)
-        v = _load_own(stream_value, batch, head, streams, entry, stream_value_strides, columns, mask)
-        weights, kept, weights_gradient = _own_weights(
-            q, do, log_sum, k, v, scale, rows, entry, seed, threshold, inverse_keep
-        )
-        ds = weights * (weights_gradient - delta)
+        k = _load_suffix(stream_key, batch, head, entry, streams, columns, mask)  # [BLOCK_M, HELD_D]
+        v = _load_suffix(stream_value, batch, head, entry, streams, columns, mask)
+        weights = _suffix_weights(block, k, v, scale, rows, entry, dropout)
+        ds = weights.p * (weights.dp - delta)  # [BLOCK_M]
         dq += ds[:, None] * k
         first = (first_row * S + entry) * D
         offsets = (tl.arange(0, BLOCK_M) * S)[:, None] * D + columns[None, :]
-        if stream_key_gradient is not None:
-            dk = (ds * gradient_scale)[:, None] * q.to(tl.float32)
-            tl.store(stream_key_gradient + first + offsets, dk.to(stream_key_gradient.dtype.element_ty), mask=mask)
-        if stream_value_gradient is not None:
-            dv = kept[:, None] * do.to(tl.float32)
-            tl.store(stream_value_gradient + first + offsets, dv.to(stream_value_gradient.dtype.element_ty), mask=mask)
+        if gradients.stream_key is not None:
+            dk = (ds * gradient_scale)[:, None] * block.q.to(tl.float32)
+            tl.store(gradients.stream_key + first + offsets, dk.to(dtype), mask=mask)
+        if gradients.stream_value is not None:
+            dv = weights.kept[:, None] * block.do.to(tl.float32)
+            tl.store(gradients.stream_value + first + offsets, dv.to(dtype), mask=mask)
 
-    if query_gradient is not None:
+    if gradients.query is not None:
         offsets = tl.arange(0, BLOCK_M)[:, None] * D + columns[None, :]
-        query_gradient += first_row * D
-        tl.store(query_gradient + offsets, (dq * gradient_scale).to(query_gradient.dtype.element_ty), mask=mask)
+        tl.store(gradients.query + first_row * D + offsets, (dq * gradient_scale).to(dtype), mask=mask)
 
 
 @triton.jit(do_not_specialize=["H", "M", "P"])
 def _prefix_backward_kernel(
     query,
-    query_strides,
     prefix_key,
-    prefix_key_strides,
     prefix_value,
-    prefix_value_strides,
     lengths,
     lengths_stride,
-    seed,
-    threshold,
-    inverse_keep,
-    log_sums,
+    dropout,
+    lse,
     deltas,
     output_gradient,
-    output_gradient_strides,
-    prefix_key_gradient,
-    prefix_value_gradient,
+    gradients,
     scale,
     gradient_scale,
     H,
@@ -411,67 +378,40 @@ def _prefix_backward_kernel(
     PRECISION: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_P: tl.constexpr,
-    BLOCK_D: tl.constexpr,
+    HELD_D: tl.constexpr,
 ):
     """Gradients of one block of prefix entries, summed over all blocks of streams: for more streams than fit in one."""
-    pair = tl.program_id(0).to(tl.int64)
-    batch, head = pair // H, pair % H
+    batch_head = tl.program_id(0).to(tl.int64)
+    batch, head = batch_head // H, batch_head % H
     start = tl.program_id(1) * BLOCK_P
     entries = start + tl.arange(0, BLOCK_P)
-    columns = tl.arange(0, BLOCK_D)
+    columns = tl.arange(0, HELD_D)
     length = P
     if lengths is not None:
         length = tl.load(lengths + batch * lengths_stride).to(tl.int32)
     inside = (entries < length)[:, None] & (columns < D)[None, :]
-    base = prefix_key + batch * prefix_key_strides[0] + head * prefix_key_strides[1]
-    k = load_tile(base, entries, prefix_key_strides[2], columns, prefix_key_strides[3], inside)
-    base = prefix_value + batch * prefix_value_strides[0] + head * prefix_value_strides[1]
-    v = load_tile(base, entries, prefix_value_strides[2], columns, prefix_value_strides[3], inside)
-    dk = tl.zeros([BLOCK_P, BLOCK_D], tl.float32)
-    dv = tl.zeros([BLOCK_P, BLOCK_D], tl.float32)
+    base = prefix_key.data + batch * prefix_key.strides[0] + head * prefix_key.strides[1]
+    k = load_tile(base, entries, prefix_key.strides[2], columns, prefix_key.strides[3], inside)  # [BLOCK_P, HELD_D]
+    base = prefix_value.data + batch * prefix_value.strides[0] + head * prefix_value.strides[1]
+    v = load_tile(base, entries, prefix_value.strides[2], columns, prefix_value.strides[3], inside)
+    dk = tl.zeros([BLOCK_P, HELD_D], tl.float32)
+    dv = tl.zeros([BLOCK_P, HELD_D], tl.float32)
     for first in range(0, M, BLOCK_M):
         streams = first + tl.arange(0, BLOCK_M)
+        rows = batch_head * M + streams
         mask = (streams < M)[:, None] & (columns < D)[None, :]
-        q, do, log_sum = _load_streams(
-            query,
-            query_strides,
-            output_gradient,
-            output_gradient_strides,
-            log_sums,
-            pair,
-            batch,
-            head,
-            M,
-            streams,
-            columns,
-            mask,
-        )
-        delta = tl.load(deltas + pair * M + streams, mask=streams < M, other=0.0)
-        weights, kept, weights_gradient = _prefix_weights(
-            q,
-            do,
-            log_sum,
-            k,
-            v,
-            scale,
-            entries < length,
-            pair * M + streams,
-            start,
-            seed,
-            threshold,
-            inverse_keep,
-            PRECISION,
-            BLOCK_P,
-        )
-        ds = (weights * (weights_gradient - delta[:, None])).to(k.dtype)
-        dk = tl.dot(tl.trans(ds), q, acc=dk, input_precision=PRECISION)
-        dv = tl.dot(tl.trans(kept.to(v.dtype)), do, acc=dv, input_precision=PRECISION)
-    offsets = (pair * P + entries)[:, None] * D + columns[None, :]
+        block = _load_streams(query, output_gradient, lse, batch_head, batch, head, M, streams, columns, mask)
+        delta = tl.load(deltas + rows, mask=streams < M, other=0.0)
+        weights = _prefix_weights(block, k, v, scale, entries < length, rows, start, dropout, PRECISION, BLOCK_P)
+        ds = (weights.p * (weights.dp - delta[:, None])).to(k.dtype)  # [BLOCK_M, BLOCK_P]
+        dk = tl.dot(tl.trans(ds), block.q, acc=dk, input_precision=PRECISION)
+        dv = tl.dot(tl.trans(weights.kept.to(v.dtype)), block.do, acc=dv, input_precision=PRECISION)
+    offsets = (batch_head * P + entries)[:, None] * D + columns[None, :]
     within = (entries < P)[:, None] & (columns < D)[None, :]
-    if prefix_key_gradient is not None:
-        tl.store(prefix_key_gradient + offsets, (dk * gradient_scale).to(k.dtype), mask=within)
-    if prefix_value_gradient is not None:
-        tl.store(prefix_value_gradient + offsets, dv.to(v.dtype), mask=within)
+    if gradients.prefix_key is not None:
+        tl.store(gradients.prefix_key + offsets, (dk * gradient_scale).to(k.dtype), mask=within)
+    if gradients.prefix_value is not None:
+        tl.store(gradients.prefix_value + offsets, dv.to(v.dtype), mask=within)
 
 
 def _check_dim(query: Tensor) -> None:
@@ -490,42 +430,33 @@ def _lengths_arguments(prefix_lengths: Tensor | None) -> tuple[Tensor | None, in
     return prefix_lengths, 0 if prefix_lengths is None else prefix_lengths.stride(0)
 
 
-def _dropout_arguments(seed: Tensor | None, dropout_p: float) -> tuple[Tensor | None, int, float]:
-    return seed, dropout_threshold(dropout_p), 1 / (1 - dropout_p)
+def _dropout(seed: Tensor | None, dropout_p: float) -> _Dropout:
+    return _Dropout(seed, dropout_threshold(dropout_p), 1 / (1 - dropout_p))
 
 
 def forward(
-    inputs: tuple[Tensor, Tensor, Tensor, Tensor, Tensor],
+    inputs: _Inputs,
     prefix_lengths: Tensor | None,
     scale: float,
     dropout_p: float,
     seed: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
     """The output and, for the backward pass, log2 of every softmax' sum: float32 [B, H, M]."""
-    query, prefix_key, prefix_value, stream_key, stream_value = inputs
+    query, prefix_key, _, stream_key, _ = inputs
     _check_dim(query)
     batch, heads, streams, dim = query.shape
     result = query.new_empty(query.shape)
-    log_sums = query.new_empty(query.shape[:3], dtype=torch.float32)
+    lse = query.new_empty(query.shape[:3], dtype=torch.float32)
     if query.numel() == 0:
-        return result, log_sums
+        return result, lse
     options = launch.stream_attention(streams, dim, query.element_size(), query.device, backward=False)
     with torch.cuda.device_of(query):
         _forward_kernel[(batch * heads, launch.blocks(streams, options["BLOCK_M"]))](
-            query,
-            query.stride(),
-            prefix_key,
-            prefix_key.stride(),
-            prefix_value,
-            prefix_value.stride(),
-            stream_key,
-            stream_key.stride(),
-            stream_value,
-            stream_value.stride(),
+            *map(strided, inputs),
             *_lengths_arguments(prefix_lengths),
-            *_dropout_arguments(seed, dropout_p),
+            _dropout(seed, dropout_p),
             result,
-            log_sums,
+            lse,
             scale * LOG2_E,
             heads,
             streams,
@@ -536,11 +467,11 @@ def forward(
             **options,
             **launch.ASSERTING,
         )
-    return result, log_sums
+    return result, lse
 
 
 def output(
-    inputs: tuple[Tensor, Tensor, Tensor, Tensor, Tensor],
+    inputs: _Inputs,
     prefix_lengths: Tensor | None,
     scale: float,
     dropout_p: float,
@@ -552,63 +483,54 @@ def output(
 
 def backward(
     output_gradient: Tensor,
-    inputs: tuple[Tensor, Tensor, Tensor, Tensor, Tensor],
+    inputs: _Inputs,
     prefix_lengths: Tensor | None,
     seed: Tensor | None,
-    log_sums: Tensor,
+    lse: Tensor,
     scale: float,
     dropout_p: float,
     needs: list[bool],
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, ...]:
     """The gradients of the five tensors; an empty tensor for one that is not needed."""
-    query, prefix_key, prefix_value, stream_key, stream_value = inputs
+    query, prefix_key, _, stream_key, _ = inputs
     batch, heads, streams, dim = query.shape
     prefix = prefix_key.shape[2]
-    gradients = tuple(new_gradient(tensor, wanted) for tensor, wanted in zip(inputs, needs, strict=True))
+    gradients = new_gradients(inputs, needs)
     if query.numel() == 0:
         return tuple(gradient.zero_() for gradient in gradients)
-    wanted = [gradient if need else None for gradient, need in zip(gradients, needs, strict=True)]
     options = launch.stream_attention(streams, dim, query.element_size(), query.device, backward=True)
     stream_blocks = launch.blocks(streams, options["BLOCK_M"])
-    prefix_arguments = (prefix_key, prefix_key.stride(), prefix_value, prefix_value.stride())
-    dropout_arguments = _dropout_arguments(seed, dropout_p)
-    split_prefix = (needs[1] or needs[2]) and stream_blocks > 1
-    deltas = torch.empty_like(log_sums) if split_prefix else None
-    saved = (log_sums.contiguous(), deltas, output_gradient, output_gradient.stride())
-    scales = (scale * LOG2_E, scale)
+    wants_prefix = needs[1] or needs[2]
+    split_prefix = wants_prefix and stream_blocks > 1
+    strided_inputs = [strided(tensor) for tensor in inputs]
+    deltas = torch.empty_like(lse) if split_prefix else None
+    shared = (  # the arguments of both kernels between the inputs and the sizes
+        *_lengths_arguments(prefix_lengths),
+        _dropout(seed, dropout_p),
+        lse.contiguous(),
+        deltas,
+        strided(output_gradient),
+        _Gradients(*only_wanted(gradients, needs)),
+        scale * LOG2_E,
+        scale,
+    )
     with torch.cuda.device_of(query):
         _backward_kernel[(batch * heads, stream_blocks)](
-            query,
-            query.stride(),
-            *prefix_arguments,
-            stream_key,
-            stream_key.stride(),
-            stream_value,
-            stream_value.stride(),
-            *_lengths_arguments(prefix_lengths),
-            *dropout_arguments,
-            *saved,
-            *wanted,
-            *scales,
+            *strided_inputs,
+            *shared,
             heads,
             streams,
             prefix,
             stream_key.shape[3],
             D=dim,
-            PREFIX=(needs[1] or needs[2]) and stream_blocks == 1,
+            PREFIX=wants_prefix and stream_blocks == 1,
             PRECISION=_precision(dim),
             **options,
         )
         if split_prefix and prefix > 0:
             _prefix_backward_kernel[(batch * heads, launch.blocks(prefix, options["BLOCK_P"]))](
-                query,
-                query.stride(),
-                *prefix_arguments,
-                *_lengths_arguments(prefix_lengths),
-                *dropout_arguments,
-                *saved,
-                *wanted[1:3],
-                *scales,
+                *strided_inputs[:3],
+                *shared,
                 heads,
                 streams,
                 prefix,

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from plr_kernels.dispatch.backend import checks_values, fused_module, resolve
 from plr_kernels.dispatch.checks import check_exclude, check_index, check_integer, check_not_empty, check_shape
-from plr_kernels.dispatch.precision import floating_inputs, no_autocast, raised
+from plr_kernels.dispatch.precision import floating_inputs, no_autocast, upcast
 from plr_kernels.top_items import reference
 
 torch.library.define(
@@ -19,7 +19,7 @@ torch.library.impl("plr_kernels::top_items", "CompositeImplicitAutograd")(refere
 
 
 def _run_reference(states: Tensor, items: Tensor, k: int, exclude: Tensor | None) -> tuple[Tensor, Tensor]:
-    return torch.ops.plr_kernels.top_items(raised(states), raised(items), k, exclude)
+    return torch.ops.plr_kernels.top_items(upcast(states), upcast(items), k, exclude)
 
 
 # No custom_op: what that adds, for gradients which there are none of, takes as long as ranking a small table for a row.

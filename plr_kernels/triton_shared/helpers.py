@@ -1,6 +1,6 @@
 """What the Triton kernels of several operators share."""
 
-from typing import Final
+from typing import Any, Final, NamedTuple
 
 import triton
 import triton.language as tl
@@ -12,7 +12,9 @@ from plr_kernels.triton_shared.launch import float32_precision
 _PRECISIONS: Final = {"highest": "ieee", "high": "tf32x3", "medium": "tf32"}
 
 LOG2_E: Final = 1.4426950408889634
-LN_2: Final = 0.6931471805599453
+LN_2 = tl.constexpr(0.6931471805599453)
+# A maximum over nothing: the lowest finite float32, so that 2^(LOWEST − LOWEST) is 1 and not NaN.
+LOWEST = tl.constexpr(-3.4028234663852886e38)
 
 
 def dot_precision() -> str:
@@ -20,9 +22,16 @@ def dot_precision() -> str:
     return _PRECISIONS[float32_precision()]
 
 
-def new_gradient(tensor: Tensor, wanted: bool) -> Tensor:
-    """Uninitialised contiguous memory for the gradient of `tensor`, or an empty tensor where it is not wanted."""
-    return tensor.new_empty(tensor.shape if wanted else (0,))
+class Strided(NamedTuple):
+    """A tensor of any layout, as kernels take it: its address, and the distance of neighbours along each dimension."""
+
+    data: Any
+    strides: Any
+
+
+def strided(tensor: Tensor) -> Strided:
+    """A tensor as an argument of a kernel."""
+    return Strided(tensor, tensor.stride())
 
 
 @triton.jit
@@ -36,21 +45,21 @@ def load_tile(base, rows, row_stride, columns, column_stride, mask):
 
 
 @triton.jit
-def softmax_of_parts(parts, count, all_rows, rows, mask, BLOCK_S: tl.constexpr):
+def merge_partial_softmax(parts, count, all_rows, rows, mask, BLOCK_S: tl.constexpr):
     """Of each row, the maximum m and Σ 2^(s − m) over all entries, from those of `count` parts of them.
 
     Maxima lie in parts [count, all_rows] and sums behind them, both float32; `BLOCK_S` parts are read at a time. A row
-    without entries has the least finite number and 0.
+    without entries has LOWEST and 0.
     """
-    maximum = tl.full([rows.shape[0]], -3.4028234663852886e38, tl.float32)
+    m = tl.full([rows.shape[0]], LOWEST, tl.float32)
     total = tl.zeros([rows.shape[0]], tl.float32)
     for start in range(0, count, BLOCK_S):
         numbers = start + tl.arange(0, BLOCK_S)
-        exists = mask[:, None] & (numbers < count)[None, :]
+        exists = mask[:, None] & (numbers < count)[None, :]  # [rows, BLOCK_S]
         offsets = numbers.to(tl.int64)[None, :] * all_rows + rows[:, None]
-        maxima = tl.load(parts + offsets, mask=exists, other=-3.4028234663852886e38)
+        maxima = tl.load(parts + offsets, mask=exists, other=LOWEST)
         sums = tl.load(parts + count * all_rows + offsets, mask=exists, other=0.0)
-        raised = tl.maximum(maximum, tl.max(maxima, 1))
-        total = total * tl.exp2(maximum - raised) + tl.sum(sums * tl.exp2(maxima - raised[:, None]), 1)
-        maximum = raised
-    return maximum, total
+        m_new = tl.maximum(m, tl.max(maxima, 1))
+        total = total * tl.exp2(m - m_new) + tl.sum(sums * tl.exp2(maxima - m_new[:, None]), 1)
+        m = m_new
+    return m, total

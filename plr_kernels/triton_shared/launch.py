@@ -2,7 +2,13 @@
 
 No choice depends on the number of rows, items or users in a way that would compile a kernel anew for every batch, and
 none on the chip beyond the shared memory that a block may use.
+
+BLOCK_M, BLOCK_P, BLOCK_R, BLOCK_V and so on are how many entries along M, P, R (rows of states) or V (items) a program
+takes at a time. BLOCK_D is how many of the D columns it reads at a time, HELD_D how many columns of an operand or of a
+gradient it holds all the while.
 """
+
+from __future__ import annotations
 
 from typing import Final
 
@@ -64,16 +70,16 @@ def stream_attention(streams: int, dim: int, element_size: int, device: torch.de
     limit. Entries come 64 at a time (a history of 50 is one block), fewer where heads are wide or the numbers float32:
     keys and values are double buffered in shared memory.
     """
-    block_d = power_of_two(dim, 16)
+    held_d = power_of_two(dim, 16)
     if TRITON_INTERPRETED:
-        return options(4, 1, BLOCK_M=min(power_of_two(streams), 4), BLOCK_P=64, BLOCK_D=block_d)
-    row = block_d * element_size
+        return options(4, 1, BLOCK_M=min(power_of_two(streams), 4), BLOCK_P=64, HELD_D=held_d)
+    row = held_d * element_size
     block_m = min(power_of_two(streams, 16), 64 if row <= 128 else 32 if row <= 512 else 16)
     block_p = 64 if row <= 256 else 32 if row <= 512 else 16
     if backward:  # five products instead of two, and twice the registers
         block_m, block_p = min(block_m, 32), min(block_p, 64 if row <= 128 else 32)
     warps = min(max(block_m * row // 1024, 4), 16)  # a KiB of queries each: with more, registers spill
-    return options(warps, 2 if row <= 1024 else 1, BLOCK_M=block_m, BLOCK_P=block_p, BLOCK_D=block_d)
+    return options(warps, 2 if row <= 1024 else 1, BLOCK_M=block_m, BLOCK_P=block_p, HELD_D=held_d)
 
 
 def float32_precision() -> str:
@@ -113,15 +119,15 @@ def _float32_tile(group: int, dim: int, gradient: bool) -> tuple[int, int, int]:
     """How many entries a program owns and visits at a time, and columns of its gradient, of float32 numbers.
 
     At "highest" products are no matrix instructions: each thread holds a row and a column of its operands, all of the
-    32 columns of a piece or all visited entries, and larger tiles spill, by kilobytes where nothing is cut up. At
+    32 columns of a block or all visited entries, and larger tiles spill, by kilobytes where nothing is cut up. At
     "high" an operand is split in two, which takes twice the registers and, uncut, more shared memory than there is.
     """
     if group > 32:
         return 16, 16, 64
     precision = float32_precision()
-    block_d = min(power_of_two(dim, 16), WIDEST_BLOCK if precision == "medium" else 128)
-    owned = 32 if gradient and precision == "highest" and block_d > 64 else 64
-    return owned, 32 if gradient or group > 16 else 64, block_d
+    held_d = min(power_of_two(dim, 16), WIDEST_BLOCK if precision == "medium" else 128)
+    owned = 32 if gradient and precision == "highest" and held_d > 64 else 64
+    return owned, 32 if gradient or group > 16 else 64, held_d
 
 
 def _score_tile(
@@ -129,7 +135,7 @@ def _score_tile(
 ) -> tuple[int, int, Options]:
     """The largest tile of scores whose operands fit into shared memory, all D columns at once where D <= 256.
 
-    Wider rows, and groups of more than 32 states, are read in pieces of columns, and their gradients computed in blocks
+    Wider rows, and groups of more than 32 states, are read in blocks of columns, and their gradients computed in blocks
     of columns, with the scores anew for each. So is all of float32.
 
     Args:
@@ -139,24 +145,24 @@ def _score_tile(
         device: where the kernel runs.
         owned: the most entries that a program may own.
         visited: the most entries to visit at a time.
-        gradient: whether the program sums a gradient, `owned` × BLOCK_D numbers.
+        gradient: whether the program sums a gradient, `owned` × HELD_D numbers.
 
     Returns:
         How many entries a program owns, how many it visits at a time, and the other options.
     """
     group = power_of_two(group)
     if TRITON_INTERPRETED:
-        block_d = min(power_of_two(dim, 16), 64 if element_size == 4 else 32)
-        return 64, 128, options(4, 1, GROUP=group, BLOCK_D=block_d, PIECE=16)
-    piece = 64 if element_size == 2 else 32
+        held_d = min(power_of_two(dim, 16), 64 if element_size == 4 else 32)
+        return 64, 128, options(4, 1, GROUP=group, HELD_D=held_d, BLOCK_D=16)
+    block_d = 64 if element_size == 2 else 32
     if element_size == 4:
-        owned, visited, block_d = _float32_tile(group, dim, gradient)
-        return owned, visited, options(8, 2, GROUP=group, BLOCK_D=block_d, PIECE=piece)
+        owned, visited, held_d = _float32_tile(group, dim, gradient)
+        return owned, visited, options(8, 2, GROUP=group, HELD_D=held_d, BLOCK_D=block_d)
     if dim > WIDEST_BLOCK or group > 32:
-        block_d = 64 if group > 32 else 128
-        return 64, 32, options(8, 2, GROUP=group, BLOCK_D=block_d, PIECE=piece)
-    block_d = power_of_two(dim, 16)
-    row = block_d * element_size
+        held_d = 64 if group > 32 else 128
+        return 64, 32, options(8, 2, GROUP=group, HELD_D=held_d, BLOCK_D=block_d)
+    held_d = power_of_two(dim, 16)
+    row = held_d * element_size
     fitting = [
         tile
         for tile in _SCORE_TILES
@@ -165,7 +171,7 @@ def _score_tile(
         and (tile[0] + tile[3] * tile[1]) * row + tile[0] * tile[1] * element_size <= shared_memory(device)
     ]
     owned, visited, warps, stages = fitting[0]
-    return owned, visited, options(warps, stages, GROUP=group, BLOCK_D=block_d, PIECE=block_d)
+    return owned, visited, options(warps, stages, GROUP=group, HELD_D=held_d, BLOCK_D=held_d)
 
 
 def score_forward(group: int, dim: int, element_size: int, device: torch.device) -> Options:
@@ -173,8 +179,8 @@ def score_forward(group: int, dim: int, element_size: int, device: torch.device)
 
     64 where the means of groups need registers too.
     """
-    rows, items, others = _score_tile(group, dim, element_size, device, 128, 128 if group == 1 else 64, False)
-    return {**others, "BLOCK_R": max(rows, others["GROUP"]), "BLOCK_V": items}
+    rows, items, tile_options = _score_tile(group, dim, element_size, device, 128, 128 if group == 1 else 64, False)
+    return {**tile_options, "BLOCK_R": max(rows, tile_options["GROUP"]), "BLOCK_V": items}
 
 
 def _reads_shared_memory(device: torch.device) -> bool:
@@ -201,16 +207,16 @@ def states_gradient(group: int, dim: int, element_size: int, device: torch.devic
     """A program owns rows of states and visits items."""
     owned = _gradient_owned(element_size, device)
     visited = 32 if owned == 128 or group > 16 else 64  # the means of large groups need registers too
-    rows, items, others = _score_tile(group, dim, element_size, device, owned, visited, True)
-    return {**others, "BLOCK_R": max(rows, others["GROUP"]), "BLOCK_V": items}
+    rows, items, tile_options = _score_tile(group, dim, element_size, device, owned, visited, True)
+    return {**tile_options, "BLOCK_R": max(rows, tile_options["GROUP"]), "BLOCK_V": items}
 
 
 def items_gradient(group: int, dim: int, element_size: int, device: torch.device) -> Options:
     """A program owns items and visits rows of states, 32 where 64 make registers spill."""
     visited = 32 if _reads_shared_memory(device) else 64
     owned = _gradient_owned(element_size, device)
-    items, rows, others = _score_tile(group, dim, element_size, device, owned, visited, True)
-    return {**others, "BLOCK_R": max(rows, others["GROUP"]), "BLOCK_V": items}
+    items, rows, tile_options = _score_tile(group, dim, element_size, device, owned, visited, True)
+    return {**tile_options, "BLOCK_R": max(rows, tile_options["GROUP"]), "BLOCK_V": items}
 
 
 # Parts of a row that are put together at a time, in blocks of 1024 of them: enough loads in flight to hide their time.
@@ -237,18 +243,18 @@ def row_products(dim: int) -> Options:
 def info_nce_forward(element_size: int) -> Options:
     """One tile per program: a batch of 2048 in 4 groups is 1024 programs of 128 × 128."""
     if TRITON_INTERPRETED:
-        return options(4, 1, BLOCK=128, PIECE=32)
+        return options(4, 1, BLOCK=128, BLOCK_D=32)
     if element_size == 2:
-        return options(8, 3, BLOCK=128, PIECE=64)
-    return options(4, 3, BLOCK=64, PIECE=32)
+        return options(8, 3, BLOCK=128, BLOCK_D=64)
+    return options(4, 3, BLOCK=64, BLOCK_D=32)
 
 
 def info_nce_backward(dim: int, element_size: int) -> Options:
     """A block of one view's rows; at most 128 columns of the gradient, so that few groups still fill the chip."""
-    block_d = min(power_of_two(dim, 16), 128)
+    held_d = min(power_of_two(dim, 16), 128)
     if TRITON_INTERPRETED:
-        return options(4, 1, BLOCK_R=128, BLOCK_V=64, BLOCK_D=min(block_d, 32), PIECE=32)
-    return options(8, 2, BLOCK_R=64, BLOCK_V=64 if element_size == 2 else 32, BLOCK_D=block_d, PIECE=64)
+        return options(4, 1, BLOCK_R=128, BLOCK_V=64, HELD_D=min(held_d, 32), BLOCK_D=32)
+    return options(8, 2, BLOCK_R=64, BLOCK_V=64 if element_size == 2 else 32, HELD_D=held_d, BLOCK_D=64)
 
 
 def info_nce_losses() -> Options:
@@ -259,15 +265,15 @@ def info_nce_losses() -> Options:
 def top_items(rows: int, k: int, element_size: int) -> Options:
     """Blocks of rows and items. Few rows per block: a block visits the longest of its rows' lists of candidates.
 
-    16 rows where there are no more, the least that a matrix instruction takes, else 32. Columns come in pieces of 64,
+    16 rows where there are no more, the least that a matrix instruction takes, else 32. Columns come in blocks of 64,
     of float32 numbers 16: with 32, registers spill with Triton 3.6.
     """
     block_k = power_of_two(k)
     if TRITON_INTERPRETED:
-        return options(4, 1, BLOCK_R=16, BLOCK_V=16 if k <= 16 else 256, BLOCK_K=block_k, BLOCK_X=16, PIECE=16)
+        return options(4, 1, BLOCK_R=16, BLOCK_V=16 if k <= 16 else 256, BLOCK_K=block_k, BLOCK_X=16, BLOCK_D=16)
     block_r = 16 if rows <= 16 else 32
-    piece = 64 if element_size == 2 else 16
-    return options(8, 3, BLOCK_R=block_r, BLOCK_V=128, BLOCK_K=block_k, BLOCK_X=64, PIECE=piece)
+    block_d = 64 if element_size == 2 else 16
+    return options(8, 3, BLOCK_R=block_r, BLOCK_V=128, BLOCK_K=block_k, BLOCK_X=64, BLOCK_D=block_d)
 
 
 def top_results(k: int) -> Options:

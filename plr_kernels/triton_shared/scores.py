@@ -9,30 +9,85 @@ order, so that results are the same in every run.
 
 Scores are held in units of log2, since the hardware's exponential is 2^x.
 
-One entry per row is treated apart: of the cross-entropy the target, of the divergence the "top", the first item with
+One entry per row is treated apart: of the cross-entropy the target, of the divergence the argmax, the first item with
 the largest score. Where a distribution is near one-hot, the gradient there is a small difference of numbers that are
 not (csrc/pairwise_kl.cpp has the formulas). So the sums leave that entry out, and give its gradient without
 cancellation.
+
+Sizes in comments: R rows and V items of a tile.
 """
+
+from typing import Any, NamedTuple
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
+from plr_kernels.dispatch.gradients import new_gradients
 from plr_kernels.triton_shared import launch
-from plr_kernels.triton_shared.helpers import LN_2, LOG2_E, dot_precision, load_tile, new_gradient
+from plr_kernels.triton_shared.helpers import LN_2, LOG2_E, LOWEST, dot_precision, load_tile, strided
 
-_LN_2 = tl.constexpr(LN_2)
 # All states of a group share a tile of scores.
 LARGEST_GROUP = 128
-# Numbers that are kept of a row for the backward pass, side by side: one address serves all of them.
-# Maximum, 1/sum, the probability of all items but the one treated apart, and that item; of a divergence also the mean
-# deviation, its difference from that at the top, and the top that all rows of the group share. Items are int32 in the
-# bits of a float32, NO_ITEM where there is none.
-CROSS_ENTROPY_STATISTICS = 4
-DIVERGENCE_STATISTICS = 8
+
+# What is kept of a row for the backward pass, side by side: one address serves all of them. The columns:
+MAXIMUM = tl.constexpr(0)  # m, the largest score
+INVERSE_SUM = tl.constexpr(1)  # 1 / Σ 2^(s − m)
+PROB_OF_REST = tl.constexpr(2)  # 1 − p of the entry treated apart, without cancellation
+ENTRY = tl.constexpr(3)  # that entry: int32 in the bits of a float32, NO_ITEM where there is none
+MEAN_DEVIATION = tl.constexpr(4)  # of a divergence: r̄ = Σ p r
+ARGMAX_DEVIATION = tl.constexpr(5)  # r̄ − r at the argmax
+SHARED_ARGMAX = tl.constexpr(6)  # the argmax that all rows of the group share, in bits as above
+CROSS_ENTROPY_STATISTICS = tl.constexpr(4)  # columns of a row
+DIVERGENCE_STATISTICS = tl.constexpr(8)  # a power of two: the last is not read
 NO_ITEM = tl.constexpr(-0x40800000)  # the bits of -1.0: others might be those of a NaN, which equals nothing
+
+
+class Group(NamedTuple):
+    """The rows that share a group: 1/N, N, N padded to a power of two, and whether that is more than N.
+
+    To be made where it is passed: a tuple that is given a name loses its constants, which become tensors.
+    """
+
+    inverse_size: Any
+    size: Any
+    padded_size: Any
+    padded: Any
+
+
+class Vectors(NamedTuple):
+    """A block of vectors in memory: the table's address, where each begins, which exist, the distance of columns."""
+
+    data: Any
+    offsets: Any
+    exist: Any
+    column_stride: Any
+
+
+class PartialDivergence(NamedTuple):
+    """What is known of a row's divergence from some of the items, with t = s − m.
+
+    r is the difference of t from its mean over the group.
+    """
+
+    m: Any  # the largest score, LOWEST before the first item
+    total: Any  # Σ 2^t without the argmax
+    deviation: Any  # Σ 2^t (r − r of the argmax)
+    argmax_r: Any  # r of the argmax
+    argmax: Any
+
+
+class RowStatistics(NamedTuple):
+    """What `_score_gradient` takes of each row; the names of the columns above say more."""
+
+    maximum: Any
+    inverse_sum: Any
+    prob_of_rest: Any
+    entry: Any
+    weight_or_mean: Any  # the weight of a row's cross-entropy, the mean deviation of a divergence
+    argmax_deviation: Any
+    shared_argmax: Any
 
 
 @triton.jit
@@ -45,114 +100,99 @@ def tile_rows(block, B, N, GROUP: tl.constexpr, BLOCK_R: tl.constexpr):
 
 
 @triton.jit
-def _products(
-    left_tile,
-    right_tile,
-    left,
-    left_offsets,
-    left_mask,
-    left_stride,
-    right,
-    right_offsets,
-    right_mask,
-    right_stride,
-    D: tl.constexpr,
-    PRECISION: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-    PIECE: tl.constexpr,
-):
-    """All products of two blocks of vectors, from their tiles where a PIECE is all D columns, else in pieces.
+def _load_vectors(vectors, columns, D: tl.constexpr):
+    """Some columns of a block of vectors, zero in vectors that do not exist and columns beyond D."""
+    mask = vectors.exist[:, None] & (columns < D)[None, :]
+    return load_tile(vectors.data, vectors.offsets, 1, columns, vectors.column_stride, mask)
 
-    Of each block: the address, each vector's offset, whether it exists, and the distance between columns.
-    """
-    if D <= PIECE:
+
+@triton.jit
+def _products(
+    left_tile, right_tile, left, right, D: tl.constexpr, PRECISION: tl.constexpr, BLOCK_D: tl.constexpr
+):
+    """All products of two blocks of vectors: from their tiles where BLOCK_D is all D columns, else read in blocks."""
+    if D <= BLOCK_D:
         products = tl.dot(left_tile, tl.trans(right_tile), input_precision=PRECISION)
     else:
-        products = tl.zeros([left_offsets.shape[0], right_offsets.shape[0]], tl.float32)
-        for first in range(0, D, PIECE):
-            columns = first + tl.arange(0, PIECE)
-            inside = (columns < D)[None, :]
-            left_piece = load_tile(left, left_offsets, 1, columns, left_stride, left_mask[:, None] & inside)
-            right_piece = load_tile(right, right_offsets, 1, columns, right_stride, right_mask[:, None] & inside)
-            products = tl.dot(left_piece, tl.trans(right_piece), acc=products, input_precision=PRECISION)
+        products = tl.zeros([left.offsets.shape[0], right.offsets.shape[0]], tl.float32)
+        for first in range(0, D, BLOCK_D):
+            columns = first + tl.arange(0, BLOCK_D)
+            left_block = _load_vectors(left, columns, D)
+            right_block = _load_vectors(right, columns, D)
+            products = tl.dot(left_block, tl.trans(right_block), acc=products, input_precision=PRECISION)
     return products
 
 
 @triton.jit
-def off_group_mean(tile, inverse_group, N, GROUP: tl.constexpr, ROWS_AXIS: tl.constexpr, PADDED: tl.constexpr):
+def off_group_mean(tile, group, ROWS_AXIS: tl.constexpr):
     """Of each entry, the difference from the mean over the row's group, for a tile that is 0 in rows that do not exist.
 
     Exactly 0 where all rows of a group agree: where the sum over N rows divided by N would be rounded, which is where a
-    group is PADDED to a power of two, the mean is taken of the differences from the group's first row. Where N is a
+    group is padded to a power of two, the mean is taken of the differences from the group's first row. Where N is a
     power of two from 8 on, the sum may be rounded too, in some orders: there the differences would take up to a fifth
     more instructions.
     """
     if ROWS_AXIS == 0:
-        grouped = tl.reshape(tile, [tile.shape[0] // GROUP, GROUP, tile.shape[1]])
-        member = tl.arange(0, GROUP)[None, :, None]
+        grouped = tl.reshape(tile, [tile.shape[0] // group.padded_size, group.padded_size, tile.shape[1]])
+        member = tl.arange(0, group.padded_size)[None, :, None]
     else:
-        grouped = tl.reshape(tile, [tile.shape[0], tile.shape[1] // GROUP, GROUP])
-        member = tl.arange(0, GROUP)[None, None, :]
-    if PADDED:
+        grouped = tl.reshape(tile, [tile.shape[0], tile.shape[1] // group.padded_size, group.padded_size])
+        member = tl.arange(0, group.padded_size)[None, None, :]
+    if group.padded:
         grouped -= tl.sum(tl.where(member == 0, grouped, 0.0), ROWS_AXIS + 1, keep_dims=True)
-        grouped = tl.where(member < N, grouped, 0.0)
-    grouped -= tl.sum(grouped, ROWS_AXIS + 1, keep_dims=True) * inverse_group
+        grouped = tl.where(member < group.size, grouped, 0.0)
+    grouped -= tl.sum(grouped, ROWS_AXIS + 1, keep_dims=True) * group.inverse_size
     return tl.reshape(grouped, tile.shape)
 
 
 @triton.jit
-def _off_mean_of_rows(numbers, inverse_group, N, GROUP: tl.constexpr, PADDED: tl.constexpr):
+def _off_mean_of_rows(numbers, group):
     """The same for one number per row."""
-    return tl.reshape(off_group_mean(numbers[:, None], inverse_group, N, GROUP, 0, PADDED), numbers.shape)
+    return tl.reshape(off_group_mean(numbers[:, None], group, 0), numbers.shape)
 
 
 @triton.jit
-def join(
-    maximum,
-    total,
-    deviation,
-    at_top,
-    top,
-    other_maximum,
-    other_total,
-    other_deviation,
-    other_at_top,
-    other_top,
-    inverse_group,
-    N,
-    GROUP: tl.constexpr,
-    PADDED: tl.constexpr,
-):
-    """What `_forward_kernel` keeps of a row's divergence, of two parts of the items together, the second one behind.
+def no_items(BLOCK_R: tl.constexpr):
+    """The PartialDivergence of rows before the first item."""
+    return PartialDivergence(
+        tl.full([BLOCK_R], LOWEST, tl.float32),
+        tl.zeros([BLOCK_R], tl.float32),
+        tl.zeros([BLOCK_R], tl.float32),
+        tl.zeros([BLOCK_R], tl.float32),
+        tl.zeros([BLOCK_R], tl.int32),
+    )
 
-    Both with the distances from the larger maximum, then the smaller added to the larger. Where the first maximum is
-    the least finite number there is no first part yet.
+
+@triton.jit
+def merge(left, right, group):
+    """The PartialDivergence of two parts of the items together, the right one's items behind the left one's.
+
+    Both with the distances from the larger maximum, then the part with the lower maximum added to the other:
+    Σ 2^t counts the lower part's argmax too, which is no longer left out.
     """
-    begins = maximum == -3.4028234663852886e38
-    raised = tl.maximum(maximum, other_maximum)
-    at_top += _off_mean_of_rows(maximum - raised, inverse_group, N, GROUP, PADDED)
-    other_at_top += _off_mean_of_rows(other_maximum - raised, inverse_group, N, GROUP, PADDED)
-    higher = (other_maximum > maximum) | begins
-    shrink = tl.where(begins, 0.0, tl.exp2(tl.where(higher, maximum, other_maximum) - raised))
-    new_at_top = tl.where(higher, other_at_top, at_top)
-    added = (1.0 + tl.where(higher, total, other_total)) * shrink
-    offset = tl.where(begins, 0.0, tl.where(higher, at_top, other_at_top) - new_at_top)
-    new_deviation = tl.where(higher, other_deviation, deviation)
-    new_deviation += tl.where(higher, deviation, other_deviation) * shrink + added * offset
-    new_total = tl.where(higher, other_total, total) + added
-    return raised, new_total, new_deviation, new_at_top, tl.where(higher, other_top, top)
+    is_first = left.m == LOWEST  # there is no left part
+    m_new = tl.maximum(left.m, right.m)
+    left_r = left.argmax_r + _off_mean_of_rows(left.m - m_new, group)
+    right_r = right.argmax_r + _off_mean_of_rows(right.m - m_new, group)
+    right_wins = (right.m > left.m) | is_first
+    shrink = tl.where(is_first, 0.0, tl.exp2(tl.where(right_wins, left.m, right.m) - m_new))
+    argmax_r = tl.where(right_wins, right_r, left_r)
+    lower_total = (1.0 + tl.where(right_wins, left.total, right.total)) * shrink
+    lower_offset = tl.where(is_first, 0.0, tl.where(right_wins, left_r, right_r) - argmax_r)
+    deviation = tl.where(right_wins, right.deviation, left.deviation)
+    deviation += tl.where(right_wins, left.deviation, right.deviation) * shrink + lower_total * lower_offset
+    total = tl.where(right_wins, right.total, left.total) + lower_total
+    return PartialDivergence(m_new, total, deviation, argmax_r, tl.where(right_wins, right.argmax, left.argmax))
 
 
 @triton.jit(do_not_specialize=["ignore_index", "per_split", "B", "N", "V"])
 def _forward_kernel(
     states,
-    states_strides,
     items,
-    items_strides,
     targets,
     ignore_index,
     parts,
-    tops,
+    argmaxes,
     scale,
     inverse_group,
     per_split,
@@ -165,109 +205,80 @@ def _forward_kernel(
     PRECISION: tl.constexpr,
     BLOCK_R: tl.constexpr,
     BLOCK_V: tl.constexpr,
+    HELD_D: tl.constexpr,
     BLOCK_D: tl.constexpr,
-    PIECE: tl.constexpr,
 ):
     """Of a part of the items (`per_split` blocks), for each row, with t = s − m and m the maximum:
 
-    with targets, m and Σ 2^t, both without the target; without, m, Σ 2^t without the top, r of the top,
-    Σ 2^t (r − r of the top), and the top, with r the difference of t from its mean over the group.
+    with targets, m and Σ 2^t, both without the target; without, the fields of PartialDivergence.
     """
     group, member, row_exists, rows = tile_rows(tl.program_id(0), B, N, GROUP, BLOCK_R)
-    row_mask = row_exists
+    counted = row_exists
     target = tl.zeros([BLOCK_R], tl.int32)
     if targets is not None:
         number = tl.load(targets + rows, mask=row_exists, other=ignore_index)
-        row_mask = number != ignore_index
+        counted = number != ignore_index
         target = number.to(tl.int32)
-    row_offsets = group * states_strides[0] + member.to(tl.int64) * states_strides[1]
-    columns = tl.arange(0, BLOCK_D)
-    inside = (columns < D)[None, :]
-    h = load_tile(states, row_offsets, 1, columns, states_strides[2], row_mask[:, None] & inside)
+    row_offsets = group * states.strides[0] + member.to(tl.int64) * states.strides[1]
+    row_vectors = Vectors(states.data, row_offsets, counted, states.strides[2])
+    columns = tl.arange(0, HELD_D)
+    h = _load_vectors(row_vectors, columns, D)  # [R, HELD_D]
     first = tl.program_id(1) * per_split * BLOCK_V
     last = tl.minimum(first + per_split * BLOCK_V, V)
-    # The least finite number: a part of the items may consist of the target alone.
-    maximum = tl.full([BLOCK_R], -3.4028234663852886e38, tl.float32)
+    # LOWEST, not −inf: a part of the items may consist of the target alone.
+    m = tl.full([BLOCK_R], LOWEST, tl.float32)
     total = tl.zeros([BLOCK_R], tl.float32)
-    deviation = tl.zeros([BLOCK_R], tl.float32)
-    at_top = tl.zeros([BLOCK_R], tl.float32)
-    top = tl.zeros([BLOCK_R], tl.int32)
+    row = no_items(BLOCK_R)
     for start in range(first, last, BLOCK_V):
         numbers = start + tl.arange(0, BLOCK_V)
-        item_mask = numbers < last
-        item_offsets = numbers.to(tl.int64) * items_strides[0]
-        e = load_tile(items, item_offsets, 1, columns, items_strides[1], item_mask[:, None] & inside)
-        scores = scale * _products(
-            h,
-            e,
-            states,
-            row_offsets,
-            row_mask,
-            states_strides[2],
-            items,
-            item_offsets,
-            item_mask,
-            items_strides[1],
-            D,
-            PRECISION,
-            BLOCK_D,
-            PIECE,
-        )
+        item_exists = numbers < last
+        item_vectors = Vectors(items.data, numbers.to(tl.int64) * items.strides[0], item_exists, items.strides[1])
+        e = _load_vectors(item_vectors, columns, D)  # [V, HELD_D]
+        scores = scale * _products(h, e, row_vectors, item_vectors, D, PRECISION, BLOCK_D)  # [R, V]
         if targets is not None:
-            counted = item_mask[None, :] & (numbers[None, :] != target[:, None])
-            raised = tl.maximum(maximum, tl.max(tl.where(counted, scores, float("-inf")), 1))
-            weights = tl.where(counted, tl.exp2(scores - raised[:, None]), 0.0)
-            total = total * tl.exp2(maximum - raised) + tl.sum(weights, 1)
-            maximum = raised
+            in_sum = item_exists[None, :] & (numbers[None, :] != target[:, None])
+            m_new = tl.maximum(m, tl.max(tl.where(in_sum, scores, float("-inf")), 1))
+            weights = tl.where(in_sum, tl.exp2(scores - m_new[:, None]), 0.0)
+            total = total * tl.exp2(m - m_new) + tl.sum(weights, 1)
+            m = m_new
         else:
-            of_items = tl.where(item_mask[None, :], scores, float("-inf"))
-            tile_maximum = tl.max(of_items, 1)
-            tile_top = tl.min(tl.where(of_items == tile_maximum[:, None], numbers[None, :], V), 1)
-            is_top = numbers[None, :] == tile_top[:, None]
-            distances = scores - tile_maximum[:, None]
-            off_mean = off_group_mean(distances, inverse_group, N, GROUP, 0, PADDED)
-            tile_at_top = tl.sum(tl.where(is_top, off_mean, 0.0), 1)
-            weights = tl.where(item_mask[None, :] & (is_top == 0), tl.exp2(distances), 0.0)
+            item_scores = tl.where(item_exists[None, :], scores, float("-inf"))
+            tile_m = tl.max(item_scores, 1)
+            tile_argmax = tl.min(tl.where(item_scores == tile_m[:, None], numbers[None, :], V), 1)
+            is_argmax = numbers[None, :] == tile_argmax[:, None]
+            t = scores - tile_m[:, None]
+            r = off_group_mean(t, Group(inverse_group, N, GROUP, PADDED), 0)
+            tile_r = tl.sum(tl.where(is_argmax, r, 0.0), 1)
+            weights = tl.where(item_exists[None, :] & (is_argmax == 0), tl.exp2(t), 0.0)
             tile_total = tl.sum(weights, 1)
-            tile_deviation = tl.sum(weights * (off_mean - tile_at_top[:, None]), 1)
-            maximum, total, deviation, at_top, top = join(
-                maximum,
-                total,
-                deviation,
-                at_top,
-                top,
-                tile_maximum,
-                tile_total,
-                tile_deviation,
-                tile_at_top,
-                tile_top,
-                inverse_group,
-                N,
-                GROUP,
-                PADDED,
-            )
+            tile_deviation = tl.sum(weights * (r - tile_r[:, None]), 1)
+            tile = PartialDivergence(tile_m, tile_total, tile_deviation, tile_r, tile_argmax)
+            row = merge(row, tile, Group(inverse_group, N, GROUP, PADDED))
     all_rows = tl.cast(B, tl.int64) * N
     offsets = tl.program_id(1) * all_rows + rows
     part = tl.num_programs(1) * all_rows
-    tl.store(parts + offsets, maximum, mask=row_exists)
-    tl.store(parts + part + offsets, total, mask=row_exists)
-    if targets is None:
-        tl.store(parts + 2 * part + offsets, deviation, mask=row_exists)
-        tl.store(parts + 3 * part + offsets, at_top, mask=row_exists)
-        tl.store(tops + offsets, top, mask=row_exists)
+    if targets is not None:
+        tl.store(parts + offsets, m, mask=row_exists)
+        tl.store(parts + part + offsets, total, mask=row_exists)
+    else:
+        tl.store(parts + offsets, row.m, mask=row_exists)
+        tl.store(parts + part + offsets, row.total, mask=row_exists)
+        tl.store(parts + 2 * part + offsets, row.deviation, mask=row_exists)
+        tl.store(parts + 3 * part + offsets, row.argmax_r, mask=row_exists)
+        tl.store(argmaxes + offsets, row.argmax, mask=row_exists)
 
 
 @triton.jit
-def _load_entry(of_rows, row_mask):
+def _load_item(bits, row_mask):
     """The number of an item, from the bits of a float32."""
-    return tl.load(of_rows, mask=row_mask, other=-1.0).to(tl.int32, bitcast=True)
+    return tl.load(bits, mask=row_mask, other=-1.0).to(tl.int32, bitcast=True)
 
 
 @triton.jit
 def _counted(row_exists, statistics, rows, STATISTICS: tl.constexpr, CROSS_ENTROPY: tl.constexpr):
     """Which rows of a tile exist and, of a cross-entropy, have a target."""
     if CROSS_ENTROPY:
-        row_exists = _load_entry(statistics + rows * STATISTICS + 3, row_exists) >= 0
+        row_exists = _load_item(statistics + rows * STATISTICS + ENTRY, row_exists) >= 0
     return row_exists
 
 
@@ -275,84 +286,90 @@ def _counted(row_exists, statistics, rows, STATISTICS: tl.constexpr, CROSS_ENTRO
 def _load_statistics(
     statistics, weights, weights_stride, rows, row_mask, STATISTICS: tl.constexpr, CROSS_ENTROPY: tl.constexpr
 ):
-    """What `_gradient_tile` takes of each row; a row that does not count gets p = 0."""
-    of_rows = statistics + rows * STATISTICS
-    maximum = tl.load(of_rows, mask=row_mask, other=0.0)
-    inverse_sum = tl.load(of_rows + 1, mask=row_mask, other=0.0)
-    others = tl.load(of_rows + 2, mask=row_mask, other=0.0)
-    entry = _load_entry(of_rows + 3, row_mask)
+    """The RowStatistics of each row; a row that does not count gets p = 0."""
+    row_stats = statistics + rows * STATISTICS
+    maximum = tl.load(row_stats + MAXIMUM, mask=row_mask, other=0.0)
+    inverse_sum = tl.load(row_stats + INVERSE_SUM, mask=row_mask, other=0.0)
+    prob_of_rest = tl.load(row_stats + PROB_OF_REST, mask=row_mask, other=0.0)
+    entry = _load_item(row_stats + ENTRY, row_mask)
     if CROSS_ENTROPY:
         weight = tl.load(weights + rows * weights_stride, mask=row_mask, other=0.0)
-        return maximum, inverse_sum, others, entry, weight, weight, entry
+        return RowStatistics(maximum, inverse_sum, prob_of_rest, entry, weight, weight, entry)
     else:
-        mean_deviation = tl.load(of_rows + 4, mask=row_mask, other=0.0)
-        top_deviation = tl.load(of_rows + 5, mask=row_mask, other=0.0)
-        return maximum, inverse_sum, others, entry, mean_deviation, top_deviation, _load_entry(of_rows + 6, row_mask)
+        mean = tl.load(row_stats + MEAN_DEVIATION, mask=row_mask, other=0.0)
+        argmax_deviation = tl.load(row_stats + ARGMAX_DEVIATION, mask=row_mask, other=0.0)
+        shared = _load_item(row_stats + SHARED_ARGMAX, row_mask)
+        return RowStatistics(maximum, inverse_sum, prob_of_rest, entry, mean, argmax_deviation, shared)
 
 
 @triton.jit
-def _gradient_tile(
+def _across_tile(row, ROWS_AXIS: tl.constexpr):
+    """The RowStatistics with a second dimension of size 1, for a tile whose rows run along ROWS_AXIS."""
+    return RowStatistics(
+        tl.expand_dims(row.maximum, 1 - ROWS_AXIS),
+        tl.expand_dims(row.inverse_sum, 1 - ROWS_AXIS),
+        tl.expand_dims(row.prob_of_rest, 1 - ROWS_AXIS),
+        tl.expand_dims(row.entry, 1 - ROWS_AXIS),
+        tl.expand_dims(row.weight_or_mean, 1 - ROWS_AXIS),
+        tl.expand_dims(row.argmax_deviation, 1 - ROWS_AXIS),
+        tl.expand_dims(row.shared_argmax, 1 - ROWS_AXIS),
+    )
+
+
+@triton.jit
+def _score_gradient(
     scores,
-    maximum,
-    inverse_sum,
-    others,
-    entry,
-    third,
-    top_deviation,
-    shared,
+    row,
     numbers,
-    item_mask,
-    inverse_group,
-    N,
-    GROUP: tl.constexpr,
+    item_exists,
+    group,
     ROWS_AXIS: tl.constexpr,
-    PADDED: tl.constexpr,
     CROSS_ENTROPY: tl.constexpr,
     DETACH: tl.constexpr,
-    SCALE: tl.constexpr,
+    GRAD_SCALE: tl.constexpr,
 ):
-    """The gradient by the logits, but for a factor common to all.
+    """The gradient w.r.t. the logits, but for a factor common to all, of a tile whose rows run along ROWS_AXIS.
 
-    Cross-entropy: w (p − [item is the target]), which is −w · others at the target. Divergence:
+    Cross-entropy: w (p − [item is the target]), which is −w · prob_of_rest at the target. Divergence:
     p (r − r̄ + 1) − mean_j p_j, the last two terms not where the reference is detached, with r the deviation of
-    t = s − m from its mean over the group and r̄ = Σ p r. At the row's own top r − r̄ is known better, and where all
-    rows of a group share a top, so is 1 − p there. The tile's rows run along ROWS_AXIS, and what belongs to rows
-    or items has a second dimension of size 1.
+    t = s − m from its mean over the group and r̄ = Σ p r. At the row's own argmax r − r̄ is known better, and where all
+    rows of a group share an argmax, so is 1 − p there.
     """
-    distances = scores - maximum
-    p = tl.exp2(distances) * inverse_sum
-    # Scores of items that do not exist are 0, and 2^(0 − maximum) may be infinite.
-    p = tl.where(item_mask, p, 0.0)
+    row = _across_tile(row, ROWS_AXIS)
+    numbers, item_exists = tl.expand_dims(numbers, ROWS_AXIS), tl.expand_dims(item_exists, ROWS_AXIS)
+    t = scores - row.maximum
+    p = tl.exp2(t) * row.inverse_sum
+    # Scores of items that do not exist are 0, and 2^(0 − m) may be infinite.
+    p = tl.where(item_exists, p, 0.0)
     if CROSS_ENTROPY:
-        gradient = tl.where(numbers == entry, -others, p) * third
+        gradient = tl.where(numbers == row.entry, -row.prob_of_rest, p) * row.weight_or_mean
     else:
-        deviation = off_group_mean(distances, inverse_group, N, GROUP, ROWS_AXIS, PADDED) - third
-        gradient = p * (tl.where(numbers == entry, -top_deviation, deviation) * _LN_2)
+        deviation = off_group_mean(t, group, ROWS_AXIS) - row.weight_or_mean  # r − r̄
+        gradient = p * (tl.where(numbers == row.entry, -row.argmax_deviation, deviation) * LN_2)
         if not DETACH:
-            p = tl.where(numbers == shared, -others, p)  # p − 1 of all rows: the same difference from the mean
-            gradient += off_group_mean(p, inverse_group, N, GROUP, ROWS_AXIS, PADDED)
-    return gradient * SCALE
+            # p − 1 of all rows: the same difference from the mean
+            p = tl.where(numbers == row.shared_argmax, -row.prob_of_rest, p)
+            gradient += off_group_mean(p, group, ROWS_AXIS)
+    return gradient * GRAD_SCALE
 
 
 @triton.jit
-def _outer(outer):
-    """The number that multiplies a whole gradient, 1 where there is none."""
+def _load_factor(device_factor):
+    """The number on the device that multiplies a whole gradient, 1 where there is none."""
     factor = 1.0
-    if outer is not None:
-        factor = tl.load(outer).to(tl.float32)
+    if device_factor is not None:
+        factor = tl.load(device_factor).to(tl.float32)
     return factor
 
 
 @triton.jit(do_not_specialize=["weights_stride", "per_split", "B", "N", "V"])
 def _states_gradient_kernel(
     states,
-    states_strides,
     items,
-    items_strides,
     statistics,
     weights,
     weights_stride,
-    outer,
+    device_factor,
     factor,
     gradient,
     scale,
@@ -367,87 +384,60 @@ def _states_gradient_kernel(
     STATISTICS: tl.constexpr,
     CROSS_ENTROPY: tl.constexpr,
     DETACH: tl.constexpr,
-    SCALE: tl.constexpr,
+    GRAD_SCALE: tl.constexpr,
     PRECISION: tl.constexpr,
     BLOCK_R: tl.constexpr,
     BLOCK_V: tl.constexpr,
+    HELD_D: tl.constexpr,
     BLOCK_D: tl.constexpr,
-    PIECE: tl.constexpr,
 ):
-    """Σ over a part of the items (`per_split` blocks) of gradient-by-logit times item, for one block of rows."""
+    """dL/dh = Σ_v dL/ds(v) · e(v) over a part of the items (`per_split` blocks), for one block of rows."""
     group, member, row_exists, rows = tile_rows(tl.program_id(0), B, N, GROUP, BLOCK_R)
-    row_mask = _counted(row_exists, statistics, rows, STATISTICS, CROSS_ENTROPY)
-    row_offsets = group * states_strides[0] + member.to(tl.int64) * states_strides[1]
-    columns = tl.program_id(2) * BLOCK_D + tl.arange(0, BLOCK_D)
-    inside = (columns < D)[None, :]
-    h = load_tile(states, row_offsets, 1, columns, states_strides[2], row_mask[:, None] & inside)
-    maximum, inverse_sum, others, entry, third, top_deviation, shared = _load_statistics(
-        statistics, weights, weights_stride, rows, row_mask, STATISTICS, CROSS_ENTROPY
-    )
+    counted = _counted(row_exists, statistics, rows, STATISTICS, CROSS_ENTROPY)
+    row_offsets = group * states.strides[0] + member.to(tl.int64) * states.strides[1]
+    row_vectors = Vectors(states.data, row_offsets, counted, states.strides[2])
+    columns = tl.program_id(2) * HELD_D + tl.arange(0, HELD_D)
+    h = _load_vectors(row_vectors, columns, D)  # [R, HELD_D]
+    row = _load_statistics(statistics, weights, weights_stride, rows, counted, STATISTICS, CROSS_ENTROPY)
     first = tl.program_id(1) * per_split * BLOCK_V
     last = tl.minimum(first + per_split * BLOCK_V, V)
-    total = tl.zeros([BLOCK_R, BLOCK_D], tl.float32)
+    total = tl.zeros([BLOCK_R, HELD_D], tl.float32)
     for start in range(first, last, BLOCK_V):
         numbers = start + tl.arange(0, BLOCK_V)
-        item_mask = numbers < last
-        item_offsets = numbers.to(tl.int64) * items_strides[0]
-        e = load_tile(items, item_offsets, 1, columns, items_strides[1], item_mask[:, None] & inside)
-        scores = scale * _products(
-            h,
-            e,
-            states,
-            row_offsets,
-            row_mask,
-            states_strides[2],
-            items,
-            item_offsets,
-            item_mask,
-            items_strides[1],
-            D,
-            PRECISION,
-            BLOCK_D,
-            PIECE,
-        )
-        tile = _gradient_tile(
+        item_exists = numbers < last
+        item_vectors = Vectors(items.data, numbers.to(tl.int64) * items.strides[0], item_exists, items.strides[1])
+        e = _load_vectors(item_vectors, columns, D)  # [V, HELD_D]
+        scores = scale * _products(h, e, row_vectors, item_vectors, D, PRECISION, BLOCK_D)  # [R, V]
+        ds = _score_gradient(
             scores,
-            maximum[:, None],
-            inverse_sum[:, None],
-            others[:, None],
-            entry[:, None],
-            third[:, None],
-            top_deviation[:, None],
-            shared[:, None],
-            numbers[None, :],
-            item_mask[None, :],
-            inverse_group,
-            N,
-            GROUP,
+            row,
+            numbers,
+            item_exists,
+            Group(inverse_group, N, GROUP, PADDED),
             0,
-            PADDED,
             CROSS_ENTROPY,
             DETACH,
-            SCALE,
+            GRAD_SCALE,
         )
-        total = tl.dot(tile.to(e.dtype), e, acc=total, input_precision=PRECISION)
-    total *= _outer(outer) * factor
+        total = tl.dot(ds.to(e.dtype), e, acc=total, input_precision=PRECISION)
+    total *= _load_factor(device_factor) * factor
     # Counted from the block's first row: made of `rows`, the offsets would be kept in registers through the loop.
     first_row = tl.program_id(0).to(tl.int64) * (BLOCK_R // GROUP) * N
     gradient += (tl.program_id(1) * tl.cast(B, tl.int64) * N + first_row) * D
     local = tl.arange(0, BLOCK_R)
     offsets = (local // GROUP * N + local % GROUP)[:, None] * D + columns[None, :]
-    tl.store(gradient + offsets, total.to(gradient.dtype.element_ty), mask=row_exists[:, None] & inside)
+    mask = row_exists[:, None] & (columns < D)[None, :]
+    tl.store(gradient + offsets, total.to(gradient.dtype.element_ty), mask=mask)
 
 
 @triton.jit(do_not_specialize=["weights_stride", "per_split", "B", "N", "V"])
 def _items_gradient_kernel(
     states,
-    states_strides,
     items,
-    items_strides,
     statistics,
     weights,
     weights_stride,
-    outer,
+    device_factor,
     factor,
     gradient,
     scale,
@@ -462,76 +452,51 @@ def _items_gradient_kernel(
     STATISTICS: tl.constexpr,
     CROSS_ENTROPY: tl.constexpr,
     DETACH: tl.constexpr,
-    SCALE: tl.constexpr,
+    GRAD_SCALE: tl.constexpr,
     PRECISION: tl.constexpr,
     BLOCK_R: tl.constexpr,
     BLOCK_V: tl.constexpr,
+    HELD_D: tl.constexpr,
     BLOCK_D: tl.constexpr,
-    PIECE: tl.constexpr,
 ):
-    """Σ over a part of the rows (`per_split` tiles) of gradient-by-logit times row, for one block of items."""
+    """dL/de = Σ_rows dL/ds(row) · h(row) over a part of the rows (`per_split` tiles), for one block of items."""
     numbers = tl.program_id(0) * BLOCK_V + tl.arange(0, BLOCK_V)
-    item_mask = numbers < V
-    columns = tl.program_id(2) * BLOCK_D + tl.arange(0, BLOCK_D)
-    inside = (columns < D)[None, :]
-    item_offsets = numbers.to(tl.int64) * items_strides[0]
-    e = load_tile(items, item_offsets, 1, columns, items_strides[1], item_mask[:, None] & inside)
+    item_exists = numbers < V
+    item_vectors = Vectors(items.data, numbers.to(tl.int64) * items.strides[0], item_exists, items.strides[1])
+    columns = tl.program_id(2) * HELD_D + tl.arange(0, HELD_D)
+    e = _load_vectors(item_vectors, columns, D)  # [V, HELD_D]
     first = tl.program_id(1) * per_split
     last = tl.minimum(first + per_split, tl.cdiv(B, BLOCK_R // GROUP))
-    total = tl.zeros([BLOCK_V, BLOCK_D], tl.float32)
+    total = tl.zeros([BLOCK_V, HELD_D], tl.float32)
     for block in range(first, last):
-        group, member, row_mask, rows = tile_rows(block, B, N, GROUP, BLOCK_R)
-        row_mask = _counted(row_mask, statistics, rows, STATISTICS, CROSS_ENTROPY)
-        row_offsets = group * states_strides[0] + member.to(tl.int64) * states_strides[1]
-        h = load_tile(states, row_offsets, 1, columns, states_strides[2], row_mask[:, None] & inside)
-        scores = scale * _products(
-            e,
-            h,
-            items,
-            item_offsets,
-            item_mask,
-            items_strides[1],
-            states,
-            row_offsets,
-            row_mask,
-            states_strides[2],
-            D,
-            PRECISION,
-            BLOCK_D,
-            PIECE,
-        )
+        group, member, row_exists, rows = tile_rows(block, B, N, GROUP, BLOCK_R)
+        counted = _counted(row_exists, statistics, rows, STATISTICS, CROSS_ENTROPY)
+        row_offsets = group * states.strides[0] + member.to(tl.int64) * states.strides[1]
+        row_vectors = Vectors(states.data, row_offsets, counted, states.strides[2])
+        h = _load_vectors(row_vectors, columns, D)  # [R, HELD_D]
+        scores = scale * _products(e, h, item_vectors, row_vectors, D, PRECISION, BLOCK_D)  # [V, R]
         # After the product: held during it, they take some 25 more registers on sm_90 with Triton 3.6.
-        maximum, inverse_sum, others, entry, third, top_deviation, shared = _load_statistics(
-            statistics, weights, weights_stride, rows, row_mask, STATISTICS, CROSS_ENTROPY
-        )
-        tile = _gradient_tile(
+        row = _load_statistics(statistics, weights, weights_stride, rows, counted, STATISTICS, CROSS_ENTROPY)
+        ds = _score_gradient(
             scores,
-            maximum[None, :],
-            inverse_sum[None, :],
-            others[None, :],
-            entry[None, :],
-            third[None, :],
-            top_deviation[None, :],
-            shared[None, :],
-            numbers[:, None],
-            item_mask[:, None],
-            inverse_group,
-            N,
-            GROUP,
+            row,
+            numbers,
+            item_exists,
+            Group(inverse_group, N, GROUP, PADDED),
             1,
-            PADDED,
             CROSS_ENTROPY,
             DETACH,
-            SCALE,
+            GRAD_SCALE,
         )
-        total = tl.dot(tile.to(h.dtype), h, acc=total, input_precision=PRECISION)
-    total *= _outer(outer) * factor
+        total = tl.dot(ds.to(h.dtype), h, acc=total, input_precision=PRECISION)
+    total *= _load_factor(device_factor) * factor
     # Counted from the block's first item: made of `numbers`, the offsets would be kept in registers through the loop.
     start = tl.program_id(0) * BLOCK_V
     gradient += (tl.program_id(1) * tl.cast(V, tl.int64) + start) * D
     local = tl.arange(0, BLOCK_V)
     offsets = local[:, None] * D + columns[None, :]
-    tl.store(gradient + offsets, total.to(gradient.dtype.element_ty), mask=(local < V - start)[:, None] & inside)
+    mask = (local < V - start)[:, None] & (columns < D)[None, :]
+    tl.store(gradient + offsets, total.to(gradient.dtype.element_ty), mask=mask)
 
 
 def forward(
@@ -547,7 +512,7 @@ def forward(
         ignore_index: the target of rows that do not count.
 
     Returns:
-        float32 [2, parts, B, N] with targets, [4, parts, B, N] without, and the tops, int32 [parts, B, N] or None.
+        float32 [2, parts, B, N] with targets, [4, parts, B, N] without, and the argmaxes, int32 [parts, B, N] or None.
     """
     batch, group, dim = states.shape
     vocabulary = items.shape[0]
@@ -556,17 +521,15 @@ def forward(
     row_blocks = launch.blocks(batch, options["BLOCK_R"] // options["GROUP"])
     per_split, splits = launch.split(launch.blocks(vocabulary, options["BLOCK_V"]), row_blocks, launch.FORWARD_PROGRAMS)
     parts = states.new_empty((4 if targets is None else 2, splits, batch, group), dtype=torch.float32)
-    tops = states.new_empty((splits, batch, group), dtype=torch.int32) if targets is None else None
+    argmaxes = states.new_empty((splits, batch, group), dtype=torch.int32) if targets is None else None
     with torch.cuda.device_of(states):
         _forward_kernel[(row_blocks, splits)](
-            states,
-            states.stride(),
-            items,
-            items.stride(),
+            strided(states),
+            strided(items),
             targets,
             ignore_index,
             parts,
-            tops,
+            argmaxes,
             LOG2_E / temperature,
             1 / group,
             per_split,
@@ -578,7 +541,7 @@ def forward(
             PRECISION=dot_precision(),
             **options,
         )
-    return parts, tops
+    return parts, argmaxes
 
 
 def backward(
@@ -586,13 +549,13 @@ def backward(
     items: Tensor,
     statistics: Tensor,
     weights: Tensor | None,
-    outer: Tensor | None,
+    device_factor: Tensor | None,
     factor: float,
     temperature: float,
     detach_reference: bool,
     needs_states: bool,
     needs_items: bool,
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, ...]:
     """The gradients of states and items; an empty tensor for one that is not needed.
 
     Args:
@@ -600,7 +563,7 @@ def backward(
         items: [V, D], not empty.
         statistics: contiguous float32 [B, 1, CROSS_ENTROPY_STATISTICS] or [B, N, DIVERGENCE_STATISTICS].
         weights: float32 [B], what each row's cross-entropy is multiplied by, None for the divergence.
-        outer: a scalar on the device that multiplies everything, read there; None for 1.
+        device_factor: a scalar on the device that multiplies everything, read there; None for 1.
         factor: a further common factor.
         temperature: as in `forward`.
         detach_reference: whether the divergence's gradient skips the reference distribution.
@@ -609,33 +572,33 @@ def backward(
     """
     batch, group, dim = states.shape
     vocabulary = items.shape[0]
-    states_gradient, items_gradient = new_gradient(states, needs_states), new_gradient(items, needs_items)
-    # A probability of 1/V is subnormal in float16: held in larger units, which a factor of at most 1 cannot
-    # overflow, and a divergence, some ten units of logit, hardly.
-    units = 1 if states.dtype != torch.float16 else 64 if weights is None else 1024
-    for kernel, gradient in ((_states_gradient_kernel, states_gradient), (_items_gradient_kernel, items_gradient)):
-        for_states = kernel is _states_gradient_kernel
-        if not (needs_states if for_states else needs_items):
+    needs = (needs_states, needs_items)
+    gradients = new_gradients((states, items), needs)
+    # A probability of 1/V is subnormal in float16: held scaled, which a factor of at most 1 cannot overflow, and
+    # a divergence, some ten units of logit, hardly.
+    grad_scale = 1 if states.dtype != torch.float16 else 64 if weights is None else 1024
+    kernels = (_states_gradient_kernel, _items_gradient_kernel)
+    for kernel, gradient, needed in zip(kernels, gradients, needs, strict=True):
+        if not needed:
             continue
+        for_states = kernel is _states_gradient_kernel
         choose = launch.states_gradient if for_states else launch.items_gradient
         options = choose(group, dim, states.element_size(), states.device)
         row_blocks = launch.blocks(batch, options["BLOCK_R"] // options["GROUP"])
         item_blocks = launch.blocks(vocabulary, options["BLOCK_V"])
-        column_blocks = launch.blocks(dim, options["BLOCK_D"])
+        column_blocks = launch.blocks(dim, options["HELD_D"])
         owners, visited = (row_blocks, item_blocks) if for_states else (item_blocks, row_blocks)
         per_split, splits = launch.split(visited, owners * column_blocks, launch.GRADIENT_PROGRAMS)
         parts = gradient if splits == 1 else gradient.new_empty((splits, *gradient.shape), dtype=torch.float32)
         with torch.cuda.device_of(states):
             kernel[(owners, splits, column_blocks)](
-                states,
-                states.stride(),
-                items,
-                items.stride(),
+                strided(states),
+                strided(items),
                 statistics,
                 weights,
                 0 if weights is None else weights.stride(0),
-                outer,
-                factor / (temperature * units),
+                device_factor,
+                factor / (temperature * grad_scale),
                 parts,
                 LOG2_E / temperature,
                 1 / group,
@@ -648,13 +611,13 @@ def backward(
                 STATISTICS=statistics.shape[-1],
                 CROSS_ENTROPY=weights is not None,
                 DETACH=detach_reference,
-                SCALE=units,
+                GRAD_SCALE=grad_scale,
                 PRECISION=dot_precision(),
                 **options,
             )
         if splits > 1:
             gradient.copy_(parts.sum(0))
-    return states_gradient, items_gradient
+    return gradients
 
 
 def check_group(group: int) -> None:

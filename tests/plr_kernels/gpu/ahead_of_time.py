@@ -79,7 +79,8 @@ def recorded_launches(capability: int):
 def _describe(value: Any, path: tuple[int, ...], constants: dict, attributes: dict, specialize: bool) -> Any:
     """The type of an argument as the compiler wants it; constants and alignments are added to the dictionaries."""
     if isinstance(value, tuple):
-        return tuple(_describe(entry, (*path, i), constants, attributes, specialize) for i, entry in enumerate(value))
+        kinds = [_describe(entry, (*path, i), constants, attributes, specialize) for i, entry in enumerate(value)]
+        return type(value)(*kinds) if hasattr(value, "_fields") else tuple(kinds)
     if isinstance(value, torch.Tensor):
         if specialize:
             attributes[path] = [["tt.divisibility", 16]]
@@ -116,9 +117,10 @@ def compile_launch(call: Launch, capability: int) -> Binary:
 
 
 def _leaves(name: str, kind: Any) -> list[str]:
-    """The name once for every argument of the compiled kernel that an argument of the source became."""
+    """A name, `states.strides` for example, for every argument of the compiled kernel that one of the source became."""
     if isinstance(kind, tuple):
-        return [leaf for entry in kind for leaf in _leaves(name, entry)]
+        names = [f"{name}.{field}" for field in kind._fields] if hasattr(kind, "_fields") else [name] * len(kind)
+        return [leaf for entry_name, entry in zip(names, kind, strict=True) for leaf in _leaves(entry_name, entry)]
     return [] if kind == "constexpr" else [name]
 
 
