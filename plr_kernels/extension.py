@@ -3,6 +3,8 @@
 Imported only where the extension is there.
 """
 
+from __future__ import annotations
+
 import os
 from typing import Final
 
@@ -55,22 +57,17 @@ def rounds_float32() -> bool:
     return torch.get_float32_matmul_precision() == "medium"
 
 
-def with_plain_rows(tensor: Tensor) -> Tensor:
+def row_contiguous(tensor: Tensor) -> Tensor:
     """The tensor as a matrix [..., D] -> [rows, D] whose rows are contiguous; copied only where they are not."""
     rows = tensor.reshape(-1, tensor.shape[-1])
     return rows if rows.stride(1) == 1 or rows.shape[1] == 1 else rows.contiguous()
 
 
 def as_matrix(rows: Tensor) -> Matrix:
-    """A matrix from `with_plain_rows` for the extension. The caller keeps the tensor alive."""
+    """A matrix from `row_contiguous` for the extension. The caller keeps the tensor alive."""
     return rows.data_ptr(), type_name(rows.dtype), rows.shape[0], rows.shape[1], rows.stride(0)
 
 
-def new_gradient(tensor: Tensor, wanted: bool) -> Tensor:
-    """Uninitialised contiguous memory for the gradient of `tensor`, or an empty tensor where it is not wanted."""
-    return tensor.new_empty(tensor.shape if wanted else (0,))
-
-
 def as_gradient(gradient: Tensor, dim: int, wanted: bool) -> Matrix | None:
-    """A tensor from `new_gradient`, with rows of `dim` numbers, for the extension; None where it is not wanted."""
+    """A tensor from `new_gradients`, with rows of `dim` numbers, for the extension; None where it is not wanted."""
     return as_matrix(gradient.view(-1, dim)) if wanted else None

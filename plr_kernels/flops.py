@@ -4,6 +4,8 @@ Two per multiply-add of a matrix product, as PyTorch counts its own operators. A
 it computes anew, and one product for each gradient that is wanted.
 """
 
+from __future__ import annotations
+
 from torch import ops
 from torch.utils.flop_counter import register_flop_formula
 

@@ -1,5 +1,7 @@
 """The operators as nn.Module: options in the constructor, tensors in the call."""
 
+from __future__ import annotations
+
 import torch
 from torch import Tensor, nn
 

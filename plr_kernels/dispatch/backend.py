@@ -5,6 +5,8 @@ once (is the extension built, is Triton installed) is found out at import, so th
 enough for `torch.compile` to trace and guard on.
 """
 
+from __future__ import annotations
+
 import functools
 import importlib
 import importlib.util
@@ -138,13 +140,13 @@ def checks_values(
 
 
 # Where each fused backend of an operator lives, beside the operator's definition.
-_FUSED_MODULES: Final = {"cpp": "cpu", "triton": "triton_kernels"}
+_MODULES: Final = {"cpp": "cpu", "triton": "triton_kernels"}
 
 
 @functools.cache
-def fused_module(operator: str, name: str) -> Any:
+def backend_module(operator: str, name: str) -> Any:
     """The module with the functions `forward` and `backward` of an operator on a fused backend."""
-    return importlib.import_module(f"plr_kernels.{operator}.{_FUSED_MODULES[name]}")
+    return importlib.import_module(f"plr_kernels.{operator}.{_MODULES[name]}")
 
 
 def _from_environment() -> str:

@@ -1,5 +1,7 @@
 """Checks of arguments. Every message names the argument, what is accepted and what was found."""
 
+from __future__ import annotations
+
 import math
 from typing import Any, Final
 

@@ -6,6 +6,8 @@ takes longer than many an operator; a GPU may wait for it. It is needed where so
 only there.
 """
 
+from __future__ import annotations
+
 from typing import Final
 
 import torch
@@ -45,7 +47,7 @@ except (ImportError, AttributeError):
     _STATE_IS_KNOWN = False
 
 
-def dispatcher_is_idle(*tensors: Tensor) -> bool:
+def can_bypass_dispatcher(*tensors: Tensor) -> bool:
     """Whether the dispatcher would do nothing but record for autograd and call the operator's kernel.
 
     False while torch.compile or any other tracer, a dispatch or function mode (FakeTensorMode, FlopCounterMode), a

@@ -1,5 +1,7 @@
 """Dtypes on the way in: autocast, and float32 for what is computed from half-precision inputs."""
 
+from __future__ import annotations
+
 from contextlib import AbstractContextManager, nullcontext
 
 import torch

@@ -1,10 +1,13 @@
 """The "cpp" backend of info_nce: csrc/info_nce.cpp, which makes unit vectors of the views as it reads them."""
 
+from __future__ import annotations
+
 import torch
 from torch import Tensor
 
 from plr_kernels import _cpp
-from plr_kernels.extension import as_gradient, as_matrix, new_gradient, resources, rounds_float32, with_plain_rows
+from plr_kernels.dispatch.gradients import new_gradients
+from plr_kernels.extension import as_gradient, as_matrix, resources, rounds_float32, row_contiguous
 from plr_kernels.info_nce.reference import NORM_FLOOR
 
 
@@ -19,7 +22,7 @@ def forward(view1: Tensor, view2: Tensor, temperature: float) -> tuple[Tensor, T
     statistics = new_statistics(view1)
     if groups == 0 or batch == 0:
         return view1.new_zeros((), dtype=torch.float32), statistics
-    rows1, rows2 = with_plain_rows(view1), with_plain_rows(view2)
+    rows1, rows2 = row_contiguous(view1), row_contiguous(view2)
     loss = _cpp.info_nce_forward(
         *resources(),
         rounds_float32(),
@@ -44,10 +47,10 @@ def backward(
 ) -> tuple[Tensor, Tensor]:
     """The gradients of the views; an empty tensor for one that is not needed."""
     groups, batch, dim = view1.shape
-    view1_gradient, view2_gradient = new_gradient(view1, needs_view1), new_gradient(view2, needs_view2)
+    view1_gradient, view2_gradient = new_gradients((view1, view2), (needs_view1, needs_view2))
     if groups == 0 or batch == 0:
         return view1_gradient, view2_gradient
-    rows1, rows2, statistics = with_plain_rows(view1), with_plain_rows(view2), statistics.contiguous()
+    rows1, rows2, statistics = row_contiguous(view1), row_contiguous(view2), statistics.contiguous()
     _cpp.info_nce_backward(
         *resources(),
         rounds_float32(),

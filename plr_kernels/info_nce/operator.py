@@ -1,13 +1,16 @@
 """The public function info_nce."""
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from plr_kernels.dispatch.backend import fused_module, resolve
+from plr_kernels.dispatch.backend import backend_module, resolve
 from plr_kernels.dispatch.checks import check_not_empty, check_shape, check_temperature
+from plr_kernels.dispatch.gradients import new_gradients, only_wanted
 from plr_kernels.dispatch.precision import floating_inputs, no_autocast, upcast
 from plr_kernels.info_nce import reference
 
@@ -26,12 +29,12 @@ def _run_reference(view1: Tensor, view2: Tensor, temperature: float) -> Tensor:
 @torch.library.custom_op("plr_kernels::info_nce_forward", mutates_args=())
 def _forward(view1: Tensor, view2: Tensor, temperature: float, backend: str) -> tuple[Tensor, Tensor]:
     """The loss, and what the backend keeps of both directions' distributions for its backward pass."""
-    return fused_module("info_nce", backend).forward(view1, view2, temperature)
+    return backend_module("info_nce", backend).forward(view1, view2, temperature)
 
 
 @_forward.register_fake
 def _(view1, view2, temperature, backend):
-    return view1.new_empty((), dtype=torch.float32), fused_module("info_nce", backend).new_statistics(view1)
+    return view1.new_empty((), dtype=torch.float32), backend_module("info_nce", backend).new_statistics(view1)
 
 
 @torch.library.custom_op("plr_kernels::info_nce_backward", mutates_args=())
@@ -46,17 +49,14 @@ def _backward(
     backend: str,
 ) -> tuple[Tensor, Tensor]:
     """The gradients of the views; an empty tensor for one that is not needed."""
-    return fused_module("info_nce", backend).backward(
+    return backend_module("info_nce", backend).backward(
         loss_gradient, view1, view2, statistics, temperature, needs_view1, needs_view2
     )
 
 
 @_backward.register_fake
 def _(loss_gradient, view1, view2, statistics, temperature, needs_view1, needs_view2, backend):
-    return (
-        view1.new_empty(view1.shape if needs_view1 else (0,)),
-        view2.new_empty(view2.shape if needs_view2 else (0,)),
-    )
+    return new_gradients((view1, view2), (needs_view1, needs_view2))
 
 
 def _save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
@@ -66,11 +66,11 @@ def _save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, 
 
 
 def _gradients(ctx: Any, loss_gradient: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-    needs_view1, needs_view2 = ctx.needs_input_grad[:2]
-    view1_gradient, view2_gradient = torch.ops.plr_kernels.info_nce_backward(
-        loss_gradient, *ctx.saved_tensors, ctx.temperature, needs_view1, needs_view2, ctx.backend
+    needs = ctx.needs_input_grad[:2]
+    gradients = torch.ops.plr_kernels.info_nce_backward(
+        loss_gradient, *ctx.saved_tensors, ctx.temperature, *needs, ctx.backend
     )
-    return view1_gradient if needs_view1 else None, view2_gradient if needs_view2 else None, None, None
+    return *only_wanted(gradients, needs), None, None
 
 
 _forward.register_autograd(_gradients, setup_context=_save_for_backward)

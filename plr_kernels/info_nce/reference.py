@@ -1,5 +1,7 @@
 """The definition of info_nce (PLR, arXiv 2601.03153, Eq. 8)."""
 
+from __future__ import annotations
+
 from torch import Tensor
 from torch.nn.functional import normalize
 

@@ -229,9 +229,7 @@ def _unit_gradient_kernel(
         other_inverse_sum = tl.load(
             other_statistics + _INVERSE_SUM * all_rows + other_offsets, mask=others < B, other=0.0
         )
-        other_vectors = _Vectors(
-            other_base, other_view.strides[1], other_view.strides[2], others, other_inverse_norm
-        )
+        other_vectors = _Vectors(other_base, other_view.strides[1], other_view.strides[2], others, other_inverse_norm)
         s = _similarities(vectors, other_vectors, scale, B, D, PRECISION, BLOCK_D)  # [BLOCK_R, BLOCK_V]
         ds = tl.exp2(s - row_m[:, None]) * row_inverse_sum[:, None]  # P_ij
         ds += tl.exp2(s - other_m[None, :]) * other_inverse_sum[None, :]  # P_ji

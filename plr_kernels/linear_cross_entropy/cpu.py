@@ -1,10 +1,13 @@
 """The "cpp" backend of linear_cross_entropy: csrc/linear_cross_entropy.cpp."""
 
+from __future__ import annotations
+
 import torch
 from torch import Tensor
 
 from plr_kernels import _cpp
-from plr_kernels.extension import as_gradient, as_matrix, new_gradient, resources, rounds_float32, with_plain_rows
+from plr_kernels.dispatch.gradients import new_gradients
+from plr_kernels.extension import as_gradient, as_matrix, resources, rounds_float32, row_contiguous
 
 
 def new_statistics(states: Tensor) -> Tensor:
@@ -17,7 +20,7 @@ def forward(
 ) -> tuple[Tensor, Tensor]:
     """The losses [R] and, for the backward pass, the statistics."""
     losses, statistics = states.new_empty(states.shape[0], dtype=torch.float32), new_statistics(states)
-    states, items, targets = with_plain_rows(states), with_plain_rows(items), targets.contiguous()
+    states, items, targets = row_contiguous(states), row_contiguous(items), targets.contiguous()
     _cpp.linear_cross_entropy_forward(
         *resources(),
         rounds_float32(),
@@ -45,8 +48,8 @@ def backward(
 ) -> tuple[Tensor, Tensor]:
     """The gradients of states and items; an empty tensor for one that is not needed."""
     dim = states.shape[1]
-    states_gradient, items_gradient = new_gradient(states, needs_states), new_gradient(items, needs_items)
-    states, items, targets = with_plain_rows(states), with_plain_rows(items), targets.contiguous()
+    states_gradient, items_gradient = new_gradients((states, items), (needs_states, needs_items))
+    states, items, targets = row_contiguous(states), row_contiguous(items), targets.contiguous()
     losses_gradient, statistics = losses_gradient.contiguous(), statistics.contiguous()
     _cpp.linear_cross_entropy_backward(
         *resources(),

@@ -1,12 +1,14 @@
 """The public function linear_cross_entropy."""
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from plr_kernels.dispatch.backend import checks_values, fused_module, resolve
+from plr_kernels.dispatch.backend import backend_module, checks_values, resolve
 from plr_kernels.dispatch.checks import (
     check_index,
     check_integer,
@@ -16,6 +18,7 @@ from plr_kernels.dispatch.checks import (
     check_temperature,
     check_values,
 )
+from plr_kernels.dispatch.gradients import new_gradients, only_wanted
 from plr_kernels.dispatch.precision import floating_inputs, no_autocast, upcast
 from plr_kernels.linear_cross_entropy import reference
 
@@ -40,12 +43,12 @@ def _forward(
     states: Tensor, items: Tensor, targets: Tensor, temperature: float, ignore_index: int, backend: str
 ) -> tuple[Tensor, Tensor]:
     """The loss of every row, and what the backend keeps of its distribution for its backward pass."""
-    return fused_module("linear_cross_entropy", backend).forward(states, items, targets, temperature, ignore_index)
+    return backend_module("linear_cross_entropy", backend).forward(states, items, targets, temperature, ignore_index)
 
 
 @_forward.register_fake
 def _(states, items, targets, temperature, ignore_index, backend):
-    statistics = fused_module("linear_cross_entropy", backend).new_statistics(states)
+    statistics = backend_module("linear_cross_entropy", backend).new_statistics(states)
     return states.new_empty(states.shape[:1], dtype=torch.float32), statistics
 
 
@@ -63,7 +66,7 @@ def _backward(
     backend: str,
 ) -> tuple[Tensor, Tensor]:
     """The gradients of states and items; an empty tensor for one that is not needed."""
-    return fused_module("linear_cross_entropy", backend).backward(
+    return backend_module("linear_cross_entropy", backend).backward(
         losses_gradient, states, items, targets, statistics, temperature, ignore_index, needs_states, needs_items
     )
 
@@ -81,10 +84,7 @@ def _(
     needs_items,
     backend,
 ):
-    return (
-        states.new_empty(states.shape if needs_states else (0,)),
-        items.new_empty(items.shape if needs_items else (0,)),
-    )
+    return new_gradients((states, items), (needs_states, needs_items))
 
 
 def _save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
@@ -94,12 +94,11 @@ def _save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, 
 
 
 def _gradients(ctx: Any, losses_gradient: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-    needs_states, needs_items = ctx.needs_input_grad[:2]
-    states_gradient, items_gradient = torch.ops.plr_kernels.linear_cross_entropy_backward(
-        losses_gradient, *ctx.saved_tensors, *ctx.options, needs_states, needs_items, ctx.backend
+    needs = ctx.needs_input_grad[:2]
+    gradients = torch.ops.plr_kernels.linear_cross_entropy_backward(
+        losses_gradient, *ctx.saved_tensors, *ctx.options, *needs, ctx.backend
     )
-    gradients = (states_gradient if needs_states else None, items_gradient if needs_items else None)
-    return *gradients, None, None, None, None
+    return *only_wanted(gradients, needs), None, None, None, None
 
 
 _forward.register_autograd(_gradients, setup_context=_save_for_backward)

@@ -1,5 +1,7 @@
 """The definition of linear_cross_entropy (PLR, arXiv 2601.03153, Eq. 1, the next-item loss)."""
 
+from __future__ import annotations
+
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 

@@ -1,14 +1,17 @@
 """The "cpp" backend of pairwise_kl: csrc/pairwise_kl.cpp."""
 
+from __future__ import annotations
+
 import torch
 from torch import Tensor
 
 from plr_kernels import _cpp
-from plr_kernels.extension import as_gradient, as_matrix, new_gradient, resources, rounds_float32, with_plain_rows
+from plr_kernels.dispatch.gradients import new_gradients
+from plr_kernels.extension import as_gradient, as_matrix, resources, rounds_float32, row_contiguous
 
 
 def new_statistics(states: Tensor) -> tuple[Tensor, Tensor]:
-    """Zeroed memory for what is kept of every state's distribution: statistics [5, B, N] and top items [B, N]."""
+    """Zeroed memory for what is kept of every state's distribution: statistics [5, B, N] and argmaxes [B, N]."""
     shape = states.shape[:2]
     return states.new_zeros((5, *shape), dtype=torch.float32), states.new_zeros(shape, dtype=torch.int64)
 
@@ -16,10 +19,10 @@ def new_statistics(states: Tensor) -> tuple[Tensor, Tensor]:
 def forward(states: Tensor, items: Tensor, temperature: float) -> tuple[Tensor, Tensor, Tensor]:
     """The loss and, for the backward pass, the two of `new_statistics`."""
     batch, group, _ = states.shape
-    statistics, tops = new_statistics(states)
+    statistics, argmaxes = new_statistics(states)
     if batch == 0 or group == 1:
-        return states.new_zeros((), dtype=torch.float32), statistics, tops
-    states, items = with_plain_rows(states), with_plain_rows(items)
+        return states.new_zeros((), dtype=torch.float32), statistics, argmaxes
+    states, items = row_contiguous(states), row_contiguous(items)
     loss = _cpp.pairwise_kl_forward(
         *resources(),
         rounds_float32(),
@@ -28,9 +31,9 @@ def forward(states: Tensor, items: Tensor, temperature: float) -> tuple[Tensor, 
         as_matrix(items),
         temperature,
         statistics.data_ptr(),
-        tops.data_ptr(),
+        argmaxes.data_ptr(),
     )
-    return states.new_tensor(loss, dtype=torch.float32), statistics, tops
+    return states.new_tensor(loss, dtype=torch.float32), statistics, argmaxes
 
 
 def backward(
@@ -38,7 +41,7 @@ def backward(
     states: Tensor,
     items: Tensor,
     statistics: Tensor,
-    tops: Tensor,
+    argmaxes: Tensor,
     temperature: float,
     detach_reference: bool,
     needs_states: bool,
@@ -46,11 +49,11 @@ def backward(
 ) -> tuple[Tensor, Tensor]:
     """The gradients of states and items; an empty tensor for one that is not needed."""
     batch, group, dim = states.shape
-    states_gradient, items_gradient = new_gradient(states, needs_states), new_gradient(items, needs_items)
+    states_gradient, items_gradient = new_gradients((states, items), (needs_states, needs_items))
     if batch == 0 or group == 1:
         return states_gradient.zero_(), items_gradient.zero_()
-    statistics, tops = statistics.contiguous(), tops.contiguous()
-    states, items = with_plain_rows(states), with_plain_rows(items)
+    statistics, argmaxes = statistics.contiguous(), argmaxes.contiguous()
+    states, items = row_contiguous(states), row_contiguous(items)
     _cpp.pairwise_kl_backward(
         *resources(),
         rounds_float32(),
@@ -60,7 +63,7 @@ def backward(
         temperature,
         detach_reference,
         statistics.data_ptr(),
-        tops.data_ptr(),
+        argmaxes.data_ptr(),
         loss_gradient.item(),
         as_gradient(states_gradient, dim, needs_states),
         as_gradient(items_gradient, dim, needs_items),

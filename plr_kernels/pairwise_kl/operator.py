@@ -1,13 +1,16 @@
 """The public function pairwise_kl."""
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from plr_kernels.dispatch.backend import fused_module, resolve
+from plr_kernels.dispatch.backend import backend_module, resolve
 from plr_kernels.dispatch.checks import check_not_empty, check_shape, check_temperature
+from plr_kernels.dispatch.gradients import new_gradients, only_wanted
 from plr_kernels.dispatch.precision import floating_inputs, no_autocast, upcast
 from plr_kernels.pairwise_kl import reference
 
@@ -33,12 +36,12 @@ def _forward(
 
     `detach_reference` changes the gradient only.
     """
-    return fused_module("pairwise_kl", backend).forward(states, items, temperature)
+    return backend_module("pairwise_kl", backend).forward(states, items, temperature)
 
 
 @_forward.register_fake
 def _(states, items, temperature, detach_reference, backend):
-    return states.new_empty((), dtype=torch.float32), *fused_module("pairwise_kl", backend).new_statistics(states)
+    return states.new_empty((), dtype=torch.float32), *backend_module("pairwise_kl", backend).new_statistics(states)
 
 
 @torch.library.custom_op("plr_kernels::pairwise_kl_backward", mutates_args=())
@@ -47,7 +50,7 @@ def _backward(
     states: Tensor,
     items: Tensor,
     statistics: Tensor,
-    tops: Tensor,
+    argmaxes: Tensor,
     temperature: float,
     detach_reference: bool,
     needs_states: bool,
@@ -55,19 +58,25 @@ def _backward(
     backend: str,
 ) -> tuple[Tensor, Tensor]:
     """The gradients of states and items; an empty tensor for one that is not needed."""
-    return fused_module("pairwise_kl", backend).backward(
-        loss_gradient, states, items, statistics, tops, temperature, detach_reference, needs_states, needs_items
+    return backend_module("pairwise_kl", backend).backward(
+        loss_gradient, states, items, statistics, argmaxes, temperature, detach_reference, needs_states, needs_items
     )
 
 
 @_backward.register_fake
 def _(
-    loss_gradient, states, items, statistics, tops, temperature, detach_reference, needs_states, needs_items, backend
+    loss_gradient,
+    states,
+    items,
+    statistics,
+    argmaxes,
+    temperature,
+    detach_reference,
+    needs_states,
+    needs_items,
+    backend,
 ):
-    return (
-        states.new_empty(states.shape if needs_states else (0,)),
-        items.new_empty(items.shape if needs_items else (0,)),
-    )
+    return new_gradients((states, items), (needs_states, needs_items))
 
 
 def _save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -77,11 +86,11 @@ def _save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, 
 
 
 def _gradients(ctx: Any, loss_gradient: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
-    needs_states, needs_items = ctx.needs_input_grad[:2]
-    states_gradient, items_gradient = torch.ops.plr_kernels.pairwise_kl_backward(
-        loss_gradient, *ctx.saved_tensors, *ctx.options, needs_states, needs_items, ctx.backend
+    needs = ctx.needs_input_grad[:2]
+    gradients = torch.ops.plr_kernels.pairwise_kl_backward(
+        loss_gradient, *ctx.saved_tensors, *ctx.options, *needs, ctx.backend
     )
-    return states_gradient if needs_states else None, items_gradient if needs_items else None, None, None, None
+    return *only_wanted(gradients, needs), None, None, None
 
 
 _forward.register_autograd(_gradients, setup_context=_save_for_backward)

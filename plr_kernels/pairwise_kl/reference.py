@@ -1,5 +1,7 @@
 """The definition of pairwise_kl (PLR, arXiv 2601.03153, Eq. 7; ReaRec, arXiv 2503.22675, with detach_reference)."""
 
+from __future__ import annotations
+
 from torch import Tensor
 
 

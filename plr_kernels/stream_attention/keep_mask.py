@@ -1,5 +1,7 @@
 """The dropout mask of the attention probabilities: a pure function of seed and position, the same on every backend."""
 
+from __future__ import annotations
+
 import torch
 from torch import Tensor
 
@@ -22,7 +24,7 @@ def _keep(seed: Tensor, threshold: int, rows: Tensor, entries: int, part: int) -
 
 
 def attention_keep_mask(
-    seed: Tensor, dropout_p: float, batch: int, heads: int, streams: int, prefix: int, own: int
+    seed: Tensor, dropout_p: float, batch: int, heads: int, streams: int, prefix: int, suffix: int
 ) -> tuple[Tensor, Tensor]:
     """Which attention probabilities dropout keeps.
 
@@ -35,7 +37,7 @@ def attention_keep_mask(
     Args:
         seed: int64 [], on the device of the mask.
         dropout_p: the probability of being dropped, in [0, 1).
-        batch, heads, streams, prefix, own: the sizes B, H, M, P, S.
+        batch, heads, streams, prefix, suffix: the sizes B, H, M, P, S.
 
     Returns:
         The masks of the two parts: bool [B, H, M, P] and bool [B, H, M, S].
@@ -44,5 +46,5 @@ def attention_keep_mask(
     threshold = dropout_threshold(dropout_p)
     return (
         _keep(seed, threshold, rows, prefix, _PREFIX_PART),
-        _keep(seed, threshold, rows, own, _STREAM_PART),
+        _keep(seed, threshold, rows, suffix, _STREAM_PART),
     )

@@ -1,12 +1,14 @@
 """The public function stream_attention."""
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, is_autocast_enabled
 
-from plr_kernels.dispatch.backend import CPP_IS_BUILT, checks_values, fused_module, resolve
+from plr_kernels.dispatch.backend import CPP_IS_BUILT, backend_module, checks_values, resolve
 from plr_kernels.dispatch.checks import (
     check_device,
     check_dropout_p,
@@ -16,7 +18,8 @@ from plr_kernels.dispatch.checks import (
     check_shape,
     check_values,
 )
-from plr_kernels.dispatch.dispatcher import autograd_records, dispatcher_is_idle
+from plr_kernels.dispatch.dispatcher import autograd_records, can_bypass_dispatcher
+from plr_kernels.dispatch.gradients import new_gradients, only_wanted
 from plr_kernels.dispatch.precision import floating_inputs, no_autocast, upcast
 from plr_kernels.stream_attention import reference
 
@@ -55,7 +58,7 @@ def _forward(
 ) -> tuple[Tensor, Tensor]:
     """The output, and for the backward pass log2 of the sum of every softmax, float32 [B, H, M]."""
     inputs = (query, prefix_key, prefix_value, stream_key, stream_value)
-    return fused_module("stream_attention", backend).forward(inputs, prefix_lengths, scale, dropout_p, seed)
+    return backend_module("stream_attention", backend).forward(inputs, prefix_lengths, scale, dropout_p, seed)
 
 
 @_forward.register_fake
@@ -73,7 +76,7 @@ def _backward(
     stream_value: Tensor,
     prefix_lengths: Tensor | None,
     seed: Tensor | None,
-    log_sums: Tensor,
+    lse: Tensor,
     scale: float,
     dropout_p: float,
     needs: list[bool],
@@ -81,8 +84,8 @@ def _backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """The gradients of the five tensors; an empty tensor for one that is not needed."""
     inputs = (query, prefix_key, prefix_value, stream_key, stream_value)
-    kernels = fused_module("stream_attention", backend)
-    return kernels.backward(output_gradient, inputs, prefix_lengths, seed, log_sums, scale, dropout_p, needs)
+    kernels = backend_module("stream_attention", backend)
+    return kernels.backward(output_gradient, inputs, prefix_lengths, seed, lse, scale, dropout_p, needs)
 
 
 @_backward.register_fake
@@ -95,16 +98,14 @@ def _(
     stream_value,
     prefix_lengths,
     seed,
-    log_sums,
+    lse,
     scale,
     dropout_p,
     needs,
     backend,
 ):
     inputs = (query, prefix_key, prefix_value, stream_key, stream_value)
-    return tuple(
-        tensor.new_empty(tensor.shape if needed else (0,)) for tensor, needed in zip(inputs, needs, strict=True)
-    )
+    return new_gradients(inputs, needs)
 
 
 def _save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
@@ -116,54 +117,55 @@ def _save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, 
 def _gradients(ctx: Any, output_gradient: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
     needs = list(ctx.needs_input_grad[:5])
     saved = ctx.saved_tensors  # read once: each access unpacks anew, which checkpointing forbids
-    inputs, others = saved[:5], (*saved[5:], ctx.scale, ctx.dropout_p, needs)
+    inputs, options = saved[:5], (*saved[5:], ctx.scale, ctx.dropout_p, needs)
     read = (output_gradient, *inputs)
-    if dispatcher_is_idle(*read) and not autograd_records(*read):
-        gradients = fused_module("stream_attention", ctx.backend).backward(output_gradient, inputs, *others)
+    if can_bypass_dispatcher(*read) and not autograd_records(*read):
+        gradients = backend_module("stream_attention", ctx.backend).backward(output_gradient, inputs, *options)
     else:
-        gradients = torch.ops.plr_kernels.stream_attention_backward(*read, *others, ctx.backend)
-    wanted = [gradient if needed else None for gradient, needed in zip(gradients, needs, strict=True)]
-    return *wanted, None, None, None, None, None
+        gradients = torch.ops.plr_kernels.stream_attention_backward(*read, *options, ctx.backend)
+    return *only_wanted(gradients, needs), None, None, None, None, None
 
 
 _forward.register_autograd(_gradients, setup_context=_save_for_backward)
 
 
-class _PastDispatcher(torch.autograd.Function):
+class _DirectCall(torch.autograd.Function):
     """stream_attention_forward and its gradients, without the dispatcher."""
 
     @staticmethod
     def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, Tensor]:
         prefix_lengths, seed, scale, dropout_p, backend = inputs[5:]
-        outputs = fused_module("stream_attention", backend).forward(inputs[:5], prefix_lengths, scale, dropout_p, seed)
+        outputs = backend_module("stream_attention", backend).forward(
+            inputs[:5], prefix_lengths, scale, dropout_p, seed
+        )
         _save_for_backward(ctx, inputs, outputs)
         return outputs
 
     @staticmethod
-    def backward(ctx: Any, output_gradient: Tensor, log_sums_gradient: Tensor) -> tuple[Tensor | None, ...]:
-        return _gradients(ctx, output_gradient, log_sums_gradient)
+    def backward(ctx: Any, output_gradient: Tensor, lse_gradient: Tensor) -> tuple[Tensor | None, ...]:
+        return _gradients(ctx, output_gradient, lse_gradient)
 
 
-def _run_by_dispatcher(
+def _call_through_dispatcher(
     inputs: _Inputs, prefix_lengths: Tensor | None, scale: float, dropout_p: float, seed: Tensor | None, backend: str
 ) -> Tensor:
     operator = torch.ops.plr_kernels.stream_attention_forward
     return operator(*inputs, prefix_lengths, seed, scale, dropout_p, backend)[0]
 
 
-def _run_past_dispatcher(
+def _call_kernel_directly(
     inputs: _Inputs, prefix_lengths: Tensor | None, scale: float, dropout_p: float, seed: Tensor | None, backend: str
 ) -> Tensor:
     if autograd_records(*inputs):
-        return _PastDispatcher.apply(*inputs, prefix_lengths, seed, scale, dropout_p, backend)[0]
-    return fused_module("stream_attention", backend).output(inputs, prefix_lengths, scale, dropout_p, seed)
+        return _DirectCall.apply(*inputs, prefix_lengths, seed, scale, dropout_p, backend)[0]
+    return backend_module("stream_attention", backend).output(inputs, prefix_lengths, scale, dropout_p, seed)
 
 
 def _run_fused(backend: str) -> Callable[..., Tensor]:
     def run(
         inputs: _Inputs, prefix_lengths: Tensor | None, scale: float, dropout_p: float, seed: Tensor | None
     ) -> Tensor:
-        call = _run_past_dispatcher if dispatcher_is_idle(*inputs) else _run_by_dispatcher
+        call = _call_kernel_directly if can_bypass_dispatcher(*inputs) else _call_through_dispatcher
         return call(inputs, prefix_lengths, scale, dropout_p, seed, backend)
 
     return run
@@ -173,16 +175,16 @@ def _run_fused(backend: str) -> Callable[..., Tensor]:
 IMPLEMENTATIONS = {"reference": _run_reference, "cpp": _run_fused("cpp"), "triton": _run_fused("triton")}
 
 
-def _is_plain(inputs: _Inputs) -> bool:
+def _fast_path_applies(inputs: _Inputs) -> bool:
     """Whether the backend "cpp" is to run on these as they are, and they pass the checks of the operator.
 
-    Found out with little Python, for the reason that dispatcher.py gives. False says nothing: the checks will tell.
+    Decided with little Python, for the reason that dispatcher.py gives. False is inconclusive; the full checks decide.
     """
     return (
-        dispatcher_is_idle(*inputs)
+        can_bypass_dispatcher(*inputs)
         and not is_autocast_enabled("cpu")
         and CPP_IS_BUILT
-        and fused_module("stream_attention", "cpp").takes(*inputs)
+        and backend_module("stream_attention", "cpp").takes(*inputs)
         and resolve("stream_attention", IMPLEMENTATIONS, inputs[0]) is IMPLEMENTATIONS["cpp"]
     )
 
@@ -247,8 +249,8 @@ def stream_attention(
             asynchronously.
     """
     inputs = (query, prefix_key, prefix_value, stream_key, stream_value)
-    plain = _is_plain(inputs)
-    if plain:
+    fast_path = _fast_path_applies(inputs)
+    if fast_path:
         sizes = {"B": query.shape[0], "P": prefix_key.shape[2]}
         run = IMPLEMENTATIONS["cpp"]
     else:
@@ -278,8 +280,8 @@ def stream_attention(
     check_dropout_p(dropout_p)
     seed_tensor = _checked_seed(seed, query) if dropout_p > 0 else None
 
-    if plain:
-        return _run_past_dispatcher(inputs, prefix_lengths, scale, dropout_p, seed_tensor, "cpp")
+    if fast_path:
+        return _call_kernel_directly(inputs, prefix_lengths, scale, dropout_p, seed_tensor, "cpp")
     inputs = (query, prefix_key, prefix_value, stream_key, stream_value)
     with no_autocast(query):
         return run(inputs, prefix_lengths, scale, dropout_p, seed_tensor)

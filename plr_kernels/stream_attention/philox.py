@@ -7,6 +7,8 @@ order.
 32-bit words are held in int64 tensors, since torch has no arithmetic on uint32.
 """
 
+from __future__ import annotations
+
 from typing import Final
 
 from torch import Tensor

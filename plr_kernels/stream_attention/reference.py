@@ -1,5 +1,7 @@
 """The definition of stream_attention (PLR, arXiv 2601.03153, Eq. 5, with the cached keys of all streams at once)."""
 
+from __future__ import annotations
+
 import torch
 from torch import Tensor
 
@@ -16,13 +18,13 @@ def stream_attention_weights(
     query: Tensor, prefix_key: Tensor, stream_key: Tensor, prefix_lengths: Tensor | None, scale: float
 ) -> Tensor:
     """The attention probabilities [B, H, M, P + S], before dropout: zeros where there is nothing to attend to."""
-    prefix, own = prefix_key.shape[2], stream_key.shape[3]
+    prefix, suffix = prefix_key.shape[2], stream_key.shape[3]
     padding = None
     if prefix_lengths is not None:
         beyond = _beyond_prefix(prefix_lengths, prefix)
         # A key is blanked and not only its score: the gradient of the query multiplies by the key.
         prefix_key = prefix_key.masked_fill(beyond, 0)
-        padding = torch.nn.functional.pad(beyond.transpose(-2, -1), (0, own), value=False)  # [B, 1, 1, P + S]
+        padding = torch.nn.functional.pad(beyond.transpose(-2, -1), (0, suffix), value=False)  # [B, 1, 1, P + S]
     prefix_scores = query @ prefix_key.transpose(-2, -1)  # [B, H, M, P]
     stream_scores = (stream_key @ query.unsqueeze(-1)).squeeze(-1)  # [B, H, M, S]
     scores = torch.cat([prefix_scores, stream_scores], dim=-1) * scale
@@ -46,12 +48,12 @@ def stream_attention(
 ) -> Tensor:
     """One softmax over a shared prefix and over each stream's own entries; see the public function for the shapes."""
     batch, heads, streams, _ = query.shape
-    prefix, own = prefix_key.shape[2], stream_key.shape[3]
+    prefix, suffix = prefix_key.shape[2], stream_key.shape[3]
     weights = stream_attention_weights(query, prefix_key, stream_key, prefix_lengths, scale)
     if seed is not None:
-        keep = attention_keep_mask(seed, dropout_p, batch, heads, streams, prefix, own)
+        keep = attention_keep_mask(seed, dropout_p, batch, heads, streams, prefix, suffix)
         weights = weights * torch.cat(keep, dim=-1) / (1 - dropout_p)
     if prefix_lengths is not None:
         prefix_value = prefix_value.masked_fill(_beyond_prefix(prefix_lengths, prefix), 0)
-    prefix_weights, stream_weights = weights.split([prefix, own], dim=-1)
+    prefix_weights, stream_weights = weights.split([prefix, suffix], dim=-1)
     return prefix_weights @ prefix_value + (stream_weights.unsqueeze(-2) @ stream_value).squeeze(-2)

@@ -52,7 +52,7 @@ class _Matrix(NamedTuple):
 
 
 class _Streams(NamedTuple):
-    """Of a block of streams, in the backward pass: queries and the output's gradient, [BLOCK_M, HELD_D]; lse [BLOCK_M]."""
+    """Of a block of streams: queries and the output's gradient, [BLOCK_M, HELD_D], and log2 Σ 2^s, [BLOCK_M]."""
 
     q: Any
     do: Any
@@ -141,7 +141,7 @@ def _forward_kernel(
     BLOCK_P: tl.constexpr,
     HELD_D: tl.constexpr,
 ):
-    """softmax(q Kᵀ · scale) V of one block of streams, K and V being the prefix and each stream's suffix; and log2 Σ 2^s.
+    """softmax(q Kᵀ · scale) V of a block of streams, K and V being the prefix and each stream's suffix; and log2 Σ 2^s.
 
     Online softmax: m is the largest score so far, total = Σ 2^(s − m), acc = Σ 2^(s − m) v.
     """
@@ -216,9 +216,7 @@ def _load_streams(query, output_gradient, lse, batch_head, batch, head, M, strea
 
 
 @triton.jit
-def _prefix_weights(
-    block, k, v, scale, inside, rows, start, dropout, PRECISION: tl.constexpr, BLOCK_P: tl.constexpr
-):
+def _prefix_weights(block, k, v, scale, inside, rows, start, dropout, PRECISION: tl.constexpr, BLOCK_P: tl.constexpr):
     """The _Weights of a block of prefix entries: each [BLOCK_M, BLOCK_P]."""
     scores = tl.dot(block.q, tl.trans(k), input_precision=PRECISION) * scale
     p = tl.where(inside[None, :], tl.exp2(scores - block.lse[:, None]), 0.0)
@@ -273,8 +271,8 @@ def _backward_kernel(
 ):
     """Gradients of one block of streams, and of the prefix too where that block is all streams (PREFIX).
 
-    ds = p (dp − δ), dq = Σ ds · k, dk = dsᵀ q, dv = keptᵀ do. Pass 1 sums δ = Σ p · dp, which is Σ output · its gradient
-    too; summed from the very terms that it is subtracted from, it cancels exactly where a single entry has all the
+    ds = p (dp − δ), dq = Σ ds · k, dk = dsᵀ q, dv = keptᵀ do. Pass 1 sums δ = Σ p · dp, which is also Σ output · its
+    gradient; summed from the very terms that it is subtracted from, it cancels exactly where a single entry has all the
     weight. Pass 2 finds keys and values in the cache. What is written is addressed from a scalar, since wide offsets of
     every entry need registers.
     """

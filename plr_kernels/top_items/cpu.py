@@ -1,10 +1,12 @@
 """The "cpp" backend of top_items: csrc/top_items.cpp."""
 
+from __future__ import annotations
+
 import torch
 from torch import Tensor
 
 from plr_kernels import _cpp
-from plr_kernels.extension import as_matrix, resources, rounds_float32, with_plain_rows
+from plr_kernels.extension import as_matrix, resources, rounds_float32, row_contiguous
 
 
 def forward(states: Tensor, items: Tensor, k: int, exclude: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -12,7 +14,7 @@ def forward(states: Tensor, items: Tensor, k: int, exclude: Tensor | None) -> tu
     rows = states.shape[0]
     scores = states.new_empty(rows, k, dtype=torch.float32)
     ids = states.new_empty(rows, k, dtype=torch.int64)
-    states, items = with_plain_rows(states), with_plain_rows(items)
+    states, items = row_contiguous(states), row_contiguous(items)
     exclude = None if exclude is None else exclude.contiguous()
     _cpp.top_items(
         *resources(),

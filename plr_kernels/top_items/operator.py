@@ -1,11 +1,13 @@
 """The public function top_items."""
 
+from __future__ import annotations
+
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
-from plr_kernels.dispatch.backend import checks_values, fused_module, resolve
+from plr_kernels.dispatch.backend import backend_module, checks_values, resolve
 from plr_kernels.dispatch.checks import check_exclude, check_index, check_integer, check_not_empty, check_shape
 from plr_kernels.dispatch.precision import floating_inputs, no_autocast, upcast
 from plr_kernels.top_items import reference
@@ -33,7 +35,7 @@ torch.library.define(
 @torch.library.impl("plr_kernels::top_items_forward", "default")
 def _forward(states: Tensor, items: Tensor, k: int, exclude: Tensor | None, backend: str) -> tuple[Tensor, Tensor]:
     """The scores [R, k], float32, and ids int64 [R, k]."""
-    return fused_module("top_items", backend).forward(states, items, k, exclude)
+    return backend_module("top_items", backend).forward(states, items, k, exclude)
 
 
 @torch.library.register_fake("plr_kernels::top_items_forward")

@@ -1,5 +1,7 @@
 """The definition of top_items: a running list of the best, merged with one block of items after the other."""
 
+from __future__ import annotations
+
 import torch
 from torch import Tensor
 

@@ -107,9 +107,7 @@ def _load_vectors(vectors, columns, D: tl.constexpr):
 
 
 @triton.jit
-def _products(
-    left_tile, right_tile, left, right, D: tl.constexpr, PRECISION: tl.constexpr, BLOCK_D: tl.constexpr
-):
+def _products(left_tile, right_tile, left, right, D: tl.constexpr, PRECISION: tl.constexpr, BLOCK_D: tl.constexpr):
     """All products of two blocks of vectors: from their tiles where BLOCK_D is all D columns, else read in blocks."""
     if D <= BLOCK_D:
         products = tl.dot(left_tile, tl.trans(right_tile), input_precision=PRECISION)

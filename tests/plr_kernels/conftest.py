@@ -1,5 +1,7 @@
 """Settings for every kernel test: fresh memory is full of NaN, and hypothesis draws the same examples in every run."""
 
+from __future__ import annotations
+
 import os
 
 # Asked for by cuBLAS under deterministic algorithms; read when CUDA starts.

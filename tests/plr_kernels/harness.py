@@ -3,6 +3,8 @@
 docs/how-tests-work.md derives the rule.
 """
 
+from __future__ import annotations
+
 import dataclasses
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass

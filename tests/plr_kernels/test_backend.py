@@ -1,5 +1,7 @@
 """Which implementation runs, and what is said where one cannot."""
 
+from __future__ import annotations
+
 import importlib.util
 import os
 import re

@@ -1,5 +1,7 @@
 """Which calls of a fused operator go past the dispatcher, and that those which must not do not."""
 
+from __future__ import annotations
+
 import importlib.util
 
 import pytest
@@ -10,15 +12,15 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import plr_kernels  # noqa: F401, registers the operators
 from plr_kernels.dispatch import dispatcher
-from plr_kernels.dispatch.dispatcher import autograd_records, dispatcher_is_idle
+from plr_kernels.dispatch.dispatcher import autograd_records, can_bypass_dispatcher
 
 
 def idle_within(transform, *inputs):
-    """What `dispatcher_is_idle` says inside a transformed function: of its argument, of a tensor from outside."""
+    """What `can_bypass_dispatcher` says inside a transformed function: of its argument, of a tensor from outside."""
     outside, answers = torch.randn(3), []
 
     def look(tensor):
-        answers.append((dispatcher_is_idle(tensor), dispatcher_is_idle(outside)))
+        answers.append((can_bypass_dispatcher(tensor), can_bypass_dispatcher(outside)))
         return tensor.sum()
 
     transform(look)(*inputs)
@@ -27,12 +29,12 @@ def idle_within(transform, *inputs):
 
 def test_plain_tensors():
     matrix = torch.randn(4, 6)
-    assert dispatcher_is_idle(matrix, matrix.half(), matrix.T[::2], matrix[:0], matrix[:1].expand(3, 6))
+    assert can_bypass_dispatcher(matrix, matrix.half(), matrix.T[::2], matrix[:0], matrix[:1].expand(3, 6))
     with torch.inference_mode():
-        assert dispatcher_is_idle(matrix, torch.randn(3))
-    assert dispatcher_is_idle(torch.nn.Parameter(matrix))
+        assert can_bypass_dispatcher(matrix, torch.randn(3))
+    assert can_bypass_dispatcher(torch.nn.Parameter(matrix))
     with torch.autocast("cpu"):
-        assert dispatcher_is_idle(matrix)
+        assert can_bypass_dispatcher(matrix)
 
 
 def test_gradients():
@@ -59,8 +61,8 @@ class Subclass(torch.Tensor):
     ids=["negated", "meta", "sparse", "subclass"],
 )
 def test_other_tensors(tensor):
-    assert not dispatcher_is_idle(tensor)
-    assert not dispatcher_is_idle(torch.randn(3), tensor)
+    assert not can_bypass_dispatcher(tensor)
+    assert not can_bypass_dispatcher(torch.randn(3), tensor)
 
 
 @pytest.mark.parametrize(
@@ -76,8 +78,8 @@ def test_other_tensors(tensor):
 def test_modes(mode):
     tensor = torch.randn(3)
     with mode():
-        assert not dispatcher_is_idle(tensor)
-    assert dispatcher_is_idle(tensor)
+        assert not can_bypass_dispatcher(tensor)
+    assert can_bypass_dispatcher(tensor)
 
 
 @pytest.mark.parametrize(
@@ -96,7 +98,7 @@ def test_transforms_and_tracers(transform):
 
 
 def test_compiled():
-    compiled = torch.compile(lambda tensor: tensor + dispatcher_is_idle(tensor), fullgraph=True, backend="eager")
+    compiled = torch.compile(lambda tensor: tensor + can_bypass_dispatcher(tensor), fullgraph=True, backend="eager")
     assert torch.equal(compiled(torch.zeros(3)), torch.zeros(3))
 
 
@@ -117,8 +119,8 @@ def test_never_idle_where_pytorch_does_not_tell(monkeypatch, owner, name):
     specification = importlib.util.spec_from_file_location("dispatcher_without", dispatcher.__file__)
     module = importlib.util.module_from_spec(specification)
     specification.loader.exec_module(module)
-    assert module.dispatcher_is_idle(torch.randn(3))
+    assert module.can_bypass_dispatcher(torch.randn(3))
     monkeypatch.delattr(owner, name)
     specification.loader.exec_module(module)
-    assert not module.dispatcher_is_idle(torch.randn(3))
+    assert not module.can_bypass_dispatcher(torch.randn(3))
     assert module.autograd_records(torch.nn.Parameter(torch.randn(3)))

@@ -1,5 +1,7 @@
 """The C++ backend: every instruction set, every way its blocks can end, any number of threads."""
 
+from __future__ import annotations
+
 import hypothesis.strategies as st
 import pytest
 import torch

@@ -1,5 +1,7 @@
 """The C++ backend's products of float32 numbers: exact, unless torch is told that CPUs may round them to bfloat16."""
 
+from __future__ import annotations
+
 import pytest
 import torch
 from torch.nn.functional import normalize

@@ -1,5 +1,7 @@
 """stream_attention on the C++ backend: every way its tiles can end, memory as models hold it, the mask of dropout."""
 
+from __future__ import annotations
+
 import itertools
 import mmap
 
@@ -416,7 +418,7 @@ def test_past_the_dispatcher(instruction_set, sizes, monkeypatch):
     expected = torch.ops.plr_kernels.stream_attention_forward(*case.tensors.values(), *arguments, "cpp")[0]
     with torch.profiler.profile():
         by_dispatcher = evaluate(stream_attention, case)
-    monkeypatch.setattr(operator, "_run_by_dispatcher", None)
+    monkeypatch.setattr(operator, "_call_through_dispatcher", None)
     assert torch.equal(stream_attention(**case.tensors, **case.options), expected)
     for name, result in evaluate(stream_attention, case).items():
         assert torch.equal(result, by_dispatcher[name]), name

@@ -3,6 +3,8 @@
 Small integers make every sum exact, so that ids must equal those of the reference in float64, ties included.
 """
 
+from __future__ import annotations
+
 import hypothesis.strategies as st
 import pytest
 import torch

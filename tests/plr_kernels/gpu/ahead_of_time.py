@@ -4,6 +4,8 @@ The launchers run on tensors of the meta device, which have shapes and strides b
 recorded instead of run, and compiled for a chip with the constants, warps and stages that the launcher chose.
 """
 
+from __future__ import annotations
+
 import re
 import subprocess
 import tempfile

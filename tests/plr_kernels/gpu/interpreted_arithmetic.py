@@ -9,6 +9,8 @@ numpy has no bfloat16: the interpreter holds its bits in uint16, multiplies thos
 float32 should round.
 """
 
+from __future__ import annotations
+
 from typing import Any
 
 import numpy

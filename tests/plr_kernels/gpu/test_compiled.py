@@ -3,6 +3,8 @@
 No GPU is needed: the compiler and the assembler come with Triton.
 """
 
+from __future__ import annotations
+
 import functools
 
 import pytest
@@ -11,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 pytest.importorskip("triton")
 
-from plr_kernels.dispatch.backend import TRITON_INTERPRETED, fused_module
+from plr_kernels.dispatch.backend import TRITON_INTERPRETED, backend_module
 from tests.plr_kernels.gpu.ahead_of_time import LARGEST_GRID, SHARED_MEMORY, compile_launch, recorded_launches
 
 pytestmark = pytest.mark.skipif(TRITON_INTERPRETED, reason="under TRITON_INTERPRET=1 nothing is compiled")
@@ -25,7 +27,7 @@ def meta(*shape, dtype=torch.bfloat16):
 
 
 def stream_attention(streams=4, dim=128, prefix=50, dtype=torch.bfloat16, batch=2048):
-    kernels = fused_module("stream_attention", "triton")
+    kernels = backend_module("stream_attention", "triton")
     query, shared, own = (meta(batch, 2, *sizes, dim, dtype=dtype) for sizes in ((streams,), (prefix,), (streams, 3)))
     lengths, seed = meta(batch, dtype=torch.int64), meta(dtype=torch.int64)
     inputs = (query, shared, shared, own, own)
@@ -34,14 +36,14 @@ def stream_attention(streams=4, dim=128, prefix=50, dtype=torch.bfloat16, batch=
 
 
 def pairwise_kl(group=4, dim=256, dtype=torch.bfloat16, batch=2048, vocabulary=88001):
-    kernels = fused_module("pairwise_kl", "triton")
+    kernels = backend_module("pairwise_kl", "triton")
     states, items = meta(batch, group, dim, dtype=dtype), meta(vocabulary, dim, dtype=dtype)
     loss, *saved = kernels.forward(states, items, 1.0)
     kernels.backward(loss, states, items, *saved, 1.0, False, True, True)
 
 
 def linear_cross_entropy(dim=256, dtype=torch.bfloat16, rows=2048, vocabulary=88001):
-    kernels = fused_module("linear_cross_entropy", "triton")
+    kernels = backend_module("linear_cross_entropy", "triton")
     states, items = meta(rows, dim, dtype=dtype), meta(vocabulary, dim, dtype=dtype)
     targets = meta(rows, dtype=torch.int64)
     losses, statistics = kernels.forward(states, items, targets, 1.0, -100)
@@ -49,14 +51,14 @@ def linear_cross_entropy(dim=256, dtype=torch.bfloat16, rows=2048, vocabulary=88
 
 
 def info_nce(dim=256, dtype=torch.bfloat16, groups=4, batch=2048):
-    kernels = fused_module("info_nce", "triton")
+    kernels = backend_module("info_nce", "triton")
     view = meta(groups, batch, dim, dtype=dtype)
     loss, statistics = kernels.forward(view, view, 1.0)
     kernels.backward(loss, view, view, statistics, 1.0, True, False)
 
 
 def top_items(k=20, dim=256, dtype=torch.bfloat16, rows=2048, vocabulary=88001):
-    kernels = fused_module("top_items", "triton")
+    kernels = backend_module("top_items", "triton")
     states, items = meta(rows, dim, dtype=dtype), meta(vocabulary, dim, dtype=dtype)
     kernels.forward(states, items, k, meta(rows, 50, dtype=torch.int64))
 

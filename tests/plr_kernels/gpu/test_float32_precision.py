@@ -1,5 +1,7 @@
 """What the Triton kernels ask of torch when they are launched."""
 
+from __future__ import annotations
+
 import pytest
 import torch
 

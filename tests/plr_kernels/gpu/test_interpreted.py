@@ -4,6 +4,8 @@ The interpreter is chosen when Triton is imported, hence a process of its own. L
 computation already checked here (the same bits, autocast, compilation: the interpreter takes seconds for each).
 """
 
+from __future__ import annotations
+
 import os
 import subprocess
 import sys

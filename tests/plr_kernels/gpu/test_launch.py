@@ -4,6 +4,8 @@ No GPU is needed: a driver of our own takes the place of CUDA's. Kernels are spe
 with their grids; it runs nothing.
 """
 
+from __future__ import annotations
+
 from types import SimpleNamespace
 
 import pytest
@@ -14,7 +16,7 @@ pytest.importorskip("triton")
 import triton
 from triton.backends.compiler import GPUTarget
 
-from plr_kernels.dispatch.backend import TRITON_INTERPRETED, fused_module
+from plr_kernels.dispatch.backend import TRITON_INTERPRETED, backend_module
 from tests.plr_kernels.gpu.ahead_of_time import SHARED_MEMORY
 
 pytestmark = [
@@ -69,7 +71,7 @@ def zeros(*shape, dtype=torch.bfloat16):
 
 
 def stream_attention(batch, vocabulary):
-    kernels = fused_module("stream_attention", "triton")
+    kernels = backend_module("stream_attention", "triton")
     prefix, own = 3 + vocabulary % 50, vocabulary % 3
     query, shared, stream = (zeros(batch, 2, *sizes, 64) for sizes in ((4,), (prefix,), (4, own)))
     inputs, lengths = (query, shared, shared, stream, stream), zeros(batch, dtype=torch.int64)
@@ -78,21 +80,21 @@ def stream_attention(batch, vocabulary):
 
 
 def pairwise_kl(batch, vocabulary):
-    kernels = fused_module("pairwise_kl", "triton")
+    kernels = backend_module("pairwise_kl", "triton")
     states, items = zeros(batch, 3, 64), zeros(vocabulary, 64)
     loss, *saved = kernels.forward(states, items, 1.0)
     kernels.backward(loss, states, items, *saved, 1.0, False, True, True)
 
 
 def linear_cross_entropy(batch, vocabulary):
-    kernels = fused_module("linear_cross_entropy", "triton")
+    kernels = backend_module("linear_cross_entropy", "triton")
     states, items, targets = zeros(batch, 64), zeros(vocabulary, 64), zeros(batch, dtype=torch.int64)
     losses, statistics = kernels.forward(states, items, targets, 1.0, -100)
     kernels.backward(losses, states, items, targets, statistics, 1.0, -100, True, True)
 
 
 def info_nce(batch, vocabulary):
-    kernels = fused_module("info_nce", "triton")
+    kernels = backend_module("info_nce", "triton")
     view1, view2 = zeros(2, 1 + vocabulary % 3, batch, 64)
     loss, statistics = kernels.forward(view1, view2, 1.0)
     kernels.backward(loss, view1, view2, statistics, 1.0, True, True)
@@ -100,7 +102,7 @@ def info_nce(batch, vocabulary):
 
 def top_items(batch, vocabulary):
     exclude = zeros(batch, 1 + vocabulary % 40, dtype=torch.int64)
-    fused_module("top_items", "triton").forward(zeros(batch, 64), zeros(vocabulary, 64), 5, exclude)
+    backend_module("top_items", "triton").forward(zeros(batch, 64), zeros(vocabulary, 64), 5, exclude)
 
 
 # Batches and vocabularies with what Triton makes constants of, given the choice: 1, and multiples of 16. The loops over

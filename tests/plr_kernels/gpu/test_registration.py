@@ -1,5 +1,7 @@
 """The "triton" backend as torch.library operators, and its limits: run under TRITON_INTERPRET=1, or on a GPU."""
 
+from __future__ import annotations
+
 import pytest
 import torch
 

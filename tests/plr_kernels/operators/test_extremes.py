@@ -4,6 +4,8 @@ The rule is that of test_parity.py. Logits differ by at most some 20: beyond, wh
 rounding of the float64 truth.
 """
 
+from __future__ import annotations
+
 import pytest
 import torch
 

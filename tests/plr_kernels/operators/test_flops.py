@@ -1,5 +1,7 @@
 """FlopCounterMode sees the fused operators: counted on the meta device by their fake implementations' shapes."""
 
+from __future__ import annotations
+
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode

@@ -1,5 +1,7 @@
 """info_nce against a loop over rows, and its limits."""
 
+from __future__ import annotations
+
 import math
 
 import pytest

@@ -1,5 +1,7 @@
 """The layers hand their options to the functions, and StreamAttention draws its own seeds."""
 
+from __future__ import annotations
+
 import pytest
 import torch
 

@@ -1,5 +1,7 @@
 """linear_cross_entropy against a loop over rows, ignored rows, and its limits."""
 
+from __future__ import annotations
+
 import math
 
 import pytest

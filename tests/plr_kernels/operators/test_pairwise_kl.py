@@ -1,5 +1,7 @@
 """pairwise_kl against a loop over pairs and items, and its limits."""
 
+from __future__ import annotations
+
 import math
 
 import pytest

@@ -1,5 +1,7 @@
 """Every operator on every backend: accuracy, memory layouts, gradients, autocast, compilation."""
 
+from __future__ import annotations
+
 import itertools
 
 import hypothesis.strategies as st

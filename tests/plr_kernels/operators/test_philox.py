@@ -1,5 +1,7 @@
 """Philox 4x32-10 against the known answers of Random123 and against a straight-line version in Python integers."""
 
+from __future__ import annotations
+
 import pytest
 import torch
 

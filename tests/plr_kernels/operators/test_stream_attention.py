@@ -1,5 +1,7 @@
 """stream_attention against loops over single queries, and what it promises about padding, dropout and arguments."""
 
+from __future__ import annotations
+
 import math
 
 import pytest

@@ -1,5 +1,7 @@
 """top_items against sorting all scores. Small integers make every sum exact, so that ids must agree, ties included."""
 
+from __future__ import annotations
+
 import hypothesis.strategies as st
 import pytest
 import torch
