@@ -17,7 +17,7 @@ from plr_kernels.dispatch.checks import (
     check_temperature,
     check_values,
 )
-from plr_kernels.dispatch.precision import floating_inputs, no_autocast, raised
+from plr_kernels.dispatch.precision import floating_inputs, no_autocast, upcast
 from plr_kernels.linear_cross_entropy import operator as linear_cross_entropy
 from plr_kernels.mixture_cross_entropy import reference
 
@@ -40,7 +40,7 @@ def _run_reference(
     reduction: str,
 ) -> Tensor:
     return torch.ops.plr_kernels.mixture_cross_entropy(
-        raised(states), raised(log_weights), raised(items), targets, temperature, ignore_index, reduction
+        upcast(states), upcast(log_weights), upcast(items), targets, temperature, ignore_index, reduction
     )
 
 
@@ -67,7 +67,7 @@ def _run_fused(backend: str) -> Callable[..., Tensor]:
         losses = cross_entropies(
             states.flatten(0, 1), items, targets.repeat_interleave(streams), temperature, ignore_index, "none"
         ).view(rows, streams)
-        log_weights = raised(log_weights).masked_fill(ignored[:, None], 0)
+        log_weights = upcast(log_weights).masked_fill(ignored[:, None], 0)
         mixed = -torch.logsumexp(log_weights - losses, dim=1)
         return reference.reduced(mixed.masked_fill(ignored, 0), ignored, reduction)
 
