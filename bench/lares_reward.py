@@ -123,7 +123,7 @@ def measured(model: PostTrainedLARES, batch: Batch, source: str, rollouts: int, 
     for _ in range(rollouts):
         like = table.new_empty(*batch.item_ids.shape, table.shape[1])
         start = model.train(source != "fixed").initial_states(like)
-        steps = model.sample_steps() if source == "rollouts" else model.mean_steps
+        steps = model.sample_steps() if source == "rollouts" else model.options.mean_steps
         model.train(source == "rollouts")
         states = model.queries(model.reasoning_states(table, batch.item_ids, batch.lengths, steps, start)[:, -1])
         for name in REWARDS:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Sequence
+from dataclasses import fields
 from pathlib import Path
 
 from plr.config import Config
@@ -12,6 +13,7 @@ from plr.data import SequenceDataset, open_prepared, prepare
 from plr.errors import ConfigError, DataError
 from plr.items import ItemData
 from plr.items.features import read_features
+from plr.options import RawDataOptions
 from plr.prepare.folder import is_prepared
 from plr.text import TextVectors
 
@@ -40,10 +42,7 @@ def resolve(name: str) -> Path:
     raise DataError(f"--data {name}: no such file; tried {', '.join(tried)}{hint}")
 
 
-OPTIONS = (
-    "format", "user_column", "item_column", "rating_column", "timestamp_column", "min_rating", "core", "split",
-    "valid_time", "test_time",
-)  # fmt: skip
+OPTIONS = tuple(each.name for each in fields(RawDataOptions))
 """The fields of the configuration that say how a raw file is prepared."""
 
 

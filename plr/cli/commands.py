@@ -19,8 +19,9 @@ import plr
 from plr.cli.parser import Parser
 from plr.cli.prepare import Request
 from plr.cli.prepare import run as prepare
-from plr.config import Config, names
+from plr.config import Config
 from plr.errors import TERMINATED, UserError
+from plr.options import names
 from plr.prepare import PrepareOptions
 
 NEW_ITEMS = (
@@ -138,7 +139,7 @@ def _data_options(data: Parser) -> None:
 
 def _train_options(train: Parser) -> None:
     train.add_argument("--config", action="config", help="a YAML file of fields, e.g. a run's config.yaml")
-    train.add_class_arguments(Config)
+    train.add_class_arguments(Config, skip={"provenance"})
 
 
 def _evaluate_options(evaluate: Parser) -> None:

@@ -10,6 +10,7 @@ import types
 from pathlib import Path
 from typing import Any, Literal, NoReturn, Union, get_args, get_origin
 
+import yaml
 from jsonargparse import ArgumentParser, Namespace
 
 from plr.config import read_fields
@@ -35,10 +36,11 @@ class Parser(ArgumentParser):
     def parse_path(self, path: Any, *arguments: Any, **options: Any) -> Namespace:
         """Parse a file of fields; what is no such file is named with its line, which jsonargparse does not."""
         try:
-            read_fields(Path(path))
+            values = read_fields(Path(path))
         except ConfigError as error:
             self.error(str(error), error)
-        return super().parse_path(path, *arguments, **options)
+        values.pop("provenance", None)  # what training wrote into a run's config.yaml is no option
+        return self.parse_string(yaml.safe_dump(values), *arguments, **options)
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Say on stderr what is wrong, with the nearest known option where one is unknown, and exit with status 2."""

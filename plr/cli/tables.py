@@ -10,6 +10,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from plr.prepare.split import SPLITS
+from plr.systems import BACKBONES, METHODS, REFUSALS
 
 if TYPE_CHECKING:
     from plr.serving import Recommendation
@@ -152,8 +153,6 @@ def recommendation_table(answer: Sequence[Recommendation]) -> Table:
 
 def systems_tables() -> list[Table]:
     """Return the backbones, the methods and the pairs that are refused, each with its sentence."""
-    from plr.models.registry import BACKBONES, METHODS, REFUSALS  # brings PyTorch
-
     refused: dict[tuple[str, str], list[str]] = {}
     for (backbone, method), reason in REFUSALS.items():
         refused.setdefault((backbone, reason), []).append(method)

@@ -10,11 +10,9 @@ from plr.models.methods.plr import ParallelReasoning, PLRRecommender
 from plr.models.methods.prl import PRLRecommender
 from plr.models.methods.reasoning import Reasoning, reason
 from plr.models.recommender import Recommender
-from plr.models.registry import BACKBONES, METHODS, build_model
+from plr.models.registry import build_model
 
 __all__ = [
-    "BACKBONES",
-    "METHODS",
     "BaseRecommender",
     "ERLRecommender",
     "Encoded",

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from plr.models.layers.dropout import Dropout
 from plr.models.layers.transformer import KeyValue, TransformerLayer
+from plr.options import EncoderOptions
 
 
 @dataclass(frozen=True)
@@ -35,39 +36,20 @@ class SequenceEncoder(nn.Module):
     with the same weights, to the input of every reasoning step (`step_input`), as in ReaRec.
 
     Args:
-        dim: width d.
-        layers: number of layers.
-        heads: attention heads; must divide dim.
-        ffn_dim: inner width of the feed-forward parts.
-        max_length: the longest sequence L accepted.
+        options: of the encoder.
         causal: True for SASRec, False for an encoder that reads both ways.
-        input_dropout: dropout after the input LayerNorm.
-        hidden_dropout: p_rep.
-        attention_dropout: p_attn.
+        extra_positions: how many positions more than max_length a sequence may have.
     """
 
-    def __init__(
-        self,
-        *,
-        dim: int,
-        layers: int,
-        heads: int,
-        ffn_dim: int,
-        max_length: int,
-        causal: bool,
-        input_dropout: float,
-        hidden_dropout: float,
-        attention_dropout: float,
-    ):
+    def __init__(self, options: EncoderOptions, *, causal: bool, extra_positions: int = 0):
         super().__init__()
+        self.options = options
         self.causal = causal
-        self.max_length = max_length
-        self.position = nn.Embedding(max_length, dim)
-        self.input_norm = nn.LayerNorm(dim, eps=1e-12)
-        self.input_dropout = Dropout(input_dropout)
-        self.layers = nn.ModuleList(
-            TransformerLayer(dim, heads, ffn_dim, hidden_dropout, attention_dropout) for _ in range(layers)
-        )
+        self.max_length = options.max_length + extra_positions
+        self.position = nn.Embedding(self.max_length, options.dim)
+        self.input_norm = nn.LayerNorm(options.dim, eps=1e-12)
+        self.input_dropout = Dropout(options.input_dropout)
+        self.layers = nn.ModuleList(TransformerLayer(options) for _ in range(options.layers))
 
     def encode(self, embeddings: Tensor, lengths: Tensor, *, all_positions: bool = False) -> Encoded:
         """Encode right-padded sequences.

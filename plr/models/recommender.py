@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -11,6 +9,8 @@ from torch.nn import functional
 from plr.data import Batch
 from plr.models.encoder import SequenceEncoder
 from plr.models.items.encoders import ItemEncoder
+from plr.options import RecommenderOptions
+from plr.systems import COSINE_TEMPERATURE
 
 Losses = dict[str, Tensor]
 INITIAL_STD = 0.02
@@ -24,27 +24,27 @@ class Recommender(nn.Module):
     Args:
         items: the item encoder.
         encoder: the sequence encoder.
-        temperature: of the item softmax: logits are score / temperature.
+        options: the method's.
 
     Attributes:
-        row_kind: the training rows the method wants: "prefix" (one row per history and target) or "sequence" (one row
-            per sequence, a target at every position).
+        temperature: of the item softmax: logits are score / temperature.
         with_partners: whether a training batch holds, after its B rows, another row with the same target for each.
         epoch: the epoch being trained, from 0; training sets it before each.
         observed: what the last call of `losses` saw beside its terms, by name, for the logs.
         reference: a frozen model that training compares with; its rows are those whose targets it ranks well.
     """
 
-    row_kind: ClassVar[Literal["prefix", "sequence"]] = "prefix"
     with_partners: bool = False
     epoch: int = 0
     reference: Recommender | None = None
 
-    def __init__(self, items: ItemEncoder, encoder: SequenceEncoder, *, temperature: float = 1.0):
+    def __init__(self, items: ItemEncoder, encoder: SequenceEncoder, options: RecommenderOptions):
         super().__init__()
         self.items = items
         self.encoder = encoder
-        self.temperature = temperature
+        self.options = options
+        default = COSINE_TEMPERATURE if items.cosine else 1.0
+        self.temperature = default if options.temperature is None else options.temperature
         self.observed: dict[str, Tensor] = {}
 
     def losses(self, batch: Batch) -> Losses:

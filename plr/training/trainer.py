@@ -34,7 +34,6 @@ from plr.files import remove_leftovers
 from plr.inputs import load_dataset, load_item_data
 from plr.items import ItemData
 from plr.models import Recommender, build_model
-from plr.models.registry import row_kind
 from plr.runs import RunFolder, load_weights
 from plr.training.callbacks import MONITOR, BestWeights, ResumePoint, Validation, save_weights
 from plr.training.checkpoint import AtomicCheckpointIO, read_checkpoint
@@ -105,7 +104,7 @@ def _check_rows(config: Config, dataset: SequenceDataset) -> None:
     found = {split: len(dataset.target_positions(split)) for split in needed}
     if config.devices > 1:  # every process takes a share of these
         needed["train"] = config.devices
-        found["train"] = len(dataset.rows("train", config.max_length, row_kind(config)))
+        found["train"] = len(dataset.rows("train", config.max_length, config.row_kind))
     for split, least in needed.items():
         if found[split] < least:
             shared = f" for {config.devices} devices" if least > 1 else ""
@@ -203,7 +202,7 @@ def _fit(
         KeyboardInterrupt: on SIGINT.
         SystemExit: on SIGTERM, with status 143.
     """
-    rows = dataset.rows("train", config.max_length, row_kind(config))
+    rows = dataset.rows("train", config.max_length, config.row_kind)
     module = RecommenderModule(model, rows, config)
     try:
         trainer.fit(module, ckpt_path=resume_point if resume_point.exists() else None)

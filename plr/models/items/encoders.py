@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from plr.items import FeatureField
+from plr.items import FeatureField, ItemData
+from plr.options import Options
 
 
 class ItemEncoder(nn.Module):
@@ -71,6 +72,13 @@ class FeatureItemEncoder(ItemEncoder):
         for field in self.fields:
             table = table + field()
         return table
+
+
+def id_items(data: ItemData, dim: int, options: Options) -> ItemEncoder:
+    """Return vectors [V, dim] of the items' ids, and of their features where there are any; no option decides."""
+    if data.features:
+        return FeatureItemEncoder(data.num_items, dim, data.features)
+    return IdItemEncoder(data.num_items, dim)
 
 
 class FieldMean(nn.Module):

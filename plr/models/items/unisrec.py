@@ -8,9 +8,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from plr.items import ItemText
+from plr.errors import ConfigError
+from plr.items import ItemData, ItemText
 from plr.models.items.encoders import ItemEncoder
 from plr.models.layers.dropout import Dropout
+from plr.options import UniSRecOptions
 
 
 class TextItemEncoder(ItemEncoder):
@@ -24,19 +26,18 @@ class TextItemEncoder(ItemEncoder):
     Args:
         text: the items' text vectors.
         dim: width d.
-        experts: number of experts of the adaptor.
-        dropout: of each expert's input.
-        transductive: add an id embedding, on input and output alike; without it an item is its text and nothing else.
+        options: mode "transductive" adds an id embedding, on input and output alike; without it an item is its text and
+            nothing else.
     """
 
     cosine: ClassVar[bool] = True
 
-    def __init__(self, text: ItemText, dim: int, *, experts: int, dropout: float, transductive: bool):
+    def __init__(self, text: ItemText, dim: int, options: UniSRecOptions):
         super().__init__()
         self.num_items, width = text.vectors.shape
-        self.adaptor = MixtureOfExpertsAdaptor(width, dim, experts=experts, dropout=dropout)
+        self.adaptor = MixtureOfExpertsAdaptor(width, dim, experts=options.experts, dropout=options.adaptor_dropout)
         self.missing = nn.Embedding(1, dim)
-        self.embedding = nn.Embedding(self.num_items, dim) if transductive else None
+        self.embedding = nn.Embedding(self.num_items, dim) if options.unisrec_mode == "transductive" else None
         # Not in the weights' file: they are the item data's, which the run's folder holds once.
         self.register_buffer("vectors", text.vectors, persistent=False)
         self.register_buffer("present", text.present, persistent=False)
@@ -45,6 +46,17 @@ class TextItemEncoder(ItemEncoder):
         """Return the item vectors [V, d], with gradients; in training with dropout and noise of the adaptor."""
         table = torch.where(self.present[:, None], self.adaptor(self.vectors), self.missing.weight)
         return table if self.embedding is None else table + self.embedding.weight
+
+
+def text_items(data: ItemData, dim: int, options: UniSRecOptions) -> ItemEncoder:
+    """Return vectors [V, dim] of the items' texts.
+
+    Raises:
+        ConfigError: there are no text vectors.
+    """
+    if data.text is None:
+        raise ConfigError("backbone 'unisrec' needs the items' text vectors: set text_vectors")
+    return TextItemEncoder(data.text, dim, options)
 
 
 class MixtureOfExpertsAdaptor(nn.Module):

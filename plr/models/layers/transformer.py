@@ -13,6 +13,7 @@ from plr.models.layers.dropout import Dropout
 from plr.models.layers.fast_path import are_plain
 from plr.models.layers.fused_residual_ffn import SublayerWeights, residual_sublayers
 from plr.models.layers.linear import Linear, onednn_serves
+from plr.options import LayerOptions
 from plr_kernels import StreamAttention
 from plr_kernels.stream_attention.reference import stream_attention_weights
 
@@ -31,19 +32,14 @@ class TransformerLayer(nn.Module):
     token in each of M streams over the cached prefix), PLR Eq. 4 and 5.
 
     Args:
-        dim: width d of the states.
-        heads: number of attention heads H; must divide d.
-        ffn_dim: inner width of the feed-forward part.
-        hidden_dropout: dropout probability of both sublayers' outputs (p_rep).
-        attention_dropout: dropout probability of the attention weights (p_attn).
+        options: width, heads, feed-forward part and dropout; `hidden_dropout` is that of both sublayers' outputs.
     """
 
-    def __init__(self, dim: int, heads: int, ffn_dim: int, hidden_dropout: float, attention_dropout: float):
+    def __init__(self, options: LayerOptions):
         super().__init__()
-        if dim % heads:
-            raise ValueError(f"dim must be a multiple of heads; found dim={dim}, heads={heads}")
-        self.heads = heads
-        self.attention_dropout = attention_dropout
+        dim, ffn_dim = options.dim, options.ffn_dim
+        self.heads = options.heads
+        self.attention_dropout = options.attention_dropout
         self.query = Linear(dim, dim)
         self.key_value = Linear(dim, 2 * dim)
         self.attention_output = Linear(dim, dim)
@@ -51,8 +47,8 @@ class TransformerLayer(nn.Module):
         self.ffn_in = Linear(dim, ffn_dim)
         self.ffn_out = Linear(ffn_dim, dim)
         self.ffn_norm = nn.LayerNorm(dim, eps=1e-12)
-        self.dropout = Dropout(hidden_dropout)
-        self.stream_attention = StreamAttention(dropout_p=attention_dropout)
+        self.dropout = Dropout(options.hidden_dropout)
+        self.stream_attention = StreamAttention(dropout_p=options.attention_dropout)
 
     def keys_values(self, states: Tensor) -> KeyValue:
         """Project states [B, P, d] to the keys and values [B, H, P, D] that later queries read."""

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
-
 from torch import Tensor
 
 from plr.data import Batch
 from plr.models.encoder import SequenceEncoder
 from plr.models.items.encoders import ItemEncoder
 from plr.models.recommender import Losses, Recommender
+from plr.options import RecommenderOptions
 from plr_kernels import linear_cross_entropy
 
 
@@ -19,13 +18,11 @@ class BaseRecommender(Recommender):
     Args:
         items: the item encoder.
         encoder: the sequence encoder. Training on whole sequences needs a causal one.
-        temperature: logits are score / temperature.
+        options: the temperature of the item softmax.
     """
 
-    row_kind: ClassVar[Literal["prefix", "sequence"]] = "sequence"
-
-    def __init__(self, items: ItemEncoder, encoder: SequenceEncoder, *, temperature: float = 1.0):
-        super().__init__(items, encoder, temperature=temperature)
+    def __init__(self, items: ItemEncoder, encoder: SequenceEncoder, options: RecommenderOptions):
+        super().__init__(items, encoder, options)
         self.initialize()
 
     def losses(self, batch: Batch) -> Losses:

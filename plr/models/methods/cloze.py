@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -13,6 +11,7 @@ from plr.data.rows import IGNORED
 from plr.models.encoder import SequenceEncoder
 from plr.models.items.encoders import ItemEncoder
 from plr.models.recommender import Losses, Recommender
+from plr.options import ClozeOptions
 from plr_kernels import linear_cross_entropy
 
 
@@ -29,27 +28,14 @@ class ClozeRecommender(Recommender):
     Args:
         items: the item encoder.
         encoder: the sequence encoder: bidirectional, with one position more than a history has items.
-        dim: width d.
-        mask_probability: ρ.
-        mask_last_probability: how often a row has its last item masked, and no other.
-        temperature: logits are score / temperature.
+        options: ρ is `mask_probability`.
     """
 
-    row_kind: ClassVar[Literal["prefix", "sequence"]] = "sequence"
+    options: ClozeOptions
 
-    def __init__(
-        self,
-        items: ItemEncoder,
-        encoder: SequenceEncoder,
-        *,
-        dim: int,
-        mask_probability: float = 0.2,
-        mask_last_probability: float = 0.1,
-        temperature: float = 1.0,
-    ):
-        super().__init__(items, encoder, temperature=temperature)
-        self.mask_probability = mask_probability
-        self.mask_last_probability = mask_last_probability
+    def __init__(self, items: ItemEncoder, encoder: SequenceEncoder, options: ClozeOptions):
+        super().__init__(items, encoder, options)
+        dim = encoder.options.dim
         self.mask = nn.Embedding(1, dim)
         self.head = nn.Linear(dim, dim)
         self.head_norm = nn.LayerNorm(dim, eps=1e-12)
@@ -105,10 +91,10 @@ class ClozeRecommender(Recommender):
         """
         rows, longest = predictable.shape
         order = torch.rand(rows, longest, device=predictable.device).masked_fill(~predictable, torch.inf)
-        most = max(1, round(self.mask_probability * longest))
+        most = max(1, round(self.options.mask_probability * longest))
         places = order.topk(most, dim=1, largest=False).indices
-        counts = (predictable.sum(dim=1) * self.mask_probability).round().long().clamp(min=1, max=most)
-        last_only = torch.rand(rows, device=predictable.device) < self.mask_last_probability
+        counts = (predictable.sum(dim=1) * self.options.mask_probability).round().long().clamp(min=1, max=most)
+        last_only = torch.rand(rows, device=predictable.device) < self.options.mask_last_probability
         first = torch.where(last_only, _last_of(predictable), places[:, 0])
         places = torch.cat([first[:, None], places[:, 1:]], dim=1)
         return places, counts.where(~last_only, 1)

@@ -5,10 +5,9 @@ from __future__ import annotations
 from torch import Tensor
 
 from plr.data import Batch
-from plr.models.encoder import SequenceEncoder
-from plr.models.items.encoders import ItemEncoder
 from plr.models.methods.rearec import ReaRecRecommender
 from plr.models.recommender import Losses
+from plr.options import ERLOptions
 from plr_kernels import linear_cross_entropy, pairwise_kl
 
 
@@ -21,27 +20,10 @@ class ERLRecommender(ReaRecRecommender):
     Args:
         items: the item encoder.
         encoder: the sequence encoder; its layers are also the reasoning function.
-        dim: width d.
-        steps: K, at least 1.
-        kl_weight: λ; 0 leaves the divergence out.
-        kl_limit: the mean divergence, in nats, beyond which no more is rewarded; 0 for no limit, as published.
-        temperature: τ of the item softmax, in both terms: logits are score / τ.
+        options: K is `steps`, λ `kl_weight`.
     """
 
-    def __init__(
-        self,
-        items: ItemEncoder,
-        encoder: SequenceEncoder,
-        *,
-        dim: int,
-        steps: int = 2,
-        kl_weight: float = 0.1,
-        kl_limit: float = 1.0,
-        temperature: float = 1.0,
-    ):
-        super().__init__(items, encoder, dim=dim, steps=steps, temperature=temperature)
-        self.kl_weight = kl_weight
-        self.kl_limit = kl_limit
+    options: ERLOptions
 
     def losses(self, batch: Batch) -> Losses:
         """Return {"next_item", "diversity"}, the latter only where its weight is not 0."""
@@ -53,13 +35,13 @@ class ERLRecommender(ReaRecRecommender):
                 self.queries(states.mean(dim=1)), candidates, batch.targets, temperature=self.temperature
             )
         }
-        if self.kl_weight:
+        if self.options.kl_weight:
             divergence = pairwise_kl(
                 self.queries(states), candidates, temperature=self.temperature, detach_reference=True
             )
-            if self.kl_limit:
-                divergence = divergence.clamp(max=self.kl_limit)
-            losses["diversity"] = -self.kl_weight * divergence
+            if self.options.kl_limit:
+                divergence = divergence.clamp(max=self.options.kl_limit)
+            losses["diversity"] = -self.options.kl_weight * divergence
         return losses
 
     def represent(self, batch: Batch, table: Tensor | None = None) -> Tensor:

@@ -14,6 +14,7 @@ from plr.models.items.encoders import ItemEncoder
 from plr.models.layers.length_buckets import similar_lengths
 from plr.models.layers.transformer import TransformerLayer
 from plr.models.recommender import Losses, Recommender
+from plr.options import LARESOptions
 from plr_kernels import linear_cross_entropy
 
 STATE_SCALE = 3.0  # of T_0, a normal variable cut off at three standard deviations
@@ -60,51 +61,20 @@ class LARESRecommender(Recommender):
     Args:
         items: the item encoder.
         encoder: the pre-block; the core-block reads as it does, causally or both ways.
-        dim: width d.
-        core_layers: layers of the core-block.
-        heads: attention heads of the core-block.
-        ffn_dim: inner width of the core-block's feed-forward parts.
-        hidden_dropout: of the core-block's layers.
-        attention_dropout: of the core-block's attention weights.
-        mean_steps: m; the steps of evaluation, and about the mean of training's less one.
-        adapter: see `Adapter`.
-        trajectory_weight: α; 0 leaves the partners out.
-        step_weight: γ; 0 leaves the step alignment out.
-        contrastive_temperature: τ of both alignments.
-        temperature: of the item softmax.
+        options: m is `mean_steps`, the steps of evaluation and about the mean of training's less one; α is
+            `trajectory_weight`, γ `step_weight`, τ of both alignments `contrastive_temperature`.
     """
 
-    def __init__(
-        self,
-        items: ItemEncoder,
-        encoder: SequenceEncoder,
-        *,
-        dim: int,
-        core_layers: int = 2,
-        heads: int = 2,
-        ffn_dim: int = 300,
-        hidden_dropout: float = 0.5,
-        attention_dropout: float = 0.5,
-        mean_steps: int = 4,
-        adapter: Literal["mean", "concat", "gate"] = "mean",
-        trajectory_weight: float = 0.1,
-        step_weight: float = 0.5,
-        contrastive_temperature: float = 1.0,
-        temperature: float = 1.0,
-    ):
-        super().__init__(items, encoder, temperature=temperature)
-        self.mean_steps = mean_steps
-        self.trajectory_weight = trajectory_weight
-        self.step_weight = step_weight
-        self.contrastive_temperature = contrastive_temperature
-        self.with_partners = trajectory_weight > 0
-        self.adapter = Adapter(adapter, dim)
-        self.core_norm = nn.LayerNorm(dim, eps=1e-12)
-        self.core = nn.ModuleList(
-            TransformerLayer(dim, heads, ffn_dim, hidden_dropout, attention_dropout) for _ in range(core_layers)
-        )
+    options: LARESOptions
+
+    def __init__(self, items: ItemEncoder, encoder: SequenceEncoder, options: LARESOptions):
+        super().__init__(items, encoder, options)
+        self.with_partners = options.trajectory_weight > 0
+        self.adapter = Adapter(options.lares_adapter, encoder.options.dim)
+        self.core_norm = nn.LayerNorm(encoder.options.dim, eps=1e-12)
+        self.core = nn.ModuleList(TransformerLayer(encoder.options) for _ in range(options.core_layers))
         self.initialize()
-        self.register_buffer("evaluation_state", random_states(torch.empty(encoder.max_length, dim)))
+        self.register_buffer("evaluation_state", random_states(torch.empty(encoder.max_length, encoder.options.dim)))
 
     def losses(self, batch: Batch) -> Losses:
         """Return {"next_item", "trajectory", "step"}; a term whose weight is 0 is not listed.
@@ -122,20 +92,19 @@ class LARESRecommender(Recommender):
                 final, self.candidates(table), batch.targets[:rows], temperature=self.temperature
             )
         }
-        if self.trajectory_weight:
-            losses["trajectory"] = self.trajectory_weight * self._alignment(final, states[rows:, -1])
-        if self.step_weight:
+        if self.options.trajectory_weight:
+            losses["trajectory"] = self.options.trajectory_weight * self._alignment(final, states[rows:, -1])
+        if self.options.step_weight:
             # A single step has nothing to be aligned with.
             drawn = int(torch.randint(steps, (), device="cpu"))
-            losses["step"] = (
-                self.step_weight * self._alignment(final, states[:rows, drawn]) if steps > 1 else final.new_zeros(())
-            )
+            step = self._alignment(final, states[:rows, drawn]) if steps > 1 else final.new_zeros(())
+            losses["step"] = self.options.step_weight * step
         return losses
 
     def represent(self, batch: Batch, table: Tensor | None = None) -> Tensor:
         """Return the last position's state after m steps, [B, d]."""
         table = self.item_table() if table is None else table
-        return self.queries(self.reasoning_states(table, batch.item_ids, batch.lengths, self.mean_steps)[:, -1])
+        return self.queries(self.reasoning_states(table, batch.item_ids, batch.lengths, self.options.mean_steps)[:, -1])
 
     def reasoning_states(
         self, table: Tensor, item_ids: Tensor, lengths: Tensor, steps: int, start: Tensor | None = None
@@ -190,15 +159,15 @@ class LARESRecommender(Recommender):
         On the CPU, whose generator training seeds for every step.
         """
         rate = torch.empty((), device="cpu").log_normal_(
-            math.log(self.mean_steps) - RATE_DEVIATION**2 / 2, RATE_DEVIATION
+            math.log(self.options.mean_steps) - RATE_DEVIATION**2 / 2, RATE_DEVIATION
         )
-        return min(int(torch.poisson(rate)) + 1, 3 * self.mean_steps)
+        return min(int(torch.poisson(rate)) + 1, 3 * self.options.mean_steps)
 
     def _alignment(self, one: Tensor, two: Tensor) -> Tensor:
         """Both directions' mean InfoNCE between one and two, [B, d] each; row b belongs to row b."""
         own = torch.arange(one.shape[0], device=one.device)
-        there = linear_cross_entropy(one, two, own, temperature=self.contrastive_temperature)
-        back = linear_cross_entropy(two, one, own, temperature=self.contrastive_temperature)
+        there = linear_cross_entropy(one, two, own, temperature=self.options.contrastive_temperature)
+        back = linear_cross_entropy(two, one, own, temperature=self.options.contrastive_temperature)
         return (there + back) / 2
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -12,6 +12,7 @@ from plr.models.encoder import SequenceEncoder
 from plr.models.items.encoders import ItemEncoder
 from plr.models.methods.lares import LARESRecommender
 from plr.models.recommender import Losses
+from plr.options import LARESPostTrainingOptions
 from plr_kernels import linear_cross_entropy, top_items
 
 REWARDED = 10  # the K of Recall@K and NDCG@K
@@ -37,27 +38,14 @@ class PostTrainedLARES(LARESRecommender):
     Args:
         items: the item encoder.
         encoder: the pre-block.
-        rollouts: G, at least 2.
-        reward: "recall" or "ndcg", at 10.
-        reference_weight: β.
-        options: those of `LARESRecommender`; the alignments' weights mean nothing here.
+        options: G is `rollouts`, β `reference_weight`.
     """
 
-    def __init__(
-        self,
-        items: ItemEncoder,
-        encoder: SequenceEncoder,
-        *,
-        rollouts: int = 4,
-        reward: Literal["recall", "ndcg"] = "recall",
-        reference_weight: float = 1.0,
-        **options: Any,
-    ):
-        super().__init__(items, encoder, **options)
+    options: LARESPostTrainingOptions
+
+    def __init__(self, items: ItemEncoder, encoder: SequenceEncoder, options: LARESPostTrainingOptions):
+        super().__init__(items, encoder, options)
         self.with_partners = False
-        self.rollouts = rollouts
-        self.reward = reward
-        self.reference_weight = reference_weight
         # In a tuple, so that it is no submodule: neither trained nor saved, and without a part in `train()`.
         self._reference: tuple[LARESRecommender, ...] = ()
 
@@ -86,7 +74,7 @@ class PostTrainedLARES(LARESRecommender):
             reference_candidates = reference.candidates(reference_table)
 
         rollouts, references = [], []  # [B, k, d] each
-        for _ in range(self.rollouts):
+        for _ in range(self.options.rollouts):
             steps = self.sample_steps()
             length = batch.item_ids.shape[1]
             start = self.initial_states(table.new_empty(rows, length, table.shape[1]))
@@ -97,8 +85,8 @@ class PostTrainedLARES(LARESRecommender):
 
         with torch.no_grad():
             final = torch.cat([states[:, -1] for states in rollouts])  # [G·B, d]
-            rewards = ranking_rewards(final, candidates, batch.targets.repeat(self.rollouts), self.reward)
-            rewards = rewards.unflatten(0, (self.rollouts, rows))  # [G, B]
+            rewards = ranking_rewards(final, candidates, batch.targets.repeat(len(rollouts)), self.options.reward)
+            rewards = rewards.unflatten(0, (len(rollouts), rows))  # [G, B]
         advantages = group_advantages(rewards)
         log_p = _log_probabilities(rollouts, candidates, batch.targets, self.temperature)
         self.observed = {
@@ -116,7 +104,7 @@ class PostTrainedLARES(LARESRecommender):
             divergence.append((torch.exp(other - own) - (other - own) - 1).mean(dim=1))
         return {
             "policy": torch.stack(policy).mean(),
-            "reference": self.reference_weight * torch.stack(divergence).mean(),
+            "reference": self.options.reference_weight * torch.stack(divergence).mean(),
         }
 
 

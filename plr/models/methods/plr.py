@@ -12,6 +12,7 @@ from plr.models.encoder import Encoded, SequenceEncoder
 from plr.models.items.encoders import ItemEncoder
 from plr.models.methods.reasoning import Reasoning, reason
 from plr.models.recommender import INITIAL_STD, Losses, Recommender
+from plr.options import PLROptions
 from plr_kernels import info_nce, linear_cross_entropy, pairwise_kl
 
 
@@ -51,47 +52,22 @@ class PLRRecommender(Recommender):
     Args:
         items: the item encoder.
         encoder: the sequence encoder; its layers are also the reasoning function.
-        dim: width d.
-        streams: M, at least 1.
-        steps: T, at least 1.
-        trigger_std: standard deviation of the trigger tokens' initial values. The state they are added to leaves a
-            LayerNorm, with 1; tokens far below it open streams that are the same. The paper states none.
-        kl_weight: λ; 0 leaves the regulariser out ("w/o KL").
-        kl_limit: the mean divergence, in nats, beyond which no more is rewarded; 0 for no limit, as in the paper.
-        contrastive_weight: w; 0 leaves the second dropout view and the contrastive term out ("w/o RCL").
-        contrastive_temperature: τ of Eq. 8.
-        gate: False replaces the gate by the mean over streams ("w/o MoRS").
-        temperature: of the item softmax, in L_NIP and L_KL: logits are score / temperature.
+        options: M is `streams`, T `steps`, λ `kl_weight`, w `contrastive_weight` (0 also leaves the second dropout view
+            out), τ of Eq. 8 `contrastive_temperature`.
     """
 
-    def __init__(
-        self,
-        items: ItemEncoder,
-        encoder: SequenceEncoder,
-        *,
-        dim: int,
-        streams: int = 2,
-        steps: int = 2,
-        trigger_std: float = 0.02,
-        kl_weight: float = 0.1,
-        kl_limit: float = 1.0,
-        contrastive_weight: float = 1.0,
-        contrastive_temperature: float = 1.0,
-        gate: bool = True,
-        temperature: float = 1.0,
-    ):
-        super().__init__(items, encoder, temperature=temperature)
-        self.steps = steps
-        self.kl_weight = kl_weight
-        self.kl_limit = kl_limit
-        self.contrastive_weight = contrastive_weight
-        self.contrastive_temperature = contrastive_temperature
-        self.trigger = nn.Embedding(streams, dim)
-        self.step_embedding = nn.Embedding(steps, dim)
-        self.gate = nn.Linear(dim, streams) if gate else None
+    options: PLROptions
+
+    def __init__(self, items: ItemEncoder, encoder: SequenceEncoder, options: PLROptions):
+        super().__init__(items, encoder, options)
+        dim = encoder.options.dim
+        self.trigger = nn.Embedding(options.streams, dim)
+        self.step_embedding = nn.Embedding(options.steps, dim)
+        self.gate = nn.Linear(dim, options.streams) if options.gate else None
         self.initialize()
         with torch.no_grad():
-            self.trigger.weight.mul_(trigger_std / INITIAL_STD)  # a scale: other weights and later draws stay the same
+            # A scale: other weights and later draws stay the same.
+            self.trigger.weight.mul_(options.trigger_std / INITIAL_STD)
 
     def losses(self, batch: Batch) -> Losses:
         """Return {"next_item", "contrastive", "diversity"}; a term whose weight is 0 is neither computed nor listed.
@@ -101,7 +77,7 @@ class PLRRecommender(Recommender):
         table = self.item_table()
         rows = batch.lengths.shape[0]
         item_ids, lengths = batch.item_ids, batch.lengths
-        if self.contrastive_weight:
+        if self.options.contrastive_weight:
             item_ids, lengths = item_ids.repeat(2, 1), lengths.repeat(2)
         outcome = self._run(table, item_ids, lengths)
 
@@ -111,18 +87,18 @@ class PLRRecommender(Recommender):
                 self.queries(outcome.slow[:rows]), candidates, batch.targets, temperature=self.temperature
             )
         }
-        if self.contrastive_weight:
+        if self.options.contrastive_weight:
             grouped = outcome.states.flatten(1, 2).transpose(0, 1)  # [M·T, 2B, d]
             contrastive = info_nce(
-                grouped[:, :rows], grouped[:, rows:], temperature=self.contrastive_temperature
+                grouped[:, :rows], grouped[:, rows:], temperature=self.options.contrastive_temperature
             )
-            losses["contrastive"] = self.contrastive_weight * contrastive
-        if self.kl_weight:
+            losses["contrastive"] = self.options.contrastive_weight * contrastive
+        if self.options.kl_weight:
             states = outcome.states[:rows].flatten(1, 2)  # [B, M·T, d]
             divergence = pairwise_kl(self.queries(states), candidates, temperature=self.temperature)
-            if self.kl_limit:
-                divergence = divergence.clamp(max=self.kl_limit)
-            losses["diversity"] = -self.kl_weight * divergence
+            if self.options.kl_limit:
+                divergence = divergence.clamp(max=self.options.kl_limit)
+            losses["diversity"] = -self.options.kl_weight * divergence
         return losses
 
     def represent(self, batch: Batch, table: Tensor | None = None) -> Tensor:
@@ -142,7 +118,7 @@ class PLRRecommender(Recommender):
             encoded,
             start,
             lambda t, states: states + self.step_embedding.weight[t],
-            self.steps,
+            self.options.steps,
             with_attention=with_attention,
         )
 

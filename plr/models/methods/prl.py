@@ -6,10 +6,9 @@ import torch
 from torch import Tensor
 
 from plr.data import Batch
-from plr.models.encoder import SequenceEncoder
-from plr.models.items.encoders import ItemEncoder
 from plr.models.methods.rearec import ReaRecRecommender
 from plr.models.recommender import Losses
+from plr.options import PRLOptions
 from plr_kernels import linear_cross_entropy
 
 
@@ -24,40 +23,15 @@ class PRLRecommender(ReaRecRecommender):
     Args:
         items: the item encoder.
         encoder: the sequence encoder; its layers are also the reasoning function.
-        dim: width d.
-        steps: K, at least 1.
-        progressive_weight: w_p; 0 leaves the predictions of earlier states out.
-        temperature_scale: α, at least 1.
-        contrastive_weight: w_c; 0 leaves the noisy copy out.
-        noise: standard deviation of the noise on a step's input.
-        warmup_epochs: how many epochs are trained without the noisy copy.
-        temperature: τ.
+        options: K is `steps`, w_p `progressive_weight`, α `temperature_scale`, w_c `contrastive_weight`.
     """
 
-    def __init__(
-        self,
-        items: ItemEncoder,
-        encoder: SequenceEncoder,
-        *,
-        dim: int,
-        steps: int = 2,
-        progressive_weight: float = 1.0,
-        temperature_scale: float = 5.0,
-        contrastive_weight: float = 1.0,
-        noise: float = 0.01,
-        warmup_epochs: int = 2,
-        temperature: float = 1.0,
-    ):
-        super().__init__(items, encoder, dim=dim, steps=steps, temperature=temperature)
-        self.progressive_weight = progressive_weight
-        self.temperature_scale = temperature_scale
-        self.contrastive_weight = contrastive_weight
-        self.noise = noise
-        self.warmup_epochs = warmup_epochs
+    options: PRLOptions
 
     def temperatures(self) -> list[float]:
         """Return the temperatures of the states t = 0..K: τ·α^(K−t), falling to τ."""
-        return [self.temperature * self.temperature_scale ** (self.steps - t) for t in range(self.steps + 1)]
+        options = self.options
+        return [self.temperature * options.temperature_scale ** (options.steps - t) for t in range(options.steps + 1)]
 
     def losses(self, batch: Batch) -> Losses:
         """Return {"next_item", "progressive", "noise_contrastive"}; a term whose weight is 0 is not listed.
@@ -66,7 +40,7 @@ class PRLRecommender(ReaRecRecommender):
         """
         table = self.item_table()
         rows = batch.lengths.shape[0]
-        with_noise = self.contrastive_weight > 0 and self.epoch >= self.warmup_epochs
+        with_noise = self.options.contrastive_weight > 0 and self.epoch >= self.options.warmup_epochs
         if with_noise:
             item_ids, lengths = batch.item_ids.repeat(2, 1), batch.lengths.repeat(2)
             states = self.states(table, item_ids, lengths, self._clean_and_noisy_input)  # [2B, K + 1, d]
@@ -81,10 +55,10 @@ class PRLRecommender(ReaRecRecommender):
             contrastive = torch.stack(
                 [
                     linear_cross_entropy(noisy[:, t], clean[:, t], own, temperature=self.temperature)
-                    for t in range(1, self.steps + 1)
+                    for t in range(1, self.options.steps + 1)
                 ]
             ).mean()
-            losses["noise_contrastive"] = self.contrastive_weight * contrastive
+            losses["noise_contrastive"] = self.options.contrastive_weight * contrastive
         return losses
 
     def represent(self, batch: Batch, table: Tensor | None = None) -> Tensor:
@@ -94,28 +68,28 @@ class PRLRecommender(ReaRecRecommender):
 
     def _predictions(self, states: Tensor, candidates: Tensor, targets: Tensor) -> Losses:
         """The cross-entropies of states [B, K + 1, d], all in one pass over the items [V, d]."""
-        if not self.progressive_weight:
+        if not self.options.progressive_weight:
             return {
                 "next_item": linear_cross_entropy(
                     states[:, -1], candidates, targets, temperature=self.temperature
                 )
             }
         # A higher temperature of a state is a shorter state.
-        remaining = torch.arange(-self.steps, 1, device=states.device, dtype=states.dtype)  # t − K
-        shrink = self.temperature_scale**remaining  # τ / temperatures()
+        remaining = torch.arange(-self.options.steps, 1, device=states.device, dtype=states.dtype)  # t − K
+        shrink = self.options.temperature_scale**remaining  # τ / temperatures()
         every = linear_cross_entropy(
             (states * shrink[:, None]).flatten(0, 1),
             candidates,
-            targets.repeat_interleave(self.steps + 1),
+            targets.repeat_interleave(self.options.steps + 1),
             temperature=self.temperature,
             reduction="none",
-        ).unflatten(0, (-1, self.steps + 1))  # [B, K + 1]
+        ).unflatten(0, (-1, self.options.steps + 1))  # [B, K + 1]
         return {
             "next_item": every[:, -1].mean(),
-            "progressive": self.progressive_weight * every[:, :-1].mean(),
+            "progressive": self.options.progressive_weight * every[:, :-1].mean(),
         }
 
     def _clean_and_noisy_input(self, t: int, states: Tensor) -> Tensor:
         """Inputs [2B, 1, d] of step t + 1 from states [2B, 1, d], of which only the first, clean half counts."""
         clean = self.step_input(t, states[: states.shape[0] // 2])
-        return torch.cat([clean, clean + self.noise * torch.randn_like(clean)])
+        return torch.cat([clean, clean + self.options.noise * torch.randn_like(clean)])

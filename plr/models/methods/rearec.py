@@ -9,6 +9,7 @@ from plr.models.encoder import SequenceEncoder
 from plr.models.items.encoders import ItemEncoder
 from plr.models.methods.reasoning import StepInput, reason
 from plr.models.recommender import Recommender
+from plr.options import StepsOptions
 
 
 class ReaRecRecommender(Recommender):
@@ -17,17 +18,14 @@ class ReaRecRecommender(Recommender):
     Args:
         items: the item encoder.
         encoder: the sequence encoder; its layers are also the reasoning function.
-        dim: width d.
-        steps: K, at least 1.
-        temperature: τ of the item softmax: logits are score / τ.
+        options: K is `steps`.
     """
 
-    def __init__(
-        self, items: ItemEncoder, encoder: SequenceEncoder, *, dim: int, steps: int = 2, temperature: float = 1.0
-    ):
-        super().__init__(items, encoder, temperature=temperature)
-        self.steps = steps
-        self.step_embedding = nn.Embedding(steps, dim)
+    options: StepsOptions
+
+    def __init__(self, items: ItemEncoder, encoder: SequenceEncoder, options: StepsOptions):
+        super().__init__(items, encoder, options)
+        self.step_embedding = nn.Embedding(options.steps, encoder.options.dim)
         self.initialize()
 
     def step_input(self, t: int, states: Tensor) -> Tensor:
@@ -43,5 +41,5 @@ class ReaRecRecommender(Recommender):
         """
         encoded = self.encoder.encode(self.embed(table, item_ids), lengths)
         start = encoded.last[:, None, :]  # [B, 1, d]
-        reasoning = reason(self.encoder, encoded, start, step_input or self.step_input, self.steps)
+        reasoning = reason(self.encoder, encoded, start, step_input or self.step_input, self.options.steps)
         return torch.cat([start, reasoning.states.squeeze(1)], dim=1)

@@ -17,8 +17,8 @@ from plr.cli import main
 from plr.config import Config
 from plr.errors import ConfigError
 from plr.evaluation import load_ranking
-from plr.models.registry import BACKBONES, METHODS, REFUSALS
 from plr.runs import RunFolder
+from plr.systems import BACKBONES, METHODS, REFUSALS
 from plr.training import train
 from tests.plr.models.helpers import small_config, small_model
 

@@ -69,7 +69,7 @@ def rearec_states(model, table, item_ids, length, width, token_inputs=None):
     """
     inputs, positions = sequence_input(model, table, item_ids, length, width)
     states = []
-    for step in range(model.steps + 1):
+    for step in range(model.options.steps + 1):
         if step:
             token = states[-1] + model.step_embedding.weight[step - 1]
             if token_inputs is not None:

@@ -5,7 +5,6 @@ import torch
 
 from plr.config import Config
 from plr.errors import ConfigError
-from plr.models.registry import row_kind
 from tests.plr.models.helpers import random_batch, small_config, small_model
 from tests.plr.models.test_encoder import input_norm, straight_line_states
 
@@ -51,10 +50,10 @@ def test_reasoning_equals_recomputing_with_the_prefix_mask(streams, steps):
 
 
 def test_the_kind_of_rows_is_the_methods_as_far_as_the_backbone_can():
-    assert row_kind(small_config(method="base")) == "sequence"
-    assert row_kind(small_config(method="base", training_rows="prefix")) == "prefix"
-    assert row_kind(small_config(method="plr")) == "prefix"
-    assert row_kind(small_config(method="base", backbone="bert4rec")) == "prefix"
+    assert small_config(method="base").row_kind == "sequence"
+    assert small_config(method="base", training_rows="prefix").row_kind == "prefix"
+    assert small_config(method="plr").row_kind == "prefix"
+    assert small_config(method="base", backbone="bert4rec").row_kind == "prefix"
 
 
 @pytest.mark.parametrize(("backbone", "method"), [("bert4rec", "base"), ("sasrec", "plr")])

@@ -8,6 +8,7 @@ import torch
 from torch.nn import functional
 
 from plr.models import SequenceEncoder
+from plr.options import EncoderOptions
 from tests.plr.models.helpers import random_batch, small_model
 
 
@@ -90,9 +91,6 @@ def test_padding_has_no_influence():
 
 
 def test_a_sequence_longer_than_max_length_is_refused():
-    encoder = SequenceEncoder(
-        dim=4, layers=1, heads=1, ffn_dim=4, max_length=3, causal=True,
-        input_dropout=0.0, hidden_dropout=0.0, attention_dropout=0.0,
-    )  # fmt: skip
+    encoder = SequenceEncoder(EncoderOptions(dim=4, layers=1, heads=1, ffn_dim=4, max_length=3), causal=True)
     with pytest.raises(ValueError, match="max_length=3 items; found 4"):
         encoder.encode(torch.zeros(1, 4, 4), torch.tensor([4]))

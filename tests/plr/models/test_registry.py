@@ -8,8 +8,8 @@ import torch
 from plr.config import Config
 from plr.errors import ConfigError
 from plr.items import ItemData, ItemText
-from plr.models import BACKBONES, METHODS, build_model
-from plr.models.registry import REFUSALS, row_kind
+from plr.models import build_model
+from plr.systems import BACKBONES, METHODS, REFUSALS
 from tests.plr.models.helpers import random_batch, small_config
 
 PAIRS = [(backbone, method) for backbone in BACKBONES for method in METHODS]
@@ -23,7 +23,7 @@ def test_a_pair_has_finite_losses_gradients_and_scores(backbone, method):
     model = build_model(config, ItemData(29, text=text)).train()
     batch = random_batch()
     assert model.eval().scores(batch).shape == (4, 29)
-    if row_kind(config) == "sequence":
+    if config.row_kind == "sequence":
         padded = torch.arange(batch.item_ids.shape[1]) >= batch.lengths[:, None]
         batch = replace(batch, targets=batch.item_ids.roll(-1, 1).masked_fill(padded, -100))
     losses = model.train().losses(batch)

@@ -9,6 +9,7 @@ from torch.nn.utils import prune
 from plr.models.layers import linear
 from plr.models.layers.dropout import keep_mask, keep_scale
 from plr.models.layers.transformer import TransformerLayer
+from plr.options import LayerOptions
 
 pytestmark = pytest.mark.skipif(linear._PRODUCT is None, reason="this build of PyTorch has no oneDNN product")
 
@@ -24,7 +25,7 @@ def small_blocks(monkeypatch):
 def new_layer(p):
     """A layer whose LayerNorms are no identity."""
     torch.manual_seed(0)
-    layer = TransformerLayer(DIM, 2, FFN, p, 0.0)
+    layer = TransformerLayer(LayerOptions(dim=DIM, ffn_dim=FFN, hidden_dropout=p, attention_dropout=0.0))
     for norm in (layer.attention_norm, layer.ffn_norm):
         torch.nn.init.normal_(norm.weight)
         torch.nn.init.normal_(norm.bias)

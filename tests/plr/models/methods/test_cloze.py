@@ -11,7 +11,6 @@ from plr.data import Batch
 from plr.errors import ConfigError
 from plr.models import METHODS
 from plr.models.methods.cloze import whole_sequences
-from plr.models.registry import row_kind
 from tests.plr.models.helpers import random_batch, small_config, small_model
 
 
@@ -50,7 +49,7 @@ def test_rows_hold_the_last_training_item():
     assert lengths.tolist() == [4, 2]
     assert items[0].tolist() == [*batch.item_ids[0].tolist(), int(batch.targets[0, 2])]
     assert items[1, :2].tolist() == [int(batch.item_ids[1, 0]), int(batch.targets[1, 0])]
-    assert row_kind(small_config(backbone="bert4rec-cloze", method="base")) == "sequence"
+    assert small_config(backbone="bert4rec-cloze", method="base").row_kind == "sequence"
 
 
 def test_what_is_no_target_is_context_only():

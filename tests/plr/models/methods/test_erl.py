@@ -34,7 +34,7 @@ def published_terms(model, batch):
         for j in range(len(row))
         if i != j
     ]
-    return prediction, -model.kl_weight * torch.stack(divergences).mean()
+    return prediction, -model.options.kl_weight * torch.stack(divergences).mean()
 
 
 def erl(**changes):

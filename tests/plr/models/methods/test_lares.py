@@ -55,7 +55,7 @@ def test_states_are_those_of_the_published_equations(causal, adapter):
     states = model.reasoning_states(model.item_table(), batch.item_ids, batch.lengths, 3, start)
     close(states, published.all_lares_states(model, batch.item_ids, batch.lengths, start, 3))
     own = model.evaluation_state[: batch.item_ids.shape[1]].expand_as(start)
-    expected = published.all_lares_states(model, batch.item_ids, batch.lengths, own, model.mean_steps)
+    expected = published.all_lares_states(model, batch.item_ids, batch.lengths, own, model.options.mean_steps)
     close(model.represent(batch), expected[:, -1])
 
 

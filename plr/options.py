@@ -1,0 +1,473 @@
+"""Every option of a run, once: its default, what it accepts and its help stand here, beside what it steers.
+
+A class holds the options of one stage, backbone kind or method; `plr.config.Config` inherits them all, which makes each
+a flag and a YAML key. What is built from options takes an object of its class: a `Config` is one of each. This module
+imports no PyTorch, so that `plr train --help` need not wait for it.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import types
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field, fields
+from functools import lru_cache
+from numbers import Integral, Real
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+from plr.errors import ConfigError
+from plr.systems import BackboneName, MethodName
+
+
+@dataclass(frozen=True)
+class Check:
+    """What an option accepts beside values of its type: in words, for messages, and as a test."""
+
+    accepted: str
+    holds: Callable[[Any], bool]
+
+
+def option(default: Any, *checks: Check) -> Any:
+    """Return a dataclass field with this default whose values, unless None, pass the checks."""
+    return field(default=default, metadata={"checks": checks})
+
+
+def at_least(least: int, why: str = "") -> Check:
+    """Whole numbers from `least` on."""
+    return Check("0 or more" if least == 0 else f"at least {least}{why}", lambda value: value >= least)
+
+
+def finite_from(least: float) -> Check:
+    """Finite numbers from `least` on."""
+    return Check(f"a finite number, {least} or more", lambda value: value >= least and math.isfinite(value))
+
+
+FINITE = Check("a finite number", math.isfinite)
+POSITIVE = Check("a finite number above 0", lambda value: value > 0 and math.isfinite(value))
+BELOW_ONE = Check("in [0, 1)", lambda value: 0 <= value < 1)
+INSIDE_ZERO_AND_ONE = Check("in (0, 1)", lambda value: 0 < value < 1)
+ZERO_TO_ONE = Check("in [0, 1]", lambda value: 0 <= value <= 1)
+BELOW_2_63 = Check("below 2^63", lambda value: value < 2**63)
+EACH_POSITIVE = Check("positive", lambda values: all(value >= 1 for value in values))
+
+
+def names(listed: str | Iterable[str]) -> tuple[str, ...]:
+    """Return the names of a list, or of a string in which commas separate them."""
+    return tuple(name.strip() for name in listed.split(",")) if isinstance(listed, str) else tuple(listed)
+
+
+@dataclass
+class Options:
+    """Options that check themselves.
+
+    A class with a rule about several of them adds it in `__post_init__`, after that of its bases.
+
+    Raises:
+        ConfigError: a value of another type than the option's, or one that its checks refuse; names the option, what
+            is accepted and what was found.
+    """
+
+    def __post_init__(self) -> None:
+        """Check every option; paths become strings, and numbers of NumPy Python's: YAML holds nothing else."""
+        for each in fields(self):
+            self._check_type(each.name, _types_of(type(self))[each.name])
+        for each in fields(self):
+            value = getattr(self, each.name)
+            for check in each.metadata.get("checks", ()):
+                self.require(each.name, value is None or check.holds(value), check.accepted)
+
+    def require(self, name: str, holds: bool, accepted: str) -> None:
+        """Refuse the value of the option `name` where `holds` is False, saying what is accepted.
+
+        Raises:
+            ConfigError: it is.
+        """
+        if not holds:
+            raise ConfigError(f"{name} must be {accepted}; found {getattr(self, name)!r}")
+
+    def _check_type(self, name: str, kind: Any) -> None:
+        value = getattr(self, name)
+        if isinstance(kind, types.UnionType):
+            kind = next(part for part in get_args(kind) if part is not types.NoneType)
+            if value is None:
+                return
+        if get_origin(kind) is Literal:
+            self.require(name, value in get_args(kind), f"one of {', '.join(get_args(kind))}")
+        elif kind is bool:
+            self.require(name, isinstance(value, bool), "true or false")
+        elif kind is int:
+            self.require(name, _is_whole(value), "a whole number")
+            setattr(self, name, int(value))
+        elif kind is float:
+            self.require(name, isinstance(value, Real) and not isinstance(value, bool), "a number")
+            setattr(self, name, float(value))
+        elif kind is str:
+            self.require(name, isinstance(value, (str, os.PathLike)), "a string or a path")
+            setattr(self, name, os.fspath(value))
+        elif kind == tuple[int, ...]:
+            whole = isinstance(value, (list, tuple)) and all(map(_is_whole, value))
+            self.require(name, whole, "a list of whole numbers")
+            setattr(self, name, tuple(map(int, value)))
+
+
+@lru_cache
+def _types_of(options: type[Options]) -> dict[str, Any]:
+    return get_type_hints(options)
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, Integral) and not isinstance(value, bool)
+
+
+@dataclass
+class RunOptions(Options):
+    """What is trained on which data, and where the result goes.
+
+    Args:
+        data: a file of interactions, a folder made by `plr prepare`, or the name of one in the folder $PLR_DATA.
+        out: the folder the run is written to.
+        backbone: the sequence encoder; `plr systems` describes each.
+        method: the reasoning on top of it; "base" is the bare backbone.
+        phase: LARES: spt, self-supervised pre-training, or rpt, reinforcement post-training of the run `init`.
+        init: LARES, phase rpt: the folder of a finished run of phase spt with the same data and sizes.
+    """
+
+    data: str = option("")
+    out: str = option("")
+    backbone: BackboneName = option("sasrec")
+    method: MethodName = option("plr")
+    phase: Literal["spt", "rpt"] = option("spt")
+    init: str | None = option(None)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.phase == "rpt" and self.method != "lares":
+            raise ConfigError(f"phase 'rpt' is a phase of method 'lares'; found method {self.method!r}")
+        if self.phase == "rpt" and not self.init:
+            raise ConfigError("phase 'rpt' needs --init: the folder of a finished run of --method lares --phase spt")
+        if self.phase != "rpt" and self.init:
+            raise ConfigError(f"init is for phase 'rpt'; found phase {self.phase!r} with init {self.init!r}")
+
+
+@dataclass
+class RawDataOptions(Options):
+    """How a raw file becomes a data set; a prepared folder takes none of these.
+
+    Args:
+        format: how to read the data: auto, sequences (user item item ...), pairs (user item), movielens, recbole, csv,
+            parquet or huggingface. This and the options down to test_time are for raw data, not for a prepared folder.
+        user_column: name of the user column (csv, parquet); by default the usual names are tried.
+        item_column: name of the item column.
+        rating_column: name of the rating column.
+        timestamp_column: name of the timestamp column.
+        min_rating: keep interactions rated at least this.
+        core: keep users and items with at least this many interactions, repeatedly until all have; 0 keeps all.
+        split: auto takes time where there are timestamps, leave-one-out otherwise.
+        valid_time: time split: validation starts here (same unit as the file); default the 80 % quantile.
+        test_time: time split: test starts here; default the 90 % quantile.
+    """
+
+    format: Literal["auto", "sequences", "pairs", "movielens", "recbole", "csv", "parquet", "huggingface"] = option(
+        "auto"
+    )
+    user_column: str | None = option(None)
+    item_column: str | None = option(None)
+    rating_column: str | None = option(None)
+    timestamp_column: str | None = option(None)
+    min_rating: float | None = option(None, FINITE)
+    core: int = option(0, at_least(0))
+    split: Literal["auto", "leave-one-out", "time"] = option("auto")
+    valid_time: int | None = option(None)
+    test_time: int | None = option(None)
+
+
+@dataclass
+class DataOptions(RawDataOptions):
+    """The data of a run: interactions, and what is known about the items.
+
+    Args:
+        cache: folder for prepared data; by default data are prepared each time.
+        features: a file of item features, whose vectors are added to the items' own: JSON {item: [value ...]} or
+            {item: {field: value or [value ...]}}, or Parquet with a column item_id and columns of strings or lists.
+        feature_fields: which fields of that file, as a list or separated by commas; by default all but title and text.
+        text_vectors: UniSRec: the folder that `plr embed-text` wrote.
+    """
+
+    cache: str | None = option(None)
+    features: str | None = option(None)
+    feature_fields: tuple[str, ...] | str | None = option(None)
+    text_vectors: str | None = option(None)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.feature_fields is not None:
+            self.feature_fields = names(self.feature_fields)
+
+
+@dataclass
+class LayerOptions(Options):
+    """A Transformer layer.
+
+    Args:
+        dim: width d of the states.
+        heads: attention heads.
+        ffn_dim: inner width of the feed-forward parts.
+        hidden_dropout: dropout on hidden representations, p_rep.
+        attention_dropout: dropout on attention weights, p_attn.
+    """
+
+    dim: int = option(256, at_least(1))
+    heads: int = option(2, at_least(1))
+    ffn_dim: int = option(300, at_least(1))
+    hidden_dropout: float = option(0.5, BELOW_ONE)
+    attention_dropout: float = option(0.5, BELOW_ONE)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.require("heads", self.dim % self.heads == 0, f"a divisor of dim={self.dim}")
+
+
+@dataclass
+class EncoderOptions(LayerOptions):
+    """The sequence encoder.
+
+    Args:
+        max_length: the most recent items of a history that the model sees.
+        layers: Transformer layers (LARES: of the pre-block).
+        input_dropout: dropout on the input of the encoder and of every reasoning step.
+    """
+
+    max_length: int = option(50, at_least(1))
+    layers: int = option(2, at_least(1))
+    input_dropout: float = option(0.2, BELOW_ONE)
+
+
+@dataclass
+class UniSRecOptions(Options):
+    """Item vectors from text.
+
+    Args:
+        unisrec_mode: UniSRec: inductive, an item is its text alone, or transductive, plus an id embedding.
+        experts: UniSRec: number of experts of the text adaptor.
+        adaptor_dropout: UniSRec: dropout on the text vectors, for each expert.
+    """
+
+    unisrec_mode: Literal["inductive", "transductive"] = option("inductive")
+    experts: int = option(8, at_least(1))
+    adaptor_dropout: float = option(0.2, BELOW_ONE)
+
+
+@dataclass
+class RecommenderOptions(Options):
+    """What every method has.
+
+    Args:
+        temperature: of the item softmax: logits are h·E / temperature. By default the backbone's: 0.07 for
+            unisrec, whose scores are cosines, and 1 for the others.
+    """
+
+    temperature: float | None = option(None, POSITIVE)
+
+
+@dataclass
+class ClozeOptions(RecommenderOptions):
+    """BERT4Rec as published.
+
+    Args:
+        mask_probability: Cloze BERT4Rec: the share ρ of a sequence's items that is masked.
+        mask_last_probability: Cloze BERT4Rec: how often a sequence has its last item masked and no other.
+    """
+
+    mask_probability: float = option(0.2, INSIDE_ZERO_AND_ONE)
+    mask_last_probability: float = option(0.1, ZERO_TO_ONE)
+
+
+@dataclass
+class StepsOptions(RecommenderOptions):
+    """Reasoning in a fixed number of steps: PLR, ERL and PRL.
+
+    Args:
+        steps: PLR, ERL, PRL: number of reasoning steps T.
+    """
+
+    steps: int = option(2, at_least(1))
+
+
+@dataclass
+class DivergenceOptions(StepsOptions):
+    """States that are rewarded for predicting differently: PLR and ERL.
+
+    The divergence has no upper bound, and a loss that rewards it alone would never end: hence the limit.
+
+    Args:
+        kl_weight: PLR, ERL: λ, how strongly states are pushed apart; 0 is "w/o KL".
+        kl_limit: PLR, ERL: the mean divergence, in nats, beyond which no more is rewarded; 0: no limit, as published.
+    """
+
+    kl_weight: float = option(0.1, finite_from(0))
+    kl_limit: float = option(1.0, finite_from(0))
+
+
+@dataclass
+class ContrastiveWeightOptions(RecommenderOptions):
+    """A contrastive loss that can be left out: PLR and PRL.
+
+    Args:
+        contrastive_weight: PLR, PRL: weight of the contrastive loss; 0 is "w/o RCL".
+    """
+
+    contrastive_weight: float = option(1.0, finite_from(0))
+
+
+@dataclass
+class ContrastiveTemperatureOptions(RecommenderOptions):
+    """Contrastive losses with a temperature of their own: PLR and LARES.
+
+    Args:
+        contrastive_temperature: PLR, LARES: τ of the contrastive losses.
+    """
+
+    contrastive_temperature: float = option(1.0, POSITIVE)
+
+
+@dataclass
+class ERLOptions(DivergenceOptions):
+    """ReaRec-ERL, which has the shared options alone."""
+
+
+@dataclass
+class PRLOptions(StepsOptions, ContrastiveWeightOptions):
+    """ReaRec-PRL. A weight of 0 leaves its loss out, and with it the noisy copy.
+
+    Args:
+        progressive_weight: PRL: weight of the predictions of earlier steps.
+        temperature_scale: PRL: α, by which the temperature grows with every step before the last.
+        noise: PRL: standard deviation of the noise on the inputs of the noisy copy's steps.
+        warmup_epochs: PRL: epochs without the noisy copy and its contrastive loss.
+    """
+
+    progressive_weight: float = option(1.0, finite_from(0))
+    temperature_scale: float = option(5.0, finite_from(1))
+    noise: float = option(0.01, finite_from(0))
+    warmup_epochs: int = option(2, at_least(0))
+
+
+@dataclass
+class LARESOptions(ContrastiveTemperatureOptions):
+    """LARES, phase spt. The core-block's layers are as the encoder's; a weight of 0 leaves its alignment out.
+
+    Args:
+        core_layers: LARES: Transformer layers of the core-block.
+        mean_steps: LARES: m, the refinements of evaluation; training draws their number at random.
+        lares_adapter: LARES: what a step refines: the mean of the last states and the pre-block's, a linear map of both
+            ("concat"), or both weighted by one learned gate.
+        trajectory_weight: LARES, phase spt: α, of the alignment with another sequence of the same target.
+        step_weight: LARES, phase spt: γ, of the alignment of the last step with another.
+    """
+
+    core_layers: int = option(2, at_least(1))
+    mean_steps: int = option(4, at_least(1))
+    lares_adapter: Literal["mean", "concat", "gate"] = option("mean")
+    trajectory_weight: float = option(0.1, finite_from(0))
+    step_weight: float = option(0.5, finite_from(0))
+
+
+@dataclass
+class LARESPostTrainingOptions(LARESOptions):
+    """LARES, phase rpt, in which the alignments' weights mean nothing.
+
+    Args:
+        rollouts: LARES, phase rpt: G, how many rollouts of a row are compared.
+        reward: LARES, phase rpt: Recall@10 or NDCG@10.
+        reference_weight: LARES, phase rpt: β, of the divergence from the run `init`.
+    """
+
+    rollouts: int = option(4, at_least(2, ": a rollout is judged by the others of its row"))
+    reward: Literal["recall", "ndcg"] = option("recall")
+    reference_weight: float = option(1.0, finite_from(0))
+
+
+@dataclass
+class PLROptions(DivergenceOptions, ContrastiveWeightOptions, ContrastiveTemperatureOptions):
+    """Parallel latent reasoning.
+
+    The state that a trigger token is added to leaves a LayerNorm, with standard deviation 1; tokens far below it open
+    streams that are the same. The paper states none.
+
+    Args:
+        streams: PLR: number of reasoning streams M.
+        trigger_std: PLR: standard deviation of the trigger tokens' initial values; the state they are added to has 1.
+        gate: PLR: false averages the streams, "w/o MoRS".
+    """
+
+    streams: int = option(2, at_least(1))
+    trigger_std: float = option(0.02, finite_from(0))
+    gate: bool = option(True)
+
+
+@dataclass
+class TrainingOptions(Options):
+    """The training loop.
+
+    Args:
+        training_rows: prefix (a row per history and target), sequence (a row per user, all positions), auto: what
+            the method prefers and the backbone can use.
+        batch_size: training rows per step.
+        epochs: at most this many.
+        patience: stop after this many epochs without a better validation NDCG@10.
+        refit: after the best epoch is found on the validation rows, retrain for that many epochs on training and
+            validation rows together, and test that model; the validation metrics stay those of the first one.
+        lr: learning rate of Adam.
+        weight_decay: L2 penalty of Adam.
+        clip: largest gradient norm; 0 does not clip.
+        precision: "32", or "bf16" for automatic mixed precision.
+        seed: seed of all random numbers.
+    """
+
+    training_rows: Literal["auto", "prefix", "sequence"] = option("auto")
+    batch_size: int = option(2048, at_least(1))
+    epochs: int = option(200, at_least(1))
+    patience: int = option(10, at_least(1))
+    refit: bool = option(False)
+    lr: float = option(1e-3, POSITIVE)
+    weight_decay: float = option(0.0, finite_from(0))
+    clip: float = option(0.0, finite_from(0))
+    precision: Literal["32", "bf16"] = option("32")
+    seed: int = option(0, at_least(0), BELOW_2_63)
+
+
+@dataclass
+class EvaluationOptions(Options):
+    """The ranking of held-out rows.
+
+    Args:
+        eval_batch_size: rows per evaluation batch.
+        ks: the K of Recall@K, NDCG@K, MRR@K and HR@K; 10 is always among them.
+        exclude_seen: do not rank items of the history (in evaluation its last max_length, which the model sees).
+    """
+
+    eval_batch_size: int = option(512, at_least(1))
+    ks: tuple[int, ...] = option((10, 20), EACH_POSITIVE)
+    exclude_seen: bool = option(False)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.ks = tuple(sorted({10, *self.ks}))
+
+
+@dataclass
+class MachineOptions(Options):
+    """Where it is computed, and what is shown of it.
+
+    Args:
+        accelerator: auto, cpu or gpu.
+        devices: number of devices.
+        threads: CPU threads; 0 leaves torch's choice. Bit-equal results need an equal number.
+        progress: show a progress bar.
+    """
+
+    accelerator: Literal["auto", "cpu", "gpu"] = option("auto")
+    devices: int = option(1, at_least(1))
+    threads: int = option(0, at_least(0))
+    progress: bool = option(True)
