@@ -178,7 +178,7 @@ def test_items_never_seen_in_training_are_ranked_from_their_text(backbone, from_
 
 
 def test_what_does_not_fit_is_refused():
-    with pytest.raises(ConfigError, match="text_vectors is missing: backbone 'unisrec' cannot do without"):
+    with pytest.raises(ConfigError, match="text_vectors is missing: backbone 'unisrec' requires it"):
         Config(backbone="unisrec")
     with pytest.raises(ConfigError, match="text_vectors is not read by backbone 'sasrec'; it is by unisrec"):
         Config(text_vectors="a folder")

@@ -9,8 +9,8 @@ from torch.nn import functional
 from plr.config import Config
 from plr.data import Batch
 from plr.errors import ConfigError
-from plr.models import METHODS
 from plr.models.methods.cloze import whole_sequences
+from plr.systems import METHODS
 from tests.plr.models.helpers import random_batch, small_config, small_model
 
 

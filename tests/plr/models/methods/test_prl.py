@@ -29,29 +29,29 @@ def prl(epoch=2, **changes):
 
 def published_terms(model, batch, seed):
     """The three terms; the noise is drawn as the model draws it: one normal [B, 1, d] per step."""
-    table, tau = model.item_table(), model.temperature
+    table, tau, options = model.item_table(), model.temperature, model.options
     clean = published.all_rearec_states(model, batch)  # [B, K + 1, d]
     prediction = published.cross_entropy(clean[:, -1] @ table.T / tau, batch.targets)
 
     earlier = []
-    for t in range(model.options.steps):
-        temperature = tau * model.options.temperature_scale ** (model.options.steps - t)
+    for t in range(options.steps):
+        temperature = tau * options.temperature_scale ** (options.steps - t)
         earlier.append(published.cross_entropy(clean[:, t] @ table.T / temperature, batch.targets))
 
     torch.manual_seed(seed)
-    noise = [torch.randn(len(clean), 1, clean.shape[2], dtype=clean.dtype)[:, 0] for _ in range(model.options.steps)]
+    noise = [torch.randn(len(clean), 1, clean.shape[2], dtype=clean.dtype)[:, 0] for _ in range(options.steps)]
     token_inputs = torch.stack(
-        [clean[:, t] + model.step_embedding.weight[t] + model.options.noise * noise[t] for t in range(model.options.steps)], dim=1
+        [clean[:, t] + model.step_embedding.weight[t] + options.noise * noise[t] for t in range(options.steps)], dim=1
     )
     noisy = published.all_rearec_states(model, batch, token_inputs)
     contrastive = [
         published.cross_entropy(noisy[:, t] @ clean[:, t].T / tau, torch.arange(len(clean)))
-        for t in range(1, model.options.steps + 1)
+        for t in range(1, options.steps + 1)
     ]
     return {
         "next_item": prediction,
-        "progressive": model.options.progressive_weight * torch.stack(earlier).mean(),
-        "noise_contrastive": model.options.contrastive_weight * torch.stack(contrastive).mean(),
+        "progressive": options.progressive_weight * torch.stack(earlier).mean(),
+        "noise_contrastive": options.contrastive_weight * torch.stack(contrastive).mean(),
     }
 
 

@@ -1,0 +1,55 @@
+"""Options check themselves, say what they accept, and stand at one place each."""
+
+import inspect
+import re
+from dataclasses import fields
+
+import pytest
+
+from plr.config import Config
+from plr.errors import ConfigError
+from plr.options import EncoderOptions, LARESPostTrainingOptions, Options, PLROptions, PRLOptions
+
+OPTIONS = [kind for kind in Config.__mro__ if issubclass(kind, Options) and kind not in (Config, Options)]
+
+
+@pytest.mark.parametrize(
+    ("kind", "wrong", "message"),
+    [
+        (PLROptions, {"streams": 0}, "streams must be at least 1; found 0"),
+        (PLROptions, {"streams": 1.5}, "streams must be a whole number; found 1.5"),
+        (PLROptions, {"kl_weight": float("inf")}, "kl_weight must be a finite number, 0 or more; found inf"),
+        (PLROptions, {"gate": 1}, "gate must be true or false; found 1"),
+        (PRLOptions, {"temperature_scale": 0.5}, "temperature_scale must be a finite number, 1 or more; found 0.5"),
+        (LARESPostTrainingOptions, {"rollouts": 1}, "rollouts must be at least 2: a rollout is judged by the others"),
+        (EncoderOptions, {"dim": 6, "heads": 4}, "heads must be a divisor of dim=6; found 4"),
+        (EncoderOptions, {"input_dropout": 1}, "input_dropout must be in [0, 1); found 1.0"),
+        (Config, {"ks": [0, 5]}, "ks must be positive; found (0, 5)"),
+        (Config, {"seed": 2**63}, "seed must be below 2^63; found 9223372036854775808"),
+        (Config, {"temperature": 0}, "temperature must be a finite number above 0; found 0.0"),
+        (Config, {"backbone": "gru"}, "backbone must be one of sasrec, "),
+    ],
+)
+def test_a_value_that_cannot_work_is_refused_by_the_options_and_by_the_configuration(kind, wrong, message):
+    for refusing in (kind, Config):
+        with pytest.raises(ConfigError, match=re.escape(message)):
+            refusing(**wrong)
+
+
+def test_every_option_has_one_place_with_a_default_and_a_help_text():
+    found = {}
+    for options in OPTIONS:
+        own = list(inspect.get_annotations(options))
+        documented = re.findall(r"^ {8}(\w+): ", options.__doc__, re.MULTILINE)
+        assert documented == own, options
+        for name in own:
+            assert name not in found, f"{name} is an option of {options} and of {found[name]}"
+            found[name] = options
+    assert found.keys() == {each.name for each in fields(Config)} - {"provenance"}
+
+
+def test_a_configuration_is_an_object_of_every_kind_of_options():
+    config = Config(streams=3, dim=8)
+    assert isinstance(config, PLROptions)
+    assert isinstance(config, EncoderOptions)
+    assert (config.streams, config.dim) == (3, 8)
