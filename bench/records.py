@@ -260,4 +260,6 @@ def _machine(content: dict[str, Any]) -> str:
         chip = f"{machine['cpu']['brand_raw']}, {machine['threads']} threads"
         torch += f" ({machine['cpu_capability']})"
     ours = f", {OURS} ({machine['instruction_set']})" if "instruction_set" in machine else ""
-    return f"{chip}, {torch}{ours}, Python {machine['python_version']}, {content['datetime'][:10]}, commit {state}"
+    settings = "".join(f", {name}={value}" for name, value in machine.get("settings", {}).items())
+    python = f"Python {machine['python_version']}"
+    return f"{chip}, {torch}{ours}, {python}{settings}, {content['datetime'][:10]}, commit {state}"

@@ -27,7 +27,7 @@ def content():
     return {
         "machine_info": {
             "cpu": {"brand_raw": "A CPU"}, "cpu_capability": "AVX2", "threads": 2, "torch": "2.13",
-            "python_version": "3.11", "instruction_set": "avx2",
+            "python_version": "3.11", "instruction_set": "avx2", "settings": {"OMP_NUM_THREADS": "2"},
         },
         "commit_info": {"id": "0123456789", "dirty": False},
         "datetime": "2026-01-02T03:04:05",
@@ -56,7 +56,8 @@ def test_the_table(file, capsys):
     report.main([str(file)])
     machine, _, _, rule, forward, backward, both, _, rates = capsys.readouterr().out.splitlines()
     assert machine == (
-        "A CPU, 2 threads, torch 2.13 (AVX2), plr_kernels (avx2), Python 3.11, 2026-01-02, commit 0123456."
+        "A CPU, 2 threads, torch 2.13 (AVX2), plr_kernels (avx2), Python 3.11, OMP_NUM_THREADS=2, 2026-01-02, "
+        "commit 0123456."
     )
     assert set(rule) == {"|", "-"}
     # The limit's 5e8 operations take 5 ms: 10, 20 and 10 ms are 2, 4 and 2 times that.
