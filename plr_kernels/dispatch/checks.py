@@ -16,7 +16,7 @@ FLOATING_DTYPES: Final = (torch.float16, torch.bfloat16, torch.float32, torch.fl
 def check_tensor(name: str, value: Any) -> None:
     """Raise TypeError unless `value` is a tensor."""
     if not isinstance(value, Tensor):
-        raise TypeError(f"{name} must be a torch.Tensor, got {type(value).__name__}")
+        raise TypeError(f"{name} must be a torch.Tensor, found {type(value).__name__}")
 
 
 def check_floating(**tensors: Tensor) -> None:
@@ -25,9 +25,9 @@ def check_floating(**tensors: Tensor) -> None:
     for name, tensor in tensors.items():
         if tensor.dtype not in FLOATING_DTYPES:
             accepted = ", ".join(str(dtype) for dtype in FLOATING_DTYPES)
-            raise TypeError(f"{name} must have one of the dtypes {accepted}, got {tensor.dtype}")
+            raise TypeError(f"{name} must have one of the dtypes {accepted}, found {tensor.dtype}")
         if tensor.dtype != first.dtype:
-            raise TypeError(f"{name} must have the dtype of {first_name}, {first.dtype}, got {tensor.dtype}")
+            raise TypeError(f"{name} must have the dtype of {first_name}, {first.dtype}, found {tensor.dtype}")
         if tensor is not first:
             check_device(name, tensor, first_name, first)
 
@@ -35,7 +35,7 @@ def check_floating(**tensors: Tensor) -> None:
 def check_device(name: str, tensor: Tensor, other_name: str, other: Tensor) -> None:
     """Raise unless `tensor` lies on the device of `other`."""
     if tensor.device != other.device:
-        raise ValueError(f"{name} must be on the device of {other_name}, {other.device}, got {tensor.device}")
+        raise ValueError(f"{name} must be on the device of {other_name}, {other.device}, found {tensor.device}")
 
 
 def check_integer(name: str, value: Any, dtypes: tuple[torch.dtype, ...], other_name: str, other: Tensor) -> None:
@@ -43,7 +43,7 @@ def check_integer(name: str, value: Any, dtypes: tuple[torch.dtype, ...], other_
     check_tensor(name, value)
     if value.dtype not in dtypes:
         accepted = " or ".join(str(dtype) for dtype in dtypes)
-        raise TypeError(f"{name} must have dtype {accepted}, got {value.dtype}")
+        raise TypeError(f"{name} must have dtype {accepted}, found {value.dtype}")
     check_device(name, value, other_name, other)
 
 
@@ -62,37 +62,37 @@ def check_shape(name: str, tensor: Tensor, layout: str, sizes: dict[str, int]) -
         fits = fits and sizes.get(dimension, size) == size
     if not fits:
         known = [f"{dimension}={sizes[dimension]}" if dimension in sizes else dimension for dimension in dimensions]
-        raise ValueError(f"{name} must have shape [{', '.join(known)}], got {list(shape)}")
+        raise ValueError(f"{name} must have shape [{', '.join(known)}], found {list(shape)}")
     sizes.update(zip(dimensions, shape, strict=True))
 
 
 def check_not_empty(name: str, dimension: str, sizes: dict[str, int]) -> None:
     """Raise if `dimension` of the argument `name` has size 0."""
     if sizes[dimension] == 0:
-        raise ValueError(f"{name} must have at least one entry along {dimension}, got {dimension}=0")
+        raise ValueError(f"{name} must have at least one entry along {dimension}, found {dimension}=0")
 
 
 def check_number(name: str, value: Any) -> None:
     """Raise unless `value` is a finite Python number."""
     # What is derived from a shape is a symbol while that is traced. PyTorch 2.7 cannot trace `int | float`.
     if not isinstance(value, (int, float, torch.SymInt, torch.SymFloat)):
-        raise TypeError(f"{name} must be a number, got {type(value).__name__}")
+        raise TypeError(f"{name} must be a number, found {type(value).__name__}")
     if not -math.inf < value < math.inf:
-        raise ValueError(f"{name} must be finite, got {value}")
+        raise ValueError(f"{name} must be finite, found {value}")
 
 
 def check_temperature(temperature: Any) -> None:
     """Raise unless the temperature is a finite number above 0."""
     check_number("temperature", temperature)
     if temperature <= 0:
-        raise ValueError(f"temperature must be above 0, got {temperature}")
+        raise ValueError(f"temperature must be above 0, found {temperature}")
 
 
 def check_dropout_p(dropout_p: Any) -> None:
     """Raise unless the probability lies in [0, 1)."""
     check_number("dropout_p", dropout_p)
     if not 0 <= dropout_p < 1:
-        raise ValueError(f"dropout_p must be in [0, 1), got {dropout_p}")
+        raise ValueError(f"dropout_p must be in [0, 1), found {dropout_p}")
 
 
 def check_values(
@@ -115,7 +115,7 @@ def check_values(
         position = wrong.nonzero()[0].tolist()
         known = ", ".join(f"{size}={value}" for size, value in sizes.items())
         raise ValueError(
-            f"{name} must be {accepted} ({known}), got {tensor[tuple(position)].item()} at position {position}"
+            f"{name} must be {accepted} ({known}), found {tensor[tuple(position)].item()} at position {position}"
         )
 
 
@@ -128,10 +128,10 @@ def check_exclude(exclude: Tensor | None, vocabulary: int) -> None:
 def check_index(name: str, value: Any) -> None:
     """Raise unless `value` is a Python int."""
     if not isinstance(value, (int, torch.SymInt)):
-        raise TypeError(f"{name} must be an int, got {type(value).__name__}")
+        raise TypeError(f"{name} must be an int, found {type(value).__name__}")
 
 
 def check_reduction(reduction: Any) -> None:
     """Raise unless the reduction is one that a loss knows."""
     if reduction not in ("mean", "sum", "none"):
-        raise ValueError(f"reduction must be 'mean', 'sum' or 'none', got {reduction!r}")
+        raise ValueError(f"reduction must be 'mean', 'sum' or 'none', found {reduction!r}")

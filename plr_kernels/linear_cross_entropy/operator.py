@@ -111,11 +111,7 @@ def _run_fused(backend: str) -> Callable[..., Tensor]:
         losses, _ = torch.ops.plr_kernels.linear_cross_entropy_forward(
             states, items, targets, temperature, ignore_index, backend
         )
-        if reduction == "none":
-            return losses
-        if reduction == "sum":
-            return losses.sum()
-        return losses.sum() / (targets != ignore_index).sum().clamp(min=1)
+        return reference.reduced(losses, targets, ignore_index, reduction)
 
     return run
 

@@ -14,6 +14,11 @@ def linear_cross_entropy(
     states = states.masked_fill((targets == ignore_index).unsqueeze(1), 0)
     logits = states @ items.T / temperature  # [R, V]
     losses = cross_entropy(logits, targets, ignore_index=ignore_index, reduction="none")  # [R]
+    return reduced(losses, targets, ignore_index, reduction)
+
+
+def reduced(losses: Tensor, targets: Tensor, ignore_index: int, reduction: str) -> Tensor:
+    """The rows' losses [R] as they are, their sum, or their mean over those that count (0 without any)."""
     if reduction == "none":
         return losses
     if reduction == "sum":

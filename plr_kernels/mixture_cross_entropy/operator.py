@@ -19,6 +19,7 @@ from plr_kernels.dispatch.checks import (
 )
 from plr_kernels.dispatch.precision import floating_inputs, no_autocast, upcast
 from plr_kernels.linear_cross_entropy import operator as linear_cross_entropy
+from plr_kernels.linear_cross_entropy.reference import reduced
 from plr_kernels.mixture_cross_entropy import reference
 
 torch.library.define(
@@ -69,7 +70,7 @@ def _run_fused(backend: str) -> Callable[..., Tensor]:
         ).view(rows, streams)
         log_weights = upcast(log_weights).masked_fill(ignored[:, None], 0)
         mixed = -torch.logsumexp(log_weights - losses, dim=1)
-        return reference.reduced(mixed.masked_fill(ignored, 0), ignored, reduction)
+        return reduced(mixed.masked_fill(ignored, 0), targets, ignore_index, reduction)
 
     return run
 

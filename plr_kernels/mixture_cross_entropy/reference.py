@@ -1,6 +1,10 @@
 """The definition of mixture_cross_entropy: the negative log-likelihood of a mixture of item distributions."""
 
+from __future__ import annotations
+
 from torch import Tensor, log_softmax, logsumexp
+
+from plr_kernels.linear_cross_entropy.reference import reduced
 
 
 def mixture_cross_entropy(
@@ -21,13 +25,4 @@ def mixture_cross_entropy(
     index = targets.masked_fill(ignored, 0)[:, None, None].expand(-1, states.shape[1], 1)
     log_p_target = log_p.gather(2, index).squeeze(2)  # [R, M], −CE_m
     losses = -logsumexp(log_weights + log_p_target, dim=1)  # [R]
-    return reduced(losses.masked_fill(ignored, 0), ignored, reduction)
-
-
-def reduced(losses: Tensor, ignored: Tensor, reduction: str) -> Tensor:
-    """The rows' losses [R] as they are, their sum, or their mean over those that are not ignored (0 without any)."""
-    if reduction == "none":
-        return losses
-    if reduction == "sum":
-        return losses.sum()
-    return losses.sum() / (~ignored).sum().clamp(min=1)
+    return reduced(losses.masked_fill(ignored, 0), targets, ignore_index, reduction)

@@ -192,16 +192,17 @@ def _fast_path_applies(inputs: _Inputs) -> bool:
 def _checked_seed(seed: int | Tensor | None, query: Tensor) -> Tensor:
     """The seed as an int64 [] tensor on the device of the query, made without waiting for that device."""
     if seed is None:
-        raise ValueError("seed must be an int or an int64 tensor of shape [] when dropout_p > 0, got None")
+        raise ValueError("seed must be an int or an int64 tensor of shape [] when dropout_p > 0, found None")
     if isinstance(seed, Tensor):
         if seed.dtype != torch.int64 or seed.ndim != 0:
-            raise TypeError(f"seed must be an int or an int64 tensor of shape [], got {seed.dtype} {list(seed.shape)}")
+            found = f"{seed.dtype} {list(seed.shape)}"
+            raise TypeError(f"seed must be an int or an int64 tensor of shape [], found {found}")
         check_device("seed", seed, "query", query)
         return seed
     if not isinstance(seed, int):
-        raise TypeError(f"seed must be an int or an int64 tensor of shape [], got {type(seed).__name__}")
+        raise TypeError(f"seed must be an int or an int64 tensor of shape [], found {type(seed).__name__}")
     if not -(2**63) <= seed < 2**63:
-        raise ValueError(f"seed must fit into 64 bits, in [-2^63, 2^63), got {seed}")
+        raise ValueError(f"seed must fit into 64 bits, in [-2^63, 2^63), found {seed}")
     return torch.full((), seed, dtype=torch.int64, device=query.device)
 
 

@@ -415,7 +415,7 @@ def _prefix_backward_kernel(
 def _check_dim(query: Tensor) -> None:
     if query.shape[-1] > LARGEST_DIM:
         raise ValueError(
-            f"query must have at most D={LARGEST_DIM} columns on the backend 'triton', got D={query.shape[-1]}"
+            f"query must have at most D={LARGEST_DIM} columns on the backend 'triton', found D={query.shape[-1]}"
         )
 
 

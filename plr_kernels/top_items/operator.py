@@ -85,7 +85,7 @@ def top_items(states: Tensor, items: Tensor, k: int, *, exclude: Tensor | None =
     check_not_empty("items", "V", sizes)
     check_index("k", k)
     if not 1 <= k <= sizes["V"]:
-        raise ValueError(f"k must be in [1, V={sizes['V']}], got {k}")
+        raise ValueError(f"k must be in [1, V={sizes['V']}], found {k}")
     if exclude is not None:
         check_integer("exclude", exclude, (torch.int64,), "states", states)
         check_shape("exclude", exclude, "R X", sizes)

@@ -621,4 +621,4 @@ def backward(
 def check_group(group: int) -> None:
     """Raise where a group of states is larger than a tile of scores can hold."""
     if group > LARGEST_GROUP:
-        raise ValueError(f"states must have at most N={LARGEST_GROUP} on the backend 'triton', got N={group}")
+        raise ValueError(f"states must have at most N={LARGEST_GROUP} on the backend 'triton', found N={group}")

@@ -103,13 +103,13 @@ def normal(generator: torch.Generator, *shape: int) -> Tensor:
 # ---------------------------------------------------------------------------------------------- operators
 
 
-def _make_stream_attention(generator, batch, heads, streams, prefix, own, dim, lengths, scale, dropout_p) -> Case:
+def _make_stream_attention(generator, batch, heads, streams, prefix, suffix, dim, lengths, scale, dropout_p) -> Case:
     tensors = {
         "query": normal(generator, batch, heads, streams, dim),
         "prefix_key": normal(generator, batch, heads, prefix, dim),
         "prefix_value": normal(generator, batch, heads, prefix, dim),
-        "stream_key": normal(generator, batch, heads, streams, own, dim),
-        "stream_value": normal(generator, batch, heads, streams, own, dim),
+        "stream_key": normal(generator, batch, heads, streams, suffix, dim),
+        "stream_value": normal(generator, batch, heads, streams, suffix, dim),
     }
     options: Options = {"scale": scale, "dropout_p": dropout_p}
     if lengths is not None:
@@ -170,7 +170,7 @@ STREAM_ATTENTION = Operator(
             "heads": st.integers(1, 3),
             "streams": st.integers(1, 4),
             "prefix": st.integers(0, 9),
-            "own": st.integers(0, 5),
+            "suffix": st.integers(0, 5),
             "dim": _dims,
             "lengths": st.sampled_from([None, torch.int32, torch.int64]),
             "scale": st.sampled_from([None, 1.0]),
@@ -182,7 +182,7 @@ STREAM_ATTENTION = Operator(
         "heads": 2,
         "streams": 2,
         "prefix": 3,
-        "own": 2,
+        "suffix": 2,
         "dim": 2,
         "lengths": torch.int64,
         "scale": None,
@@ -193,7 +193,7 @@ STREAM_ATTENTION = Operator(
         "heads": 2,
         "streams": 5,
         "prefix": 131,
-        "own": 7,
+        "suffix": 7,
         "dim": 50,
         "lengths": torch.int64,
         "scale": None,
@@ -437,10 +437,10 @@ def allowed_error(
 ) -> float:
     """The largest error that the rule allows; a plain formula that overflows excuses nothing, its error counts as 0."""
     errors = torch.tensor([largest_error(run, truth) for run in (plain, *in_float32)], dtype=torch.float64)
-    own, *float32 = errors.nan_to_num(0.0, posinf=0.0).tolist()
+    plain_error, *float32 = errors.nan_to_num(0.0, posinf=0.0).tolist()
     magnitude = truth.abs().max().item() if truth.numel() else 0.0
     unit = torch.finfo(torch.float32).eps * max(magnitude, terms)
-    return max(own, FACTOR * max(unit, *float32)) + torch.finfo(result_dtype).eps / 2 * magnitude
+    return max(plain_error, FACTOR * max(unit, *float32)) + torch.finfo(result_dtype).eps / 2 * magnitude
 
 
 def assert_accurate(results: Tensors, operator: Operator, case: Case) -> None:

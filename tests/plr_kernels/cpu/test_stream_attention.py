@@ -49,35 +49,35 @@ def check(dtype=torch.float32, **sizes):
 @on_every_instruction_set
 @pytest.mark.parametrize("streams", [1, 2, 3, 4, 5, 6, 7, 8, 9, 33])
 def test_any_number_of_streams(instruction_set, streams):
-    check(streams=streams, prefix=21, own=3, dim=20)
+    check(streams=streams, prefix=21, suffix=3, dim=20)
 
 
 @on_every_instruction_set
 @pytest.mark.parametrize("prefix", [0, 1, 4, 15, 16, 17, 31, 63, 64, 65, 80, 200])
 def test_any_prefix(instruction_set, prefix):
     check(prefix=prefix, lengths=None, dim=19)
-    check(prefix=prefix, dim=19, own=0)
+    check(prefix=prefix, dim=19, suffix=0)
 
 
 @on_every_instruction_set
 @pytest.mark.parametrize("dim", [128, 144, 260])
 def test_wide_rows(instruction_set, dim):
-    check(streams=5, prefix=70, own=2, dim=dim)
-    check(streams=3, prefix=9, own=0, dim=dim)
+    check(streams=5, prefix=70, suffix=2, dim=dim)
+    check(streams=3, prefix=9, suffix=0, dim=dim)
 
 
 @on_every_instruction_set
-@pytest.mark.parametrize("own", [0, 1, 2, 3, 15, 16, 17, 40])
-def test_any_number_of_own_entries(instruction_set, own):
-    check(own=own, prefix=7, dim=19)
-    check(own=own, prefix=0, lengths=None, dim=19, streams=3)
+@pytest.mark.parametrize("suffix", [0, 1, 2, 3, 15, 16, 17, 40])
+def test_any_number_of_suffix_entries(instruction_set, suffix):
+    check(suffix=suffix, prefix=7, dim=19)
+    check(suffix=suffix, prefix=0, lengths=None, dim=19, streams=3)
 
 
 @on_every_instruction_set
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("dim", [1, 3, 8, 16, 31, 48, 64, 80, 112, 128, 300])
 def test_any_dimension(instruction_set, dtype, dim):
-    check(dtype, dim=dim, prefix=19, own=2)
+    check(dtype, dim=dim, prefix=19, suffix=2)
 
 
 @pytest.mark.parametrize("batch", [1, 7, 50])
@@ -157,7 +157,7 @@ def test_the_extension_reads_tensors(monkeypatch):
         pytest.skip("this PyTorch has no interface to read tensors by")
     parameters = [torch.nn.Parameter(tensor) for tensor in plain_tensors(torch.bfloat16)]
     assert cpu.takes(*parameters)
-    assert cpu.takes(*plain_tensors(torch.float16, prefix=0, own=0))
+    assert cpu.takes(*plain_tensors(torch.float16, prefix=0, suffix=0))
     case = make_case(STREAM_ATTENTION, STREAM_ATTENTION.small)
     expected = stream_attention(**case.tensors, **case.options)
     monkeypatch.setattr(operator, "floating_inputs", None)
@@ -212,7 +212,7 @@ def test_gradient_of_the_output_in_any_layout():
 @pytest.mark.parametrize("dim", [256, 272, 250])
 def test_gradients_larger_than_the_caches(instruction_set, dim):
     """Those of all users are written past the caches, where rows are whole cache lines; those of a half are not."""
-    sizes = {"batch": 8, "heads": 4, "streams": 3, "prefix": 270, "own": 2, "dim": dim}
+    sizes = {"batch": 8, "heads": 4, "streams": 3, "prefix": 270, "suffix": 2, "dim": dim}
     case = make_case(STREAM_ATTENTION, STREAM_ATTENTION.large | sizes | {"dropout_p": 0.0})
     lengths = case.options.pop("prefix_lengths")
     assert 2 * case.tensors["prefix_key"].nbytes > 16 * 2**20
@@ -271,20 +271,20 @@ def test_offsets_beyond_32_bits():
 @pytest.mark.parametrize("sizes", [(70, 9), (3, 2), (0, 5), (16, 0)], ids=str)
 def test_the_mask_is_that_of_the_definition(instruction_set, seed, sizes):
     """Equal scores, and values that are the columns of a unit matrix: the output is the probabilities themselves."""
-    prefix, own = sizes
-    batch, heads, streams, entries = 2, 3, 5, prefix + own
+    prefix, suffix = sizes
+    batch, heads, streams, entries = 2, 3, 5, prefix + suffix
     unit = torch.eye(entries)
     zeros = torch.zeros(batch, heads, streams, entries)
     output = stream_attention(
         zeros,
         torch.zeros(batch, heads, prefix, entries),
         unit[:prefix].expand(batch, heads, -1, -1),
-        torch.zeros(batch, heads, streams, own, entries),
+        torch.zeros(batch, heads, streams, suffix, entries),
         unit[prefix:].expand(batch, heads, streams, -1, -1),
         dropout_p=0.4,
         seed=seed,
     )
-    keep = torch.cat(attention_keep_mask(torch.tensor(seed), 0.4, batch, heads, streams, prefix, own), dim=-1)
+    keep = torch.cat(attention_keep_mask(torch.tensor(seed), 0.4, batch, heads, streams, prefix, suffix), dim=-1)
     torch.testing.assert_close(output, keep / (0.6 * entries))
 
 
@@ -318,17 +318,17 @@ def test_not_a_number_stays_where_it_is(instruction_set):
 
 
 @on_every_instruction_set
-@pytest.mark.parametrize("own", [0, 3])
-def test_log_sums(instruction_set, own):
+@pytest.mark.parametrize("suffix", [0, 3])
+def test_lse(instruction_set, suffix):
     """What the forward pass says of every softmax: log2 of its sum, -inf where there is nothing to attend to."""
-    case = make_case(STREAM_ATTENTION, STREAM_ATTENTION.large | {"own": own, "dropout_p": 0.0})
+    case = make_case(STREAM_ATTENTION, STREAM_ATTENTION.large | {"suffix": suffix, "dropout_p": 0.0})
     lengths = torch.tensor([131, 0, 60])
     query, prefix_key, _, stream_key, _ = tensors = case.tensors.values()
-    log_sums = torch.ops.plr_kernels.stream_attention_forward(*tensors, lengths, None, 0.3, 0.0, "cpp")[1]
+    lse = torch.ops.plr_kernels.stream_attention_forward(*tensors, lengths, None, 0.3, 0.0, "cpp")[1]
     scores = torch.cat([query @ prefix_key.mT, (stream_key @ query.unsqueeze(-1)).squeeze(-1)], dim=-1)
     beyond = torch.arange(131) >= lengths[:, None, None, None]
     scores[..., :131].masked_fill_(beyond, -torch.inf)
-    torch.testing.assert_close(log_sums, (0.3 * scores).exp().sum(-1).log2())
+    torch.testing.assert_close(lse, (0.3 * scores).exp().sum(-1).log2())
 
 
 @on_every_instruction_set
@@ -401,11 +401,11 @@ def test_opcheck(sizes):
     ops = torch.ops.plr_kernels
     torch.library.opcheck(ops.stream_attention_forward.default, (*tensors, lengths, seed, 0.7, dropout_p, "cpp"))
     tensors = [tensor.detach() for tensor in tensors]
-    output, log_sums = ops.stream_attention_forward(*tensors, lengths, seed, 0.7, dropout_p, "cpp")
+    output, lse = ops.stream_attention_forward(*tensors, lengths, seed, 0.7, dropout_p, "cpp")
     for needs in ([True] * 5, [False, True, False, False, True]):
         torch.library.opcheck(
             ops.stream_attention_backward.default,
-            (output, *tensors, lengths, seed, log_sums, 0.7, dropout_p, needs, "cpp"),
+            (output, *tensors, lengths, seed, lse, 0.7, dropout_p, needs, "cpp"),
         )
 
 
@@ -448,7 +448,7 @@ def test_nothing_to_compute(empty):
 
 @on_every_instruction_set
 def test_every_set_of_gradients_at_the_size_of_a_model(instruction_set):
-    case = make_case(STREAM_ATTENTION, STREAM_ATTENTION.large | {"streams": 4, "prefix": 50, "own": 2, "dim": 32})
+    case = make_case(STREAM_ATTENTION, STREAM_ATTENTION.large | {"streams": 4, "prefix": 50, "suffix": 2, "dim": 32})
     full = evaluate(stream_attention, case)
     names = list(case.tensors)
     for wanted in itertools.chain.from_iterable(itertools.combinations(names, count) for count in range(1, 5)):

@@ -20,7 +20,7 @@ from triton.runtime import interpreter
 _convert_float = interpreter._convert_float
 
 
-def _raised(bits: Any) -> Any:
+def _upcast(bits: Any) -> Any:
     """float32 numbers from the bits of bfloat16 ones."""
     return (bits.astype(numpy.uint32) << 16).view(numpy.float32)
 
@@ -37,7 +37,7 @@ def _converted(numbers: Any, source: Any, target: Any, rounding_mode: Any) -> An
     if source == tl.float32 and target == tl.bfloat16:
         return _rounded(numbers)
     if source == tl.bfloat16 and target == tl.float32:
-        return _raised(numbers)
+        return _upcast(numbers)
     return _convert_float(numbers, source, target, rounding_mode)
 
 
@@ -45,7 +45,7 @@ def _product_in_order(self: Any, a: Any, b: Any, d: Any, input_precision: Any, m
     """a · b + d, term by term along the inner dimension."""
     total = d.data.copy()
     left, right = (
-        (_raised(operand.data) if operand.dtype.scalar == tl.bfloat16 else operand.data).astype(total.dtype)
+        (_upcast(operand.data) if operand.dtype.scalar == tl.bfloat16 else operand.data).astype(total.dtype)
         for operand in (a, b)
     )
     for term in range(left.shape[-1]):

@@ -28,11 +28,13 @@ def meta(*shape, dtype=torch.bfloat16):
 
 def stream_attention(streams=4, dim=128, prefix=50, dtype=torch.bfloat16, batch=2048):
     kernels = backend_module("stream_attention", "triton")
-    query, shared, own = (meta(batch, 2, *sizes, dim, dtype=dtype) for sizes in ((streams,), (prefix,), (streams, 3)))
+    query, shared, suffix = (
+        meta(batch, 2, *sizes, dim, dtype=dtype) for sizes in ((streams,), (prefix,), (streams, 3))
+    )
     lengths, seed = meta(batch, dtype=torch.int64), meta(dtype=torch.int64)
-    inputs = (query, shared, shared, own, own)
-    output, log_sums = kernels.forward(inputs, lengths, 0.1, 0.3, seed)
-    kernels.backward(output, inputs, lengths, seed, log_sums, 0.1, 0.3, [True] * 5)
+    inputs = (query, shared, shared, suffix, suffix)
+    output, lse = kernels.forward(inputs, lengths, 0.1, 0.3, seed)
+    kernels.backward(output, inputs, lengths, seed, lse, 0.1, 0.3, [True] * 5)
 
 
 def pairwise_kl(group=4, dim=256, dtype=torch.bfloat16, batch=2048, vocabulary=88001):

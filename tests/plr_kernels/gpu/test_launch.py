@@ -72,11 +72,11 @@ def zeros(*shape, dtype=torch.bfloat16):
 
 def stream_attention(batch, vocabulary):
     kernels = backend_module("stream_attention", "triton")
-    prefix, own = 3 + vocabulary % 50, vocabulary % 3
-    query, shared, stream = (zeros(batch, 2, *sizes, 64) for sizes in ((4,), (prefix,), (4, own)))
+    prefix, suffix = 3 + vocabulary % 50, vocabulary % 3
+    query, shared, stream = (zeros(batch, 2, *sizes, 64) for sizes in ((4,), (prefix,), (4, suffix)))
     inputs, lengths = (query, shared, shared, stream, stream), zeros(batch, dtype=torch.int64)
-    output, log_sums = kernels.forward(inputs, lengths, 0.1, 0.0, None)
-    kernels.backward(output, inputs, lengths, None, log_sums, 0.1, 0.0, [True] * 5)
+    output, lse = kernels.forward(inputs, lengths, 0.1, 0.0, None)
+    kernels.backward(output, inputs, lengths, None, lse, 0.1, 0.0, [True] * 5)
 
 
 def pairwise_kl(batch, vocabulary):

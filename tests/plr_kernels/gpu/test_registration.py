@@ -61,7 +61,7 @@ LARGE = [
     (PAIRWISE_KL, {"batch": 3, "group": 3, "vocabulary": 500, "dim": 20, "temperature": 1.0}),
     (LINEAR_CROSS_ENTROPY, {"rows": 5, "vocabulary": 500, "dim": 20, "temperature": 1.0, "ignored": 0.1}),
     (INFO_NCE, {"groups": 1, "batch": 300, "dim": 7, "temperature": 0.2}),
-    (STREAM_ATTENTION, {"batch": 1, "heads": 1, "streams": 9, "prefix": 70, "own": 1, "dim": 20}),
+    (STREAM_ATTENTION, {"batch": 1, "heads": 1, "streams": 9, "prefix": 70, "suffix": 1, "dim": 20}),
 ]
 OPTIONS = {
     "pairwise_kl": {"detach_reference": True},
@@ -97,7 +97,7 @@ def test_all_similarities_far_below_zero():
 
 
 def test_more_states_than_a_tile_holds():
-    with use_backend("triton"), pytest.raises(ValueError, match=r"states must have at most N=128 .* got N=129"):
+    with use_backend("triton"), pytest.raises(ValueError, match=r"states must have at most N=128 .* found N=129"):
         pairwise_kl(torch.zeros(1, 129, 4, device=DEVICE), torch.zeros(5, 4, device=DEVICE))
 
 

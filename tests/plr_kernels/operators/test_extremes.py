@@ -33,14 +33,14 @@ def _one_hot(states, spread):
     return logits
 
 
-def _same_top(spread):
+def _same_argmax(spread):
     def change(tensors):
         return {"states": _one_hot(tensors["states"], spread), "items": torch.eye(5)}
 
     return change
 
 
-def _different_tops(spread):
+def _different_argmaxes(spread):
     def change(tensors):
         states = _one_hot(tensors["states"], spread)
         states[:, 1] = states[:, 1].roll(1, -1)
@@ -90,19 +90,19 @@ def _as_drawn(tensors):
 
 IDENTITY = {"vocabulary": 5}
 CASES = {
-    "divergence, one top": (PAIRWISE_KL, DIVERGENCE | IDENTITY, _same_top(10.0)),
-    "divergence, one top, nearer": (PAIRWISE_KL, DIVERGENCE | IDENTITY, _same_top(16.0)),
-    "divergence, one top of four": (PAIRWISE_KL, DIVERGENCE | IDENTITY | {"group": 4}, _same_top(14.0)),
-    "divergence, several tops": (PAIRWISE_KL, DIVERGENCE | IDENTITY, _different_tops(14.0)),
-    "divergence, several tops, detached": (
+    "divergence, one argmax": (PAIRWISE_KL, DIVERGENCE | IDENTITY, _same_argmax(10.0)),
+    "divergence, one argmax, nearer": (PAIRWISE_KL, DIVERGENCE | IDENTITY, _same_argmax(16.0)),
+    "divergence, one argmax of four": (PAIRWISE_KL, DIVERGENCE | IDENTITY | {"group": 4}, _same_argmax(14.0)),
+    "divergence, several argmaxes": (PAIRWISE_KL, DIVERGENCE | IDENTITY, _different_argmaxes(14.0)),
+    "divergence, several argmaxes, detached": (
         PAIRWISE_KL,
         DIVERGENCE | IDENTITY | {"detach_reference": True},
-        _different_tops(14.0),
+        _different_argmaxes(14.0),
     ),
-    "divergence, several tops, detached, nearer": (
+    "divergence, several argmaxes, detached, nearer": (
         PAIRWISE_KL,
         DIVERGENCE | IDENTITY | {"detach_reference": True},
-        _different_tops(22.0),
+        _different_argmaxes(22.0),
     ),
     "divergence, all logits far below 0": (PAIRWISE_KL, DIVERGENCE, _far_below_zero),
     "divergence, two equal states": (PAIRWISE_KL, DIVERGENCE | {"group": 2}, _equal_states),
@@ -157,7 +157,7 @@ def test_as_accurate_as_the_plain_formula(target, name):
 
 
 @pytest.mark.parametrize("spread", [5.0, 14.0, 22.0])
-@pytest.mark.parametrize("change", [_same_top, _different_tops], ids=lambda change: change.__name__)
+@pytest.mark.parametrize("change", [_same_argmax, _different_argmaxes], ids=lambda change: change.__name__)
 @pytest.mark.parametrize("detach_reference", [False, True])
 @pytest.mark.parametrize("target", [target for target, operator in implemented() if operator is PAIRWISE_KL], ids=str)
 def test_gradient_by_logits_sums_to_zero(target, detach_reference, change, spread):

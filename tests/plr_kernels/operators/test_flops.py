@@ -40,9 +40,9 @@ def test_losses(needs, products):
 
 
 def test_stream_attention():
-    query, prefix, own = meta(2, 3, 4, DIM), meta(2, 3, 6, DIM), meta(2, 3, 4, 1, DIM)
+    query, prefix, suffix = meta(2, 3, 4, DIM), meta(2, 3, 6, DIM), meta(2, 3, 4, 1, DIM)
     product = 2 * 2 * 3 * 4 * (6 + 1) * DIM
-    tensors = (query, prefix, prefix, own, own)
+    tensors = (query, prefix, prefix, suffix, suffix)
     with torch._subclasses.FakeTensorMode(allow_non_fake_inputs=True):
         assert counted("stream_attention_forward", *tensors, None, None, 1.0, 0.0, "triton") == 2 * product
         arguments = (*tensors, None, None, meta(2, 3, 4), 1.0, 0.0, [True] * 5, "triton")

@@ -88,14 +88,14 @@ def test_vectors_below_the_floor_are_only_scaled(target):
 
 
 WRONG_ARGUMENTS = {
-    "view2 must be a torch.Tensor, got NoneType": {"view2": None},
-    r"view1 must have shape \[G, B, D\], got \[4, 3\]": {"view1": torch.zeros(4, 3)},
-    r"view2 must have shape \[G=2, B=4, D=3\], got \[2, 5, 3\]": {"view2": torch.zeros(2, 5, 3)},
-    "view2 must have the dtype of view1, torch.float32, got torch.float16": {
+    "view2 must be a torch.Tensor, found NoneType": {"view2": None},
+    r"view1 must have shape \[G, B, D\], found \[4, 3\]": {"view1": torch.zeros(4, 3)},
+    r"view2 must have shape \[G=2, B=4, D=3\], found \[2, 5, 3\]": {"view2": torch.zeros(2, 5, 3)},
+    "view2 must have the dtype of view1, torch.float32, found torch.float16": {
         "view2": torch.zeros(2, 4, 3, dtype=torch.float16)
     },
-    "temperature must be above 0, got 0.0": {"temperature": 0.0},
-    "temperature must be a number, got str": {"temperature": "1"},
+    "temperature must be above 0, found 0.0": {"temperature": 0.0},
+    "temperature must be a number, found str": {"temperature": "1"},
 }
 
 

@@ -88,12 +88,12 @@ def test_representation_and_state(layer, representation):
 @pytest.mark.parametrize(
     ("build", "message"),
     [
-        (lambda: StreamAttention(dropout_p=1.0), r"dropout_p must be in \[0, 1\), got 1.0"),
-        (lambda: StreamAttention(scale=float("inf")), "scale must be finite, got inf"),
-        (lambda: PairwiseKL(temperature=0), "temperature must be above 0, got 0"),
-        (lambda: InfoNCE(temperature=-1), "temperature must be above 0, got -1"),
-        (lambda: LinearCrossEntropy(reduction="max"), "reduction must be 'mean', 'sum' or 'none', got 'max'"),
-        (lambda: LinearCrossEntropy(ignore_index=None), "ignore_index must be an int, got NoneType"),
+        (lambda: StreamAttention(dropout_p=1.0), r"dropout_p must be in \[0, 1\), found 1.0"),
+        (lambda: StreamAttention(scale=float("inf")), "scale must be finite, found inf"),
+        (lambda: PairwiseKL(temperature=0), "temperature must be above 0, found 0"),
+        (lambda: InfoNCE(temperature=-1), "temperature must be above 0, found -1"),
+        (lambda: LinearCrossEntropy(reduction="max"), "reduction must be 'mean', 'sum' or 'none', found 'max'"),
+        (lambda: LinearCrossEntropy(ignore_index=None), "ignore_index must be an int, found NoneType"),
     ],
 )
 def test_wrong_options_are_refused_at_once(build, message):

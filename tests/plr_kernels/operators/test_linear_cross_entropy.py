@@ -105,26 +105,26 @@ def test_gradient_of_each_row_is_its_own(target):
 
 
 WRONG_ARGUMENTS = {
-    r"states must have shape \[R, D\], got \[2, 3, 4\]": {"states": torch.zeros(2, 3, 4)},
-    r"items must have shape \[V, D=4\], got \[7, 5\]": {"items": torch.zeros(7, 5)},
+    r"states must have shape \[R, D\], found \[2, 3, 4\]": {"states": torch.zeros(2, 3, 4)},
+    r"items must have shape \[V, D=4\], found \[7, 5\]": {"items": torch.zeros(7, 5)},
     "items must have at least one entry along V": {"items": torch.zeros(0, 4)},
-    "targets must be a torch.Tensor, got list": {"targets": [1]},
-    "targets must have dtype torch.int64, got torch.int32": {"targets": torch.zeros(6, dtype=torch.int32)},
-    r"targets must have shape \[R=6\], got \[5\]": {"targets": torch.zeros(5, dtype=torch.int64)},
-    "targets must be on the device of states, cpu, got meta": {
+    "targets must be a torch.Tensor, found list": {"targets": [1]},
+    "targets must have dtype torch.int64, found torch.int32": {"targets": torch.zeros(6, dtype=torch.int32)},
+    r"targets must have shape \[R=6\], found \[5\]": {"targets": torch.zeros(5, dtype=torch.int64)},
+    "targets must be on the device of states, cpu, found meta": {
         "targets": torch.zeros(6, dtype=torch.int64, device="meta")
     },
-    r"targets must be in \[0, V\) or ignore_index \(V=7, ignore_index=-100\), got 7 at position \[2\]": {
+    r"targets must be in \[0, V\) or ignore_index \(V=7, ignore_index=-100\), found 7 at position \[2\]": {
         "targets": torch.tensor([0, 6, 7, -100, 0, 0])
     },
-    r"targets must be .* got -1 at position \[5\]": {"targets": torch.tensor([0, 6, 5, -100, 0, -1])},
-    r"targets must be .* ignore_index=-1\), got -100 at position \[3\]": {
+    r"targets must be .* found -1 at position \[5\]": {"targets": torch.tensor([0, 6, 5, -100, 0, -1])},
+    r"targets must be .* ignore_index=-1\), found -100 at position \[3\]": {
         "targets": torch.tensor([0, 6, 5, -100, 0, -1]),
         "ignore_index": -1,
     },
-    "ignore_index must be an int, got float": {"ignore_index": 1.0},
-    "reduction must be 'mean', 'sum' or 'none', got 'max'": {"reduction": "max"},
-    "temperature must be above 0, got -2": {"temperature": -2},
+    "ignore_index must be an int, found float": {"ignore_index": 1.0},
+    "reduction must be 'mean', 'sum' or 'none', found 'max'": {"reduction": "max"},
+    "temperature must be above 0, found -2": {"temperature": -2},
 }
 
 

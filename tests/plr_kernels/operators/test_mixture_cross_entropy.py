@@ -130,21 +130,21 @@ def test_losses_beyond_the_range_of_probabilities(target):
 
 
 WRONG = {
-    "states must have shape [R, M, D], got [4, 3]": {"states": torch.zeros(4, 3)},
-    "log_weights must have shape [R=4, M=3], got [4, 2]": {"log_weights": torch.zeros(4, 2)},
-    "states must have at least one entry along M, got M=0": {
+    "states must have shape [R, M, D], found [4, 3]": {"states": torch.zeros(4, 3)},
+    "log_weights must have shape [R=4, M=3], found [4, 2]": {"log_weights": torch.zeros(4, 2)},
+    "states must have at least one entry along M, found M=0": {
         "states": torch.zeros(4, 0, 3),
         "log_weights": torch.zeros(4, 0),
     },
-    "items must have shape [V, D=3], got [5, 2]": {"items": torch.zeros(5, 2)},
-    "log_weights must have the dtype of states, torch.float32, got torch.bfloat16": {
+    "items must have shape [V, D=3], found [5, 2]": {"items": torch.zeros(5, 2)},
+    "log_weights must have the dtype of states, torch.float32, found torch.bfloat16": {
         "log_weights": torch.zeros(4, 3, dtype=torch.bfloat16)
     },
-    "targets must be in [0, V) or ignore_index (V=5, ignore_index=-100), got 5 at position [2]": {
+    "targets must be in [0, V) or ignore_index (V=5, ignore_index=-100), found 5 at position [2]": {
         "targets": torch.tensor([0, 1, 5, 2])
     },
-    "temperature must be above 0, got 0": {"temperature": 0},
-    "reduction must be 'mean', 'sum' or 'none', got 'max'": {"reduction": "max"},
+    "temperature must be above 0, found 0": {"temperature": 0},
+    "reduction must be 'mean', 'sum' or 'none', found 'max'": {"reduction": "max"},
 }
 
 

@@ -100,21 +100,21 @@ def test_permuting_states_or_items_changes_nothing(target):
 
 
 WRONG_ARGUMENTS = {
-    "states must be a torch.Tensor, got int": {"states": 1},
-    "items must have the dtype of states, torch.float32, got torch.bfloat16": {
+    "states must be a torch.Tensor, found int": {"states": 1},
+    "items must have the dtype of states, torch.float32, found torch.bfloat16": {
         "items": torch.zeros(7, 4, dtype=torch.bfloat16)
     },
-    "items must be on the device of states, cpu, got meta": {"items": torch.zeros(7, 4, device="meta")},
-    "states must have one of the dtypes .* got torch.int32": {"states": torch.zeros(2, 3, 4, dtype=torch.int32)},
-    r"states must have shape \[B, N, D\], got \[3, 4\]": {"states": torch.zeros(3, 4)},
-    r"items must have shape \[V, D=4\], got \[7, 5\]": {"items": torch.zeros(7, 5)},
-    "states must have at least one entry along N, got N=0": {"states": torch.zeros(2, 0, 4)},
-    "items must have at least one entry along V, got V=0": {"items": torch.zeros(0, 4)},
-    "temperature must be above 0, got 0": {"temperature": 0},
-    "temperature must be above 0, got -1.0": {"temperature": -1.0},
-    "temperature must be finite, got inf": {"temperature": math.inf},
-    "temperature must be finite, got nan": {"temperature": math.nan},
-    "temperature must be a number, got Tensor": {"temperature": torch.tensor(1.0)},
+    "items must be on the device of states, cpu, found meta": {"items": torch.zeros(7, 4, device="meta")},
+    "states must have one of the dtypes .* found torch.int32": {"states": torch.zeros(2, 3, 4, dtype=torch.int32)},
+    r"states must have shape \[B, N, D\], found \[3, 4\]": {"states": torch.zeros(3, 4)},
+    r"items must have shape \[V, D=4\], found \[7, 5\]": {"items": torch.zeros(7, 5)},
+    "states must have at least one entry along N, found N=0": {"states": torch.zeros(2, 0, 4)},
+    "items must have at least one entry along V, found V=0": {"items": torch.zeros(0, 4)},
+    "temperature must be above 0, found 0": {"temperature": 0},
+    "temperature must be above 0, found -1.0": {"temperature": -1.0},
+    "temperature must be finite, found inf": {"temperature": math.inf},
+    "temperature must be finite, found nan": {"temperature": math.nan},
+    "temperature must be a number, found Tensor": {"temperature": torch.tensor(1.0)},
 }
 
 

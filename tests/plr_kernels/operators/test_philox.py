@@ -57,9 +57,9 @@ def python_keep(seed, dropout_p, sizes, b, h, m, part, entry):
 @pytest.mark.parametrize("seed", [0, 1, -1, 0x123456789ABCDEF, -(2**63)])
 def test_mask_follows_the_rule(seed):
     sizes = batch, heads, streams = 2, 3, 2
-    prefix, own = 7, 5
-    parts = attention_keep_mask(torch.tensor(seed), 0.4, batch, heads, streams, prefix, own)
-    for part, (mask, entries) in enumerate(zip(parts, (prefix, own), strict=True)):
+    prefix, suffix = 7, 5
+    parts = attention_keep_mask(torch.tensor(seed), 0.4, batch, heads, streams, prefix, suffix)
+    for part, (mask, entries) in enumerate(zip(parts, (prefix, suffix), strict=True)):
         assert mask.dtype == torch.bool
         assert mask.shape == (batch, heads, streams, entries)
         expected = [
@@ -74,16 +74,16 @@ def test_mask_follows_the_rule(seed):
 
 def test_mask_does_not_depend_on_padding():
     seed = torch.tensor(11)
-    prefix, own = attention_keep_mask(seed, 0.5, 3, 2, 4, 19, 6)
-    shorter_prefix, shorter_own = attention_keep_mask(seed, 0.5, 2, 2, 4, 10, 3)
+    prefix, suffix = attention_keep_mask(seed, 0.5, 3, 2, 4, 19, 6)
+    shorter_prefix, shorter_suffix = attention_keep_mask(seed, 0.5, 2, 2, 4, 10, 3)
     assert torch.equal(shorter_prefix, prefix[:2, ..., :10])
-    assert torch.equal(shorter_own, own[:2, ..., :3])
+    assert torch.equal(shorter_suffix, suffix[:2, ..., :3])
 
 
 @pytest.mark.parametrize("dropout_p", [0.1, 0.5, 0.9])
 def test_share_kept(dropout_p):
-    prefix, own = attention_keep_mask(torch.tensor(3), dropout_p, 8, 4, 8, 200, 200)
-    for mask in (prefix, own):
+    prefix, suffix = attention_keep_mask(torch.tensor(3), dropout_p, 8, 4, 8, 200, 200)
+    for mask in (prefix, suffix):
         count = mask.numel()
         deviation = abs(mask.double().mean().item() - (1 - dropout_p))
         assert deviation < 5 * (dropout_p * (1 - dropout_p) / count) ** 0.5
@@ -91,7 +91,7 @@ def test_share_kept(dropout_p):
     agreement = dropout_p**2 + (1 - dropout_p) ** 2
     bound = 5 * (agreement * (1 - agreement) / prefix.numel()) ** 0.5 * 1.2
     pairs = [
-        (prefix, own),
+        (prefix, suffix),
         (prefix[..., 1:], prefix[..., :-1]),
         (prefix[:, :, 1:], prefix[:, :, :-1]),
         (prefix[:, 1:], prefix[:, :-1]),

@@ -17,7 +17,7 @@ SIZES = {
     "heads": 2,
     "streams": 2,
     "prefix": 5,
-    "own": 3,
+    "suffix": 3,
     "dim": 4,
     "lengths": torch.int64,
     "scale": None,
@@ -41,12 +41,12 @@ def one_query_at_a_time(case):
     """Scores, exponentials and sums entry by entry, in Python floats."""
     tensors = {name: tensor.double().tolist() for name, tensor in case.tensors.items()}
     batch, heads, streams, dim = case.tensors["query"].shape
-    prefix, own = case.tensors["prefix_key"].shape[2], case.tensors["stream_key"].shape[3]
+    prefix, suffix = case.tensors["prefix_key"].shape[2], case.tensors["stream_key"].shape[3]
     lengths = case.options.get("prefix_lengths", torch.full((batch,), prefix)).tolist()
     dropout_p = case.options["dropout_p"]
     keep_prefix = keep_own = None
     if dropout_p:
-        masks = attention_keep_mask(case.options["seed"], dropout_p, batch, heads, streams, prefix, own)
+        masks = attention_keep_mask(case.options["seed"], dropout_p, batch, heads, streams, prefix, suffix)
         keep_prefix, keep_own = (mask.tolist() for mask in masks)
     output = torch.zeros(batch, heads, streams, dim, dtype=torch.float64)
     for b in range(batch):
@@ -58,8 +58,8 @@ def one_query_at_a_time(case):
                     for p in range(lengths[b])
                 ]
                 entries += [
-                    (tensors["stream_key"][b][h][m][s], tensors["stream_value"][b][h][m][s], ("own", s))
-                    for s in range(own)
+                    (tensors["stream_key"][b][h][m][s], tensors["stream_value"][b][h][m][s], ("suffix", s))
+                    for s in range(suffix)
                 ]
                 weights = [
                     math.exp(sum(q * k for q, k in zip(query, key, strict=True)) / math.sqrt(dim))
@@ -75,7 +75,7 @@ def one_query_at_a_time(case):
     return output
 
 
-@pytest.mark.parametrize("sizes", [{}, {"dropout_p": 0.4}, {"own": 0}, {"prefix": 0}, {"lengths": None}], ids=str)
+@pytest.mark.parametrize("sizes", [{}, {"dropout_p": 0.4}, {"suffix": 0}, {"prefix": 0}, {"lengths": None}], ids=str)
 def test_equals_one_query_at_a_time(target, sizes):
     case = make(target, **sizes)
     output = stream_attention(**case.tensors, **case.options)
@@ -123,7 +123,7 @@ def test_longer_padding_changes_nothing(target):
 
 @pytest.mark.parametrize("dropout_p", [0.0, 0.3])
 def test_nothing_to_attend_to(target, dropout_p):
-    case = make(target, own=0, dropout_p=dropout_p)
+    case = make(target, suffix=0, dropout_p=dropout_p)
     case.options["prefix_lengths"] = torch.tensor([0, 3, 0], device=target.device)
     with torch.autograd.detect_anomaly(check_nan=True):
         results = evaluate(stream_attention, case)
@@ -132,7 +132,7 @@ def test_nothing_to_attend_to(target, dropout_p):
         assert not result[0].any(), name
         assert not result[2].any(), name
     assert results["output"][1].any()
-    assert not evaluate(stream_attention, make(target, own=0, prefix=0))["output"].any()
+    assert not evaluate(stream_attention, make(target, suffix=0, prefix=0))["output"].any()
 
 
 def test_dropout_is_unbiased_and_scaled(target):
@@ -177,14 +177,16 @@ def test_weights_for_inspection():
     torch.testing.assert_close(weights.sum(-1), torch.ones(3, 2, 2))
     for b, length in enumerate(lengths.tolist()):
         assert not weights[b, ..., length:5].any()
-    prefix, own = weights.split([5, 3], dim=-1)
-    values = prefix @ case.tensors["prefix_value"] + torch.einsum("bhms,bhmsd->bhmd", own, case.tensors["stream_value"])
+    prefix, suffix = weights.split([5, 3], dim=-1)
+    values = prefix @ case.tensors["prefix_value"] + torch.einsum(
+        "bhms,bhmsd->bhmd", suffix, case.tensors["stream_value"]
+    )
     expected = stream_attention(**case.tensors, prefix_lengths=lengths, scale=0.5)
     torch.testing.assert_close(values, expected)
 
 
 def test_weights_are_zero_where_there_is_nothing_to_attend_to():
-    case = make_case(STREAM_ATTENTION, {**SIZES, "own": 0})
+    case = make_case(STREAM_ATTENTION, {**SIZES, "suffix": 0})
     lengths = torch.tensor([0, 2, 5])
     weights = stream_attention_weights(
         case.tensors["query"], case.tensors["prefix_key"], case.tensors["stream_key"], lengths, 0.5
@@ -194,46 +196,50 @@ def test_weights_are_zero_where_there_is_nothing_to_attend_to():
 
 
 WRONG_ARGUMENTS = {
-    "query must be a torch.Tensor, got list": {"query": [1.0]},
-    "query must have one of the dtypes .* got torch.int64": {"query": torch.zeros(3, 2, 2, 4, dtype=torch.int64)},
-    r"query must have shape \[B, H, M, D\], got \[3, 2, 4\]": {"query": torch.zeros(3, 2, 4)},
-    r"prefix_key must have shape \[B=3, H=2, P, D=4\], got \[3, 2, 5, 9\]": {"prefix_key": torch.zeros(3, 2, 5, 9)},
-    r"prefix_value must have shape \[B=3, H=2, P=5, D=4\], got \[3, 2, 6, 4\]": {
+    "query must be a torch.Tensor, found list": {"query": [1.0]},
+    "query must have one of the dtypes .* found torch.int64": {"query": torch.zeros(3, 2, 2, 4, dtype=torch.int64)},
+    r"query must have shape \[B, H, M, D\], found \[3, 2, 4\]": {"query": torch.zeros(3, 2, 4)},
+    r"prefix_key must have shape \[B=3, H=2, P, D=4\], found \[3, 2, 5, 9\]": {"prefix_key": torch.zeros(3, 2, 5, 9)},
+    r"prefix_value must have shape \[B=3, H=2, P=5, D=4\], found \[3, 2, 6, 4\]": {
         "prefix_value": torch.zeros(3, 2, 6, 4)
     },
-    r"stream_key must have shape \[B=3, H=2, M=2, S, D=4\], got \[3, 2, 3, 3, 4\]": {
+    r"stream_key must have shape \[B=3, H=2, M=2, S, D=4\], found \[3, 2, 3, 3, 4\]": {
         "stream_key": torch.zeros(3, 2, 3, 3, 4)
     },
-    r"stream_value must have shape .*S=3, D=4\], got \[3, 2, 2, 1, 4\]": {"stream_value": torch.zeros(3, 2, 2, 1, 4)},
-    "prefix_value must have the dtype of query, torch.float32, got torch.float64": {
+    r"stream_value must have shape .*S=3, D=4\], found \[3, 2, 2, 1, 4\]": {"stream_value": torch.zeros(3, 2, 2, 1, 4)},
+    "prefix_value must have the dtype of query, torch.float32, found torch.float64": {
         "prefix_value": torch.zeros(3, 2, 5, 4, dtype=torch.float64)
     },
-    "stream_key must be on the device of query, cpu, got meta": {
+    "stream_key must be on the device of query, cpu, found meta": {
         "stream_key": torch.zeros(3, 2, 2, 3, 4, device="meta")
     },
-    "prefix_lengths must be a torch.Tensor, got list": {"prefix_lengths": [1, 2, 3]},
-    "prefix_lengths must have dtype torch.int32 or torch.int64, got torch.float32": {"prefix_lengths": torch.zeros(3)},
-    r"prefix_lengths must have shape \[B=3\], got \[2\]": {"prefix_lengths": torch.zeros(2, dtype=torch.int64)},
-    r"prefix_lengths must be in \[0, P\] \(P=5\), got 6 at position \[1\]": {"prefix_lengths": torch.tensor([5, 6, 0])},
-    r"prefix_lengths must be in \[0, P\] \(P=5\), got -1 at position \[2\]": {
+    "prefix_lengths must be a torch.Tensor, found list": {"prefix_lengths": [1, 2, 3]},
+    "prefix_lengths must have dtype torch.int32 or torch.int64, found torch.float32": {
+        "prefix_lengths": torch.zeros(3)
+    },
+    r"prefix_lengths must have shape \[B=3\], found \[2\]": {"prefix_lengths": torch.zeros(2, dtype=torch.int64)},
+    r"prefix_lengths must be in \[0, P\] \(P=5\), found 6 at position \[1\]": {
+        "prefix_lengths": torch.tensor([5, 6, 0])
+    },
+    r"prefix_lengths must be in \[0, P\] \(P=5\), found -1 at position \[2\]": {
         "prefix_lengths": torch.tensor([5, 0, -1], dtype=torch.int32)
     },
-    "prefix_lengths must be on the device of query, cpu, got meta": {
+    "prefix_lengths must be on the device of query, cpu, found meta": {
         "prefix_lengths": torch.zeros(3, dtype=torch.int64, device="meta")
     },
-    "scale must be finite, got nan": {"scale": math.nan},
-    "scale must be a number, got str": {"scale": "1"},
-    r"dropout_p must be in \[0, 1\), got 1.0": {"dropout_p": 1.0, "seed": 1},
-    r"dropout_p must be in \[0, 1\), got -0.1": {"dropout_p": -0.1, "seed": 1},
-    "dropout_p must be a number, got NoneType": {"dropout_p": None},
-    "seed must be an int or an int64 tensor .* when dropout_p > 0, got None": {"dropout_p": 0.5},
-    "seed must be an int or an int64 tensor .* got float": {"dropout_p": 0.5, "seed": 1.5},
-    r"seed must be an int or an int64 tensor .* got torch.int32 \[\]": {
+    "scale must be finite, found nan": {"scale": math.nan},
+    "scale must be a number, found str": {"scale": "1"},
+    r"dropout_p must be in \[0, 1\), found 1.0": {"dropout_p": 1.0, "seed": 1},
+    r"dropout_p must be in \[0, 1\), found -0.1": {"dropout_p": -0.1, "seed": 1},
+    "dropout_p must be a number, found NoneType": {"dropout_p": None},
+    "seed must be an int or an int64 tensor .* when dropout_p > 0, found None": {"dropout_p": 0.5},
+    "seed must be an int or an int64 tensor .* found float": {"dropout_p": 0.5, "seed": 1.5},
+    r"seed must be an int or an int64 tensor .* found torch.int32 \[\]": {
         "dropout_p": 0.5,
         "seed": torch.tensor(1, dtype=torch.int32),
     },
-    r"seed must be an int or an int64 tensor .* got torch.int64 \[1\]": {"dropout_p": 0.5, "seed": torch.tensor([1])},
-    "seed must be on the device of query, cpu, got meta": {
+    r"seed must be an int or an int64 tensor .* found torch.int64 \[1\]": {"dropout_p": 0.5, "seed": torch.tensor([1])},
+    "seed must be on the device of query, cpu, found meta": {
         "dropout_p": 0.5,
         "seed": torch.zeros((), dtype=torch.int64, device="meta"),
     },
@@ -250,7 +256,7 @@ def test_wrong_arguments(message):
 
 def test_no_dimension():
     empty = torch.zeros(1, 1, 1, 0)
-    with pytest.raises(ValueError, match="query must have at least one entry along D, got D=0"):
+    with pytest.raises(ValueError, match="query must have at least one entry along D, found D=0"):
         stream_attention(empty, empty, empty, torch.zeros(1, 1, 1, 1, 0), torch.zeros(1, 1, 1, 1, 0))
 
 

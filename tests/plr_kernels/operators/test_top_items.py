@@ -168,18 +168,18 @@ def test_never_reads_a_value_on_the_host():
 
 
 WRONG_ARGUMENTS = {
-    r"states must have shape \[R, D\], got \[4\]": {"states": torch.zeros(4)},
-    r"items must have shape \[V, D=4\], got \[7, 5\]": {"items": torch.zeros(7, 5)},
+    r"states must have shape \[R, D\], found \[4\]": {"states": torch.zeros(4)},
+    r"items must have shape \[V, D=4\], found \[7, 5\]": {"items": torch.zeros(7, 5)},
     "items must have the dtype of states": {"items": torch.zeros(7, 4, dtype=torch.float64)},
-    "k must be an int, got float": {"k": 2.0},
-    r"k must be in \[1, V=7\], got 0": {"k": 0},
-    r"k must be in \[1, V=7\], got 8": {"k": 8},
-    "exclude must have dtype torch.int64, got torch.int32": {"exclude": torch.zeros(2, 1, dtype=torch.int32)},
-    r"exclude must have shape \[R=2, X\], got \[3, 1\]": {"exclude": torch.zeros(3, 1, dtype=torch.int64)},
-    r"exclude must be in \[0, V\), or -1 as padding \(V=7\), got 7 at position \[1, 0\]": {
+    "k must be an int, found float": {"k": 2.0},
+    r"k must be in \[1, V=7\], found 0": {"k": 0},
+    r"k must be in \[1, V=7\], found 8": {"k": 8},
+    "exclude must have dtype torch.int64, found torch.int32": {"exclude": torch.zeros(2, 1, dtype=torch.int32)},
+    r"exclude must have shape \[R=2, X\], found \[3, 1\]": {"exclude": torch.zeros(3, 1, dtype=torch.int64)},
+    r"exclude must be in \[0, V\), or -1 as padding \(V=7\), found 7 at position \[1, 0\]": {
         "exclude": torch.tensor([[0, -1], [7, 2]])
     },
-    r"exclude must be .* got -2 at position \[0, 1\]": {"exclude": torch.tensor([[0, -2], [6, 2]])},
+    r"exclude must be .* found -2 at position \[0, 1\]": {"exclude": torch.tensor([[0, -2], [6, 2]])},
 }
 
 
