@@ -16,13 +16,13 @@ from plr.prepare import PrepareOptions, blocks, interactions
 from plr.prepare.compiled import _cpp
 from plr.prepare.interactions import in_user_order
 from plr.prepare.pipeline import write_folder
-from plr.prepare.readers import encoder
+from plr.prepare.readers import id_encoder
 
 pytestmark = pytest.mark.skipif(_cpp is None, reason="the C++ extension is not built")
 
 
 def without_extension(patch: pytest.MonkeyPatch) -> None:
-    for module in (blocks, interactions, encoder):
+    for module in (blocks, interactions, id_encoder):
         patch.setattr(module, "_cpp", None)
 
 
