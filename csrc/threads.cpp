@@ -12,6 +12,10 @@
 #include <dlfcn.h>
 #endif
 
+#if __has_include(<pthread.h>)
+#include <pthread.h>
+#endif
+
 #if defined(__SSE2__)
 #include <immintrin.h>
 #endif
@@ -84,6 +88,19 @@ OpenMPParallel find_openmp() {
 #endif
 }
 
+// A child that was forked has none of its parent's threads, but GNU's runtime remembers those of the thread that forked
+// and waits for them for ever.
+thread_local bool openmp_was_used = false;  // by this thread, here
+bool forked = false;
+bool openmp_was_lost = false;
+
+#if __has_include(<pthread.h>)
+[[maybe_unused]] const int noticed = pthread_atfork(nullptr, nullptr, [] {
+  forked = true;
+  openmp_was_lost = openmp_was_used;
+});
+#endif
+
 void run_on_new_threads(int count, Tasks& tasks) {
   std::vector<std::thread> others;
   try {
@@ -108,12 +125,15 @@ void Threads::run(int64_t count, const Task& task) const {
   Tasks tasks(count, task);
   if (threads <= 1) {
     Tasks::take(&tasks);
-  } else if (openmp_parallel != nullptr) {
+  } else if (openmp_parallel != nullptr && !forked) {
+    openmp_was_used = true;
     openmp_parallel(Tasks::take, &tasks, static_cast<unsigned>(threads), 0);
   } else {
     run_on_new_threads(threads, tasks);
   }
   tasks.rethrow();
 }
+
+bool lost_openmp_threads() { return openmp_was_lost; }
 
 }  // namespace plr_kernels

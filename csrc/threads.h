@@ -1,8 +1,8 @@
 // The threads of one call of an operator.
 //
 // Where torch has brought an OpenMP runtime into the process, they are its threads: those still spin for a while after
-// torch's own work, and any other thread would have to wait for a core until they sleep. Elsewhere they are started for
-// each run. Nothing is linked to: an extension with an OpenMP runtime of its own would have two sets of spinning threads.
+// torch's own work, and any other thread would have to wait for a core until they sleep. Elsewhere, and in a process that
+// was forked, they are started for each run. Nothing is linked to: an extension with an OpenMP runtime of its own would have two sets of spinning threads.
 #pragma once
 
 #include <cstdint>
@@ -36,5 +36,9 @@ class Threads {
   int count_ = 1;
   int side_by_side_ = 1;
 };
+
+// Whether this process was forked by a thread of which `Threads` had made a master of OpenMP threads. Whoever else runs
+// OpenMP on this thread with more than one, as torch does, hangs where the runtime is GNU's.
+bool lost_openmp_threads();
 
 }  // namespace plr_kernels

@@ -54,12 +54,19 @@ def main(arguments: list[str] | None = None) -> int:
             reason = (str(error).splitlines() or ["out of memory"])[0]
             advice = "lower --batch_size, --eval_batch_size, --dim or --max_length"
             print(f"plr: too little memory ({reason}); {advice}", file=sys.stderr)
-        elif isinstance(error, (UserError, OSError)):
+        elif isinstance(error, (UserError, OSError)) or _about_kernels(error):
             print(f"plr: {error}", file=sys.stderr)
         else:
             raise
         return 2
     return 0
+
+
+def _about_kernels(error: Exception) -> bool:
+    """Return whether `plr_kernels` refuses a setting of its own, or cannot run what was named."""
+    # Not imported: that brings PyTorch, and fails where a setting is wrong. What raised the error is there.
+    errors = sys.modules.get("plr_kernels.dispatch.errors")
+    return errors is not None and isinstance(error, (errors.SettingError, errors.BackendError))
 
 
 def _out_of_memory(error: Exception) -> bool:

@@ -3,8 +3,10 @@
 import gc
 import io
 import json
+import os
 import re
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -20,6 +22,7 @@ from plr.evaluation import load_ranking
 from plr.runs import RunFolder
 from plr.systems import BACKBONES, METHODS, REFUSALS
 from plr.training import train
+from plr_kernels.dispatch import backend
 from tests.plr.models.helpers import small_config, small_model
 
 
@@ -442,3 +445,34 @@ def test_no_command_and_a_number_with_a_full_stop(capsys):
         with pytest.raises(SystemExit):
             main([*arguments, *(["--history", "a"] if arguments else [])])
         assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["train", "--data", "a.csv", "--out", "run"],
+        ["evaluate", "run"],
+        ["recommend", "run", "--history", "a"],
+        ["systems"],
+    ],
+    ids=lambda arguments: arguments[0],
+)
+def test_an_unusable_setting_of_the_operators_is_one_message(arguments, tmp_path):
+    setting = "PLR_KERNELS_BACKEND"  # the others are read where this one is
+    environment = os.environ | {setting: "nonsense", "PYTHONPATH": str(Path(plr.__file__).parents[1])}
+    command = [sys.executable, "-m", "plr", *arguments]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 2
+    assert re.fullmatch(rf"plr: {setting}: .* must be one of auto, .*; found 'nonsense'\n", done.stderr), done.stderr
+    assert not done.stdout
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_backend_that_cannot_run_is_one_message(run, monkeypatch, capsys):
+    monkeypatch.setattr(backend, "_selected", "triton")
+    monkeypatch.setattr(backend, "TRITON_INTERPRETED", False)
+    assert main(["recommend", str(run), "--history", "i3 i4"]) == 2
+    assert re.fullmatch(
+        r"plr: backend 'triton' cannot run stream_attention: it takes GPU tensors, found one on cpu\. .*=auto, .*\n",
+        capsys.readouterr().err,
+    )
