@@ -221,6 +221,9 @@ PYBIND11_MODULE(_cpp, module) {
       },
       py::arg("wanted") = "auto", "The name of the instruction set that a choice stands for; None if there is none.");
 
+  module.def("lost_openmp_threads", &lost_openmp_threads,
+             "Whether this process was forked by a thread that had run operators on OpenMP threads.");
+
   module.def("pairwise_kl_forward", [](const std::string& instruction_set, int threads, bool rounds_float32,
                                        const MatrixArguments& states_arguments, int64_t group,
                                        const MatrixArguments& items_arguments, double temperature,

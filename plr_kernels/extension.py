@@ -27,6 +27,19 @@ if _cpp.instruction_set(_instruction_set) is None:
         f"found {_instruction_set!r}"
     )
 
+
+def _keep_from_lost_threads() -> None:
+    """In a forked child: one thread for PyTorch where it would wait for ever for those that operators ran on.
+
+    The operators themselves start new ones (csrc/threads.cpp).
+    """
+    if _cpp.lost_openmp_threads():
+        torch.set_num_threads(1)
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_keep_from_lost_threads)
+
 _TYPE_NAMES: Final = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float16: "float16"}
 
 
