@@ -70,11 +70,13 @@ class Recommender:
         """
         folder = RunFolder(Path(path))
         config = folder.require_finished()
-        item_ids, item_data = folder.read_item_ids(), folder.read_item_data(config)
-        if text_vectors is not None:
-            item_ids, item_data = with_new_items(config, item_ids, item_data, Path(text_vectors))
-        model = build_model(config, item_data)
-        load_weights(model, folder.weights)
+        # Whatever the process has made its default device and dtype: a run is loaded as it was trained.
+        with torch.device("cpu"):
+            item_ids, item_data = folder.read_item_ids(), folder.read_item_data(config)
+            if text_vectors is not None:
+                item_ids, item_data = with_new_items(config, item_ids, item_data, Path(text_vectors))
+            model = build_model(config, item_data).float()
+            load_weights(model, folder.weights)
         folder.check_hashes()
         return cls(model.to(device), item_ids, config)
 
@@ -130,12 +132,12 @@ class Recommender:
     def _rank(self, histories: list[Tensor], k: int, exclude_seen: bool) -> list[list[Recommendation]]:
         device = self._table.device
         recent = [history[-self.config.max_length :] for history in histories]
-        lengths = torch.tensor([history.numel() for history in recent])
+        lengths = torch.tensor([history.numel() for history in recent], device="cpu")
         batch = Batch(
             item_ids=torch.nn.utils.rnn.pad_sequence(recent, batch_first=True).to(device),
             lengths=lengths.to(device),
             targets=torch.full_like(lengths, -100).to(device),
-            users=torch.arange(len(histories)).to(device),
+            users=torch.arange(len(histories), device=device),
         )
         states = self.model.represent(batch, self._table)  # [B, d]
         if not bool(torch.isfinite(states).all()):
@@ -168,4 +170,4 @@ class Recommender:
             )
         if not known:
             raise RequestError(f"history {number} holds no item that training has seen")
-        return torch.tensor(known)
+        return torch.tensor(known, device="cpu")

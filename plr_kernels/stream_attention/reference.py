@@ -30,9 +30,10 @@ def stream_attention_weights(
     scores = torch.cat([prefix_scores, stream_scores], dim=-1) * scale
     if padding is None:
         return scores.softmax(dim=-1)
-    # The lowest finite number, not -inf: where all is padding the softmax stays finite, and is then blanked.
-    scores = scores.masked_fill(padding, torch.finfo(scores.dtype).min)
-    return scores.softmax(dim=-1).masked_fill(padding, 0)
+    # Where all is padding it counts as 0, so that the softmax stays finite, and is then blanked. Elsewhere as -inf: any
+    # number would be above scores of -inf, and a softmax of those alone is NaN, with padding or without.
+    filling = scores.new_full((), -torch.inf).masked_fill(padding.all(dim=-1, keepdim=True), 0)
+    return torch.where(padding, filling, scores).softmax(dim=-1).masked_fill(padding, 0)
 
 
 def stream_attention(

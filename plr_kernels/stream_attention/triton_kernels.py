@@ -118,6 +118,12 @@ def _load_suffix(tensor, batch, head, entry, streams, columns, mask):
     return load_tile(base, streams, strides[2], columns, strides[4], mask).to(tl.float32)
 
 
+@triton.jit
+def _finite(m):
+    """What scores are compared with: m, or 0 while all scores are −inf, whose weights are then 0 and not NaN."""
+    return tl.where(m == float("-inf"), 0.0, m)
+
+
 @triton.jit(do_not_specialize=["H", "M", "P", "S"])
 def _forward_kernel(
     query,
@@ -166,7 +172,6 @@ def _forward_kernel(
     keys = _Matrix(base, prefix_key.strides[2], prefix_key.strides[3])
     base = prefix_value.data + batch * prefix_value.strides[0] + head * prefix_value.strides[1]
     values = _Matrix(base, prefix_value.strides[2], prefix_value.strides[3])
-    # Every block has an entry below `length`, so that m is finite from the first block on.
     for start in range(0, length, BLOCK_P):
         entries = start + tl.arange(0, BLOCK_P)
         inside = (entries < length)[:, None] & (columns < D)[None, :]
@@ -175,8 +180,9 @@ def _forward_kernel(
         scores = tl.dot(q, tl.trans(k), input_precision=PRECISION) * scale  # [BLOCK_M, BLOCK_P]
         scores = tl.where((entries < length)[None, :], scores, float("-inf"))
         m_new = tl.maximum(m, tl.max(scores, 1))
-        shrink = tl.exp2(m - m_new)
-        weights = tl.exp2(scores - m_new[:, None])
+        subtracted = _finite(m_new)
+        shrink = tl.exp2(m - subtracted)
+        weights = tl.exp2(scores - subtracted[:, None])
         total = total * shrink + tl.sum(weights, 1)
         if dropout.seed is not None:
             weights *= _prefix_keep(dropout, rows, start, BLOCK_P)
@@ -188,16 +194,18 @@ def _forward_kernel(
         v = _load_suffix(stream_value, batch, head, entry, streams, columns, mask)
         scores = tl.sum(q.to(tl.float32) * k, 1) * scale  # [BLOCK_M]
         m_new = tl.maximum(m, scores)
-        shrink = tl.exp2(m - m_new)
-        weights = tl.exp2(scores - m_new)
+        subtracted = _finite(m_new)
+        shrink = tl.exp2(m - subtracted)
+        weights = tl.exp2(scores - subtracted)
         total = total * shrink + weights
         if dropout.seed is not None:
             weights *= _suffix_keep(dropout, rows, entry)
         acc = acc * shrink[:, None] + weights[:, None] * v
         m = m_new
 
-    # Where there is nothing to attend to, the output is 0/1 and the logarithm that is stored −inf + 0.
-    total = tl.where(total > 0, total, 1.0)
+    # Where there is nothing to attend to, the output is 0/1 and the logarithm that is stored −inf + 0. Where all scores
+    # are −inf it is 0/0, as a softmax has it.
+    total = tl.where(length + S > 0, total, 1.0)
     offsets = rows[:, None] * D + columns[None, :]
     tl.store(output + offsets, (acc / total[:, None]).to(output.dtype.element_ty), mask=mask)
     tl.store(lse + rows, m + tl.log2(total), mask=streams < M)
@@ -329,9 +337,11 @@ def _backward_kernel(
                 within = (entries < P)[:, None] & (columns < D)[None, :]
                 if gradients.prefix_key is not None:
                     dk = tl.dot(tl.trans(ds), block.q, input_precision=PRECISION) * gradient_scale
+                    dk = tl.where(inside, dk, 0.0)  # beyond the length 0 · NaN may be in it
                     tl.store(gradients.prefix_key + first + offsets, dk.to(k.dtype), mask=within)
                 if gradients.prefix_value is not None:
                     dv = tl.dot(tl.trans(weights.kept.to(v.dtype)), block.do, input_precision=PRECISION)
+                    dv = tl.where(inside, dv, 0.0)
                     tl.store(gradients.prefix_value + first + offsets, dv.to(v.dtype), mask=within)
 
     dtype = query.data.dtype.element_ty
@@ -404,6 +414,8 @@ def _prefix_backward_kernel(
         ds = (weights.p * (weights.dp - delta[:, None])).to(k.dtype)  # [BLOCK_M, BLOCK_P]
         dk = tl.dot(tl.trans(ds), block.q, acc=dk, input_precision=PRECISION)
         dv = tl.dot(tl.trans(weights.kept.to(v.dtype)), block.do, acc=dv, input_precision=PRECISION)
+    dk = tl.where(inside, dk, 0.0)  # beyond the length 0 · NaN may be in it
+    dv = tl.where(inside, dv, 0.0)
     offsets = (batch_head * P + entries)[:, None] * D + columns[None, :]
     within = (entries < P)[:, None] & (columns < D)[None, :]
     if gradients.prefix_key is not None:

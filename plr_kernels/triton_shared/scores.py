@@ -418,6 +418,8 @@ def _states_gradient_kernel(
             GRAD_SCALE,
         )
         total = tl.dot(ds.to(e.dtype), e, acc=total, input_precision=PRECISION)
+    if CROSS_ENTROPY:
+        total = tl.where((row.inverse_sum == 0)[:, None], 0.0, total)  # a row that does not count: 0 · NaN is none
     total *= _load_factor(device_factor) * factor
     # Counted from the block's first row: made of `rows`, the offsets would be kept in registers through the loop.
     first_row = tl.program_id(0).to(tl.int64) * (BLOCK_R // GROUP) * N

@@ -59,7 +59,7 @@ def keep_mask(shape: torch.Size | tuple[int, ...], dropped: int) -> Tensor:
     Not bool: PyTorch turns bytes into floating-point numbers several times as fast.
     """
     count = math.prod(shape)
-    bits = torch.empty((count + 3) // 4, dtype=torch.int64).random_(-(2**63), None)
+    bits = torch.empty((count + 3) // 4, dtype=torch.int64, device="cpu").random_(-(2**63), None)
     return (bits.view(torch.int16)[:count] >= dropped - _LEVELS // 2).view(torch.uint8).view(shape)
 
 

@@ -95,7 +95,7 @@ class _ResidualSublayers(torch.autograd.Function):
         rows, dim = states.shape
         result, first_total, second_total = (states.new_empty(rows, dim) for _ in range(3))
         inner = states.new_empty(rows, len(weights.ffn_in))
-        keep = torch.empty(2, rows if dropped else 0, dim, dtype=torch.uint8)
+        keep = states.new_empty(2, rows if dropped else 0, dim, dtype=torch.uint8)
         for block in row_blocks(rows):
             attended = product(joined[block], weights.joining, weights.joining_bias)
             middle = first.forward(states[block], attended, first_total[block], keep[0, block])

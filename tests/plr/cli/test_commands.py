@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 import pytest
+import torch
 
 import plr.__main__
 from plr.cli import main
@@ -120,6 +121,19 @@ def test_many_histories_get_the_answers_of_single_ones(run):
 def test_arguments_that_make_no_sense_are_named(run, histories, options, error, message):
     with pytest.raises(error, match=re.escape(message)):
         plr.Recommender.load(run).recommend(histories, **options)
+
+
+@pytest.mark.parametrize("default", ["device", "dtype"])
+@pytest.mark.usefixtures("_default_dtype_restored")
+def test_recommendations_do_not_depend_on_defaults_of_the_process(default, run):
+    histories = [["i3", "i4", "i5"], ["i7"]]
+    expected = plr.Recommender.load(run).recommend(histories, 4, exclude_seen=True)
+    torch.set_default_device("meta" if default == "device" else None)
+    torch.set_default_dtype(torch.float64 if default == "dtype" else torch.float32)
+    try:
+        assert plr.Recommender.load(run).recommend(histories, 4, exclude_seen=True) == expected
+    finally:
+        torch.set_default_device(None)
 
 
 def test_seen_items_are_left_out_on_request(run):

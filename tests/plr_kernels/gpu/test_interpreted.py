@@ -30,6 +30,7 @@ FILES = [
     "operators/test_functional.py",
     "operators/test_traced.py",
     "operators/test_defaults.py",
+    "operators/test_not_finite.py",
     "gpu/test_registration.py",
 ]
 LEFT_TO_A_GPU = (
