@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "mark.h"
+#include "record_scan.h"
 #include "stretches.h"
 #include "string_order.h"
 #include "string_table.h"
@@ -261,6 +262,14 @@ void mark_chosen(Array<bool>& marks, const Array<uint32_t>& index, const std::op
   mark(out, count, index.data(), choice, index.size());
 }
 
+void feed(RecordScan& scan, const py::bytes& text) {
+  char* data = nullptr;
+  py::ssize_t length = 0;
+  if (PyBytes_AsStringAndSize(text.ptr(), &data, &length) != 0) throw py::error_already_set();
+  const py::gil_scoped_release unlocked;
+  scan.feed(reinterpret_cast<const uint8_t*>(data), static_cast<size_t>(length));
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_cpp, module) {
@@ -280,6 +289,14 @@ PYBIND11_MODULE(_cpp, module) {
       .def(py::init(&user_order), py::arg("blocks"), py::arg("user_ranks").noconvert(),
            py::arg("item_ranks").noconvert(), py::arg("threads"))
       .def("write", &write);
+  py::class_<RecordScan>(module, "RecordScan")
+      .def(py::init<char, bool, int64_t>(), py::arg("separator"), py::arg("quoted"), py::arg("longest"))
+      .def("feed", &feed, py::arg("text"))
+      .def("finish", &RecordScan::finish)
+      .def_property_readonly("records", &RecordScan::records)
+      .def_property_readonly("problem", [](const RecordScan& scan) { return static_cast<int>(scan.problem()); })
+      .def_property_readonly("opened", &RecordScan::opened)
+      .def_property_readonly("line", &RecordScan::line);
   module.def("mark", &mark_chosen, py::arg("marks").noconvert(), py::arg("index").noconvert(),
              py::arg("chosen").noconvert());
 }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import codecs
 import hashlib
 import os
+from collections.abc import Callable
 
 from plr.errors import DataError
 
@@ -14,11 +15,17 @@ _CHUNK = 1 << 18  # stays in a core's own cache from one look at it to the next
 _GZIP = b"\x1f\x8b"
 
 
-def fingerprint(path: str | os.PathLike[str], *, text: bool, forbidden: bytes = b"\0") -> str:
+def fingerprint(
+    path: str | os.PathLike[str],
+    *,
+    text: bool,
+    forbidden: bytes = b"\0",
+    look: Callable[[bytes], None] | None = None,
+) -> str:
     """Return the SHA-256 (hex) of the bytes of ``path``; memory does not grow with the file.
 
     With ``text=True`` a file that is not compressed must also be non-empty UTF-8 without any byte of
-    ``forbidden``.
+    ``forbidden``, and ``look`` is called with each block of it.
 
     Raises:
         DataError: naming file and line, for an empty file, a forbidden byte, or bytes that are not UTF-8.
@@ -37,6 +44,8 @@ def fingerprint(path: str | os.PathLike[str], *, text: bool, forbidden: bytes = 
             blank = blank and not chunk.strip()
             if any(byte in chunk for byte in forbidden):
                 raise _not_text(path, forbidden)
+            if look is not None:
+                look(chunk)
             if pending or not chunk.isascii():  # to look is many times as fast as to decode
                 try:
                     decode(chunk)

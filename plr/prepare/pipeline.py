@@ -92,6 +92,7 @@ def _already_there(out: Path, job: Preparation) -> dict[str, Any] | None:
         return None  # of another version or damaged: rewritten
     if there["content_hash"] != job.content_hash():
         raise DataError("holds a data set of other files or options; choose another --out or delete it", out)
+    job.sources.check_records()
     return there["report"]
 
 
@@ -117,9 +118,8 @@ class Preparation:
         """Read, filter, order and split; ``features`` holds what is known about the items then."""
         try:
             return self._build()
-        except DataError:
-            self.sources.hashes()  # what is no text at all is better said so
-            raise
+        except DataError as error:
+            raise self.sources.first_cause(error) from error.__cause__
 
     def _build(self) -> Prepared:
         interactions, place = self.sources.read()

@@ -27,7 +27,7 @@ from plr.prepare.readers import (
     open_plain,
     read,
 )
-from plr.prepare.readers.delimited import without_bad_records
+from plr.prepare.readers.delimited import record_scan, without_bad_records
 from plr.prepare.readers.huggingface import huggingface_files
 from plr.prepare.readers.source import forbidden_bytes
 
@@ -74,6 +74,8 @@ class SourceFiles:
         self._periods = periods
         self._hashing: Future[list[str]] | None = None
         self._as_found = [_state(file) for file in self._files()]
+        self._scans = {path: scan for path in paths if (scan := record_scan(path, self.format)) is not None}
+        self._parsed: dict[Path, int] = {}
         self._scratch: tempfile.TemporaryDirectory | None = None
 
     def hashes(self) -> list[str]:
@@ -89,14 +91,46 @@ class SourceFiles:
         """Return name, size and hash of every file; asked for when all has been read.
 
         Raises:
-            DataError: a file has changed since this object was made.
+            DataError: a file has changed since this object was made, or other records were read than it holds.
         """
-        described = []
-        for file, sha256, as_found in zip(self._files(), self.hashes(), self._as_found, strict=True):
+        hashes = self.hashes()
+        self._check_unchanged()
+        self.check_records()
+        return [
+            {"file": file.name, "bytes": as_found[0], "sha256": sha256}
+            for file, sha256, as_found in zip(self._files(), hashes, self._as_found, strict=True)
+        ]
+
+    def _check_unchanged(self) -> None:
+        for file, as_found in zip(self._files(), self._as_found, strict=True):
             if _state(file) != as_found:
                 raise DataError("the file changed while it was read; repeat the command when it is whole", file)
-            described.append({"file": file.name, "bytes": as_found[0], "sha256": sha256})
-        return described
+
+    def check_records(self) -> None:
+        """Compare what was parsed with an independent count of records.
+
+        Raises:
+            DataError: a quote is misplaced, or the numbers differ; names file and line.
+        """
+        if self.skipped is None:  # else that was done file by file
+            self.hashes()
+            for path, scan in self._scans.items():
+                scan.check(self._parsed.get(path))
+
+    def first_cause(self, error: DataError) -> DataError:
+        """Return what to tell where ``error`` stopped the reading: it, or a misplaced quote before that line.
+
+        Raises:
+            DataError: a text file is none.
+        """
+        self.hashes()
+        try:
+            self._check_unchanged()
+            self.check_records()
+        except DataError as other:
+            if error.line is None or (other.path == error.path and (other.line or error.line) < error.line):
+                return other
+        return error
 
     def read(self) -> tuple[Interactions, Place]:
         """Read and number the interactions while another thread hashes the files, which may go on afterwards.
@@ -126,7 +160,9 @@ class SourceFiles:
     def _read_one(self, path: Path, vocabulary: IdVocabulary) -> Source:
         columns = self._options.columns
         if self.skipped is None:
-            return read(path, self.format, columns, vocabulary)
+            source = read(path, self.format, columns, vocabulary)
+            self._parsed[path] = source.records
+            return source
         if self.format not in TEXT_FORMATS:
             return read(path, self.format, columns, vocabulary, self.skipped)
         noted = Skipped()
@@ -135,6 +171,8 @@ class SourceFiles:
             self._fingerprint(path, text=True)
             if is_packed(path):
                 _check_packed(path, forbidden_in(self.format))
+            if path in self._scans:
+                self._scans[path].check(source.records)
         except DataError:
             source, noted = self._read_copy(path, vocabulary)
         self.skipped.extend(noted)
@@ -148,6 +186,9 @@ class SourceFiles:
         without_bad_records(path, copy, self.format, noted)
         try:
             source = read(copy, self.format, self._options.columns, vocabulary, more)
+            if (scan := record_scan(copy, self.format)) is not None:
+                scan.feed_file()
+                scan.check(source.records)
         except DataError as error:
             raise DataError(error.reason, path, error.line) from error
         for entry in more.lines:
@@ -161,7 +202,11 @@ class SourceFiles:
         return [self._fingerprint(file, text=text and file != self.items) for file in self._files()]
 
     def _fingerprint(self, file: Path, *, text: bool) -> str:
-        return fingerprint(file, text=text, forbidden=forbidden_in(self.format))
+        scan = self._scans.get(file) if text else None
+        sha256 = fingerprint(file, text=text, forbidden=forbidden_in(self.format), look=scan and scan.feed)
+        if scan is not None and is_packed(file):
+            scan.feed_file()
+        return sha256
 
     def _files(self) -> list[Path]:
         files = [file for path in self.paths for file in ([path] if path.is_file() else huggingface_files(path))]

@@ -129,7 +129,7 @@ def read_columns(
     except pl.exceptions.PolarsError:  # or a line that cannot be read, which stops this too
         frame = converted(table, plain=False)
     if not any(frame[role].null_count() for role in columns):
-        return Source(path, frame, lines_of)
+        return Source(path, frame, lines_of, records=frame.height)
     wrong = frame.select(pl.any_horizontal(pl.col(*columns).is_null())).to_series()
 
     # Blank lines come as rows without any value. Only now is it worth reading every column to tell them.
@@ -146,7 +146,7 @@ def read_columns(
             skipped.add(path, error.line, error.reason)
         skipped.count += len(bad) - len(errors)
         kept[bad] = False
-    return Source(path, frame.filter(pl.Series(kept)), lines_of, np.flatnonzero(kept))
+    return Source(path, frame.filter(pl.Series(kept)), lines_of, np.flatnonzero(kept), frame.height)
 
 
 def _check_dtype(role: str, name: str, dtype: pl.DataType, path: Path) -> None:

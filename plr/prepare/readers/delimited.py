@@ -17,16 +17,12 @@ import polars as pl
 from plr.errors import DataError
 from plr.prepare.readers.columns import Columns, find_columns, read_columns
 from plr.prepare.readers.lines import CONTROL_BYTES
+from plr.prepare.readers.quotes import CLOSED_EARLY, LONGEST, NEVER_CLOSED, REMEDY, TOO_LONG, WITHIN, RecordScan, follow
 from plr.prepare.readers.source import IdVocabulary, Skipped, Source, forbidden_bytes, open_plain, unreadable
 
 __all__ = ["read_csv", "read_recbole", "records", "separator_of", "without_bad_records"]
 
 _BLOCK = 1 << 22
-_LONGEST_RECORD = 1000  # lines; a quote that is not closed within is taken for a stray one
-_QUOTED = re.compile(r'"(?:[^"]|"")*"')
-_NEVER_CLOSED = 'a quote (") is opened and never closed'
-_CLOSED_EARLY = 'a quote (") is opened, and closed before the end of its field'
-_WITHIN = 'a quote (") stands within a field that does not begin with one'
 
 
 def read_csv(path: Path, columns: Columns, vocabulary: IdVocabulary, skipped: Skipped | None = None) -> Source:
@@ -37,9 +33,9 @@ def read_csv(path: Path, columns: Columns, vocabulary: IdVocabulary, skipped: Sk
     Raises:
         DataError: as ``find_columns`` and ``read_columns``, and for a line with more fields than the header.
     """
-    line, header = next(records(path, quoted=True), (1, ""))
+    line, header = header_of(path)
     if header.count('"') % 2:
-        raise DataError(_NEVER_CLOSED, path, line)
+        raise DataError(NEVER_CLOSED + REMEDY, path, line)
     return _read(path, columns, separator_of(header), True, vocabulary, skipped)
 
 
@@ -57,6 +53,32 @@ def separator_of(header: str) -> str:
     return max(",;\t", key=header.count)
 
 
+def header_of(path: Path) -> tuple[int, str]:
+    """Return line and text of a CSV's header: the first line that is not blank, and those that its quotes join."""
+    with io.TextIOWrapper(open_plain(path), encoding="utf-8-sig", newline="\n") as file:
+        start, header = 1, ""
+        for number, line in enumerate(file, start=1):
+            start, header = (start, header + line) if header else (number, line)
+            if header.strip() and header.count('"') % 2 == 0:
+                break
+            header = header if header.strip() else ""
+            if number - start >= LONGEST:
+                break
+        return start, header.rstrip("\r\n")
+
+
+def record_scan(path: Path, file_format: str) -> RecordScan | None:
+    """Return what counts the records of a file independently of the parser; None for formats that need none."""
+    if file_format == "recbole":
+        return RecordScan(path, "\t", False)
+    if file_format != "csv":
+        return None
+    try:
+        return RecordScan(path, separator_of(header_of(path)[1]), True)
+    except (OSError, EOFError, zlib.error, UnicodeDecodeError):
+        return None  # what stops reading, too
+
+
 def _read(
     path: Path, columns: Columns, separator: str, quoted: bool, vocabulary: IdVocabulary, skipped: Skipped | None
 ) -> Source:
@@ -71,11 +93,11 @@ def _read(
         )
 
     def lines_of(rows: np.ndarray) -> list[int]:
-        lines = next(records(path, quoted))[0] + 1 + rows
+        lines = next(records(path, separator, quoted))[0] + 1 + rows
         if not quoted or not _has_quotes(path, int(lines[-1])):  # every line is a record
             return lines.tolist()
         wanted, found = set((rows + 1).tolist()), []  # record 0 is the header
-        for record, (line, _) in enumerate(records(path, quoted)):
+        for record, (line, _) in enumerate(records(path, separator, quoted)):
             if record in wanted:
                 found.append(line)
                 if len(found) == len(wanted):
@@ -88,33 +110,37 @@ def _read(
         found = find_columns(names, columns, path)
         for name in found.values():
             if f"{name}_duplicated_0" in names:  # so polars calls the second one
-                line, _ = next(records(path, quoted))
+                line, _ = next(records(path, separator, quoted))
                 raise DataError(f"the header has the column {name!r} more than once", path, line)
         return read_columns(path, table, found, lines_of, vocabulary, True, skipped, scan)
     except (pl.exceptions.PolarsError, OSError) as error:
         raise _malformed(path, separator, quoted, error) from error
 
 
-def records(path: Path, quoted: bool) -> Iterator[tuple[int, str]]:
+def records(path: Path, separator: str, quoted: bool) -> Iterator[tuple[int, str]]:
     """Yield (first line, text) of the header and of every record after it, blank ones too.
 
-    A quoted field may span lines; blank lines before the header are left out.
+    A quoted field may span lines; blank lines before the header are left out. Where a quote is misplaced the record
+    ends with that line.
     """
-    with io.TextIOWrapper(open_plain(path), encoding="utf-8-sig", newline="\n") as file:
-        start, parts, open_quote, seen = 1, [], False, False
+    with open_plain(path) as file:
+        start, parts, inside, seen = 1, [], False, False
         for number, line in enumerate(file, start=1):
+            if number == 1:
+                line = line.removeprefix(b"\xef\xbb\xbf")
             start = start if parts else number
             parts.append(line)
-            open_quote ^= quoted and line.count('"') % 2 == 1
-            if open_quote:
-                continue
-            record = "".join(parts).rstrip("\r\n")
+            if quoted:
+                inside, wrong, _ = follow(line, separator.encode(), inside)
+                if inside and not wrong:
+                    continue
+            record = b"".join(parts).decode().rstrip("\r\n")
             parts.clear()
             seen = seen or bool(record.strip())
             if seen:
                 yield start, record
         if parts:
-            yield start, "".join(parts).rstrip("\r\n")
+            yield start, b"".join(parts).decode().rstrip("\r\n")
 
 
 def _has_quotes(path: Path, last_line: int) -> bool:
@@ -130,37 +156,26 @@ def _has_quotes(path: Path, last_line: int) -> bool:
 
 def fields_of(record: str, separator: str, quoted: bool) -> int:
     """Return how many fields a record has."""
-    return (re.sub(r'"[^"]*"', "", record) if quoted else record).count(separator) + 1
+    whole = rf'(^|{separator})"(?:[^"]|"")*"'
+    return (re.sub(whole, r"\1", record) if quoted else record).count(separator) + 1
 
 
-def _misquoted(record: str, separator: str) -> str | None:
-    """Return what is wrong with the quotes of a record that ends with all of them closed, or None."""
-    place = 0
-    while place < len(record):  # a field begins here
-        if record[place] == '"':
-            closed = _QUOTED.match(record, place)
-            place = len(record) if closed is None else closed.end()
-            if place < len(record) and record[place] != separator:
-                return _CLOSED_EARLY
-        else:
-            end = record.find(separator, place)
-            end = len(record) if end < 0 else end
-            if record.find("\n", place, end) >= 0:  # only a quote takes the record beyond its line
-                return _WITHIN
-            place = end
-        place += 1
-    return None
+def _misquoted(record: bytes, separator: str) -> str | None:
+    """Return what is wrong with the quotes of a record, or None."""
+    inside, wrong, _ = follow(record, separator.encode(), False)
+    if wrong is None and inside:
+        return NEVER_CLOSED
+    # polars looks for the ends of lines by counting quotes.
+    return wrong or (WITHIN if record.count(b'"') % 2 else None)
 
 
 def _malformed(path: Path, separator: str, quoted: bool, error: Exception) -> DataError:
     """Find the line that polars could not read: slow, but only for a file that is refused anyway."""
     expected = None
     try:
-        for line, record in records(path, quoted):
-            if quoted and record.count('"') % 2:
-                return DataError(_NEVER_CLOSED, path, line)
-            if quoted and (problem := _misquoted(record, separator)):
-                return DataError(problem, path, line)
+        for line, record in records(path, separator, quoted):
+            if quoted and (problem := _misquoted(record.encode(), separator)):
+                return DataError(problem + REMEDY, path, line)
             fields = fields_of(record, separator, quoted)
             if expected is None:
                 expected = fields
@@ -189,19 +204,24 @@ def without_bad_records(source: Path, target: Path, file_format: str, skipped: S
         number = 1
         while True:
             record: list[bytes] = []
+            inside, wrong = False, None
             while (line := ahead.popleft() if ahead else next(lines, None)) is not None:
                 record.append(line)
-                if not judge.is_open(record) or len(record) == _LONGEST_RECORD:
+                inside, wrong = judge.follow(line, inside)
+                if wrong or not inside:
+                    break
+                if len(record) > LONGEST:
+                    wrong = TOO_LONG
                     break
             if not record:
                 return
-            reason = judge.reason(record)
+            reason = wrong or (NEVER_CLOSED if inside else judge.reason(b"".join(record)))
             if reason is None:
                 copy.writelines(record)
             elif judge.needs_header:
                 raise DataError(reason, source, number)
             else:
-                if reason in (_NEVER_CLOSED, _CLOSED_EARLY, _WITHIN):
+                if reason in (NEVER_CLOSED, CLOSED_EARLY, TOO_LONG, WITHIN):
                     ahead.extendleft(reversed(record[1:]))
                     del record[1:]
                 skipped.add(source, number, reason)
@@ -220,28 +240,29 @@ class _Judge:
         self._fields: int | None = None  # of the header
         self._first = True
 
-    def is_open(self, record: list[bytes]) -> bool:
-        """Return whether a quote is open at the end."""
-        return self.quoted and sum(line.count(b'"') for line in record) % 2 == 1
+    def follow(self, line: bytes, inside: bool) -> tuple[bool, str | None]:
+        """Return whether a quote is open at the end of a line, and what is wrong with its quotes or None."""
+        if not self.quoted:
+            return False, None
+        if self.needs_header:  # which tells the separator
+            return inside ^ (line.count(b'"') % 2 == 1), None
+        return follow(line, self._separator.encode(), inside)[:2]
 
-    def reason(self, record: list[bytes]) -> str | None:
+    def reason(self, record: bytes) -> str | None:
         """Return what is wrong with a record, or None."""
-        whole, first = b"".join(record), self._first
-        self._first = False
+        first, self._first = self._first, False
         try:
-            text = whole.decode("utf-8-sig" if first else "utf-8")
+            text = record.decode("utf-8-sig" if first else "utf-8")
         except UnicodeDecodeError as error:
-            return f"byte 0x{whole[error.start]:02x} is not UTF-8"
-        for byte in forbidden_bytes(whole, self._forbidden)[:1]:
+            return f"byte 0x{record[error.start]:02x} is not UTF-8"
+        for byte in forbidden_bytes(record, self._forbidden)[:1]:
             return f"byte 0x{byte:02x} does not belong in a text file"
         text = text.rstrip("\r\n")
-        if self.quoted and text.count('"') % 2:
-            return _NEVER_CLOSED
         if not text.strip() or not (self.needs_header or self._fields):
             return None
         if self.needs_header and self.quoted:
             self._separator = separator_of(text)
-        if self.quoted and (problem := _misquoted(text, self._separator)):
+        if self.quoted and (problem := _misquoted(text.encode(), self._separator)):
             return problem
         fields = fields_of(text, self._separator, self.quoted)
         if self.needs_header:

@@ -115,13 +115,15 @@ class Source:
     ``frame`` has the columns ``user`` and ``item`` (uint32, the numbers of an IdVocabulary, never null), and
     where the file has them ``rating`` (bool: high enough) and ``timestamp`` (int64). ``rows`` says which
     record of the file each is (ascending); None where every record is one. ``lines_of(rows)`` gives the
-    1-based lines (for Parquet: rows) to name in a message; it may read the file again.
+    1-based lines (for Parquet: rows) to name in a message; it may read the file again. ``records`` is the number of
+    records that were parsed, blank ones too; 0 where nobody needs it.
     """
 
     path: Path
     frame: pl.DataFrame
     lines_of: LinesOf
     rows: np.ndarray | None = None
+    records: int = 0
 
     def place(self, position: int) -> tuple[Path, int]:
         """Return the file and line of the interaction at ``position``."""

@@ -1,0 +1,121 @@
+#include "record_scan.h"
+
+#include <algorithm>
+#include <cstring>
+
+#ifdef __SSE2__
+#include <emmintrin.h>
+#endif
+
+namespace plr_data {
+namespace {
+
+constexpr int width = 64;  // bytes that are looked at together, a bit for each
+
+// The bits of the bytes that are `wanted`; all 64 bytes are read.
+uint64_t bits_of(const uint8_t* text, uint8_t wanted) {
+  uint64_t bits = 0;
+#ifdef __SSE2__
+  const __m128i pattern = _mm_set1_epi8(static_cast<char>(wanted));
+  for (int part = 0; part < width / 16; ++part) {
+    const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(text + 16 * part));
+    const auto found = static_cast<uint32_t>(_mm_movemask_epi8(_mm_cmpeq_epi8(bytes, pattern)));
+    bits |= static_cast<uint64_t>(found) << (16 * part);
+  }
+#else
+  for (int byte = 0; byte < width; ++byte) bits |= static_cast<uint64_t>(text[byte] == wanted) << byte;
+#endif
+  return bits;
+}
+
+// The bits from `first` on; those from `last` on, too, are left out.
+uint64_t between(uint64_t bits, int first, int last) {
+  if (last < width) bits &= (uint64_t{1} << last) - 1;
+  return first < width ? bits >> first : 0;
+}
+
+int64_t count(uint64_t bits) { return __builtin_popcountll(bits); }
+
+}  // namespace
+
+RecordScan::RecordScan(char separator, bool quoted, int64_t longest)
+    : separator_(static_cast<uint8_t>(separator)), quoted_(quoted), longest_(longest) {}
+
+void RecordScan::feed(const uint8_t* text, size_t length) {
+  if (length == 0) return;
+  if (first_ && length >= 3 && std::memcmp(text, "\xef\xbb\xbf", 3) == 0) text += 3, length -= 3;  // a byte order mark
+  first_ = false;
+  while (length >= width && problem_ == none) {
+    block(text, width);
+    text += width, length -= width;
+  }
+  if (length > 0 && problem_ == none) {
+    uint8_t rest[width] = {};
+    std::memcpy(rest, text, length);
+    block(rest, static_cast<int>(length));
+  }
+}
+
+void RecordScan::finish() {
+  if (problem_ != none) return;
+  if (state_ == inside) problem_ = never_closed;
+  if (before_ != '\n') ++records_;
+}
+
+void RecordScan::block(const uint8_t* text, int length) {
+  const uint64_t newlines = between(bits_of(text, '\n'), 0, length);
+  const uint64_t quotes = quoted_ ? between(bits_of(text, '"'), 0, length) : 0;
+  int at = 0;
+  while (at < length) {
+    switch (state_) {
+      case outside:
+      case inside: {
+        const uint64_t ahead = between(quotes, at, width);
+        const int quote = ahead == 0 ? length : at + __builtin_ctzll(ahead);
+        const int64_t passed = count(between(newlines, at, quote));
+        lines_ += passed;
+        if (state_ == outside) records_ += passed;
+        if (state_ == inside && lines_ + 1 - opened_ >= longest_) {
+          problem_ = too_long;
+          return;
+        }
+        at = quote + 1;
+        if (quote == length) break;
+        if (state_ == inside) {
+          state_ = after_quote;
+        } else {
+          const uint8_t former = quote == 0 ? before_ : text[quote - 1];
+          if (former == separator_ || former == '\n') {
+            state_ = inside;
+            opened_ = lines_ + 1;
+          }
+        }
+        break;
+      }
+      case after_quote:
+        if (text[at] == '"') {
+          state_ = inside;
+          ++at;
+        } else if (text[at] == '\r') {
+          state_ = after_return;
+          ++at;
+        } else if (text[at] == separator_ || text[at] == '\n') {
+          state_ = outside;
+        } else {
+          problem_ = closed_early;
+          return;
+        }
+        break;
+      case after_return:
+        if (text[at] != '\n') {
+          problem_ = closed_early;
+          return;
+        }
+        state_ = outside;
+        break;
+    }
+  }
+  before_ = text[length - 1];
+}
+
+}  // namespace plr_data

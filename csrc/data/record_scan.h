@@ -1,0 +1,43 @@
+// The records of delimited text, counted without parsing it, and the first quote that RFC 4180 does not allow.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+namespace plr_data {
+
+// A field that begins with a quote ends with the next one that is not doubled, before a separator or the end of a line.
+// In any other field quotes are letters. Fed with the text in blocks of any size.
+class RecordScan {
+ public:
+  enum Problem : int { none = 0, closed_early = 1, never_closed = 2, too_long = 3 };
+
+  // Without `quoted` every line is a record. A quoted field may span `longest` lines.
+  RecordScan(char separator, bool quoted, int64_t longest);
+
+  void feed(const uint8_t* text, size_t length);
+  void finish();
+
+  int64_t records() const { return records_; }  // complete ones, and after finish() what follows the last line's end
+  Problem problem() const { return problem_; }
+  int64_t opened() const { return opened_; }  // the 1-based line where the field of the problem begins
+  int64_t line() const { return lines_ + 1; }  // the line of the problem
+
+ private:
+  enum State { outside, inside, after_quote, after_return };
+
+  void block(const uint8_t* text, int length);
+
+  const uint8_t separator_;
+  const bool quoted_;
+  const int64_t longest_;
+  State state_ = outside;
+  Problem problem_ = none;
+  bool first_ = true;
+  uint8_t before_ = '\n';
+  int64_t records_ = 0;
+  int64_t lines_ = 0;  // that have ended
+  int64_t opened_ = 0;
+};
+
+}  // namespace plr_data

@@ -1,0 +1,112 @@
+"""Quotes that RFC 4180 does not allow are found while a file is read; what it allows is read."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import io
+import random
+import warnings
+
+import pytest
+
+from plr.data import prepare
+from plr.errors import DataError
+from plr.prepare import PrepareOptions, write_folder
+from plr.prepare.readers import quotes
+from plr.prepare.readers.quotes import LONGEST, RecordScan
+
+HEADER = "user_id,item_id,timestamp,title\n"
+ESCAPED, UNESCAPED = r'"5\" disk"', '"5" disk"'
+
+
+def lines_with(bad: dict[int, str], title: str = '"plain"', count: int = 20) -> str:
+    """Return a CSV whose titles are `title`, but for those of some 1-based lines."""
+    rows = (f"u{n % 4},i{n % 7},{1_600_000_000 + n},{bad.get(n + 2, title)}\n" for n in range(count))
+    return HEADER + "".join(rows)
+
+
+@pytest.mark.parametrize("pack", [bytes, gzip.compress], ids=["plain", "packed"])
+@pytest.mark.parametrize("title", ['"plain"', "plain"])
+@pytest.mark.parametrize("bad", [ESCAPED, UNESCAPED, '"5" ', '"5"x', '"open', '"a""b" "c"'])
+@pytest.mark.parametrize("second", [9, 15])
+def test_misplaced_quotes_in_an_even_number_of_lines(write, tmp_path, pack, title, bad, second):
+    path = write("a.csv", pack(lines_with({8: bad, second: bad}, title).encode()))
+    with pytest.raises(DataError, match=r'a\.csv:8: a quote \("\) is opened.*--skip_bad_lines') as caught:
+        write_folder([path], tmp_path / "out", PrepareOptions())
+    assert caught.value.line == 8
+    assert not (tmp_path / "out").exists()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        report = write_folder([path], tmp_path / "out", PrepareOptions(), skip_bad_lines=True)
+    assert [entry["line"] for entry in report["skipped_lines"]["first"]] == [8, second]
+    assert report["read"]["interactions"] == 18
+
+
+@pytest.mark.parametrize("bad", [ESCAPED, UNESCAPED])
+def test_two_such_lines_far_apart_in_a_long_file(write, tmp_path, bad):
+    path = write("a.csv", lines_with({5_000: bad, 55_000: bad}, count=60_000))
+    with pytest.raises(DataError, match=r"a\.csv:5000: a quote"):
+        prepare(path)
+    report = write_folder([path], tmp_path / "out", PrepareOptions(), skip_bad_lines=True)
+    assert [entry["line"] for entry in report["skipped_lines"]["first"]] == [5_000, 55_000]
+    assert report["read"]["interactions"] == 59_998
+
+
+def test_a_folder_that_was_prepared_before_is_not_kept_for_such_a_file(write, tmp_path, monkeypatch):
+    path = write("a.csv", lines_with({8: ESCAPED, 9: ESCAPED}, count=60))
+    monkeypatch.setattr(RecordScan, "check", lambda self, parsed: None)  # as it was read before
+    write_folder([path], tmp_path / "out", PrepareOptions())
+    monkeypatch.undo()
+    with pytest.raises(DataError, match=r"a\.csv:8: a quote"):
+        write_folder([path], tmp_path / "out", PrepareOptions())
+
+
+def test_what_the_rule_allows_is_read(write):
+    titles = ['"a ""b"" c"', '"a\nb"', '"a\r\n\r\nb"', '"a, b"', '""', '""""', "it's 3' x 5'", 'a "b" c', "", '"\n\n"']
+    text = HEADER + "".join(f'"u{n % 3}",i{n % 4},{n},{title}\n' for n, title in enumerate(titles * 4))
+    expected = [row[1] for row in csv.reader(io.StringIO(text, newline=""), strict=True)][1:]
+    for ends in ("\n", "\r\n"):
+        dataset = prepare(write("a.csv", text.replace("\n", ends)), split="leave-one-out")
+        assert dataset.report["read"]["interactions"] == len(expected) == 40
+        found = [dataset.item_ids[item] for item in dataset.items.tolist()]
+        assert sorted(found) == sorted(expected)
+
+
+def test_a_quoted_field_of_many_lines_is_taken_for_a_stray_quote(write):
+    for count, fine in ((LONGEST - 1, True), (LONGEST, False)):
+        path = write("a.csv", lines_with({7: '"' + "word\n" * count + '"'}, count=40))
+        if fine:
+            assert prepare(path).report["read"]["interactions"] == 40
+        else:
+            with pytest.raises(DataError, match=r"a\.csv:7: a quote .* not closed within 1,000 lines"):
+                prepare(path)
+
+
+def test_a_quote_that_swallows_lines_up_to_a_quote_at_a_fields_end(write):
+    text = lines_with({3: '"open', 1_500: 'x"'}, "plain", count=3_000)  # by the rule one field of 1,498 lines
+    with pytest.raises(DataError, match=r"a\.csv:3: a quote .* not closed within"):
+        prepare(write("a.csv", text))
+
+
+def scanned(engine, text: bytes, sizes: list[int], separator: str = ",", quoted: bool = True, longest: int = 5):
+    scan, at = engine(separator, quoted, longest), 0
+    for size in [*sizes, len(text)]:
+        scan.feed(text[at : at + size])
+        at += size
+    scan.finish()
+    return (scan.problem, scan.opened) if scan.problem else scan.records
+
+
+@pytest.mark.skipif(quotes._Compiled is None, reason="the C++ extension is not built")
+def test_both_scans_agree():
+    draw = random.Random(0)
+    for _ in range(4_000):
+        pieces = draw.choices(
+            ['"', '""', ",", "\n", "a", "bc" * 40, "\r\n", "\r", ',"', '",', '"\n', '\n"', "\n\n"], k=30
+        )
+        text = ("\ufeff" * draw.randint(0, 1) + "".join(pieces)).encode()
+        sizes = [max(3, draw.randint(0, 100)) for _ in range(draw.randint(0, 3))]
+        quoted = draw.random() < 0.9
+        found = [scanned(engine, text, sizes, quoted=quoted) for engine in (quotes._Compiled, quotes._Scan)]
+        assert found[0] == found[1], (text, sizes)
