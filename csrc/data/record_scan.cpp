@@ -36,6 +36,12 @@ uint64_t between(uint64_t bits, int first, int last) {
 
 int64_t count(uint64_t bits) { return __builtin_popcountll(bits); }
 
+// Each bit becomes whether an odd number of bits is set up to it.
+uint64_t parity(uint64_t bits) {
+  for (int shift = 1; shift < width; shift *= 2) bits ^= bits << shift;
+  return bits;
+}
+
 }  // namespace
 
 RecordScan::RecordScan(char separator, bool quoted, int64_t longest)
@@ -46,7 +52,7 @@ void RecordScan::feed(const uint8_t* text, size_t length) {
   if (first_ && length >= 3 && std::memcmp(text, "\xef\xbb\xbf", 3) == 0) text += 3, length -= 3;  // a byte order mark
   first_ = false;
   while (length >= width && problem_ == none) {
-    block(text, width);
+    if (!usual_block(text)) block(text, width);
     text += width, length -= width;
   }
   if (length > 0 && problem_ == none) {
@@ -60,6 +66,44 @@ void RecordScan::finish() {
   if (problem_ != none) return;
   if (state_ == inside) problem_ = never_closed;
   if (before_ != '\n') ++records_;
+}
+
+// Takes 64 bytes in which every other quote opens a field; false, and nothing is taken, where it is not so.
+bool RecordScan::usual_block(const uint8_t* text) {
+  const uint64_t newlines = bits_of(text, '\n');
+  const uint64_t quotes = quoted_ ? bits_of(text, '"') : 0;
+  const int64_t ended = count(newlines);
+  if (quotes == 0 && state_ == outside) {
+    records_ += ended;
+    lines_ += ended;
+    before_ = text[width - 1];
+    return true;
+  }
+  if (ended + (state_ == inside ? lines_ + 1 - opened_ : 0) >= longest_) return false;
+  const uint64_t bounds = newlines | bits_of(text, separator_);
+  const uint64_t returns = bits_of(text, '\r');
+  const uint64_t within = parity(quotes) ^ (state_ == inside ? ~uint64_t{0} : 0);
+  const uint64_t opening = quotes & within;
+  const uint64_t closing = quotes & ~within;
+  const uint64_t again = quotes << 1 | (state_ == after_quote);  // behind a quote; two are one, written twice
+  const uint64_t behind = closing << 1 | (state_ == after_quote);
+  const uint64_t behind_return = (behind & returns) << 1 | (state_ == after_return);
+  const uint64_t begins = bounds << 1 | (before_ == separator_ || before_ == '\n');
+  if ((opening & ~(begins | again)) != 0 || (behind & ~(bounds | quotes | returns)) != 0 ||
+      (behind_return & ~newlines) != 0) {
+    return false;
+  }
+  const uint64_t first = opening & ~again;
+  if (first != 0) opened_ = lines_ + 1 + count(between(newlines, 0, width - 1 - __builtin_clzll(first)));
+  records_ += count(newlines & ~within);
+  lines_ += ended;
+  constexpr uint64_t last = uint64_t{1} << (width - 1);
+  state_ = (within & last) != 0             ? inside
+           : (closing & last) != 0          ? after_quote
+           : (behind & returns & last) != 0 ? after_return
+                                            : outside;
+  before_ = text[width - 1];
+  return true;
 }
 
 void RecordScan::block(const uint8_t* text, int length) {

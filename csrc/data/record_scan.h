@@ -26,6 +26,7 @@ class RecordScan {
  private:
   enum State { outside, inside, after_quote, after_return };
 
+  bool usual_block(const uint8_t* text);
   void block(const uint8_t* text, int length);
 
   const uint8_t separator_;
