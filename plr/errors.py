@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+from collections.abc import Iterable
 
 __all__ = [
     "TERMINATED",
@@ -14,14 +15,48 @@ __all__ = [
     "RequestError",
     "RunError",
     "UserError",
+    "listed",
+    "shortened",
 ]
 
 TERMINATED = 128 + signal.SIGTERM
 """The exit status after SIGTERM, as shells have it."""
 
 
+_LONGEST_MESSAGE = 1600
+_LONGEST_VALUE = 100
+_MOST_LISTED = 12
+
+
+def shortened(value: object, longest: int = _LONGEST_VALUE) -> str:
+    """Return ``repr(value)``, of a long text or value its beginning and its length: for values found in a file."""
+    text = value if isinstance(value, str) else str(value)
+    if len(text) <= longest:
+        return repr(value)
+    return f"{text[:longest]!r}… ({len(text):,} characters)"
+
+
+def listed(values: Iterable[object]) -> str:
+    """Return the values, quoted and parted by commas: a dozen at most, and how many more there are."""
+    values = list(values)
+    more = f" and {len(values) - _MOST_LISTED:,} more" if len(values) > _MOST_LISTED else ""
+    return ", ".join(shortened(value) for value in values[:_MOST_LISTED]) + more
+
+
+def _fit(message: str) -> str:
+    """Return a message that is no longer than a screen and can be printed, whatever was found in a file."""
+    message = message.encode("utf-8", "backslashreplace").decode("utf-8")
+    if len(message) <= _LONGEST_MESSAGE:
+        return message
+    half = _LONGEST_MESSAGE // 2
+    return f"{message[:half]} … ({len(message) - 2 * half:,} characters left out) … {message[-half:]}"
+
+
 class UserError(Exception):
-    """What a user can mend; the command line prints the message alone."""
+    """What a user can mend; the command line prints the message alone, which is never longer than a screen."""
+
+    def __init__(self, message: str = "", *arguments: object) -> None:
+        super().__init__(_fit(str(message)), *arguments)
 
 
 class ConfigError(UserError, ValueError):
@@ -43,7 +78,7 @@ class DataError(UserError, ValueError):
     ) -> None:
         self.path = None if path is None else os.fspath(path)
         self.line = line
-        self.reason = message
+        self.reason = _fit(message)
         place = "" if path is None else f"{self.path}: " if line is None else f"{self.path}:{line}: "
         super().__init__(place + message)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,8 +11,9 @@ from typing import Any
 import polars as pl
 import torch
 
-from plr.errors import DataError
+from plr.errors import DataError, listed, shortened
 from plr.items.item_data import FeatureField
+from plr.prepare.readers.parquet import PARQUET_ERRORS, open_parquet, unreadable_parquet
 
 __all__ = ["read_features"]
 
@@ -21,9 +23,7 @@ _ONLY_FIELD = "attributes"  # the name of the field of a file that names none
 _Values = dict[str, list[str]]  # item id -> its values
 
 
-def read_features(
-    path: Path, item_ids: Sequence[str], fields: Iterable[str] | None = None
-) -> tuple[FeatureField, ...]:
+def read_features(path: Path, item_ids: Sequence[str], fields: Iterable[str] | None = None) -> tuple[FeatureField, ...]:
     """Read the values of each field for the items with these ids.
 
     Values are compared as stripped strings; an item's equal values count once, empty ones not at all. An item that is
@@ -77,12 +77,17 @@ def _read_json(path: Path, chosen: list[str] | None) -> tuple[set[str], dict[str
         raise DataError(f"not usable JSON: {error}", path) from error
     if not isinstance(content, dict) or not content:
         raise DataError("expected an object {item: values}, not empty", path)
+    bare = {item.strip(): entry for item, entry in content.items()}
+    if len(bare) != len(content):
+        twice = next(item for item, count in Counter(item.strip() for item in content).items() if count > 1)
+        raise DataError(f"item {shortened(twice)} occurs twice, but for white space around it", path)
+    content = bare
     kinds = {type(entry) for entry in content.values()}
     if kinds == {list}:
         content = {item: {_ONLY_FIELD: values} for item, values in content.items()}
     elif kinds != {dict}:
         odd = next((i for i, entry in content.items() if not isinstance(entry, list | dict)), None)
-        found = "lists and objects mixed" if odd is None else f"{content[odd]!r} for item {odd!r}"
+        found = "lists and objects mixed" if odd is None else f"{shortened(content[odd])} for item {shortened(odd)}"
         raise DataError(f"expected a list for every item, or an object of fields for every item; found {found}", path)
     known = list(dict.fromkeys(field for entry in content.values() for field in entry))
     fields = _choose(path, chosen, known, [name for name in known if name not in _NOT_BY_DEFAULT])
@@ -95,12 +100,12 @@ def _read_json(path: Path, chosen: list[str] | None) -> tuple[set[str], dict[str
 
 def _read_parquet(path: Path, chosen: list[str] | None) -> tuple[set[str], dict[str, _Values]]:
     try:
-        frame = pl.read_parquet(path, glob=False)
-    except pl.exceptions.PolarsError as error:
-        raise DataError(f"not a readable Parquet file: {str(error).splitlines()[0]}", path) from error
+        frame = open_parquet(path).collect()
+    except PARQUET_ERRORS as error:
+        raise unreadable_parquet(path, error) from None
     if "item_id" not in frame.columns:
-        raise DataError(f"no column 'item_id'; the file has {', '.join(map(repr, frame.columns))}", path)
-    items = frame["item_id"].cast(pl.String)
+        raise DataError(f"no column 'item_id'; the file has {listed(frame.columns)}", path)
+    items = frame["item_id"].cast(pl.String).str.strip_chars()
     if items.null_count():
         raise DataError("no item_id", path, int(items.is_null().arg_max()) + 1)
     if not items.is_unique().all():
@@ -129,10 +134,10 @@ def _read_parquet(path: Path, chosen: list[str] | None) -> tuple[set[str], dict[
 def _choose(path: Path, chosen: list[str] | None, known: list[str], default: list[str]) -> list[str]:
     for field in chosen or []:
         if field not in known:
-            raise DataError(f"no field {field!r}; the file has {', '.join(map(repr, known)) or 'none'}", path)
+            raise DataError(f"no field {field!r}; the file has {listed(known) or 'none'}", path)
     fields = default if chosen is None else list(dict.fromkeys(chosen))
     if not fields:
-        raise DataError(f"no field to use; the file has {', '.join(map(repr, known)) or 'none'}", path)
+        raise DataError(f"no field to use; the file has {listed(known) or 'none'}", path)
     return fields
 
 
@@ -140,9 +145,7 @@ def _strings(path: Path, item: str, field: str, value: Any) -> list[str]:
     values = [] if value is None else value if isinstance(value, list) else [value]
     for each in values:
         if each is not None and not isinstance(each, str | int):
-            raise DataError(
-                f"item {item!r}, field {field!r}: expected strings or whole numbers; found {each!r}", path
-            )
+            raise DataError(f"item {item!r}, field {field!r}: expected strings or whole numbers; found {each!r}", path)
     return [str(each) for each in values if each is not None]
 
 

@@ -13,6 +13,7 @@ import polars as pl
 
 from plr.prepare.blocks import by_blocks, mark
 from plr.prepare.compiled import _cpp
+from plr.prepare.id_checks import trimmed
 from plr.prepare.readers import IdVocabulary, Source
 
 __all__ = ["Interactions", "counts_of", "gather", "in_user_order", "is_first", "number", "stable_order", "user_blocks"]
@@ -200,8 +201,9 @@ def counts_of(index: np.ndarray, count: int) -> np.ndarray:
 def number(sources: list[Source], vocabulary: IdVocabulary) -> tuple[Interactions, Callable[[int], tuple[Path, int]]]:
     """Number the users and items of Sources that were read into ``vocabulary`` by their sorted ids.
 
-    Strings sort by their UTF-8 bytes, so "007" and "7" stay two ids. Also returns what gives the file and line
-    of an interaction by its position. The list is emptied: there is no room for both forms of large files.
+    Strings sort by their UTF-8 bytes, so "007" and "7" stay two ids; white space around them is left out. Also returns
+    what gives the file and line of an interaction by its position. The list is emptied: there is no room for both forms
+    of large files.
     """
     frame = pl.concat([source.frame for source in sources], rechunk=False)
     starts = np.cumsum([0, *(source.frame.height for source in sources)])
@@ -213,7 +215,7 @@ def number(sources: list[Source], vocabulary: IdVocabulary) -> tuple[Interaction
         return places[part].place(position - int(starts[part]))
 
     with ThreadPoolExecutor(2) as pool:
-        users, items = pool.map(lambda encoder: encoder.sorted_ids(), (vocabulary.user, vocabulary.item))
+        users, items = pool.map(lambda encoder: trimmed(*encoder.sorted_ids()), (vocabulary.user, vocabulary.item))
     blocks = _blocks(frame)
     del frame
     return in_user_order(blocks, users, items), place

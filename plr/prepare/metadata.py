@@ -14,11 +14,14 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import polars as pl
+from polars.selectors import by_name
 
-from plr.errors import DataError
+from plr.errors import DataError, listed
 from plr.prepare.json_records import PlainRecords, blocks_of_lines, plain_records
 from plr.prepare.readers.columns import normalise
 from plr.prepare.readers.delimited import separator_of, without_bad_records
+from plr.prepare.readers.kinds import refuse_other_kinds
+from plr.prepare.readers.parquet import PARQUET_ERRORS, open_parquet, unreadable_parquet
 from plr.prepare.readers.source import Skipped, open_plain
 
 __all__ = ["FEATURES", "describe", "item_features", "known_items"]
@@ -149,6 +152,7 @@ def _lines(path: Path, item_ids: pl.Series) -> Lines:
         raise DataError(f"metadata with the extension {suffix!r}; accepted: {', '.join([*readers, '.parquet'])}", path)
     if not path.is_file():
         raise DataError("no such file", path)
+    refuse_other_kinds(path, json=suffix in (".jsonl", ".json"))
     return _closing(path, readers[suffix])
 
 
@@ -244,10 +248,14 @@ def _movielens(file: BinaryIO) -> Lines:
 
 
 def _parquet(path: Path) -> Lines:
+    table = open_parquet(path)
+    known = [
+        name for name in table.collect_schema().names() if any(normalise(name) in usual for usual in _USUAL.values())
+    ]
     try:
-        table = pl.read_parquet(path, glob=False)
-    except (pl.exceptions.PolarsError, OSError) as error:
-        raise DataError(f"not a readable Parquet file: {str(error).splitlines()[0]}", path) from error
+        table = (table.select(by_name(known)) if known else table).collect()
+    except PARQUET_ERRORS as error:
+        raise unreadable_parquet(path, error) from None
     roles = _Roles()
     for row, values in enumerate(table.iter_rows(named=True), start=1):
         yield row, roles.record(values)
@@ -273,7 +281,7 @@ class _Roles:
             }
         known = self._known[fields]
         if "item" not in known:
-            return f"no item id; the fields are {', '.join(map(repr, fields))[:200]}"
+            return f"no item id; the fields are {listed(fields)}"
         return _record({role: values[name] for role, name in known.items()}, path_separator)
 
 
@@ -284,7 +292,7 @@ def _record(values: Record, path_separator: str) -> Record | str:
         if isinstance(value, (list, dict, bool)) or (role == "item" and isinstance(value, float)):
             return f"the {role} is a {type(value).__name__}; expected text"
         text = "" if value is None or value != value else str(value)  # what is missing may be written NaN
-        record[role] = (text if role == "item" else text.strip()) or None  # ids are those of the interactions
+        record[role] = text.strip() or None
     if record["item"] is None:
         return "the item id is empty"
     path = values.get("categories")

@@ -21,6 +21,8 @@ class PrepareOptions:
         item_column: name of the item column.
         rating_column: name of the rating column; optional.
         timestamp_column: name of the timestamp column; optional.
+        missing_ids: what to do with ids that are words for a missing value (nan, NULL, None, NA and the like): keep
+            them, with a warning; or drop their interactions, and those without any id, which else are an error.
         duplicates: what to do with the later ones of interactions with the same user, item and time: keep or drop.
         min_rating: the least rating that counts as positive.
         low_rated: what to do with interactions rated lower: drop them, or keep them in histories (history) but never
@@ -42,6 +44,7 @@ class PrepareOptions:
     item_column: str | None = None
     rating_column: str | None = None
     timestamp_column: str | None = None
+    missing_ids: Literal["keep", "drop"] = "keep"
     duplicates: Literal["keep", "drop"] = "keep"
     min_rating: float | None = None
     low_rated: Literal["drop", "history"] = "drop"
@@ -57,6 +60,7 @@ class PrepareOptions:
     def __post_init__(self) -> None:
         self._one_of("format", ("auto", *FORMATS))
         self._one_of("split", ("auto", "leave-one-out", "time"))
+        self._one_of("missing_ids", ("keep", "drop"))
         self._one_of("duplicates", ("keep", "drop"))
         self._one_of("low_rated", ("drop", "history"))
         self._one_of("unseen", ("drop-items", "drop-rows"))
@@ -102,6 +106,8 @@ class PrepareOptions:
         for name in ("min_rating", "valid_time", "test_time"):
             values[name] = _plain(values[name])
         values["min_history"] = list(self.min_history)
+        if self.missing_ids == "keep":  # an option that data sets prepared before it do not name
+            del values["missing_ids"]
         return values
 
     def _one_of(self, name: str, accepted: tuple[str, ...]) -> None:

@@ -17,10 +17,12 @@ from plr.errors import DataError
 from plr.prepare.blocks import by_blocks
 from plr.prepare.filters import duplicates, k_core, min_interactions
 from plr.prepare.folder import FORMAT_VERSION, Prepared, is_prepared, read_manifest, save_prepared
+from plr.prepare.id_checks import words_for_missing
 from plr.prepare.interactions import Interactions
 from plr.prepare.metadata import item_features, known_items
 from plr.prepare.options import PrepareOptions
 from plr.prepare.readers import find_interactions
+from plr.prepare.readers.kinds import refuse_odd_name
 from plr.prepare.sources import Place, SourceFiles
 from plr.prepare.split import SPLITS, Split, default_cuts, leave_one_out, time_split
 from plr.prepare.timestamps import first_of_another_unit, unit_of
@@ -77,6 +79,7 @@ def write_folder(
 
 def _already_there(out: Path, job: Preparation) -> dict[str, Any] | None:
     """Return the report of ``out`` where it holds what the job makes, None where it can be written."""
+    refuse_odd_name(out)
     if not out.exists():
         parent = next(parent for parent in out.absolute().parents if parent.exists())
         if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
@@ -147,11 +150,7 @@ class Preparation:
         made = self._split(interactions, untitled)
         del interactions
         if not (made.roles == 1).any():
-            raise DataError(
-                f"no training row is left: {len(made.roles)} interactions of {len(made.offsets) - 1} "
-                f"users, none of whom has two in training; {report['filters']}",
-                self.sources.paths[0],
-            )
+            raise DataError(_nothing_left(made, report), self.sources.paths[0])
         kept = made.interactions
         report |= made.report | _size(kept)
         report["rows"] = {part: int(np.count_nonzero(made.roles == code)) for code, part in enumerate(SPLITS, start=1)}
@@ -187,6 +186,13 @@ class Preparation:
             report["filters"].append({"filter": name, "value": value, "dropped": dropped})
             return after
 
+        words = words_for_missing(interactions)
+        if words.counts and options.missing_ids == "keep":
+            warnings.warn(f"{self.sources.paths[0]}: {words.described()}", stacklevel=3)
+        if options.missing_ids == "drop":
+            if words.counts:
+                interactions = keep(~words.rows, "missing_ids", "drop")
+            report["without_id"] = self.sources.dropped_without_id
         if interactions.timestamp is not None:
             report["time_unit"] = _one_unit(interactions, place)
         if options.duplicates == "drop":
@@ -208,7 +214,7 @@ class Preparation:
         if options.core > 1:
             interactions = keep(k_core(interactions, options.core), "core", options.core)
         if not len(interactions):
-            raise DataError(f"no interaction is left after the filters: {report['filters']}", self.sources.paths[0])
+            raise DataError(f"no interaction is left after the filters{_dropped(report)}", self.sources.paths[0])
         if interactions.timestamp is not None:
             report["duplicates_kept"] = int(duplicates(interactions).sum())
         return interactions
@@ -249,6 +255,27 @@ class Preparation:
             unseen=options.unseen,
             untitled=untitled if options.untitled == "drop-rows" else None,
         )
+
+
+def _nothing_left(made: Split, report: dict[str, Any]) -> str:
+    """Say why there is no training row, and what to do."""
+    text = (
+        f"no training row is left: {len(made.roles)} interactions of {len(made.offsets) - 1} users, none of whom has "
+        f"two in training{_dropped(report)}"
+    )
+    if "valid_time" not in made.report:
+        return f"{text}. Leave-one-out needs users with at least four interactions"
+    return (
+        f"{text}. Training ends at valid_time {made.report['valid_time']}: give a later --valid_time and --test_time, "
+        "or --split leave-one-out"
+    )
+
+
+def _dropped(report: dict[str, Any]) -> str:
+    """Say what each filter dropped."""
+    dropped = (f"{each['filter']} {each['dropped']['interactions']:,}" for each in report["filters"])
+    listed = ", ".join(dropped)
+    return f" (interactions dropped by {listed})" if listed else ""
 
 
 def _size(interactions: Interactions) -> dict[str, int]:

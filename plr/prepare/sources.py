@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import polars as pl
 
 from plr.errors import DataError
@@ -29,6 +30,7 @@ from plr.prepare.readers import (
 )
 from plr.prepare.readers.delimited import record_scan, without_bad_records
 from plr.prepare.readers.huggingface import huggingface_files
+from plr.prepare.readers.kinds import refuse_other_kinds
 from plr.prepare.readers.source import forbidden_bytes
 
 __all__ = ["Place", "SourceFiles"]
@@ -63,6 +65,7 @@ class SourceFiles:
                 raise DataError("neither a file nor a folder: it cannot be read twice", path)
             if path.is_file() and path.stat().st_size == 0:
                 raise DataError("the file is empty", path)
+            refuse_other_kinds(path, json=path == items)
         self.paths = paths
         self.items = items
         self.format = detect_format(paths[0]) if options.format == "auto" else options.format
@@ -76,6 +79,7 @@ class SourceFiles:
         self._as_found = [_state(file) for file in self._files()]
         self._scans = {path: scan for path in paths if (scan := record_scan(path, self.format)) is not None}
         self._parsed: dict[Path, int] = {}
+        self.dropped_without_id = 0
         self._scratch: tempfile.TemporaryDirectory | None = None
 
     def hashes(self) -> list[str]:
@@ -139,11 +143,34 @@ class SourceFiles:
             DataError: for anything in a file that cannot be used, naming file and line.
         """
         self._hashing = self._hashing or in_background(self._fingerprints)
-        vocabulary = IdVocabulary(self._options.min_rating)
+        vocabulary = IdVocabulary(self._options.min_rating, self._options.missing_ids == "drop")
         interactions, place = number(self._read_all(vocabulary), vocabulary)
+        interactions = self._without_blank_ids(interactions, place, vocabulary)
+        self.dropped_without_id = sum(vocabulary.dropped)
         if self.format in TEXT_FORMATS and self.skipped is None and any(map(is_packed, self.paths)):
             _check_ids(interactions, place, forbidden_in(self.format))
         return interactions, place
+
+    def _without_blank_ids(self, interactions: Interactions, place: Place, vocabulary: IdVocabulary) -> Interactions:
+        """Treat ids of nothing but white space as missing ones."""
+        blank = np.zeros(len(interactions), dtype=bool)
+        if len(interactions) and interactions.user_ids[0] == "":
+            blank[: interactions.offsets[1]] = True
+        if len(interactions) and interactions.item_ids[0] == "":
+            blank |= interactions.item == 0
+        if not blank.any():
+            return interactions
+        if vocabulary.drop_missing_ids:
+            vocabulary.dropped.append(int(np.count_nonzero(blank)))
+        else:
+            for position in np.sort(interactions.position[blank]).tolist():
+                error = DataError(
+                    "an id is white space alone; --missing_ids drop leaves such lines out", *place(position)
+                )
+                if self.skipped is None:
+                    raise error
+                self.skipped.add(Path(error.path or ""), error.line, error.reason)
+        return interactions.take(~blank)
 
     def _read_all(self, vocabulary: IdVocabulary) -> list[Source]:
         sources = [self._read_one(path, vocabulary) for path in self.paths]

@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import polars as pl
-
-from plr.errors import DataError
+from plr.errors import DataError, listed, shortened
 from plr.prepare.fingerprint import fingerprint
+from plr.prepare.readers.kinds import refuse_other_kinds
+from plr.prepare.readers.parquet import PARQUET_ERRORS, open_parquet, unreadable_parquet
 
 __all__ = ["TextTable", "read_texts"]
 
@@ -59,6 +59,7 @@ def read_texts(path: Path, item_column: str | None = None, text_columns: Sequenc
     suffix = path.suffix.lower()
     if suffix not in _SUFFIXES:
         raise DataError(f"texts are read from {', '.join(_SUFFIXES)}; found {path.suffix or 'no suffix'}", path)
+    refuse_other_kinds(path, json=suffix == ".jsonl")
     sha256 = fingerprint(path, text=suffix != ".parquet")
     if suffix == ".parquet":
         columns, rows = _parquet(path)
@@ -73,10 +74,10 @@ def read_texts(path: Path, item_column: str | None = None, text_columns: Sequenc
     for line, row in rows:
         item_id = row.get(item)
         if not isinstance(item_id, str | int) or not str(item_id).strip():
-            raise DataError(f"expected an item id in {item!r}; found {item_id!r}", path, line)
+            raise DataError(f"expected an item id in {item!r}; found {shortened(item_id)}", path, line)
         item_id = str(item_id).strip()
         if item_id in texts:
-            raise DataError(f"item {item_id!r} occurs a second time", path, line)
+            raise DataError(f"item {shortened(item_id)} occurs a second time", path, line)
         texts[item_id] = " ".join(filter(None, (_clean(path, line, name, row.get(name)) for name in chosen)))
     if not texts:
         raise DataError("the file holds no item", path)
@@ -86,9 +87,8 @@ def read_texts(path: Path, item_column: str | None = None, text_columns: Sequenc
 def _choose(path: Path, option: str, columns: Sequence[str], asked: str | None, usual: Sequence[str]) -> str:
     found = next((name for name in ((asked,) if asked else usual) if name in columns), None)
     if found is None:
-        wanted = repr(asked) if asked else " or ".join(map(repr, usual))
-        listed = ", ".join(map(repr, columns))
-        raise DataError(f"no column {wanted}; name it with {option}; the file has {listed}", path)
+        wanted = shortened(asked) if asked else " or ".join(map(repr, usual))
+        raise DataError(f"no column {wanted}; name it with {option}; the file has {listed(columns)}", path)
     return found
 
 
@@ -96,7 +96,7 @@ def _clean(path: Path, line: int, column: str, value: Any) -> str:
     parts = [] if value is None else value if isinstance(value, list) else [value]
     for part in parts:
         if part is not None and not isinstance(part, str):
-            raise DataError(f"expected a text or a list of texts in {column!r}; found {part!r}", path, line)
+            raise DataError(f"expected a text or a list of texts in {column!r}; found {shortened(part)}", path, line)
     return " ".join(html.unescape(" ".join(part for part in parts if part)).split())
 
 
@@ -144,7 +144,7 @@ def _json_lines(path: Path) -> tuple[list[str], Iterator[_Row]]:
 
 def _parquet(path: Path) -> tuple[list[str], Iterator[_Row]]:
     try:
-        frame = pl.read_parquet(path, glob=False)
-    except pl.exceptions.PolarsError as error:
-        raise DataError(f"not a readable Parquet file: {error}", path) from error
+        frame = open_parquet(path).collect()
+    except PARQUET_ERRORS as error:
+        raise unreadable_parquet(path, error) from None
     return frame.columns, enumerate(frame.iter_rows(named=True), start=1)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,10 +12,11 @@ import numpy as np
 import polars as pl
 from polars.selectors import by_name  # takes no name for a pattern, as pl.col takes ^...$
 
-from plr.errors import DataError
+from plr.errors import DataError, listed, shortened
 from plr.prepare.readers.source import LISTED, IdVocabulary, LinesOf, Skipped, Source, collect
+from plr.prepare.timestamps import unit_of
 
-__all__ = ["Columns", "find_columns", "normalise", "read_columns"]
+__all__ = ["NO_TIMES", "Columns", "find_columns", "is_header", "look_for_times", "normalise", "read_columns"]
 
 ROLES = ("user", "item", "rating", "timestamp")
 _USUAL = {
@@ -22,6 +25,14 @@ _USUAL = {
     "rating": {"rating", "overall", "score", "stars"},
     "timestamp": {"timestamp", "time", "unixreviewtime", "unixtime", "datetime", "date"},
 }
+NO_TIMES = "none"
+"""The name of the timestamp column that says that there is none, or none to be used."""
+_DATE = r"^(\d{4}[-/.]\d{1,2}[-/.]\d{1,2}|\d{1,2}[-/.]\d{1,2}[-/.]\d{4})([T ,]+\d{1,2}:\d{2}.*)?$"
+_ISO_DATE = r"^\s*\d{4}-\d{2}-\d{2}"
+_DATE_FORMS = ("%Y-%m-%d %H:%M:%S%.f", "%Y-%m-%d %H:%M", "%Y-%m-%d")
+_TIME_WORD = re.compile(
+    r"(?i:time|date|stamp|epoch|unix|when|(^|[^a-z])(dt|ts|at|on|day)($|[^a-z]))|[a-z](At|On|Ts|Dt)$"
+)
 _PLAIN = {"rating": pl.Float64, "timestamp": pl.Int64}
 _FIRST = 100  # records that tell how numbers are written
 _EXACT = 2**53  # beyond it a float64 no longer tells neighbouring whole numbers apart
@@ -42,6 +53,13 @@ def normalise(name: str) -> str:
     return name.split(":")[0].strip().lower().translate(str.maketrans("", "", "_- "))
 
 
+def is_header(fields: Sequence[str]) -> bool:
+    """Return whether the fields of a line without a header begin with a usual name of users and one of items."""
+    return len(fields) >= 2 and all(
+        normalise(name.strip("\"'")) in _USUAL[role] for role, name in zip(("user", "item"), fields, strict=False)
+    )
+
+
 def find_columns(names: Sequence[str], wanted: Columns, path: Path, line: int | None = 1) -> dict[str, str]:
     """Return {role: column name}; ``rating`` and ``timestamp`` are absent where the file has none.
 
@@ -51,28 +69,33 @@ def find_columns(names: Sequence[str], wanted: Columns, path: Path, line: int | 
         DataError: naming the file and listing its columns, for a column that is missing or not to be told
             from others.
     """
-    listed = "the file has the columns " + ", ".join(repr(name) for name in names)
+    columns = f"the file has the columns {listed(names)}"
+    if names and not any(letter.isalpha() for name in names for letter in name.split("_duplicated_")[0]):
+        columns += "; its first line looks like data: add a header such as user_id,item_id,rating,timestamp"
+    _refuse_augmented(names, wanted.item, path, line)
     found: dict[str, str] = {}
     for role in ROLES:
         asked = getattr(wanted, role)
+        if role == "timestamp" and asked == NO_TIMES and NO_TIMES not in names:
+            continue
         if asked is not None:
             exact = [name for name in names if name == asked]
             matches = exact or [name for name in names if name.split(":")[0] == asked]
-            problem = f"no column {asked!r}"
+            problem = f"no column {shortened(asked)}"
         else:
             matches = [name for name in names if normalise(name) in _USUAL[role]]
             problem = f"no {role} column by a usual name (name it with {role}_column)"
         if len(matches) > 1:
             raise DataError(
-                f"{' and '.join(map(repr, matches))} could each be the {role} column "
-                f"(name it with {role}_column); {listed}",
+                f"{' and '.join(map(shortened, matches))} could each be the {role} column "
+                f"(name it with {role}_column); {columns}",
                 path,
                 line,
             )
         if matches:
             found[role] = matches[0]
         elif asked is not None or role in ("user", "item"):
-            raise DataError(f"{problem}; {listed}", path, line)
+            raise DataError(f"{problem}; {columns}", path, line)
     roles_of: dict[str, list[str]] = {}
     for role, name in found.items():
         roles_of.setdefault(name, []).append(role)
@@ -80,6 +103,20 @@ def find_columns(names: Sequence[str], wanted: Columns, path: Path, line: int | 
         if len(roles) > 1:
             raise DataError(f"column {name!r} was named as {' and as '.join(roles)}", path, line)
     return found
+
+
+def _refuse_augmented(names: Sequence[str], item: str | None, path: Path, line: int | None) -> None:
+    """Refuse a file whose rows hold the items before theirs, too."""
+    of_items = _USUAL["item"] if item is None else {*_USUAL["item"], normalise(item)}
+    lists = {name + ending for name in of_items for ending in ("list", "seq", "sequence")}
+    for name in names:
+        if normalise(name) in lists:
+            raise DataError(
+                f"column {shortened(name)} holds lists: the file is augmented beforehand, with a row for every part "
+                "of a user's sequence. Give the file that it was made from, an interaction a line (user, item, time)",
+                path,
+                line,
+            )
 
 
 def read_columns(
@@ -108,13 +145,22 @@ def read_columns(
     others = [name for name in schema.names() if whole_lines and name not in columns.values()]
     counted = [pl.any_horizontal(by_name(others).is_null()).alias("counted")] if others else []
 
+    when = columns.get("timestamp")
+    dates = False
+
     def converted(lines: pl.LazyFrame, plain: bool) -> pl.DataFrame:
         types = lines.collect_schema()
-        wanted = [_convert(role, pl.col(name), types[name], plain) for role, name in columns.items()]
+        wanted = [_convert(role, pl.col(name), types[name], plain, dates) for role, name in columns.items()]
         if "rating" in columns:
             number = wanted[2]
-            high = pl.lit(True) if vocabulary.min_rating is None else number >= vocabulary.min_rating
-            wanted[2] = pl.when(number.is_not_null()).then(high).alias("rating")
+            if vocabulary.min_rating is None:  # nobody needs one: it may be missing, but nothing else than a number
+                missing = pl.col(columns["rating"]).is_null()
+                if types[columns["rating"]] == pl.String:
+                    missing |= pl.col(columns["rating"]).str.strip_chars() == ""
+                high, usable = pl.lit(True), number.is_not_null() | missing
+            else:
+                high, usable = number >= vocabulary.min_rating, number.is_not_null()
+            wanted[2] = pl.when(usable).then(high).alias("rating")
         frame = vocabulary.collect(lines.select(*wanted, *counted))
         return pl.DataFrame([frame[role] for role in columns])  # frame.select would copy all of it into one chunk
 
@@ -127,6 +173,9 @@ def read_columns(
             if any(frame[role].null_count() for role in _PLAIN if role in columns):
                 raise pl.exceptions.ComputeError("a number that is not written plainly")
     except pl.exceptions.PolarsError:  # or a line that cannot be read, which stops this too
+        if when is not None and schema[when] == pl.String:
+            texts = collect(table.select(by_name(when)).head(_FIRST))[when].drop_nulls()
+            dates = bool(len(texts)) and bool(texts.str.contains(_ISO_DATE).all())
         frame = converted(table, plain=False)
     if not any(frame[role].null_count() for role in columns):
         return Source(path, frame, lines_of, records=frame.height)
@@ -137,6 +186,10 @@ def read_columns(
     blank = collect(numbered.filter(pl.all_horizontal(by_name(schema.names()).is_null())).select("row"))
     kept = np.ones(frame.height, dtype=bool)
     kept[blank["row"].to_numpy()] = False
+    if vocabulary.drop_missing_ids:
+        without = frame.select(pl.any_horizontal(pl.col("user", "item").is_null())).to_series().to_numpy() & kept
+        vocabulary.dropped.append(int(np.count_nonzero(without)))
+        kept[without] = False
     bad = np.flatnonzero(kept & wrong.to_numpy())
     if len(bad):
         errors = _bad_values(path, numbered, columns, frame, bad[: 1 if skipped is None else LISTED], lines_of)
@@ -147,6 +200,57 @@ def read_columns(
         skipped.count += len(bad) - len(errors)
         kept[bad] = False
     return Source(path, frame.filter(pl.Series(kept)), lines_of, np.flatnonzero(kept), frame.height)
+
+
+def look_for_times(
+    path: Path, table: pl.LazyFrame, columns: Mapping[str, str], wanted: Columns, line: int | None = 1
+) -> None:
+    """Say that a file has no times where ``columns`` name none, or refuse it where another column looks like them.
+
+    One looks like times when all its values in the first records are dates, or when they are whole numbers that are
+    seconds to nanoseconds of 1980 to 2100 and its name has a word of time.
+
+    Raises:
+        DataError: naming such a column.
+
+    Warns:
+        UserWarning: the order of the lines counts.
+    """
+    if "timestamp" in columns or wanted.timestamp == NO_TIMES:
+        return
+    others = [name for name in table.collect_schema().names() if name not in columns.values()]
+    first = collect(table.select(by_name(others)).head(_FIRST)) if others else pl.DataFrame()
+    for column in first:
+        if _looks_like_times(column):
+            raise DataError(
+                f"no timestamp column by a usual name, but column {shortened(column.name)} looks like times "
+                f"({shortened(column.drop_nulls()[0])}): name it with --timestamp_column, or give --timestamp_column "
+                f"{NO_TIMES} to take the lines in the order of the file",
+                path,
+                line,
+            )
+    warnings.warn(
+        f"{path}: no timestamp column by a usual name: the order of the lines is taken for the order in time "
+        f"(--timestamp_column names one, or {NO_TIMES})",
+        stacklevel=2,
+    )
+
+
+def _looks_like_times(column: pl.Series) -> bool:
+    values = column.drop_nulls()
+    if values.dtype in (pl.Date, pl.Datetime):
+        return True
+    if not len(values) or not (values.dtype in (pl.String, pl.Categorical, pl.Enum) or values.dtype.is_numeric()):
+        return False
+    texts = values.cast(pl.String).str.strip_chars()
+    texts = texts.filter(texts != "")
+    if not len(texts):
+        return False
+    if not values.dtype.is_numeric() and texts.str.contains(_DATE).all():
+        return True
+    numbers = texts.cast(pl.Float64, strict=False)
+    named = _TIME_WORD.search(column.name) is not None
+    return named and not numbers.null_count() and all(unit_of(number) is not None for number in numbers)
 
 
 def _check_dtype(role: str, name: str, dtype: pl.DataType, path: Path) -> None:
@@ -164,11 +268,11 @@ def _check_dtype(role: str, name: str, dtype: pl.DataType, path: Path) -> None:
         raise DataError(f"column {name!r} ({role}) has the type {dtype}; accepted: {accepted}", path)
 
 
-def _convert(role: str, column: pl.Expr, dtype: pl.DataType, plain: bool) -> pl.Expr:
+def _convert(role: str, column: pl.Expr, dtype: pl.DataType, plain: bool, dates: bool) -> pl.Expr:
     """Return the typed column; a value that does not convert becomes null.
 
     With ``plain`` text converts only where it is a number as usually written: digits without spaces, times without a
-    fraction.
+    fraction. With ``dates`` times in text are dates.
     """
     if role in ("user", "item"):
         return column.cast(pl.String).alias(role)
@@ -180,10 +284,15 @@ def _convert(role: str, column: pl.Expr, dtype: pl.DataType, plain: bool) -> pl.
     if role == "rating":
         number = text.cast(pl.Float64, strict=False)
         return pl.when(number.is_finite()).then(number).alias(role)
+    if dates:
+        return _date(text).alias(role)
     if dtype in (pl.Date, pl.Datetime):
         return column.to_physical().cast(pl.Int64).alias(role)
     if dtype.is_integer():
         return column.cast(pl.Int64, strict=False).alias(role)
+    if dtype.is_decimal():
+        whole = column.cast(pl.Int64, strict=False)  # towards zero
+        return pl.when(whole.cast(dtype, strict=False) == column).then(whole).alias(role)
     number = text.cast(pl.Float64, strict=False)
     whole = pl.when((number == number.floor()) & (number.abs() <= _EXACT)).then(number).cast(pl.Int64, strict=False)
     if dtype.is_float():
@@ -191,11 +300,20 @@ def _convert(role: str, column: pl.Expr, dtype: pl.DataType, plain: bool) -> pl.
     return pl.coalesce(text.cast(pl.Int64, strict=False), whole).alias(role)
 
 
+def _date(text: pl.Expr) -> pl.Expr:
+    """Return the microseconds since 1970 of dates of ISO 8601, with a time of day or without."""
+    plain = text.str.replace(r"^(.{10})[Tt]", "${1} ").str.replace(r"\s*[Zz]$", "")
+    forms = [plain.str.to_datetime(form, time_unit="us", strict=False) for form in _DATE_FORMS]
+    zoned = plain.str.to_datetime("%Y-%m-%d %H:%M:%S%.f%:z", time_unit="us", strict=False)
+    return pl.coalesce(*(each.to_physical() for each in [*forms, zoned])).cast(pl.Int64)
+
+
 _ACCEPTED = {
     "user": "a non-empty id",
     "item": "a non-empty id",
     "rating": "a finite number",
-    "timestamp": "a whole number, such as seconds or milliseconds since 1970 (1.0 and negative ones too)",
+    "timestamp": "a whole number, such as seconds or milliseconds since 1970 (1.0 and negative ones too), "
+    "or in all lines a date such as 2021-04-01 or 2021-04-01T12:30:00Z",
 }
 
 
@@ -213,6 +331,10 @@ def _bad_values(
     for found, text, line in zip(frame[rows].iter_slices(1), texts.iter_rows(named=True), lines_of(rows), strict=True):
         role = next(role for role in columns if found[role].null_count())
         value = text[columns[role]]
-        what = "no value" if value is None or value == "" else f"the value {str(value)[:100]!r}"
-        errors.append(DataError(f"column {columns[role]!r} has {what}; accepted: {_ACCEPTED[role]}", path, line))
+        missing = value is None or value == ""
+        what = "no value" if missing else f"the value {shortened(value)}"
+        remedy = " (--missing_ids drop leaves such lines out)" if missing and role in ("user", "item") else ""
+        errors.append(
+            DataError(f"column {shortened(columns[role])} has {what}; accepted: {_ACCEPTED[role]}{remedy}", path, line)
+        )
     return errors

@@ -11,6 +11,7 @@ from plr.prepare.readers.columns import Columns, find_columns
 from plr.prepare.readers.delimited import separator_of
 from plr.prepare.readers.movielens import is_movielens
 from plr.prepare.readers.source import open_plain, unreadable
+from plr.prepare.timestamps import unit_of
 
 __all__ = ["detect_format", "find_interactions"]
 
@@ -68,6 +69,7 @@ def detect_format(path: Path) -> str:
         return "sequences"
     if len(head) == _HEAD and len(lines) > 1:
         lines.pop()  # cut in the middle
+    lines = [line for line in lines if line.lstrip()[0] not in "#%"] or lines  # those of comments are refused later
     first = lines[0]
     if any(_TYPED.fullmatch(name) for name in first.split()):
         return "recbole"
@@ -77,7 +79,23 @@ def detect_format(path: Path) -> str:
         return "csv"
     if len(head) == _HEAD and len(lines) == 1:
         return "sequences"  # no two ids are that long
+    if all(_is_rated(line.split()) for line in lines):
+        raise DataError(
+            "four columns without a header, which look like user, item, rating and time. Where tabs part them, give "
+            "--format movielens; else add a header such as user_id,item_id,rating,timestamp and part them by commas",
+            path,
+        )
     return "pairs" if all(len(line.split()) == 2 for line in lines) else "sequences"
+
+
+def _is_rated(fields: list[str]) -> bool:
+    """Return whether a line has four fields, of which the third may be a rating and the fourth a time."""
+    if len(fields) != 4:
+        return False
+    try:
+        return 0 <= float(fields[2]) <= 10 and unit_of(float(fields[3])) is not None
+    except ValueError:
+        return False
 
 
 def _is_header(line: str) -> bool:

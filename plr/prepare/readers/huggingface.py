@@ -8,7 +8,7 @@ from pathlib import Path
 import polars as pl
 
 from plr.errors import DataError
-from plr.prepare.readers.columns import Columns, find_columns, read_columns
+from plr.prepare.readers.columns import Columns, find_columns, look_for_times, read_columns
 from plr.prepare.readers.source import IdVocabulary, Skipped, Source, one_to_one
 
 __all__ = ["huggingface_files", "read_huggingface"]
@@ -50,9 +50,10 @@ def read_huggingface(
     for file in huggingface_files(folder):
         try:
             table = pl.read_ipc_stream(file)
-        except (pl.exceptions.PolarsError, OSError) as error:
+        except (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError) as error:
             raise DataError(f"not a readable Arrow stream file: {str(error).splitlines()[0]}", file) from error
         found = find_columns(table.columns, columns, file, None)
+        look_for_times(file, table.lazy(), found, columns, None)
         parts.append(
             read_columns(file, table.select(*found.values()).lazy(), found, one_to_one, vocabulary, skipped=skipped)
         )

@@ -49,10 +49,13 @@ class IdVocabulary:
     """How values are kept while files are read: ids in 4 bytes each with one string per id, ratings in a bit.
 
     Files read into the same vocabulary can be put one after the other. ``min_rating`` is the least rating that is high
-    enough; with None every rating is.
+    enough; with None every rating is. With ``drop_missing_ids`` records without a user or item are left out, and their
+    number added to ``dropped``.
     """
 
     min_rating: float | None = None
+    drop_missing_ids: bool = False
+    dropped: list[int] = field(default_factory=list)
     user: IdEncoder | CompiledIdEncoder = field(default_factory=new_id_encoder)
     item: IdEncoder | CompiledIdEncoder = field(default_factory=new_id_encoder)
 

@@ -30,7 +30,6 @@ def refuse(path, line: int | None, *words: str, **options) -> None:
         (",x,1,1", "user", "no value", "non-empty id"),
         ('"",x,1,1', "user", "no value", "non-empty id"),
         ("a,,1,1", "item", "no value", "non-empty id"),
-        ("a,x,,1", "rating", "no value", "finite number"),
         ("a,x,nan,1", "rating", "'nan'", "finite number"),
         ("a,x,inf,1", "rating", "'inf'", "finite number"),
         ("a,x,good,1", "rating", "'good'", "finite number"),

@@ -146,8 +146,9 @@ def test_a_packed_file_that_is_damaged(write, name):
         ("a.jsonl", lines([{"id": "7", "title": "seven"}, {"id": "7 ", "title": "a space"}])),
     ],
 )
-def test_ids_are_taken_as_they_are_written(write, name, text):
-    assert item_features(write(name, text), ITEMS)[0]["title"].to_list() == [None, "seven", None]
+def test_white_space_around_ids_is_left_out(write, name, text):
+    last = "a space" if name == "a.jsonl" else "spaces"
+    assert item_features(write(name, text), ITEMS)[0]["title"].to_list() == [None, last, None]
 
 
 def test_a_quote_that_is_never_closed_swallows_nothing(write, tmp_path):
