@@ -36,6 +36,8 @@ def read_csv(path: Path, columns: Columns, vocabulary: IdVocabulary, skipped: Sk
     line, header = header_of(path)
     if header.count('"') % 2:
         raise DataError(NEVER_CLOSED + REMEDY, path, line)
+    if _ends_with_opening(path, separator_of(header)):
+        raise _malformed(path, separator_of(header), True, ValueError(NEVER_CLOSED))
     return _read(path, columns, separator_of(header), True, vocabulary, skipped)
 
 
@@ -46,6 +48,13 @@ def read_recbole(path: Path, columns: Columns, vocabulary: IdVocabulary, skipped
         DataError: as ``find_columns`` and ``read_columns``, and for a line with more fields than the header.
     """
     return _read(path, columns, "\t", False, vocabulary, skipped)
+
+
+def _ends_with_opening(path: Path, separator: str) -> bool:
+    """Return whether a file that is not packed ends with a quote that begins a field, at which polars panics."""
+    with open(path, "rb") as file:
+        file.seek(max(0, path.stat().st_size - 2))
+        return file.read() in (separator.encode() + b'"', b'\n"')
 
 
 def separator_of(header: str) -> str:

@@ -62,6 +62,14 @@ def test_a_folder_that_was_prepared_before_is_not_kept_for_such_a_file(write, tm
         write_folder([path], tmp_path / "out", PrepareOptions())
 
 
+@pytest.mark.parametrize("end", ['u0,i0,5,"', '"'])
+def test_a_quote_that_begins_a_field_and_ends_the_file(write, capfd, end):
+    path = write("a.csv", lines_with({}) + end)
+    with pytest.raises(DataError, match=r'a\.csv:22: a quote \("\) is opened and never closed'):
+        prepare(path)
+    assert capfd.readouterr().err == ""  # polars would panic
+
+
 def test_what_the_rule_allows_is_read(write):
     titles = ['"a ""b"" c"', '"a\nb"', '"a\r\n\r\nb"', '"a, b"', '""', '""""', "it's 3' x 5'", 'a "b" c', "", '"\n\n"']
     text = HEADER + "".join(f'"u{n % 3}",i{n % 4},{n},{title}\n' for n, title in enumerate(titles * 4))

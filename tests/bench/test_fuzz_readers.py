@@ -1,0 +1,35 @@
+"""A few random files, written by several rules and damaged: read as Python's csv module reads them, or refused."""
+
+from __future__ import annotations
+
+import warnings
+
+import pytest
+
+from bench.fuzz_readers import TRUSTED, WRITERS, check, make
+from plr.prepare.readers.quotes import RecordScan
+
+
+@pytest.mark.parametrize("first", [0, 100, 200, 300])
+def test_same_rows_or_a_refusal(tmp_path, first):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        found = [(seed, *check(seed, tmp_path)) for seed in range(first, first + 100)]
+    assert [each for each in found if each[2] is not None] == []
+    read = [outcome for _, outcome, _ in found if outcome.endswith(": read")]
+    assert len(read) > 10
+    assert len(read) < 90
+
+
+def test_all_writers_occur():
+    made = [make(seed) for seed in range(200)]
+    assert {one.how.removesuffix(", damaged") for one in made} == set(WRITERS)
+    assert set(TRUSTED) < set(WRITERS)
+    assert any(one.rows is None for one in made)
+
+
+def test_lost_lines_would_be_found(tmp_path, monkeypatch):
+    monkeypatch.setattr(RecordScan, "check", lambda self, parsed: None)  # as it was before quotes were followed
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        assert any(check(seed, tmp_path)[1] is not None for seed in range(1000))
