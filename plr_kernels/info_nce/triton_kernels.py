@@ -31,12 +31,16 @@ from plr_kernels.triton_shared.helpers import (
     strided,
 )
 
-# What is kept of a vector for the backward pass, in statistics [2 views, 4, G, B]. The second dimension:
-_MAXIMUM = tl.constexpr(0)  # of its similarities
-_INVERSE_SUM = tl.constexpr(1)  # 1 / Σ 2^(s − maximum)
-_PROB_OF_REST = tl.constexpr(2)  # of all but the positive
-_NORM = tl.constexpr(3)
-_STATISTICS = tl.constexpr(4)
+_STATISTICS = tl.constexpr(4)  # numbers that are kept of a vector for the backward pass
+
+
+class _Statistics(NamedTuple):
+    """Their order in statistics [2 views, 4, G, B]. Not constants, for the reason given in triton_shared/scores.py."""
+
+    maximum: Any  # of its similarities
+    inverse_sum: Any  # 1 / Σ 2^(s − maximum)
+    prob_of_rest: Any  # of all but the positive
+    norm: Any
 
 
 class _Vectors(NamedTuple):
@@ -47,6 +51,11 @@ class _Vectors(NamedTuple):
     column_stride: Any
     rows: Any
     inverse_norm: Any
+
+
+@triton.jit
+def _order():
+    return _Statistics(0, 1, 2, 3)
 
 
 @triton.jit
@@ -89,7 +98,7 @@ def _norms_kernel(
         squares1 += tl.sum(u * u, 1)
         squares2 += tl.sum(v * v, 1)
     all_rows = tl.cast(G, tl.int64) * B
-    norms = statistics + _NORM * all_rows + group * B + rows
+    norms = statistics + _order().norm * all_rows + group * B + rows
     # Rounded to nearest: the norm of a single component is exactly its size.
     tl.store(norms, tl.sqrt_rn(squares1), mask=mask)
     tl.store(norms + _STATISTICS * all_rows, tl.sqrt_rn(squares2), mask=mask)
@@ -118,7 +127,7 @@ def _forward_kernel(
     rows1 = row_block * BLOCK + tl.arange(0, BLOCK)
     rows2 = column_block * BLOCK + tl.arange(0, BLOCK)
     all_rows = tl.cast(G, tl.int64) * B
-    norms = statistics + _NORM * all_rows + group * B
+    norms = statistics + _order().norm * all_rows + group * B
     norm1 = tl.load(norms + rows1, mask=rows1 < B, other=1.0)
     norm2 = tl.load(norms + _STATISTICS * all_rows + rows2, mask=rows2 < B, other=1.0)
     base1, base2 = view1.data + group * view1.strides[0], view2.data + group * view2.strides[0]
@@ -173,9 +182,9 @@ def _loss_kernel(
     loss = tl.where(positive == m, log1p, (m - positive) * LN_2 + tl.log(total))
     tl.store(losses + view * all_rows + offsets, loss, mask=mask)
     statistics += view * _STATISTICS * all_rows + offsets
-    tl.store(statistics + _MAXIMUM * all_rows, m, mask=mask)
-    tl.store(statistics + _INVERSE_SUM * all_rows, 1.0 / total, mask=mask)
-    tl.store(statistics + _PROB_OF_REST * all_rows, rest_sum / total, mask=mask)
+    tl.store(statistics + _order().maximum * all_rows, m, mask=mask)
+    tl.store(statistics + _order().inverse_sum * all_rows, 1.0 / total, mask=mask)
+    tl.store(statistics + _order().prob_of_rest * all_rows, rest_sum / total, mask=mask)
 
 
 @triton.jit(do_not_specialize=["number", "G", "B"])
@@ -211,23 +220,23 @@ def _unit_gradient_kernel(
     offsets = group * B + rows
     other_statistics = statistics + (1 - number) * _STATISTICS * all_rows
     statistics += number * _STATISTICS * all_rows
-    norm = tl.load(statistics + _NORM * all_rows + offsets, mask=rows < B, other=1.0)
+    norm = tl.load(statistics + _order().norm * all_rows + offsets, mask=rows < B, other=1.0)
     inverse_norm = 1.0 / tl.maximum(norm, floor)
-    row_m = tl.load(statistics + _MAXIMUM * all_rows + offsets, mask=rows < B, other=0.0)
-    row_inverse_sum = tl.load(statistics + _INVERSE_SUM * all_rows + offsets, mask=rows < B, other=0.0)
-    probs_of_rest = tl.load(statistics + _PROB_OF_REST * all_rows + offsets, mask=rows < B, other=0.0)
-    probs_of_rest += tl.load(other_statistics + _PROB_OF_REST * all_rows + offsets, mask=rows < B, other=0.0)
+    row_m = tl.load(statistics + _order().maximum * all_rows + offsets, mask=rows < B, other=0.0)
+    row_inverse_sum = tl.load(statistics + _order().inverse_sum * all_rows + offsets, mask=rows < B, other=0.0)
+    probs_of_rest = tl.load(statistics + _order().prob_of_rest * all_rows + offsets, mask=rows < B, other=0.0)
+    probs_of_rest += tl.load(other_statistics + _order().prob_of_rest * all_rows + offsets, mask=rows < B, other=0.0)
     base, other_base = view.data + group * view.strides[0], other_view.data + group * other_view.strides[0]
     vectors = _Vectors(base, view.strides[1], view.strides[2], rows, inverse_norm)
     total = tl.zeros([BLOCK_R, HELD_D], tl.float32)
     for start in range(0, B, BLOCK_V):
         others = start + tl.arange(0, BLOCK_V)
         other_offsets = group * B + others
-        other_norm = tl.load(other_statistics + _NORM * all_rows + other_offsets, mask=others < B, other=1.0)
+        other_norm = tl.load(other_statistics + _order().norm * all_rows + other_offsets, mask=others < B, other=1.0)
         other_inverse_norm = 1.0 / tl.maximum(other_norm, floor)
-        other_m = tl.load(other_statistics + _MAXIMUM * all_rows + other_offsets, mask=others < B, other=0.0)
+        other_m = tl.load(other_statistics + _order().maximum * all_rows + other_offsets, mask=others < B, other=0.0)
         other_inverse_sum = tl.load(
-            other_statistics + _INVERSE_SUM * all_rows + other_offsets, mask=others < B, other=0.0
+            other_statistics + _order().inverse_sum * all_rows + other_offsets, mask=others < B, other=0.0
         )
         other_vectors = _Vectors(other_base, other_view.strides[1], other_view.strides[2], others, other_inverse_norm)
         s = _similarities(vectors, other_vectors, scale, B, D, PRECISION, BLOCK_D)  # [BLOCK_R, BLOCK_V]
@@ -270,7 +279,7 @@ def _view_gradient_kernel(
     rows = tl.program_id(1) * BLOCK_R + tl.arange(0, BLOCK_R)
     mask = rows < B
     offsets = group * B + rows
-    norms = statistics + (number * _STATISTICS + _NORM) * tl.cast(G, tl.int64) * B
+    norms = statistics + (number * _STATISTICS + _order().norm) * tl.cast(G, tl.int64) * B
     norm = tl.load(norms + offsets, mask=mask, other=1.0)
     divisor = tl.maximum(norm, floor)[:, None]
     base = view.data + group * view.strides[0]

@@ -10,11 +10,8 @@ from plr_kernels.triton_shared import launch, scores
 from plr_kernels.triton_shared.helpers import LN_2, LOG2_E, LOWEST, load_tile, merge_partial_softmax, strided
 from plr_kernels.triton_shared.scores import (
     CROSS_ENTROPY_STATISTICS,
-    ENTRY,
-    INVERSE_SUM,
-    MAXIMUM,
     NO_ITEM,
-    PROB_OF_REST,
+    statistics_columns,
 )
 
 
@@ -60,12 +57,12 @@ def _loss_kernel(
     total = rest_sum + tl.exp2(score - m)
     loss = ((m - score) + tl.log2(total)) * LN_2
     tl.store(losses + rows, tl.where(counted, loss, 0.0), mask=mask)
-    row_stats = statistics + rows * CROSS_ENTROPY_STATISTICS
-    tl.store(row_stats + MAXIMUM, m, mask=mask)
-    tl.store(row_stats + INVERSE_SUM, 1.0 / total, mask=mask)
-    tl.store(row_stats + PROB_OF_REST, rest_sum / total, mask=mask)
+    row_stats, column = statistics + rows * CROSS_ENTROPY_STATISTICS, statistics_columns()
+    tl.store(row_stats + column.maximum, m, mask=mask)
+    tl.store(row_stats + column.inverse_sum, 1.0 / total, mask=mask)
+    tl.store(row_stats + column.prob_of_rest, rest_sum / total, mask=mask)
     entry = tl.where(counted, target, NO_ITEM).to(tl.int32)
-    tl.store(row_stats + ENTRY, entry.to(tl.float32, bitcast=True), mask=mask)
+    tl.store(row_stats + column.entry, entry.to(tl.float32, bitcast=True), mask=mask)
 
 
 def new_statistics(states: Tensor) -> Tensor:

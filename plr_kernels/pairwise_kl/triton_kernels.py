@@ -13,20 +13,15 @@ from plr_kernels.dispatch.gradients import new_gradients
 from plr_kernels.triton_shared import launch, scores
 from plr_kernels.triton_shared.helpers import LN_2, LOWEST
 from plr_kernels.triton_shared.scores import (
-    ARGMAX_DEVIATION,
     DIVERGENCE_STATISTICS,
-    ENTRY,
-    INVERSE_SUM,
-    MAXIMUM,
-    MEAN_DEVIATION,
     NO_ITEM,
-    PROB_OF_REST,
-    SHARED_ARGMAX,
+    Columns,
     Group,
     PartialDivergence,
     merge,
     no_items,
     off_group_mean,
+    statistics_columns,
     tile_rows,
 )
 
@@ -88,14 +83,14 @@ def _statistics_kernel(
     first = tl.sum(tl.where(members == 0, grouped, 0), 1, keep_dims=True)
     differ = tl.max(((grouped != first) & (members < N)).to(tl.int32), 1, keep_dims=True)
     shared = tl.reshape(tl.where(differ == 0, first, NO_ITEM) + tl.zeros_like(grouped), [BLOCK_R])
-    row_stats = statistics + rows * DIVERGENCE_STATISTICS
-    tl.store(row_stats + MAXIMUM, row.m, mask=row_exists)
-    tl.store(row_stats + INVERSE_SUM, 1.0 / (1.0 + row.total), mask=row_exists)
-    tl.store(row_stats + PROB_OF_REST, row.total / (1.0 + row.total), mask=row_exists)
-    tl.store(row_stats + ENTRY, row.argmax.to(tl.float32, bitcast=True), mask=row_exists)
-    tl.store(row_stats + MEAN_DEVIATION, row.argmax_r + argmax_deviation, mask=row_exists)
-    tl.store(row_stats + ARGMAX_DEVIATION, argmax_deviation, mask=row_exists)
-    tl.store(row_stats + SHARED_ARGMAX, shared.to(tl.float32, bitcast=True), mask=row_exists)
+    row_stats, column = statistics + rows * DIVERGENCE_STATISTICS, statistics_columns()
+    tl.store(row_stats + column.maximum, row.m, mask=row_exists)
+    tl.store(row_stats + column.inverse_sum, 1.0 / (1.0 + row.total), mask=row_exists)
+    tl.store(row_stats + column.prob_of_rest, row.total / (1.0 + row.total), mask=row_exists)
+    tl.store(row_stats + column.entry, row.argmax.to(tl.float32, bitcast=True), mask=row_exists)
+    tl.store(row_stats + column.mean_deviation, row.argmax_r + argmax_deviation, mask=row_exists)
+    tl.store(row_stats + column.argmax_deviation, argmax_deviation, mask=row_exists)
+    tl.store(row_stats + column.shared_argmax, shared.to(tl.float32, bitcast=True), mask=row_exists)
     tl.store(row_stats + (DIVERGENCE_STATISTICS - 1), tl.zeros_like(row.m), mask=row_exists)  # not read
 
 
@@ -127,7 +122,11 @@ def forward(states: Tensor, items: Tensor, temperature: float) -> tuple[Tensor, 
             PADDED=group != options["GROUP"],
             **options,
         )
-    return statistics[..., MEAN_DEVIATION.value].sum() * (LN_2.value / (batch * (group - 1))), statistics, no_argmaxes
+    return (
+        statistics[..., Columns._fields.index("mean_deviation")].sum() * (LN_2.value / (batch * (group - 1))),
+        statistics,
+        no_argmaxes,
+    )
 
 
 def backward(

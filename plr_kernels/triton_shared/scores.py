@@ -31,17 +31,25 @@ from plr_kernels.triton_shared.helpers import LN_2, LOG2_E, LOWEST, dot_precisio
 # All states of a group share a tile of scores.
 LARGEST_GROUP = 128
 
-# What is kept of a row for the backward pass, side by side: one address serves all of them. The columns:
-MAXIMUM = tl.constexpr(0)  # m, the largest score
-INVERSE_SUM = tl.constexpr(1)  # 1 / Σ 2^(s − m)
-PROB_OF_REST = tl.constexpr(2)  # 1 − p of the entry treated apart, without cancellation
-ENTRY = tl.constexpr(3)  # that entry: int32 in the bits of a float32, NO_ITEM where there is none
-MEAN_DEVIATION = tl.constexpr(4)  # of a divergence: r̄ = Σ p r
-ARGMAX_DEVIATION = tl.constexpr(5)  # r̄ − r at the argmax
-SHARED_ARGMAX = tl.constexpr(6)  # the argmax that all rows of the group share, in bits as above
-CROSS_ENTROPY_STATISTICS = tl.constexpr(4)  # columns of a row
+CROSS_ENTROPY_STATISTICS = tl.constexpr(4)  # columns of a row, of `Columns`
 DIVERGENCE_STATISTICS = tl.constexpr(8)  # a power of two: the last is not read
 NO_ITEM = tl.constexpr(-0x40800000)  # the bits of -1.0: others might be those of a NaN, which equals nothing
+
+
+class Columns(NamedTuple):
+    """What is kept of a row for the backward pass, side by side: one address serves all of them.
+
+    The numbers come from `statistics_columns`, not from constants of the module: at every launch Triton compares each
+    constant that a kernel mentions, which takes more than a microsecond.
+    """
+
+    maximum: Any  # m, the largest score
+    inverse_sum: Any  # 1 / Σ 2^(s − m)
+    prob_of_rest: Any  # 1 − p of the entry treated apart, without cancellation
+    entry: Any  # that entry: int32 in the bits of a float32, NO_ITEM where there is none
+    mean_deviation: Any  # of a divergence: r̄ = Σ p r
+    argmax_deviation: Any  # r̄ − r at the argmax
+    shared_argmax: Any  # the argmax that all rows of the group share, in bits as above
 
 
 class Group(NamedTuple):
@@ -88,6 +96,12 @@ class RowStatistics(NamedTuple):
     weight_or_mean: Any  # the weight of a row's cross-entropy, the mean deviation of a divergence
     argmax_deviation: Any
     shared_argmax: Any
+
+
+@triton.jit
+def statistics_columns():
+    """The number of each column of the statistics."""
+    return Columns(0, 1, 2, 3, 4, 5, 6)
 
 
 @triton.jit
@@ -276,7 +290,7 @@ def _load_item(bits, row_mask):
 def _counted(row_exists, statistics, rows, STATISTICS: tl.constexpr, CROSS_ENTROPY: tl.constexpr):
     """Which rows of a tile exist and, of a cross-entropy, have a target."""
     if CROSS_ENTROPY:
-        row_exists = _load_item(statistics + rows * STATISTICS + ENTRY, row_exists) >= 0
+        row_exists = _load_item(statistics + rows * STATISTICS + statistics_columns().entry, row_exists) >= 0
     return row_exists
 
 
@@ -285,18 +299,18 @@ def _load_statistics(
     statistics, weights, weights_stride, rows, row_mask, STATISTICS: tl.constexpr, CROSS_ENTROPY: tl.constexpr
 ):
     """The RowStatistics of each row; a row that does not count gets p = 0."""
-    row_stats = statistics + rows * STATISTICS
-    maximum = tl.load(row_stats + MAXIMUM, mask=row_mask, other=0.0)
-    inverse_sum = tl.load(row_stats + INVERSE_SUM, mask=row_mask, other=0.0)
-    prob_of_rest = tl.load(row_stats + PROB_OF_REST, mask=row_mask, other=0.0)
-    entry = _load_item(row_stats + ENTRY, row_mask)
+    row_stats, column = statistics + rows * STATISTICS, statistics_columns()
+    maximum = tl.load(row_stats + column.maximum, mask=row_mask, other=0.0)
+    inverse_sum = tl.load(row_stats + column.inverse_sum, mask=row_mask, other=0.0)
+    prob_of_rest = tl.load(row_stats + column.prob_of_rest, mask=row_mask, other=0.0)
+    entry = _load_item(row_stats + column.entry, row_mask)
     if CROSS_ENTROPY:
         weight = tl.load(weights + rows * weights_stride, mask=row_mask, other=0.0)
         return RowStatistics(maximum, inverse_sum, prob_of_rest, entry, weight, weight, entry)
     else:
-        mean = tl.load(row_stats + MEAN_DEVIATION, mask=row_mask, other=0.0)
-        argmax_deviation = tl.load(row_stats + ARGMAX_DEVIATION, mask=row_mask, other=0.0)
-        shared = _load_item(row_stats + SHARED_ARGMAX, row_mask)
+        mean = tl.load(row_stats + column.mean_deviation, mask=row_mask, other=0.0)
+        argmax_deviation = tl.load(row_stats + column.argmax_deviation, mask=row_mask, other=0.0)
+        shared = _load_item(row_stats + column.shared_argmax, row_mask)
         return RowStatistics(maximum, inverse_sum, prob_of_rest, entry, mean, argmax_deviation, shared)
 
 
