@@ -26,12 +26,12 @@ import torch
 from bench.records import RESULTS, write_record, write_text
 from bench.summary import header
 from plr.config import Config
-from plr.data import Batch, LengthGroupedBatches, Rows, SameTargetPartners, prepare
+from plr.data import Batch, LengthGroupedBatches, Rows, SameTargetPositives, prepare
 from plr.models import build_model
 from plr.models.methods.lares import LARESRecommender
 from plr.models.methods.lares_post_training import PostTrainedLARES, ranking_rewards
 from plr.prepare.synthetic import generate
-from plr.training.initial import rows_within_reach
+from plr.training.initial import filter_reachable
 from plr.training.module import RowDataset, step_seed
 from plr_kernels import linear_cross_entropy
 
@@ -77,7 +77,7 @@ def pretrained(rows: Rows, seed: int, epochs: int = 4) -> LARESRecommender:
     )
     model = build_model(config, ITEMS).train()
     order = LengthGroupedBatches(rows.lengths, 256, shuffle=True, seed=seed)
-    batches = RowDataset(rows, order, SameTargetPartners(rows, seed))
+    batches = RowDataset(rows, order, SameTargetPositives(rows, seed))
     optimizer = torch.optim.Adam(model.parameters(), lr=config.lr)
     for epoch in range(epochs):
         order.set_epoch(epoch)
@@ -100,7 +100,7 @@ def policy_of(first: LARESRecommender, setting: Setting, reward: str, seed: int)
 
 def rewarded_rows(model: PostTrainedLARES, rows: Rows, seed: int, count: int | None, rollouts: int = 16) -> Rows:
     """Return the rows within reach: all, or the first whose target is among the ten in 20 to 80 % of the rollouts."""
-    rows = rows_within_reach(model.reference, rows, 512)
+    rows = filter_reachable(model.reference, rows, 512)
     if count is None:
         return rows
     rate = measured(model, everything(rows), "rollouts", rollouts, seed)["rewards"]["recall"].mean(dim=0)
@@ -154,7 +154,7 @@ def post_train(model: PostTrainedLARES, rows: Rows, setting: Setting, terms: Seq
     for number, batch in enumerate(itertools.islice(batches_of(rows, setting, seed), setting.steps)):
         torch.manual_seed(step_seed(seed, number, 0))
         _step(model, batch, optimizer, terms)
-        rewards.append(float(model.observed["reward"]))
+        rewards.append(float(model.extra_metrics["reward"]))
     return rewards
 
 

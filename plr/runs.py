@@ -88,7 +88,7 @@ class RunFolder:
             return Config.load(self.config)
         if self.config.exists():
             raise FileNotFoundError(
-                f"{self.path}: the run is not finished; repeat its `plr train --config {self.config}` to go on with it"
+                f"{self.path}: the run is not finished; repeat its `plr train --config {self.config}` to resume it"
             )
         raise FileNotFoundError(f"{self.path}: no run here (config.yaml is missing); make one with `plr train --out`")
 

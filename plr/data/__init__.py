@@ -9,7 +9,7 @@ for index in LengthGroupedBatches(rows.lengths, 256, shuffle=True, seed=0):
 from plr.data.batching import LengthGroupedBatches
 from plr.data.dataset import SequenceDataset
 from plr.data.opened import open_prepared, prepare
-from plr.data.partners import SameTargetPartners
+from plr.data.positives import SameTargetPositives
 from plr.data.rows import Batch, Rows
 from plr.errors import DataError
 from plr.prepare.options import PrepareOptions
@@ -20,7 +20,7 @@ __all__ = [
     "LengthGroupedBatches",
     "PrepareOptions",
     "Rows",
-    "SameTargetPartners",
+    "SameTargetPositives",
     "SequenceDataset",
     "open_prepared",
     "prepare",

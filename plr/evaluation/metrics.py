@@ -49,12 +49,12 @@ def ndcg(ranks: ArrayLike | Tensor, k: int) -> Tensor:
 
 def _hits(ranks: Tensor, k: int) -> Tensor:
     if k < 1:
-        raise ValueError(f"a cut-off must be at least 1, got {k}")
+        raise ValueError(f"a cut-off must be at least 1; found {k}")
     return (ranks <= k).double()
 
 
 def _as_ranks(ranks: ArrayLike | Tensor) -> Tensor:
     ranks = torch.as_tensor(ranks, dtype=torch.float64)
     if ranks.ndim != 1 or not bool(((ranks >= 1) & ranks.isfinite()).all()):
-        raise ValueError(f"ranks must be [R], finite and at least 1, got shape {list(ranks.shape)}")
+        raise ValueError(f"ranks must be [R], finite and at least 1; found shape {list(ranks.shape)}")
     return ranks

@@ -23,11 +23,11 @@ def popularity_ranks(counts: Tensor, targets: Tensor) -> Tensor:
     """
     for name, tensor in (("counts", counts), ("targets", targets)):
         if tensor.ndim != 1 or tensor.dtype != torch.int64:
-            raise ValueError(f"{name} must be int64 [n], got {tensor.dtype} {list(tensor.shape)}")
+            raise ValueError(f"{name} must be int64 [n]; found {tensor.dtype} {list(tensor.shape)}")
     if len(counts) and int(counts.min()) < 0:
-        raise ValueError(f"counts must not be negative, got {int(counts.min())}")
+        raise ValueError(f"counts must not be negative; found {int(counts.min())}")
     if len(targets) and not bool(((targets >= 0) & (targets < len(counts))).all()):
-        raise ValueError(f"targets must lie in [0, {len(counts)}), got {int(targets.min())} to {int(targets.max())}")
+        raise ValueError(f"targets must lie in [0, {len(counts)}); found {int(targets.min())} to {int(targets.max())}")
     items_with = torch.bincount(counts)
     items_above = len(counts) - items_with.cumsum(0)
     count = counts[targets]

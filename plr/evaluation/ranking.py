@@ -57,7 +57,7 @@ def target_ranks(
     they tie exactly whatever the rounding of the matrix product.
 
     Args:
-        states: [R, d], one representation per row, of any floating dtype; scores are float32 at least.
+        states: [R, d], one user embedding per row, of any floating dtype; scores are float32 at least.
         items: [V, d], the item table, on the same device.
         targets: int64 [R], each in [0, V).
         exclude: int64 [R, X] items that do not count (for example the seen ones), padded with -1. The target
@@ -73,7 +73,7 @@ def target_ranks(
     """
     _check(states, items, targets, exclude)
     if max_elements < 1:
-        raise ValueError(f"max_elements must be at least 1, got {max_elements}")
+        raise ValueError(f"max_elements must be at least 1; found {max_elements}")
     return _ranks(states, _ItemTable.of(items), targets, exclude, max_elements)
 
 
@@ -92,7 +92,7 @@ def rank_rows(
     error.
 
     Args:
-        model: scores an item by the dot product of `represent(batch, table)` [B, d] with its row of
+        model: scores an item by the dot product of `user_embedding(batch, table)` [B, d] with its row of
             `candidates(table)` [V, d], where table is `item_table()`.
         batches: item_ids [B, L], lengths [B], targets [B] and users [B] each, on any device.
         exclude_seen: leave the items of each row's history (as far as the row holds it) out of the ranking;
@@ -116,7 +116,7 @@ def rank_rows(
         table = _ItemTable.of(items)
         for batch in batches:
             batch = batch.to(items.device)
-            states = model.represent(batch, embeddings)
+            states = model.user_embedding(batch, embeddings)
             exclude = seen_items(batch.item_ids, batch.lengths) if exclude_seen else None
             _check(states, items, batch.targets, exclude)
             try:
@@ -146,7 +146,7 @@ def seen_items(item_ids: Tensor, lengths: Tensor) -> Tensor:
 class _NonFiniteScoreError(EvaluationError):
     def __init__(self, row: int, item: int, score: float):
         super().__init__(
-            f"the score of row {row} for item {item} is {score}; check the row's representation and the "
+            f"the score of row {row} for item {item} is {score}; check the row's user embedding and the "
             "item's vector: training has diverged, or their product overflows"
         )
         self.row = row
@@ -209,18 +209,18 @@ def _check_finite(scores: Tensor, first_row: int) -> None:
 
 def _check(states: Tensor, items: Tensor, targets: Tensor, exclude: Tensor | None) -> None:
     if states.ndim != 2 or items.ndim != 2 or states.shape[1] != items.shape[1]:
-        raise ValueError(f"states must be [R, d] and items [V, d], got {list(states.shape)} and {list(items.shape)}")
+        raise ValueError(f"states must be [R, d] and items [V, d]; found {list(states.shape)} and {list(items.shape)}")
     if not (states.is_floating_point() and items.is_floating_point()):
-        raise ValueError(f"states and items must be floating, got {states.dtype} and {items.dtype}")
+        raise ValueError(f"states and items must be floating; found {states.dtype} and {items.dtype}")
     _check_ids("targets", targets, (len(states),), 0, len(items))
     if exclude is not None:
         if exclude.ndim != 2:
-            raise ValueError(f"exclude must be [R, X], padded with -1, got {list(exclude.shape)}")
+            raise ValueError(f"exclude must be [R, X], padded with -1; found {list(exclude.shape)}")
         _check_ids("exclude", exclude, (len(states), exclude.shape[1]), -1, len(items))
 
 
 def _check_ids(name: str, ids: Tensor, shape: tuple[int, ...], lowest: int, end: int) -> None:
     if tuple(ids.shape) != shape or ids.dtype != torch.int64:
-        raise ValueError(f"{name} must be int64 {list(shape)}, got {ids.dtype} {list(ids.shape)}")
+        raise ValueError(f"{name} must be int64 {list(shape)}; found {ids.dtype} {list(ids.shape)}")
     if ids.numel() and not bool(((ids >= lowest) & (ids < end)).all()):
-        raise ValueError(f"{name} must lie in [{lowest}, {end}), got {int(ids.min())} to {int(ids.max())}")
+        raise ValueError(f"{name} must lie in [{lowest}, {end}); found {int(ids.min())} to {int(ids.max())}")

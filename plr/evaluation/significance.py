@@ -105,9 +105,9 @@ def paired_comparison(
     """
     first, second = np.asarray(first, np.float64), np.asarray(second, np.float64)
     if first.ndim != 1 or first.shape != second.shape or len(first) < 2:
-        raise ValueError(f"need two [n] of the same n >= 2, got {list(first.shape)} and {list(second.shape)}")
+        raise ValueError(f"need two [n] of the same n >= 2; found {list(first.shape)} and {list(second.shape)}")
     if not 0 < confidence < 1 or resamples < 1:
-        raise ValueError(f"need 0 < confidence < 1 and resamples >= 1, got {confidence} and {resamples}")
+        raise ValueError(f"need 0 < confidence < 1 and resamples >= 1; found {confidence} and {resamples}")
     differences = first - second
     if not np.isfinite(differences).all():
         raise ValueError("the values to compare must be finite")

@@ -17,9 +17,9 @@ INITIAL_STD = 0.02
 
 
 class Recommender(nn.Module):
-    """An item encoder and a sequence encoder; subclasses add how they train and what represents a history.
+    """An item encoder and a sequence encoder; subclasses add the training loss and the user embedding.
 
-    An item's score is the dot product of `represent(batch)` with its row of `candidates(item_table())`.
+    An item's score is the dot product of `user_embedding(batch)` with its row of `candidates(item_table())`.
 
     Args:
         items: the item encoder.
@@ -28,13 +28,14 @@ class Recommender(nn.Module):
 
     Attributes:
         temperature: of the item softmax: logits are score / temperature.
-        with_partners: whether a training batch holds, after its B rows, another row with the same target for each.
+        same_target_positives: whether a training batch holds, after its B rows, another row of the same target for
+            each.
         epoch: the epoch being trained, from 0; training sets it before each.
-        observed: what the last call of `losses` saw beside its terms, by name, for the logs.
+        extra_metrics: what the last call of `losses` measured beside its terms, by name, for the logs.
         reference: a frozen model that training compares with; its rows are those whose targets it ranks well.
     """
 
-    with_partners: bool = False
+    same_target_positives: bool = False
     epoch: int = 0
     reference: Recommender | None = None
 
@@ -45,14 +46,14 @@ class Recommender(nn.Module):
         self.options = options
         default = COSINE_TEMPERATURE if items.cosine else 1.0
         self.temperature = default if options.temperature is None else options.temperature
-        self.observed: dict[str, Tensor] = {}
+        self.extra_metrics: dict[str, Tensor] = {}
 
     def losses(self, batch: Batch) -> Losses:
         """Return the training loss as named, weighted, signed scalars; their sum is minimised."""
         raise NotImplementedError
 
-    def represent(self, batch: Batch, table: Tensor | None = None) -> Tensor:
-        """Return the ranking representation [B, d] of each history, as `queries` makes it.
+    def user_embedding(self, batch: Batch, table: Tensor | None = None) -> Tensor:
+        """Return the embedding [B, d] of the user behind each history, as `queries` makes it.
 
         table is `item_table()` where the caller already has it (ranking computes it once for all batches).
         """
@@ -86,4 +87,4 @@ class Recommender(nn.Module):
     def scores(self, batch: Batch) -> Tensor:
         """Score every item for each history, [B, V]: for small sets; ranking and serving work in blocks instead."""
         table = self.item_table()
-        return self.represent(batch, table) @ self.candidates(table).T
+        return self.user_embedding(batch, table) @ self.candidates(table).T

@@ -139,9 +139,9 @@ class Recommender:
             targets=torch.full_like(lengths, -100).to(device),
             users=torch.arange(len(histories), device=device),
         )
-        states = self.model.represent(batch, self._table)  # [B, d]
+        states = self.model.user_embedding(batch, self._table)  # [B, d]
         if not bool(torch.isfinite(states).all()):
-            raise RunError("the model's representation of a history is not finite; the weights are damaged")
+            raise RunError("the user embedding of a history is not finite; the weights are damaged")
         exclude = None
         if exclude_seen:
             exclude = torch.nn.utils.rnn.pad_sequence(histories, batch_first=True, padding_value=-1).to(device)

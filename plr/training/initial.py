@@ -78,7 +78,7 @@ class InitialRun:
         return model
 
 
-def rows_within_reach(
+def filter_reachable(
     model: Recommender, rows: Rows, batch_size: int, *, devices: int = 1, progress: bool = False
 ) -> Rows:
     """Return the rows whose target the model ranks among the first 100 of all items.

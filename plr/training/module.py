@@ -10,10 +10,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from plr.config import Config
-from plr.data import Batch, LengthGroupedBatches, Rows, SameTargetPartners
+from plr.data import Batch, LengthGroupedBatches, Rows, SameTargetPositives
 from plr.models import Recommender
 from plr.training.finite import FiniteGuard
-from plr.training.initial import rows_within_reach
+from plr.training.initial import filter_reachable
 
 
 class RecommenderModule(lightning.LightningModule):
@@ -36,18 +36,18 @@ class RecommenderModule(lightning.LightningModule):
 
     def train_dataloader(self) -> DataLoader:
         """Batches grouped by length, gathered in the main process: a gather is cheaper than a queue."""
-        rows, partners = self.rows, None
+        rows, positives = self.rows, None
         if self.model.reference is not None:
             shown = self.config.progress and self.global_rank == 0
-            rows = rows_within_reach(
+            rows = filter_reachable(
                 self.model.reference,
                 rows,
                 self.config.eval_batch_size,
                 devices=self.trainer.world_size,
                 progress=shown,
             )
-        if self.model.with_partners:
-            partners = SameTargetPartners(rows, self.config.seed)
+        if self.model.same_target_positives:
+            positives = SameTargetPositives(rows, self.config.seed)
         order = LengthGroupedBatches(
             rows.lengths,
             self.config.batch_size,
@@ -56,7 +56,7 @@ class RecommenderModule(lightning.LightningModule):
             rank=self.global_rank,
             world_size=self.trainer.world_size,
         )
-        return DataLoader(RowDataset(rows, order, partners), sampler=order, batch_size=None, collate_fn=_as_it_is)
+        return DataLoader(RowDataset(rows, order, positives), sampler=order, batch_size=None, collate_fn=_as_it_is)
 
     def on_train_epoch_start(self) -> None:
         """Tell the model the epoch; a resumed run's is that of the uninterrupted one."""
@@ -73,7 +73,7 @@ class RecommenderModule(lightning.LightningModule):
         size = batch.lengths.shape[0]
         for name, loss in losses.items():
             self.log(f"train/{name}", loss.detach(), on_step=False, on_epoch=True, batch_size=size)
-        for name, value in self.model.observed.items():
+        for name, value in self.model.extra_metrics.items():
             self.log(f"train/{name}", value, on_step=False, on_epoch=True, batch_size=size)
         total = torch.stack(list(losses.values())).sum()
         self.log("loss", total.detach(), prog_bar=True, on_step=False, on_epoch=True, batch_size=size)
@@ -86,19 +86,19 @@ class RecommenderModule(lightning.LightningModule):
 
 
 class RowDataset(torch.utils.data.Dataset):
-    """Rows as a map from a tensor of row numbers to a batch: of those rows, then of their partners if there are any."""
+    """Rows as a map from a tensor of row numbers to a batch: those rows, then their positives if there are any."""
 
-    def __init__(self, rows: Rows, order: LengthGroupedBatches, partners: SameTargetPartners | None):
+    def __init__(self, rows: Rows, order: LengthGroupedBatches, positives: SameTargetPositives | None):
         self.rows = rows
         self.order = order
-        self.partners = partners
+        self.positives = positives
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def __getitem__(self, index: Tensor) -> Batch:
-        if self.partners is not None:
-            index = torch.cat([index, self.partners.draw(index, self.order.epoch)])
+        if self.positives is not None:
+            index = torch.cat([index, self.positives.draw(index, self.order.epoch)])
         return self.rows.batch(index)
 
 

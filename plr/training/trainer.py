@@ -1,4 +1,4 @@
-"""Train, validate, test and save one run; go on with it where it was interrupted."""
+"""Train, validate, test and save one run; resume it where it was interrupted."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ from plr.training.provenance import provenance
 def train(config: Config, dataset: SequenceDataset | None = None) -> dict[str, Any]:
     """Train the configured recommender and write its run folder.
 
-    A folder that holds an unfinished run of the same configuration is gone on with, from its last finished epoch, and
+    A folder that holds an unfinished run of the same configuration is resumed after its last finished epoch, and
     ends with the metrics of an uninterrupted run.
 
     Args:
@@ -95,7 +95,7 @@ def _check_devices(config: Config) -> None:
             )  # fmt: skip
     except MisconfigurationException as error:
         asked = f"--accelerator {config.accelerator} --devices {config.devices}"
-        raise RunError(f"{asked} cannot be had: {' '.join(str(error).split())}") from error
+        raise RunError(f"{asked} is not available: {' '.join(str(error).split())}") from error
 
 
 def _check_rows(config: Config, dataset: SequenceDataset) -> None:
@@ -107,10 +107,10 @@ def _check_rows(config: Config, dataset: SequenceDataset) -> None:
         found["train"] = len(dataset.rows("train", config.max_length, config.row_kind))
     for split, least in needed.items():
         if found[split] < least:
-            shared = f" for {config.devices} devices" if least > 1 else ""
+            required = f"{least} are required for {config.devices} devices" if least > 1 else "1 is required"
             raise RunError(
                 f"{config.data}: the {dataset.split} split leaves {found[split]} rows for {split}; "
-                f"at least {least} must be there{shared}"
+                f"at least {required}"
             )
 
 
@@ -168,7 +168,7 @@ def _refit(
     initial: InitialRun | None,
     epochs: int,
 ) -> Recommender:
-    """Train anew on training and validation rows, for as many epochs as were best without the latter."""
+    """Retrain on training and validation rows, for as many epochs as were best without the latter."""
     model = _untrained(config, item_data, initial)
     trainer = _trainer(folder.logs / "refit", config, epochs, [ResumePoint(folder.refit_point)])
     _fit(trainer, model, config, dataset.with_validation_in_training(), folder.refit_point)
@@ -272,7 +272,7 @@ def _open_folder(
         if changed:
             raise RunError(
                 f"{folder.path}: holds an unfinished run of another configuration ({'; '.join(changed)}); repeat its "
-                "own command to go on with it, choose another --out or delete the folder"
+                "own command to resume it, choose another --out or delete the folder"
             )
         if (earlier.provenance or {}).get("data_hash") != dataset.content_hash:
             raise RunError(f"{folder.path}: holds an unfinished run on other data; {config.data} has changed since")
@@ -297,7 +297,7 @@ def _open_folder(
     try:
         folder.resume_point.parent.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError) as error:
-        raise RunError(f"--out {folder.path}: no folder can be made here, for there is a file in its place") from error
+        raise RunError(f"--out {folder.path}: cannot create the folder: a file of that name exists") from error
     folder.save_item_ids(dataset.item_ids)
     folder.save_item_data(item_data)
     Config(**{**asdict(config), "provenance": recorded}).save(folder.config)

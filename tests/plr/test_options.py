@@ -27,7 +27,7 @@ OPTIONS = [kind for kind in Config.__mro__ if issubclass(kind, Options) and kind
         (Config, {"ks": [0, 5]}, "ks must be positive; found (0, 5)"),
         (Config, {"seed": 2**63}, "seed must be below 2^63; found 9223372036854775808"),
         (Config, {"temperature": 0}, "temperature must be a finite number above 0; found 0.0"),
-        (Config, {"backbone": "gru"}, "backbone must be one of sasrec, "),
+        (Config, {"backbone": "gru"}, "backbone must be one of "),
     ],
 )
 def test_a_value_that_cannot_work_is_refused_by_the_options_and_by_the_configuration(kind, wrong, message):

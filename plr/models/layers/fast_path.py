@@ -1,4 +1,4 @@
-"""Modules whose weights alone say what they do."""
+"""Modules without hooks or replaced forwards, so that a fused path may read their weights."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from plr.models.layers.linear import Linear
 _CLASSES = (Linear, nn.LayerNorm, Dropout)
 
 
-def are_plain(*modules: nn.Module) -> bool:
-    """Whether a function of the modules' weights may take the place of calling them.
+def fast_path_applies(*modules: nn.Module) -> bool:
+    """Whether a function of the modules' weights may replace calling them.
 
-    False where one has a hook, which sees its calls or (pruning) sets its weight at each, or all modules have one (a
-    counter of operations by module, say), or where one is of another class, as after a parametrization or when somebody
-    has put a module of their own in its place.
+    False where a module has a hook, which sees its calls or (pruning) sets its weight before each; where a hook is
+    registered for all modules (a counter of operations, say); and where a module is of another class, as after a
+    parametrization or a replacement.
     """
     if _has_any_global_hook():
         return False

@@ -1,7 +1,7 @@
 """The part of a Transformer layer that treats every token alone, in blocks of tokens that stay in the cache.
 
 As single operations it makes some twenty passes over memory and keeps every result. Here only what a block cannot
-compute anew cheaply is kept: the inputs of both LayerNorms, that of GELU, and a byte of dropout mask per number.
+recompute cheaply is kept: the inputs of both LayerNorms, that of GELU, and a byte of dropout mask per number.
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from plr.models.layers.attention import keys_values, sequence_attention, split_heads
 from plr.models.layers.dropout import Dropout
-from plr.models.layers.fast_path import are_plain
+from plr.models.layers.fast_path import fast_path_applies
 from plr.models.layers.fused_residual_ffn import SublayerWeights, residual_sublayers
 from plr.models.layers.linear import Linear, onednn_serves
 from plr.options import LayerOptions
@@ -121,7 +121,7 @@ class TransformerLayer(nn.Module):
         joined = attended.transpose(1, 2).flatten(2)
         dropped = self.dropout.dropped()
         parts = self.attention_output, self.attention_norm, self.ffn_in, self.ffn_out, self.ffn_norm
-        if dropped is not None and onednn_serves(joined) and are_plain(self.dropout, *parts):
+        if dropped is not None and onednn_serves(joined) and fast_path_applies(self.dropout, *parts):
             weights = SublayerWeights(*(tensor for part in parts for tensor in (part.weight, part.bias)))
             return residual_sublayers(states, joined, weights, self.ffn_norm.eps, dropped)
         states = self.attention_norm(states + self.dropout(self.attention_output(joined)))

@@ -42,7 +42,7 @@ class BaseRecommender(Recommender):
         )
         return {"next_item": loss}
 
-    def represent(self, batch: Batch, table: Tensor | None = None) -> Tensor:
+    def user_embedding(self, batch: Batch, table: Tensor | None = None) -> Tensor:
         """Return h_0 [B, d], the state of the last item."""
         table = self.item_table() if table is None else table
         return self.queries(self.encoder.encode(self.embed(table, batch.item_ids), batch.lengths).last)

@@ -63,7 +63,7 @@ class ClozeRecommender(Recommender):
         )
         return {"masked_item": loss}
 
-    def represent(self, batch: Batch, table: Tensor | None = None) -> Tensor:
+    def user_embedding(self, batch: Batch, table: Tensor | None = None) -> Tensor:
         """Return the query [B, d + 1] of a mask token appended to each history."""
         table = self.item_table() if table is None else table
         item_ids = functional.pad(batch.item_ids, (0, 1))

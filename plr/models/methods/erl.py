@@ -44,7 +44,7 @@ class ERLRecommender(ReaRecRecommender):
             losses["diversity"] = -self.options.kl_weight * divergence
         return losses
 
-    def represent(self, batch: Batch, table: Tensor | None = None) -> Tensor:
+    def user_embedding(self, batch: Batch, table: Tensor | None = None) -> Tensor:
         """Return the mean of h_0..h_K, [B, d]."""
         table = self.item_table() if table is None else table
         return self.queries(self.states(table, batch.item_ids, batch.lengths).mean(dim=1))

@@ -11,13 +11,13 @@ from torch import Tensor, nn
 from plr.data import Batch
 from plr.models.encoder import SequenceEncoder, at_last_position
 from plr.models.items.encoders import ItemEncoder
-from plr.models.layers.length_buckets import similar_lengths
+from plr.models.layers.length_buckets import length_buckets
 from plr.models.layers.transformer import TransformerLayer
 from plr.models.recommender import Losses, Recommender
 from plr.options import LARESOptions
 from plr_kernels import linear_cross_entropy
 
-STATE_SCALE = 3.0  # of T_0, a normal variable cut off at three standard deviations
+STATE_SCALE = 3.0  # of T_0, a normal variable truncated at ±3σ
 RATE_DEVIATION = 0.5  # σ of the logarithm of the Poisson rate of training's step counts
 
 
@@ -55,7 +55,7 @@ class LARESRecommender(Recommender):
     a history gets does not depend on the batch it is in.
 
     Pre-training minimises  CE + α·(trajectory alignment) + γ·(step alignment). Both are symmetric InfoNCE over the
-    batch on the scores' scale (dot products, or cosines where items are scored so): of each sequence with its partner,
+    batch on the scores' scale (dot products, or cosines where items are scored so): of each sequence with its positive,
     another training sequence with the same target; and of each last state with that of one step, drawn uniformly.
 
     Args:
@@ -69,7 +69,7 @@ class LARESRecommender(Recommender):
 
     def __init__(self, items: ItemEncoder, encoder: SequenceEncoder, options: LARESOptions):
         super().__init__(items, encoder, options)
-        self.with_partners = options.trajectory_weight > 0
+        self.same_target_positives = options.trajectory_weight > 0
         self.adapter = Adapter(options.lares_adapter, encoder.options.dim)
         self.core_norm = nn.LayerNorm(encoder.options.dim, eps=1e-12)
         self.core = nn.ModuleList(TransformerLayer(encoder.options) for _ in range(options.core_layers))
@@ -79,11 +79,11 @@ class LARESRecommender(Recommender):
     def losses(self, batch: Batch) -> Losses:
         """Return {"next_item", "trajectory", "step"}; a term whose weight is 0 is not listed.
 
-        With `trajectory_weight` the batch holds 2B rows: B sequences, then the partner of each. Other rows with the
+        With `trajectory_weight` the batch holds 2B rows: B sequences, then the positive of each. Other rows with the
         same target are negatives like any other, as in the public code.
         """
         table = self.item_table()
-        rows = batch.lengths.shape[0] // 2 if self.with_partners else batch.lengths.shape[0]
+        rows = batch.lengths.shape[0] // 2 if self.same_target_positives else batch.lengths.shape[0]
         steps = self.sample_steps()
         states = self.queries(self.reasoning_states(table, batch.item_ids, batch.lengths, steps))  # [2B | B, k, d]
         final = states[:rows, -1]  # [B, d]
@@ -101,7 +101,7 @@ class LARESRecommender(Recommender):
             losses["step"] = self.options.step_weight * step
         return losses
 
-    def represent(self, batch: Batch, table: Tensor | None = None) -> Tensor:
+    def user_embedding(self, batch: Batch, table: Tensor | None = None) -> Tensor:
         """Return the last position's state after m steps, [B, d]."""
         table = self.item_table() if table is None else table
         return self.queries(self.reasoning_states(table, batch.item_ids, batch.lengths, self.options.mean_steps)[:, -1])
@@ -118,22 +118,22 @@ class LARESRecommender(Recommender):
             steps: k, at least 1.
             start: T_0 [B, L, d]; by default `initial_states`.
         """
-        parts = similar_lengths(lengths, item_ids.shape[1])
-        if parts is None:
+        buckets = length_buckets(lengths, item_ids.shape[1])
+        if buckets is None:
             return self._reasoning_states(self.embed(table, item_ids), lengths, steps, start)
-        # A row's partner is of any length; sorted, few rows are padded to the longest.
-        embeddings = self.embed(table, item_ids[parts.order]).split(parts.rows)
-        sorted_lengths = lengths[parts.order].split(parts.rows)
-        starts = [None] * len(parts.rows) if start is None else start[parts.order].split(parts.rows)
+        # A row's positive is of any length; sorted, few rows are padded to the longest.
+        embeddings = self.embed(table, item_ids[buckets.order]).split(buckets.rows)
+        sorted_lengths = lengths[buckets.order].split(buckets.rows)
+        starts = [None] * len(buckets.rows) if start is None else start[buckets.order].split(buckets.rows)
         outputs = [
             self._reasoning_states(
                 embedding[:, :longest], own_lengths, steps, None if own_start is None else own_start[:, :longest]
             )
             for embedding, own_lengths, own_start, longest in zip(
-                embeddings, sorted_lengths, starts, parts.longest, strict=True
+                embeddings, sorted_lengths, starts, buckets.longest, strict=True
             )
         ]
-        return torch.cat(outputs).index_select(0, parts.inverse)
+        return torch.cat(outputs).index_select(0, buckets.inverse)
 
     def _reasoning_states(self, embeddings: Tensor, lengths: Tensor, steps: int, start: Tensor | None) -> Tensor:
         encoded = self.encoder.encode(embeddings, lengths, all_positions=True)
@@ -148,7 +148,7 @@ class LARESRecommender(Recommender):
         return torch.stack(outputs, dim=1)
 
     def initial_states(self, like: Tensor) -> Tensor:
-        """Return T_0 for states like [B, L, d]: drawn anew in training, the model's own in evaluation."""
+        """Return T_0 for states like [B, L, d]: redrawn in training, the model's own in evaluation."""
         if self.training:
             return random_states(torch.empty_like(like))
         return self.evaluation_state[: like.shape[1]].to(like.dtype).expand_as(like)
@@ -172,5 +172,5 @@ class LARESRecommender(Recommender):
 
 
 def random_states(out: Tensor) -> Tensor:
-    """Fill `out` with 3·z, z standard normal and cut off at ±3."""
+    """Fill `out` with 3·z, z standard normal, truncated at ±3σ."""
     return nn.init.trunc_normal_(out, mean=0.0, std=1.0, a=-3.0, b=3.0).mul_(STATE_SCALE)

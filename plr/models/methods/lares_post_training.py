@@ -32,8 +32,8 @@ class PostTrainedLARES(LARESRecommender):
     l, l_ref and the target's place among the first ten are needed: scores of all items are never held.
 
     The first term is no policy gradient of the reward: it takes log p(target) of the better rollouts away from that of
-    the worse ones. `observed` therefore holds the rollouts' mean reward beside the spread, within a row, of the rewards
-    and of the last state's l (standard deviations with G − 1, averaged over rows).
+    the worse ones. `extra_metrics` therefore holds the rollouts' mean reward beside the spread, within a row, of the
+    rewards and of the last state's l (standard deviations with G − 1, averaged over rows).
 
     Args:
         items: the item encoder.
@@ -45,7 +45,7 @@ class PostTrainedLARES(LARESRecommender):
 
     def __init__(self, items: ItemEncoder, encoder: SequenceEncoder, options: LARESPostTrainingOptions):
         super().__init__(items, encoder, options)
-        self.with_partners = False
+        self.same_target_positives = False
         # In a tuple, so that it is no submodule: neither trained nor saved, and without a part in `train()`.
         self._reference: tuple[LARESRecommender, ...] = ()
 
@@ -62,7 +62,7 @@ class PostTrainedLARES(LARESRecommender):
         return self._reference[0].to(self.evaluation_state.device)
 
     def losses(self, batch: Batch) -> Losses:
-        """Return {"policy", "reference"}; `observed` holds "reward", "reward_spread" and "log_p_spread" after it."""
+        """Return {"policy", "reference"}; sets `extra_metrics`: "reward", "reward_spread" and "log_p_spread"."""
         reference = self.reference
         if reference is None:
             raise RuntimeError("there is no pre-trained model to start from; call start_from first")
@@ -89,7 +89,7 @@ class PostTrainedLARES(LARESRecommender):
             rewards = rewards.unflatten(0, (len(rollouts), rows))  # [G, B]
         advantages = group_advantages(rewards)
         log_p = _log_probabilities(rollouts, candidates, batch.targets, self.temperature)
-        self.observed = {
+        self.extra_metrics = {
             "reward": rewards.mean(),
             "reward_spread": rewards.std(dim=0).mean(),
             "log_p_spread": torch.stack([own[:, -1].detach() for own in log_p]).std(dim=0).mean(),

@@ -101,7 +101,7 @@ class PLRRecommender(Recommender):
             losses["diversity"] = -self.options.kl_weight * divergence
         return losses
 
-    def represent(self, batch: Batch, table: Tensor | None = None) -> Tensor:
+    def user_embedding(self, batch: Batch, table: Tensor | None = None) -> Tensor:
         """Return z_final [B, d] (Eq. 10)."""
         table = self.item_table() if table is None else table
         return self.queries(self._run(table, batch.item_ids, batch.lengths).final)

@@ -61,7 +61,7 @@ class PRLRecommender(ReaRecRecommender):
             losses["noise_contrastive"] = self.options.contrastive_weight * contrastive
         return losses
 
-    def represent(self, batch: Batch, table: Tensor | None = None) -> Tensor:
+    def user_embedding(self, batch: Batch, table: Tensor | None = None) -> Tensor:
         """Return h_K [B, d]."""
         table = self.item_table() if table is None else table
         return self.queries(self.states(table, batch.item_ids, batch.lengths)[:, -1])

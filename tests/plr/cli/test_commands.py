@@ -161,9 +161,9 @@ def test_seen_items_are_left_out_on_request(run):
         (["train", "--data", "DATA", "--out", "OUT", "--features", "DATA"], "item features are read from .json and"),
         (["train", "--data", "DATA", "--out", "OUT", "--backbone", "unisrec", "--text_vectors", "NOWHERE"],
          "not a folder of text vectors (manifest.json is missing); make one with `plr embed-text`"),
-        (["train", "--data", "DATA", "--out", "DATA"], "no folder can be made here, for there is a file in its place"),
+        (["train", "--data", "DATA", "--out", "DATA"], "cannot create the folder: a file of that name exists"),
         (["train", "--data", "DATA", "--out", "OUT", "--accelerator", "gpu", "--devices", "99"],
-         "--accelerator gpu --devices 99 cannot be had"),
+         "--accelerator gpu --devices 99 is not available"),
         (["train", "--data", "DATA", "--out", "OUT", "--seed", str(2**64)], "seed must be below 2^63"),
         (["embed-text", "missing.tsv", "--out", "OUT"], "missing.tsv: no such file of item texts"),
         (["embed-text", "DATA"], "--out is missing"),
@@ -266,9 +266,9 @@ def test_a_file_that_is_no_configuration_is_named_with_its_line(content, message
 @pytest.mark.parametrize(
     ("lines", "devices", "message"),
     [
-        ("a 1 2\nb 2 3\n", 1, "the leave-one-out split leaves 0 rows for valid; at least 1 must be there"),
-        ("a 1 2 3 4\nb 2 3 4 5\n", 3, "leaves 2 rows for valid; at least 3 must be there for 3 devices"),
-        ("a 1 2 3 4\nb 2 3 4\nc 1 2 3\n", 3, "leaves 1 rows for train; at least 3 must be there for 3 devices"),
+        ("a 1 2\nb 2 3\n", 1, "the leave-one-out split leaves 0 rows for valid; at least 1 is required"),
+        ("a 1 2 3 4\nb 2 3 4 5\n", 3, "leaves 2 rows for valid; at least 3 are required for 3 devices"),
+        ("a 1 2 3 4\nb 2 3 4\nc 1 2 3\n", 3, "leaves 1 rows for train; at least 3 are required for 3 devices"),
     ],
 )
 def test_data_with_too_few_rows_are_refused_before_anything_is_written(lines, devices, message, tmp_path, capsys):

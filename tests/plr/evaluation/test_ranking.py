@@ -157,7 +157,7 @@ class MeanModel(nn.Module):
     def candidates(self, table: Tensor) -> Tensor:
         return table
 
-    def represent(self, batch: Batch, table: Tensor | None = None) -> Tensor:
+    def user_embedding(self, batch: Batch, table: Tensor | None = None) -> Tensor:
         assert not self.training
         assert not torch.is_grad_enabled()
         real = torch.arange(batch.item_ids.shape[1]) < batch.lengths[:, None]

@@ -41,9 +41,9 @@ def test_a_refused_pair_exists_and_says_why(backbone, method):
 
 
 def test_unknown_names_are_refused_with_the_known_ones():
-    with pytest.raises(ConfigError, match=r"backbone must be one of sasrec, .*; found 'gru'"):
+    with pytest.raises(ConfigError, match=r"backbone must be one of .*sasrec, .*; found 'gru'"):
         Config(backbone="gru")
-    with pytest.raises(ConfigError, match=r"method must be one of base, .*; found 'think'"):
+    with pytest.raises(ConfigError, match=r"method must be one of .*base, .*; found 'think'"):
         Config(method="think")
 
 

@@ -11,13 +11,13 @@ import yaml
 from safetensors.torch import load_file
 
 from plr.config import Config
-from plr.data import SameTargetPartners, prepare
+from plr.data import SameTargetPositives, prepare
 from plr.errors import ConfigError
 from plr.models import build_model
 from plr.serving import Recommender
 from plr.serving.evaluate import evaluate_run
 from plr.training import RunError, train
-from plr.training.initial import rows_within_reach
+from plr.training.initial import filter_reachable
 from plr.training.module import RecommenderModule
 from tests.plr.training.test_resume import assert_equal_runs, killed_in_epoch_three
 
@@ -42,7 +42,7 @@ def post_training(pretrained, data, out, **changes):
     return Config(**values)
 
 
-def test_partners_reach_the_model(small_data, tmp_path, monkeypatch):
+def test_positives_reach_the_model(small_data, tmp_path, monkeypatch):
     seen = []
     step = RecommenderModule.training_step
 
@@ -53,20 +53,20 @@ def test_partners_reach_the_model(small_data, tmp_path, monkeypatch):
         return step(self, batch, index)
 
     epochs = []
-    draw = SameTargetPartners.draw
+    draw = SameTargetPositives.draw
 
     def spy_on_draw(self, index, epoch):
         epochs.append(epoch)
         return draw(self, index, epoch)
 
-    monkeypatch.setattr(SameTargetPartners, "draw", spy_on_draw)
+    monkeypatch.setattr(SameTargetPositives, "draw", spy_on_draw)
     monkeypatch.setattr(RecommenderModule, "training_step", spy)
     train(Config(**SIZES, data=str(small_data), out=str(tmp_path / "run"), method="lares", batch_size=512, epochs=2,
                  progress=False, accelerator="cpu", threads=1))  # fmt: skip
-    (_, users, partners), (_, users_again, partners_again) = seen
+    (_, users, positives), (_, users_again, positives_again) = seen
     assert epochs == [0, 1]
     assert sorted(users) == sorted(users_again)
-    assert sorted(map(str, partners)) != sorted(map(str, partners_again))
+    assert sorted(map(str, positives)) != sorted(map(str, positives_again))
 
 
 def test_post_training_starts_from_the_run_and_is_served_like_any_other(pretrained, small_data, tmp_path):
@@ -132,9 +132,9 @@ def test_rows_out_of_reach_are_left_out(small_data, monkeypatch):
     dataset = prepare(small_data)
     model = build_model(Config(**SIZES, method="lares"), dataset.num_items)
     rows = dataset.rows("train", 10)
-    assert len(rows_within_reach(model, rows, 64)) == len(rows)  # 24 items: all targets are in reach
+    assert len(filter_reachable(model, rows, 64)) == len(rows)  # 24 items: all targets are in reach
     monkeypatch.setattr("plr.training.initial.REACH", 12)
-    kept = rows_within_reach(model, rows, 64)
+    kept = filter_reachable(model, rows, 64)
     assert 0 < len(kept) < len(rows)
     model.eval()
     batch, everything = kept.batch(torch.arange(len(kept))), rows.batch(torch.arange(len(rows)))
@@ -145,7 +145,7 @@ def test_rows_out_of_reach_are_left_out(small_data, monkeypatch):
     assert int(within.sum()) == len(kept)
     monkeypatch.setattr("plr.training.initial.REACH", 0)
     with pytest.raises(RunError, match="nothing to reward"):
-        rows_within_reach(model, rows, 64)
+        filter_reachable(model, rows, 64)
 
 
 def test_fewer_rows_within_reach_than_devices_are_refused_by_name(pretrained, small_data, monkeypatch):
@@ -154,7 +154,7 @@ def test_fewer_rows_within_reach_than_devices_are_refused_by_name(pretrained, sm
     model = build_model(config, 24)
     model.start_from(build_model(Config.load(pretrained / "config.yaml"), 24))
     monkeypatch.setattr("plr.training.initial.REACH", 1)
-    kept = len(rows_within_reach(model.reference, rows, 64))
+    kept = len(filter_reachable(model.reference, rows, 64))
     module = RecommenderModule(model, rows, config)
     monkeypatch.setattr(RecommenderModule, "trainer", SimpleNamespace(world_size=kept))
     assert len(module.train_dataloader()) == 1

@@ -2,21 +2,21 @@ import pytest
 import torch
 
 from plr.models.layers import length_buckets as module
-from plr.models.layers.length_buckets import similar_lengths
+from plr.models.layers.length_buckets import length_buckets
 from plr.models.methods import lares
 from tests.plr.models.helpers import gradients, random_batch, small_model
 
 
-def test_every_row_is_in_one_part_that_is_long_enough():
+def test_every_row_is_in_one_bucket_that_is_long_enough():
     lengths = torch.randint(1, 51, (301,), generator=torch.Generator().manual_seed(0)) ** 2 // 50 + 1
 
-    parts = similar_lengths(lengths, 51)
+    buckets = length_buckets(lengths, 51)
 
-    assert sum(parts.rows) == 301
-    assert torch.equal(parts.order.sort().values, torch.arange(301))
-    assert torch.equal(lengths[parts.order][parts.inverse], lengths)
-    ordered = lengths[parts.order].split(parts.rows)
-    assert [int(part.max()) for part in ordered] == parts.longest
+    assert sum(buckets.rows) == 301
+    assert torch.equal(buckets.order.sort().values, torch.arange(301))
+    assert torch.equal(lengths[buckets.order][buckets.inverse], lengths)
+    ordered = lengths[buckets.order].split(buckets.rows)
+    assert [int(part.max()) for part in ordered] == buckets.longest
 
 
 @pytest.mark.parametrize(
@@ -25,11 +25,11 @@ def test_every_row_is_in_one_part_that_is_long_enough():
     ids=["equal lengths", "few rows", "none"],
 )
 def test_nothing_is_cut_where_it_saves_nothing(lengths, width):
-    assert similar_lengths(lengths, width) is None
+    assert length_buckets(lengths, width) is None
 
 
 @pytest.mark.parametrize("given_start", [True, False])
-def test_lares_gives_the_same_states_and_gradients_in_parts(given_start, monkeypatch):
+def test_lares_gives_the_same_states_and_gradients_in_buckets(given_start, monkeypatch):
     model = small_model(method="lares").eval()
     batch = random_batch((1, 2, 9, 3, 4, 1, 2, 1, 8, 2))
     generator = torch.Generator().manual_seed(1)
@@ -40,7 +40,7 @@ def test_lares_gives_the_same_states_and_gradients_in_parts(given_start, monkeyp
         return [states.detach(), *gradients(model, states.square().sum()).values()]
 
     whole = outcome()
-    monkeypatch.setattr(module, "_LEAST_ROWS", 2)
+    monkeypatch.setattr(module, "_MIN_ROWS", 2)
     calls = []
     monkeypatch.setattr(
         lares.LARESRecommender,

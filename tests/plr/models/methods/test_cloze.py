@@ -138,7 +138,7 @@ def test_padding_has_no_influence():
     model = small_cloze().eval()
     batch = random_batch((4, 11))
     alone = replace(batch, item_ids=batch.item_ids[:1, :4], lengths=batch.lengths[:1])
-    torch.testing.assert_close(model.represent(batch)[:1], model.represent(alone), rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(model.user_embedding(batch)[:1], model.user_embedding(alone), rtol=1e-12, atol=1e-12)
 
 
 def test_every_parameter_learns():

@@ -50,7 +50,7 @@ def test_states_losses_and_gradients_are_those_of_the_published_equations(causal
     expected = published.all_rearec_states(model, batch)
     states = model.states(model.item_table(), batch.item_ids, batch.lengths)
     close(states, expected)
-    close(model.represent(batch), expected.mean(dim=1))
+    close(model.user_embedding(batch), expected.mean(dim=1))
 
     losses = model.losses(batch)
     prediction, diversity = published_terms(model, batch)
@@ -66,7 +66,7 @@ def test_the_mean_includes_the_state_before_any_step():
     fast = model.encoder.encode(model.embed(model.item_table(), batch.item_ids), batch.lengths).last
     states = model.states(model.item_table(), batch.item_ids, batch.lengths)
     close(states[:, 0], fast)
-    close(model.represent(batch), (fast + states[:, 1] + states[:, 2]) / 3)
+    close(model.user_embedding(batch), (fast + states[:, 1] + states[:, 2]) / 3)
 
 
 def test_the_gradient_of_the_divergence_stops_at_the_reference_side():
@@ -90,7 +90,7 @@ def test_cosine_scores_reach_both_terms():
     mean = functional.normalize(states.mean(dim=1), dim=-1)
     close(losses["next_item"], functional.cross_entropy(mean @ table.T / 0.5, batch.targets))
     close(losses["diversity"], -0.2 * pairwise_kl(unit, table, temperature=0.5))
-    close(model.represent(batch), mean)
+    close(model.user_embedding(batch), mean)
 
 
 def test_beyond_the_limit_and_without_weight_divergence_counts_for_nothing():

@@ -27,8 +27,8 @@ def lares(**changes):
     return small_model(method="lares", **changes)
 
 
-def with_partners(seed=0):
-    """Four rows and their partners."""
+def with_positives(seed=0):
+    """Four rows and their positives."""
     batch = random_batch((5, 1, 9, 3, 4, 7, 2, 6), seed=seed)
     return replace(batch, targets=batch.targets[:4].repeat(2))
 
@@ -56,7 +56,7 @@ def test_states_are_those_of_the_published_equations(causal, adapter):
     close(states, published.all_lares_states(model, batch.item_ids, batch.lengths, start, 3))
     own = model.evaluation_state[: batch.item_ids.shape[1]].expand_as(start)
     expected = published.all_lares_states(model, batch.item_ids, batch.lengths, own, model.options.mean_steps)
-    close(model.represent(batch), expected[:, -1])
+    close(model.user_embedding(batch), expected[:, -1])
 
 
 def published_alignment(one, two, temperature):
@@ -67,7 +67,7 @@ def published_alignment(one, two, temperature):
 
 @pytest.mark.parametrize("causal", [True, False])
 def test_pre_training_loss_and_gradients_are_those_of_the_published_equations(causal):
-    batch = with_partners()
+    batch = with_positives()
     start = start_for(batch)
     model = fixed(lares(temperature=0.7, contrastive_temperature=0.9, spread=0.2), 3, start)
     model.encoder.causal = causal
@@ -76,9 +76,9 @@ def test_pre_training_loss_and_gradients_are_those_of_the_published_equations(ca
         torch.manual_seed(seed)
         losses = model.losses(batch)
         states = published.all_lares_states(model, batch.item_ids, batch.lengths, start, 3)
-        rows, partners = states[:4], states[4:]
+        rows, positives = states[:4], states[4:]
         prediction = published.cross_entropy(rows[:, -1] @ model.item_table().T / 0.7, batch.targets[:4])
-        trajectory = 0.1 * published_alignment(rows[:, -1], partners[:, -1], 0.9)
+        trajectory = 0.1 * published_alignment(rows[:, -1], positives[:, -1], 0.9)
         close(losses["next_item"], prediction)
         close(losses["trajectory"], trajectory)
         steps = [0.5 * published_alignment(rows[:, -1], rows[:, step], 0.9) for step in range(3)]
@@ -90,19 +90,19 @@ def test_pre_training_loss_and_gradients_are_those_of_the_published_equations(ca
 
 
 def test_a_single_step_has_nothing_to_be_aligned_with():
-    batch = with_partners()
+    batch = with_positives()
     losses = fixed(lares(), 1, start_for(batch)).losses(batch)
     assert list(losses) == ["next_item", "trajectory", "step"]
     assert losses["step"] == 0
 
 
-def test_terms_without_weight_are_left_out_and_no_partners_are_asked_for():
-    batch = with_partners()
+def test_terms_without_weight_are_left_out_and_no_positives_are_asked_for():
+    batch = with_positives()
     assert list(lares(step_weight=0.0).losses(batch)) == ["next_item", "trajectory"]
     alone = lares(trajectory_weight=0.0)
-    assert not alone.with_partners
+    assert not alone.same_target_positives
     assert list(alone.losses(random_batch())) == ["next_item", "step"]
-    assert lares().with_partners
+    assert lares().same_target_positives
 
 
 def test_every_position_is_refined_not_the_last_alone():
@@ -144,13 +144,13 @@ def test_training_draws_new_start_states_for_every_row_and_evaluation_none():
 def test_evaluation_does_not_depend_on_the_other_rows_or_on_what_was_drawn_before():
     model = lares().eval()
     batch = random_batch()
-    together = model.represent(batch)
+    together = model.user_embedding(batch)
     for row, length in enumerate(batch.lengths.tolist()):
         torch.manual_seed(row)
         alone = replace(
             batch, item_ids=batch.item_ids[row : row + 1, :length], lengths=batch.lengths[row : row + 1]
         )
-        close(model.represent(alone)[0], together[row])
+        close(model.user_embedding(alone)[0], together[row])
 
 
 def test_evaluation_states_are_a_function_of_the_seed_and_saved_with_the_weights():
@@ -159,7 +159,7 @@ def test_evaluation_states_are_a_function_of_the_seed_and_saved_with_the_weights
     assert not torch.equal(first.evaluation_state, other.evaluation_state)
     other.load_state_dict(first.state_dict())
     batch = random_batch()
-    assert torch.equal(first.eval().represent(batch), other.eval().represent(batch))
+    assert torch.equal(first.eval().user_embedding(batch), other.eval().user_embedding(batch))
 
 
 @pytest.mark.parametrize("mean", [1, 4])
@@ -185,7 +185,7 @@ def test_step_counts_have_the_stated_distribution(mean):
 
 
 def test_cosine_scores_reach_all_terms():
-    batch = with_partners()
+    batch = with_positives()
     start = start_for(batch)
     model = scored_by_cosine(fixed(lares(temperature=0.5), 2, start))
     states = model.reasoning_states(model.item_table(), batch.item_ids, batch.lengths, 2)
@@ -200,13 +200,13 @@ def test_every_parameter_learns_on_both_kinds_of_encoder(adapter):
     for wrap in (lambda model: model, bidirectional):
         model = wrap(lares(hidden_dropout=0.1, lares_adapter=adapter)).train()
         model.sample_steps = lambda: 3
-        assert_every_parameter_learns(model, with_partners())
+        assert_every_parameter_learns(model, with_positives())
 
 
 @pytest.mark.skipif("cpp" not in runnable_backends(), reason="the extension is not built")
 @pytest.mark.parametrize("cosine", [False, True])
 def test_backends_agree(cosine):
-    batch = with_partners()
+    batch = with_positives()
     start = start_for(batch)
     model = fixed(lares(temperature=0.7, spread=0.2), 3, start)
 

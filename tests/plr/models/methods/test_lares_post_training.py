@@ -92,7 +92,7 @@ def test_loss_and_gradients_are_those_of_the_published_equations(reward, causal)
     torch.testing.assert_close(losses["policy"], policy, rtol=1e-6, atol=1e-6)  # advantages are float32
     close(losses["reference"], divergence)
     assert divergence > 0.01
-    assert model.observed["reward"].item() == pytest.approx(rewards.item(), rel=1e-6)
+    assert model.extra_metrics["reward"].item() == pytest.approx(rewards.item(), rel=1e-6)
     ours, theirs = gradients(model, total(losses)), gradients(model, policy + divergence)
     assert ours.keys() == theirs.keys()
     for name in ours:
@@ -160,10 +160,10 @@ def test_rewards_and_their_spread_are_observed():
         "reward_spread": rewards.std(dim=0).mean(),
         "log_p_spread": log_p.std(dim=0).mean(),
     }
-    assert model.observed.keys() == expected.keys()
+    assert model.extra_metrics.keys() == expected.keys()
     for name, value in expected.items():
         assert value > 0
-        assert model.observed[name].item() == pytest.approx(value.item(), rel=1e-5)
+        assert model.extra_metrics[name].item() == pytest.approx(value.item(), rel=1e-5)
 
 
 def test_advantages():
@@ -232,14 +232,14 @@ def test_without_a_pre_trained_model_there_is_no_loss():
     model = small_model(method="lares", phase="rpt", init="x")
     with pytest.raises(RuntimeError, match="no pre-trained model to start from; call start_from first"):
         model.losses(random_batch())
-    assert model.represent(random_batch()).shape == (4, 16)  # but it can be served
+    assert model.user_embedding(random_batch()).shape == (4, 16)  # but it can be served
 
 
 def test_fewer_items_than_rewarded_places():
     model = small_model(7, method="lares", phase="rpt", init="x")
     model.start_from(small_model(7, method="lares"))
     losses = model.losses(random_batch(num_items=7))
-    assert model.observed["reward"] == 1.0
+    assert model.extra_metrics["reward"] == 1.0
     assert all(math.isfinite(loss.item()) for loss in losses.values())
 
 

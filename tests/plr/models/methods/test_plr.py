@@ -72,7 +72,7 @@ def test_training_predicts_from_the_slow_state_and_inference_ranks_with_both():
     close(model.losses(batch)["next_item"], expected)
     other = functional.cross_entropy(outcome.final @ table.T / 0.7, batch.targets)
     assert abs(other - expected) > 1e-3
-    close(model.eval().represent(batch), outcome.fast + outcome.slow)
+    close(model.eval().user_embedding(batch), outcome.fast + outcome.slow)
     close(model.scores(batch), (outcome.fast + outcome.slow) @ table.T)
 
 

@@ -61,7 +61,7 @@ def test_states_losses_and_gradients_are_those_of_the_published_equations(causal
     model = prl(steps=steps, temperature=0.7, progressive_weight=0.9, contrastive_weight=0.4, noise=0.3)
     model.encoder.causal = causal
     batch = random_batch()
-    close(model.represent(batch), published.all_rearec_states(model, batch)[:, -1])
+    close(model.user_embedding(batch), published.all_rearec_states(model, batch)[:, -1])
 
     torch.manual_seed(3)
     losses = model.losses(batch)

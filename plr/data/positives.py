@@ -8,11 +8,11 @@ from torch import Tensor
 
 from plr.data.rows import Rows
 
-__all__ = ["SameTargetPartners"]
+__all__ = ["SameTargetPositives"]
 
 
-class SameTargetPartners:
-    """Draws partners: each other row with the same target is as likely; a row that has none is its own partner.
+class SameTargetPositives:
+    """Draws positives: each other row with the same target is as likely; a row that has none is its own positive.
 
     Built by one sort of the rows' targets; takes 8 bytes a row (16 from 2^31 rows on).
 
@@ -26,7 +26,7 @@ class SameTargetPartners:
 
     def __init__(self, rows: Rows, seed: int) -> None:
         if rows.every_position:
-            raise ValueError("partners share a target; rows with a target at every position have no partners")
+            raise ValueError("positives share a target; rows with a target at every position have no positives")
         self.seed = seed
         self._rows = rows
         targets = self._target_of(slice(None))
@@ -38,7 +38,7 @@ class SameTargetPartners:
         self._first = torch.nn.functional.pad(counts.cumsum(0), (1, 0))  # target v's are in _first[v]:_first[v + 1]
 
     def draw(self, index: Tensor, epoch: int) -> Tensor:
-        """Return the partners (int64 [B]) of the rows `index` (int64 [B], B >= 1).
+        """Return the positives (int64 [B]) of the rows `index` (int64 [B], B >= 1).
 
         A function of (seed, epoch, index): within an epoch every row comes once, so each batch draws its own.
         """
