@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from plr.version import __version__
+
 if TYPE_CHECKING:
     from plr.serving import Recommender
 
-__version__ = "0.1.0"
-__all__ = ["Recommender"]
+__all__ = ["Recommender", "__version__"]
 
 
 def __getattr__(name: str) -> Any:

@@ -21,10 +21,10 @@ import polars as pl
 from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
-import plr
 from plr.errors import DataError
 from plr.files import atomic_path, sha256_of
 from plr.prepare.blocks import in_threads
+from plr.version import __version__
 
 __all__ = [
     "ARRAYS",
@@ -114,7 +114,7 @@ def save_prepared(
             "users": len(prepared.user_ids),
             "items": len(prepared.item_ids),
             "interactions": len(prepared.items),
-            "written_by": {"plr": plr.__version__, "polars": pl.__version__},
+            "written_by": {"plr": __version__, "polars": pl.__version__},
             "report": prepared.report,
             "files": {name: files[name] for name in _FILES},
         }

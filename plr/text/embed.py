@@ -9,12 +9,12 @@ from typing import Any
 
 import torch
 
-import plr
 from plr.errors import DataError
 from plr.text.sentence import Pca, encode_sentences, fit_pca
 from plr.text.table import TextTable, read_texts
 from plr.text.tfidf import TfidfSvd, fit_tfidf
 from plr.text.vectors import TextVectors, check_free
+from plr.version import __version__
 
 __all__ = ["TFIDF", "embed_text"]
 
@@ -127,4 +127,4 @@ def _source(file: Path, table: TextTable) -> dict[str, Any]:
 
 def _versions(encoder: str) -> dict[str, str]:
     packages = ["torch", *([] if encoder == TFIDF else ["sentence-transformers", "transformers"])]
-    return {"plr": plr.__version__, **{package: version(package) for package in packages}}
+    return {"plr": __version__, **{package: version(package) for package in packages}}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import platform
 from importlib.metadata import version
 
-import plr
+from plr.version import __version__
 
 PACKAGES = ("torch", "numpy", "lightning", "polars", "safetensors")
 
@@ -16,7 +16,7 @@ def provenance(data_hash: str, item_data_hash: str | None = None, init_hash: str
         "data_hash": data_hash,
         **({} if item_data_hash is None else {"item_data_hash": item_data_hash}),
         **({} if init_hash is None else {"init_hash": init_hash}),
-        "plr": plr.__version__,
+        "plr": __version__,
         "python": platform.python_version(),
         **{package: version(package) for package in PACKAGES},
     }
