@@ -181,7 +181,7 @@ def read_there(data: bytes, separator: str) -> list[Row] | str:
     """Return the rows as Python's csv module reads them, or what stops it; ids without blanks around."""
     try:
         lines = io.StringIO(_RETURN.sub("\v", data.decode("utf-8-sig")), newline="")
-        rows = [row for row in csv.reader(lines, delimiter=separator) if any(row)]
+        rows = [row for row in csv.reader(lines, delimiter=separator) if any(map(str.strip, row))]
     except (UnicodeDecodeError, csv.Error) as error:
         return str(error)
     try:

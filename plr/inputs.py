@@ -10,7 +10,7 @@ from pathlib import Path
 
 from plr.config import Config
 from plr.data import SequenceDataset, open_prepared, prepare
-from plr.errors import ConfigError, DataError
+from plr.errors import ConfigError, DataError, listed
 from plr.items import ItemData
 from plr.items.features import read_features
 from plr.options import RawDataOptions
@@ -18,7 +18,7 @@ from plr.prepare.folder import is_prepared
 from plr.text import TextVectors
 
 
-def resolve(name: str) -> Path:
+def resolve(name: str, given: str = "--data") -> Path:
     """Return the file that `--data` means: a path, or a name in the folder $PLR_DATA with or without its extension.
 
     Raises:
@@ -36,10 +36,11 @@ def resolve(name: str) -> Path:
         if len(found) == 1:
             return found[0]
         if found:
-            raise DataError(f"--data {name}: several files match: {', '.join(map(str, found))}; give one's path")
+            raise DataError(f"{given} {name}: several files match: {listed(map(str, found))}; give one's path")
         tried.append(str(Path(folder) / f"{path.name}[.*]"))
     hint = "" if folder else " (set PLR_DATA to a folder to use names)"
-    raise DataError(f"--data {name}: no such file; tried {', '.join(tried)}{hint}")
+    remedy = "" if given == "--data" else "; name it with --data"
+    raise DataError(f"{given} {name}: no such file; tried {', '.join(tried)}{hint}{remedy}")
 
 
 OPTIONS = tuple(each.name for each in fields(RawDataOptions))
@@ -52,14 +53,16 @@ def _refuse_options(config: Config, path: Path) -> None:
         raise ConfigError(f"{path} is prepared already; {', '.join(given)} must be given to plr prepare instead")
 
 
-def load_dataset(config: Config, data: str | None = None) -> SequenceDataset:
+def load_dataset(config: Config, data: str | None = None, run: Path | None = None) -> SequenceDataset:
     """Prepare the configured data, or another file `data` with the same options; or open a prepared folder.
+
+    `run` is the folder that the configuration is from, where nobody named the data on the command line.
 
     Raises:
         ConfigError: an option of preparing is set, and the data are prepared already.
         DataError: the data cannot be used.
     """
-    path = resolve(data or config.data)
+    path = resolve(data or config.data, "--data" if data or run is None else f"{run} was trained on")
     if is_prepared(path):
         if data is None:
             _refuse_options(config, path)

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from plr.errors import DataError
+from plr.errors import DataError, shortened
 from plr.prepare.blocks import by_blocks
 from plr.prepare.filters import duplicates, k_core, min_interactions
 from plr.prepare.folder import FORMAT_VERSION, Prepared, is_prepared, read_manifest, save_prepared
@@ -338,8 +338,8 @@ def warn_about(report: dict, path: Path) -> None:
     alone = report["single_interaction_users"]
     if alone["count"]:
         warnings.warn(
-            f"{path.with_name(alone.get('file', path.name))}:{alone['line']}: user {alone['user']!r} has a single "
-            f"interaction and so makes no row ({alone['count']} such users)",
+            f"{path.with_name(alone.get('file', path.name))}:{alone['line']}: user {shortened(alone['user'])} has a "
+            f"single interaction and so makes no row ({alone['count']} such users)",
             stacklevel=3,
         )
     for part in ("valid", "test"):

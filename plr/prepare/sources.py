@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from plr.errors import DataError
+from plr.errors import DataError, shortened
 from plr.prepare.background import in_background
 from plr.prepare.fingerprint import fingerprint
 from plr.prepare.interactions import Interactions, number
@@ -28,7 +28,7 @@ from plr.prepare.readers import (
     open_plain,
     read,
 )
-from plr.prepare.readers.delimited import record_scan, without_bad_records
+from plr.prepare.readers.delimited import header_of, record_scan, separator_of, without_bad_records
 from plr.prepare.readers.huggingface import huggingface_files
 from plr.prepare.readers.kinds import refuse_other_kinds
 from plr.prepare.readers.source import forbidden_bytes
@@ -36,6 +36,7 @@ from plr.prepare.readers.source import forbidden_bytes
 __all__ = ["Place", "SourceFiles"]
 
 _CHUNK = 1 << 22
+_NAMED = 10  # of the lines that are refused for their ids: each takes a pass over the file
 
 Place = Callable[[int], tuple[Path, int]]
 """From the position of an interaction to its file and line."""
@@ -145,32 +146,57 @@ class SourceFiles:
         self._hashing = self._hashing or in_background(self._fingerprints)
         vocabulary = IdVocabulary(self._options.min_rating, self._options.missing_ids == "drop")
         interactions, place = number(self._read_all(vocabulary), vocabulary)
-        interactions = self._without_blank_ids(interactions, place, vocabulary)
+        interactions = self._without_bad_ids(interactions, place, vocabulary)
         self.dropped_without_id = sum(vocabulary.dropped)
         if self.format in TEXT_FORMATS and self.skipped is None and any(map(is_packed, self.paths)):
             _check_ids(interactions, place, forbidden_in(self.format))
         return interactions, place
 
-    def _without_blank_ids(self, interactions: Interactions, place: Place, vocabulary: IdVocabulary) -> Interactions:
-        """Treat ids of nothing but white space as missing ones."""
-        blank = np.zeros(len(interactions), dtype=bool)
-        if len(interactions) and interactions.user_ids[0] == "":
-            blank[: interactions.offsets[1]] = True
-        if len(interactions) and interactions.item_ids[0] == "":
-            blank |= interactions.item == 0
-        if not blank.any():
+    def _without_bad_ids(self, interactions: Interactions, place: Place, vocabulary: IdVocabulary) -> Interactions:
+        """Treat ids of nothing but white space as missing ones, and refuse lines that repeat the header."""
+        if not len(interactions):
             return interactions
+        blank = np.zeros(len(interactions), dtype=bool)
+        if interactions.user_ids[0] == "":
+            blank[: interactions.offsets[1]] = True
+        if interactions.item_ids[0] == "":
+            blank |= interactions.item == 0
         if vocabulary.drop_missing_ids:
             vocabulary.dropped.append(int(np.count_nonzero(blank)))
         else:
-            for position in np.sort(interactions.position[blank]).tolist():
-                error = DataError(
-                    "an id is white space alone; --missing_ids drop leaves such lines out", *place(position)
-                )
-                if self.skipped is None:
-                    raise error
-                self.skipped.add(Path(error.path or ""), error.line, error.reason)
-        return interactions.take(~blank)
+            reason = "an id is white space alone; --missing_ids drop leaves such lines out"
+            self._refuse_rows(interactions, blank, place, reason)
+        headers = self._repeated_headers(interactions)
+        self._refuse_rows(interactions, headers, place, "the line repeats the header")
+        wrong = blank | headers
+        return interactions.take(~wrong) if wrong.any() else interactions
+
+    def _refuse_rows(self, interactions: Interactions, wrong: np.ndarray, place: Place, reason: str) -> None:
+        """Raise for the first of the wrong rows, or note them as lines that are left out."""
+        positions = np.sort(interactions.position[wrong])
+        for position in positions[:_NAMED].tolist():
+            error = DataError(reason, *place(position))
+            if self.skipped is None:
+                raise error
+            self.skipped.add(Path(error.path or ""), error.line, reason)
+        if self.skipped is not None:
+            self.skipped.count += max(0, len(positions) - _NAMED)
+
+    def _repeated_headers(self, interactions: Interactions) -> np.ndarray:
+        """Return which rows (bool [N]) are the header again, as in files put together; times would not convert."""
+        found = np.zeros(len(interactions), dtype=bool)
+        if self.format not in ("csv", "recbole") or interactions.timestamp is not None:
+            return found
+        header = header_of(self.paths[0])[1]
+        separator = "\t" if self.format == "recbole" else separator_of(header)
+        names = [name.strip().strip('"') for name in header.split(separator)]
+        known = interactions.user_ids
+        places = set(known.search_sorted(pl.Series(names, dtype=pl.String)).to_list())
+        for user in (place for place in places if place < len(known) and known[place] in names):
+            part = slice(int(interactions.offsets[user]), int(interactions.offsets[user + 1]))
+            items = interactions.item_ids.gather(interactions.item[part])
+            found[part] = items.is_in(names).to_numpy()
+        return found
 
     def _read_all(self, vocabulary: IdVocabulary) -> list[Source]:
         sources = [self._read_one(path, vocabulary) for path in self.paths]
@@ -262,9 +288,8 @@ def _check_ids(interactions: Interactions, place: Place, forbidden: bytes) -> No
         if odd.any():
             position = int(odd[index].argmax())
             path, line = place(position)
-            raise DataError(
-                f"the id {ids[int(index[position])]!r} holds a byte that does not belong in a text file", path, line
-            )
+            found = shortened(ids[int(index[position])])
+            raise DataError(f"the id {found} holds a byte that does not belong in a text file", path, line)
 
 
 def _with_rating_as(name: str | None, frame: pl.DataFrame) -> pl.DataFrame:

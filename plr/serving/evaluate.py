@@ -59,7 +59,7 @@ def evaluate_run(
         raise ConfigError(f"ks must be positive, one at least; found {list(ks)}")
     recommender = Recommender.load(path, text_vectors=text_vectors)
     config = recommender.config
-    dataset = load_dataset(config, data)
+    dataset = load_dataset(config, data, Path(path))
     notes = list(dataset.report.get("notes", []))
     if data is None and dataset.content_hash != (config.provenance or {}).get("data_hash"):
         raise DataError(

@@ -192,7 +192,8 @@ def read_columns(
         kept[without] = False
     bad = np.flatnonzero(kept & wrong.to_numpy())
     if len(bad):
-        errors = _bad_values(path, numbered, columns, frame, bad[: 1 if skipped is None else LISTED], lines_of)
+        shown = bad[: 1 if skipped is None else LISTED]
+        errors = _bad_values(path, numbered, columns, frame, shown, lines_of, advise=skipped is None)
         if skipped is None:
             raise errors[0]
         for error in errors:
@@ -312,9 +313,17 @@ _ACCEPTED = {
     "user": "a non-empty id",
     "item": "a non-empty id",
     "rating": "a finite number",
-    "timestamp": "a whole number, such as seconds or milliseconds since 1970 (1.0 and negative ones too), "
-    "or in all lines a date such as 2021-04-01 or 2021-04-01T12:30:00Z",
+    "timestamp": "a whole number, such as seconds or milliseconds since 1970 (1.0 and negative ones too)",
 }
+
+
+def _remedy(role: str, value: object) -> str:
+    """Return what to do about a value that does not convert, where there is something."""
+    if role in ("user", "item") and value in (None, ""):
+        return " (--missing_ids drop leaves such lines out)"
+    if role == "timestamp" and any(letter in str(value)[1:] for letter in "-/:."):
+        return "; dates are read where all lines have them as 2021-04-01 or 2021-04-01T12:30:00Z"
+    return ""
 
 
 def _bad_values(
@@ -324,8 +333,9 @@ def _bad_values(
     frame: pl.DataFrame,
     rows: np.ndarray,
     lines_of: LinesOf,
+    advise: bool,
 ) -> list[DataError]:
-    """Return what is wrong with each of the ``rows``, in one further pass over the file."""
+    """Return what is wrong with each of the ``rows``, in one further pass over the file; ``advise``: and what to do."""
     texts = collect(numbered.filter(pl.col("row").is_in(rows.tolist())).select(*columns.values()))
     errors = []
     for found, text, line in zip(frame[rows].iter_slices(1), texts.iter_rows(named=True), lines_of(rows), strict=True):
@@ -333,7 +343,7 @@ def _bad_values(
         value = text[columns[role]]
         missing = value is None or value == ""
         what = "no value" if missing else f"the value {shortened(value)}"
-        remedy = " (--missing_ids drop leaves such lines out)" if missing and role in ("user", "item") else ""
+        remedy = _remedy(role, value) if advise else ""
         errors.append(
             DataError(f"column {shortened(columns[role])} has {what}; accepted: {_ACCEPTED[role]}{remedy}", path, line)
         )

@@ -165,6 +165,17 @@ def test_comments_are_no_interactions(write, tmp_path, comment):
         prepare(write("a.dat", f"{comment}\n" + "1::2::3::4\n1::3::3::5\n"), format="movielens")
 
 
+def test_a_repeated_header_is_no_interaction(write, tmp_path):
+    rows = "".join(f"{user},{item}\n" for user, item, _ in ROWS)
+    path = write("a.csv", f"user_id,item_id\n{rows}user_id,item_id\n{rows}")
+    with pytest.raises(DataError, match=r"a.csv:42: the line repeats the header"):
+        prepare(path)
+    report, _ = quietly(path, tmp_path / "out", skip_bad_lines=True)
+    assert report["read"] == {"users": 4, "items": 7, "interactions": 80}
+    with pytest.raises(DataError, match=r"a.csv:42: column 'timestamp' has the value 'timestamp'"):
+        prepare(write("a.csv", CSV + CSV))
+
+
 # ids
 
 
