@@ -12,7 +12,6 @@ import os
 import types
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, fields
-from functools import lru_cache
 from numbers import Integral, Real
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
@@ -70,8 +69,9 @@ class Options:
 
     def __post_init__(self) -> None:
         """Check every option; paths become strings, and numbers of NumPy Python's: YAML holds nothing else."""
+        kinds = get_type_hints(type(self))
         for each in fields(self):
-            self._check_type(each.name, _types_of(type(self))[each.name])
+            self._check_type(each.name, kinds[each.name])
         for each in fields(self):
             value = getattr(self, each.name)
             for check in each.metadata.get("checks", ()):
@@ -109,11 +109,6 @@ class Options:
             whole = isinstance(value, (list, tuple)) and all(map(_is_whole, value))
             self.require(name, whole, "a list of whole numbers")
             setattr(self, name, tuple(map(int, value)))
-
-
-@lru_cache
-def _types_of(options: type[Options]) -> dict[str, Any]:
-    return get_type_hints(options)
 
 
 def _is_whole(value: Any) -> bool:

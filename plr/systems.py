@@ -122,7 +122,8 @@ METHODS = {
 }
 
 if TYPE_CHECKING:  # a type checker cannot read the tables
-    BackboneName = MethodName = str
+    BackboneName = str
+    MethodName = str
 else:
     BackboneName = Literal[tuple(BACKBONES)]
     MethodName = Literal[tuple(METHODS)]

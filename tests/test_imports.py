@@ -129,11 +129,12 @@ def test_no_pytorch_is_reached(start):
     assert done.stdout == "False\n"
 
 
-def test_the_help_of_training_does_not_wait_for_pytorch():
+def test_the_help_of_training_lists_options_and_does_not_wait_for_pytorch():
     code = (
         "import sys\nfrom plr.cli import main\ntry:\n    main(['train', '--help'])\n"
         "except SystemExit:\n    print('PyTorch', 'torch' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert "--temperature" in done.stdout
+    assert "--provenance" not in done.stdout  # written by training, no option
     assert done.stdout.endswith("PyTorch False\n")
