@@ -262,11 +262,11 @@ void mark_chosen(Array<bool>& marks, const Array<uint32_t>& index, const std::op
   mark(out, count, index.data(), choice, index.size());
 }
 
+// Keeps the interpreter's lock: to get it back can take longer than to scan a block.
 void feed(RecordScan& scan, const py::bytes& text) {
   char* data = nullptr;
   py::ssize_t length = 0;
   if (PyBytes_AsStringAndSize(text.ptr(), &data, &length) != 0) throw py::error_already_set();
-  const py::gil_scoped_release unlocked;
   scan.feed(reinterpret_cast<const uint8_t*>(data), static_cast<size_t>(length));
 }
 

@@ -338,7 +338,9 @@ def _bad_values(
     """Return what is wrong with each of the ``rows``, in one further pass over the file; ``advise``: and what to do."""
     texts = collect(numbered.filter(pl.col("row").is_in(rows.tolist())).select(*columns.values()))
     errors = []
-    for found, text, line in zip(frame[rows].iter_slices(1), texts.iter_rows(named=True), lines_of(rows), strict=True):
+    lines: list[int | None] = [*lines_of(rows)]
+    lines += [None] * (len(rows) - len(lines))  # of records that only a parser led astray sees
+    for found, text, line in zip(frame[rows].iter_slices(1), texts.iter_rows(named=True), lines, strict=True):
         role = next(role for role in columns if found[role].null_count())
         value = text[columns[role]]
         missing = value is None or value == ""

@@ -34,8 +34,8 @@ def read_csv(path: Path, columns: Columns, vocabulary: IdVocabulary, skipped: Sk
         DataError: as ``find_columns`` and ``read_columns``, and for a line with more fields than the header.
     """
     line, header = header_of(path)
-    if header.count('"') % 2:
-        raise DataError(NEVER_CLOSED + REMEDY, path, line)
+    if problem := _misquoted(header.encode(), separator_of(header)):
+        raise DataError(problem + REMEDY, path, line)
     if _ends_with_opening(path, separator_of(header)):
         raise _malformed(path, separator_of(header), True, ValueError(NEVER_CLOSED))
     return _read(path, columns, separator_of(header), True, vocabulary, skipped)
@@ -234,7 +234,8 @@ def without_bad_records(source: Path, target: Path, file_format: str, skipped: S
                 if reason in (NEVER_CLOSED, CLOSED_EARLY, TOO_LONG, WITHIN):
                     ahead.extendleft(reversed(record[1:]))
                     del record[1:]
-                skipped.add(source, number, reason)
+                beyond = "" if len(record) == 1 else f" (the record ends on line {number + len(record) - 1})"
+                skipped.add(source, number, reason + beyond)
                 copy.write(b"\n" * len(record))
             number += len(record)
 
