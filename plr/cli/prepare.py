@@ -150,6 +150,8 @@ def _bar(progress: Progress, name: str) -> Iterator[Any]:
 
 def _notes(report: dict[str, Any]) -> list[str]:
     notes = list(report.get("notes", []))
+    if report.get("columns"):
+        notes.append("columns: " + ", ".join(f"{role} {name!r}" for role, name in report["columns"].items()))
     if report.get("unseen_items"):
         notes.append(f"{report['unseen_items']:,} items do not occur in training and are not in the vocabulary")
     if report.get("duplicates_kept"):

@@ -53,7 +53,7 @@ def write_folder(
             interactions of each must be.
 
     Returns:
-        The folder's report.
+        The folder's report; where it was written now also ``columns``, the names of those that were read.
 
     Raises:
         DataError: as ``plr.data.prepare``; when ``out`` is another folder; for an interaction outside its file's
@@ -74,6 +74,7 @@ def write_folder(
             save_prepared(prepared, out, job.features, replace=damaged)
         except FileExistsError:  # another process was faster
             report = _already_there(out, job) or report
+        report = {**report, "columns": job.sources.columns}
     return report
 
 

@@ -81,6 +81,7 @@ class SourceFiles:
         self._scans = {path: scan for path in paths if (scan := record_scan(path, self.format)) is not None}
         self._parsed: dict[Path, int] = {}
         self.dropped_without_id = 0
+        self.columns: dict[str, str] = {}
         self._scratch: tempfile.TemporaryDirectory | None = None
 
     def hashes(self) -> list[str]:
@@ -200,6 +201,8 @@ class SourceFiles:
 
     def _read_all(self, vocabulary: IdVocabulary) -> list[Source]:
         sources = [self._read_one(path, vocabulary) for path in self.paths]
+        if self.format in ("csv", "recbole", "parquet", "huggingface"):
+            self.columns = dict(sources[0].columns)
         columns = {tuple(source.frame.columns) for source in sources}
         if len(columns) > 1:
             raise DataError(f"the files have different columns: {sorted(map(list, columns))}", self.paths[0])

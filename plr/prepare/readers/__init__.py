@@ -73,5 +73,7 @@ def read(
         if file_format in _UNNAMED:
             return _UNNAMED[file_format](path, vocabulary, skipped)
         return _NAMED[file_format](path, columns, vocabulary, skipped)
-    except (pl.exceptions.PolarsError, OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
+    except (
+        pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError, EOFError, zlib.error, UnicodeDecodeError,
+    ) as error:  # fmt: skip
         raise unreadable(path, error, CONTROL_BYTES if file_format in _UNNAMED else b"") from error

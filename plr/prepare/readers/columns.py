@@ -178,7 +178,7 @@ def read_columns(
             dates = bool(len(texts)) and bool(texts.str.contains(_ISO_DATE).all())
         frame = converted(table, plain=False)
     if not any(frame[role].null_count() for role in columns):
-        return Source(path, frame, lines_of, records=frame.height)
+        return Source(path, frame, lines_of, records=frame.height, columns=columns)
     wrong = frame.select(pl.any_horizontal(pl.col(*columns).is_null())).to_series()
 
     # Blank lines come as rows without any value. Only now is it worth reading every column to tell them.
@@ -200,7 +200,7 @@ def read_columns(
             skipped.add(path, error.line, error.reason)
         skipped.count += len(bad) - len(errors)
         kept[bad] = False
-    return Source(path, frame.filter(pl.Series(kept)), lines_of, np.flatnonzero(kept), frame.height)
+    return Source(path, frame.filter(pl.Series(kept)), lines_of, np.flatnonzero(kept), frame.height, columns)
 
 
 def look_for_times(

@@ -9,7 +9,8 @@ import polars as pl
 
 from plr.errors import DataError
 from plr.prepare.readers.columns import Columns, find_columns, look_for_times, read_columns
-from plr.prepare.readers.source import IdVocabulary, Skipped, Source, one_to_one
+from plr.prepare.readers.parquet import PARQUET_ERRORS, unreadable_parquet
+from plr.prepare.readers.source import IdVocabulary, Skipped, Source, one_to_one, panics_unprinted
 
 __all__ = ["huggingface_files", "read_huggingface"]
 
@@ -49,9 +50,10 @@ def read_huggingface(
     parts = []
     for file in huggingface_files(folder):
         try:
-            table = pl.read_ipc_stream(file)
-        except (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError) as error:
-            raise DataError(f"not a readable Arrow stream file: {str(error).splitlines()[0]}", file) from error
+            with panics_unprinted():
+                table = pl.read_ipc_stream(file)
+        except PARQUET_ERRORS as error:
+            raise unreadable_parquet(file, error, "Arrow stream") from None
         found = find_columns(table.columns, columns, file, None)
         look_for_times(file, table.lazy(), found, columns, None)
         parts.append(
@@ -61,7 +63,9 @@ def read_huggingface(
         raise DataError("its files have different columns", folder)
     if not parts:
         raise DataError("the data set holds no file", folder)
-    return parts[0] if len(parts) == 1 else Source(folder, pl.concat([part.frame for part in parts]), one_to_one)
+    if len(parts) == 1:
+        return parts[0]
+    return Source(folder, pl.concat([part.frame for part in parts]), one_to_one, columns=parts[0].columns)
 
 
 def _json(path: Path, key: str, default: list | None = None) -> list:

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import polars as pl
 
 from plr.errors import DataError
 from plr.prepare.readers.columns import Columns, find_columns, look_for_times, read_columns
-from plr.prepare.readers.source import IdVocabulary, Skipped, Source, one_to_one
+from plr.prepare.readers.source import IdVocabulary, Skipped, Source, one_to_one, panics_unprinted
 
 __all__ = ["PARQUET_ERRORS", "open_parquet", "read_parquet", "unreadable_parquet"]
 
@@ -43,15 +40,15 @@ def open_parquet(path: Path) -> pl.LazyFrame:
     """
     try:
         table = pl.scan_parquet(path, glob=False)
-        with _panics_unprinted():
+        with panics_unprinted():
             table.collect_schema()
         return table
     except PARQUET_ERRORS as error:
         raise unreadable_parquet(path, error) from None
 
 
-def unreadable_parquet(path: Path, error: BaseException) -> DataError:
-    """Return what to tell where ``error`` stopped the reading of a Parquet file."""
+def unreadable_parquet(path: Path, error: BaseException, kind: str = "Parquet") -> DataError:
+    """Return what to tell where ``error`` stopped the reading of a Parquet file, or of another kind."""
     reason = str(error).splitlines()[0]
     if isinstance(error, pl.exceptions.PanicException):
         zone = reason.partition("unable to parse time zone: ")[2].split("'")[1:2]
@@ -62,21 +59,4 @@ def unreadable_parquet(path: Path, error: BaseException) -> DataError:
                 path,
             )
         reason = f"polars fails at it: {reason}"
-    return DataError(f"not a readable Parquet file: {reason}", path)
-
-
-@contextmanager
-def _panics_unprinted() -> Iterator[None]:
-    """Turn away what a panic writes to the process's standard error: dozens of lines, before it is an exception."""
-    try:
-        kept = os.dup(2)
-    except OSError:  # there is none
-        yield
-        return
-    try:
-        with open(os.devnull, "wb") as nowhere:
-            os.dup2(nowhere.fileno(), 2)
-        yield
-    finally:
-        os.dup2(kept, 2)
-        os.close(kept)
+    return DataError(f"not a readable {kind} file: {reason}", path)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import gzip
+import os
 import zlib
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
@@ -30,6 +31,7 @@ __all__ = [
     "is_packed",
     "one_to_one",
     "open_plain",
+    "panics_unprinted",
     "unreadable",
 ]
 
@@ -119,7 +121,8 @@ class Source:
     where the file has them ``rating`` (bool: high enough) and ``timestamp`` (int64). ``rows`` says which
     record of the file each is (ascending); None where every record is one. ``lines_of(rows)`` gives the
     1-based lines (for Parquet: rows) to name in a message; it may read the file again. ``records`` is the number of
-    records that were parsed, blank ones too; 0 where nobody needs it.
+    records that were parsed, blank ones too; 0 where nobody needs it. ``columns`` says which column is which where
+    they have names: {role: name}.
     """
 
     path: Path
@@ -127,6 +130,7 @@ class Source:
     lines_of: LinesOf
     rows: np.ndarray | None = None
     records: int = 0
+    columns: Mapping[str, str] = field(default_factory=dict)
 
     def place(self, position: int) -> tuple[Path, int]:
         """Return the file and line of the interaction at ``position``."""
@@ -160,7 +164,24 @@ def forbidden_bytes(text: bytes, forbidden: bytes) -> bytes:
     return text.translate(None, _ALL_BYTES.translate(None, forbidden))
 
 
-def unreadable(path: Path, error: Exception, forbidden: bytes = b"") -> DataError:
+@contextmanager
+def panics_unprinted() -> Iterator[None]:
+    """Turn away what a panic writes to the process's standard error: dozens of lines, before it is an exception."""
+    try:
+        kept = os.dup(2)
+    except OSError:  # there is none
+        yield
+        return
+    try:
+        with open(os.devnull, "wb") as nowhere:
+            os.dup2(nowhere.fileno(), 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+
+
+def unreadable(path: Path, error: BaseException, forbidden: bytes = b"") -> DataError:
     """Return the error to raise where ``error`` stopped the reading of a text file; finds the line again."""
     line = 0
     try:

@@ -26,6 +26,15 @@ def lines_with(bad: dict[int, str], title: str = '"plain"', count: int = 20) -> 
     return HEADER + "".join(rows)
 
 
+@pytest.fixture(autouse=True, params=["compiled", "interpreted"])
+def scan(request, monkeypatch):
+    """Both ways to count records."""
+    if request.param == "interpreted":
+        monkeypatch.setattr(quotes, "_Compiled", None)
+    elif quotes._Compiled is None:
+        pytest.skip("the C++ extension is not built")
+
+
 @pytest.mark.parametrize("pack", [bytes, gzip.compress], ids=["plain", "packed"])
 @pytest.mark.parametrize("title", ['"plain"', "plain"])
 @pytest.mark.parametrize("bad", [ESCAPED, UNESCAPED, '"5" ', '"5"x', '"open', '"a""b" "c"'])
@@ -120,6 +129,7 @@ def scanned(engine, text: bytes, sizes: list[int], separator: str = ",", quoted:
 
 
 @pytest.mark.skipif(quotes._Compiled is None, reason="the C++ extension is not built")
+@pytest.mark.parametrize("scan", ["compiled"], indirect=True)
 def test_both_scans_agree():
     draw = random.Random(2)
     for _ in range(20_000):

@@ -18,6 +18,7 @@ from pathlib import Path
 import polars as pl
 import pytest
 
+from plr.cli import main
 from plr.data import open_prepared, prepare
 from plr.errors import DataError
 from plr.items.features import read_features
@@ -93,6 +94,12 @@ def test_a_column_that_looks_like_times_must_be_named(write, tmp_path, name, val
     assert report["order"] == "file"
     if name != "played":
         assert quietly(path, tmp_path / "time-order", timestamp_column=name)[0]["order"] == "timestamp"
+
+
+def test_the_columns_that_count_are_said(write, tmp_path, capsys):
+    path = write("a.csv", CSV.replace("timestamp", "unix_time"))
+    assert main(["prepare", str(path), "--out", str(tmp_path / "out")]) == 0
+    assert "columns: user 'user_id', item 'item_id', timestamp 'unix_time'" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
