@@ -196,9 +196,16 @@ def read_there(data: bytes, separator: str) -> list[Row] | str:
     try:
         places = [[name.strip() for name in rows[0]].index(name) for name in NAMES[:3]]
         chosen = ([row[place].strip() for place in places] for row in rows[1:])
-        return [(user, item, int(float(when))) for user, item, when in chosen]
+        return [(user, item, _whole(when)) for user, item, when in chosen]
     except (ValueError, IndexError, OverflowError) as error:
         return str(error)
+
+
+def _whole(text: str) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        return int(float(text))
 
 
 def check(seed: int, folder: Path) -> tuple[str, str | None]:

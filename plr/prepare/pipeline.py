@@ -266,6 +266,8 @@ def _nothing_left(made: Split, report: dict[str, Any]) -> str:
     )
     if "valid_time" not in made.report:
         return f"{text}. Leave-one-out needs users with at least four interactions"
+    if made.report["valid_time"] == made.report["test_time"]:
+        text += "; validation and test begin at one time, as they do where most timestamps are equal"
     return (
         f"{text}. Training ends at valid_time {made.report['valid_time']}: give a later --valid_time and --test_time, "
         "or --split leave-one-out"

@@ -286,12 +286,14 @@ def _check_packed(path: Path, forbidden: bytes) -> None:
 def _check_ids(interactions: Interactions, place: Place, forbidden: bytes) -> None:
     """Refuse ids with forbidden bytes: looking through those of packed files costs less than unpacking them twice."""
     letters = "".join(f"\\x{byte:02x}" for byte in forbidden)
-    for index, ids in ((interactions.user, interactions.user_ids), (interactions.item, interactions.item_ids)):
+    for index, ids in ((interactions.user, interactions.user_ids), (lambda: interactions.item, interactions.item_ids)):
         odd = ids.str.contains(f"[{letters}]").to_numpy()
         if odd.any():
-            position = int(odd[index].argmax())
-            path, line = place(position)
-            found = shortened(ids[int(index[position])])
+            numbers = index()
+            rows = np.flatnonzero(odd[numbers])
+            row = int(rows[interactions.position[rows].argmin()])  # the first in the file
+            path, line = place(int(interactions.position[row]))
+            found = shortened(ids[int(numbers[row])])
             raise DataError(f"the id {found} holds a byte that does not belong in a text file", path, line)
 
 

@@ -116,6 +116,15 @@ def test_control_bytes_are_refused_packed_or_not(write, pack, name, text, bad, f
     assert [entry["line"] for entry in report["skipped_lines"]["first"]] == [bad]
 
 
+@pytest.mark.parametrize("bad", ["a\0,y,1,1", "a,y\0,1,1"])
+def test_the_first_line_with_a_zero_byte_is_named_in_a_packed_file(write, bad):
+    rows = [f"u{n % 3},i{n % 4},1,{n}" for n in range(40)]
+    rows[30:30], rows[20:20] = [bad], [bad]
+    path = write("a.csv", gzip.compress((HEADER + "\n".join(rows) + "\n").encode()))
+    with pytest.raises(DataError, match=r"a.csv:22: the id '\w.x00' holds a byte that does not belong in a text file"):
+        prepare(path)
+
+
 def test_a_bad_line_leaves_the_others_of_a_file_without_a_header(write):
     path = write("a.txt", b"a\tx\ty\nb\tx\ty\tz\tw\nc\tx\xff\nd\tx\ty\tz\n")  # more fields than the first line's
     report = prepared(path, format="sequences").report

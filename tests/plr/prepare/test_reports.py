@@ -368,7 +368,7 @@ def test_names_that_are_not_utf_8(tmp_path):
 
 def test_one_time_for_all_says_the_cut_and_what_to_do(write):
     text = "user,item,timestamp\n" + "".join(f"{user},{item},1600000000\n" for user, item, _ in ROWS)
-    with pytest.raises(DataError, match=r"1600000000.*--split leave-one-out") as caught:
+    with pytest.raises(DataError, match=r"begin at one time.*1600000000.*--split leave-one-out") as caught:
         prepare(write("a.csv", text))
     assert "[]" not in str(caught.value)
     with pytest.raises(DataError, match=r"no training row.*valid_time 5"):
