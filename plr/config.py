@@ -118,8 +118,12 @@ class Config(
             raise ConfigError(f"{path}: {error}") from error
 
 
+FORMER_VALUES = {"mixture": "states"}
+"""What a run's config.yaml of an earlier version, which lacks the field, stands for where that is not the default."""
+
+
 def read_fields(path: Path) -> dict[str, Any]:
-    """Read a YAML file of configuration fields, without looking at them.
+    """Read a YAML file of configuration fields, without looking at them; a field that came later has its former value.
 
     Raises:
         ConfigError: it is no such file, or a field occurs twice; names the file and the line.
@@ -136,7 +140,7 @@ def read_fields(path: Path) -> dict[str, Any]:
     if not isinstance(values, dict) or not all(isinstance(name, str) for name in values):
         found = "nothing" if values is None else repr(values)
         raise ConfigError(f"{path}: expected a mapping, lines of 'field: value'; found {found}")
-    return values
+    return FORMER_VALUES | values if "provenance" in values else values
 
 
 class _UniqueKeys(yaml.SafeLoader):

@@ -264,6 +264,11 @@ class RecommenderOptions(Options):
 
     temperature: float | None = option(None, POSITIVE)
 
+    @property
+    def mixes_distributions(self) -> bool:
+        """Whether the method is trained on and ranks by a mixture of several states' distributions."""
+        return False
+
 
 @dataclass
 class ClozeOptions(RecommenderOptions):
@@ -296,12 +301,18 @@ class DivergenceOptions(StepsOptions):
     The divergence has no upper bound, and a loss that rewards it alone would never end: hence the limit.
 
     Args:
-        kl_weight: PLR, ERL: λ, how strongly states are pushed apart; 0 is "w/o KL".
+        kl_weight: PLR, ERL: λ, how strongly states are pushed apart; 0 is "w/o KL". By default 0.1, and 0 for PLR's
+            mixture of distributions.
         kl_limit: PLR, ERL: the mean divergence, in nats, beyond which no more is rewarded; 0: no limit, as published.
     """
 
-    kl_weight: float = option(0.1, finite_from(0))
+    kl_weight: float | None = option(None, finite_from(0))
     kl_limit: float = option(1.0, finite_from(0))
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.kl_weight is None:  # set here, so that config.yaml says what was used
+            self.kl_weight = 0.0 if self.mixes_distributions else 0.1
 
 
 @dataclass
@@ -309,10 +320,16 @@ class ContrastiveWeightOptions(RecommenderOptions):
     """A contrastive loss that can be left out: PLR and PRL.
 
     Args:
-        contrastive_weight: PLR, PRL: weight of the contrastive loss; 0 is "w/o RCL".
+        contrastive_weight: PLR, PRL: weight of the contrastive loss; 0 is "w/o RCL". By default 1, and 0 for PLR's
+            mixture of distributions.
     """
 
-    contrastive_weight: float = option(1.0, finite_from(0))
+    contrastive_weight: float | None = option(None, finite_from(0))
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.contrastive_weight is None:
+            self.contrastive_weight = 0.0 if self.mixes_distributions else 1.0
 
 
 @dataclass
@@ -391,14 +408,43 @@ class PLROptions(DivergenceOptions, ContrastiveWeightOptions, ContrastiveTempera
     streams that are the same. The paper states none.
 
     Args:
+        mixture: PLR: distributions, trained on and ranked by the mixture of the streams' item distributions, or states,
+            the paper's Eq. 9, one distribution of the mixed states.
         streams: PLR: number of reasoning streams M.
         trigger_std: PLR: standard deviation of the trigger tokens' initial values; the state they are added to has 1.
-        gate: PLR: false averages the streams, "w/o MoRS".
+            By default 1, and 0.02 for mixture states.
+        gate: PLR: false weighs the streams equally, "w/o MoRS".
+        pooling: PLR: what a stream predicts from: the mean of its steps' states, Eq. 6, or the last one.
+        fast_state: PLR: the part of the encoder's own state h_0: none; added to the streams' states in training and
+            ranking; component, of the mixture of distributions, with a gate of its own; ranking, added when ranking and
+            not trained, Eq. 10 (mixture states). By default none, and ranking for mixture states.
+        consistency_weight: PLR: weight of the symmetric divergence between each stream's distributions under two
+            dropout masks (R-Drop).
     """
 
-    streams: int = option(2, at_least(1))
-    trigger_std: float = option(0.02, finite_from(0))
+    mixture: Literal["distributions", "states"] = option("distributions")
+    streams: int = option(4, at_least(1))
+    trigger_std: float | None = option(None, finite_from(0))
     gate: bool = option(True)
+    pooling: Literal["mean", "last"] = option("mean")
+    fast_state: Literal["none", "added", "component", "ranking"] | None = option(None)
+    consistency_weight: float = option(0.0, finite_from(0))
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.trigger_std is None:
+            self.trigger_std = 1.0 if self.mixture == "distributions" else 0.02
+        if self.fast_state is None:
+            self.fast_state = "none" if self.mixture == "distributions" else "ranking"
+        refused = "ranking" if self.mixture == "distributions" else "component"
+        accepted = ", ".join(name for name in ("none", "added", "component", "ranking") if name != refused)
+        self.require("fast_state", self.fast_state != refused, f"one of {accepted} for mixture {self.mixture}")
+
+    @property
+    def mixes_distributions(self) -> bool:
+        """Whether the streams' distributions are mixed, and not their states."""
+        # A whole configuration may name another method.
+        return self.mixture == "distributions" and getattr(self, "method", "plr") == "plr"
 
 
 @dataclass

@@ -9,6 +9,7 @@ from torch.nn import functional
 from plr.data import Batch
 from plr.models.encoder import SequenceEncoder
 from plr.models.items.encoders import ItemEncoder
+from plr.models.scoring import ItemScorer
 from plr.options import RecommenderOptions
 from plr.systems import COSINE_TEMPERATURE
 
@@ -19,7 +20,8 @@ INITIAL_STD = 0.02
 class Recommender(nn.Module):
     """An item encoder and a sequence encoder; subclasses add the training loss and the user embedding.
 
-    An item's score is the dot product of `user_embedding(batch)` with its row of `candidates(item_table())`.
+    What `scorer(batch)` scores are the rows of `candidates(item_table())`: by their dot product with
+    `user_embedding(batch)`, unless a subclass has a scorer of its own.
 
     Args:
         items: the item encoder.
@@ -59,6 +61,10 @@ class Recommender(nn.Module):
         """
         raise NotImplementedError
 
+    def scorer(self, batch: Batch, table: Tensor | None = None) -> ItemScorer:
+        """Return what ranks the `candidates` for each history; table as in `user_embedding`."""
+        return ItemScorer(self.user_embedding(batch, table))
+
     def item_table(self) -> Tensor:
         """Return the item vectors [V, d] that histories are made of."""
         return self.items.table()
@@ -87,4 +93,4 @@ class Recommender(nn.Module):
     def scores(self, batch: Batch) -> Tensor:
         """Score every item for each history, [B, V]: for small sets; ranking and serving work in blocks instead."""
         table = self.item_table()
-        return self.user_embedding(batch, table) @ self.candidates(table).T
+        return self.scorer(batch, table).scores(self.candidates(table))

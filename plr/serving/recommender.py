@@ -18,12 +18,11 @@ from plr.models import Recommender as Model
 from plr.models import build_model
 from plr.runs import RunFolder, load_weights
 from plr.serving.new_items import with_new_items
-from plr_kernels import top_items
 
 
 @dataclass(frozen=True)
 class Recommendation:
-    """One recommended item and its score (a dot product: comparable within one history only)."""
+    """One recommended item and its score: a dot product, or a mixture's log-probability; comparable within one history."""
 
     item: str
     score: float
@@ -139,13 +138,13 @@ class Recommender:
             targets=torch.full_like(lengths, -100).to(device),
             users=torch.arange(len(histories), device=device),
         )
-        states = self.model.user_embedding(batch, self._table)  # [B, d]
-        if not bool(torch.isfinite(states).all()):
+        scorer = self.model.scorer(batch, self._table)
+        if not bool(torch.isfinite(scorer.states).all()):
             raise RunError("the user embedding of a history is not finite; the weights are damaged")
         exclude = None
         if exclude_seen:
             exclude = torch.nn.utils.rnn.pad_sequence(histories, batch_first=True, padding_value=-1).to(device)
-        scores, ids = top_items(states, self._candidates, int(k), exclude=exclude)
+        scores, ids = scorer.top_items(self._candidates, int(k), exclude=exclude)
         return [
             [
                 Recommendation(self.item_ids[item], score)

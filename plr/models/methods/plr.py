@@ -12,48 +12,67 @@ from plr.models.encoder import Encoded, SequenceEncoder
 from plr.models.items.encoders import ItemEncoder
 from plr.models.methods.reasoning import Reasoning, reason
 from plr.models.recommender import INITIAL_STD, Losses, Recommender
+from plr.models.scoring import ItemScorer
 from plr.options import PLROptions
-from plr_kernels import info_nce, linear_cross_entropy, pairwise_kl
+from plr_kernels import info_nce, linear_cross_entropy, mixture_cross_entropy, pairwise_kl
 
 
 @dataclass(frozen=True)
 class ParallelReasoning:
-    """Everything PLR computes about a batch of histories.
+    """Everything PLR computes about a batch of histories. C is M, or M + 1 where h_0 is a component of the mixture.
 
     Attributes:
         fast: h_0 [B, d], the encoder's state of the last item.
         states: h_{t,m} as [B, M, T, d].
-        streams: z_m [B, M, d], the mean over steps (Eq. 6).
-        gates: g [B, M], summing to 1 (uniform without the gate).
-        slow: z_rea [B, d] (Eq. 9): what training predicts from.
+        streams: [B, C, d], what is mixed: z_m, the mean over steps (Eq. 6) or the last one; h_0 as `fast_state` says.
+        gate_scores: [B, C], of which the softmax is the weights; zeros without the gate.
         attention: attention[t][layer] [B, H, M, P + t + 1], or None unless asked for.
     """
 
     fast: Tensor
     states: Tensor
     streams: Tensor
-    gates: Tensor
-    slow: Tensor
+    gate_scores: Tensor
     attention: list[list[Tensor]] | None = None
 
     @property
+    def gates(self) -> Tensor:
+        """The weights g [B, C], summing to 1."""
+        return torch.softmax(self.gate_scores, dim=-1)
+
+    @property
+    def log_gates(self) -> Tensor:
+        """Their logarithms [B, C]."""
+        return torch.log_softmax(self.gate_scores, dim=-1)
+
+    @property
+    def slow(self) -> Tensor:
+        """z_rea [B, d], the mixture of states (Eq. 9)."""
+        return (self.gates[:, :, None] * self.streams).sum(dim=1)
+
+    @property
     def final(self) -> Tensor:
-        """z_final = h_0 + z_rea [B, d] (Eq. 10): what inference ranks with."""
+        """z_final = h_0 + z_rea [B, d] (Eq. 10): what inference ranks with, as printed."""
         return self.fast + self.slow
 
 
 class PLRRecommender(Recommender):
-    """M reasoning streams, opened by trigger tokens, over the shared prefix; gated, diverse and robust.
+    """M reasoning streams, opened by trigger tokens, over the shared prefix, mixed by a gate.
 
-    Minimises  L = L_NIP + w·L_RCL − λ·L_KL  (Eq. 11). The paper prints +λ·L_KL, which would pull the streams together
-    against its own text; the divergence is meant to grow, hence the minus. L_KL has no upper bound, and descending
-    −λ·L_KL alone would never end: a batch whose L_KL exceeds `kl_limit` gives no gradient for it.
+    With `mixture` "distributions" stream m predicts by itself, p_m = softmax(z_m·E / τ), and a history is trained on
+    and ranked by their mixture: it minimises −log Σ_m g_m p_m(y), plus the terms below whose weights are not 0. The
+    paper's theorems (4.1, 4.6) are about this mixture; a stream learns most from the rows that it explains best.
+
+    With "states" the streams' states are mixed, z_rea = Σ_m g_m z_m (Eq. 9), and it minimises, as printed,
+    L = L_NIP + w·L_RCL − λ·L_KL  (Eq. 11). The paper prints +λ·L_KL, which would pull the streams together against its
+    own text; the divergence is meant to grow, hence the minus. L_KL has no upper bound, and descending −λ·L_KL alone
+    would never end: a batch whose L_KL exceeds `kl_limit` gives no gradient for it.
 
     Args:
         items: the item encoder.
         encoder: the sequence encoder; its layers are also the reasoning function.
-        options: M is `streams`, T `steps`, λ `kl_weight`, w `contrastive_weight` (0 also leaves the second dropout view
-            out), τ of Eq. 8 `contrastive_temperature`.
+        options: M is `streams`, T `steps`, λ `kl_weight`, w `contrastive_weight`, τ of Eq. 8 `contrastive_temperature`.
+            A second dropout view is computed where `contrastive_weight` or `consistency_weight` is not 0.
     """
 
     options: PLROptions
@@ -64,47 +83,80 @@ class PLRRecommender(Recommender):
         self.trigger = nn.Embedding(options.streams, dim)
         self.step_embedding = nn.Embedding(options.steps, dim)
         self.gate = nn.Linear(dim, options.streams) if options.gate else None
+        self.fast_gate = nn.Linear(dim, 1) if options.gate and options.fast_state == "component" else None
         self.initialize()
         with torch.no_grad():
             # A scale: other weights and later draws stay the same.
             self.trigger.weight.mul_(options.trigger_std / INITIAL_STD)
 
     def losses(self, batch: Batch) -> Losses:
-        """Return {"next_item", "contrastive", "diversity"}; a term whose weight is 0 is neither computed nor listed.
+        """Return {"next_item", "consistency", "contrastive", "diversity"}; without those whose weight is 0.
 
-        The two dropout views are one batch of 2B rows; next-item prediction and divergence use the first B.
+        The two dropout views are one batch of 2B rows. With consistency (R-Drop) both predict the next item; else
+        prediction and divergence use the first B.
         """
-        table = self.item_table()
+        options, table = self.options, self.item_table()
         rows = batch.lengths.shape[0]
-        item_ids, lengths = batch.item_ids, batch.lengths
-        if self.options.contrastive_weight:
+        item_ids, lengths, targets = batch.item_ids, batch.lengths, batch.targets
+        if options.contrastive_weight or options.consistency_weight:
             item_ids, lengths = item_ids.repeat(2, 1), lengths.repeat(2)
         outcome = self._run(table, item_ids, lengths)
-
         candidates = self.candidates(table)
-        losses = {
-            "next_item": linear_cross_entropy(
-                self.queries(outcome.slow[:rows]), candidates, batch.targets, temperature=self.temperature
+
+        predicted = rows
+        if options.consistency_weight:
+            predicted, targets = 2 * rows, targets.repeat(2)
+        if options.mixes_distributions:
+            gates = outcome.gates.detach()
+            self.extra_metrics = {"gate_entropy": torch.special.entr(gates).sum(dim=1).mean()}
+            next_item = mixture_cross_entropy(
+                self.queries(outcome.streams[:predicted]),
+                outcome.log_gates[:predicted],
+                candidates,
+                targets,
+                temperature=self.temperature,
             )
-        }
-        if self.options.contrastive_weight:
+        else:
+            next_item = linear_cross_entropy(
+                self.queries(outcome.slow[:predicted]), candidates, targets, temperature=self.temperature
+            )
+        losses = {"next_item": next_item}
+        if options.consistency_weight:
+            compared = outcome.streams if options.mixes_distributions else outcome.slow[:, None]  # [2B, C, d]
+            views = torch.stack([compared[:rows], compared[rows:]], dim=2).flatten(0, 1)  # [B·C, 2, d]
+            divergence = pairwise_kl(self.queries(views), candidates, temperature=self.temperature)
+            losses["consistency"] = options.consistency_weight * divergence
+        if options.contrastive_weight:
             grouped = outcome.states.flatten(1, 2).transpose(0, 1)  # [M·T, 2B, d]
-            contrastive = info_nce(
-                grouped[:, :rows], grouped[:, rows:], temperature=self.options.contrastive_temperature
-            )
-            losses["contrastive"] = self.options.contrastive_weight * contrastive
-        if self.options.kl_weight:
+            contrastive = info_nce(grouped[:, :rows], grouped[:, rows:], temperature=options.contrastive_temperature)
+            losses["contrastive"] = options.contrastive_weight * contrastive
+        if options.kl_weight:
             states = outcome.states[:rows].flatten(1, 2)  # [B, M·T, d]
             divergence = pairwise_kl(self.queries(states), candidates, temperature=self.temperature)
-            if self.options.kl_limit:
-                divergence = divergence.clamp(max=self.options.kl_limit)
-            losses["diversity"] = -self.options.kl_weight * divergence
+            if options.kl_limit:
+                divergence = divergence.clamp(max=options.kl_limit)
+            losses["diversity"] = -options.kl_weight * divergence
         return losses
 
     def user_embedding(self, batch: Batch, table: Tensor | None = None) -> Tensor:
-        """Return z_final [B, d] (Eq. 10)."""
+        """Return what one inner product ranks by, [B, d]: z_final (Eq. 10), or z_rea where h_0 is in it or left out.
+
+        Raises:
+            RuntimeError: the model mixes distributions, whose ranking is no inner product; take `scorer`.
+        """
+        if self.options.mixes_distributions:
+            raise RuntimeError("a mixture of distributions has no single embedding of a history; rank with scorer()")
         table = self.item_table() if table is None else table
-        return self.queries(self._run(table, batch.item_ids, batch.lengths).final)
+        outcome = self._run(table, batch.item_ids, batch.lengths)
+        return self.queries(outcome.final if self.options.fast_state == "ranking" else outcome.slow)
+
+    def scorer(self, batch: Batch, table: Tensor | None = None) -> ItemScorer:
+        """Return what ranks the candidates: the mixture of the streams' distributions, or of their states."""
+        if not self.options.mixes_distributions:
+            return super().scorer(batch, table)
+        table = self.item_table() if table is None else table
+        outcome = self._run(table, batch.item_ids, batch.lengths)
+        return ItemScorer(self.queries(outcome.streams), outcome.log_gates, self.temperature)
 
     def run(self, batch: Batch, *, with_attention: bool = False) -> ParallelReasoning:
         """Encode and reason; return states, gates and, if asked for, attention weights."""
@@ -122,26 +174,29 @@ class PLRRecommender(Recommender):
             with_attention=with_attention,
         )
 
-    def gates(self, fast: Tensor) -> Tensor:
-        """Return g = softmax(W_g h_0 + b_g) [B, M] for h_0 [B, d] (Eq. 9), or 1/M without the gate."""
+    def gate_scores(self, fast: Tensor) -> Tensor:
+        """Return W_g h_0 + b_g [B, C] for h_0 [B, d], whose softmax is Eq. 9's gate; zeros without the gate."""
         if self.gate is None:
-            streams = self.trigger.num_embeddings
-            return fast.new_full((fast.shape[0], streams), 1 / streams)
-        return torch.softmax(self.gate(fast), dim=-1)
+            components = self.options.streams + (self.options.fast_state == "component")
+            return fast.new_zeros(fast.shape[0], components)
+        scores = self.gate(fast)
+        return scores if self.fast_gate is None else torch.cat([scores, self.fast_gate(fast)], dim=1)
 
     def _run(
         self, table: Tensor, item_ids: Tensor, lengths: Tensor, *, with_attention: bool = False
     ) -> ParallelReasoning:
         encoded = self.encoder.encode(self.embed(table, item_ids), lengths)
         reasoning = self.reason(encoded, with_attention=with_attention)
-        streams = reasoning.states.mean(dim=2)  # [B, M, d]
-        gates = self.gates(encoded.last)
-        slow = (gates[:, :, None] * streams).sum(dim=1)
+        states = reasoning.states  # [B, M, T, d]
+        streams = states.mean(dim=2) if self.options.pooling == "mean" else states[:, :, -1]  # [B, M, d]
+        if self.options.fast_state == "added":
+            streams = streams + encoded.last[:, None]
+        elif self.options.fast_state == "component":
+            streams = torch.cat([streams, encoded.last[:, None]], dim=1)
         return ParallelReasoning(
             fast=encoded.last,
-            states=reasoning.states,
+            states=states,
             streams=streams,
-            gates=gates,
-            slow=slow,
+            gate_scores=self.gate_scores(encoded.last),
             attention=reasoning.attention,
         )
