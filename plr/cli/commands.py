@@ -23,6 +23,7 @@ from plr.config import Config
 from plr.errors import TERMINATED, UserError
 from plr.options import names
 from plr.prepare import PrepareOptions
+from plr.presets import preset_path, preset_summaries
 
 NEW_ITEMS = (
     "inductive unisrec: text vectors of items, or of items' texts, that came after training, "
@@ -35,7 +36,7 @@ def main(arguments: list[str] | None = None) -> int:
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # an id that the terminal's encoding lacks is no error
     arguments = sys.argv[1:] if arguments is None else arguments
-    parsed = _parser(arguments).parse_args(arguments)
+    parsed = _parser(arguments).parse_args(_with_preset(arguments))
     resumable = parsed.command in ("train", "demo")
     advice = "; repeat the command to resume after the last finished epoch" if resumable else ""
     try:
@@ -129,6 +130,17 @@ def _parser(arguments: list[str]) -> Parser:
     return parser
 
 
+def _with_preset(arguments: list[str]) -> list[str]:
+    """Put the file of `--preset NAME` in front of the other options, which may then say otherwise."""
+    for place, argument in enumerate(arguments):
+        option, _, name = argument.partition("=")
+        if option == "--preset" and arguments[0] == "train":
+            name = name or "".join(arguments[place + 1 : place + 2])
+            if name in preset_summaries():  # else the parser refuses it
+                return ["train", "--config", str(preset_path(name)), *arguments[1:]]
+    return arguments
+
+
 def _demo_options(demo: Parser) -> None:
     demo.add_argument("--out", type=str, default="plr-demo", help="folder for the data and the runs")
     demo.add_argument("--seed", type=int, default=0, help="of the data and the runs")
@@ -145,6 +157,9 @@ def _data_options(data: Parser) -> None:
 
 
 def _train_options(train: Parser) -> None:
+    known = Literal[tuple(preset_summaries())]  # type: ignore[valid-type]
+    text = "published settings, which --config and other options may change; `plr presets` describes each"
+    train.add_argument("--preset", type=known | None, default=None, help=text)
     train.add_argument("--config", action="config", help="a YAML file of fields, e.g. a run's config.yaml")
     train.add_class_arguments(Config, skip={"provenance"})
 
@@ -239,7 +254,8 @@ def _train(options: Namespace) -> None:
     from plr.training import train
 
     values = options.as_dict()
-    values.pop("config", None)
+    for name in ("config", "preset"):
+        values.pop(name, None)
     config = Config(**values)
     result = train(config)
     if not result:  # not the first process of a distributed run
@@ -305,6 +321,12 @@ def _systems(options: Namespace) -> None:
     from plr.cli.tables import systems_tables
 
     _print(*systems_tables())
+
+
+def _presets(options: Namespace) -> None:
+    from plr.cli.tables import presets_table
+
+    _print(presets_table(), "plr train --preset NAME …; each value's source stands in plr/presets/NAME.yaml")
 
 
 def _system(config: Config) -> str:
@@ -378,5 +400,6 @@ COMMANDS = {
         lambda _: None,
         _systems,
     ),
+    "presets": Command("list published settings", "List the presets of plr train.", lambda _: None, _presets),
 }
 

@@ -10,6 +10,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from plr.prepare.split import SPLITS
+from plr.presets import preset_summaries
 from plr.systems import BACKBONES, METHODS, REFUSALS
 
 if TYPE_CHECKING:
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "metrics_table",
+    "presets_table",
     "print_line",
     "recommendation_table",
     "rows_table",
@@ -148,6 +150,14 @@ def recommendation_table(answer: Sequence[Recommendation]) -> Table:
     table.add_column("Score", justify="right")
     for rank, recommendation in enumerate(answer, start=1):
         table.add_row(str(rank), escape(recommendation.item), f"{recommendation.score:.4f}")
+    return table
+
+
+def presets_table() -> Table:
+    """Return the presets, each with its sentence."""
+    table = Table(title="Presets", title_justify="left", show_header=False)
+    for name, summary in preset_summaries().items():
+        table.add_row(name, summary)
     return table
 
 

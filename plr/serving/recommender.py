@@ -22,7 +22,7 @@ from plr.serving.new_items import with_new_items
 
 @dataclass(frozen=True)
 class Recommendation:
-    """One recommended item and its score: a dot product, or a mixture's log-probability; comparable within one history."""
+    """One recommended item and its score, a dot product or a log-probability: comparable within one history."""
 
     item: str
     score: float

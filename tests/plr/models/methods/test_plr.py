@@ -1,4 +1,4 @@
-"""PLR's equations, one by one, in float64."""
+"""PLR's equations as printed (mixture states), one by one, in float64."""
 
 import pytest
 import torch
@@ -6,8 +6,17 @@ from torch.nn import functional
 
 from plr.models import build_model
 from plr_kernels import info_nce, pairwise_kl
-from tests.plr.models.helpers import random_batch, small_config, small_model
+from tests.plr.models import helpers
+from tests.plr.models.helpers import random_batch
 from tests.plr.models.test_encoder import input_norm, straight_line_states
+
+
+def small_config(**changes):
+    return helpers.small_config(**{"mixture": "states", "streams": 2, **changes})
+
+
+def small_model(*sizes, **changes):
+    return helpers.small_model(*sizes, **{"mixture": "states", "streams": 2, **changes})
 
 
 def close(actual, expected):
