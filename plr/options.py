@@ -454,6 +454,7 @@ class TrainingOptions(Options):
     Args:
         training_rows: prefix (a row per history and target), sequence (a row per user, all positions), auto: what
             the method prefers and the backbone can use.
+        batch_order: length, rows of like length together, of which little is padded, or shuffled.
         batch_size: training rows per step.
         epochs: at most this many.
         patience: stop after this many epochs without a better validation NDCG@10.
@@ -467,6 +468,7 @@ class TrainingOptions(Options):
     """
 
     training_rows: Literal["auto", "prefix", "sequence"] = option("auto")
+    batch_order: Literal["length", "shuffled"] = option("length")
     batch_size: int = option(2048, at_least(1))
     epochs: int = option(200, at_least(1))
     patience: int = option(10, at_least(1))

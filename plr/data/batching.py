@@ -18,7 +18,8 @@ class LengthGroupedBatches:
 
     With ``shuffle`` the rows are permuted, cut into mega-batches of about 64 batches, sorted by length
     inside each, cut into batches, and the batches shuffled; the order is a function of (seed, epoch) alone.
-    Without, rows are sorted by length, longest first, so that the largest batch is the first.
+    Not ``grouped``, they are permuted and cut: rows of any lengths stand together, and more is padded.
+    Without ``shuffle`` rows are sorted by length, longest first, so that the largest batch is the first.
 
     Under ``world_size`` ranks each takes every world_size-th batch of the one plan, and all take equally
     many: nothing is dropped and nothing repeated, in training as in evaluation. For that the number of
@@ -30,6 +31,7 @@ class LengthGroupedBatches:
         batch_size: Rows per batch and rank, at most (where 1 does not go round among the ranks, 2).
         shuffle: True for training, False for evaluation.
         seed: Of the shuffling.
+        grouped: False mixes all lengths in a batch, with ``shuffle``.
         rank: This process, 0..world_size-1.
         world_size: The number of processes.
 
@@ -44,6 +46,7 @@ class LengthGroupedBatches:
         *,
         shuffle: bool,
         seed: int = 0,
+        grouped: bool = True,
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
@@ -58,6 +61,7 @@ class LengthGroupedBatches:
         self.batch_size = batch_size
         self.shuffle = shuffle
         self.seed = seed
+        self.grouped = grouped
         self.rank = rank
         self.world_size = world_size
         self.epoch = 0
@@ -86,8 +90,10 @@ class LengthGroupedBatches:
             yield rows[bounds[batch] : bounds[batch + 1]]
 
     def _shuffled(self, random: np.random.Generator, bounds: np.ndarray) -> np.ndarray:
-        """Return a permutation of the rows, sorted by length within each mega-batch."""
+        """Return a permutation of the rows, where grouped sorted by length within each mega-batch."""
         order = random.permutation(len(self._lengths))
+        if not self.grouped:
+            return order
         lengths = self._lengths[order]
         steps_together = -(-_MEGA_BATCH // self.world_size)
         for start in range(0, len(bounds) - 1, steps_together * self.world_size):

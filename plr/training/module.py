@@ -35,7 +35,7 @@ class RecommenderModule(lightning.LightningModule):
         return build_optimizer(self.model, self.config)
 
     def train_dataloader(self) -> DataLoader:
-        """Batches grouped by length, gathered in the main process: a gather is cheaper than a queue."""
+        """Batches, grouped by length or not, gathered in the main process: a gather is cheaper than a queue."""
         rows, positives = self.rows, None
         if self.model.reference is not None:
             shown = self.config.progress and self.global_rank == 0
@@ -53,6 +53,7 @@ class RecommenderModule(lightning.LightningModule):
             self.config.batch_size,
             shuffle=True,
             seed=self.config.seed,
+            grouped=self.config.batch_order == "length",
             rank=self.global_rank,
             world_size=self.trainer.world_size,
         )

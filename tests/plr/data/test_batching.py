@@ -92,6 +92,19 @@ def test_shuffled_batches_come_in_no_order_of_length():
     assert torch.corrcoef(torch.stack([means, place]))[0, 1].abs() < 0.2
 
 
+def test_batches_that_are_not_grouped_mix_lengths():
+    """A batch's mean length is then that of a random sample: its spread over batches is σ / √64."""
+    lengths = lengths_like_real_data(50_000)
+    spread = {}
+    for grouped in (True, False):
+        batches = list(LengthGroupedBatches(lengths, 64, shuffle=True, grouped=grouped))
+        assert torch.equal(torch.cat(batches).sort().values, torch.arange(50_000))
+        spread[grouped] = torch.stack([lengths[index].double().mean() for index in batches]).std()
+    expected = lengths.double().std() / 8
+    assert abs(spread[False] / expected - 1) < 0.1  # 782 batches: the standard error is 2.5 %
+    assert spread[True] > 4 * expected
+
+
 def test_evaluation_begins_with_the_longest():
     lengths = torch.tensor([1, 5, 2, 5, 3])
     assert [index.tolist() for index in LengthGroupedBatches(lengths, 2, shuffle=False)] == [[1], [3, 4], [2, 0]]
