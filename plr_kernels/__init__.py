@@ -7,7 +7,10 @@ from plr_kernels.linear_cross_entropy import linear_cross_entropy
 from plr_kernels.mixture_cross_entropy import mixture_cross_entropy
 from plr_kernels.pairwise_kl import pairwise_kl
 from plr_kernels.stream_attention import stream_attention
+from plr_kernels.target_mixture_rank import target_mixture_rank
+from plr_kernels.target_rank import target_rank
 from plr_kernels.top_items import top_items
+from plr_kernels.top_mixture_items import top_mixture_items
 
 # isort: split
 from plr_kernels import flops  # noqa: F401 -- registers formulas for the operators above
@@ -23,6 +26,9 @@ __all__ = [
     "mixture_cross_entropy",
     "pairwise_kl",
     "stream_attention",
+    "target_mixture_rank",
+    "target_rank",
     "top_items",
+    "top_mixture_items",
     "use_backend",
 ]

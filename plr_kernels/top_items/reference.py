@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+
 import torch
 from torch import Tensor
 
@@ -24,25 +26,42 @@ def _best(scores: Tensor, k: int) -> Tensor:
     return columns.gather(1, order)
 
 
-def top_items(states: Tensor, items: Tensor, k: int, exclude: Tensor | None) -> tuple[Tensor, Tensor]:
-    """The k best items of each state by dot product, best first, ties to the smaller id."""
+def blocks(items: Tensor) -> Iterator[tuple[int, Tensor]]:
+    """The table in blocks of rows, each with the number of its first."""
+    for start in range(0, items.shape[0], ITEM_BLOCK):
+        yield start, items[start : start + ITEM_BLOCK]
+
+
+def is_excluded(exclude: Tensor, start: int, width: int) -> Tensor:
+    """Which of the items start .. start + width - 1 the ids exclude [R, X] name: bool [R, width]."""
+    offsets = exclude - start
+    inside = (offsets >= 0) & (offsets < width)
+    # Ids of other blocks are sent to one column more, which is cut off again.
+    columns = torch.where(inside, offsets, width)
+    excluded = torch.zeros(exclude.shape[0], width + 1, dtype=torch.bool, device=exclude.device)
+    return excluded.scatter(1, columns, True)[:, :width]
+
+
+def best_of_blocks(
+    scores_of: Callable[[Tensor], Tensor], states: Tensor, items: Tensor, k: int, exclude: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """The k best items by scores_of(block [width, D]) -> [R, width], best first, ties to the smaller id."""
     rows = states.shape[0]
     scores = states.new_empty(rows, 0)
     ids = torch.empty(rows, 0, dtype=torch.int64, device=states.device)
-    for start in range(0, items.shape[0], ITEM_BLOCK):
-        block = items[start : start + ITEM_BLOCK]
-        block_scores = states @ block.T  # [R, width]
+    for start, block in blocks(items):
+        block_scores = scores_of(block)  # [R, width]
         width = block.shape[0]
         if exclude is not None:
-            offsets = exclude - start
-            inside = (offsets >= 0) & (offsets < width)
-            # Ids of other blocks are sent to one column more, which is cut off again.
-            columns = torch.where(inside, offsets, width)
-            excluded = torch.zeros(rows, width + 1, dtype=torch.bool, device=states.device)
-            block_scores = block_scores.masked_fill(excluded.scatter(1, columns, True)[:, :width], -torch.inf)
+            block_scores = block_scores.masked_fill(is_excluded(exclude, start, width), -torch.inf)
         block_ids = torch.arange(start, start + width, device=states.device).expand(rows, width)
         # Everything before a block has smaller ids, and so have smaller columns of equal scores.
         scores, ids = torch.cat([scores, block_scores], dim=1), torch.cat([ids, block_ids], dim=1)
         columns = _best(scores, min(k, scores.shape[1]))
         scores, ids = scores.gather(1, columns), ids.gather(1, columns)
     return scores, ids.masked_fill(scores == -torch.inf, -1)
+
+
+def top_items(states: Tensor, items: Tensor, k: int, exclude: Tensor | None) -> tuple[Tensor, Tensor]:
+    """The k best items of each state by dot product, best first, ties to the smaller id."""
+    return best_of_blocks(lambda block: states @ block.T, states, items, k, exclude)

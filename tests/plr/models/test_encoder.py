@@ -83,11 +83,11 @@ def test_padding_has_no_influence():
     model = small_model().eval()
     batch = random_batch((4, 11))
     alone = replace(batch, item_ids=batch.item_ids[:1, :4], lengths=batch.lengths[:1])
-    torch.testing.assert_close(model.user_embedding(batch)[:1], model.user_embedding(alone), rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(model.scores(batch)[:1], model.scores(alone), rtol=1e-12, atol=1e-12)
     garbage = batch.item_ids.clone()
     garbage[0, 4:] = 17
     changed = replace(batch, item_ids=garbage)
-    torch.testing.assert_close(model.user_embedding(changed), model.user_embedding(batch), rtol=0, atol=0)
+    torch.testing.assert_close(model.scores(changed), model.scores(batch), rtol=0, atol=0)
 
 
 def test_a_sequence_longer_than_max_length_is_refused():

@@ -30,7 +30,11 @@ ARGUMENTS = {
 }
 
 
-@pytest.mark.parametrize("operator", OPERATORS, ids=lambda operator: operator.name)
+# mixture_cross_entropy has no ops of its own: it is made of those of linear_cross_entropy.
+WITH_OPS = [operator for operator in OPERATORS if operator.name in ARGUMENTS]
+
+
+@pytest.mark.parametrize("operator", WITH_OPS, ids=lambda operator: operator.name)
 def test_opcheck(operator):
     case = make_case(operator, operator.small, device=DEVICE)
     tensors = [tensor.requires_grad_() for tensor in case.tensors.values()]

@@ -9,6 +9,7 @@ from torch.autograd.graph import save_on_cpu, saved_tensors_hooks
 from torch.utils.checkpoint import checkpoint
 
 from plr.models.layers.transformer import TransformerLayer
+from plr.options import LayerOptions
 
 
 def plain(function, states):
@@ -43,7 +44,7 @@ class Reasoning(nn.Module):
     def __init__(self, causal: bool) -> None:
         super().__init__()
         self.causal = causal
-        self.layer = TransformerLayer(dim=8, heads=2, ffn_dim=12, hidden_dropout=0.2, attention_dropout=0.3)
+        self.layer = TransformerLayer(LayerOptions(dim=8, heads=2, ffn_dim=12, hidden_dropout=0.2, attention_dropout=0.3))
 
     def forward(self, states):
         lengths = torch.tensor([3, 5])

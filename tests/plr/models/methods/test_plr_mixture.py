@@ -137,12 +137,12 @@ def test_equal_streams_stay_equal_and_the_default_start_keeps_them_apart():
 def test_gate_entropy_is_logged():
     model = small_model(streams=4, gate=False)
     model.losses(random_batch())
-    assert model.observed["gate_entropy"].item() == pytest.approx(torch.log(torch.tensor(4.0)).item(), rel=1e-6)
+    assert model.extra_metrics["gate_entropy"].item() == pytest.approx(torch.log(torch.tensor(4.0)).item(), rel=1e-6)
 
 
 def test_a_mixture_has_no_single_embedding():
     with pytest.raises(RuntimeError, match="a mixture of distributions has no single embedding"):
-        small_model().represent(random_batch())
+        small_model().user_embedding(random_batch())
 
 
 @pytest.mark.parametrize("fast_state", ["none", "component"])

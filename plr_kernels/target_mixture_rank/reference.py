@@ -1,0 +1,31 @@
+"""The definition of target_mixture_rank: one sweep for the streams' normalisers, one for the counts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from plr_kernels.target_rank.reference import count_ranks
+from plr_kernels.top_items.reference import blocks
+
+
+def mixture_scores(
+    states: Tensor, log_weights: Tensor, items: Tensor, temperature: float
+) -> Callable[[Tensor], Tensor]:
+    """The function from a block [width, D] or rows [R, 1, D] of items to log Σ_m exp(log_weights[m]) p_m [R, width]."""
+    lse = states.new_full(states.shape[:2], -torch.inf)  # Z_m [R, M]
+    for _, block in blocks(items):
+        lse = torch.logaddexp(lse, torch.logsumexp(states @ block.mT / temperature, dim=2))
+    offsets = (log_weights - lse)[:, :, None]  # [R, M, 1]
+    return lambda block: torch.logsumexp(offsets + states @ block.mT / temperature, dim=1)
+
+
+def target_mixture_rank(
+    states: Tensor, log_weights: Tensor, items: Tensor, targets: Tensor, temperature: float, exclude: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """How many other items are more probable than the target under the mixture, and how many as much: int64 [R]."""
+    scores_of = mixture_scores(states, log_weights, items, temperature)
+    own = scores_of(items[targets][:, None]).squeeze(1)  # [R]
+    return count_ranks(scores_of, items, targets, own, exclude)
