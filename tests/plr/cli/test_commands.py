@@ -467,7 +467,6 @@ def test_no_command_and_a_number_with_a_full_stop(capsys):
         ["train", "--data", "a.csv", "--out", "run"],
         ["evaluate", "run"],
         ["recommend", "run", "--history", "a"],
-        ["systems"],
     ],
     ids=lambda arguments: arguments[0],
 )

@@ -64,11 +64,11 @@ SYSTEMS = {
     "sasrec": WHOLE,
     "sasrec-features": {**WHOLE, **FEATURES},
     "bert4rec": {"backbone": "bert4rec", **PREFIX},
-    "bert4rec-plr": {"backbone": "bert4rec", "method": "plr", "kl_weight": 0.01, **PREFIX},
+    "bert4rec-plr": {"backbone": "bert4rec", "method": "plr", **PREFIX},
     "bert4rec-cloze": CLOZE,
     "unisrec-inductive": {"backbone": "unisrec", **WHOLE, **VECTORS},
     "unisrec-transductive": {"backbone": "unisrec", "unisrec_mode": "transductive", **WHOLE, **VECTORS},
-    "unisrec-plr": {"backbone": "unisrec", "method": "plr", "kl_weight": 0.01, **PREFIX, **VECTORS},
+    "unisrec-plr": {"backbone": "unisrec", "method": "plr", **PREFIX, **VECTORS, "epochs": 2},
 }
 
 

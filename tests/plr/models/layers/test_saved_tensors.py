@@ -44,7 +44,8 @@ class Reasoning(nn.Module):
     def __init__(self, causal: bool) -> None:
         super().__init__()
         self.causal = causal
-        self.layer = TransformerLayer(LayerOptions(dim=8, heads=2, ffn_dim=12, hidden_dropout=0.2, attention_dropout=0.3))
+        options = LayerOptions(dim=8, heads=2, ffn_dim=12, hidden_dropout=0.2, attention_dropout=0.3)
+        self.layer = TransformerLayer(options)
 
     def forward(self, states):
         lengths = torch.tensor([3, 5])
