@@ -86,22 +86,20 @@ bool RecordScan::usual_block(const uint8_t* text) {
   }
   if (ended + (state_ == outside ? 0 : lines_ + 1 - opened_) >= longest_) return false;
   const uint64_t bounds = newlines | bits_of(text, separator_);
-  const uint64_t returns = bits_of(text, '\r');
   const uint64_t within = parity(quotes) ^ (state_ == inside ? ~uint64_t{0} : 0);
   const uint64_t opening = quotes & within;
   const uint64_t closing = quotes & ~within;
   const uint64_t again = quotes << 1 | (state_ == after_quote);  // behind a quote; two are one, written twice
   const uint64_t behind = closing << 1 | (state_ == after_quote);
-  const uint64_t behind_return = (behind & returns) << 1 | (state_ == after_return);
   const uint64_t begins = bounds << 1 | (before_ == separator_ || before_ == '\n');
-  if ((opening & ~(begins | again)) != 0 || (behind & ~(bounds | quotes | returns)) != 0 ||
-      (behind_return & ~newlines) != 0) {
-    return false;
-  }
+  const uint64_t returns = behind & ~(bounds | quotes);  // what else may stand there: the first half of a line's end
+  if (returns != 0 && (returns & ~bits_of(text, '\r')) != 0) return false;
+  const uint64_t behind_return = returns << 1 | (state_ == after_return);
+  if ((opening & ~(begins | again)) != 0 || (behind_return & ~newlines) != 0) return false;
   constexpr uint64_t last = uint64_t{1} << (width - 1);
   state_ = (within & last) != 0             ? inside
            : (closing & last) != 0          ? after_quote
-           : (behind & returns & last) != 0 ? after_return
+           : (returns & last) != 0          ? after_return
                                             : outside;
   const uint64_t first = opening & ~again;
   if (state_ != outside && first != 0) {

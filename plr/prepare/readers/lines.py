@@ -122,7 +122,7 @@ def _tokens(path: Path) -> pl.LazyFrame:
 
 def is_comment(first: pl.Expr) -> pl.Expr:
     """Return whether a line's first field begins as comments do: the column ``comment``."""
-    return first.str.contains("^[#%]").fill_null(False).alias("comment")
+    return (first.str.starts_with("#") | first.str.starts_with("%")).fill_null(False).alias("comment")
 
 
 def header_in(path: Path, separator: str | None = None) -> int | None:
