@@ -3,11 +3,34 @@
 from __future__ import annotations
 
 import gc
+import os
+import signal
 import sys
+from contextlib import suppress
+
+from plr.errors import TERMINATED
+from plr.signals import INTERRUPTED, status_of
 
 
 def main() -> int:
-    """Run the command line; returns the exit status."""
+    """Run the command line; returns the exit status.
+
+    After a signal the process ends here: what Python does at its end can say nothing of use any more, and a library
+    that is half imported may fail in it.
+    """
+    status = status_of(_run)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        if signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, signal.SIG_DFL)  # the command is over: no traceback of Python's end
+    if status in (INTERRUPTED, TERMINATED):
+        for stream in (sys.stdout, sys.stderr):
+            with suppress(OSError, ValueError):
+                stream.flush()
+        os._exit(status)
+    return status
+
+
+def _run() -> int:
     # What modules are made of stays: to look through it again and again is a good part of the time of a short command.
     collecting = gc.isenabled()
     gc.disable()

@@ -13,6 +13,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from plr.signals import deferred
+
 __all__ = ["atomic_path", "remove_leftovers", "sha256_of"]
 
 
@@ -46,14 +48,16 @@ def atomic_path(path: str | os.PathLike[str], *, replace: bool = True) -> Iterat
         mode = _usual_mode(temporary)
         yield temporary
         _complete(temporary, mode)
-        _replace(temporary, path, replace)
+        with deferred():
+            _replace(temporary, path, replace)
     except Exception as error:
         reason = None if isinstance(error, (OSError, ValueError)) else _reason_of_system(error)
         if reason is None:
             raise
         raise OSError(f"{path} cannot be written: {reason}") from error
     finally:
-        _remove(temporary)
+        with deferred():
+            _remove(temporary)
 
 
 def remove_leftovers(folder: Path) -> None:

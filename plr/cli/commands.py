@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import io
 import re
-import signal
 import sys
-import threading
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -20,10 +18,11 @@ from plr.cli.parser import Parser
 from plr.cli.prepare import Request
 from plr.cli.prepare import run as prepare
 from plr.config import Config
-from plr.errors import TERMINATED, UserError
+from plr.errors import UserError
 from plr.options import names
 from plr.prepare import PrepareOptions
 from plr.presets import preset_path, preset_summaries
+from plr.signals import raise_again, status_of
 
 NEW_ITEMS = (
     "inductive unisrec: text vectors of items, or of items' texts, that came after training, "
@@ -35,22 +34,20 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the command line; returns the exit status. Mistakes of the user are one message, not a traceback."""
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # an id that the terminal's encoding lacks is no error
-    arguments = sys.argv[1:] if arguments is None else arguments
-    parsed = _parser(arguments).parse_args(_with_preset(arguments))
-    resumable = parsed.command in ("train", "demo")
-    advice = "; repeat the command to resume after the last finished epoch" if resumable else ""
+    given = sys.argv[1:] if arguments is None else arguments
+    parsed: list[Namespace] = []
+    return status_of(lambda: _run(given, parsed), lambda: _advice(*parsed))
+
+
+def _run(arguments: list[str], parsed: list[Namespace]) -> int:
+    """Parse and call the command; what was parsed goes to `parsed`, for the advice after a signal."""
+    options = _parser(arguments).parse_args(_with_preset(arguments))
+    parsed.append(options)
     try:
-        with _plain_warnings(), _terminable():
-            COMMANDS[parsed.command].run(parsed[parsed.command])
-    except KeyboardInterrupt:
-        print(f"\nplr: interrupted{advice}", file=sys.stderr)
-        return 130
-    except SystemExit as ended:
-        if ended.code != TERMINATED:
-            raise
-        print(f"\nplr: terminated{advice}", file=sys.stderr)
-        return TERMINATED
+        with _plain_warnings():
+            COMMANDS[options.command].run(options[options.command])
     except Exception as error:
+        raise_again()  # of which it may be the consequence
         if _out_of_memory(error):
             reason = (str(error).splitlines() or ["out of memory"])[0]
             advice = "lower --batch_size, --eval_batch_size, --dim or --max_length"
@@ -61,6 +58,15 @@ def main(arguments: list[str] | None = None) -> int:
             raise
         return 2
     return 0
+
+
+def _advice(options: Namespace | None = None) -> str:
+    """Say how to go on with what a signal has ended."""
+    if options is None or options.command not in ("train", "demo"):
+        return ""
+    if options.command == "train" and (Path(options.train.out) / "metrics.json").exists():
+        return f"; the run in {options.train.out} is finished"
+    return "; repeat the command to resume after the last finished epoch"
 
 
 def _about_kernels(error: Exception) -> bool:
@@ -76,23 +82,6 @@ def _out_of_memory(error: Exception) -> bool:
     return isinstance(error, MemoryError) or any(
         text in str(error) for text in ("can't allocate memory", "CUDA out of memory")
     )
-
-
-@contextmanager
-def _terminable() -> Iterator[None]:
-    """Let SIGTERM end the command as an error would, so that what is half-written is removed."""
-    if threading.current_thread() is not threading.main_thread():  # only that one may set handlers
-        yield
-        return
-
-    def end(*_: Any) -> None:
-        raise SystemExit(TERMINATED)
-
-    before = signal.signal(signal.SIGTERM, end)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 @contextmanager

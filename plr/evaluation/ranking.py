@@ -19,6 +19,7 @@ from torch import Tensor
 
 from plr.errors import EvaluationError
 from plr.models.scoring import ItemScorer
+from plr.signals import raise_again
 
 if TYPE_CHECKING:
     from plr.data import Batch
@@ -101,6 +102,7 @@ def rank_rows(
         table = model.item_table()
         items = model.candidates(table)
         for batch in batches:
+            raise_again()
             batch = batch.to(items.device)
             exclude = seen_items(batch.item_ids, batch.lengths) if exclude_seen else None
             try:

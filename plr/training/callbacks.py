@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -99,6 +101,18 @@ class ResumePoint(Checkpoint):
     def on_train_epoch_end(self, trainer: lightning.Trainer, pl_module: Any) -> None:
         """Write the checkpoint aside and rename it."""
         trainer.save_checkpoint(self.path)
+
+
+class OwnSignals(Callback):
+    """Gives SIGTERM back to whose it was: Lightning's handler only notes it, until the end of an epoch's last step."""
+
+    def __init__(self) -> None:
+        self._handler = signal.getsignal(signal.SIGTERM)
+
+    def on_train_start(self, trainer: lightning.Trainer, pl_module: Any) -> None:
+        """Set the handler again, which Lightning has replaced just before."""
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, self._handler)
 
 
 def save_weights(model: torch.nn.Module, path: Path) -> None:

@@ -11,6 +11,7 @@ from lightning.pytorch.plugins.io import CheckpointIO
 
 from plr.errors import RunError
 from plr.files import atomic_path
+from plr.signals import deferred
 
 
 class AtomicCheckpointIO(CheckpointIO):
@@ -18,7 +19,8 @@ class AtomicCheckpointIO(CheckpointIO):
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str, storage_options: Any = None) -> None:
         """Write the checkpoint so that a kill at any moment leaves the old one or the new one."""
-        with atomic_path(Path(path)) as aside, open(aside, "wb") as file:
+        # A signal waits: the exception that it raises in what torch.save calls back comes out of it as another one.
+        with deferred(), atomic_path(Path(path)) as aside, open(aside, "wb") as file:
             torch.save(checkpoint, file)
             file.flush()
             os.fsync(file.fileno())

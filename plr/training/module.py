@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader
 from plr.config import Config
 from plr.data import Batch, LengthGroupedBatches, Rows, SameTargetPositives
 from plr.models import Recommender
+from plr.signals import raise_again
 from plr.training.finite import FiniteGuard
 from plr.training.initial import filter_reachable
 
@@ -65,6 +66,7 @@ class RecommenderModule(lightning.LightningModule):
 
     def on_train_batch_start(self, batch: Batch, batch_index: int) -> None:
         """Seed the step. Not the epoch: whether its data loader draws before or after the hook depends on resuming."""
+        raise_again()
         torch.manual_seed(step_seed(self.config.seed, self.global_step, self.global_rank))
 
     def training_step(self, batch: Batch, batch_index: int) -> Tensor:

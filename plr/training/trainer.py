@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
 import statistics
 import warnings
 from collections.abc import Iterator
@@ -17,11 +16,11 @@ import torch
 from lightning.pytorch.callbacks import Callback, EarlyStopping, TQDMProgressBar
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
-from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from plr.config import Config
 from plr.data import SequenceDataset
-from plr.errors import TERMINATED, RunError
+from plr.errors import RunError, UserError
 from plr.evaluation import (
     evaluation_batches,
     metrics,
@@ -33,13 +32,16 @@ from plr.evaluation import (
 from plr.files import remove_leftovers
 from plr.inputs import load_dataset, load_item_data
 from plr.items import ItemData
+from plr.lock import locked
 from plr.models import Recommender, build_model
 from plr.runs import RunFolder, load_weights
-from plr.training.callbacks import MONITOR, BestWeights, ResumePoint, Validation, save_weights
+from plr.signals import raise_again, terminable
+from plr.training.callbacks import MONITOR, BestWeights, OwnSignals, ResumePoint, Validation, save_weights
 from plr.training.checkpoint import AtomicCheckpointIO, read_checkpoint
 from plr.training.initial import InitialRun
 from plr.training.memory import ReturnFreedMemory
 from plr.training.module import RecommenderModule
+from plr.training.processes import check_processes, cluster_environment, end_children, is_leader
 from plr.training.provenance import provenance
 
 
@@ -64,17 +66,26 @@ def train(config: Config, dataset: SequenceDataset | None = None) -> dict[str, A
     """
     if not config.out:
         raise RunError("--out is missing: name the folder for the run")
-    _check_devices(config)
-    if config.threads:
-        torch.set_num_threads(config.threads)
-    if dataset is None:
-        dataset = load_dataset(config)
-    _check_rows(config, dataset)
-    folder = RunFolder(Path(config.out))
-    item_data = load_item_data(config, dataset.item_ids, folder.item_data)
-    initial = InitialRun.of(config, dataset, item_data)
-    _open_folder(folder, config, dataset, item_data, initial)
+    with terminable():
+        check_processes(config)
+        _check_devices(config)
+        if config.threads:
+            torch.set_num_threads(config.threads)
+        if dataset is None:
+            dataset = load_dataset(config)
+        _check_rows(config, dataset)
+        folder = RunFolder(Path(config.out))
+        item_data = load_item_data(config, dataset.item_ids, folder.item_data)
+        initial = InitialRun.of(config, dataset, item_data)
+        with _alone(folder):
+            _open_folder(folder, config, dataset, item_data, initial)
+            return _run(folder, config, dataset, item_data, initial)
 
+
+def _run(
+    folder: RunFolder, config: Config, dataset: SequenceDataset, item_data: ItemData, initial: InitialRun | None
+) -> dict[str, Any]:
+    """Train, and refit where that is wanted; then measure and complete the folder."""
     with _quiet():
         selection = _select(folder, config, dataset, item_data, initial)
         refitted = None
@@ -85,13 +96,28 @@ def train(config: Config, dataset: SequenceDataset | None = None) -> dict[str, A
     return _finish(folder, config, dataset, item_data, selection, refitted)
 
 
+@contextlib.contextmanager
+def _alone(folder: RunFolder) -> Iterator[None]:
+    """Keep other processes from the folder; those of the same run but the first belong to that."""
+    if not is_leader():
+        yield
+        return
+    _refuse_finished(folder)  # first, for a finished run may lie where nobody may write
+    try:
+        folder.path.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError) as error:
+        raise RunError(f"--out {folder.path}: cannot create the folder: a file of that name exists") from error
+    with locked(folder.path):
+        yield
+
+
 def _check_devices(config: Config) -> None:
     """Refuse devices that are not there before anything is written."""
     try:
         with _quiet():
             lightning.Trainer(
                 accelerator=config.accelerator, devices=config.devices, logger=False, enable_checkpointing=False,
-                enable_progress_bar=False, enable_model_summary=False,
+                enable_progress_bar=False, enable_model_summary=False, plugins=[cluster_environment()],
             )  # fmt: skip
     except MisconfigurationException as error:
         asked = f"--accelerator {config.accelerator} --devices {config.devices}"
@@ -182,8 +208,9 @@ def _trainer(logs: Path, config: Config, epochs: int, callbacks: list[Callback])
         max_epochs=epochs,
         precision={"32": "32-true", "bf16": "bf16-mixed"}[config.precision],
         gradient_clip_val=config.clip or None,
-        callbacks=[*([TQDMProgressBar()] if config.progress else []), *callbacks, ReturnFreedMemory()],
-        plugins=[AtomicCheckpointIO()],
+        callbacks=[*([TQDMProgressBar()] if config.progress else []), *callbacks, ReturnFreedMemory(), OwnSignals()],
+        plugins=[AtomicCheckpointIO(), cluster_environment()],
+        default_root_dir=logs,  # else checkpoints that Slurm's jobs left in the working folder would be taken
         logger=[CSVLogger(logs, name="csv"), TensorBoardLogger(logs, name="tensorboard")],
         limit_val_batches=0,
         num_sanity_val_steps=0,
@@ -196,22 +223,19 @@ def _trainer(logs: Path, config: Config, epochs: int, callbacks: list[Callback])
 def _fit(
     trainer: lightning.Trainer, model: Recommender, config: Config, dataset: SequenceDataset, resume_point: Path
 ) -> None:
-    """Train on the data set's training rows, from the resume point if there is one.
-
-    Raises:
-        KeyboardInterrupt: on SIGINT.
-        SystemExit: on SIGTERM, with status 143.
-    """
+    """Train on the data set's training rows, from the resume point if there is one."""
     rows = dataset.rows("train", config.max_length, config.row_kind)
     module = RecommenderModule(model, rows, config)
     try:
         trainer.fit(module, ckpt_path=resume_point if resume_point.exists() else None)
-    except SystemExit as ended:
-        # Lightning ends the process itself: after SIGTERM with status 0, as if all were done.
-        if isinstance(ended, SIGTERMException):
-            raise SystemExit(TERMINATED) from ended
-        if isinstance(ended.__context__, KeyboardInterrupt):
-            raise KeyboardInterrupt from ended
+    except BaseException as error:
+        statuses = end_children(trainer)
+        raise_again()
+        if statuses and not isinstance(error, UserError):
+            raise RunError(
+                f"another process of the run has ended with status {statuses[0]}, as it says above; repeat the "
+                "command to resume after the last finished epoch"
+            ) from error
         raise
 
 
@@ -262,11 +286,10 @@ def _open_folder(
     """Start a run folder or accept the unfinished run of the same configuration in it."""
     init_hash = None if initial is None else initial.weights_hash
     recorded = provenance(dataset.content_hash, item_data.content_hash, init_hash)
-    leader = rank_zero_only.rank in (None, 0) and os.environ.get("LOCAL_RANK", "0") == "0"
+    leader = is_leader()
     if folder.config.exists():
         earlier = Config.load(folder.config)
-        if folder.finished():
-            raise RunError(f"{folder.path}: holds a finished run; choose another --out or delete the folder")
+        _refuse_finished(folder)
         before, now = earlier.decisive(), config.decisive()
         changed = [f"{name}: {before[name]!r} -> {now[name]!r}" for name in now if before[name] != now[name]]
         if changed:
@@ -294,13 +317,15 @@ def _open_folder(
         )
     if not leader:
         return
-    try:
-        folder.resume_point.parent.mkdir(parents=True, exist_ok=True)
-    except (FileExistsError, NotADirectoryError) as error:
-        raise RunError(f"--out {folder.path}: cannot create the folder: a file of that name exists") from error
+    folder.resume_point.parent.mkdir(exist_ok=True)
     folder.save_item_ids(dataset.item_ids)
     folder.save_item_data(item_data)
     Config(**{**asdict(config), "provenance": recorded}).save(folder.config)
+
+
+def _refuse_finished(folder: RunFolder) -> None:
+    if folder.config.exists() and folder.finished():
+        raise RunError(f"{folder.path}: holds a finished run; choose another --out or delete the folder")
 
 
 def _repair(folder: RunFolder, dataset: SequenceDataset, item_data: ItemData) -> None:

@@ -1,0 +1,110 @@
+"""The processes of a run: one, or those that Lightning starts, or those of a launcher where they fit the run."""
+
+from __future__ import annotations
+
+import os
+import sys
+from contextlib import suppress
+from pathlib import Path
+from subprocess import TimeoutExpired
+from typing import Any
+
+import lightning.pytorch as lightning
+from lightning.fabric.plugins.environments import ClusterEnvironment, LightningEnvironment, TorchElasticEnvironment
+
+from plr.config import Config
+from plr.errors import RunError
+
+__all__ = ["check_processes", "cluster_environment", "end_children", "is_leader"]
+
+_GRACE = 5.0  # seconds that another process of the run has to end
+
+# What launchers tell each of the processes that they start: how many there are, by the launcher's name.
+_LAUNCHERS = {
+    "torchrun": "WORLD_SIZE",
+    "srun": "SLURM_STEP_NUM_TASKS",
+    "mpirun": "OMPI_COMM_WORLD_SIZE",
+    "mpiexec": "PMI_SIZE",
+}
+
+
+def check_processes(config: Config) -> None:
+    """Refuse processes that would each train the whole run, or that could not be started.
+
+    Raises:
+        RunError: a launcher has started another number of processes than the run has, several devices are asked for
+            where no process can be started, or there are by far fewer cores.
+    """
+    devices = config.devices
+    for launcher, variable in _LAUNCHERS.items():
+        count = _count(variable)
+        if count > 1 and (count != devices or launcher != "torchrun"):
+            raise RunError(
+                f"this is one of {count} processes that a launcher such as {launcher} has started ({variable}={count}),"
+                f" and the run has --devices {devices}: each would train it on its own. Start plr once and let it "
+                f"start the others: plr train --devices {count} …"
+            )
+    if _count("LOCAL_WORLD_SIZE") not in (0, _count("WORLD_SIZE")):
+        raise RunError("the processes are on several machines (WORLD_SIZE is not LOCAL_WORLD_SIZE); plr trains on one")
+    if devices == 1 or "LOCAL_RANK" in os.environ:  # none need be started
+        return
+    if hasattr(sys, "ps1") or sys.flags.interactive:
+        raise RunError(
+            f"devices={devices} cannot be had in a notebook or an interactive session: the other processes begin by "
+            "running the program again. Take devices=1, or save the configuration and run it in a terminal: "
+            f"config.save(Path('run.yaml')), then plr train --config run.yaml --devices {devices}"
+        )
+    program = sys.modules["__main__"]
+    if getattr(program, "__spec__", None) is None and not Path(sys.argv[0]).is_file():
+        raise RunError(
+            f"devices={devices} needs a program in a file, for the other processes begin by running it again; found "
+            "python -c or standard input"
+        )
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if config.accelerator == "cpu" and devices > 8 * cores:
+        raise RunError(
+            f"--accelerator cpu --devices {devices}: there are {cores} cores; take at most as many devices"
+        )
+
+
+def cluster_environment() -> ClusterEnvironment:
+    """Return who starts the processes: torchrun where it has, else Lightning.
+
+    Lightning would also heed Slurm's variables, and then wait for processes that nobody starts, or go on from
+    checkpoints that it finds in the working folder.
+    """
+    if TorchElasticEnvironment.detect() and _count("WORLD_SIZE") > 1:
+        return TorchElasticEnvironment()
+    return LightningEnvironment()
+
+
+def is_leader() -> bool:
+    """Whether this is the process of the run that writes its folder."""
+    return os.environ.get("LOCAL_RANK", "0") == "0" and os.environ.get("RANK", "0") == "0"
+
+
+def end_children(trainer: lightning.Trainer) -> list[int]:
+    """End the processes that Lightning has started for a run that failed; returns the statuses of those that had ended.
+
+    Its observer, which ends this process too when one of them fails, then has none to observe.
+    """
+    processes: list[Any] = getattr(trainer.strategy.launcher, "procs", None) or []
+    statuses = [status for status in (process.poll() for process in processes) if status]
+    started = list(processes)
+    processes.clear()
+    for process in started:
+        with suppress(OSError):
+            process.terminate()
+    for process in started:
+        try:
+            process.wait(_GRACE)
+        except TimeoutExpired:  # it waits for another in a collective operation
+            process.kill()
+            process.wait()
+    return statuses
+
+
+def _count(variable: str) -> int:
+    """Return a launcher's number of processes; 0 where it says none."""
+    value = os.environ.get(variable, "")
+    return int(value) if value.isdecimal() else 0
