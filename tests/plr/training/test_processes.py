@@ -1,0 +1,74 @@
+"""Processes that would each train the whole run, or that cannot be started, are refused first."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from plr.config import Config
+from plr.errors import RunError
+from plr.lock import locked
+from plr.training import train
+
+
+@pytest.mark.parametrize(
+    ("variables", "devices", "message"),
+    [
+        ({"WORLD_SIZE": "2", "RANK": "1", "LOCAL_RANK": "1"}, 1, "one of 2 processes .*plr train --devices 2"),
+        ({"WORLD_SIZE": "4"}, 2, "one of 4 processes .* has --devices 2"),
+        ({"WORLD_SIZE": "4", "LOCAL_WORLD_SIZE": "2", "LOCAL_RANK": "0"}, 4, "several machines"),
+        ({"SLURM_STEP_NUM_TASKS": "3", "SLURM_PROCID": "0"}, 1, "such as srun has started .*plr train --devices 3"),
+        ({"SLURM_STEP_NUM_TASKS": "3"}, 3, "such as srun"),
+        ({"OMPI_COMM_WORLD_SIZE": "2"}, 1, "such as mpirun"),
+    ],
+)
+def test_a_launchers_processes_are_refused(variables, devices, message, quick, tmp_path, monkeypatch):
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(RunError, match=message):
+        train(Config(**quick, devices=devices))
+    assert not (tmp_path / "run").exists()
+
+
+def test_slurms_variables_and_checkpoints_in_the_working_folder_change_nothing(quick, tmp_path, monkeypatch):
+    expected = train(Config(**{**quick, "epochs": 1, "out": str(tmp_path / "expected")}))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "hpc_ckpt_1.ckpt").write_bytes(b"another job's")
+    slurm = {"JOB_ID": "1234", "NTASKS": "4", "PROCID": "0", "LOCALID": "0", "NODEID": "0", "JOB_NAME": "train"}
+    for name, value in slurm.items():
+        monkeypatch.setenv(f"SLURM_{name}", value)
+    assert train(Config(**{**quick, "epochs": 1}))["test"] == expected["test"]
+
+
+def test_several_devices_in_a_notebook_are_refused(quick, tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "ps1", ">>> ", raising=False)
+    with pytest.raises(RunError, match=r"devices=2 cannot be had in a notebook .*plr train --config run\.yaml"):
+        train(Config(**quick, devices=2))
+    assert not (tmp_path / "run").exists()
+
+
+def test_more_devices_than_could_run(quick, tmp_path):
+    with pytest.raises(RunError, match=r"--devices 9999: there are \d+ cores"):
+        train(Config(**quick, devices=9999))
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_program_that_cannot_be_run_again_is_refused(quick, tmp_path):
+    code = (
+        f"from plr.config import Config\nfrom plr.training import train\n"
+        f"try:\n    train(Config(**{quick!r}, devices=2))\nexcept RuntimeError as error:\n    print(error)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
+    assert "devices=2 needs a program in a file" in done.stdout, done.stderr
+    assert not (tmp_path / "run").exists()
+
+
+def test_two_processes_do_not_write_one_run(quick, tmp_path):
+    out = tmp_path / "run"
+    out.mkdir()
+    with locked(out), pytest.raises(RunError, match=f"process {os.getpid()} on host .* is writing here"):
+        train(Config(**quick))
+    assert not list(out.iterdir())
+    train(Config(**{**quick, "epochs": 1}))
+    assert not list(out.glob("*.lock"))
