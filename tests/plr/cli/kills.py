@@ -199,7 +199,7 @@ def _check(job: Job, number: int, ended: Ended, out: Path | None) -> None:
         assert not left, f"left: {left} after {ended}"
     if job.name.startswith("train") and not silent and out is not None and (out / "resume").exists():
         finished = (out / "metrics.json").exists()
-        assert ("is finished" if finished else "repeat the command to go on") in ended.said, ended
+        assert ("is finished" if finished else "repeat the command to resume") in ended.said, ended
 
 
 def main() -> int:
