@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 from bench.records import RESULTS, write_record, write_text
 from bench.summary import METRICS, header, scores, scores_of_runs, trained
@@ -22,7 +23,10 @@ from plr.config import Config
 from plr.evaluation import compare, load_ranking, metrics, popularity_ranks
 from plr.inputs import load_dataset
 
-METHODS = {"SASRec": "base", "PLR": "plr"}
+METHODS: dict[str, dict[str, Any]] = {
+    "SASRec": {"method": "base"},
+    "PLR": {"method": "plr", "mixture": "states", "streams": 2},  # as the paper prints it
+}
 ROWS = {"SASRec": False, "PLR": False, "SASRec, refitted": True}
 
 
@@ -33,7 +37,7 @@ def configuration(data: str, out: Path, row: str, seed: int, threads: int) -> Co
     return Config(
         data=data,
         out=str(out / name),
-        method=METHODS[system],
+        **METHODS[system],
         training_rows="prefix",
         batch_size=256,
         dim=64,

@@ -33,7 +33,15 @@ from plr.inputs import load_dataset
 from plr.runs import RunFolder
 
 BACKBONES = ("sasrec", "bert4rec", "unisrec")
-METHODS = ("base", "erl", "prl", "lares", "plr")
+# Each method's name here and what it is. Records that name no "plr-states" call it "plr": it was the only one then.
+METHODS: dict[str, dict[str, Any]] = {
+    "base": {"method": "base"},
+    "erl": {"method": "erl"},
+    "prl": {"method": "prl"},
+    "lares": {"method": "lares"},
+    "plr": {"method": "plr"},
+    "plr-states": {"method": "plr", "mixture": "states", "streams": 2},  # as the paper prints it
+}
 
 # The settings of all cells. Dropout as in ReaRec's public code; M = T = 2 and lambda = 0.1 are the paper's.
 COMMON: dict[str, Any] = {
@@ -66,13 +74,12 @@ def settings(assignments: Iterable[str], cell: Cell) -> dict[str, Any]:
 def configuration(arguments: argparse.Namespace, cell: Cell, seed: int) -> Config:
     """Return the configuration of one run."""
     backbone, method = cell
-    values = COMMON | {"epochs": arguments.epochs} | settings(arguments.set, cell)
+    values = COMMON | METHODS[method] | {"epochs": arguments.epochs} | settings(arguments.set, cell)
     out = arguments.out / f"{backbone}-{method}-seed{seed}"
     return Config(
         data=arguments.data,
         out=str(out),
         backbone=backbone,
-        method=method,
         seed=seed,
         threads=arguments.threads,
         progress=sys.stderr.isatty(),

@@ -28,8 +28,8 @@ from plr_kernels import use_backend
 HERE = Path(__file__).parent
 ITEMS = 87_969
 # The paper's width and depth, M = T = 2, histories of 50; a batch that the formulas' memory allows a CPU.
-CONFIG = Config(method="plr", dim=256, layers=2, streams=2, steps=2, max_length=50, batch_size=256)
-TINY = Config(method="plr", dim=8, layers=2, ffn_dim=8, streams=2, steps=2, max_length=5, batch_size=4)
+CONFIG = Config(method="plr", mixture="states", dim=256, layers=2, streams=2, steps=2, max_length=50, batch_size=256)
+TINY = Config(method="plr", mixture="states", dim=8, ffn_dim=8, streams=2, steps=2, max_length=5, batch_size=4)
 
 
 def random_batch(config: Config, items: int, device: str | torch.device = "cpu") -> Batch:

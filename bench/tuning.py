@@ -38,7 +38,8 @@ OWN: dict[str, dict[str, tuple[float, ...]]] = {
         "contrastive_weight": (0.03, 0.1, 0.3, 1.0),
     },
     "lares": {"mean_steps": (2, 4), "trajectory_weight": (0.03, 0.1, 0.3), "step_weight": (0.1, 0.5)},
-    "plr": {
+    "plr": {"streams": (2, 4, 8), "steps": (1, 2), "trigger_std": (0.3, 1.0), "consistency_weight": (0.0, 0.1, 0.3)},
+    "plr-states": {
         "streams": (2, 4),
         "steps": (1, 2),
         "kl_weight": (0.01, 0.1, 1.0),
@@ -71,12 +72,11 @@ class Search:
 
     def run(self, name: str, method: str, settings: dict[str, float], epochs: int, seed: int) -> RunFolder:
         """Return a finished run, training it first where it is not."""
-        values: dict[str, Any] = COMMON | settings
+        values: dict[str, Any] = COMMON | METHODS[method] | settings
         config = Config(
             data=self.arguments.data,
             out=str(self.arguments.out / f"{self.arguments.backbone}-{method}-{name}"),
             backbone=self.arguments.backbone,
-            method=method,
             seed=seed,
             epochs=epochs,
             threads=self.arguments.threads,
