@@ -1,6 +1,6 @@
 // One call of stream_attention: where its tensors lie in memory, and what a thread needs to work on them.
 //
-// Query (b, h, m) attends to `length` prefix entries, shared by the M streams, and to the S entries of its own stream:
+// Query (b, h, m) attends to `length` prefix entries, shared by the M streams, and to its stream's suffix of S entries:
 // with s the scores times scale, p = softmax(s) over both, c = 1 / (1 − dropout_p) where an entry is kept and else 0,
 //
 //     output[m] = Σ_e c p v        g = c ⟨output gradient, v⟩        ds = p (g − Σ_e p g) scale
@@ -32,7 +32,7 @@ struct Dropout {
 
 struct AttentionCall {
   DataType type;
-  int64_t batch, heads, streams, prefix, own, dim;  // B, H, M, P, S, D
+  int64_t batch, heads, streams, prefix, suffix, dim;  // B, H, M, P, S, D
   Strided query, prefix_key, prefix_value, stream_key, stream_value;
   const int64_t* lengths;  // [B] in [0, P]; null: all P
   double scale;
@@ -46,28 +46,28 @@ struct AttentionGradients {
   void* prefix_value;
   void* stream_key;
   void* stream_value;
-  // Those of prefix and streams are written past the caches: they are float32, whole cache lines, and more than would
-  // still be there for the next reader.
+  // Whether those of prefix and streams are written past the caches: they are float32, whole cache lines, and more than
+  // would still be there for the next reader.
   bool past_cache = false;
 };
 
-// A thread's memory for one pair (b, h) at a time. Rows of numbers per entry have `row_size` numbers: first the prefix,
-// then the stream's own entries, each part filled up to whole Vectors.
+// A thread's memory for one batch entry and head (b, h) at a time. Rows of numbers per entry have `row_size` numbers:
+// first the prefix, then the suffix, each padded to whole Vectors.
 struct AttentionWorkspace {
-  int64_t dim;                    // D in whole Vectors
+  int64_t dim;  // D in whole Vectors
   int64_t row_size;
-  float* query;                   // [M, dim], zero beyond D
-  float* output;                  // [M, dim]
-  float* weights;                 // [M, row_size]: scores, then probabilities
-  float* factor;                  // [M]
-  uint32_t* words;                // [M, row_size]: the draws of dropout
-  float* output_gradient;         // [M, dim], zero beyond D; backward only, as those below
-  float* weights_gradient;        // [M, row_size]
-  float* kept;                    // [M, row_size]: c p
+  float* query;             // [M, dim], zero beyond D
+  float* output;            // [M, dim]
+  float* weights;           // [M, row_size]: scores, then probabilities
+  float* factor;            // [M]
+  uint32_t* words;          // [M, row_size]: the draws of dropout
+  float* output_gradient;   // [M, dim], zero beyond D; backward only, as those below
+  float* weights_gradient;  // [M, row_size]
+  float* kept;              // [M, row_size]: c p
 
   AttentionWorkspace(const AttentionCall& call, float* memory)
       : dim(round_up(call.dim, kLanes)),
-        row_size(round_up(call.prefix, kLanes) + round_up(call.own, kLanes)),
+        row_size(round_up(call.prefix, kLanes) + round_up(call.suffix, kLanes)),
         query(memory),
         output(query + call.streams * dim),
         weights(output + call.streams * dim),

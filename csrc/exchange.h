@@ -1,6 +1,6 @@
 // Tensors of PyTorch, read through DLPack's C exchange interface: one call of a C function per tensor, where asking for
-// its address, shape and strides from Python runs a hundred lines. Newer versions of PyTorch have it (2.13 does); no header of
-// it is needed.
+// its address, shape and strides from Python runs a hundred lines. Newer versions of PyTorch have it (2.13 does); no
+// header of it is needed.
 //
 // https://dmlc.github.io/dlpack/latest/c_api.html
 #pragma once

@@ -29,7 +29,7 @@ class Exclusions {
     for (const int64_t* id = begin; id < end; ++id) {
       if (*id < -1 || *id >= items) {
         throw std::invalid_argument("exclude must be in [0, V), or -1 as padding (V=" + std::to_string(items) +
-                                    "), got " + std::to_string(*id));
+                                    "), found " + std::to_string(*id));
       }
       if (*id >= 0) ++starts_[*id / block_items + 1];
     }

@@ -11,52 +11,55 @@
 
 namespace plr_kernels {
 
-struct Run {
+// What every operator needs besides its arguments.
+struct Context {
   const Kernels& kernels;
-  Threads& threads;
+  const Threads& threads;
   bool rounds_float32 = false;  // whether float32 numbers may be rounded to bfloat16 before they are multiplied
 };
 
-// states [batch · group, dim], group >= 2. For the backward pass, per state: statistics [5, batch · group], the largest score
-// m, 1 / Σ exp2(s − m), the mean deviation, and in terms of the item with the largest score, the sum of all other
-// probabilities and the mean of the deviation's difference; tops [batch · group], that item. Returns the loss.
-double pairwise_kl_forward(const Run& run, const Matrix& states, int64_t group, const Matrix& items,
-                           double temperature, float* statistics, int64_t* tops);
-void pairwise_kl_backward(const Run& run, const Matrix& states, int64_t group, const Matrix& items, double temperature,
-                          bool detach_reference, const float* statistics, const int64_t* tops, double weight,
-                          const MutableMatrix* states_gradient, const MutableMatrix* items_gradient);
+// states [batch · group, dim], group >= 2. Kept of every state for the backward pass: statistics [5, batch · group],
+// the columns of DivergenceColumns (pairwise_kl.cpp), and argmax [batch · group], the item with the largest score.
+// Returns the loss.
+double pairwise_kl_forward(const Context& context, const Matrix& states, int64_t group, const Matrix& items,
+                           double temperature, float* statistics, int64_t* argmax);
+void pairwise_kl_backward(const Context& context, const Matrix& states, int64_t group, const Matrix& items,
+                          double temperature, bool detach_reference, const float* statistics, const int64_t* argmax,
+                          double loss_gradient, const MutableMatrix* states_gradient,
+                          const MutableMatrix* items_gradient);
 
-// targets and losses [rows]; statistics [3, rows]: per row the largest score, 1 / Σ exp2(s − m), and the probability of all
-// items but the target. Rows with the target `ignore_index` are not computed: their loss is 0.
-void linear_cross_entropy_forward(const Run& run, const Matrix& states, const Matrix& items, const int64_t* targets,
-                                  double temperature, int64_t ignore_index, float* losses, float* statistics);
-void linear_cross_entropy_backward(const Run& run, const Matrix& states, const Matrix& items, const int64_t* targets,
-                                   double temperature, int64_t ignore_index, const float* statistics,
-                                   const float* losses_gradient, const MutableMatrix* states_gradient,
-                                   const MutableMatrix* items_gradient);
+// targets and losses [rows]; statistics [3, rows]: the columns of TargetStatistics (target_softmax.h). Rows with the
+// target `ignore_index` are not computed: their loss is 0.
+void linear_cross_entropy_forward(const Context& context, const Matrix& states, const Matrix& items,
+                                  const int64_t* targets, double temperature, int64_t ignore_index, float* losses,
+                                  float* statistics);
+void linear_cross_entropy_backward(const Context& context, const Matrix& states, const Matrix& items,
+                                   const int64_t* targets, double temperature, int64_t ignore_index,
+                                   const float* statistics, const float* losses_gradient,
+                                   const MutableMatrix* states_gradient, const MutableMatrix* items_gradient);
 
-// A view [groups · batch, dim], which counts by the directions of its rows; norms below the floor count as that.
+// A view [groups · batch, dim], of whose rows only the directions count; norms below the floor count as the floor.
 struct View {
   Matrix vectors;
   float norm_floor;
 };
 
-// statistics [2, 3, groups · batch]: of every row of view1
-// over those of view2, and of every row of view2 over those of view1, the largest score m or a bound of it,
-// 1 / Σ exp2(s − m), and the probability of all but the positive. Returns the loss.
-double info_nce_forward(const Run& run, const View& view1, const View& view2, int64_t groups, double temperature,
-                        float* statistics);
-void info_nce_backward(const Run& run, const View& view1, const View& view2, int64_t groups, double temperature,
-                       const float* statistics, double weight, const MutableMatrix* view1_gradient,
+// statistics [2, 3, groups · batch]: of every row of view1 over those of view2, and of every row of view2 over those of
+// view1, the columns of TargetStatistics (target_softmax.h); the target is the positive. Returns the loss.
+double info_nce_forward(const Context& context, const View& view1, const View& view2, int64_t groups,
+                        double temperature, float* statistics);
+void info_nce_backward(const Context& context, const View& view1, const View& view2, int64_t groups, double temperature,
+                       const float* statistics, double loss_gradient, const MutableMatrix* view1_gradient,
                        const MutableMatrix* view2_gradient);
 
-// output [B, H, M, D] in the type of the inputs; log_sums [B, H, M], log2 of every softmax' sum; null: not wanted.
-void stream_attention_forward(const Run& run, const AttentionCall& call, void* output, float* log_sums);
-void stream_attention_backward(const Run& run, const AttentionCall& call, const Strided& output_gradient,
+// output [B, H, M, D] in the type of the inputs; lse [B, H, M], log2 of the sum of every softmax, null where not
+// wanted.
+void stream_attention_forward(const Context& context, const AttentionCall& call, void* output, float* lse);
+void stream_attention_backward(const Context& context, const AttentionCall& call, const Strided& output_gradient,
                                AttentionGradients wanted);
 
 // scores and ids [states.rows, k], best first, ties to the smaller id; -inf and -1 where there are fewer candidates.
-void top_items(const Run& run, const Matrix& states, const Matrix& items, int64_t k, const ExcludedIds& excluded,
-               float* scores, int64_t* ids);
+void top_items(const Context& context, const Matrix& states, const Matrix& items, int64_t k,
+               const ExcludedIds& excluded, float* scores, int64_t* ids);
 
 }  // namespace plr_kernels

@@ -1,17 +1,19 @@
 // Mean Kullback-Leibler divergence within groups of states.
 //
-// With t_i(v) = s_i(v) − max_u s_i(u) and r_i(v) = t_i(v) − mean_j t_j(v), the loss is Σ_i Σ_v p_i(v) r_i(v) /
-// (batch (group − 1)), and its gradient by the logits s_i(v) is [p_i (r_i − r̄_i + 1) − mean_j p_j] / (batch (group − 1))
-// with r̄_i = Σ_v p_i r_i. Where the reference p_j is detached, the terms "+ p_i − mean_j p_j" are missing.
+// With t_i(v) = s_i(v) − max_u s_i(u) and the deviation r_i(v) = t_i(v) − mean_j t_j(v), the loss is Σ_i Σ_v p_i(v)
+// r_i(v) / (batch (group − 1)), and its gradient w.r.t. the logits s_i(v) is [p_i (r_i − r̄_i + 1) − mean_j p_j] /
+// (batch (group − 1)) with r̄_i = Σ_v p_i r_i. Where the reference p_j is detached, the terms "+ p_i − mean_j p_j" are
+// missing.
 //
-// Near a one-hot distribution, the entry of its item w with t = 0, the "top", is a small difference of numbers that are
-// not: p_i near 1, and r_i and r̄_i as large as logits. So the sums leave the top out. They give, without cancellation,
+// Near a one-hot distribution, the gradient at the argmax w, where t = 0, is a small difference of numbers that are not
+// small: p_i near 1, and r_i and r̄_i as large as logits. So the sums leave the argmax out. They give, without
+// cancellation,
 //     1 − p_i(w) = Σ_{v≠w} p_i(v)    and    r̄_i − r_i(w) = Σ_{v≠w} p_i(v) (r_i(v) − r_i(w)),
 // and with these the gradient of the one entry per state.
 //
-// Where items are nearly alike, so are a state's probabilities, and its gradient is a sum of items with weights that are no
-// larger than the rounding of probabilities, and add up to 0 but for that. What they do add up to is subtracted again, as the
-// weight of an item in the middle, so that the rounding meets only what the items differ by.
+// Where items are nearly alike, so are a state's probabilities, and its gradient is a sum of items with weights that
+// are no larger than the rounding of probabilities, and add up to 0 but for that. What they do add up to is subtracted
+// again, as the weight of an item in the middle, so that the rounding meets only what the items differ by.
 #include <algorithm>
 #include <cmath>
 #include <utility>
@@ -20,6 +22,7 @@
 #include "buffer.h"
 #include "operators.h"
 #include "score_blocks.h"
+#include "score_gradients.h"
 #include "states.h"
 #include "targets.h"
 
@@ -27,18 +30,19 @@ namespace plr_kernels {
 
 namespace {
 
-States packed(const Run& run, const Matrix& states, int64_t group, const Matrix& items, double temperature) {
-  return pack_states(run.kernels, states, grouped_order(states.rows / group, group), kLog2E / temperature,
-                     takes_pairs(run, states, items), run.threads);
+States pack_groups(const Context& context, const Matrix& states, int64_t group, const Matrix& items,
+                   double temperature) {
+  return pack_states(context, states, grouped_order(states.rows / group, group), kLog2E / temperature,
+                     takes_pairs(context, states, items));
 }
 
-// The part of a block's states that are whole groups; a half panel after the last group holds none.
+// The number of a block's states that belong to whole groups; a half panel after the last group holds none.
 int64_t whole_groups(int64_t states, int64_t group) { return states / (group * kLanes) * (group * kLanes); }
 
 // Memory for the statistics of some states over parts of the items.
-class StatisticsOfParts {
+class PartialStatistics {
  public:
-  StatisticsOfParts(int64_t parts, int64_t states) : states_(states), numbers_(5 * parts * states, 0.0f) {}
+  PartialStatistics(int64_t parts, int64_t states) : states_(states), numbers_(5 * parts * states, 0.0f) {}
   // From a state on.
   DivergenceStatistics of(int64_t part, int64_t state) {
     float* start = numbers_.data() + 5 * part * states_ + state;
@@ -50,70 +54,90 @@ class StatisticsOfParts {
   Buffer numbers_;
 };
 
-// What the backward pass needs of every packed state.
-struct Distributions {
-  explicit Distributions(int64_t states)
-      : maximum(states, 0.0f), inverse_sum(states, 0.0f), mean_deviation(states, 0.0f), others(states, 0.0f),
-        top_deviation(states, 0.0f) {}
-  Buffer maximum;
-  Buffer inverse_sum;
-  Buffer mean_deviation;  // r̄
-  Buffer others;          // 1 − p of the top
-  Buffer top_deviation;   // r̄ − r of the top
+// What the backward pass needs of every state: the columns of its statistics [5, rows].
+template <class Number>
+struct DivergenceColumns {
+  Number* maximum;             // the largest score m
+  Number* inverse_sum;         // 1 / Σ exp2(s − m)
+  Number* mean_deviation;      // r̄
+  Number* prob_of_rest;        // 1 − p of the argmax
+  Number* relative_deviation;  // r̄ − r of the argmax
+
+  static DivergenceColumns of(Number* statistics, int64_t rows) {
+    return {statistics, statistics + rows, statistics + 2 * rows, statistics + 3 * rows, statistics + 4 * rows};
+  }
 };
 
-// The gradient by the score of a state's top; `block` holds the scores.
-float top_gradient(const ScoreBlock& block, const Distributions& distributions, const std::vector<int64_t>& tops,
-                   int64_t state, int64_t group, bool detach_reference) {
-  const int64_t top = tops[state];
-  double gradient = -kLn2 * distributions.inverse_sum[state] * distributions.top_deviation[state];
+// The same of every packed state, and its argmax.
+struct Distributions {
+  Distributions(const States& states, const DivergenceColumns<const float>& columns, const int64_t* argmax_of_row)
+      : maximum(packed_column(states, columns.maximum)),
+        inverse_sum(packed_column(states, columns.inverse_sum)),
+        mean_deviation(packed_column(states, columns.mean_deviation)),
+        prob_of_rest(packed_column(states, columns.prob_of_rest)),
+        relative_deviation(packed_column(states, columns.relative_deviation)),
+        argmax(states.count, -1) {
+    for (int64_t i = 0; i < states.count; ++i) {
+      if (states.order[i] >= 0) argmax[i] = argmax_of_row[states.order[i]];
+    }
+  }
+  Buffer maximum, inverse_sum, mean_deviation, prob_of_rest, relative_deviation;
+  std::vector<int64_t> argmax;
+};
+
+// The gradient w.r.t. the score of a state's argmax; `block` holds the scores.
+float argmax_gradient(const ScoreBlock& block, const Distributions& distributions, int64_t state, int64_t group,
+                      bool detach_reference) {
+  const int64_t argmax = distributions.argmax[state];
+  double gradient = -kLn2 * distributions.inverse_sum[state] * distributions.relative_deviation[state];
   if (detach_reference) return static_cast<float>(gradient);
   const int64_t first = state / (group * kLanes) * (group * kLanes) + state % kLanes;
-  const double others = distributions.others[state];
+  const double prob_of_rest = distributions.prob_of_rest[state];
   double difference = 0.0;  // Σ_j (p_i − p_j)
   for (int64_t member = first; member < first + group * kLanes; member += kLanes) {
-    if (tops[member] == top) {
-      difference += distributions.others[member] - others;
+    if (distributions.argmax[member] == argmax) {
+      difference += distributions.prob_of_rest[member] - prob_of_rest;
     } else {
-      const double distance = static_cast<double>(block.at(top, member)) - distributions.maximum[member];
-      difference += (1.0 - others) - std::exp2(distance) * distributions.inverse_sum[member];
+      const double t = static_cast<double>(block.at(argmax, member)) - distributions.maximum[member];
+      difference += (1.0 - prob_of_rest) - std::exp2(t) * distributions.inverse_sum[member];
     }
   }
   return static_cast<float>(gradient + difference / static_cast<double>(group));
 }
 
-// What sums over all items should be 0, of every state, in integer units: the same in whatever order threads add them.
-class SumsOverItems {
+// Per state, the sum over all items of the gradients w.r.t. its scores, which should be 0. In fixed point: the same in
+// whatever order threads add them.
+class GradientSums {
  public:
-  SumsOverItems(int threads, int64_t states) : states_(states), units_(threads * states, 0), known_(units_.size(), 1) {}
+  GradientSums(int threads, int64_t states) : states_(states), sums_(threads * states, 0), known_(sums_.size(), 1) {}
 
   void add(int thread, int64_t state, double value) {
     const int64_t place = thread * states_ + state;
     if (std::abs(value) < kLargest) {
-      units_[place] += static_cast<uint64_t>(std::llround(value * kUnitsOfOne));  // their sum is small: it may wrap
+      sums_[place] += static_cast<uint64_t>(std::llround(value * kOne));  // the total is small: this may wrap
     } else {
       known_[place] = 0;
     }
   }
 
-  // 0 where it is not known: where an addend was no number, or beyond all but absurd logits.
+  // 0 where it is not known: where an addend was not finite, or too large for any but absurd logits.
   double of(int64_t state) const {
     uint64_t sum = 0;
-    for (std::size_t place = state; place < units_.size(); place += states_) {
+    for (std::size_t place = state; place < sums_.size(); place += states_) {
       if (!known_[place]) return 0.0;
-      sum += units_[place];
+      sum += sums_[place];
     }
-    return static_cast<double>(static_cast<int64_t>(sum)) / kUnitsOfOne;
+    return static_cast<double>(static_cast<int64_t>(sum)) / kOne;
   }
 
  private:
-  static constexpr double kUnitsOfOne = 1LL << 50, kLargest = 1 << 12;
+  static constexpr double kOne = 1LL << 50, kLargest = 1 << 12;
   int64_t states_;
-  std::vector<uint64_t> units_;
+  std::vector<uint64_t> sums_;
   std::vector<char> known_;
 };
 
-// A float32 item amidst the others: the mean of some.
+// An item in the middle of the others: the mean of some; float32.
 std::vector<double> middle_item(const Matrix& items) {
   constexpr int64_t most = 64;
   const int64_t count = std::min(items.rows, most);
@@ -125,8 +149,8 @@ std::vector<double> middle_item(const Matrix& items) {
   return mean;
 }
 
-// Takes what the gradients by a state's scores add up to, and should not, off the gradient by the state; all float32.
-void subtract_sums(const States& states, const SumsOverItems& sums, const Matrix& items, double scale,
+// Subtracts from the gradient w.r.t. each state what its sum, which should be 0, contributes; all float32.
+void subtract_sums(const States& states, const GradientSums& sums, const Matrix& items, double scale,
                    const MutableMatrix& gradient) {
   const std::vector<double> middle = middle_item(items);
   for (int64_t i = 0; i < states.count; ++i) {
@@ -139,97 +163,97 @@ void subtract_sums(const States& states, const SumsOverItems& sums, const Matrix
 
 }  // namespace
 
-double pairwise_kl_forward(const Run& run, const Matrix& matrix, int64_t group, const Matrix& items,
-                           double temperature, float* statistics, int64_t* tops) {
-  const States states = packed(run, matrix, group, items, temperature);
+double pairwise_kl_forward(const Context& context, const Matrix& matrix, int64_t group, const Matrix& items,
+                           double temperature, float* statistics, int64_t* argmax) {
+  const Kernels& kernels = context.kernels;
+  const States states = pack_groups(context, matrix, group, items, temperature);
   const ItemChunks chunks(items.rows);
   const int64_t block_states = visited_states(group * kLanes);
-  StatisticsOfParts of_chunks(chunks.count, states.count), of_block(run.threads.count(), block_states);
-  std::vector<int64_t> top_items(chunks.count * states.count);
+  PartialStatistics chunk_statistics(chunks.count, states.count);
+  PartialStatistics block_statistics(context.threads.count(), block_states);
+  std::vector<int64_t> chunk_argmax(chunks.count * states.count);
   const int64_t memory_size = 2 * chunks.block * kLanes;
-  Buffer memory(memory_size * run.threads.count());
-  visit_scores(run.kernels, states, items, group * kLanes, run.threads, [&](int64_t chunk, const ScoreBlock& block) {
-    const int64_t count = whole_groups(block.states, group);
+  Buffer memory(memory_size * context.threads.count());
+  visit_scores(context, states, items, group * kLanes, [&](int64_t chunk, const ScoreBlock& block) {
+    Scores scores = block;
+    scores.states = whole_groups(block.states, group);
+    // The first block of a chunk sets its statistics, the others are merged into them.
     const bool first = block.first_item == chunk * chunks.size;
-    const DivergenceStatistics so_far = of_chunks.of(chunk, block.first_state);
-    const DivergenceStatistics now = first ? so_far : of_block.of(block.thread, 0);
-    run.kernels.divergence_statistics(block.scores, block.scores_rows, block.items, count, group,
-                                      memory.data() + block.thread * memory_size, now);
-    int64_t* top = top_items.data() + chunk * states.count + block.first_state;
-    for (int64_t i = 0; i < count; ++i) {
-      if (first || now.maximum[i] > so_far.maximum[i]) top[i] = block.first_item + static_cast<int64_t>(now.top[i]);
+    const DivergenceStatistics so_far = chunk_statistics.of(chunk, block.first_state);
+    const DivergenceStatistics now = first ? so_far : block_statistics.of(block.thread, 0);
+    kernels.divergence_statistics(scores, group, memory.data() + block.thread * memory_size, now);
+    int64_t* item = chunk_argmax.data() + chunk * states.count + block.first_state;
+    for (int64_t i = 0; i < scores.states; ++i) {
+      if (first || now.maximum[i] > so_far.maximum[i]) item[i] = block.first_item + static_cast<int64_t>(now.argmax[i]);
     }
-    if (!first) run.kernels.merge_divergence(count, group, now, so_far);
+    if (!first) kernels.merge_divergence(scores.states, group, now, so_far);
   });
-  const DivergenceStatistics all = of_chunks.of(0, 0);
+
+  // Chunk 0 becomes the statistics over all items.
+  const DivergenceStatistics all = chunk_statistics.of(0, 0);
   const int64_t count = whole_groups(states.count, group);
   for (int64_t chunk = 1; chunk < chunks.count; ++chunk) {
-    const DivergenceStatistics further = of_chunks.of(chunk, 0);
+    const DivergenceStatistics further = chunk_statistics.of(chunk, 0);
     for (int64_t i = 0; i < count; ++i) {
-      if (further.maximum[i] > all.maximum[i]) top_items[i] = top_items[chunk * states.count + i];
+      if (further.maximum[i] > all.maximum[i]) chunk_argmax[i] = chunk_argmax[chunk * states.count + i];
     }
-    run.kernels.merge_divergence(count, group, further, all);
+    kernels.merge_divergence(count, group, further, all);
   }
-  const int64_t rows = matrix.rows;
+
+  const auto columns = DivergenceColumns<float>::of(statistics, matrix.rows);
   double total = 0.0;
   for (int64_t i = 0; i < count; ++i) {
     const int64_t row = states.order[i];
     if (row < 0) continue;
-    const double sum = 1.0 + all.rest[i];
-    const double top_deviation = all.deviation[i] / sum, mean_deviation = all.at_top[i] + top_deviation;
-    const double numbers[] = {all.maximum[i], 1.0 / sum, mean_deviation, all.rest[i] / sum, top_deviation};
-    for (int64_t kind = 0; kind < 5; ++kind) statistics[kind * rows + row] = static_cast<float>(numbers[kind]);
-    tops[row] = top_items[i];
+    const double sum = 1.0 + all.sum_of_rest[i];
+    const double relative_deviation = all.relative_deviation[i] / sum;
+    const double mean_deviation = all.argmax_deviation[i] + relative_deviation;
+    columns.maximum[row] = all.maximum[i];
+    columns.inverse_sum[row] = static_cast<float>(1.0 / sum);
+    columns.mean_deviation[row] = static_cast<float>(mean_deviation);
+    columns.prob_of_rest[row] = static_cast<float>(all.sum_of_rest[i] / sum);
+    columns.relative_deviation[row] = static_cast<float>(relative_deviation);
+    argmax[row] = chunk_argmax[i];
     total += mean_deviation;
   }
-  return total * kLn2 / (static_cast<double>(rows / group) * static_cast<double>(group - 1));
+  return total * kLn2 / (static_cast<double>(matrix.rows / group) * static_cast<double>(group - 1));
 }
 
-void pairwise_kl_backward(const Run& run, const Matrix& matrix, int64_t group, const Matrix& items, double temperature,
-                          bool detach_reference, const float* statistics, const int64_t* tops, double weight,
-                          const MutableMatrix* states_gradient, const MutableMatrix* items_gradient) {
-  const States states = packed(run, matrix, group, items, temperature);
+void pairwise_kl_backward(const Context& context, const Matrix& matrix, int64_t group, const Matrix& items,
+                          double temperature, bool detach_reference, const float* statistics, const int64_t* argmax,
+                          double loss_gradient, const MutableMatrix* states_gradient,
+                          const MutableMatrix* items_gradient) {
+  const States states = pack_groups(context, matrix, group, items, temperature);
   const int64_t rows = matrix.rows;
-  Distributions distributions(states.count);
-  std::vector<int64_t> top_items(states.count, -1);
-  for (int64_t i = 0; i < states.count; ++i) {
-    const int64_t row = states.order[i];
-    if (row < 0) continue;
-    distributions.maximum[i] = statistics[row];
-    distributions.inverse_sum[i] = statistics[rows + row];
-    distributions.mean_deviation[i] = statistics[2 * rows + row];
-    distributions.others[i] = statistics[3 * rows + row];
-    distributions.top_deviation[i] = statistics[4 * rows + row];
-    top_items[i] = tops[row];
-  }
-  const Targets by_item(states.order, tops);
+  const Distributions distributions(states, DivergenceColumns<const float>::of(statistics, rows), argmax);
+  const Targets by_item(states.order, argmax);
   const int64_t memory_size = 4 * items_per_block(items.rows) * kLanes;
-  Buffer memory(memory_size * run.threads.count());
-  const int64_t block_states = states_per_block(group * kLanes, kProductDepth);
-  Buffer sums_of_block(block_states * run.threads.count());
-  SumsOverItems sums(run.threads.count(), states.count);
-  const float scale = static_cast<float>(
-      weight / temperature / (static_cast<double>(rows / group) * static_cast<double>(group - 1)));
+  Buffer memory(memory_size * context.threads.count());
+  const int64_t block_states = states_per_block(group * kLanes, kKC);
+  Buffer block_sums(block_states * context.threads.count());
+  GradientSums sums(context.threads.count(), states.count);
+  const float scale = static_cast<float>(loss_gradient / temperature /
+                                         (static_cast<double>(rows / group) * static_cast<double>(group - 1)));
   backward_through_scores(
-      run.kernels, states, matrix, items, group * kLanes, {states_gradient, scale, items_gradient, scale}, run.threads,
+      context, states, matrix, items, group * kLanes, {states_gradient, items_gradient, scale},
       [&](const ScoreBlock& block) {
-        std::vector<float> top_gradients;  // before the scores are overwritten
+        std::vector<float> argmax_gradients;  // before the scores are overwritten
         by_item.visit(block, [&](int64_t state, const float&) {
-          top_gradients.push_back(top_gradient(block, distributions, top_items, state, group, detach_reference));
+          argmax_gradients.push_back(argmax_gradient(block, distributions, state, group, detach_reference));
         });
-        const int64_t count = whole_groups(block.states, group);
-        float* block_sums = sums_of_block.data() + block.thread * block_states;
-        run.kernels.divergence_gradient(block.scores, block.scores_rows, block.items, count, group, detach_reference,
-                                        memory.data() + block.thread * memory_size,
-                                        distributions.maximum.data() + block.first_state,
-                                        distributions.inverse_sum.data() + block.first_state,
-                                        distributions.mean_deviation.data() + block.first_state, block_sums);
-        auto next = top_gradients.begin();
+        Scores scores = block;
+        scores.states = whole_groups(block.states, group);
+        float* state_sums = block_sums.data() + block.thread * block_states;
+        context.kernels.divergence_gradient(scores, group, detach_reference, memory.data() + block.thread * memory_size,
+                                            distributions.maximum.data() + block.first_state,
+                                            distributions.inverse_sum.data() + block.first_state,
+                                            distributions.mean_deviation.data() + block.first_state, state_sums);
+        auto next = argmax_gradients.begin();
         by_item.visit(block, [&](int64_t state, float& gradient) {
-          block_sums[state - block.first_state] += *next - gradient;
+          state_sums[state - block.first_state] += *next - gradient;
           gradient = *next++;
         });
-        for (int64_t i = 0; i < count; ++i) sums.add(block.thread, block.first_state + i, block_sums[i]);
+        for (int64_t i = 0; i < scores.states; ++i) sums.add(block.thread, block.first_state + i, state_sums[i]);
       });
   if (states_gradient != nullptr && !states.paired && states_gradient->type == DataType::float32) {
     subtract_sums(states, sums, items, scale, *states_gradient);

@@ -12,13 +12,24 @@
 
 namespace plr_kernels {
 
-constexpr int64_t kLanes = 16;        // numbers in a Vector, on every instruction set
+constexpr int64_t kLanes = 16;  // numbers in a Vector, on every instruction set
 constexpr int64_t kPanelColumns = 32;
-constexpr int64_t kProductDepth = 256;  // terms that a product sums before it adds them to the result
+constexpr int64_t kKC = 256;  // terms that a product sums before it adds them to the result
 
 constexpr int64_t round_up(int64_t value, int64_t multiple) { return (value + multiple - 1) / multiple * multiple; }
 
 // Numbers in the panels of a matrix [rows, columns].
 constexpr int64_t panels_size(int64_t rows, int64_t columns) { return rows * round_up(columns, kPanelColumns); }
+
+// A matrix in panels, each of which has room for `rows` rows.
+struct Panels {
+  const float* data;
+  int64_t rows;
+};
+
+struct MutablePanels {
+  float* data;
+  int64_t rows;
+};
 
 }  // namespace plr_kernels

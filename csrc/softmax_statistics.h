@@ -1,13 +1,12 @@
-// Per state: the largest score m and Σ exp2(s − m).
+// Running log-sum-exp of every state over the items: the largest score m and Σ exp2(s − m).
 #pragma once
 
-#include <algorithm>
-#include <cmath>
 #include <cstdint>
 #include <limits>
 
 #include "buffer.h"
 #include "kernels.h"
+#include "score_blocks.h"
 
 namespace plr_kernels {
 
@@ -20,15 +19,23 @@ class SoftmaxStatistics {
         maximum_(chunks * states, -std::numeric_limits<float>::infinity()),
         sum_(chunks * states, 0.0f) {}
 
-  float* maximum(int64_t chunk = 0) { return maximum_.data() + chunk * states_; }
-  float* sum(int64_t chunk = 0) { return sum_.data() + chunk * states_; }
+  // Adds a block of scores of a chunk's items.
+  void update(const Kernels& kernels, int64_t chunk, const ScoreBlock& block) {
+    const int64_t first = chunk * states_ + block.first_state;
+    kernels.update_softmax(block, maximum_.data() + first, sum_.data() + first);
+  }
 
-  // Afterwards those of chunk 0 are those of all items.
+  // To be called once, after the last update: makes chunk 0 hold the statistics of all items.
   void merge(const Kernels& kernels) {
     for (int64_t chunk = 1; chunk < chunks_; ++chunk) {
-      kernels.merge_softmax(states_, maximum(chunk), sum(chunk), maximum(), sum());
+      const int64_t first = chunk * states_;
+      kernels.merge_softmax(states_, maximum_.data() + first, sum_.data() + first, maximum_.data(), sum_.data());
     }
   }
+
+  // Of a state over all items; after merge().
+  float maximum(int64_t state) const { return maximum_[state]; }
+  float sum(int64_t state) const { return sum_[state]; }
 
  private:
   int64_t chunks_;
@@ -36,22 +43,5 @@ class SoftmaxStatistics {
   Buffer maximum_;
   Buffer sum_;
 };
-
-// A softmax from the statistics of all items but the target.
-struct WithTarget {
-  double loss;        // −log of the target's probability
-  float maximum;      // m over all items
-  float inverse_sum;  // 1 / Σ exp2(s − m)
-  float others;       // the probability of all items but the target
-};
-
-inline WithTarget with_target(double others_maximum, double others_sum, double target_score) {
-  const double maximum = std::max(others_maximum, target_score);
-  const double others = others_sum * std::exp2(others_maximum - maximum);
-  const double sum = others + std::exp2(target_score - maximum);
-  // Σ others / target may overflow, the difference of scores does not.
-  const double loss = target_score == maximum ? std::log1p(others) : (maximum - target_score) * kLn2 + std::log(sum);
-  return {loss, static_cast<float>(maximum), static_cast<float>(1.0 / sum), static_cast<float>(others / sum)};
-}
 
 }  // namespace plr_kernels

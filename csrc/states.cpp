@@ -29,7 +29,7 @@ namespace {
 
 // Calls visit(panel) for every 32 of `count` states; a thread takes enough of them to be worth waking up for.
 template <class Visit>
-void for_panels(Threads& threads, int64_t count, int64_t dim, const Visit& visit) {
+void for_panels(const Threads& threads, int64_t count, int64_t dim, const Visit& visit) {
   constexpr int64_t numbers_per_task = 1 << 17;
   const int64_t panels = count / kPanelColumns;
   const int64_t tasks = std::clamp<int64_t>(count * dim / numbers_per_task, 1, std::max<int64_t>(panels, 1));
@@ -37,10 +37,6 @@ void for_panels(Threads& threads, int64_t count, int64_t dim, const Visit& visit
     for (int64_t panel = panels * task / tasks; panel < panels * (task + 1) / tasks; ++panel) visit(panel);
   });
 }
-
-}  // namespace
-
-namespace {
 
 void pack_singles(const Kernels& kernels, const Matrix& matrix, double scale, int64_t first, States& states) {
   float* rows = states.rows.data() + first * kPanelColumns;
@@ -78,7 +74,8 @@ void pack_pairs(const Kernels& kernels, const Matrix& matrix, int64_t first, Sta
   for (int64_t i = 0; i < kPanelColumns; ++i) {
     for (int64_t d = 0; d < states.dim; d += 2) {
       uint16_t pair[2] = {};
-      if (source[i] != nullptr) std::memcpy(pair, source[i] + d, std::min<int64_t>(2, states.dim - d) * sizeof(pair[0]));
+      if (source[i] != nullptr)
+        std::memcpy(pair, source[i] + d, std::min<int64_t>(2, states.dim - d) * sizeof(pair[0]));
       std::memcpy(transposed + d / 2 * kPanelColumns + i, pair, sizeof(pair));
     }
   }
@@ -86,16 +83,15 @@ void pack_pairs(const Kernels& kernels, const Matrix& matrix, int64_t first, Sta
 
 }  // namespace
 
-bool takes_pairs(const Run& run, const Matrix& states, const Matrix& items) {
+bool takes_pairs(const Context& context, const Matrix& states, const Matrix& items) {
   constexpr int64_t least_dim = 32, least_items = 1024;
   const auto exact = [](const Matrix& matrix) { return matrix.type == DataType::bfloat16 && matrix.norms == nullptr; };
-  const auto rounded = [&](const Matrix& matrix) { return matrix.type == DataType::float32 && run.rounds_float32; };
-  return run.kernels.pairs.product != nullptr && states.columns >= least_dim && items.rows >= least_items &&
+  const auto rounded = [&](const Matrix& matrix) { return matrix.type == DataType::float32 && context.rounds_float32; };
+  return context.kernels.pairs.gemm != nullptr && states.columns >= least_dim && items.rows >= least_items &&
          ((exact(states) && exact(items)) || (rounded(states) && rounded(items)));
 }
 
-States pack_states(const Kernels& kernels, const Matrix& matrix, Order order, double scale, bool paired,
-                   Threads& threads) {
+States pack_states(const Context& context, const Matrix& matrix, Order order, double scale, bool paired) {
   const int64_t count = static_cast<int64_t>(order.size());
   const int64_t dim = matrix.columns;
   const int64_t depth = paired ? (dim + 1) / 2 : dim;
@@ -107,14 +103,22 @@ States pack_states(const Kernels& kernels, const Matrix& matrix, Order order, do
                 Buffer(panels_size(paired ? count / 2 : count, dim)),
                 Buffer(panels_size(depth, count)),
                 paired ? static_cast<float>(scale) : 1.0f};
-  for_panels(threads, count, dim, [&](int64_t panel) {
+  for_panels(context.threads, count, dim, [&](int64_t panel) {
     if (paired) {
-      pack_pairs(kernels, matrix, panel * kPanelColumns, states);
+      pack_pairs(context.kernels, matrix, panel * kPanelColumns, states);
     } else {
-      pack_singles(kernels, matrix, scale, panel * kPanelColumns, states);
+      pack_singles(context.kernels, matrix, scale, panel * kPanelColumns, states);
     }
   });
   return states;
+}
+
+Buffer packed_column(const States& states, const float* column) {
+  Buffer result(states.count, 0.0f);
+  for (int64_t state = 0; state < states.count; ++state) {
+    if (states.order[state] >= 0) result[state] = column[states.order[state]];
+  }
+  return result;
 }
 
 void store_gradient(const Kernels& kernels, const Matrix& matrix, int64_t first, int64_t count, float* panels,
@@ -134,14 +138,14 @@ void store_gradient(const Kernels& kernels, const Matrix& matrix, int64_t first,
   }
 }
 
-void store_states_gradient(const Kernels& kernels, const States& states, const Matrix& matrix, Buffer& panels,
-                           float scale, const MutableMatrix& target, Threads& threads) {
+void store_states_gradient(const Context& context, const States& states, const Matrix& matrix, Buffer& panels,
+                           float scale, const MutableMatrix& target) {
   fill_zero(target, matrix.rows, states.dim);
-  for_panels(threads, states.count, states.dim, [&](int64_t panel) {
+  for_panels(context.threads, states.count, states.dim, [&](int64_t panel) {
     for (int64_t i = panel * kPanelColumns; i < (panel + 1) * kPanelColumns; ++i) {
       if (states.order[i] < 0) continue;
-      store_gradient(kernels, matrix, states.order[i], 1, panels.data() + i * kPanelColumns, states.count, scale,
-                     target);
+      store_gradient(context.kernels, matrix, states.order[i], 1, panels.data() + i * kPanelColumns, states.count,
+                     scale, target);
     }
   });
 }

@@ -24,7 +24,7 @@ Order grouped_order(int64_t batch, int64_t group);
 
 struct States {
   Order order;
-  int64_t count;      // packed states, a multiple of 32
+  int64_t count;  // packed states, a multiple of 32
   int64_t dim;
   // Whether the products are of bfloat16: then the cells below are pairs along the inner dimension (kernels.h).
   bool paired;
@@ -36,11 +36,11 @@ struct States {
   int64_t per_cell() const { return paired ? 2 : 1; }
 };
 
-// Whether to multiply in bfloat16, on a CPU that can: inputs that are, and float32 ones where the run may round them. The
-// products of bfloat16 items and states are exact, and the gradient by scores is rounded to bfloat16 as in PyTorch's own
-// backward pass. Short sums of such gradients might, by chance, be further from the truth than PyTorch's, and take no time
-// anyhow.
-bool takes_pairs(const Run& run, const Matrix& states, const Matrix& items);
+// Whether to multiply in bfloat16, on a CPU that can: bfloat16 inputs, and float32 ones where they may be rounded. The
+// products of bfloat16 items and states are exact, and the gradient w.r.t. the scores is rounded to bfloat16 as in
+// PyTorch's own backward pass. Short sums of such gradients might, by chance, be further from the truth than PyTorch's,
+// and take no time anyway.
+bool takes_pairs(const Context& context, const Matrix& states, const Matrix& items);
 
 // Rows of a matrix in bfloat16: as they are in memory, or rounded into memory of their own.
 class Bfloat16Rows {
@@ -70,16 +70,19 @@ class Bfloat16Rows {
 };
 
 // `scale` multiplies the scores.
-States pack_states(const Kernels& kernels, const Matrix& states, Order order, double scale, bool paired,
-                   Threads& threads);
+States pack_states(const Context& context, const Matrix& states, Order order, double scale, bool paired);
 
-// The gradient by `count` rows of a matrix from row `first` on, panels [.., dim] times `scale`, to the same rows of
-// `target`. By unit vectors it becomes that by the vectors, in the panels too: what points along a vector changes nothing.
+// A number per row of the matrix as one per packed state; 0 for those that are no row.
+Buffer packed_column(const States& states, const float* column);
+
+// The gradient w.r.t. `count` rows of a matrix from row `first` on, panels [.., dim] times `scale`, to the same rows of
+// `target`. Where the rows are unit vectors it becomes the gradient w.r.t. the vectors, in the panels too: what points
+// along a vector changes nothing.
 void store_gradient(const Kernels& kernels, const Matrix& matrix, int64_t first, int64_t count, float* panels,
                     int64_t panels_rows, float scale, const MutableMatrix& target);
 
-// Likewise the gradient by the packed states, panels [count, dim]; rows that are not packed become zero.
-void store_states_gradient(const Kernels& kernels, const States& states, const Matrix& matrix, Buffer& panels,
-                           float scale, const MutableMatrix& target, Threads& threads);
+// Likewise the gradient w.r.t. the packed states, panels [count, dim]; rows that are not packed become zero.
+void store_states_gradient(const Context& context, const States& states, const Matrix& matrix, Buffer& panels,
+                           float scale, const MutableMatrix& target);
 
 }  // namespace plr_kernels

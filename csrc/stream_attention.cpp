@@ -1,5 +1,5 @@
-// Attention of streams to a shared prefix and to their own entries: one pair (b, h) after the other, each by one thread,
-// which alone writes all that the pair has. So nothing is added across threads.
+// Attention of streams to a shared prefix and to their own suffix: one batch entry and head (b, h) after the other,
+// each by one thread, which alone writes everything of (b, h). So nothing is added across threads.
 #include <algorithm>
 #include <cstdint>
 
@@ -11,18 +11,19 @@ namespace plr_kernels {
 
 namespace {
 
-// Calls visit(pair, memory) for all pairs, with a workspace of the thread's own.
+// Calls visit(number, memory) for every (b, h), numbered b · H + h, with a workspace per thread.
 template <class Visit>
-void visit_pairs(const Run& run, const AttentionCall& call, const Visit& visit) {
-  const int64_t pairs = call.batch * call.heads;
+void visit_batch_heads(const Context& context, const AttentionCall& call, const Visit& visit) {
+  const int64_t batch_heads = call.batch * call.heads;
   const int64_t size = round_up(AttentionWorkspace::size(call), kLanes);
-  Buffer memory(size * run.threads.count());
+  Buffer memory(size * context.threads.count());
   // Some tasks for each thread, so that one which started late does less.
   constexpr int64_t tasks_per_thread = 16;
-  const int64_t tasks = std::min<int64_t>(pairs, run.threads.count() == 1 ? 1 : tasks_per_thread * run.threads.count());
-  run.threads.run(tasks, [&](int64_t task, int thread) {
-    for (int64_t pair = pairs * task / tasks; pair < pairs * (task + 1) / tasks; ++pair) {
-      visit(pair, memory.data() + thread * size);
+  const int64_t tasks =
+      std::min<int64_t>(batch_heads, context.threads.count() == 1 ? 1 : tasks_per_thread * context.threads.count());
+  context.threads.run(tasks, [&](int64_t task, int thread) {
+    for (int64_t number = batch_heads * task / tasks; number < batch_heads * (task + 1) / tasks; ++number) {
+      visit(number, memory.data() + thread * size);
     }
   });
 }
@@ -33,7 +34,7 @@ bool fills_caches(const AttentionCall& call, const AttentionGradients& wanted) {
   constexpr int64_t line = 64;
   const int64_t row_bytes = call.dim * bytes_of(call.type);
   const int64_t prefix_bytes = call.batch * call.heads * call.prefix * row_bytes;
-  const int64_t stream_bytes = call.batch * call.heads * call.streams * call.own * row_bytes;
+  const int64_t stream_bytes = call.batch * call.heads * call.streams * call.suffix * row_bytes;
   int64_t bytes = 0;
   bool aligned = row_bytes % line == 0;
   const auto add = [&](const void* gradient, int64_t size) {
@@ -50,17 +51,17 @@ bool fills_caches(const AttentionCall& call, const AttentionGradients& wanted) {
 
 }  // namespace
 
-void stream_attention_forward(const Run& run, const AttentionCall& call, void* output, float* log_sums) {
-  visit_pairs(run, call, [&](int64_t pair, float* memory) {
-    run.kernels.attention_forward(call, pair, memory, output, log_sums);
+void stream_attention_forward(const Context& context, const AttentionCall& call, void* output, float* lse) {
+  visit_batch_heads(context, call, [&](int64_t number, float* memory) {
+    context.kernels.attention_forward(call, number, memory, output, lse);
   });
 }
 
-void stream_attention_backward(const Run& run, const AttentionCall& call, const Strided& output_gradient,
+void stream_attention_backward(const Context& context, const AttentionCall& call, const Strided& output_gradient,
                                AttentionGradients wanted) {
   wanted.past_cache = fills_caches(call, wanted);
-  visit_pairs(run, call, [&](int64_t pair, float* memory) {
-    run.kernels.attention_backward(call, pair, memory, output_gradient, wanted);
+  visit_batch_heads(context, call, [&](int64_t number, float* memory) {
+    context.kernels.attention_backward(call, number, memory, output_gradient, wanted);
   });
 }
 

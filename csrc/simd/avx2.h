@@ -12,9 +12,9 @@ struct Vector {
   __m256 high;
 };
 
-// A product keeps kTileRows x kTileVectors Vectors of its result in the 16 registers.
-constexpr int kTileRows = 6;
-constexpr int kTileVectors = 1;
+// The micro-kernel of a product keeps kMR x kNRVectors Vectors of the result in the 16 registers.
+constexpr int kMR = 6;
+constexpr int kNRVectors = 1;
 
 // Attention multiplies kStreamTile streams with kDotEntries entries, or with kSumVectors Vectors, in registers.
 constexpr int kStreamTile = 2;
@@ -48,11 +48,11 @@ inline void store_float16(uint16_t* target, Vector a) {
   _mm_storeu_si128(reinterpret_cast<__m128i*>(target), _mm256_cvtps_ph(a.low, _MM_FROUND_TO_NEAREST_INT));
   _mm_storeu_si128(reinterpret_cast<__m128i*>(target + 8), _mm256_cvtps_ph(a.high, _MM_FROUND_TO_NEAREST_INT));
 }
-inline __m256 raise_bfloat16(__m128i bits) {
+inline __m256 upcast_bfloat16(__m128i bits) {
   return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(bits), 16));
 }
 inline Vector load_bfloat16(const uint16_t* source) {
-  return {raise_bfloat16(load_half(source)), raise_bfloat16(load_half(source + 8))};
+  return {upcast_bfloat16(load_half(source)), upcast_bfloat16(load_half(source + 8))};
 }
 
 inline Vector operator+(Vector a, Vector b) { return {_mm256_add_ps(a.low, b.low), _mm256_add_ps(a.high, b.high)}; }
@@ -109,8 +109,8 @@ inline Vector sums_of_lanes(const Vector (&vectors)[16]) {
         _mm256_add_ps(_mm256_unpacklo_ps(halves[0], halves[1]), _mm256_unpackhi_ps(halves[0], halves[1])));
     const __m256d cd = _mm256_castps_pd(
         _mm256_add_ps(_mm256_unpacklo_ps(halves[2], halves[3]), _mm256_unpackhi_ps(halves[2], halves[3])));
-    quarters[i] = _mm256_add_ps(_mm256_castpd_ps(_mm256_unpacklo_pd(ab, cd)),
-                                _mm256_castpd_ps(_mm256_unpackhi_pd(ab, cd)));
+    quarters[i] =
+        _mm256_add_ps(_mm256_castpd_ps(_mm256_unpacklo_pd(ab, cd)), _mm256_castpd_ps(_mm256_unpackhi_pd(ab, cd)));
   }
   const auto low_plus_high = [](__m256 a, __m256 b) {
     return _mm256_add_ps(_mm256_permute2f128_ps(a, b, 0x20), _mm256_permute2f128_ps(a, b, 0x31));

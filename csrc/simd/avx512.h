@@ -15,9 +15,9 @@ struct Vector {
   __m512 value;
 };
 
-// A product keeps kTileRows x kTileVectors Vectors of its result in the 32 registers.
-constexpr int kTileRows = 12;
-constexpr int kTileVectors = 2;
+// The micro-kernel of a product keeps kMR x kNRVectors Vectors of the result in the 32 registers.
+constexpr int kMR = 12;
+constexpr int kNRVectors = 2;
 
 // Attention multiplies kStreamTile streams with kDotEntries entries, or with kSumVectors Vectors, in registers.
 constexpr int kStreamTile = 4;
@@ -53,10 +53,10 @@ inline void store_bfloat16(uint16_t* target, Vector a) {
   const __m512i bits = _mm512_castps_si512(a.value);
   const __m512i upper = _mm512_srli_epi32(bits, 16);
   const __m512i odd = _mm512_and_si512(upper, _mm512_set1_epi32(1));
-  const __m512i raised = _mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff)));
+  const __m512i rounded_up = _mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff)));
   const __mmask16 not_a_number = _mm512_cmp_ps_mask(a.value, a.value, _CMP_UNORD_Q);
-  const __m512i rounded = _mm512_mask_or_epi32(_mm512_srli_epi32(raised, 16), not_a_number, upper,
-                                               _mm512_set1_epi32(0x40));
+  const __m512i rounded =
+      _mm512_mask_or_epi32(_mm512_srli_epi32(rounded_up, 16), not_a_number, upper, _mm512_set1_epi32(0x40));
   _mm256_storeu_si256(reinterpret_cast<__m256i*>(target), _mm512_cvtepi32_epi16(rounded));
 }
 
@@ -118,8 +118,8 @@ inline Vector sums_of_lanes(const Vector (&vectors)[16]) {
     const __m512 c = vectors[4 * i + 2].value, d = vectors[4 * i + 3].value;
     const __m512d ab = _mm512_castps_pd(_mm512_add_ps(_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b)));
     const __m512d cd = _mm512_castps_pd(_mm512_add_ps(_mm512_unpacklo_ps(c, d), _mm512_unpackhi_ps(c, d)));
-    quarters[i] = _mm512_add_ps(_mm512_castpd_ps(_mm512_unpacklo_pd(ab, cd)),
-                                _mm512_castpd_ps(_mm512_unpackhi_pd(ab, cd)));
+    quarters[i] =
+        _mm512_add_ps(_mm512_castpd_ps(_mm512_unpacklo_pd(ab, cd)), _mm512_castpd_ps(_mm512_unpackhi_pd(ab, cd)));
   }
   const auto even_plus_odd = [](__m512 a, __m512 b) {
     return _mm512_add_ps(_mm512_shuffle_f32x4(a, b, 0x88), _mm512_shuffle_f32x4(a, b, 0xdd));

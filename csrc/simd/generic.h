@@ -13,8 +13,8 @@ struct Vector {
   float value[kWidth];
 };
 
-constexpr int kTileRows = 2;
-constexpr int kTileVectors = 1;
+constexpr int kMR = 2;
+constexpr int kNRVectors = 1;
 
 // Attention multiplies kStreamTile streams with kDotEntries entries, or with kSumVectors Vectors, in registers.
 constexpr int kStreamTile = 2;
@@ -57,7 +57,7 @@ inline uint32_t bits_of(float number) {
   return result;
 }
 
-inline float raise_float16(uint16_t half) {
+inline float upcast_float16(uint16_t half) {
   const uint32_t sign = static_cast<uint32_t>(half & 0x8000) << 16;
   const uint32_t magnitude = half & 0x7fff;
   // Normal numbers: move the exponent from bias 15 to bias 127; infinity and NaN: to the largest exponent.
@@ -67,7 +67,7 @@ inline float raise_float16(uint16_t half) {
   const float small = static_cast<float>(magnitude) * 0x1p-24f;
   return sign ? -small : small;
 }
-inline uint16_t lower_float16(float number) {
+inline uint16_t downcast_float16(float number) {
   const uint32_t bits = bits_of(number);
   const uint16_t sign = static_cast<uint16_t>((bits >> 16) & 0x8000);
   const uint32_t magnitude = bits & 0x7fffffff;
@@ -81,10 +81,10 @@ inline uint16_t lower_float16(float number) {
 }
 
 inline Vector load_float16(const uint16_t* source) {
-  return each([&](int lane) { return raise_float16(source[lane]); });
+  return each([&](int lane) { return upcast_float16(source[lane]); });
 }
 inline void store_float16(uint16_t* target, Vector a) {
-  for (int lane = 0; lane < kWidth; ++lane) target[lane] = lower_float16(a.value[lane]);
+  for (int lane = 0; lane < kWidth; ++lane) target[lane] = downcast_float16(a.value[lane]);
 }
 inline Vector load_bfloat16(const uint16_t* source) {
   return each([&](int lane) { return from_bits(static_cast<uint32_t>(source[lane]) << 16); });

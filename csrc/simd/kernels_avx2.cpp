@@ -1,6 +1,6 @@
 #include "avx2.h"
 
-#include "kernels_implementation.h"
+#include "kernels_table.h"
 
 namespace plr_kernels {
 

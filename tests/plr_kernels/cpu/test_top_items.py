@@ -203,14 +203,14 @@ def test_the_number_of_threads_changes_no_bit(rows, vocabulary, dim, dtype):
 
 def test_excluded_ids_are_checked_without_the_public_checks():
     for wrong in (7, -2):
-        with pytest.raises(ValueError, match=rf"exclude must be in \[0, V\), or -1 as padding \(V=7\), got {wrong}"):
+        with pytest.raises(ValueError, match=rf"exclude must be in \[0, V\), or -1 as padding \(V=7\), found {wrong}"):
             torch.ops.plr_kernels.top_items_forward(
                 torch.randn(1, 3), torch.randn(7, 3), 2, torch.tensor([[0, wrong]]), "cpp"
             )
 
 
 def test_more_items_than_ids_are_kept_for():
-    with pytest.raises(ValueError, match=r"items must have at most 2\*\*32 rows on the cpp backend, got 4294967297"):
+    with pytest.raises(ValueError, match=r"items must have at most 2\*\*32 rows on the cpp backend, found 4294967297"):
         top_items(torch.ones(1, 1), torch.ones(1, 1).expand(2**32 + 1, 1), 1)
 
 

@@ -1,0 +1,164 @@
+// Rows of one batch entry and head (b, h): where they lie, how they are read, written and fetched ahead of their use.
+//
+// Keys and values are read from where they lie and upcast to float32 on the way: prefix entries once for all streams,
+// in blocks that stay in the cache while one group of streams after the other visits them.
+#pragma once
+
+#include <cstdint>
+
+#include "../../attention.h"
+#include "../common.h"
+#include "../rows.h"
+
+namespace plr_kernels {
+namespace {
+
+constexpr int64_t kEntryBlock = 64;  // prefix entries
+
+// How many bytes before their use rows are fetched: memory needs the time of some twelve rows of 512 bytes to answer,
+// and what comes much earlier has left the first-level cache when it is needed.
+constexpr int64_t kFetchAhead = 6 * 1024;
+
+// Rows of numbers, `stride` bytes apart.
+struct Source {
+  const char* data;
+  int64_t stride;
+
+  const char* row(int64_t index) const { return data + index * stride; }
+  Source from(int64_t index) const { return {row(index), stride}; }
+};
+
+// Both inlined always: of a function that returns nothing and writes nothing GCC drops the call.
+__attribute__((always_inline)) inline void fetch(const char* address) { __builtin_prefetch(address, 0, 3); }
+__attribute__((always_inline)) inline void fetch(const char* data, int64_t bytes) {
+  for (int64_t offset = 0; offset < bytes; offset += kCacheLine) fetch(data + offset);
+}
+// What is used so much later that only the second-level cache still has it then.
+__attribute__((always_inline)) inline void fetch_early(const char* data, int64_t bytes) {
+  for (int64_t offset = 0; offset < bytes; offset += kCacheLine) __builtin_prefetch(data + offset, 0, 2);
+}
+// Memory that will be written. Stores wait for their line one after the other, and what reads newer stores waits too.
+__attribute__((always_inline)) inline void fetch_for_writing(const char* data, int64_t bytes) {
+  for (int64_t offset = 0; offset < bytes; offset += kCacheLine) __builtin_prefetch(data + offset, 1, 3);
+}
+
+// Rows that are about to be read, and those that will be read next. The rows of one (b, h) are few and soon over, too
+// soon for the CPU to see by itself where reading goes on: so whoever uses a row fetches the one that comes `distance`
+// <= `count` rows later. There are at least as many next rows.
+struct Rows {
+  Source source;
+  int64_t count;
+  Source next;
+  int64_t distance;
+
+  // How many rows from the first on have the ones to be fetched among themselves.
+  int64_t before_next() const { return larger(count - distance, 0); }
+  // The rows to be fetched from row `index` on, which is either below before_next() or not.
+  Source fetched_from(int64_t index) const {
+    return index < before_next() ? source.from(index + distance) : next.from(index + distance - count);
+  }
+  // Whether the rows to be fetched from row `index` on, `rows` of them with `row_bytes` each, lie one behind the other.
+  bool fetched_in_one(int64_t index, int64_t rows, int64_t row_bytes) const {
+    const bool in_next = index >= before_next();
+    return (in_next ? next : source).stride == row_bytes && (in_next || index + rows <= before_next());
+  }
+  Rows from(int64_t index) const { return {source.from(index), count - index, next, distance}; }
+};
+
+// Batch entry b and head h, numbered b · H + h.
+struct BatchHead {
+  int64_t number, batch, head;
+
+  BatchHead(const AttentionCall& call, int64_t number)
+      : number(number), batch(number / call.heads), head(number % call.heads) {}
+
+  // The next one, or the last one again.
+  BatchHead next(const AttentionCall& call) const {
+    BatchHead result = *this;
+    if (number + 1 == call.batch * call.heads) return result;
+    ++result.number;
+    if (++result.head == call.heads) {
+      result.head = 0;
+      ++result.batch;
+    }
+    return result;
+  }
+  int64_t length(const AttentionCall& call) const {
+    return call.lengths == nullptr ? call.prefix : call.lengths[batch];
+  }
+};
+
+// The rows [R, D] of one (b, h), of streams or of prefix entries.
+inline Source rows_of(const AttentionCall& call, const Strided& tensor, const BatchHead& batch_head) {
+  const int64_t bytes = bytes_of(call.type);
+  const int64_t offset = batch_head.batch * tensor.batch_stride + batch_head.head * tensor.head_stride;
+  return {static_cast<const char*>(tensor.data) + offset * bytes, tensor.row_stride * bytes};
+}
+
+// From a number of one (b, h) to the same number of the next one, in bytes.
+inline int64_t to_next_batch_head(const AttentionCall& call, const Strided& tensor, const BatchHead& batch_head) {
+  return rows_of(call, tensor, batch_head.next(call)).data - rows_of(call, tensor, batch_head).data;
+}
+
+// The prefix entries of (b, h) in `tensor`; those of `next_batch_head` in `next` are read after them.
+inline Rows prefix_rows(const AttentionCall& call, const Strided& tensor, const BatchHead& batch_head,
+                        const Strided& next, const BatchHead& next_batch_head) {
+  const int64_t count = batch_head.length(call);
+  const int64_t row_bytes = call.dim * bytes_of(call.type);
+  return {rows_of(call, tensor, batch_head), count, rows_of(call, next, next_batch_head),
+          smaller(count, (kFetchAhead + row_bytes - 1) / row_bytes)};
+}
+
+// The suffix [S, D] of one stream, given the streams of (b, h).
+inline Source entries_of(const AttentionCall& call, const Strided& tensor, Source streams, int64_t stream) {
+  return {streams.row(stream), tensor.entry_stride * bytes_of(call.type)};
+}
+
+template <DataType type>
+inline Vector load_columns(const char* row, int64_t column) {
+  return load_upcast(row, type, column);
+}
+
+// The last `count` < 16 columns of a row, and zeros.
+template <DataType type>
+inline Vector load_last_columns(const char* row, int64_t column, int64_t count) {
+  if constexpr (type == DataType::float32) {
+    return load_first(reinterpret_cast<const float*>(row) + column, static_cast<int>(count));
+  } else {
+    uint16_t padded[kLanes] = {};
+    __builtin_memcpy(padded, row + column * 2, count * 2);
+    return load_upcast(padded, type, 0);
+  }
+}
+
+// Writes the columns [column, column + 16) that exist.
+template <DataType type>
+inline void store_columns(char* row, int64_t column, int64_t dim, Vector values) {
+  if (dim - column >= kLanes) {
+    store_downcast(row, type, column, values);
+    return;
+  }
+  const int64_t bytes = bytes_of(type);
+  alignas(64) char padded[kLanes * sizeof(float)];
+  store_downcast(padded, type, 0, values);
+  __builtin_memcpy(row + column * bytes, padded, (dim - column) * bytes);
+}
+
+// The rows [M, D] of all streams as float32 [M, target_stride], zero beyond D; fetches those of the next (b, h).
+template <DataType type>
+inline void upcast_rows(const AttentionCall& call, const Strided& tensor, const BatchHead& batch_head, float* target,
+                        int64_t target_stride) {
+  const Source source = rows_of(call, tensor, batch_head);
+  const int64_t count = call.streams, dim = call.dim, ahead = to_next_batch_head(call, tensor, batch_head);
+  for (int64_t i = 0; i < count; ++i) {
+    for (int64_t column = 0; column < dim; column += kLanes) {
+      const int64_t left = dim - column;
+      store(target + i * target_stride + column, left >= kLanes ? load_columns<type>(source.row(i), column)
+                                                                : load_last_columns<type>(source.row(i), column, left));
+    }
+    fetch(source.row(i) + ahead, dim * bytes_of(type));
+  }
+}
+
+}  // namespace
+}  // namespace plr_kernels
