@@ -23,8 +23,8 @@ def warn(reason):
     """Say that there will be no C++ extension."""
     print(
         f"\nWARNING: C++ of plr_kernels or plr.prepare is not built: {reason}.\n"
-        "It needs g++ or clang++ with C++17. All works without it, slower on CPUs; to have it, install a compiler and "
-        "run `pip install -e .` again.\n",
+        "It needs g++ or clang++ with C++17. Everything works without it, slower on CPUs; to build it, install a compiler "
+        "and run `pip install -e .` again.\n",
         file=sys.stderr,
     )
 
@@ -45,15 +45,15 @@ def extension_options():
         def build_extension(self, extension):
             compile_file = self.compiler._compile
 
-            def compile_with_own_flags(obj, src, ext, cc_args, extra_postargs, pp_opts):
-                own = X86_FLAGS.get(Path(src).name, [])
-                compile_file(obj, src, ext, cc_args, [*extra_postargs, *own], pp_opts)
+            def compile_with_file_flags(obj, src, ext, cc_args, extra_postargs, pp_opts):
+                file_flags = X86_FLAGS.get(Path(src).name, [])
+                compile_file(obj, src, ext, cc_args, [*extra_postargs, *file_flags], pp_opts)
 
-            self.compiler._compile = compile_with_own_flags
+            self.compiler._compile = compile_with_file_flags
             try:
                 super().build_extension(extension)
             except Exception as error:  # each version of setuptools has its own
-                if not self.warned:  # what one extension lacks the other lacks, too
+                if not self.warned:  # both extensions lack the same
                     warn(error)
                 self.warned = True
                 raise

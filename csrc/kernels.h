@@ -146,8 +146,8 @@ struct Kernels {
   PairKernels pairs;
 };
 
-// The kernels of the widest instruction set that this CPU has, or of the one named ("avx512", "avx2", "generic"), or
-// null where this CPU or this build does not have it.
+// The kernels of the instruction set with this name, the widest that this CPU has for "auto", or null where this CPU or
+// this build does not have it.
 const Kernels* find_kernels(const char* name);
 
 }  // namespace plr_kernels

@@ -40,7 +40,7 @@ void merge(const Context& context, const std::vector<Candidates>& candidates, in
     std::vector<Key> all;
     for (int64_t row = rows * task / tasks; row < rows * (task + 1) / tasks; ++row) {
       all.clear();
-      for (const Candidates& one : candidates) one.append_to(all, row);
+      for (const Candidates& of_thread : candidates) of_thread.append_to(all, row);
       if (static_cast<int64_t>(all.size()) > k) {
         select(context.kernels, all.data(), all.size(), k);
         all.resize(k);
@@ -68,10 +68,10 @@ std::vector<Candidates> candidates_of_threads(const Context& context, int64_t ro
   return candidates;
 }
 
-// For few rows: the time is that of reading the items once from where they are; each block of them meets all rows while
-// it is in the first-level cache.
-void read_once(const Context& context, const Matrix& states, const Matrix& items, const ExcludedIds& excluded,
-               const Output& output) {
+// For few rows, each multiplied with the items by itself: the time is that of reading the items once from where they
+// are; each block of them meets all rows while it is in the first-level cache.
+void top_items_by_gemv(const Context& context, const Matrix& states, const Matrix& items, const ExcludedIds& excluded,
+                       const Output& output) {
   constexpr int64_t block_bytes = 1 << 15;  // of items
   constexpr int64_t task_bytes = 1 << 19;
   const int64_t rows = states.rows, dim = states.columns;
@@ -82,8 +82,9 @@ void read_once(const Context& context, const Matrix& states, const Matrix& items
   const Exclusions exclusions(excluded, 0, rows, items.rows, block);
   const int64_t row_panels = panels_size(1, dim);
   Buffer upcast(rows * row_panels);
-  for (int64_t row = 0; row < rows; ++row)
+  for (int64_t row = 0; row < rows; ++row) {
     context.kernels.load_rows(states, row, 1, upcast.data() + row * row_panels, 1);
+  }
   std::vector<Candidates> candidates = candidates_of_threads(context, rows, output.k, items.rows);
   Buffer scratch(block * context.threads.count());
   std::vector<uint32_t> positions(block * context.threads.count());
@@ -108,16 +109,16 @@ void read_once(const Context& context, const Matrix& states, const Matrix& items
   merge(context, candidates, 0, rows, output);
 }
 
-// Whether every row of a matrix is one of whole pairs of bfloat16 at addresses that suit a pair.
+// Whether every row of a matrix consists of whole pairs of bfloat16, aligned as pairs.
 bool lies_in_pairs(const Matrix& items) {
   constexpr std::uintptr_t pair_bytes = 4;
   return items.type == DataType::bfloat16 && items.columns % 2 == 0 && items.stride % 2 == 0 &&
          reinterpret_cast<std::uintptr_t>(items.data) % pair_bytes == 0;
 }
 
-// Rows [first_row, first_row + rows): blocks of scores from register-blocked products.
-void by_products(const Context& context, const Matrix& matrix, int64_t first_row, int64_t rows, const Matrix& items,
-                 bool paired, const ExcludedIds& excluded, const Output& output) {
+// Rows [first_row, first_row + rows): blocks of scores [items, 32 rows] from products of matrices.
+void top_items_by_gemm(const Context& context, const Matrix& matrix, int64_t first_row, int64_t rows,
+                       const Matrix& items, bool paired, const ExcludedIds& excluded, const Output& output) {
   std::vector<int64_t> listed(rows);
   std::iota(listed.begin(), listed.end(), first_row);
   const States states = pack_states(context, matrix, listed_order(std::move(listed)), 1.0, paired);
@@ -147,7 +148,7 @@ void by_products(const Context& context, const Matrix& matrix, int64_t first_row
       for (int64_t i = 0; !in_place && i < count; ++i) {
         float* row = copied + i * row_size;
         if (paired) {
-          row[row_size - 1] = 0.0f;  // of an odd number the last pair has one
+          row[row_size - 1] = 0.0f;  // the last pair of an odd number of columns has only one
           context.kernels.pairs.round_row(items, first_item + i, reinterpret_cast<uint16_t*>(row));
         } else {
           context.kernels.load_rows(items, first_item + i, 1, row, 1);
@@ -191,7 +192,7 @@ void top_items(const Context& context, const Matrix& states, const Matrix& items
   const Output output{scores, ids, k};
   constexpr int64_t few_rows = 8;
   if (states.rows <= few_rows && states.columns >= kLanes) {
-    if (states.rows > 0) read_once(context, states, items, excluded, output);
+    if (states.rows > 0) top_items_by_gemv(context, states, items, excluded, output);
     return;
   }
   // Rounding the items takes longer than it saves for few rows.
@@ -204,7 +205,7 @@ void top_items(const Context& context, const Matrix& states, const Matrix& items
   const int64_t together =
       std::clamp(candidates_bytes / row_bytes / kPanelColumns * kPanelColumns, kPanelColumns, most_rows);
   for (int64_t first = 0; first < states.rows; first += together) {
-    by_products(context, states, first, std::min(together, states.rows - first), items, paired, excluded, output);
+    top_items_by_gemm(context, states, first, std::min(together, states.rows - first), items, paired, excluded, output);
   }
 }
 

@@ -61,13 +61,16 @@ struct MatrixRows {
   MatrixRows from(int64_t row) const { return {data + row * row_step, row_step}; }
 };
 
-// What a product fetches meanwhile for those that come after it: nothing,
+// What a product prefetches meanwhile for those that come after it.
+
+// Nothing.
 struct NoPrefetch {
   NoPrefetch part(int64_t, int64_t) const { return {}; }
   void operator()(int64_t) const {}
 };
 
-// or rows [first, last) of a matrix from cell `cell` on, into the second-level cache: as many cells as it reads of a.
+// Rows [first, last) of a matrix from cell `cell` on, into the second-level cache: as many cells as the product reads
+// of a.
 template <class Cells>
 struct RowsPrefetch {
   const Matrix& matrix;
@@ -80,8 +83,9 @@ struct RowsPrefetch {
     const int64_t count = last - first;
     return {matrix, cell, first + count * index / parts, first + count * (index + 1) / parts};
   }
-  // The cells of the run that starts at `term`.
-  void operator()(int64_t term) const {
+  // The cells of the run that starts at `term`. Inlined always: GCC drops the call of a function that returns nothing
+  // and writes nothing.
+  __attribute__((always_inline)) void operator()(int64_t term) const {
     const int64_t cell_bytes = bytes_of(matrix.type) * Cells::numbers;
     for (int64_t row = first; row < last; ++row) {
       const char* start = static_cast<const char*>(row_of(matrix, row)) + (cell + term) * cell_bytes;

@@ -119,14 +119,14 @@ inline void softmax_backward(const AttentionCall& call, int64_t entries, bool sc
       store(kept + e, call.dropout == nullptr ? p : dropped(*call.dropout, p, words + e, keep));
     }
     if (!scores_wanted) continue;
-    Vector sum = zero();  // Σ p g
+    Vector sum = zero();  // of p g
     for (int64_t e = 0; e < entries; e += kLanes) {
       Vector g = load(gradient + e);
       if (call.dropout != nullptr) g = dropped(*call.dropout, g, words + e, keep);
       store(gradient + e, g);
       sum = multiply_add(load(row + e), g, sum);
     }
-    const Vector mean = broadcast(sum_of_lanes(sum));
+    const Vector mean = broadcast(sum_of_lanes(sum));  // of g under p
     for (int64_t e = 0; e < entries; e += kLanes) {
       store(gradient + e, load(row + e) * (load(gradient + e) - mean) * scale);
     }

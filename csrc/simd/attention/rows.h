@@ -28,7 +28,7 @@ struct Source {
   Source from(int64_t index) const { return {row(index), stride}; }
 };
 
-// Both inlined always: of a function that returns nothing and writes nothing GCC drops the call.
+// All inlined always: GCC drops the call of a function that returns nothing and writes nothing.
 __attribute__((always_inline)) inline void fetch(const char* address) { __builtin_prefetch(address, 0, 3); }
 __attribute__((always_inline)) inline void fetch(const char* data, int64_t bytes) {
   for (int64_t offset = 0; offset < bytes; offset += kCacheLine) fetch(data + offset);
