@@ -23,8 +23,8 @@ def warn(reason):
     """Say that there will be no C++ extension."""
     print(
         f"\nWARNING: C++ of plr_kernels or plr.prepare is not built: {reason}.\n"
-        "It needs g++ or clang++ with C++17. Everything works without it, slower on CPUs; to build it, install a compiler "
-        "and run `pip install -e .` again.\n",
+        "It needs g++ or clang++ with C++17. Everything works without it, slower on CPUs; to build it, install a "
+        "compiler and run `pip install -e .` again.\n",
         file=sys.stderr,
     )
 

@@ -32,11 +32,11 @@ struct Scores {
 // Running statistics [states] over some of the items; see pairwise_kl.cpp. With m the largest score, t = s − m, r the
 // difference of t from its mean over the group, and argmax the first item with s = m:
 struct DivergenceStatistics {
-  float* maximum;             // m
-  float* sum_of_rest;         // Σ exp2(t) over all items but the argmax
-  float* argmax_deviation;    // r of the argmax
-  float* relative_deviation;  // Σ exp2(t) (r − r of the argmax)
-  float* argmax;              // its number within the block; merge_divergence does not touch it
+  float* maximum;      // m
+  float* sum_of_rest;  // Σ exp2(t) over all items but the argmax
+  float* argmax_r;     // r of the argmax
+  float* deviation;    // Σ exp2(t) (r − r of the argmax)
+  float* argmax;       // its number within the block; merge_divergence does not touch it
 };
 
 // Products of bfloat16, summed in float32. The cells of their operands' panels are pairs of numbers that are neighbours

@@ -57,11 +57,11 @@ class PartialStatistics {
 // What the backward pass needs of every state: the columns of its statistics [5, rows].
 template <class Number>
 struct DivergenceColumns {
-  Number* maximum;             // the largest score m
-  Number* inverse_sum;         // 1 / Σ exp2(s − m)
-  Number* mean_deviation;      // r̄
-  Number* prob_of_rest;        // 1 − p of the argmax
-  Number* relative_deviation;  // r̄ − r of the argmax
+  Number* maximum;           // the largest score m
+  Number* inverse_sum;       // 1 / Σ exp2(s − m)
+  Number* mean_deviation;    // r̄
+  Number* prob_of_rest;      // 1 − p of the argmax
+  Number* argmax_deviation;  // r̄ − r of the argmax
 
   static DivergenceColumns of(Number* statistics, int64_t rows) {
     return {statistics, statistics + rows, statistics + 2 * rows, statistics + 3 * rows, statistics + 4 * rows};
@@ -75,13 +75,13 @@ struct Distributions {
         inverse_sum(packed_column(states, columns.inverse_sum)),
         mean_deviation(packed_column(states, columns.mean_deviation)),
         prob_of_rest(packed_column(states, columns.prob_of_rest)),
-        relative_deviation(packed_column(states, columns.relative_deviation)),
+        argmax_deviation(packed_column(states, columns.argmax_deviation)),
         argmax(states.count, -1) {
     for (int64_t i = 0; i < states.count; ++i) {
       if (states.order[i] >= 0) argmax[i] = argmax_of_row[states.order[i]];
     }
   }
-  Buffer maximum, inverse_sum, mean_deviation, prob_of_rest, relative_deviation;
+  Buffer maximum, inverse_sum, mean_deviation, prob_of_rest, argmax_deviation;
   std::vector<int64_t> argmax;
 };
 
@@ -89,7 +89,7 @@ struct Distributions {
 float argmax_gradient(const ScoreBlock& block, const Distributions& distributions, int64_t state, int64_t group,
                       bool detach_reference) {
   const int64_t argmax = distributions.argmax[state];
-  double gradient = -kLn2 * distributions.inverse_sum[state] * distributions.relative_deviation[state];
+  double gradient = -kLn2 * distributions.inverse_sum[state] * distributions.argmax_deviation[state];
   if (detach_reference) return static_cast<float>(gradient);
   const int64_t first = state / (group * kLanes) * (group * kLanes) + state % kLanes;
   const double prob_of_rest = distributions.prob_of_rest[state];
@@ -206,13 +206,13 @@ double pairwise_kl_forward(const Context& context, const Matrix& matrix, int64_t
     const int64_t row = states.order[i];
     if (row < 0) continue;
     const double sum = 1.0 + all.sum_of_rest[i];
-    const double relative_deviation = all.relative_deviation[i] / sum;
-    const double mean_deviation = all.argmax_deviation[i] + relative_deviation;
+    const double argmax_deviation = all.deviation[i] / sum;
+    const double mean_deviation = all.argmax_r[i] + argmax_deviation;
     columns.maximum[row] = all.maximum[i];
     columns.inverse_sum[row] = static_cast<float>(1.0 / sum);
     columns.mean_deviation[row] = static_cast<float>(mean_deviation);
     columns.prob_of_rest[row] = static_cast<float>(all.sum_of_rest[i] / sum);
-    columns.relative_deviation[row] = static_cast<float>(relative_deviation);
+    columns.argmax_deviation[row] = static_cast<float>(argmax_deviation);
     argmax[row] = chunk_argmax[i];
     total += mean_deviation;
   }

@@ -1,8 +1,9 @@
 // The threads of one call of an operator.
 //
 // Where torch has brought an OpenMP runtime into the process, they are its threads: those still spin for a while after
-// torch's own work, and any other thread would have to wait for a core until they sleep. Elsewhere, and in a process that
-// was forked, they are started for each run. Nothing is linked to: an extension with an OpenMP runtime of its own would have two sets of spinning threads.
+// torch's own work, and any other thread would have to wait for a core until they sleep. Elsewhere, and in a process
+// that was forked, they are started for each run. Nothing is linked to: an extension with an OpenMP runtime of its own
+// would have two sets of spinning threads.
 #pragma once
 
 #include <cstdint>

@@ -2,7 +2,7 @@
 // ../pairwise_kl.cpp.
 //
 // A group is `group` consecutive Vectors of states; its 16 lanes are 16 groups. Per item and state: t = s − m with the
-// state's largest score m, and the deviation r = t − mean of t over the group.
+// state's largest score m, and the r r = t − mean of t over the group.
 #pragma once
 
 #include <cstdint>
@@ -15,7 +15,7 @@
 namespace plr_kernels {
 namespace {
 
-// In place of a score that is not to count: its exponential is 0, and 0 times its deviation is 0 too.
+// In place of a score that is not to count: its exponential is 0, and 0 times its r is 0 too.
 constexpr float kNoScore = -1e38f;
 
 // Scores of hundreds would round away what a state prefers, so a score counts by its distance t from the state's
@@ -26,9 +26,7 @@ struct GroupMean {
   float* mean;   // [items, 16]: the mean over the group of the differences from it
 
   // r of an item for t of a state.
-  Vector deviation(Vector t, int64_t item) const {
-    return (t - load(first + item * kLanes)) - load(mean + item * kLanes);
-  }
+  Vector r(Vector t, int64_t item) const { return (t - load(first + item * kLanes)) - load(mean + item * kLanes); }
 };
 
 // Of the group that starts at `state`; `memory` has room for 2 · items Vectors.
@@ -76,20 +74,20 @@ void divergence_statistics(Scores scores, int64_t group, float* memory, const Di
         const int64_t argmax = static_cast<int64_t>(result.argmax[state + lane]);
         const float t = column[argmax * kPanelColumns + lane] - result.maximum[state + lane];
         const int64_t place = argmax * kLanes + lane;
-        result.argmax_deviation[state + lane] = (t - over_group.first[place]) - over_group.mean[place];
+        result.argmax_r[state + lane] = (t - over_group.first[place]) - over_group.mean[place];
         column[argmax * kPanelColumns + lane] = kNoScore;
       }
       const Vector m = load(result.maximum + state);
-      const Vector argmax_deviation = load(result.argmax_deviation + state);
-      Vector sum_of_rest = zero(), relative_deviation = zero();
+      const Vector argmax_r = load(result.argmax_r + state);
+      Vector sum_of_rest = zero(), deviation = zero();
       for (int64_t i = 0; i < scores.items; ++i) {
         const Vector t = load(column + i * kPanelColumns) - m;
         const Vector power = exp2(t);
         sum_of_rest = sum_of_rest + power;
-        relative_deviation = multiply_add(power, over_group.deviation(t, i) - argmax_deviation, relative_deviation);
+        deviation = multiply_add(power, over_group.r(t, i) - argmax_r, deviation);
       }
       store(result.sum_of_rest + state, sum_of_rest);
-      store(result.relative_deviation + state, relative_deviation);
+      store(result.deviation + state, deviation);
     }
   }
 }
@@ -114,26 +112,26 @@ void merge_divergence(int64_t states, int64_t group, const DivergenceStatistics&
       const Vector m = load(result.maximum + state), other_m = load(other.maximum + state);
       const Vector m_new = maximum_of(other_m, m);
       // r of both argmaxes, with t relative to the merged maxima.
-      const Vector deviation = load(result.argmax_deviation + state) + (rise - (m_new - m));
-      const Vector other_deviation = load(other.argmax_deviation + state) + (other_rise - (m_new - other_m));
+      const Vector r = load(result.argmax_r + state) + (rise - (m_new - m));
+      const Vector other_r = load(other.argmax_r + state) + (other_rise - (m_new - other_m));
       // Of two values, that of the part with the larger maximum, whose argmax stays one, and that of the other part.
       const auto of_higher = [&](Vector value, Vector other_value) {
         return where_greater(other_m, m, other_value, value);
       };
       const auto of_lower = [&](Vector value, Vector other_value) { return of_higher(other_value, value); };
       const Vector rest = load(result.sum_of_rest + state), other_rest = load(other.sum_of_rest + state);
-      const Vector relative = load(result.relative_deviation + state);
-      const Vector other_relative = load(other.relative_deviation + state);
+      const Vector deviation = load(result.deviation + state);
+      const Vector other_deviation = load(other.deviation + state);
       // The lower part's argmax, exp2(0) = 1, joins its rest; all of it shrinks to the merged maximum, and its
       // deviations become relative to the argmax that stays.
       const Vector factor = exp2(of_lower(m, other_m) - m_new);
       const Vector added = (one + of_lower(rest, other_rest)) * factor;
-      const Vector argmax_deviation = of_higher(deviation, other_deviation);
-      const Vector offset = of_lower(deviation, other_deviation) - argmax_deviation;
-      const Vector added_relative = multiply_add(added, offset, of_lower(relative, other_relative) * factor);
+      const Vector argmax_r = of_higher(r, other_r);
+      const Vector offset = of_lower(r, other_r) - argmax_r;
+      const Vector added_deviation = multiply_add(added, offset, of_lower(deviation, other_deviation) * factor);
       store(result.sum_of_rest + state, of_higher(rest, other_rest) + added);
-      store(result.relative_deviation + state, of_higher(relative, other_relative) + added_relative);
-      store(result.argmax_deviation + state, argmax_deviation);
+      store(result.deviation + state, of_higher(deviation, other_deviation) + added_deviation);
+      store(result.argmax_r + state, argmax_r);
     }
     for (int64_t state = first; state < first + group * kLanes; state += kLanes) {
       store(result.maximum + state, maximum_of(load(other.maximum + state), load(result.maximum + state)));
@@ -162,7 +160,7 @@ void divergence_gradient(Scores scores, int64_t group, bool detach_reference, fl
         float* place = column + i * kPanelColumns;
         const Vector t = load(place) - m;
         const Vector p = exp2(t) * factor;
-        const Vector gradient = p * ((over_group.deviation(t, i) - mean) * ln2);
+        const Vector gradient = p * ((over_group.r(t, i) - mean) * ln2);
         if (detach_reference) {
           store(place, gradient);
           sum = sum + gradient;

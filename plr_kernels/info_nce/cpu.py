@@ -7,13 +7,20 @@ from torch import Tensor
 
 from plr_kernels import _cpp
 from plr_kernels.dispatch.gradients import new_gradients
-from plr_kernels.extension import as_gradient, as_matrix, resources, rounds_float32, row_contiguous
+from plr_kernels.extension import (
+    TARGET_STATISTICS,
+    as_gradient,
+    as_matrix,
+    resources,
+    rounds_float32,
+    row_contiguous,
+)
 from plr_kernels.info_nce.reference import NORM_FLOOR
 
 
 def new_statistics(view1: Tensor) -> Tensor:
-    """Zeroed memory for what is kept of both directions' distributions for the backward pass: [2, 3, G, B]."""
-    return view1.new_zeros((2, 3, *view1.shape[:2]), dtype=torch.float32)
+    """Zeroed memory for the `TARGET_STATISTICS` of both directions: [2, 3, G, B]."""
+    return view1.new_zeros((2, len(TARGET_STATISTICS), *view1.shape[:2]), dtype=torch.float32)
 
 
 def forward(view1: Tensor, view2: Tensor, temperature: float) -> tuple[Tensor, Tensor]:

@@ -7,12 +7,19 @@ from torch import Tensor
 
 from plr_kernels import _cpp
 from plr_kernels.dispatch.gradients import new_gradients
-from plr_kernels.extension import as_gradient, as_matrix, resources, rounds_float32, row_contiguous
+from plr_kernels.extension import (
+    TARGET_STATISTICS,
+    as_gradient,
+    as_matrix,
+    resources,
+    rounds_float32,
+    row_contiguous,
+)
 
 
 def new_statistics(states: Tensor) -> Tensor:
-    """Memory for what is kept of every row's distribution for the backward pass: float32 [3, R]."""
-    return states.new_empty((3, states.shape[0]), dtype=torch.float32)
+    """Memory for the `TARGET_STATISTICS` of every row: float32 [3, R]."""
+    return states.new_empty((len(TARGET_STATISTICS), states.shape[0]), dtype=torch.float32)
 
 
 def forward(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 import torch
 from torch import Tensor
 
@@ -9,11 +11,14 @@ from plr_kernels import _cpp
 from plr_kernels.dispatch.gradients import new_gradients
 from plr_kernels.extension import as_gradient, as_matrix, resources, rounds_float32, row_contiguous
 
+# What the backward pass keeps of every state: the columns of DivergenceColumns in csrc/pairwise_kl.cpp.
+STATISTICS: Final = ("maximum", "inverse_sum", "mean_deviation", "prob_of_rest", "argmax_deviation")
+
 
 def new_statistics(states: Tensor) -> tuple[Tensor, Tensor]:
-    """Zeroed memory for what is kept of every state's distribution: statistics [5, B, N] and argmaxes [B, N]."""
+    """Zeroed memory for the `STATISTICS` of every state, [5, B, N], and its argmax, [B, N]."""
     shape = states.shape[:2]
-    return states.new_zeros((5, *shape), dtype=torch.float32), states.new_zeros(shape, dtype=torch.int64)
+    return states.new_zeros((len(STATISTICS), *shape), dtype=torch.float32), states.new_zeros(shape, dtype=torch.int64)
 
 
 def forward(states: Tensor, items: Tensor, temperature: float) -> tuple[Tensor, Tensor, Tensor]:

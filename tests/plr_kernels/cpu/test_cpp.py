@@ -317,7 +317,7 @@ def linear_cross_entropy_in_float64(states, targets):
 
 def test_target_outside_the_items_raises_without_the_public_checks():
     targets = torch.tensor([0, 7])
-    with pytest.raises(ValueError, match=r"targets must be in \[0, V\) or ignore_index \(V=7\), got 7"):
+    with pytest.raises(ValueError, match=r"targets must be in \[0, V\) or ignore_index \(V=7\), found 7"):
         torch.ops.plr_kernels.linear_cross_entropy_forward(
             torch.randn(2, 3), torch.randn(7, 3), targets, 1.0, -100, "cpp"
         )

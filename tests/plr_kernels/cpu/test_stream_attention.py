@@ -351,7 +351,7 @@ def test_half_precision_is_rounded_as_torch_rounds(instruction_set, dtype):
 def test_lengths_outside_the_prefix_raise_without_the_public_checks():
     tensors = make_case(STREAM_ATTENTION, STREAM_ATTENTION.small).tensors.values()
     for wrong in (-1, 4):
-        with pytest.raises(ValueError, match=rf"prefix_lengths must be in \[0, P\] \(P=3\), got {wrong}"):
+        with pytest.raises(ValueError, match=rf"prefix_lengths must be in \[0, P\] \(P=3\), found {wrong}"):
             torch.ops.plr_kernels.stream_attention_forward(*tensors, torch.tensor([0, wrong]), None, 1.0, 0.0, "cpp")
 
 
