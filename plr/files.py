@@ -7,13 +7,16 @@ import hashlib
 import os
 import re
 import shutil
+import socket
 import stat
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from functools import cache, partial
 from pathlib import Path
 
-from plr.signals import deferred
+from plr.lock import process_is_gone
+from plr.signals import cleaned_up, deferred
 
 __all__ = ["atomic_path", "remove_leftovers", "sha256_of"]
 
@@ -35,40 +38,61 @@ def atomic_path(path: str | os.PathLike[str], *, replace: bool = True) -> Iterat
     missing. The body must create it. An existing file at ``path`` is replaced in one step; an existing
     folder is moved away first (an operating system replaces only empty folders), then removed; with
     ``replace=False`` that raises a FileExistsError unless it is empty. When the body raises, what it wrote is
-    removed and ``path`` stays as it was. Files get the mode that the umask leaves, also where a library lets only the
-    owner read (safetensors).
+    removed and ``path`` stays as it was; what a killed process left is removed by the next that writes there. Files
+    get the mode that the umask leaves, also where a library lets only the owner read (safetensors).
 
     Raises:
         OSError: nothing can be written there (a full disk, say), whatever the library that noticed it raises.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
+    _remove_what_killed_processes_left(path)
     temporary = _sibling(path)
     try:
-        mode = _usual_mode(temporary)
-        yield temporary
-        _complete(temporary, mode)
-        with deferred():
-            _replace(temporary, path, replace)
+        with cleaned_up(partial(_remove, temporary)):
+            mode = _usual_mode(temporary)
+            yield temporary
+            _complete(temporary, mode)
+            with deferred():
+                _replace(temporary, path, replace)
     except Exception as error:
         reason = None if isinstance(error, (OSError, ValueError)) else _reason_of_system(error)
         if reason is None:
             raise
         raise OSError(f"{path} cannot be written: {reason}") from error
-    finally:
-        with deferred():
-            _remove(temporary)
 
 
 def remove_leftovers(folder: Path) -> None:
     """Remove what a process that was killed in the body of `atomic_path` left in the folder; nobody may write there."""
     for path in folder.iterdir():
-        if re.fullmatch(r"\..*\.[0-9a-f]{12}(\.[^.]*)?", path.name):
+        if re.fullmatch(r"\..*\.([0-9a-f]{12}|[0-9a-f]{16})(\.[^.]*)?", path.name):
             _remove(path)
 
 
 def _sibling(path: Path) -> Path:
-    return path.with_name(f".{path.stem}.{uuid.uuid4().hex[:12]}{path.suffix}")
+    """Return a new name beside ``path`` that says which process of which host it is of."""
+    return path.with_name(f".{path.stem}.{_host()}{os.getpid():06x}{uuid.uuid4().hex[:6]}{path.suffix}")
+
+
+def _remove_what_killed_processes_left(path: Path) -> None:
+    """Remove siblings of ``path`` that processes of this host were writing when they were killed."""
+    own = re.compile(rf"\.{re.escape(path.stem)}\.{_host()}([0-9a-f]{{6}})[0-9a-f]{{6}}{re.escape(path.suffix)}")
+    with os.scandir(path.parent) as entries:
+        found = [(entry.name, own.fullmatch(entry.name)) for entry in entries]
+    for name, match in found:
+        if match and process_is_gone(int(match[1], 16)):
+            with suppress(OSError):  # another process was faster
+                _remove(path.with_name(name))
+
+
+@cache
+def _host() -> str:
+    """Four hexadecimal digits of this host and, on Linux, of the set of processes that this one sees."""
+    try:
+        seen = os.readlink("/proc/self/ns/pid")
+    except OSError:
+        seen = ""
+    return hashlib.sha256(f"{socket.gethostname()} {seen}".encode()).hexdigest()[:4]
 
 
 def _usual_mode(path: Path) -> int:

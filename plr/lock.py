@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from plr.errors import RunError
-from plr.signals import deferred
+from plr.signals import cleaned_up, deferred
 
 try:
     import fcntl
@@ -38,14 +38,19 @@ def locked(folder: Path) -> Iterator[None]:
         OSError: the lock file cannot be written.
     """
     path = folder / LOCK
-    descriptor = _acquire(path)
-    try:
-        yield
-    finally:
-        with deferred():
+    held: list[int] = []  # the descriptor of the lock file, while it is this process's
+
+    def release() -> None:
+        while held:
+            descriptor = held.pop()
             if _is_still(descriptor, path):
                 path.unlink()  # before the lock goes: who waits for it sees that the file is another
             os.close(descriptor)
+
+    with cleaned_up(release):
+        with deferred():
+            held.append(_acquire(path))
+        yield
 
 
 def _acquire(path: Path) -> int:

@@ -43,12 +43,26 @@ def finite_from(least: float) -> Check:
 
 
 FINITE = Check("a finite number", math.isfinite)
+
+
+def between(least: float, most: float, why: str) -> Check:
+    """Numbers from `least` to `most`, and 0 where the option's other checks let it pass."""
+    return Check(f"from {least:g} to {most:g}: {why}", lambda value: value == 0 or least <= value <= most)
+
+
 POSITIVE = Check("a finite number above 0", lambda value: value > 0 and math.isfinite(value))
 BELOW_ONE = Check("in [0, 1)", lambda value: 0 <= value < 1)
 INSIDE_ZERO_AND_ONE = Check("in (0, 1)", lambda value: 0 < value < 1)
+# float32 tells logits of 10^7 apart to 1; those of 10^-6 hardly from equal ones.
+TEMPERATURE = between(1e-6, 1e6, "beyond, float32 cannot tell the items' probabilities apart")
 ZERO_TO_ONE = Check("in [0, 1]", lambda value: 0 <= value <= 1)
 BELOW_2_63 = Check("below 2^63", lambda value: value < 2**63)
 EACH_POSITIVE = Check("positive", lambda values: all(value >= 1 for value in values))
+
+
+def is_text(value: str) -> bool:
+    """Whether a string is no file name in another encoding than UTF-8, which Python reads as lone surrogates."""
+    return not any("\ud800" <= letter <= "\udfff" for letter in value)
 
 
 def names(listed: str | Iterable[str]) -> tuple[str, ...]:
@@ -105,6 +119,7 @@ class Options:
         elif kind is str:
             self.require(name, isinstance(value, (str, os.PathLike)), "a string or a path")
             setattr(self, name, os.fspath(value))
+            self.require(name, is_text(getattr(self, name)), "UTF-8 text; rename the file, or give a link to it")
         elif kind == tuple[int, ...]:
             whole = isinstance(value, (list, tuple)) and all(map(_is_whole, value))
             self.require(name, whole, "a list of whole numbers")
@@ -262,7 +277,7 @@ class RecommenderOptions(Options):
             unisrec, whose scores are cosines, and 1 for the others.
     """
 
-    temperature: float | None = option(None, POSITIVE)
+    temperature: float | None = option(None, POSITIVE, TEMPERATURE)
 
     @property
     def mixes_distributions(self) -> bool:
@@ -340,7 +355,7 @@ class ContrastiveTemperatureOptions(RecommenderOptions):
         contrastive_temperature: PLR, LARES: τ of the contrastive losses.
     """
 
-    contrastive_temperature: float = option(1.0, POSITIVE)
+    contrastive_temperature: float = option(1.0, POSITIVE, TEMPERATURE)
 
 
 @dataclass
@@ -473,9 +488,9 @@ class TrainingOptions(Options):
     epochs: int = option(200, at_least(1))
     patience: int = option(10, at_least(1))
     refit: bool = option(False)
-    lr: float = option(1e-3, POSITIVE)
-    weight_decay: float = option(0.0, finite_from(0))
-    clip: float = option(0.0, finite_from(0))
+    lr: float = option(1e-3, POSITIVE, between(1e-12, 10, "about so far Adam moves each weight in a step"))
+    weight_decay: float = option(0.0, finite_from(0), between(1e-12, 1e6, "its square times a weight's must be finite"))
+    clip: float = option(0.0, finite_from(0), between(1e-6, 1e18, "Adam takes smaller gradients for zero"))
     precision: Literal["32", "bf16"] = option("32")
     seed: int = option(0, at_least(0), BELOW_2_63)
 

@@ -99,9 +99,12 @@ class RunFolder:
             DataError: the file is damaged.
         """
         try:
-            return json.loads(self.metrics.read_text(encoding="utf-8"))
-        except ValueError as error:
+            metrics = json.loads(self.metrics.read_text(encoding="utf-8"))
+        except (ValueError, RecursionError) as error:
             raise DataError(f"not the run's metrics: {error}", self.metrics) from error
+        if not isinstance(metrics, dict) or not isinstance(metrics.get("files", {}), dict):
+            raise DataError("not the run's metrics: its JSON is not an object with theirs", self.metrics)
+        return metrics
 
     def hashes(self) -> dict[str, str]:
         """Return the SHA-256 (hex) of the files that recommendations depend on, by name."""
@@ -152,8 +155,9 @@ class RunFolder:
         """
         try:
             return pl.read_parquet(self.items, glob=False)["item_id"].to_list()
-        except (OSError, pl.exceptions.PolarsError) as error:
-            raise DataError(f"not the run's item ids: {str(error).splitlines()[0]}", self.items) from error
+        except (OSError, pl.exceptions.PolarsError, pl.exceptions.PanicException) as error:
+            reason = (str(error).splitlines() or ["damaged"])[0]
+            raise DataError(f"not the run's item ids: {reason}", self.items) from error
 
 
 def load_weights(model: nn.Module, path: Path) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 
 from plr.errors import TERMINATED
 
-__all__ = ["INTERRUPTED", "deferred", "raise_again", "status_of", "terminable"]
+__all__ = ["INTERRUPTED", "cleaned_up", "deferred", "raise_again", "status_of", "terminable"]
 
 INTERRUPTED = 128 + signal.SIGINT
 """The exit status after Ctrl-C, as shells have it."""
@@ -34,6 +34,24 @@ class _State:
 
 
 _state = _State()
+_undone: dict[Any, Callable[[], None]] = {}
+
+
+@contextmanager
+def cleaned_up(work: Callable[[], None]) -> Iterator[None]:
+    """Call `work` after the body, whatever ends it; it must bear to be called twice.
+
+    A signal that came during a long call is heard by Python where the next function begins: in the `finally` or the
+    `__exit__` that was to clean up. What that leaves undone is done where `terminable` ends.
+    """
+    key = object()
+    _undone[key] = work
+    try:
+        yield
+    finally:
+        with deferred():
+            work()
+            _undone.pop(key, None)
 
 
 def status_of(work: Callable[[], int], advice: Callable[[], str] = str) -> int:
@@ -83,6 +101,9 @@ def terminable() -> Iterator[None]:
             yield
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
+        while _state.received is not None and _undone:  # nothing is raised any more
+            with suppress(OSError):
+                _undone.popitem()[1]()
         sys.unraisablehook = hook
         for number, handler in [*former.items(), (signal.SIGALRM, alarm)]:
             signal.signal(number, handler)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import io
+import json
 import re
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TextIO, get_type_hints
@@ -18,8 +19,8 @@ from plr.cli.parser import Parser
 from plr.cli.prepare import Request
 from plr.cli.prepare import run as prepare
 from plr.config import Config
-from plr.errors import UserError
-from plr.options import names
+from plr.errors import UserError, shortened
+from plr.options import is_text, names
 from plr.prepare import PrepareOptions
 from plr.presets import preset_path, preset_summaries
 from plr.signals import raise_again, status_of
@@ -36,11 +37,16 @@ def main(arguments: list[str] | None = None) -> int:
         sys.stdout.reconfigure(errors="backslashreplace")  # an id that the terminal's encoding lacks is no error
     given = sys.argv[1:] if arguments is None else arguments
     parsed: list[Namespace] = []
-    return status_of(lambda: _run(given, parsed), lambda: _advice(*parsed))
+    return status_of(lambda: _run(given, parsed), lambda: _advice(given, *parsed))
 
 
 def _run(arguments: list[str], parsed: list[Namespace]) -> int:
     """Parse and call the command; what was parsed goes to `parsed`, for the advice after a signal."""
+    for argument in arguments:
+        if not is_text(argument):
+            advice = "names of files must be UTF-8 text here; rename the file, or give a link to it"
+            print(f"plr: {shortened(argument)}: {advice}", file=sys.stderr)
+            return 2
     options = _parser(arguments).parse_args(_with_preset(arguments))
     parsed.append(options)
     try:
@@ -60,11 +66,11 @@ def _run(arguments: list[str], parsed: list[Namespace]) -> int:
     return 0
 
 
-def _advice(options: Namespace | None = None) -> str:
-    """Say how to go on with what a signal has ended."""
-    if options is None or options.command not in ("train", "demo"):
+def _advice(arguments: list[str], options: Namespace | None = None) -> str:
+    """Say how to go on with what a signal has ended, perhaps before its options were parsed."""
+    if not arguments or arguments[0] not in ("train", "demo"):
         return ""
-    if options.command == "train" and (Path(options.train.out) / "metrics.json").exists():
+    if options is not None and options.command == "train" and (Path(options.train.out) / "metrics.json").exists():
         return f"; the run in {options.train.out} is finished"
     return "; repeat the command to resume after the last finished epoch"
 
@@ -163,7 +169,13 @@ def _evaluate_options(evaluate: Parser) -> None:
 
 def _recommend_options(recommend: Parser) -> None:
     recommend.add_argument("run", type=str, help="the run's folder")
-    recommend.add_argument("--history", type=str, required=True, help='item ids, oldest first: "id id id"')
+    recommend.add_argument(
+        "--history",
+        type=str,
+        action="append",
+        required=True,
+        help='item ids, oldest first: "id id id"; ids with blanks as a JSON list, or each with a --history of its own',
+    )
     recommend.add_argument("-k", type=int | None, default=None, help="how many items; 10, or all if there are fewer")
     recommend.add_argument("--text_vectors", type=str | None, default=None, help=NEW_ITEMS)
     recommend.add_argument("--exclude_seen", type=bool | None, default=None, help="leave out items of the history")
@@ -276,10 +288,30 @@ def _recommend(options: Namespace) -> None:
     from plr.serving import Recommender
 
     recommender = Recommender.load(options.run, text_vectors=options.text_vectors)
+    history = history_of(options.history, recommender.item_ids)
     (answer,) = recommender.recommend(
-        [options.history.split()], options.k, exclude_seen=options.exclude_seen, unknown=options.unknown
+        [history], options.k, exclude_seen=options.exclude_seen, unknown=options.unknown
     )
     _print(recommendation_table(answer))
+
+
+def history_of(given: list[str], item_ids: Sequence[str]) -> list[str]:
+    """Return the item ids that --history names: those of one text, separated by blanks, or one of each of several.
+
+    A text that is not such ids of the run's may be a JSON list of ids, or one id with blanks in it.
+    """
+    if len(given) > 1:
+        return given
+    known, split = set(item_ids), given[0].split()
+    if known.issuperset(split):
+        return split
+    try:
+        listed = json.loads(given[0])
+    except ValueError:
+        listed = None
+    if isinstance(listed, list) and all(isinstance(item, (str, int)) for item in listed):
+        return [str(item) for item in listed]
+    return [given[0].strip()] if given[0].strip() in known else split
 
 
 def _embed_text(options: Namespace) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import polars as pl
 import torch
 
+from plr.errors import DataError
 from plr.evaluation.ranking import Ranking
 from plr.files import atomic_path
 
@@ -36,13 +37,19 @@ def save_ranking(path: str | Path, ranking: Ranking, user_ids: pl.Series, item_i
 
 
 def load_ranking(path: str | Path) -> Ranking:
-    """Read a ranking that `save_ranking` wrote."""
-    frame = pl.read_parquet(path, columns=["user", "item", "rank"], glob=False)
-    return Ranking(
-        users=torch.tensor(frame["user"].to_numpy(), dtype=torch.int64),
-        targets=torch.tensor(frame["item"].to_numpy(), dtype=torch.int64),
-        ranks=torch.tensor(frame["rank"].to_numpy(), dtype=torch.float64),
-    )
+    """Read a ranking that `save_ranking` wrote.
+
+    Raises:
+        DataError: the file is missing, damaged or something else.
+    """
+    try:
+        frame = pl.read_parquet(path, columns=["user", "item", "rank"], glob=False)
+        frame = frame.cast({"user": pl.Int64, "item": pl.Int64, "rank": pl.Float64})
+    except (OSError, pl.exceptions.PolarsError, pl.exceptions.PanicException) as error:
+        raise DataError(f"not the ranks of a run: {(str(error).splitlines() or ['damaged'])[0]}", path) from error
+    if sum(frame.null_count().row(0)) or not frame["rank"].is_finite().all():
+        raise DataError("not the ranks of a run: a value is missing or not finite", path)
+    return Ranking(*(torch.tensor(frame[name].to_numpy()) for name in ("user", "item", "rank")))
 
 
 def write_metrics(path: str | Path, metrics: Mapping[str, Any]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from numbers import Integral
 from pathlib import Path
 from typing import Literal
@@ -13,11 +14,23 @@ from torch import Tensor
 
 from plr.config import Config
 from plr.data import Batch
-from plr.errors import RequestError, RunError
+from plr.errors import RequestError, RunError, listed, shortened
 from plr.models import Recommender as Model
 from plr.models import build_model
 from plr.runs import RunFolder, load_weights
 from plr.serving.new_items import with_new_items
+
+MOST_EXCLUDED = 2**20
+"""The most ids, with padding, of seen items that are left out of one ranking: 8 MiB."""
+
+
+def _blocks(histories: Sequence[Tensor], most: int) -> list[slice]:
+    """Cut histories, the shortest first, into consecutive blocks of at most `most` items when padded, or of one."""
+    starts = [0]
+    for row, history in enumerate(histories):
+        if row > starts[-1] and (row + 1 - starts[-1]) * history.numel() > most:
+            starts.append(row)
+    return [slice(*pair) for pair in pairwise([*starts, len(histories)])]
 
 
 @dataclass(frozen=True)
@@ -141,30 +154,30 @@ class Recommender:
         scorer = self.model.scorer(batch, self._table)
         if not bool(torch.isfinite(scorer.states).all()):
             raise RunError("the user embedding of a history is not finite; the weights are damaged")
-        exclude = None
-        if exclude_seen:
-            exclude = torch.nn.utils.rnn.pad_sequence(histories, batch_first=True, padding_value=-1).to(device)
-        scores, ids = scorer.top_items(self._candidates, int(k), exclude=exclude)
-        return [
-            [
-                Recommendation(self.item_ids[item], score)
-                for score, item in zip(*row, strict=True)
-                if item >= 0
+        answers = []
+        for rows in _blocks(histories, MOST_EXCLUDED) if exclude_seen else [slice(len(histories))]:
+            exclude = None
+            if exclude_seen:
+                seen = histories[rows]
+                exclude = torch.nn.utils.rnn.pad_sequence(seen, batch_first=True, padding_value=-1).to(device)
+            scores, ids = scorer.of_rows(rows).top_items(self._candidates, int(k), exclude=exclude)
+            answers += [
+                [Recommendation(self.item_ids[item], score) for score, item in zip(*row, strict=True) if item >= 0]
+                for row in zip(scores.tolist(), ids.tolist(), strict=True)
             ]
-            for row in zip(scores.tolist(), ids.tolist(), strict=True)
-        ]
+        return answers
 
     def _to_index(self, number: int, history: Sequence[str | int], skip: bool) -> Tensor:
         if isinstance(history, str) or not isinstance(history, Iterable):
-            raise TypeError(f"history {number} must be a sequence of item ids; found {history!r}")
+            raise TypeError(f"history {number} must be a sequence of item ids; found {shortened(history)}")
         known, unknown = [], []
         for item in map(str, history):
             index = self._index.get(item)
             (unknown if index is None else known).append(item if index is None else index)
         if unknown and not skip:
             raise RequestError(
-                f"history {number}: items never seen in training: {', '.join(map(repr, unknown[:5]))}"
-                f"{' …' if len(unknown) > 5 else ''}; leave them out or skip them "
+                f"history {number}: items never seen in training: {listed(dict.fromkeys(unknown))}; leave them out or "
+                "skip them "
                 '(unknown="skip", on the command line --unknown skip)'
             )
         if not known:

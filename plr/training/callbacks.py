@@ -16,7 +16,7 @@ from torch import Tensor
 
 from plr.data import Rows
 from plr.evaluation import evaluation_batches, metrics, rank_rows
-from plr.files import atomic_path
+from plr.files import atomic_path, sha256_of
 
 MONITOR = "ndcg@10"
 
@@ -71,6 +71,7 @@ class BestWeights(Checkpoint):
         self.path = path
         self.best_value = float("-inf")
         self.best_epoch = -1
+        self.best_hash: str | None = None  # SHA-256 (hex) of the file; None where an earlier plr wrote it
 
     def on_train_epoch_end(self, trainer: lightning.Trainer, pl_module: Any) -> None:
         """Write the weights where the metric is better than ever before."""
@@ -79,14 +80,16 @@ class BestWeights(Checkpoint):
             self.best_value, self.best_epoch = value, trainer.current_epoch
             if trainer.is_global_zero:
                 save_weights(pl_module.model, self.path)
+            self.best_hash = sha256_of(self.path) if trainer.is_global_zero else None
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run must know."""
-        return {"best_value": self.best_value, "best_epoch": self.best_epoch}
+        return {"best_value": self.best_value, "best_epoch": self.best_epoch, "best_hash": self.best_hash}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore it."""
         self.best_value, self.best_epoch = state_dict["best_value"], state_dict["best_epoch"]
+        self.best_hash = state_dict.get("best_hash")
 
 
 class ResumePoint(Checkpoint):

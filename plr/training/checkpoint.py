@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,9 @@ from lightning.pytorch.plugins.io import CheckpointIO
 from plr.errors import RunError
 from plr.files import atomic_path
 from plr.signals import deferred
+
+REQUIRED = frozenset({"epoch", "state_dict", "optimizer_states", "callbacks", "loops", "pytorch-lightning_version"})
+"""What is in every checkpoint of Lightning's that a run can go on from."""
 
 
 class AtomicCheckpointIO(CheckpointIO):
@@ -41,11 +45,34 @@ def read_checkpoint(path: Path, map_location: Any = "cpu") -> dict[str, Any]:
         RunError: the file is not such a checkpoint.
     """
     try:
-        checkpoint = torch.load(path, map_location=map_location, weights_only=True)
-        missing = {"epoch", "state_dict", "optimizer_states", "callbacks"}.difference(checkpoint)
-        if missing:
-            raise ValueError(f"it lacks {', '.join(sorted(missing))}")
-    except Exception as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise RunError(f"{path}: not a readable checkpoint ({reason}); delete it to train from the start") from error
+        fault = _fault(path)
+        checkpoint = {} if fault else torch.load(path, map_location=map_location, weights_only=True)
+        missing = sorted(REQUIRED.difference(checkpoint))
+    except OSError as error:
+        raise RunError(f"{path}: cannot be read ({error.strerror or error})") from error
+    except Exception as error:  # of torch's, whose messages advise to unpickle what is there
+        raise RunError(_unusable(path, "its content is not a checkpoint's")) from error
+    if fault or missing:
+        raise RunError(_unusable(path, fault or f"it lacks {', '.join(missing)}"))
     return checkpoint
+
+
+def _fault(path: Path) -> str | None:
+    """Return what is wrong with the file as an archive, whose checksums torch does not look at; None where all is well.
+
+    Raises:
+        OSError: it cannot be read at all.
+    """
+    with open(path, "rb") as file:
+        if not os.fstat(file.fileno()).st_size:
+            return "it is empty"
+        try:
+            with zipfile.ZipFile(file) as archive:
+                damaged = archive.testzip()
+        except Exception:  # of damage zipfile says many things
+            return "it is cut off, damaged or something else"
+    return None if damaged is None else f"{damaged} in it is damaged"
+
+
+def _unusable(path: Path, reason: str) -> str:
+    return f"{path}: not a readable checkpoint ({reason}); delete it to train from the start"

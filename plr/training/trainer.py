@@ -29,7 +29,7 @@ from plr.evaluation import (
     save_ranking,
     write_metrics,
 )
-from plr.files import remove_leftovers
+from plr.files import remove_leftovers, sha256_of
 from plr.inputs import load_dataset, load_item_data
 from plr.items import ItemData
 from plr.lock import locked
@@ -173,7 +173,7 @@ def _select(
         # Lightning does not keep that a run has stopped: it would train one epoch more.
         state = read_checkpoint(folder.resume_point)
         for callback in (validation, best):
-            callback.load_state_dict(state["callbacks"][callback.state_key])
+            callback.load_state_dict(_state_of(callback, state, folder.resume_point))
         epochs = state["epoch"] + 1
     else:
         trainer = _trainer(folder.logs, config, config.epochs, callbacks)
@@ -181,6 +181,8 @@ def _select(
         epochs = trainer.current_epoch
     try:
         load_weights(model.cpu(), folder.best_so_far)
+        if best.best_hash not in (None, sha256_of(folder.best_so_far)):
+            raise RunError(f"{folder.best_so_far}: not as the run wrote it: its SHA-256 is another")
     except RunError as error:
         raise RunError(f"{error}; delete {folder.resume_point.parent} to train from the start") from error
     return _Selection(model, best.best_epoch, epochs, statistics.median(validation.train_seconds))
@@ -244,8 +246,23 @@ def _over(resume_point: Path, epochs: int, stopping: EarlyStopping) -> bool:
     if not resume_point.exists():
         return False
     state = read_checkpoint(resume_point)
-    stopped = state["callbacks"][stopping.state_key]["wait_count"] >= stopping.patience
+    stopped = _state_of(stopping, state, resume_point)["wait_count"] >= stopping.patience
     return stopped or state["epoch"] + 1 >= epochs
+
+
+def _state_of(callback: Callback, state: dict[str, Any], resume_point: Path) -> dict[str, Any]:
+    """Return what a checkpoint holds of a callback.
+
+    Raises:
+        RunError: nothing, for another version of plr or of Lightning wrote it.
+    """
+    try:
+        return state["callbacks"][callback.state_key]
+    except KeyError as error:
+        raise RunError(
+            f"{resume_point}: holds nothing of {type(callback).__name__}, for another version of plr or of Lightning "
+            "wrote it; resume with that version, or delete it to train from the start"
+        ) from error
 
 
 def _finish(

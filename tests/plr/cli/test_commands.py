@@ -5,6 +5,7 @@ import io
 import json
 import os
 import re
+import resource
 import shutil
 import subprocess
 import sys
@@ -17,6 +18,7 @@ import torch
 
 import plr.__main__
 from plr.cli import main
+from plr.cli.commands import history_of
 from plr.config import Config
 from plr.errors import ConfigError
 from plr.evaluation import load_ranking
@@ -134,6 +136,115 @@ def test_recommendations_do_not_depend_on_defaults_of_the_process(default, run):
         assert plr.Recommender.load(run).recommend(histories, 4, exclude_seen=True) == expected
     finally:
         torch.set_default_device(None)
+
+
+def test_a_very_long_history_among_short_ones_is_padded_with_its_like_alone(run, monkeypatch):
+    """100,000 seen items beside 511 short histories would be 0.4 GB of padding; the answers are those of one block."""
+    recommender = plr.Recommender.load(run)
+    histories = [[f"i{(row + step) % 24}" for step in range(1 + row % 5)] for row in range(40)]
+    histories.insert(7, [f"i{step % 21}" for step in range(100_000)])
+    pad, padded = torch.nn.utils.rnn.pad_sequence, []
+
+    def spy(*arguments, **options):
+        result = pad(*arguments, **options)
+        padded.append(result.numel())
+        return result
+
+    monkeypatch.setattr(torch.nn.utils.rnn, "pad_sequence", spy)
+    in_blocks = recommender.recommend(histories, 3, exclude_seen=True)
+    assert max(padded) == 100_000
+    monkeypatch.setattr("plr.serving.recommender.MOST_EXCLUDED", 2**40)
+    assert recommender.recommend(histories, 3, exclude_seen=True) == in_blocks
+    assert max(padded) == 41 * 100_000
+    assert {item.item for item in in_blocks[7]} == {"i21", "i22", "i23"}
+
+
+@pytest.mark.parametrize(
+    ("given", "history"),
+    [
+        (["a b c"], ["a", "b", "c"]),
+        (["a", "two words", "b"], ["a", "two words", "b"]),
+        (['["two words", "b", 7]'], ["two words", "b", "7"]),
+        (["two words"], ["two words"]),
+        (["[7]"], ["[7]"]),
+        (["[7] a"], ["[7]", "a"]),
+        (["[8]"], ["8"]),
+        (["unknown words"], ["unknown", "words"]),
+        (["{}"], ["{}"]),
+        ([" "], []),
+    ],
+)
+def test_a_history_may_hold_ids_with_blanks(given, history):
+    assert history_of(given, ["a", "b", "c", "two words", "7", "[7]"]) == history
+
+
+def test_ids_with_blanks_are_taken_from_the_command_line(tmp_path, capsys):
+    lines = "".join(f"u{user},item {(user + step) % 6},{user + 9 * step}\n" for user in range(30) for step in range(5))
+    (tmp_path / "data.csv").write_text(f"user_id,item_id,timestamp\n{lines}")
+    out = str(tmp_path / "run")
+    small = ["--dim", "8", "--ffn_dim", "8", "--epochs", "1", "--method", "base", "--progress", "false"]
+    assert main(["train", "--data", str(tmp_path / "data.csv"), "--out", out, *small]) == 0
+    capsys.readouterr()
+    said = []
+    for given in (["--history", '["item 1", "item 2"]'], ["--history", "item 1", "--history", "item 2"]):
+        assert main(["recommend", out, *given, "-k", "2"]) == 0
+        said.append(capsys.readouterr().out)
+    assert said[0] == said[1]
+    assert main(["recommend", out, "--history", " ".join(f"x{n}" for n in range(99))]) == 2
+    error = capsys.readouterr().err
+    assert "'x0', 'x1'" in error
+    assert "'x11' and 87 more" in error
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    ["prepare NAME --out o", "train --data NAME", "evaluate NAME", "recommend NAME --history i1", "embed-text NAME",
+     "data show NAME", "demo --out NAME", "recommend run --history NAME"],
+)  # fmt: skip
+def test_a_name_that_is_not_utf8_is_one_message(arguments, capsys):
+    name = os.fsdecode(b"caf\xe9.csv")
+    assert main([name if word == "NAME" else word for word in arguments.split()]) == 2
+    advice = "names of files must be UTF-8 text here; rename the file, or give a link to it"
+    assert capsys.readouterr().err == f"plr: 'caf\\udce9.csv': {advice}\n"
+    with pytest.raises(ConfigError, match="out must be UTF-8 text"):
+        Config(out=name)
+
+
+def test_where_a_run_can_be_written_and_read(run, small_data, tmp_path, capsys, monkeypatch):
+    small = ["--data", str(small_data), "--dim", "8", "--ffn_dim", "8", "--epochs", "1", "--method", "base",
+             "--progress", "false", "--threads", "1"]  # fmt: skip
+    (tmp_path / "target").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "target")
+    for out in (f"{tmp_path}/slash/", str(tmp_path / "link")):
+        assert main(["train", *small, "--out", out]) == 0
+    assert (tmp_path / "target" / "metrics.json").exists()
+    assert not list(tmp_path.rglob("*.lock"))
+    capsys.readouterr()
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (3000, limit[1]))  # as on a full disk
+    try:
+        status = main(["train", *small, "--out", str(tmp_path / "full")])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+    error = capsys.readouterr().err
+    assert status == 2, error
+    assert "File too large" in error
+    assert "Traceback" not in error
+    assert not [path for path in (tmp_path / "full").rglob("*") if path.name.startswith(".") or path.suffix == ".lock"]
+    assert main(["train", *small, "--out", str(tmp_path / "full")]) == 0  # resumed when there is room
+
+    def refuse(*_, **__):
+        raise PermissionError(13, "Permission denied", str(tmp_path / "closed"))
+
+    with monkeypatch.context() as patch:  # the tests may run as root, who may write anywhere
+        patch.setattr("plr.lock._acquire", refuse)
+        assert main(["train", *small, "--out", str(tmp_path / "closed")]) == 2
+        assert main(["evaluate", str(run)]) == 0
+        assert main(["recommend", str(run), "--history", "i1"]) == 0
+        assert main(["train", *small, "--out", str(run)]) == 2
+    error = capsys.readouterr().err
+    assert "Permission denied" in error
+    assert "holds a finished run" in error
 
 
 def test_seen_items_are_left_out_on_request(run):
@@ -301,6 +412,13 @@ def _with_other_items(content):
         ("model.safetensors", lambda content: content[:-1] + bytes([content[-1] ^ 1]),
          "model.safetensors: not as the run wrote it"),
         ("metrics.json", lambda content: content[:100], "metrics.json: not the run's metrics"),
+        ("metrics.json", lambda content: b"", "metrics.json: not the run's metrics"),
+        ("metrics.json", lambda content: b"[]", "metrics.json: not the run's metrics: its JSON is not an object"),
+        ("metrics.json", lambda content: b'{"files": 1}', "metrics.json: not the run's metrics: its JSON is not an"),
+        ("model.safetensors", lambda content: b"", "model.safetensors: no readable weights"),
+        ("items.parquet", lambda content: b"", "items.parquet: not the run's item ids"),
+        ("config.yaml", lambda content: b"", "config.yaml: expected a mapping"),
+        ("config.yaml", lambda content: content[:40] + b"\xff" + content[40:], "config.yaml: not UTF-8 text"),
     ],
 )  # fmt: skip
 def test_a_damaged_run_is_one_message(name, changed, message, run, tmp_path, capsys):

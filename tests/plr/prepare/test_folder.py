@@ -12,6 +12,7 @@ import resource
 import shutil
 import subprocess
 import sys
+import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -174,6 +175,37 @@ def test_atomic_folder(tmp_path):
         _break_off(aside.mkdir)
     assert [child.name for child in tmp_path.iterdir()] == ["run"]
     assert [child.name for child in path.iterdir()] == ["new"]
+
+
+@pytest.mark.parametrize("name", ["run", "file.json"])
+def test_what_a_killed_process_left_is_removed_by_the_next_that_writes_there(tmp_path, name):
+    context, read = multiprocessing.get_context("fork"), []
+    for _ in range(2):
+        begun = context.Event()
+        process = context.Process(target=_write_for_ever, args=(tmp_path / name, begun))
+        process.start()
+        assert begun.wait(60)
+        if not read:
+            process.kill()
+            process.join()
+        read.append(next(path for path in tmp_path.iterdir() if path.name.startswith(".") and path not in read))
+    foreign = tmp_path / f".{Path(name).stem}.0123456789abcdef{Path(name).suffix}"
+    foreign.touch()  # of another host
+    with atomic_path(tmp_path / name) as aside:
+        aside.touch()
+    assert not read[0].exists()  # of the killed one
+    assert read[1].exists()  # of the living one
+    assert foreign.exists()
+    process.kill()
+    process.join()
+
+
+def _write_for_ever(path: Path, begun) -> None:
+    with atomic_path(path) as aside:
+        aside.mkdir()
+        (aside / "half").touch()
+        begun.set()
+        time.sleep(600)
 
 
 def test_atomic_body_that_writes_nothing(tmp_path):

@@ -1,11 +1,13 @@
 """Kill -9 at any moment: the resumed run ends with the metrics and the weights of an uninterrupted one."""
 
+import io
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
+import zipfile
 from dataclasses import asdict
 from pathlib import Path
 
@@ -196,14 +198,41 @@ def test_a_damaged_resume_point_is_named(quick, tmp_path):
     train(Config(**{**quick, "epochs": 1}))
     run = tmp_path / "run"
     (run / "metrics.json").unlink()
+    whole = (run / "resume" / "last.ckpt").read_bytes()
     for write, reason in (
-        (lambda path: path.write_bytes(b"not a checkpoint"), ""),
-        (lambda path: path.write_bytes(b""), r"EOFError\); delete it"),
-        (lambda path: torch.save({"epoch": 0}, path), "it lacks callbacks, optimizer_states, state_dict"),
+        (lambda path: path.write_bytes(b"not a checkpoint"), r"it is cut off, damaged or something else\); delete it"),
+        (lambda path: path.write_bytes(b""), r"it is empty\); delete it"),
+        (lambda path: path.write_bytes(whole[: len(whole) // 2]), r"it is cut off, damaged or something else\)"),
+        (lambda path: path.write_bytes(_with_a_flipped_bit(whole)), r"\S+ in it is damaged\); delete it"),
+        (lambda path: torch.save(Path("unpickled"), path), r"its content is not a checkpoint's\); delete it"),
+        (lambda path: torch.save([1], path), "it lacks callbacks, epoch"),
+        (lambda path: torch.save({"epoch": 0}, path), "it lacks callbacks, loops, optimizer_states"),
+        (lambda path: _of_another_version(whole, path), "holds nothing of EarlyStopping, for another version of plr"),
     ):
         write(run / "resume" / "last.ckpt")
-        with pytest.raises(RunError, match=r"last\.ckpt: not a readable checkpoint \(" + reason):
+        with pytest.raises(RunError, match=r"last\.ckpt: .*" + reason) as raised:
             train(Config(**{**quick, "epochs": 1}))
+        assert "weights_only" not in str(raised.value)
+        assert "\n" not in str(raised.value)
+    (run / "resume" / "last.ckpt").write_bytes(whole)
+    best = run / "resume" / "best.safetensors"
+    best.write_bytes(best.read_bytes()[:-1] + b"!")
+    with pytest.raises(RunError, match=r"best\.safetensors: not as the run wrote it.*delete .*resume to train"):
+        train(Config(**{**quick, "epochs": 1}))
+
+
+def _with_a_flipped_bit(whole):
+    """In the middle of the largest tensor, where torch would not see it."""
+    with zipfile.ZipFile(io.BytesIO(whole)) as archive:
+        largest = max(archive.infolist(), key=lambda entry: entry.file_size)
+        place = whole.index(archive.read(largest)) + largest.file_size // 2
+    return whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :]
+
+
+def _of_another_version(whole, path):
+    checkpoint = torch.load(io.BytesIO(whole), weights_only=True)
+    checkpoint["callbacks"] = {}
+    torch.save(checkpoint, path)
 
 
 def test_files_that_an_unfinished_run_has_lost(quick, tmp_path):

@@ -197,6 +197,12 @@ def test_the_guard_remembers_the_first_bad_step_until_it_looks():
         ("kl_weight", -0.1, "kl_weight must be a finite number, 0 or more; found -0.1"),
         ("ks", (0,), "ks must be positive; found (0,)"),
         ("lr", float("nan"), "lr must be a finite number above 0; found nan"),
+        ("lr", 1e30, "lr must be from 1e-12 to 10: about so far Adam moves each weight in a step; found 1e+30"),
+        ("lr", 1e-320, "lr must be from 1e-12 to 10"),
+        ("temperature", 1e-320, "temperature must be from 1e-06 to 1e+06: beyond, float32 cannot tell"),
+        ("contrastive_temperature", 1e30, "contrastive_temperature must be from 1e-06 to 1e+06"),
+        ("weight_decay", 1e30, "weight_decay must be from 1e-12 to 1e+06"),
+        ("clip", 1e-300, "clip must be from 1e-06 to 1e+18"),
     ],
 )
 def test_bad_configuration_names_field_value_and_what_is_accepted(field, value, message):
