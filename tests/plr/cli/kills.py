@@ -167,9 +167,12 @@ def disturb(job: Job, folder: Path, chance: random.Random, kills: int, whole: bo
     finished = False
     for _ in range(kills):
         number = chance.choice(SIGNALS)
+        before = leftovers(folder)
         ended = run(arguments, kill=(number, chance.uniform(0, (3.0 if whole else 1.0) * job.seconds)), whole=whole)
         ends.append((number, ended))
         _check(job, number, ended, out)
+        left = leftovers(folder) - before  # a killed process may have left some before
+        assert not left or number == signal.SIGKILL, f"left: {left} after {ended}"
         # `plr train` and `plr embed-text` refuse to do again what is done, `plr prepare` leaves it as it is.
         done = out is not None and (out / "metrics.json" if job.name.startswith("train") else out).exists()
         finished = ended.status == 0 or done
@@ -181,9 +184,14 @@ def disturb(job: Job, folder: Path, chance: random.Random, kills: int, whole: bo
     if out is not None:
         differing = sorted(set(result_of(out).items()) ^ set(job.expected.items()))
         assert not differing, f"differs: {differing}"
-        left = [str(path) for path in folder.rglob(".*")] + [str(path) for path in folder.rglob("*.lock")]
+        left = leftovers(folder)
         assert not left or (ends and ends[-1][0] == signal.SIGKILL and finished), f"left: {left}"
     return ends
+
+
+def leftovers(folder: Path) -> set[Path]:
+    """Return what is half-written, and locks."""
+    return {*folder.rglob(".*"), *folder.rglob("*.lock")}
 
 
 def _check(job: Job, number: int, ended: Ended, out: Path | None) -> None:
@@ -196,9 +204,6 @@ def _check(job: Job, number: int, ended: Ended, out: Path | None) -> None:
     # Python's own end, after all is written, or its beginning.
     silent = ended.status == -number and not ended.said
     assert silent or (ended.status == 128 + number and f"plr: {word}" in ended.said), ended
-    if out is not None and out.parent.exists():
-        left = [path.name for path in (*out.parent.rglob(".*"), *out.parent.rglob("*.lock"))]
-        assert not left, f"left: {left} after {ended}"
     if job.name.startswith("train") and not silent and out is not None and (out / "resume").exists():
         finished = (out / "metrics.json").exists()
         assert "repeat the command to resume" in ended.said or (finished and "is finished" in ended.said), ended
