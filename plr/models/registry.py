@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from importlib import import_module
-from typing import Any
+from typing import Any, get_type_hints
 
 import torch
 
@@ -11,7 +12,7 @@ from plr.config import Config
 from plr.items import ItemData
 from plr.models.encoder import SequenceEncoder
 from plr.models.recommender import Recommender
-from plr.systems import BACKBONES
+from plr.systems import BACKBONES, METHODS, Method
 
 
 def build_model(config: Config, items: ItemData | int) -> Recommender:
@@ -31,6 +32,19 @@ def build_model(config: Config, items: ItemData | int) -> Recommender:
         torch.manual_seed(config.seed)
         encoder = SequenceEncoder(config, causal=backbone.causal, extra_positions=backbone.extra_positions)
         return model(item_encoder(data, config.dim, config), encoder, config)
+
+
+def options_of_other_methods(config: Config) -> set[str]:
+    """Return the names of the options that only other methods than the configured one have: they decide nothing."""
+    systems = [*METHODS.values(), *(each.base for each in BACKBONES.values() if each.base)]
+    systems += [each.post_training for each in systems if each.post_training]
+    every = {name for system in systems for name in _option_names(system)}
+    return every - _option_names(config.system)
+
+
+def _option_names(system: Method) -> set[str]:
+    taken = get_type_hints(named("methods", system.model).__init__)["options"]
+    return {each.name for each in fields(taken)}
 
 
 def named(folder: str, name: str) -> Any:

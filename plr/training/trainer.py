@@ -34,6 +34,7 @@ from plr.inputs import load_dataset, load_item_data
 from plr.items import ItemData
 from plr.lock import locked
 from plr.models import Recommender, build_model
+from plr.models.registry import options_of_other_methods
 from plr.runs import RunFolder, load_weights
 from plr.signals import raise_again, terminable
 from plr.training.callbacks import MONITOR, BestWeights, OwnSignals, ResumePoint, Validation, save_weights
@@ -308,11 +309,14 @@ def _open_folder(
         earlier = Config.load(folder.config)
         _refuse_finished(folder)
         before, now = earlier.decisive(), config.decisive()
-        changed = [f"{name}: {before[name]!r} -> {now[name]!r}" for name in now if before[name] != now[name]]
+        ignored = options_of_other_methods(config) if earlier.system is config.system else set()
+        compared = [name for name in now if name not in ignored]
+        changed = [f"{name}: {before[name]!r} -> {now[name]!r}" for name in compared if before[name] != now[name]]
         if changed:
             raise RunError(
                 f"{folder.path}: holds an unfinished run of another configuration ({'; '.join(changed)}); repeat its "
-                "own command to resume it, choose another --out or delete the folder"
+                f"own command, or give --config {folder.config}, to resume it; or choose another --out, or delete the "
+                "folder"
             )
         if (earlier.provenance or {}).get("data_hash") != dataset.content_hash:
             raise RunError(f"{folder.path}: holds an unfinished run on other data; {config.data} has changed since")

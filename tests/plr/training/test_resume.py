@@ -252,3 +252,21 @@ def test_files_that_an_unfinished_run_has_lost(quick, tmp_path):
     other = Config(**{**quick, "epochs": 1, "lr": 0.5})
     with pytest.raises(RunError, match=r"holds resume/last\.ckpt of a run whose config\.yaml is missing"):
         train(other)
+
+
+@pytest.mark.parametrize("method", ["base", "prl", "plr"])
+def test_options_of_other_methods_decide_nothing(method, quick, tmp_path, monkeypatch):
+    """So a run goes on whose config.yaml holds former defaults of another method."""
+    values = {**quick, "method": method, "training_rows": "prefix"}
+    with monkeypatch.context() as patch:
+        patch.setattr("plr.training.trainer.write_metrics", lambda *arguments: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            train(Config(**values))
+    path = Path(values["out"]) / "config.yaml"
+    lines = [line for line in path.read_text().splitlines() if not line.startswith(("mixture:", "streams:"))]
+    path.write_text("\n".join([*lines, "streams: 2"]))  # as before there were mixtures
+    if method == "plr":
+        with pytest.raises(RunError, match=r"mixture: 'states' -> 'distributions'.*, or give --config .*config.yaml,"):
+            train(Config(**values))
+    else:
+        assert train(Config(**values))["test"]["rows"] == 60
