@@ -64,6 +64,7 @@ void linear_cross_entropy_backward(const Context& context, const Matrix& matrix,
                                          inverse_sum.data() + block.first_state, grad_scale.data() + block.first_state);
         by_item.visit(block,
                       [&](int64_t state, float& gradient) { gradient = -grad_scale[state] * prob_of_rest[state]; });
+        clear_padding(states, block);
       });
 }
 

@@ -22,6 +22,15 @@ struct Gradients {
   float scale;
 };
 
+// States that only fill up the last panel get no gradient and give none: their scores, products of zeros, are NaN for an
+// item that is not finite. For states in a `listed_order`.
+inline void clear_padding(const States& states, const ScoreBlock& block) {
+  for (int64_t state = block.first_state + block.states - 1; state >= block.first_state; --state) {
+    if (states.order[state] >= 0) return;
+    for (int64_t item = block.first_item; item < block.first_item + block.items; ++item) block.at(item, state) = 0.0f;
+  }
+}
+
 // to_gradient(block) replaces each block of scores by the gradient w.r.t. the scores. Writes
 //   gradient w.r.t. items  [items, dim]  = score gradients  [items, states] · states · scale
 //   gradient w.r.t. states [states, dim] = score gradientsᵀ [states, items] · items  · scale

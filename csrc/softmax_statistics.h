@@ -16,7 +16,8 @@ class SoftmaxStatistics {
   SoftmaxStatistics(int64_t chunks, int64_t states)
       : chunks_(chunks),
         states_(states),
-        maximum_(chunks * states, -std::numeric_limits<float>::infinity()),
+        // Finite, so that scores of -inf alone add nothing to the sum: their distance from it is a number.
+        maximum_(chunks * states, std::numeric_limits<float>::lowest()),
         sum_(chunks * states, 0.0f) {}
 
   // Adds a block of scores of a chunk's items.

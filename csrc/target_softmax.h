@@ -45,13 +45,15 @@ struct TargetSoftmax {
   }
 };
 
-// From the largest score and the sum over all items but the target, and the target's score.
+// From the largest score and the sum over all items but the target, and the target's score. NaN, as in the reference,
+// where a score is NaN or +inf, or all are -inf.
 inline TargetSoftmax with_target(double rest_maximum, double rest_sum, double target_score) {
   const double maximum = std::max(rest_maximum, target_score);
+  const double below = maximum - target_score;  // NaN where the target's score is +inf
   const double rest = rest_sum * std::exp2(rest_maximum - maximum);
   const double sum = rest + std::exp2(target_score - maximum);
   // Σ rest / target may overflow, the difference of scores does not.
-  const double loss = target_score == maximum ? std::log1p(rest) : (maximum - target_score) * kLn2 + std::log(sum);
+  const double loss = below == 0.0 ? std::log1p(rest) : below * kLn2 + std::log(sum);
   return {loss, static_cast<float>(maximum), static_cast<float>(1.0 / sum), static_cast<float>(rest / sum)};
 }
 
@@ -65,7 +67,7 @@ void visit_target_softmax(const Context& context, const States& states, const Ma
   visit_scores(context, states, items, kPanelColumns, [&](int64_t chunk, const ScoreBlock& block) {
     targets.visit(block, [&](int64_t state, float& score) {
       target_scores[state] = score;
-      score = std::numeric_limits<float>::lowest();  // finite: there may be no other item
+      score = -std::numeric_limits<float>::infinity();
     });
     rest.update(context.kernels, chunk, block);
   });

@@ -61,11 +61,11 @@ inline void draw_words(const AttentionCall& call, int64_t number, int64_t length
   if (waiting > 0) draw();
 }
 
-// `values` times `factor` where dropout keeps the entry, else zero.
+// `values` times `factor` where dropout keeps the entry, else times zero, which hides neither NaN nor infinity: as in
+// the reference.
 inline Vector dropped(const Dropout& dropout, Vector values, const uint32_t* words, Vector factor) {
-  const Vector scaled = values * factor;
-  if (dropout.threshold == 0) return scaled;
-  return where_above(words, static_cast<uint32_t>(dropout.threshold - 1), scaled);
+  if (dropout.threshold == 0) return values * factor;
+  return values * where_above(words, static_cast<uint32_t>(dropout.threshold - 1), factor);
 }
 
 }  // namespace
