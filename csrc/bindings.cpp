@@ -25,6 +25,25 @@ void check_targets(const int64_t* targets, int64_t rows, int64_t items, int64_t 
   }
 }
 
+// Without ignore_index.
+void check_targets(const int64_t* targets, int64_t rows, int64_t items) {
+  for (int64_t row = 0; row < rows; ++row) {
+    if (targets[row] < 0 || targets[row] >= items) {
+      throw std::invalid_argument("targets must be in [0, V) (V=" + std::to_string(items) + "), found " +
+                                  std::to_string(targets[row]));
+    }
+  }
+}
+
+// What ranking takes, in multiply-adds.
+double ranking_work(const Matrix& states, const Matrix& items) {
+  // For fewer rows than this, reading the items takes longer than the multiply-adds.
+  constexpr int64_t rows_per_reading = 8;
+  Matrix at_least = states;
+  at_least.rows = std::max(states.rows, rows_per_reading);
+  return multiply_adds(at_least, items);
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_cpp, module) {
@@ -103,14 +122,52 @@ PYBIND11_MODULE(_cpp, module) {
                              Address exclude, int64_t excluded_columns, Address scores, Address ids) {
     const py::gil_scoped_release release;
     const Matrix states = matrix(states_arguments), items = matrix(items_arguments);
-    // For fewer rows than this, reading the items takes longer than the multiply-adds.
-    constexpr int64_t rows_per_reading = 8;
-    Matrix at_least = states;
-    at_least.rows = std::max(states.rows, rows_per_reading);
-    Threads team(threads, multiply_adds(at_least, items));
+    Threads team(threads, ranking_work(states, items));
     top_items({kernels_of(instruction_set), team, rounds_float32}, states, items, k,
               {pointer<const int64_t>(exclude), excluded_columns}, pointer<float>(scores), pointer<int64_t>(ids));
   });
+
+  module.def("target_rank",
+             [](const std::string& instruction_set, int threads, bool rounds_float32,
+                const MatrixArguments& states_arguments, const MatrixArguments& items_arguments, Address targets,
+                Address exclude, int64_t excluded_columns, Address greater, Address equal) {
+               const py::gil_scoped_release release;
+               const Matrix states = matrix(states_arguments), items = matrix(items_arguments);
+               check_targets(pointer<const int64_t>(targets), states.rows, items.rows);
+               Threads team(threads, ranking_work(states, items));
+               target_rank({kernels_of(instruction_set), team, rounds_float32}, states, items,
+                           pointer<const int64_t>(targets), {pointer<const int64_t>(exclude), excluded_columns},
+                           pointer<int64_t>(greater), pointer<int64_t>(equal));
+             });
+
+  module.def("target_mixture_rank",
+             [](const std::string& instruction_set, int threads, bool rounds_float32,
+                const MatrixArguments& states_arguments, Address log_weights, int64_t streams,
+                const MatrixArguments& items_arguments, Address targets, double temperature, Address exclude,
+                int64_t excluded_columns, Address greater, Address equal) {
+               const py::gil_scoped_release release;
+               const Matrix states = matrix(states_arguments), items = matrix(items_arguments);
+               check_targets(pointer<const int64_t>(targets), states.rows / streams, items.rows);
+               Threads team(threads, ranking_work(states, items));
+               target_mixture_rank({kernels_of(instruction_set), team, rounds_float32}, states,
+                                   pointer<const float>(log_weights), streams, items, pointer<const int64_t>(targets),
+                                   temperature, {pointer<const int64_t>(exclude), excluded_columns},
+                                   pointer<int64_t>(greater), pointer<int64_t>(equal));
+             });
+
+  module.def("top_mixture_items",
+             [](const std::string& instruction_set, int threads, bool rounds_float32,
+                const MatrixArguments& states_arguments, Address log_weights, int64_t streams,
+                const MatrixArguments& items_arguments, int64_t k, double temperature, Address exclude,
+                int64_t excluded_columns, Address scores, Address ids) {
+               const py::gil_scoped_release release;
+               const Matrix states = matrix(states_arguments), items = matrix(items_arguments);
+               Threads team(threads, ranking_work(states, items));
+               return top_mixture_items({kernels_of(instruction_set), team, rounds_float32}, states,
+                                        pointer<const float>(log_weights), streams, items, k, temperature,
+                                        {pointer<const int64_t>(exclude), excluded_columns}, pointer<float>(scores),
+                                        pointer<int64_t>(ids));
+             });
 
   module.def("info_nce_forward", [](const std::string& instruction_set, int threads, bool rounds_float32,
                                     const MatrixArguments& view1_arguments, const MatrixArguments& view2_arguments,

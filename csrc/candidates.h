@@ -53,17 +53,17 @@ inline void select(const Kernels& kernels, Key* keys, int64_t count, int64_t k) 
 // list is cut back to its k best when it is full, and not before, so that an entry costs a constant on average.
 class Candidates {
  public:
-  // Of `items` items; there are `padded_rows` bounds.
-  Candidates(const Kernels& kernels, int64_t rows, int64_t padded_rows, int64_t k, int64_t items)
+  // The `k` best of `items` items, for each of the rows, a multiple of 16.
+  Candidates(const Kernels& kernels, int64_t rows, int64_t k, int64_t items)
       : kernels_(&kernels),
         k_(k),
         room_(room(k, items)),
         counts_(rows, 0),
-        // In a lane that is no row only NaN is above the bound.
-        bounds_(padded_rows, std::numeric_limits<float>::infinity()),
-        keys_(new Key[rows * room_]) {
-    std::fill_n(bounds_.data(), rows, -std::numeric_limits<float>::infinity());
-  }
+        bounds_(rows, -std::numeric_limits<float>::infinity()),
+        keys_(new Key[rows * room_]) {}
+
+  // For what is no row: only NaN is above its bound.
+  void close(int64_t row) { bounds_[row] = std::numeric_limits<float>::infinity(); }
 
   static int64_t room(int64_t k, int64_t items) { return std::min(items, k + std::max<int64_t>(k, 32)); }
 

@@ -133,8 +133,28 @@ struct Kernels {
   // The k largest of `count` distinct keys to the front, largest first; k <= count <= kMostRanked.
   void (*rank)(int64_t* keys, int64_t count, int64_t k);
 
-  // result [count] = rows [first, first + count) of a matrix, which has at least 16 columns, times the vector.
-  void (*gemv)(const Matrix& matrix, int64_t first, int64_t count, const float* vector, float* result);
+  // Adds to greater and less [16] how many scores of a lane are above and below the lane's `bar` [16], and makes
+  // not_finite [16] NaN where a score is not finite. The scores are `vectors` Vectors, `step` numbers apart; counts are
+  // exact up to 2**24.
+  void (*count_against)(const float* scores, int64_t step, int64_t vectors, const float* bar, float* greater,
+                        float* less, float* not_finite);
+
+  // Online softmax per lane: updates the largest t = score · scale and Σ exp2(t − maximum), [16] each. Before the first
+  // score they are the lowest finite number and 0. The scores are `vectors` Vectors, `step` numbers apart.
+  void (*update_lane_softmax)(const float* scores, int64_t step, int64_t vectors, float scale, float* maximum,
+                              float* sum);
+
+  // result [vectors, 16] = Σ over the streams of exp2(score · scale + offset), a term being at most 2**100. A stream's
+  // scores are `vectors` Vectors, `step` numbers apart; offsets [streams, 16]. Makes not_finite [16] NaN where a
+  // score · scale is not finite.
+  void (*mix_streams)(const float* const* streams_scores, int64_t streams, int64_t step, int64_t vectors, float scale,
+                      const float* offsets, float* result, float* not_finite);
+
+  // result [j * result_step + i] = row first + i of a matrix, which has at least 16 columns, times vector j, for `count`
+  // rows and `vectors_count` vectors, `vectors_step` numbers apart. A result depends on its row, its vector and on
+  // whether there is more than one vector, not on where they stand.
+  void (*gemv)(const Matrix& matrix, int64_t first, int64_t count, const float* vectors, int64_t vectors_step,
+               int64_t vectors_count, float* result, int64_t result_step);
 
   // c [a.rows, columns] = a b for a float32 matrix as it lies in memory and the panel b [k, columns]; columns is 16 or
   // 32. Meanwhile prefetches rows [first_prefetched, … + prefetched_count) of a matrix with as many columns, of any

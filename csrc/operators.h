@@ -62,4 +62,18 @@ void stream_attention_backward(const Context& context, const AttentionCall& call
 void top_items(const Context& context, const Matrix& states, const Matrix& items, int64_t k,
                const ExcludedIds& excluded, float* scores, int64_t* ids);
 
+// greater and equal [states.rows]; -1 in both where a score is not finite.
+void target_rank(const Context& context, const Matrix& states, const Matrix& items, const int64_t* targets,
+                 const ExcludedIds& excluded, int64_t* greater, int64_t* equal);
+
+// Mixtures: states [rows · streams, dim], log_weights [rows, streams].
+void target_mixture_rank(const Context& context, const Matrix& states, const float* log_weights, int64_t streams,
+                         const Matrix& items, const int64_t* targets, double temperature, const ExcludedIds& excluded,
+                         int64_t* greater, int64_t* equal);
+
+// As top_items. Returns how many rows took a second sweep of the items.
+int64_t top_mixture_items(const Context& context, const Matrix& states, const float* log_weights, int64_t streams,
+                          const Matrix& items, int64_t k, double temperature, const ExcludedIds& excluded,
+                          float* scores, int64_t* ids);
+
 }  // namespace plr_kernels

@@ -83,6 +83,11 @@ def as_matrix(rows: Tensor) -> Matrix:
     return rows.data_ptr(), type_name(rows.dtype), rows.shape[0], rows.shape[1], rows.stride(0)
 
 
+def as_exclude(exclude: Tensor | None) -> tuple[int, int]:
+    """Contiguous excluded ids [R, X] for the extension: address and X. The caller keeps the tensor alive."""
+    return (0, 0) if exclude is None else (exclude.data_ptr(), exclude.shape[1])
+
+
 def as_gradient(gradient: Tensor, dim: int, wanted: bool) -> Matrix | None:
     """A tensor from `new_gradients`, with rows of `dim` numbers, for the extension; None where it is not wanted."""
     return as_matrix(gradient.view(-1, dim)) if wanted else None

@@ -41,10 +41,22 @@ def _product(states: tuple[int, ...], items: tuple[int, ...]) -> int:
         ops.plr_kernels.linear_cross_entropy_forward,
         ops.plr_kernels.info_nce_forward,
         ops.plr_kernels.top_items_forward,
+        ops.plr_kernels.target_rank_forward,
     ]
 )
 def _forward(states, items, *_, **__) -> int:
     return _product(states, items)
+
+
+@register_flop_formula(ops.plr_kernels.top_mixture_items_forward)
+def _top_mixture_items_forward(states, log_weights, items, *_, **__) -> int:
+    # One sweep of the items. How many rows take a second one depends on the values.
+    return _product(states, items)
+
+
+@register_flop_formula(ops.plr_kernels.target_mixture_rank_forward)
+def _target_mixture_rank_forward(states, log_weights, items, *_, **__) -> int:
+    return 2 * _product(states, items)  # one sweep for the streams' normalisers, one for the counts
 
 
 @register_flop_formula(

@@ -160,5 +160,8 @@ constexpr int kKeyLanes = 4;  // 64-bit integers in a register
 
 // Rows that are multiplied with a vector together.
 constexpr int kDotRows = 4;
+// Rows and vectors that are multiplied together where there are several vectors.
+constexpr int kGemvRows = 2;
+constexpr int kGemvVectors = 2;
 
 }  // namespace

@@ -149,5 +149,8 @@ constexpr int kKeyLanes = 8;  // 64-bit integers in a register
 
 // Rows that are multiplied with a vector together.
 constexpr int kDotRows = 8;
+// Rows and vectors that are multiplied together where there are several vectors.
+constexpr int kGemvRows = 4;
+constexpr int kGemvVectors = 4;
 
 }  // namespace

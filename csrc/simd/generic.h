@@ -178,5 +178,8 @@ constexpr int kKeyLanes = 2;  // 64-bit integers in a register
 
 // Rows that are multiplied with a vector together.
 constexpr int kDotRows = 2;
+// Rows and vectors that are multiplied together where there are several vectors.
+constexpr int kGemvRows = 2;
+constexpr int kGemvVectors = 1;
 
 }  // namespace

@@ -8,6 +8,7 @@
 #include "divergence.h"
 #include "gemm.h"
 #include "gemv.h"
+#include "mixture.h"
 #include "ranking.h"
 #include "rows.h"
 #include "softmax.h"
@@ -36,6 +37,9 @@ constexpr Kernels table(const char* name) {
           attention_backward,
           find_above,
           rank,
+          count_against,
+          update_lane_softmax,
+          mix_streams,
           gemv,
           gemm_unpacked<Singles>,
 #ifdef __AVX512BF16__

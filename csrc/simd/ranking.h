@@ -1,4 +1,4 @@
-// The selection of top_items: scores above a bound, and the best of some keys.
+// Scores against bounds: the selection of the best, and counts of what is above and below.
 #pragma once
 
 #include <cstddef>
@@ -20,6 +20,21 @@ int64_t find_above(const float* scores, int64_t step, int64_t vectors, const flo
     }
   }
   return count;
+}
+
+void count_against(const float* scores, int64_t step, int64_t vectors, const float* bar, float* greater, float* less,
+                   float* not_finite) {
+  const Vector bound = load(bar), one = broadcast(1.0f), none = zero();
+  Vector above = load(greater), below = load(less), wrong = load(not_finite);
+  for (int64_t v = 0; v < vectors; ++v) {
+    const Vector score = load(scores + v * step);
+    above = above + where_greater(score, bound, one, none);
+    below = below + where_greater(bound, score, one, none);
+    wrong = multiply_add(score, none, wrong);  // 0, or NaN
+  }
+  store(greater, above);
+  store(less, below);
+  store(not_finite, wrong);
 }
 
 // Each key's place is the number of larger ones: more comparisons than sorting takes, but none that is mispredicted.

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
-from plr_kernels.dispatch.backend import checks_values, resolve
+from plr_kernels.dispatch.backend import backend_module, checks_values, resolve
 from plr_kernels.dispatch.checks import (
     check_exclude,
     check_integer,
@@ -28,9 +30,38 @@ def _run_reference(states: Tensor, items: Tensor, targets: Tensor, exclude: Tens
     return torch.ops.plr_kernels.target_rank(upcast(states), upcast(items), targets, exclude)
 
 
-# Backend name -> implementation with the signature of _run_reference. Where a backend has no kernel of its own for it,
-# the definition runs, whose products are PyTorch's and whose blocks of items keep [R, V] from being built.
-IMPLEMENTATIONS = {"reference": _run_reference, "cpp": _run_reference, "triton": _run_reference}
+# No custom_op: what that adds is for gradients, which there are none of.
+torch.library.define(
+    "plr_kernels::target_rank_forward",
+    "(Tensor states, Tensor items, Tensor targets, Tensor? exclude, str backend) -> (Tensor, Tensor)",
+    tags=torch.Tag.pt2_compliant_tag,
+)
+
+
+@torch.library.impl("plr_kernels::target_rank_forward", "default")
+def _forward(
+    states: Tensor, items: Tensor, targets: Tensor, exclude: Tensor | None, backend: str
+) -> tuple[Tensor, Tensor]:
+    """The counts greater and equal, int64 [R]."""
+    return backend_module("target_rank", backend).forward(states, items, targets, exclude)
+
+
+@torch.library.register_fake("plr_kernels::target_rank_forward")
+def _(states, items, targets, exclude, backend):
+    shape = (states.shape[0],)
+    return states.new_empty(shape, dtype=torch.int64), states.new_empty(shape, dtype=torch.int64)
+
+
+def _run_fused(backend: str) -> Callable[..., tuple[Tensor, Tensor]]:
+    def run(states: Tensor, items: Tensor, targets: Tensor, exclude: Tensor | None) -> tuple[Tensor, Tensor]:
+        return torch.ops.plr_kernels.target_rank_forward(states, items, targets, exclude, backend)
+
+    return run
+
+
+# Backend name -> implementation with the signature of _run_reference. On GPUs the
+# definition runs, whose products are PyTorch's and whose blocks of items keep [R, V] from being built.
+IMPLEMENTATIONS = {"reference": _run_reference, "cpp": _run_fused("cpp"), "triton": _run_reference}
 
 
 def target_rank(

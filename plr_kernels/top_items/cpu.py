@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from plr_kernels import _cpp
-from plr_kernels.extension import as_matrix, resources, rounds_float32, row_contiguous
+from plr_kernels.extension import as_exclude, as_matrix, resources, rounds_float32, row_contiguous
 
 
 def forward(states: Tensor, items: Tensor, k: int, exclude: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -22,8 +22,7 @@ def forward(states: Tensor, items: Tensor, k: int, exclude: Tensor | None) -> tu
         as_matrix(states),
         as_matrix(items),
         k,
-        0 if exclude is None else exclude.data_ptr(),
-        0 if exclude is None else exclude.shape[1],
+        *as_exclude(exclude),
         scores.data_ptr(),
         ids.data_ptr(),
     )

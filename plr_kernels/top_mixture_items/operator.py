@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
-from plr_kernels.dispatch.backend import checks_values, resolve
+from plr_kernels.dispatch.backend import backend_module, checks_values, resolve
 from plr_kernels.dispatch.checks import (
     check_exclude,
     check_index,
@@ -34,9 +36,43 @@ def _run_reference(
     )
 
 
-# Backend name -> implementation with the signature of _run_reference. Where a backend has no kernel of its own for it,
-# the definition runs, whose products are PyTorch's and whose blocks of items keep [R, V] from being built.
-IMPLEMENTATIONS = {"reference": _run_reference, "cpp": _run_reference, "triton": _run_reference}
+# No custom_op: what that adds is for gradients, which there are none of.
+torch.library.define(
+    "plr_kernels::top_mixture_items_forward",
+    "(Tensor states, Tensor log_weights, Tensor items, SymInt k, float temperature, Tensor? exclude, str backend) "
+    "-> (Tensor, Tensor)",
+    tags=torch.Tag.pt2_compliant_tag,
+)
+
+
+@torch.library.impl("plr_kernels::top_mixture_items_forward", "default")
+def _forward(
+    states: Tensor, log_weights: Tensor, items: Tensor, k: int, temperature: float, exclude: Tensor | None, backend: str
+) -> tuple[Tensor, Tensor]:
+    """The log-probabilities [R, k], float32, and ids int64 [R, k]."""
+    return backend_module("top_mixture_items", backend).forward(states, log_weights, items, k, temperature, exclude)
+
+
+@torch.library.register_fake("plr_kernels::top_mixture_items_forward")
+def _(states, log_weights, items, k, temperature, exclude, backend):
+    shape = (states.shape[0], k)
+    return states.new_empty(shape, dtype=torch.float32), states.new_empty(shape, dtype=torch.int64)
+
+
+def _run_fused(backend: str) -> Callable[..., tuple[Tensor, Tensor]]:
+    def run(
+        states: Tensor, log_weights: Tensor, items: Tensor, k: int, temperature: float, exclude: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        return torch.ops.plr_kernels.top_mixture_items_forward(
+            states, log_weights, items, k, temperature, exclude, backend
+        )
+
+    return run
+
+
+# Backend name -> implementation with the signature of _run_reference. On GPUs the
+# definition runs, whose products are PyTorch's and whose blocks of items keep [R, V] from being built.
+IMPLEMENTATIONS = {"reference": _run_reference, "cpp": _run_fused("cpp"), "triton": _run_reference}
 
 
 def top_mixture_items(

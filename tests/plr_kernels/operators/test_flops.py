@@ -33,6 +33,11 @@ def test_losses(needs, products):
         assert counted("linear_cross_entropy_forward", states, items, targets, 1.0, -100, "triton") == PRODUCT
         assert counted("info_nce_forward", view1, view2, 1.0, "triton") == 2 * 2 * 6 * 6 * DIM
         assert counted("top_items_forward", states, items, 3, None, "triton") == PRODUCT
+        assert counted("target_rank_forward", states, items, targets, None, "triton") == PRODUCT
+        log_weights = meta(3, 4)
+        mixture = (groups, log_weights, items)
+        assert counted("top_mixture_items_forward", *mixture, 3, 1.0, None, "cpp") == PRODUCT
+        assert counted("target_mixture_rank_forward", *mixture, targets[:3], 1.0, None, "cpp") == 2 * PRODUCT
         arguments = (groups, items, meta(5, 3, 4), meta(3, 4).long(), 1.0, False)
         assert counted("pairwise_kl_backward", meta(), *arguments, *needs, "triton") == products * PRODUCT
         arguments = (states, items, targets, meta(3, ROWS), 1.0, -100)
