@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
 
+import polars as pl
+
 from plr.config import Config
 from plr.data import SequenceDataset, open_prepared, prepare
 from plr.errors import ConfigError, DataError, listed
@@ -74,7 +76,7 @@ def load_dataset(config: Config, data: str | None = None, run: Path | None = Non
     )
 
 
-def load_item_data(config: Config, item_ids: Sequence[str], saved: Path) -> ItemData:
+def load_item_data(config: Config, item_ids: Sequence[str] | pl.Series, saved: Path) -> ItemData:
     """Read what the configuration's features and text vectors name about these items.
 
     Args:

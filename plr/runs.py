@@ -121,7 +121,7 @@ class RunFolder:
             if recorded.get(name, found) != found:
                 raise DataError("not as the run wrote it: its SHA-256 is not that of metrics.json", self.path / name)
 
-    def save_item_ids(self, item_ids: Sequence[str]) -> None:
+    def save_item_ids(self, item_ids: Sequence[str] | pl.Series) -> None:
         """Write the item id map."""
         with atomic_path(self.items) as aside:
             pl.DataFrame({"item_id": pl.Series(item_ids, dtype=pl.String)}).write_parquet(aside)

@@ -135,8 +135,8 @@ def deferred() -> Iterator[None]:
         yield
     finally:
         _restore(list(former.items()))
-        for number in waiting:
-            signal.raise_signal(number)
+        for late in waiting:
+            signal.raise_signal(late)
 
 
 def _restore(handlers: list[tuple[int, Any]]) -> None:

@@ -11,7 +11,7 @@ from typing import Final
 import torch
 from torch import Tensor
 
-from plr_kernels import _cpp
+import plr_kernels._cpp as _cpp
 from plr_kernels.dispatch.errors import SettingError
 
 INSTRUCTION_SET_VARIABLE: Final = "PLR_KERNELS_INSTRUCTION_SET"

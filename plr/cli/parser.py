@@ -89,7 +89,7 @@ def _kind(hint: Any) -> str | None:
     """Return a type in words, None for one that has none here."""
     if get_origin(hint) in (types.UnionType, Union):
         kinds = [_kind(part) for part in get_args(hint) if part is not types.NoneType]
-        return None if None in kinds else " or ".join(kinds)
+        return None if None in kinds else " or ".join(kind for kind in kinds if kind)
     if get_origin(hint) is Literal:
         return f"one of {', '.join(get_args(hint))}"
     if get_origin(hint) is tuple:

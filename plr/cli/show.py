@@ -74,6 +74,7 @@ def _quantiles(lengths: np.ndarray, popularity: np.ndarray) -> Table:
 
 def _print_samples(dataset: SequenceDataset, samples: int, seed: int, console: Console) -> None:
     """Print random users' last items with titles, each target marked with its split."""
+    assert dataset.item_features is not None  # it is of a prepared folder
     items = pl.read_parquet(dataset.item_features, glob=False)
     titles = items["title"] if "title" in items.columns else None
     random = np.random.Generator(np.random.PCG64(seed))
@@ -102,7 +103,7 @@ def save_histograms(lengths: np.ndarray, popularity: np.ndarray, folder: Path) -
         axes = figure.subplots()
         if name == "lengths":
             edges = np.unique(np.geomspace(1, max(int(lengths.max()), 1) + 1, 50).astype(int))
-            axes.hist(lengths, bins=edges if len(edges) > 1 else 1)
+            axes.hist(lengths, bins=edges.tolist() if len(edges) > 1 else 1)
             axes.set(xscale="log", xlabel="interactions of a user", ylabel="users")
         else:
             ranked = np.sort(popularity)[::-1]

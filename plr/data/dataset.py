@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from plr.data.rows import Rows
-from plr.prepare.folder import ARRAYS, Prepared
+from plr.prepare.folder import Prepared
 from plr.prepare.ids import Ids
 from plr.prepare.interactions import user_blocks
 from plr.prepare.split import SPLITS
@@ -56,7 +56,10 @@ class SequenceDataset:
     def of(cls, prepared: Prepared) -> SequenceDataset:
         """Return what was prepared as tensors, which share its arrays."""
         return cls(
-            **{name: torch.from_numpy(getattr(prepared, name)) for name in ARRAYS},
+            items=torch.from_numpy(prepared.items),
+            offsets=torch.from_numpy(prepared.offsets),
+            roles=torch.from_numpy(prepared.roles),
+            training_stop=torch.from_numpy(prepared.training_stop),
             users=Ids(prepared.user_ids),
             vocabulary=Ids(prepared.item_ids),
             split=prepared.split,

@@ -70,11 +70,12 @@ def prepare(
         dataset = SequenceDataset.of(job.build())
     else:
         folder = Path(cache_dir) / job.content_hash()[:32]
-        dataset = load_cached(folder, job.content_hash())
-        if dataset is None:
+        cached = load_cached(folder, job.content_hash())
+        if cached is None:
             prepared = job.build()
             save_prepared(prepared, folder)
-            dataset = replace(SequenceDataset.of(prepared), item_features=folder / ITEMS)
+            cached = replace(SequenceDataset.of(prepared), item_features=folder / ITEMS)
+        dataset = cached
     warn_about(dataset.report, path)
     return dataset
 

@@ -23,7 +23,9 @@ _ONLY_FIELD = "attributes"  # the name of the field of a file that names none
 _Values = dict[str, list[str]]  # item id -> its values
 
 
-def read_features(path: Path, item_ids: Sequence[str], fields: Iterable[str] | None = None) -> tuple[FeatureField, ...]:
+def read_features(
+    path: Path, item_ids: Sequence[str] | pl.Series, fields: Iterable[str] | None = None
+) -> tuple[FeatureField, ...]:
     """Read the values of each field for the items with these ids.
 
     Values are compared as stripped strings; an item's equal values count once, empty ones not at all. An item that is
@@ -55,7 +57,7 @@ def read_features(path: Path, item_ids: Sequence[str], fields: Iterable[str] | N
     return tuple(_field(path, name, values, item_ids) for name, values in table.items())
 
 
-def _field(path: Path, name: str, values_of: _Values, item_ids: Sequence[str]) -> FeatureField:
+def _field(path: Path, name: str, values_of: _Values, item_ids: Sequence[str] | pl.Series) -> FeatureField:
     of_items = [sorted({value.strip() for value in values_of.get(item, [])} - {""}) for item in item_ids]
     number_of = {value: number for number, value in enumerate(sorted({v for values in of_items for v in values}))}
     if not number_of:
@@ -107,7 +109,7 @@ def _read_parquet(path: Path, chosen: list[str] | None) -> tuple[set[str], dict[
         raise DataError(f"no column 'item_id'; the file has {listed(frame.columns)}", path)
     items = frame["item_id"].cast(pl.String).str.strip_chars()
     if items.null_count():
-        raise DataError("no item_id", path, int(items.is_null().arg_max()) + 1)
+        raise DataError("no item_id", path, int(items.is_null().arg_max() or 0) + 1)
     if not items.is_unique().all():
         twice = items.filter(items.is_duplicated())[0]
         raise DataError(f"item {twice!r} has several rows; one row per item is expected", path)
@@ -161,5 +163,5 @@ def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return mapping
 
 
-def _examples(names: Sequence[str]) -> str:
+def _examples(names: Sequence[str] | pl.Series) -> str:
     return ", ".join(map(repr, names[:3]))

@@ -109,7 +109,7 @@ class ItemData:
         digest = hashlib.sha256(json.dumps([field.name for field in self.features]).encode())
         for name, tensor in tensors.items():
             digest.update(json.dumps([name, str(tensor.dtype), list(tensor.shape)]).encode())
-            digest.update(tensor.contiguous().numpy())
+            digest.update(tensor.contiguous().numpy().data)
         return digest.hexdigest()
 
     def save(self, path: Path) -> None:

@@ -68,7 +68,7 @@ class SequenceEncoder(nn.Module):
         for layer in self.layers[:-1]:
             states, cache = layer(states, lengths, self.causal)
             prefix.append(cache)
-        final = self.layers[-1]
+        final: TransformerLayer = self.layers[-1]  # type: ignore[assignment]  # a ModuleList's are Modules
         if all_positions:
             hidden, cache = final(states, lengths, self.causal)
             last = at_last_position(hidden, lengths).squeeze(1)

@@ -5,6 +5,6 @@ from __future__ import annotations
 try:
     from plr.prepare import _cpp
 except ImportError:
-    _cpp = None
+    _cpp = None  # type: ignore[assignment]
 
 __all__ = ["_cpp"]

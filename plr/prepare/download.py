@@ -18,7 +18,7 @@ from plr.files import atomic_path, sha256_of
 try:
     import fcntl
 except ImportError:  # not on Windows
-    fcntl = None
+    fcntl = None  # type: ignore[assignment]
 
 __all__ = ["RECORD", "download"]
 
@@ -85,6 +85,7 @@ def _fetch(
 ) -> None:
     part = path.with_name(f"{path.name}.part")
     tag = part.with_name(f"{part.name}.json")
+    problem: OSError | HTTPException
     for attempt in range(_TRIES):
         if attempt:
             time.sleep(pause * 2 ** (attempt - 1))

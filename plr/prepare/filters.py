@@ -13,6 +13,7 @@ __all__ = ["duplicates", "k_core", "min_interactions"]
 def duplicates(interactions: Interactions) -> np.ndarray:
     """Return which interactions (bool [N]), with timestamps, repeat an earlier one: the same user, item and time."""
     time, item = interactions.timestamp, interactions.item
+    assert time is not None
     first, follows = is_first(interactions.offsets), np.zeros(len(interactions), dtype=bool)
 
     def compare(block: slice) -> None:

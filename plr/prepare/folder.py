@@ -9,7 +9,7 @@ items.parquet           item_id, and where metadata were given title, categories
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -91,7 +91,7 @@ def save_prepared(
         aside.mkdir()
         arrays = {name: np.ascontiguousarray(getattr(prepared, name)) for name in ARRAYS}
         items = prepared.item_ids.to_frame("item_id")
-        writers = {
+        writers: dict[str, Callable[[Path], object]] = {
             # Ids are too random for the usual level of Zstandard to find more in them than the fastest.
             USERS: partial(prepared.user_ids.to_frame("user_id").write_parquet, compression_level=1),
             SEQUENCES: partial(save_file, arrays),

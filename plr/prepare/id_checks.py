@@ -39,7 +39,7 @@ def trimmed(ids: pl.Series, rank: np.ndarray) -> tuple[pl.Series, np.ndarray]:
         return ids, rank
     warnings.warn(
         f"the white space around {int(changed.sum()):,} ids is left out, "
-        f"the first of them {shortened(ids[int(changed.arg_max())])}",
+        f"the first of them {shortened(ids[int(changed.arg_max() or 0)])}",
         stacklevel=2,
     )
     kept = bare.unique().sort()

@@ -14,7 +14,9 @@ class Ids:
 
     def __init__(self, ids: pl.Series | Callable[[], pl.Series], count: int | None = None) -> None:
         self._ids = ids
-        self._count = len(ids) if count is None else count
+        if count is None:
+            count = len(ids if isinstance(ids, pl.Series) else ids())
+        self._count = count
 
     def __len__(self) -> int:
         return self._count

@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import repeat
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -56,7 +57,7 @@ class Interactions:
         if chosen.dtype == bool:
             chosen = np.flatnonzero(chosen).astype(np.uint32)
         offsets = _offsets_of(gather(self.user(), chosen), len(self.user_ids))
-        taken = {}
+        taken: dict[str, Any] = {}
         for name in ("item", "positive", "timestamp"):
             values = getattr(self, name)
             taken[name] = None if values is None else gather(values, chosen)
@@ -101,9 +102,10 @@ def in_user_order(blocks: list[Block], users: Ranked, items: Ranked) -> Interact
 
 def _sorted_by_words(blocks: list[Block], user_rank: np.ndarray, item_rank: np.ndarray) -> tuple:
     """Sort interactions without C++."""
-    user, item, timestamp, positive = (
-        None if columns[0] is None else np.concatenate(columns) for columns in zip(*blocks, strict=True)
-    )
+    users, items, *others = zip(*blocks, strict=True)
+    user, item = np.concatenate(users), np.concatenate(items)
+    timestamp, positive = (None if columns[0] is None else np.concatenate(columns) for columns in others)
+    del users, items, others
     blocks.clear()
     words = _user_and_place(gather(user_rank, user))
     place = words.astype(np.uint32)  # the lower half

@@ -6,14 +6,19 @@ import gzip
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import polars as pl
 
 __all__ = ["PlainRecords", "blocks_of_lines", "plain_records"]
 
 _BLOCK = 100_000  # lines
-_FIELDS = {"parent_asin": pl.String, "title": pl.String, "categories": pl.List(pl.String), "store": pl.String}
+_FIELDS: dict[str, Any] = {
+    "parent_asin": pl.String,
+    "title": pl.String,
+    "categories": pl.List(pl.String),
+    "store": pl.String,
+}
 _OTHER = (
     r"(?s)^(-?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][+-]?[0-9]+)?|true|false|[\[{].*)$"  # polars makes strings of them all
 )

@@ -26,9 +26,9 @@ from plr.prepare.readers.source import Skipped, open_plain
 
 __all__ = ["FEATURES", "describe", "item_features", "known_items"]
 
-FEATURES = {"title": pl.String, "categories": pl.List(pl.String), "store": pl.String, "text": pl.String}
+FEATURES: dict[str, Any] = {"title": pl.String, "categories": pl.List(pl.String), "store": pl.String, "text": pl.String}
 """The columns beside ``item_id``; each is null where nothing is known."""
-_FOUND = {"place": pl.Int64, "item": pl.String, **FEATURES}
+_FOUND: dict[str, Any] = {"place": pl.Int64, "item": pl.String, **FEATURES}
 
 # Names of fields (normalised), the better ones first.
 _USUAL = {
@@ -39,7 +39,7 @@ _USUAL = {
 }
 _PATH = " > "
 
-Record = dict[str, object]
+Record = dict[str, Any]
 """A record's values by role: item, title, categories, store."""
 Lines = Iterator[tuple[int, Record | str | PlainRecords]]
 """1-based lines with their record, or with what is wrong with it; or the first of a block with its plain records."""
@@ -253,11 +253,11 @@ def _parquet(path: Path) -> Lines:
         name for name in table.collect_schema().names() if any(normalise(name) in usual for usual in _USUAL.values())
     ]
     try:
-        table = (table.select(by_name(known)) if known else table).collect()
+        records = (table.select(by_name(known)) if known else table).collect()
     except PARQUET_ERRORS as error:
         raise unreadable_parquet(path, error) from None
     roles = _Roles()
-    for row, values in enumerate(table.iter_rows(named=True), start=1):
+    for row, values in enumerate(records.iter_rows(named=True), start=1):
         yield row, roles.record(values)
 
 

@@ -295,7 +295,9 @@ def _one_unit(interactions: Interactions, place: Place) -> str | None:
     Args:
         interactions: All that were read.
     """
-    earliest, latest = int(interactions.timestamp.min()), int(interactions.timestamp.max())
+    times = interactions.timestamp
+    assert times is not None
+    earliest, latest = int(times.min()), int(times.max())
     if unit_of(earliest) == unit_of(latest) is not None:
         return unit_of(latest)
     times = np.empty_like(interactions.timestamp)

@@ -259,7 +259,8 @@ class SourceFiles:
 
     def _fingerprint(self, file: Path, *, text: bool) -> str:
         scan = self._scans.get(file) if text else None
-        sha256 = fingerprint(file, text=text, forbidden=forbidden_in(self.format), look=scan and scan.feed)
+        look = None if scan is None else scan.feed
+        sha256 = fingerprint(file, text=text, forbidden=forbidden_in(self.format), look=look)
         if scan is not None and is_packed(file):
             scan.feed_file()
         return sha256
@@ -305,7 +306,8 @@ def _with_rating_as(name: str | None, frame: pl.DataFrame) -> pl.DataFrame:
 
 def _check_period(source: Source, start: float, stop: float) -> None:
     times = source.frame["timestamp"]
-    if source.frame.height and not (start <= times.min() and times.max() < stop):
-        position = int(((times < start) | (times >= stop)).arg_max())
+    outside = (times < start) | (times >= stop)
+    if outside.any():
+        position = int(outside.arg_max() or 0)
         path, line = source.place(position)
         raise DataError(f"timestamp {times[position]} is outside this file's period, {start} to {stop}", path, line)

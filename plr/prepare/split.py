@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -87,7 +87,7 @@ def _nth(values: np.ndarray, place: int) -> int:
     def between(block: slice) -> tuple[int, np.ndarray]:
         part = values[block]
         above = part >= low
-        return len(part) - np.count_nonzero(above), part[above & (part <= high)]
+        return len(part) - int(np.count_nonzero(above)), part[above & (part <= high)]
 
     below, near = zip(*by_blocks(between, len(values)), strict=True)
     rank, near = place - sum(below), np.concatenate(near)
@@ -131,12 +131,14 @@ def time_split(
     """
     times, period = interactions.timestamp, np.empty(len(interactions), dtype=np.uint8)
 
+    assert times is not None
+
     def place(block: slice) -> None:
         late, later = times[block] >= valid_time, times[block] >= test_time
         np.add(late.view(np.uint8), later.view(np.uint8), out=period[block])
 
     by_blocks(place, len(times))
-    make = _drop_items if unseen == "drop-items" else _drop_rows
+    make: Callable[..., Split] = _drop_items if unseen == "drop-items" else _drop_rows
     split = make(interactions, period, positive, np.asarray(min_history), untitled)
     split.report.update(split="time", notes=[], valid_time=valid_time, test_time=test_time)
     return split
@@ -253,7 +255,7 @@ class _Tally:
     def report(self) -> dict:
         """Return the counts of every split; ``share`` is what they are of all rows."""
         counts = {"unseen_target": np.zeros(3, dtype=int), "empty_history": np.zeros(3, dtype=int), **self._dropped}
-        gone = sum(counts.values())
+        gone = np.sum(list(counts.values()), axis=0)  # [3]
         return {
             part: {reason: int(count[code]) for reason, count in counts.items()}
             | {"share": float(gone[code] / self._rows[code]) if self._rows[code] else 0.0}
@@ -265,7 +267,7 @@ def _count(period: np.ndarray, chosen: np.ndarray) -> np.ndarray:
     """Return how many of the ``chosen`` (bool [N]) are of each period: int64 [3]."""
 
     def count(block: slice) -> list[int]:
-        return [np.count_nonzero(chosen[block] & (period[block] == code)) for code in range(3)]
+        return [int(np.count_nonzero(chosen[block] & (period[block] == code))) for code in range(3)]
 
     return np.sum([(0, 0, 0), *by_blocks(count, len(period))], axis=0)
 

@@ -70,7 +70,7 @@ def generate(
         chosen[:, turn] = item_of_place[place[everyone, active] * interests + ring]
 
     start = _EPOCH + (random.random(users) * 0.8 * _SPAN).astype(np.int64)
-    pauses = 1 + random.exponential(_PAUSE, chosen.shape).astype(np.int64)
+    pauses = 1 + np.asarray(random.exponential(_PAUSE, chosen.shape)).astype(np.int64)
     times = start[:, None] + pauses.cumsum(axis=1)
     taken = np.arange(chosen.shape[1]) < lengths[:, None]
     frame = pl.DataFrame(

@@ -170,10 +170,14 @@ class Recommender:
     def _to_index(self, number: int, history: Sequence[str | int], skip: bool) -> Tensor:
         if isinstance(history, str) or not isinstance(history, Iterable):
             raise TypeError(f"history {number} must be a sequence of item ids; found {shortened(history)}")
-        known, unknown = [], []
+        known: list[int] = []
+        unknown: list[str] = []
         for item in map(str, history):
             index = self._index.get(item)
-            (unknown if index is None else known).append(item if index is None else index)
+            if index is None:
+                unknown.append(item)
+            else:
+                known.append(index)
         if unknown and not skip:
             raise RequestError(
                 f"history {number}: items never seen in training: {listed(dict.fromkeys(unknown))}; leave them out or "

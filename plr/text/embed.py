@@ -69,6 +69,7 @@ def embed_text(
             except ValueError as error:
                 raise DataError(str(error), file) from error
             fitted, vocabulary = {"idf": tfidf.idf, "components": tfidf.components}, tfidf.vocabulary
+        assert vocabulary is not None
         encoded, known = TfidfSvd(vocabulary, fitted["idf"], fitted["components"]).encode(readable)
     else:
         encoded = encode_sentences(name, readable)

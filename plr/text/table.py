@@ -68,7 +68,8 @@ def read_texts(path: Path, item_column: str | None = None, text_columns: Sequenc
     else:
         columns, rows = _delimited(path, "\t" if suffix == ".tsv" else ",")
     item = _choose(path, "item_column", columns, item_column, _ITEM_COLUMNS)
-    chosen = [_choose(path, "text_columns", columns, name, _TEXT_COLUMNS) for name in text_columns or [None]]
+    wanted: Sequence[str | None] = text_columns or [None]
+    chosen = [_choose(path, "text_columns", columns, name, _TEXT_COLUMNS) for name in wanted]
 
     texts: dict[str, str] = {}
     for line, row in rows:
@@ -102,7 +103,7 @@ def _clean(path: Path, line: int, column: str, value: Any) -> str:
 
 def _delimited(path: Path, separator: str) -> tuple[list[str], Iterator[_Row]]:
     def rows() -> Iterator[tuple[int, list[str]]]:
-        quoting = csv.QUOTE_NONE if separator == "\t" else csv.QUOTE_MINIMAL
+        quoting: Any = csv.QUOTE_NONE if separator == "\t" else csv.QUOTE_MINIMAL
         with open(path, encoding="utf-8-sig", newline="") as file:
             reader = csv.reader(file, delimiter=separator, quoting=quoting, strict=True)
             try:

@@ -125,7 +125,7 @@ class TextVectors:
             return f"item {twice!r} occurs a second time"
         return None
 
-    def of_items(self, item_ids: Sequence[str], folder: Path) -> ItemText:
+    def of_items(self, item_ids: Sequence[str] | pl.Series, folder: Path) -> ItemText:
         """Return the vectors of these items; those that are not here count as without text.
 
         Raises:

@@ -21,7 +21,7 @@ REQUIRED = frozenset({"epoch", "state_dict", "optimizer_states", "callbacks", "l
 class AtomicCheckpointIO(CheckpointIO):
     """Writes aside, then renames; reads weights-only."""
 
-    def save_checkpoint(self, checkpoint: dict[str, Any], path: str, storage_options: Any = None) -> None:
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
         """Write the checkpoint so that a kill at any moment leaves the old one or the new one."""
         # A signal waits: the exception that it raises in what torch.save calls back comes out of it as another one.
         with deferred(), atomic_path(Path(path)) as aside, open(aside, "wb") as file:
@@ -29,11 +29,11 @@ class AtomicCheckpointIO(CheckpointIO):
             file.flush()
             os.fsync(file.fileno())
 
-    def load_checkpoint(self, path: str, map_location: Any = None, weights_only: Any = True) -> dict[str, Any]:
+    def load_checkpoint(self, path: str | Path, map_location: Any = None, weights_only: Any = True) -> dict[str, Any]:
         """Read a checkpoint; tensors and plain values only."""
         return read_checkpoint(Path(path), map_location)
 
-    def remove_checkpoint(self, path: str) -> None:
+    def remove_checkpoint(self, path: str | Path) -> None:
         """Delete a checkpoint if it is there."""
         Path(path).unlink(missing_ok=True)
 

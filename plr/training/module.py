@@ -123,5 +123,5 @@ def step_seed(seed: int, step: int, rank: int) -> int:
     return (state ^ (state >> 31)) % 2**63
 
 
-def _as_it_is(batch: Batch) -> Batch:
+def _as_it_is(batch: Any) -> Any:
     return batch

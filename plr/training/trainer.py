@@ -34,6 +34,8 @@ from plr.inputs import load_dataset, load_item_data
 from plr.items import ItemData
 from plr.lock import locked
 from plr.models import Recommender, build_model
+from plr.models.methods.lares import LARESRecommender
+from plr.models.methods.lares_post_training import PostTrainedLARES
 from plr.models.registry import options_of_other_methods
 from plr.runs import RunFolder, load_weights
 from plr.signals import raise_again, terminable
@@ -92,7 +94,7 @@ def _run(
         refitted = None
         if config.refit:
             refitted = _refit(folder, config, dataset, item_data, initial, selection.best_epoch + 1)
-    if rank_zero_only.rank not in (None, 0):
+    if getattr(rank_zero_only, "rank", None) not in (None, 0):
         return {}
     return _finish(folder, config, dataset, item_data, selection, refitted)
 
@@ -155,7 +157,10 @@ def _untrained(config: Config, item_data: ItemData, initial: InitialRun | None) 
     """The model before its first step: with drawn weights, or with those of the first phase."""
     model = build_model(config, item_data)
     if initial is not None:
-        model.start_from(initial.load(item_data))
+        first = initial.load(item_data)
+        assert isinstance(model, PostTrainedLARES)
+        assert isinstance(first, LARESRecommender)
+        model.start_from(first)
     return model
 
 
@@ -205,11 +210,12 @@ def _refit(
 
 
 def _trainer(logs: Path, config: Config, epochs: int, callbacks: list[Callback]) -> lightning.Trainer:
+    precision: Any = {"32": "32-true", "bf16": "bf16-mixed"}[config.precision]
     return lightning.Trainer(
         accelerator=config.accelerator,
         devices=config.devices,
         max_epochs=epochs,
-        precision={"32": "32-true", "bf16": "bf16-mixed"}[config.precision],
+        precision=precision,
         gradient_clip_val=config.clip or None,
         callbacks=[*([TQDMProgressBar()] if config.progress else []), *callbacks, ReturnFreedMemory(), OwnSignals()],
         plugins=[AtomicCheckpointIO(), cluster_environment()],

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from plr_kernels import _cpp
+import plr_kernels._cpp as _cpp
 from plr_kernels.dispatch.gradients import new_gradients
 from plr_kernels.extension import (
     TARGET_STATISTICS,

@@ -7,7 +7,7 @@ from typing import Final
 import torch
 from torch import Tensor
 
-from plr_kernels import _cpp
+import plr_kernels._cpp as _cpp
 from plr_kernels.dispatch.gradients import new_gradients
 from plr_kernels.extension import as_gradient, as_matrix, resources, rounds_float32, row_contiguous
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
-from plr_kernels import _cpp
+import plr_kernels._cpp as _cpp
 from plr_kernels.dispatch.gradients import new_gradients
 from plr_kernels.extension import resources, type_name
 from plr_kernels.stream_attention.keep_mask import dropout_threshold
@@ -47,7 +49,7 @@ class _Call:
         scale: float,
         dropout_p: float,
     ) -> None:
-        self._inputs = inputs
+        self._inputs: Sequence[Tensor] = inputs
         operands = _cpp.attention_operands(*inputs)
         if operands is None:
             self._inputs = [_column_contiguous(tensor) for tensor in inputs]
@@ -113,7 +115,7 @@ def backward(
     scale: float,
     dropout_p: float,
     needs: list[bool],
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, ...]:
     """The gradients of the five tensors; an empty tensor for one that is not needed.
 
     `lse` is not read: a row of scores is computed anew as a whole, and the probabilities that follow from its own

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from plr_kernels import _cpp
+import plr_kernels._cpp as _cpp
 from plr_kernels.extension import as_exclude, as_matrix, resources, rounds_float32, row_contiguous
 
 

@@ -39,7 +39,8 @@ def shared_memory(device: torch.device) -> int:
     """Bytes of shared memory that a block of threads may use on a device."""
     if device.type != "cuda":
         return SMALL_SHARED_MEMORY
-    return torch.cuda.get_device_properties(device).shared_memory_per_block_optin
+    # PyTorch's stub lacks the attribute.
+    return torch.cuda.get_device_properties(device).shared_memory_per_block_optin  # type: ignore[attr-defined]
 
 
 def power_of_two(number: int, smallest: int = 1) -> int:

@@ -84,6 +84,9 @@ def id_items(data: ItemData, dim: int, options: Options) -> ItemEncoder:
 class FieldMean(nn.Module):
     """The mean vector of every item's values in one field, [V, d]; row `num_values` of the weights is "missing"."""
 
+    offsets: Tensor
+    values: Tensor
+
     def __init__(self, field: FeatureField, dim: int):
         super().__init__()
         self.embedding = nn.Embedding(field.num_values + 1, dim)

@@ -31,6 +31,8 @@ class TextItemEncoder(ItemEncoder):
     """
 
     cosine: ClassVar[bool] = True
+    vectors: Tensor
+    present: Tensor
 
     def __init__(self, text: ItemText, dim: int, options: UniSRecOptions):
         super().__init__()

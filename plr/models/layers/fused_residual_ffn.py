@@ -32,6 +32,21 @@ class SublayerWeights(NamedTuple):
     second_norm_bias: Tensor
 
 
+class _Gradients(NamedTuple):
+    """Of the SublayerWeights, in their order; None for one that is not wanted."""
+
+    joining: Tensor | None
+    joining_bias: Tensor | None
+    first_norm: Tensor | None
+    first_norm_bias: Tensor | None
+    ffn_in: Tensor | None
+    ffn_in_bias: Tensor | None
+    ffn_out: Tensor | None
+    ffn_out_bias: Tensor | None
+    second_norm: Tensor | None
+    second_norm_bias: Tensor | None
+
+
 def residual_sublayers(states: Tensor, joined: Tensor, weights: SublayerWeights, eps: float, dropped: int) -> Tensor:
     """norm(y + dropout(ffn(y))) with y = norm(states + dropout(joining(joined))); float32 on the CPU.
 
@@ -118,7 +133,7 @@ class _ResidualSublayers(torch.autograd.Function):
         )
         states_gradient = gradient.new_empty(gradient.shape)
         joined_gradient = joined.new_empty(joined.shape) if ctx.needs_input_grad[1] else None
-        wanted = SublayerWeights(*ctx.needs_input_grad[-len(weights) :])
+        wanted: Any = SublayerWeights(*ctx.needs_input_grad[-len(weights) :])  # of flags
         for_joining = LinearGradients(weights.joining, wanted.joining, wanted.joining_bias)
         for_ffn_in = LinearGradients(weights.ffn_in, wanted.ffn_in, wanted.ffn_in_bias)
         for_ffn_out = LinearGradients(weights.ffn_out, wanted.ffn_out, wanted.ffn_out_bias)
@@ -143,7 +158,7 @@ class _ResidualSublayers(torch.autograd.Function):
             for total, part in zip(for_norms, [*for_first_norm, *for_second_norm], strict=True):
                 total += part
         first_norm, first_norm_bias, second_norm, second_norm_bias = for_norms
-        gradients = SublayerWeights(
+        gradients = _Gradients(
             joining=for_joining.weight,
             joining_bias=for_joining.bias,
             first_norm=first_norm if wanted.first_norm else None,

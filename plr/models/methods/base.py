@@ -36,7 +36,7 @@ class BaseRecommender(Recommender):
         encoded = self.encoder.encode(
             self.embed(table, batch.item_ids), batch.lengths, all_positions=all_positions
         )
-        states = encoded.hidden.flatten(0, 1) if all_positions else encoded.last  # [R, d]
+        states = encoded.last if encoded.hidden is None else encoded.hidden.flatten(0, 1)  # [R, d]
         loss = linear_cross_entropy(
             self.queries(states), self.candidates(table), batch.targets.flatten(), temperature=self.temperature
         )

@@ -105,7 +105,7 @@ class ClozeRecommender(Recommender):
         """Encode with the mask token at masked bool [B, L] -> [B, L, d], or [B, d] of the last position only."""
         embeddings = torch.where(masked[:, :, None], self.mask.weight[0], self.embed(table, item_ids))
         encoded = self.encoder.encode(embeddings, lengths, all_positions=all_positions)
-        return encoded.hidden if all_positions else encoded.last
+        return encoded.last if encoded.hidden is None else encoded.hidden
 
     def _head(self, states: Tensor) -> Tensor:
         return self.head_norm(functional.gelu(self.head(states)))

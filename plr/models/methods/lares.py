@@ -66,6 +66,7 @@ class LARESRecommender(Recommender):
     """
 
     options: LARESOptions
+    evaluation_state: Tensor
 
     def __init__(self, items: ItemEncoder, encoder: SequenceEncoder, options: LARESOptions):
         super().__init__(items, encoder, options)
@@ -138,6 +139,7 @@ class LARESRecommender(Recommender):
     def _reasoning_states(self, embeddings: Tensor, lengths: Tensor, steps: int, start: Tensor | None) -> Tensor:
         encoded = self.encoder.encode(embeddings, lengths, all_positions=True)
         prefix = encoded.hidden  # [B, L, d]
+        assert prefix is not None  # all positions were asked for
         states = self.initial_states(prefix) if start is None else start
         outputs = []
         for _ in range(steps):

@@ -55,7 +55,7 @@ class PostTrainedLARES(LARESRecommender):
         self._reference = (pretrained.eval().requires_grad_(False),)
 
     @property
-    def reference(self) -> LARESRecommender | None:
+    def reference(self) -> LARESRecommender | None:  # type: ignore[override]
         """The frozen pre-trained model, on this model's device; None where training was not begun (in serving)."""
         if not self._reference:
             return None

@@ -87,7 +87,7 @@ class PLRRecommender(Recommender):
         self.initialize()
         with torch.no_grad():
             # A scale: other weights and later draws stay the same.
-            self.trigger.weight.mul_(options.trigger_std / INITIAL_STD)
+            self.trigger.weight.mul_((options.trigger_std or 0.0) / INITIAL_STD)
 
     def losses(self, batch: Batch) -> Losses:
         """Return {"next_item", "consistency", "contrastive", "diversity"}; without those whose weight is 0.

@@ -40,7 +40,8 @@ class PRLRecommender(ReaRecRecommender):
         """
         table = self.item_table()
         rows = batch.lengths.shape[0]
-        with_noise = self.options.contrastive_weight > 0 and self.epoch >= self.options.warmup_epochs
+        weight = self.options.contrastive_weight or 0.0
+        with_noise = weight > 0 and self.epoch >= self.options.warmup_epochs
         if with_noise:
             item_ids, lengths = batch.item_ids.repeat(2, 1), batch.lengths.repeat(2)
             states = self.states(table, item_ids, lengths, self._clean_and_noisy_input)  # [2B, K + 1, d]
@@ -58,7 +59,7 @@ class PRLRecommender(ReaRecRecommender):
                     for t in range(1, self.options.steps + 1)
                 ]
             ).mean()
-            losses["noise_contrastive"] = self.options.contrastive_weight * contrastive
+            losses["noise_contrastive"] = weight * contrastive
         return losses
 
     def user_embedding(self, batch: Batch, table: Tensor | None = None) -> Tensor:

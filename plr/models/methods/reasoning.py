@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from plr.models.encoder import Encoded, SequenceEncoder
-from plr.models.layers.transformer import KeyValue
+from plr.models.layers.transformer import KeyValue, TransformerLayer
 
 StepInput = Callable[[int, Tensor], Tensor]
 
@@ -51,10 +51,11 @@ def reason(
     streams: list[KeyValue | None] = [None] * len(encoder.layers)
     state = start
     states, attention = [], []
+    layer: TransformerLayer
     for t in range(steps):
         state = encoder.step_input(step_input(t, state))
         weights = []
-        for index, layer in enumerate(encoder.layers):
+        for index, layer in enumerate(encoder.layers):  # type: ignore[assignment]  # a ModuleList's are Modules
             prefix = encoded.prefix[index]
             streams[index] = stream = layer.append(streams[index], state)
             state, query = layer.step(state, prefix, encoded.lengths, stream)

@@ -134,7 +134,8 @@ def records(path: Path, separator: str, quoted: bool) -> Iterator[tuple[int, str
     ends with that line.
     """
     with open_plain(path) as file:
-        start, parts, inside, seen = 1, [], False, False
+        parts: list[bytes] = []
+        start, inside, seen = 1, False, False
         for number, line in enumerate(file, start=1):
             if number == 1:
                 line = line.removeprefix(b"\xef\xbb\xbf")
@@ -276,7 +277,7 @@ class _Judge:
         if self.quoted and (problem := _misquoted(text.encode(), self._separator)):
             return problem
         fields = fields_of(text, self._separator, self.quoted)
-        if self.needs_header:
+        if self.needs_header or self._fields is None:
             self._fields, self.needs_header = fields, False
         return f"{fields} fields; the header has {self._fields}" if fields > self._fields else None
 

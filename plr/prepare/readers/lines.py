@@ -52,7 +52,7 @@ def read_sequences(path: Path, vocabulary: IdVocabulary, skipped: Skipped | None
     repeated = counted.filter(~pl.col("user").is_first_distinct() & ~lonely)
     if repeated.height and skipped is None:
         number, second = repeated.sort("row")["user", "row"].row(0)
-        former = counted.filter(pl.col("user") == number)["row"].min()
+        former = min(counted.filter(pl.col("user") == number)["row"].to_list())
         raise DataError(
             f"user {vocabulary.user.string(number)!r} already has line {former + 1}; expected one line per user "
             "('user item item …'). For one interaction per line use format='pairs', or a CSV with a header",
@@ -60,6 +60,7 @@ def read_sequences(path: Path, vocabulary: IdVocabulary, skipped: Skipped | None
             second + 1,
         )
     for number, row in repeated.sort("row")["user", "row"].iter_rows():
+        assert skipped is not None
         skipped.add(path, row + 1, f"user {vocabulary.user.string(number)!r} already has a line")
     del counted
     items = lines.filter(~pl.col("row").is_in(repeated["row"].to_list())) if repeated.height else lines

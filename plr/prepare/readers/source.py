@@ -12,7 +12,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, cast
 
 import numpy as np
 import polars as pl
@@ -156,7 +156,7 @@ def is_packed(path: Path) -> bool:
 
 def open_plain(path: Path) -> BinaryIO:
     """Open a file for reading bytes, unpacking gzip."""
-    return gzip.open(path, "rb") if is_packed(path) else open(path, "rb")
+    return cast(BinaryIO, gzip.open(path, "rb")) if is_packed(path) else open(path, "rb")
 
 
 def forbidden_bytes(text: bytes, forbidden: bytes) -> bytes:
