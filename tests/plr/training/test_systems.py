@@ -157,15 +157,18 @@ def test_a_killed_cloze_run_ends_as_an_uninterrupted_one(files, tmp_path, monkey
     expected = train(whole)
     step = RecommenderModule.training_step
 
+    class Killed(BaseException):
+        pass
+
     def killed(self, batch, index):
         if self.current_epoch == 2 and index == 1:
-            raise KeyboardInterrupt
+            raise Killed
         return step(self, batch, index)
 
     resumed = configuration(files, tmp_path / "resumed", "bert4rec-cloze", epochs=3)
     with monkeypatch.context() as patch:
         patch.setattr(RecommenderModule, "training_step", killed)
-        with pytest.raises(KeyboardInterrupt):
+        with pytest.raises(Killed):
             train(resumed)
     assert train(resumed)["test"] == expected["test"]
     one, two = (pl.read_parquet(tmp_path / run / "ranks_test.parquet") for run in ("whole", "resumed"))
