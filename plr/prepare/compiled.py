@@ -1,4 +1,4 @@
-"""The C++ extension of plr.data, where it was built: all works without it, slower."""
+"""The C++ extension of plr.prepare, where it was built: all works without it, slower."""
 
 from __future__ import annotations
 
