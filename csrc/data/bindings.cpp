@@ -36,7 +36,7 @@ class Column {
     check(stream, stream->get_schema(stream, &schema));
     const std::string format = schema.format;
     schema.release(&schema);
-    if (format != "vu") throw std::invalid_argument("strings must come as Arrow string views, got format " + format);
+    if (format != "vu") throw std::invalid_argument("strings must come as Arrow string views, found format " + format);
     while (true) {
       parts.emplace_back();
       check(stream, stream->get_next(stream, &parts.back()));

@@ -51,11 +51,11 @@ class LengthGroupedBatches:
         world_size: int = 1,
     ) -> None:
         if batch_size < 1:
-            raise ValueError(f"batch_size must be at least 1; got {batch_size}")
+            raise ValueError(f"batch_size must be at least 1; found {batch_size}")
         if not 0 <= rank < world_size:
-            raise ValueError(f"rank must be in 0..world_size-1; got rank {rank} of {world_size}")
+            raise ValueError(f"rank must be in 0..world_size-1; found rank {rank} of {world_size}")
         if seed < 0:
-            raise ValueError(f"seed must not be negative; got {seed}")
+            raise ValueError(f"seed must not be negative; found {seed}")
         if 0 < len(lengths) < world_size:
             raise ValueError(f"{len(lengths)} rows cannot be shared among {world_size} ranks")
         self.batch_size = batch_size

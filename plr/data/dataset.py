@@ -109,13 +109,13 @@ class SequenceDataset:
                 split than train.
         """
         if split not in SPLITS:
-            raise ValueError(f"split must be one of {', '.join(SPLITS)}; got {split!r}")
+            raise ValueError(f"split must be one of {', '.join(SPLITS)}; found {split!r}")
         if max_length < 1:
-            raise ValueError(f"max_length must be at least 1; got {max_length}")
+            raise ValueError(f"max_length must be at least 1; found {max_length}")
         if kind == "prefix":
             return self._prefix_rows(split, max_length)
         if kind != "sequence":
-            raise ValueError(f"kind must be 'prefix' or 'sequence'; got {kind!r}")
+            raise ValueError(f"kind must be 'prefix' or 'sequence'; found {kind!r}")
         if split != "train":
             raise ValueError(f"kind 'sequence' is for training rows; use kind 'prefix' for {split!r}")
         return self._sequence_rows(max_length)

@@ -61,7 +61,7 @@ def protocol_options(protocol: str, domain: str) -> dict[str, Any]:
             "unseen": "drop-rows",
             "untitled": "drop-rows",
         }
-    raise ValueError(f"protocol must be one of {', '.join(PROTOCOLS)}; got {protocol!r}")
+    raise ValueError(f"protocol must be one of {', '.join(PROTOCOLS)}; found {protocol!r}")
 
 
 def urls(domain: str, base: str = BASE_URL) -> dict[str, str]:

@@ -68,13 +68,14 @@ class PrepareOptions:
         for name in ("min_rating", "valid_time", "test_time"):
             value = getattr(self, name)
             if value is not None and not math.isfinite(value):
-                raise ValueError(f"{name} must be a finite number; got {value}")
+                raise ValueError(f"{name} must be a finite number; found {value}")
         for name in ("core", "min_interactions"):
             if getattr(self, name) < 0:
-                raise ValueError(f"{name} must not be negative; got {getattr(self, name)}")
+                raise ValueError(f"{name} must not be negative; found {getattr(self, name)}")
         if len(self.min_history) != 3 or min(self.min_history) < 1:
             raise ValueError(
-                f"min_history must be three numbers (training, validation, test) of at least 1; got {self.min_history}"
+                "min_history must be three numbers (training, validation, test) of at least 1; "
+                f"found {self.min_history}"
             )
         if self.split == "leave-one-out":
             if self.valid_time is not None or self.test_time is not None:
@@ -112,7 +113,7 @@ class PrepareOptions:
 
     def _one_of(self, name: str, accepted: tuple[str, ...]) -> None:
         if getattr(self, name) not in accepted:
-            raise ValueError(f"{name} must be one of {', '.join(accepted)}; got {getattr(self, name)!r}")
+            raise ValueError(f"{name} must be one of {', '.join(accepted)}; found {getattr(self, name)!r}")
 
 
 def _plain(number: float | None) -> float | None:

@@ -45,7 +45,7 @@ def generate(
     if users < 1 or interests < max(_INTERESTS_PER_USER) or items < 4 * interests:
         raise ValueError(
             f"needs at least 1 user, {max(_INTERESTS_PER_USER)} interests and 4 items per interest; "
-            f"got {users} users, {items} items, {interests} interests"
+            f"found {users} users, {items} items, {interests} interests"
         )
     random = np.random.Generator(np.random.PCG64(seed))
     item_of_place = random.permutation(items)  # ring c is the places c, c + interests, c + 2 * interests, ...

@@ -258,7 +258,7 @@ def test_defaults_of_the_protocols():
     assert protocol_options("plr", "Movies_and_TV")["min_interactions"] == 0
     assert protocol_options("rearec", "CDs_and_Vinyl")["min_history"] == (10, 10, 10)
     assert protocol_options("rearec", "Video_Games")["min_history"] == (1, 5, 5)
-    with pytest.raises(ValueError, match="plr, rearec; got 'paper'"):
+    with pytest.raises(ValueError, match="plr, rearec; found 'paper'"):
         protocol_options("paper", "Toys")
 
 

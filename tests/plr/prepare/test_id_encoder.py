@@ -88,7 +88,7 @@ def test_compiled_takes_parts_and_slices():
         assert [None if number is None else encoder.string(number) for number in numbers] == [
             string or None for string in part
         ]
-    with pytest.raises(ValueError, match="string views, got format"):
+    with pytest.raises(ValueError, match="string views, found format"):
         CompiledIdEncoder().numbers(pl.Series([1, 2]))
     with pytest.raises(IndexError):
         CompiledIdEncoder().string(0)
