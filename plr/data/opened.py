@@ -18,6 +18,7 @@ from plr.prepare.folder import (
     SEQUENCES,
     USERS,
     damage_named,
+    has_blank_around_ids,
     is_prepared,
     read_ids,
     read_manifest,
@@ -122,6 +123,8 @@ def load_cached(folder: Path, content_hash: str) -> SequenceDataset | None:
         dataset = open_prepared(folder, verify=True)
         if dataset.content_hash != content_hash:
             raise DataError("it belongs to other data", folder)
+        if has_blank_around_ids(folder):
+            raise DataError("its ids have white space around them, which is left out now", folder)
     except DataError as error:
         warnings.warn(f"the cache {folder} cannot be used and is built again: {error.reason}", stacklevel=3)
         return None

@@ -35,6 +35,7 @@ __all__ = [
     "USERS",
     "Prepared",
     "damage_named",
+    "has_blank_around_ids",
     "is_prepared",
     "read_ids",
     "read_manifest",
@@ -167,6 +168,15 @@ def _check(file: Path, entry: dict, verify: bool) -> None:
     size = file.stat().st_size
     if size != entry["bytes"] or (verify and sha256_of(file) != entry["sha256"]):
         raise DataError("not as it was written: its size or hash is not the manifest's; prepare the data again", file)
+
+
+def has_blank_around_ids(folder: Path) -> bool:
+    """Whether ids of a prepared folder have white space around them, which is left out since: the folder is older."""
+    for name, column in ((USERS, "user_id"), (ITEMS, "item_id")):
+        ids = pl.read_parquet(folder / name, columns=[column], glob=False)[column]
+        if (ids.str.strip_chars() != ids).any():
+            return True
+    return False
 
 
 def read_ids(file: Path, column: str, count: int) -> pl.Series:

@@ -16,7 +16,7 @@ import polars as pl
 from plr.errors import DataError, shortened
 from plr.prepare.blocks import by_blocks
 from plr.prepare.filters import duplicates, k_core, min_interactions
-from plr.prepare.folder import FORMAT_VERSION, Prepared, is_prepared, read_manifest, save_prepared
+from plr.prepare.folder import FORMAT_VERSION, Prepared, has_blank_around_ids, is_prepared, read_manifest, save_prepared
 from plr.prepare.id_checks import words_for_missing
 from plr.prepare.interactions import Interactions
 from plr.prepare.metadata import item_features, known_items
@@ -97,7 +97,7 @@ def _already_there(out: Path, job: Preparation) -> dict[str, Any] | None:
     if there["content_hash"] != job.content_hash():
         raise DataError("holds a data set of other files or options; choose another --out or delete it", out)
     job.sources.check_records()
-    return there["report"]
+    return None if has_blank_around_ids(out) else there["report"]
 
 
 class Preparation:

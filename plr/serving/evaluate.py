@@ -65,6 +65,11 @@ def evaluate_run(
         raise DataError(
             f"{config.data} has changed since {path} was trained; give it as --data to measure on it all the same"
         )
+    if data is None and text_vectors is None and dataset.item_ids.to_list() != recommender.item_ids:
+        raise DataError(
+            f"the items of {config.data} are read otherwise than when {path} was trained (white space around ids is "
+            "left out now); give it as --data to measure on it all the same"
+        )
     if data is not None or text_vectors is not None:
         dataset = renumber(dataset, recommender.item_ids)
         unknown = dataset.report["unknown_items"]

@@ -326,6 +326,11 @@ def _open_folder(
             )
         if (earlier.provenance or {}).get("data_hash") != dataset.content_hash:
             raise RunError(f"{folder.path}: holds an unfinished run on other data; {config.data} has changed since")
+        if folder.items.exists() and folder.read_item_ids() != dataset.item_ids.to_list():
+            raise RunError(
+                f"{folder.path}: holds an unfinished run on other items: those of {config.data} are read otherwise "
+                "than when it began (white space around ids is left out now); choose another --out or delete the folder"
+            )
         if (earlier.provenance or {}).get("item_data_hash") != item_data.content_hash:
             raise RunError(
                 f"{folder.path}: holds an unfinished run with other item features or text vectors; "
