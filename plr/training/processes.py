@@ -46,6 +46,12 @@ def check_processes(config: Config) -> None:
             )
     if _count("LOCAL_WORLD_SIZE") not in (0, _count("WORLD_SIZE")):
         raise RunError("the processes are on several machines (WORLD_SIZE is not LOCAL_WORLD_SIZE); plr trains on one")
+    if not is_leader() and (devices == 1 or _count("WORLD_SIZE") <= 1):
+        found = ", ".join(f"{name}={os.environ[name]}" for name in ("RANK", "LOCAL_RANK") if name in os.environ)
+        raise RunError(
+            f"{found} says that this process is not the first of several, and no launcher has started as many as the "
+            f"run has (--devices {devices}): its result would be written by none. Unset RANK and LOCAL_RANK"
+        )
     if devices == 1 or "LOCAL_RANK" in os.environ:  # none need be started
         return
     if hasattr(sys, "ps1") or sys.flags.interactive:

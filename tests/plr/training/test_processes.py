@@ -31,6 +31,19 @@ def test_a_launchers_processes_are_refused(variables, devices, message, quick, t
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize("devices", [1, 2])
+@pytest.mark.parametrize("variable", ["RANK", "LOCAL_RANK"])
+def test_a_rank_that_no_launcher_gave_is_refused(variable, devices, quick, tmp_path, monkeypatch):
+    """Such a process would train the whole run and write nothing."""
+    monkeypatch.setenv(variable, "1")
+    with pytest.raises(RunError, match=rf"{variable}=1 says that this process is not .*--devices {devices}\)"):
+        train(Config(**{**quick, "devices": devices}))
+    assert not (tmp_path / "run").exists()
+    monkeypatch.setenv(variable, "0")
+    if devices == 1:
+        assert train(Config(**{**quick, "epochs": 1}))["test"]["rows"] == 60
+
+
 def test_slurms_variables_and_checkpoints_in_the_working_folder_change_nothing(quick, tmp_path, monkeypatch):
     expected = train(Config(**{**quick, "epochs": 1, "out": str(tmp_path / "expected")}))
     monkeypatch.chdir(tmp_path)
