@@ -62,7 +62,7 @@ def _acquire(path: Path) -> int:
                 os.close(descriptor)
                 return _acquire_without_locks(path)
             if _is_still(descriptor, path):
-                _refuse_another_host(path, _read(descriptor))
+                _refuse_another_host(path, _read(descriptor), held=True)
                 os.ftruncate(descriptor, 0)
                 os.pwrite(descriptor, _me(), 0)
                 return descriptor
@@ -86,7 +86,7 @@ def _acquire_without_locks(path: Path) -> int:
                 pass
             with suppress(FileNotFoundError):
                 owner = _parsed(path.read_bytes())
-                _refuse_another_host(path, owner)
+                _refuse_another_host(path, owner, held=False)
                 if not process_is_gone(owner.get("pid"), owner.get("boot"), owner.get("begun")):
                     raise RunError(_in_use(path, owner))
                 path.unlink()
@@ -139,8 +139,11 @@ def _me() -> bytes:
     return (json.dumps(owner) + "\n").encode()
 
 
-def _refuse_another_host(path: Path, owner: dict[str, Any]) -> None:
-    if owner and owner.get("host") != socket.gethostname():
+def _refuse_another_host(path: Path, owner: dict[str, Any], *, held: bool) -> None:
+    """Refuse what another host wrote; `held`: this process has the operating system's lock, so the writer has ended."""
+    # A machine's name may change, as a container's does; what it is since its last start does not.
+    same_machine = owner.get("boot") is not None and owner.get("boot") == _boot()
+    if owner and owner.get("host") != socket.gethostname() and not (held and same_machine):
         raise RunError(
             f"{path.parent}: {_named(owner)} writes here, or was ended without a chance to tidy up; which of both "
             f"cannot be seen from host {socket.gethostname()!r}. If it has ended, delete {path} and repeat the command"

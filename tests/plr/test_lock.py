@@ -66,6 +66,19 @@ def test_a_number_that_another_process_has_now_or_had_before_the_machine_began_a
         pass
 
 
+def test_a_machine_whose_name_has_changed_knows_its_own_locks(tmp_path, monkeypatch):
+    """As a container's does: the operating system's lock, which this process gets, and the machine's start tell."""
+    with locked(tmp_path):
+        left = (tmp_path / LOCK).read_text()
+    (tmp_path / LOCK).write_text(left)  # as SIGKILL leaves it
+    monkeypatch.setattr("socket.gethostname", lambda: "renamed")
+    with locked(tmp_path):
+        assert json.loads((tmp_path / LOCK).read_text())["host"] == "renamed"
+    (tmp_path / LOCK).write_text(json.dumps({**json.loads(left), "boot": "another start"}))
+    with pytest.raises(RunError, match="cannot be seen from host 'renamed'"), locked(tmp_path):
+        pass
+
+
 def test_of_another_host_nothing_is_known(tmp_path, both):
     (tmp_path / LOCK).write_text(json.dumps({"pid": 7, "host": "elsewhere"}))
     with pytest.raises(RunError, match=rf"process 7 on host 'elsewhere' .*delete {tmp_path / LOCK}"), locked(tmp_path):
