@@ -10,6 +10,7 @@ neither first nor last.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -131,8 +132,9 @@ def seen_items(item_ids: Tensor, lengths: Tensor) -> Tensor:
 
 class _NonFiniteScoreError(EvaluationError):
     def __init__(self, row: int, item: int, score: float):
+        too_large = " and too large to be ranked in float32" if math.isfinite(score) else ""
         super().__init__(
-            f"the score of row {row} for item {item} is {score}; check the row's user embedding and the "
+            f"the score of row {row} for item {item} is {score}{too_large}; check the row's user embedding and the "
             "item's vector: training has diverged, or their product overflows"
         )
         self.row = row
@@ -151,5 +153,6 @@ def _ranks(scorer: ItemScorer, items: Tensor, targets: Tensor, exclude: Tensor |
 def _not_finite(scorer: ItemScorer, items: Tensor, row: int) -> _NonFiniteScoreError:
     """Find the first item whose score for the one row of the scorer is not finite."""
     scores = scorer.scores(items.to(scorer.states.dtype))[0]
-    (item, *_) = (~scores.isfinite()).nonzero()[:, 0].tolist()
+    wrong = (~scores.isfinite()).nonzero()[:, 0].tolist()
+    item = wrong[0] if wrong else int(scores.abs().argmax())  # the kernels' sums overflowed before the formula's
     return _NonFiniteScoreError(row, item, float(scores[item]))

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from plr.data import Batch
-from plr.evaluation import EvaluationError, popularity_ranks, rank_rows, target_ranks
+from plr.evaluation import EvaluationError, popularity_ranks, rank_rows, ranking, target_ranks
 from plr.evaluation.ranking import seen_items
 from plr.models.scoring import ItemScorer
 
@@ -104,6 +104,15 @@ def test_a_score_that_is_not_finite_is_an_error_naming_row_and_item(value):
     states[2] = value
     with pytest.raises(EvaluationError, match=r"row 2 for item 0 is"):
         target_ranks(states, torch.ones(5, 1), torch.zeros(4, dtype=torch.int64))
+
+
+def test_a_mixtures_logits_beyond_float32_are_named(monkeypatch):
+    """A kernel's sums may overflow where the formula's scores are finite: an error all the same, and no rank."""
+    minus_one = torch.tensor([0, -1])
+    monkeypatch.setattr("plr.models.scoring.target_mixture_rank", lambda *_, **__: (minus_one, minus_one))
+    scorer = ItemScorer(torch.ones(2, 2, 3), torch.full((2, 2), 0.5).log())
+    with pytest.raises(EvaluationError, match=r"row 1 for item 0 is -1.6.* and too large to be ranked in float32;"):
+        ranking._ranks(scorer, torch.ones(5, 3), torch.tensor([0, 1]), None)
 
 
 def test_an_excluded_item_and_an_overflow_must_be_finite_too():
