@@ -143,6 +143,22 @@ def read_fields(path: Path) -> dict[str, Any]:
     return FORMER_VALUES | values if "provenance" in values else values
 
 
+_DERIVED = ("temperature", "kl_weight", "contrastive_weight", "trigger_std", "fast_state")
+"""The options whose defaults depend on the backbone, the method or the mixture."""
+
+
+def without_derived(values: dict[str, Any]) -> dict[str, Any]:
+    """Return a run's fields without those that are what its backbone, method and mixture make of an option not given.
+
+    With another method, say, they become that method's own defaults; with the same one they become what they were.
+    """
+    try:
+        own = Config(**{name: value for name, value in values.items() if name not in _DERIVED})
+    except (ConfigError, TypeError):  # said where the fields are used
+        return values
+    return {name: value for name, value in values.items() if name not in _DERIVED or value != getattr(own, name)}
+
+
 class _UniqueKeys(yaml.SafeLoader):
     """PyYAML silently keeps the last of duplicate keys."""
 

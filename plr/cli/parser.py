@@ -13,7 +13,7 @@ from typing import Any, Literal, NoReturn, Union, get_args, get_origin
 import yaml
 from jsonargparse import ArgumentParser, Namespace
 
-from plr.config import read_fields
+from plr.config import read_fields, without_derived
 from plr.errors import ConfigError
 
 __all__ = ["Parser"]
@@ -39,7 +39,8 @@ class Parser(ArgumentParser):
             values = read_fields(Path(path))
         except ConfigError as error:
             self.error(str(error), error)
-        values.pop("provenance", None)  # what training wrote into a run's config.yaml is no option
+        if values.pop("provenance", None) is not None:  # what training wrote into a run's config.yaml is no option
+            values = without_derived(values)
         return self.parse_string(yaml.safe_dump(values), *arguments, **options)
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:

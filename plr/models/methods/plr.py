@@ -86,8 +86,9 @@ class PLRRecommender(Recommender):
         self.fast_gate = nn.Linear(dim, 1) if options.gate and options.fast_state == "component" else None
         self.initialize()
         with torch.no_grad():
+            assert options.trigger_std is not None  # set when the options are made
             # A scale: other weights and later draws stay the same.
-            self.trigger.weight.mul_((options.trigger_std or 0.0) / INITIAL_STD)
+            self.trigger.weight.mul_(options.trigger_std / INITIAL_STD)
 
     def losses(self, batch: Batch) -> Losses:
         """Return {"next_item", "consistency", "contrastive", "diversity"}; without those whose weight is 0.

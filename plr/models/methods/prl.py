@@ -40,7 +40,8 @@ class PRLRecommender(ReaRecRecommender):
         """
         table = self.item_table()
         rows = batch.lengths.shape[0]
-        weight = self.options.contrastive_weight or 0.0
+        weight = self.options.contrastive_weight
+        assert weight is not None  # set when the options are made
         with_noise = weight > 0 and self.epoch >= self.options.warmup_epochs
         if with_noise:
             item_ids, lengths = batch.item_ids.repeat(2, 1), batch.lengths.repeat(2)

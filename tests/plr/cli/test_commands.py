@@ -607,3 +607,28 @@ def test_a_backend_that_cannot_run_is_one_message(run, monkeypatch, capsys):
         r"plr: backend 'triton' cannot run stream_attention: it takes GPU tensors, found one on cpu\. .*=auto, .*\n",
         capsys.readouterr().err,
     )
+
+
+@pytest.mark.parametrize(
+    ("written", "arguments", "expected"),
+    [
+        ({"method": "base"}, ["--method", "plr"], (0.0, 0.0, 1.0, "none")),
+        ({"method": "plr"}, ["--mixture", "states"], (0.1, 1.0, 0.02, "ranking")),
+        ({"method": "plr", "mixture": "states"}, [], (0.1, 1.0, 0.02, "ranking")),
+        ({"method": "plr", "kl_weight": 0.3}, ["--mixture", "states"], (0.3, 1.0, 0.02, "ranking")),
+        ({"method": "plr"}, ["--kl_weight", "0.2"], (0.2, 0.0, 1.0, "none")),
+    ],
+)
+def test_defaults_of_a_runs_method_are_not_taken_for_choices(written, arguments, expected, tmp_path):
+    """A run's config.yaml says what was used; given back with another method or mixture, that one's defaults count."""
+    path = tmp_path / "config.yaml"
+    Config(**written, provenance={"plr": "0"}).save(path)
+    found = Config(**_train_values(["--config", str(path), *arguments]))
+    assert (found.kl_weight, found.contrastive_weight, found.trigger_std, found.fast_state) == expected
+
+
+def _train_values(arguments):
+    from plr.cli.commands import _parser
+
+    values = _parser(["train"]).parse_args(["train", *arguments])["train"].as_dict()
+    return {name: value for name, value in values.items() if name not in ("config", "preset")}
