@@ -17,7 +17,7 @@ from plr.errors import DataError, listed, shortened
 from plr.prepare.readers.source import LISTED, IdVocabulary, LinesOf, Skipped, Source, collect
 from plr.prepare.timestamps import unit_of
 
-__all__ = ["NO_TIMES", "Columns", "find_columns", "is_header", "look_for_times", "normalise", "read_columns"]
+__all__ = ["NO_TIMES", "Columns", "find_columns", "is_header", "look_at_others", "normalise", "read_columns"]
 
 ROLES = ("user", "item", "rating", "timestamp")
 _USUAL = {
@@ -35,6 +35,7 @@ _TIME_WORD = re.compile(
     r"(?i:time|date|stamp|epoch|unix|when|(^|[^a-z])(dt|ts|at|on|day)($|[^a-z]))|[a-z](At|On|Ts|Dt)$"
 )
 _PLAIN: dict[str, Any] = {"rating": pl.Float64, "timestamp": pl.Int64}
+_LIST = r"\S[\s,;|]+\S|^\["  # several items in one value
 _FIRST = 100  # records that tell how numbers are written
 _EXACT = 2**53  # beyond it a float64 no longer tells neighbouring whole numbers apart
 
@@ -73,7 +74,9 @@ def find_columns(names: Sequence[str], wanted: Columns, path: Path, line: int | 
     columns = f"the file has the columns {listed(names)}"
     if names and not any(letter.isalpha() for name in names for letter in name.split("_duplicated_")[0]):
         columns += "; its first line looks like data: add a header such as user_id,item_id,rating,timestamp"
-    _refuse_augmented(names, wanted.item, path, line)
+    for name in _lists_of_items(names, wanted.item):
+        if name.endswith(":token_seq"):  # RecBole says that it holds lists
+            raise _augmented(name, path, line)
     found: dict[str, str] = {}
     for role in ROLES:
         asked = getattr(wanted, role)
@@ -106,18 +109,33 @@ def find_columns(names: Sequence[str], wanted: Columns, path: Path, line: int | 
     return found
 
 
-def _refuse_augmented(names: Sequence[str], item: str | None, path: Path, line: int | None) -> None:
-    """Refuse a file whose rows hold the items before theirs, too."""
+def _lists_of_items(names: Sequence[str], item: str | None) -> list[str]:
+    """Return the columns whose names are those of a list of items: item_id_list, item_seq and the like."""
     of_items = _USUAL["item"] if item is None else {*_USUAL["item"], normalise(item)}
     lists = {name + ending for name in of_items for ending in ("list", "seq", "sequence")}
-    for name in names:
-        if normalise(name) in lists:
-            raise DataError(
-                f"column {shortened(name)} holds lists: the file is augmented beforehand, with a row for every part "
-                "of a user's sequence. Give the file that it was made from, an interaction a line (user, item, time)",
-                path,
-                line,
-            )
+    return [name for name in names if normalise(name) in lists]
+
+
+def _augmented(name: str, path: Path, line: int | None) -> DataError:
+    return DataError(
+        f"column {shortened(name)} holds lists: the file is augmented beforehand, with a row for every part "
+        "of a user's sequence. Give the file that it was made from, an interaction a line (user, item, time)",
+        path,
+        line,
+    )
+
+
+def _refuse_augmented(
+    path: Path, table: pl.LazyFrame, columns: Mapping[str, str], wanted: Columns, line: int | None
+) -> None:
+    """Refuse a file whose rows hold the items before theirs, too: a column of that name whose values are lists."""
+    others = [name for name in table.collect_schema().names() if name not in columns.values()]
+    named = _lists_of_items(others, wanted.item)
+    first = collect(table.select(by_name(named)).head(_FIRST)) if named else pl.DataFrame()
+    for column in first:
+        texts = column.drop_nulls()
+        if texts.dtype == pl.List or (texts.dtype == pl.String and texts.str.contains(_LIST).any()):
+            raise _augmented(column.name, path, line)
 
 
 def read_columns(
@@ -204,8 +222,20 @@ def read_columns(
     return Source(path, frame.filter(pl.Series(kept)), lines_of, np.flatnonzero(kept), frame.height, columns)
 
 
-def look_for_times(
+def look_at_others(
     path: Path, table: pl.LazyFrame, columns: Mapping[str, str], wanted: Columns, line: int | None = 1
+) -> None:
+    """Look at the columns that are not used: lists of items, and times.
+
+    Raises:
+        DataError: the file is augmented, or as ``_look_for_times``.
+    """
+    _refuse_augmented(path, table, columns, wanted, line)
+    _look_for_times(path, table, columns, wanted, line)
+
+
+def _look_for_times(
+    path: Path, table: pl.LazyFrame, columns: Mapping[str, str], wanted: Columns, line: int | None
 ) -> None:
     """Say that a file has no times where ``columns`` name none, or refuse it where another column looks like them.
 

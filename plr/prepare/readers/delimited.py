@@ -15,7 +15,7 @@ import numpy as np
 import polars as pl
 
 from plr.errors import DataError
-from plr.prepare.readers.columns import Columns, find_columns, look_for_times, read_columns
+from plr.prepare.readers.columns import Columns, find_columns, look_at_others, read_columns
 from plr.prepare.readers.lines import CONTROL_BYTES
 from plr.prepare.readers.quotes import CLOSED_EARLY, LONGEST, NEVER_CLOSED, REMEDY, TOO_LONG, WITHIN, RecordScan, follow
 from plr.prepare.readers.source import IdVocabulary, Skipped, Source, forbidden_bytes, open_plain, unreadable
@@ -121,7 +121,7 @@ def _read(
             if f"{name}_duplicated_0" in names:  # so polars calls the second one
                 line, _ = next(records(path, separator, quoted))
                 raise DataError(f"the header has the column {name!r} more than once", path, line)
-        look_for_times(path, table, found, columns, header_of(path)[0])
+        look_at_others(path, table, found, columns, header_of(path)[0])
         return read_columns(path, table, found, lines_of, vocabulary, True, skipped, scan)
     except (pl.exceptions.PolarsError, OSError) as error:
         raise _malformed(path, separator, quoted, error) from error

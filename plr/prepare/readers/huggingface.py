@@ -8,7 +8,7 @@ from pathlib import Path
 import polars as pl
 
 from plr.errors import DataError
-from plr.prepare.readers.columns import Columns, find_columns, look_for_times, read_columns
+from plr.prepare.readers.columns import Columns, find_columns, look_at_others, read_columns
 from plr.prepare.readers.parquet import PARQUET_ERRORS, unreadable_parquet
 from plr.prepare.readers.source import IdVocabulary, Skipped, Source, one_to_one, panics_unprinted
 
@@ -55,7 +55,7 @@ def read_huggingface(
         except PARQUET_ERRORS as error:
             raise unreadable_parquet(file, error, "Arrow stream") from None
         found = find_columns(table.columns, columns, file, None)
-        look_for_times(file, table.lazy(), found, columns, None)
+        look_at_others(file, table.lazy(), found, columns, None)
         parts.append(
             read_columns(file, table.select(*found.values()).lazy(), found, one_to_one, vocabulary, skipped=skipped)
         )

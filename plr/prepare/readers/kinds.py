@@ -14,7 +14,11 @@ __all__ = ["refuse_odd_name", "refuse_other_kinds"]
 _HEAD = 1 << 16
 _MAGIC = {
     b"PK\x03\x04": "a zip archive (or a spreadsheet, which is one): unpack it, and save a spreadsheet as CSV",
-    b"BZh": "compressed with bzip2: unpack it with bunzip2",
+    **{
+        b"BZh%d%b" % (level, block): "compressed with bzip2: unpack it with bunzip2"
+        for level in range(1, 10)
+        for block in (b"1AY&SY", b"\x17rE8P\x90")  # text may begin with the first three bytes, too
+    },
     b"\xfd7zXZ\0": "compressed with xz: unpack it with unxz",
     b"\x28\xb5\x2f\xfd": "compressed with Zstandard: unpack it with unzstd",
     b"7z\xbc\xaf\x27\x1c": "a 7z archive: unpack it",
@@ -26,7 +30,10 @@ _MAGIC = {
     b"SQLite format 3\0": "a database of SQLite: export the table of interactions as CSV",
     b"\x89HDF\r\n": "an HDF5 file: export the table of interactions as CSV or Parquet",
     b"ARROW1\0\0": "an Arrow (Feather) file: save it as Parquet",
-    b"\x80\x04\x95": "a pickle, which is never opened since that can run any code: save its table as CSV or Parquet",
+    **dict.fromkeys(
+        (b"\x80%c" % version for version in range(2, 6)),
+        "a pickle, which is never opened since that can run any code: save its table as CSV or Parquet",
+    ),
     b"%PDF": "a PDF",
     b"version https://git-lfs.github.com/spec/": "a pointer of Git LFS, not the file: fetch it with `git lfs pull`",
     b"Obj\x01": "an Avro file: save it as Parquet",

@@ -7,7 +7,7 @@ from pathlib import Path
 import polars as pl
 
 from plr.errors import DataError
-from plr.prepare.readers.columns import Columns, find_columns, look_for_times, read_columns
+from plr.prepare.readers.columns import Columns, find_columns, look_at_others, read_columns
 from plr.prepare.readers.source import IdVocabulary, Skipped, Source, one_to_one, panics_unprinted
 
 __all__ = ["PARQUET_ERRORS", "open_parquet", "read_parquet", "unreadable_parquet"]
@@ -26,7 +26,7 @@ def read_parquet(path: Path, columns: Columns, vocabulary: IdVocabulary, skipped
     table = open_parquet(path)
     found = find_columns(table.collect_schema().names(), columns, path, None)
     try:
-        look_for_times(path, table, found, columns, None)
+        look_at_others(path, table, found, columns, None)
         return read_columns(path, table, found, one_to_one, vocabulary, skipped=skipped)
     except PARQUET_ERRORS as error:
         raise unreadable_parquet(path, error) from None

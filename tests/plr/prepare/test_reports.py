@@ -7,6 +7,7 @@ import gzip
 import json
 import lzma
 import os
+import pickle
 import subprocess
 import sys
 import warnings
@@ -58,6 +59,32 @@ def test_augmented_files_are_refused(write, tmp_path, column, suffix):
         path = write(f"a.{suffix}", separator.join(header) + "\n" + separator.join(["u", "a b", "c"]) + "\n")
     with pytest.raises(DataError, match=r"augmented beforehand.*Give the file that it was made from"):
         prepare(path)
+
+
+@pytest.mark.parametrize("suffix", ["csv", "parquet"])
+@pytest.mark.parametrize("values", [[1, 2, 3, 4], ["1", "2", "3", "4"], ["a-1", None, "b2", "c"]])
+def test_a_column_of_such_a_name_without_lists_is_none(write, tmp_path, suffix, values):
+    """Its name alone says nothing: the place in a basket, say."""
+    frame = pl.DataFrame({"user": ["u"] * 4, "item": list("abcd"), "timestamp": [1, 2, 3, 4], "item_seq": values})
+    path = tmp_path / f"a.{suffix}"
+    getattr(frame, f"write_{suffix}")(path)
+    assert list(prepare(path, split="leave-one-out").item_ids) == list("abcd")
+
+
+def test_ids_that_begin_as_bzip2_does_are_ids(write):
+    assert "BZhang" in list(prepare(write("a.txt", "BZhang a b c d\nother a b c d\n")).user_ids)
+
+
+@pytest.mark.parametrize("protocol", [2, 3, 4, 5])
+def test_a_pickle_is_named(write, protocol):
+    with pytest.raises(DataError, match="the file is a pickle, which is never opened"):
+        prepare(write("a.csv", pickle.dumps({"user": [1, 2]}, protocol=protocol)))
+
+
+@pytest.mark.parametrize("content", [b"user,item\nu,a\nu,b\n" * 50, b""])
+def test_bzip2_is_named(write, content):
+    with pytest.raises(DataError, match="compressed with bzip2"):
+        prepare(write("a.csv", bz2.compress(content)))
 
 
 def test_other_lists_do_not_matter(write, tmp_path):
