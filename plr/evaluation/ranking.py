@@ -48,8 +48,8 @@ class Ranking:
 def target_ranks(states: Tensor, items: Tensor, targets: Tensor, *, exclude: Tensor | None = None) -> Tensor:
     """Rank each row's target among all items by dot product: 1 + #greater + #equal others / 2.
 
-    The target's own score is read from the same product as the others', and items with equal vectors tie exactly
-    (`plr_kernels.target_rank`); [R, V] is never built.
+    Items with equal vectors tie exactly (`plr_kernels.target_rank`); [R, V] is never built. In C++ the target's own
+    score has the arithmetic of the others'; elsewhere it is a sum of its own, within rounding of theirs.
 
     Args:
         states: [R, d], one representation per row, of any floating dtype; scores are float32 at least.
