@@ -359,6 +359,18 @@ class ContrastiveTemperatureOptions(RecommenderOptions):
 
 
 @dataclass
+class ConsistencyOptions(RecommenderOptions):
+    """Two dropout masks that should predict the same (R-Drop, arXiv 2106.14448): the bare backbone and PLR.
+
+    Args:
+        consistency_weight: base, PLR: weight of the symmetric divergence between the item distributions that each state
+            (PLR: each stream's) has under two dropout masks (R-Drop).
+    """
+
+    consistency_weight: float = option(0.0, finite_from(0))
+
+
+@dataclass
 class ERLOptions(DivergenceOptions):
     """ReaRec-ERL, which has the shared options alone."""
 
@@ -416,7 +428,9 @@ class LARESPostTrainingOptions(LARESOptions):
 
 
 @dataclass
-class PLROptions(DivergenceOptions, ContrastiveWeightOptions, ContrastiveTemperatureOptions):
+class PLROptions(
+    DivergenceOptions, ContrastiveWeightOptions, ContrastiveTemperatureOptions, ConsistencyOptions
+):
     """Parallel latent reasoning.
 
     The state that a trigger token is added to leaves a LayerNorm, with standard deviation 1; tokens far below it open
@@ -429,21 +443,21 @@ class PLROptions(DivergenceOptions, ContrastiveWeightOptions, ContrastiveTempera
         trigger_std: PLR: standard deviation of the trigger tokens' initial values; the state they are added to has 1.
             By default 1, and 0.02 for mixture states.
         gate: PLR: false weighs the streams equally, "w/o MoRS".
+        reasoning: PLR: false takes no step: stream m is a linear map of h_0, "w/o reasoning", a control that tells what
+            the reasoning adds to the mixture.
         pooling: PLR: what a stream predicts from: the mean of its steps' states, Eq. 6, or the last one.
         fast_state: PLR: the part of the encoder's own state h_0: none; added to the streams' states in training and
             ranking; component, of the mixture of distributions, with a gate of its own; ranking, added when ranking and
             not trained, Eq. 10 (mixture states). By default none, and ranking for mixture states.
-        consistency_weight: PLR: weight of the symmetric divergence between each stream's distributions under two
-            dropout masks (R-Drop).
     """
 
     mixture: Literal["distributions", "states"] = option("distributions")
     streams: int = option(4, at_least(1))
     trigger_std: float | None = option(None, finite_from(0))
     gate: bool = option(True)
+    reasoning: bool = option(True)
     pooling: Literal["mean", "last"] = option("mean")
     fast_state: Literal["none", "added", "component", "ranking"] | None = option(None)
-    consistency_weight: float = option(0.0, finite_from(0))
 
     def __post_init__(self) -> None:
         super().__post_init__()

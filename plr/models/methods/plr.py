@@ -23,7 +23,7 @@ class ParallelReasoning:
 
     Attributes:
         fast: h_0 [B, d], the encoder's state of the last item.
-        states: h_{t,m} as [B, M, T, d].
+        states: h_{t,m} as [B, M, T, d]; without reasoning the streams' maps of h_0, [B, M, 1, d].
         streams: [B, C, d], what is mixed: z_m, the mean over steps (Eq. 6) or the last one; h_0 as `fast_state` says.
         gate_scores: [B, C], of which the softmax is the weights; zeros without the gate.
         attention: attention[t][layer] [B, H, M, P + t + 1], or None unless asked for.
@@ -72,7 +72,8 @@ class PLRRecommender(Recommender):
         items: the item encoder.
         encoder: the sequence encoder; its layers are also the reasoning function.
         options: M is `streams`, T `steps`, λ `kl_weight`, w `contrastive_weight`, τ of Eq. 8 `contrastive_temperature`.
-            A second dropout view is computed where `contrastive_weight` or `consistency_weight` is not 0.
+            A second dropout view is computed where `contrastive_weight` or `consistency_weight` is not 0. Without
+            `reasoning` stream m is W_m h_0 + b_m.
     """
 
     options: PLROptions
@@ -80,15 +81,20 @@ class PLRRecommender(Recommender):
     def __init__(self, items: ItemEncoder, encoder: SequenceEncoder, options: PLROptions):
         super().__init__(items, encoder, options)
         dim = encoder.options.dim
-        self.trigger = nn.Embedding(options.streams, dim)
-        self.step_embedding = nn.Embedding(options.steps, dim)
+        if options.reasoning:
+            self.trigger = nn.Embedding(options.streams, dim)
+            self.step_embedding = nn.Embedding(options.steps, dim)
+        else:
+            self.heads = nn.Linear(dim, options.streams * dim)
         self.gate = nn.Linear(dim, options.streams) if options.gate else None
         self.fast_gate = nn.Linear(dim, 1) if options.gate and options.fast_state == "component" else None
         self.initialize()
-        with torch.no_grad():
-            assert options.trigger_std is not None  # set when the options are made
-            # A scale: other weights and later draws stay the same.
-            self.trigger.weight.mul_(options.trigger_std / INITIAL_STD)
+        with torch.no_grad():  # scales: other weights and later draws stay the same
+            if options.reasoning:
+                assert options.trigger_std is not None  # set when the options are made
+                self.trigger.weight.mul_(options.trigger_std / INITIAL_STD)
+            else:
+                self.heads.weight.mul_(dim**-0.5 / INITIAL_STD)  # streams as large as h_0
 
     def losses(self, batch: Batch) -> Losses:
         """Return {"next_item", "consistency", "contrastive", "diversity"}; without those whose weight is 0.
@@ -187,7 +193,10 @@ class PLRRecommender(Recommender):
         self, table: Tensor, item_ids: Tensor, lengths: Tensor, *, with_attention: bool = False
     ) -> ParallelReasoning:
         encoded = self.encoder.encode(self.embed(table, item_ids), lengths)
-        reasoning = self.reason(encoded, with_attention=with_attention)
+        if self.options.reasoning:
+            reasoning = self.reason(encoded, with_attention=with_attention)
+        else:
+            reasoning = Reasoning(self.heads(encoded.last).unflatten(1, (self.options.streams, 1, -1)))
         states = reasoning.states  # [B, M, T, d]
         streams = states.mean(dim=2) if self.options.pooling == "mean" else states[:, :, -1]  # [B, M, d]
         if self.options.fast_state == "added":

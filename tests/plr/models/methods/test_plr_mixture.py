@@ -191,3 +191,22 @@ def test_built_from_its_options_alone():
     model = small_model(streams=2)
     assert isinstance(model, PLRRecommender)
     assert model.options.mixes_distributions == config.mixes_distributions
+
+
+@pytest.mark.parametrize("mixing", ["distributions", "states"])
+def test_without_reasoning_streams_are_linear_maps_of_the_fast_state(mixing):
+    model = small_model(streams=3, reasoning=False, mixture=mixing)
+    batch = random_batch()
+    outcome = model.run(batch)
+    assert outcome.states.shape == (4, 3, 1, outcome.fast.shape[1])
+    for m, (weight, bias) in enumerate(zip(model.heads.weight.chunk(3), model.heads.bias.chunk(3), strict=True)):
+        close(outcome.streams[:, m], outcome.fast @ weight.T + bias)
+    names = {name for name, _ in model.named_parameters()}
+    assert not any(name.startswith(("trigger", "step_embedding")) for name in names)
+    assert_every_parameter_learns(small_model(streams=3, reasoning=False, mixture=mixing).train(), batch)
+
+
+def test_streams_without_reasoning_start_as_large_as_the_fast_state():
+    model = small_model(spread=0.0, streams=4, reasoning=False)
+    outcome = model.run(random_batch())
+    assert 0.3 < (outcome.streams.std() / outcome.fast.std()).item() < 3
