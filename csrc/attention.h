@@ -1,7 +1,7 @@
 // One call of stream_attention: where its tensors lie in memory, and what a thread needs to work on them.
 //
-// Query (b, h, m) attends to `length` prefix entries, shared by the M streams, and to its stream's suffix of S entries:
-// with s the scores times scale, p = softmax(s) over both, c = 1 / (1 − dropout_p) where an entry is kept and else 0,
+// Query (b, h, m) attends to `length` prefix entries, of those that the M streams share, and to its stream's suffix of S
+// entries: with s the scores times scale, p = softmax(s) over both, c = 1 / (1 − dropout_p) where an entry is kept and else 0,
 //
 //     output[m] = Σ_e c p v        g = c ⟨output gradient, v⟩        ds = p (g − Σ_e p g) scale
 //     query gradient[m] = Σ_e ds k        k's gradient = Σ_m ds q        v's gradient = Σ_m c p · output gradient
@@ -34,7 +34,8 @@ struct AttentionCall {
   DataType type;
   int64_t batch, heads, streams, prefix, suffix, dim;  // B, H, M, P, S, D
   Strided query, prefix_key, prefix_value, stream_key, stream_value;
-  const int64_t* lengths;  // [B] in [0, P]; null: all P
+  const int64_t* lengths;        // [B] in [0, P], the longest of each batch entry; null: all P
+  const int64_t* query_lengths;  // [B, M]; null: all those of a batch entry are the same
   double scale;
   const Dropout* dropout;  // null: none
 };
@@ -51,36 +52,55 @@ struct AttentionGradients {
   bool past_cache = false;
 };
 
-// A thread's memory for one batch entry and head (b, h) at a time. Rows of numbers per entry have `row_size` numbers:
+// How many queries of one (b, h) are computed together: a workspace has room for no more. A block reads the prefix up to
+// the longest of its lengths, so where each query has its own they are few. Results do not depend on it: sums over
+// queries are continued from block to block.
+inline int64_t queries_per_block(const AttentionCall& call) {
+  constexpr int64_t most = 64, most_of_different_lengths = 16;
+  const int64_t limit = call.query_lengths == nullptr ? most : most_of_different_lengths;
+  return call.streams < limit ? call.streams : limit;
+}
+
+// A thread's memory for one block of queries at a time, Q of them. Rows of numbers per entry have `row_size` numbers:
 // first the prefix, then the suffix, each padded to whole Vectors.
 struct AttentionWorkspace {
   int64_t dim;  // D in whole Vectors
   int64_t row_size;
-  float* query;             // [M, dim], zero beyond D
-  float* output;            // [M, dim]
-  float* weights;           // [M, row_size]: scores, then probabilities
-  float* factor;            // [M]
-  uint32_t* words;          // [M, row_size]: the draws of dropout
-  float* output_gradient;   // [M, dim], zero beyond D; backward only, as those below
-  float* weights_gradient;  // [M, row_size]
-  float* kept;              // [M, row_size]: c p
+  float* query;             // [Q, dim], zero beyond D
+  float* output;            // [Q, dim]
+  float* weights;           // [Q, row_size]: scores, then probabilities
+  float* factor;            // [Q]
+  uint32_t* words;          // [Q, row_size]: the draws of dropout
+  float* output_gradient;   // [Q, dim], zero beyond D; backward only, as those below
+  float* weights_gradient;  // [Q, row_size]
+  float* kept;              // [Q, row_size]: c p
+  // Gradients of all prefix entries, summed over the blocks of queries: [P, dim] each; only where there are several.
+  float* prefix_key_sum;
+  float* prefix_value_sum;
+  float* end;
 
-  AttentionWorkspace(const AttentionCall& call, float* memory)
-      : dim(round_up(call.dim, kLanes)),
-        row_size(round_up(call.prefix, kLanes) + round_up(call.suffix, kLanes)),
-        query(memory),
-        output(query + call.streams * dim),
-        weights(output + call.streams * dim),
-        factor(weights + call.streams * row_size),
-        words(reinterpret_cast<uint32_t*>(factor + round_up(call.streams, kLanes))),
-        output_gradient(reinterpret_cast<float*>(words) + call.streams * row_size),
-        weights_gradient(output_gradient + call.streams * dim),
-        kept(weights_gradient + call.streams * row_size) {}
+  AttentionWorkspace(const AttentionCall& call, float* memory) {
+    const int64_t queries = queries_per_block(call);
+    dim = round_up(call.dim, kLanes);
+    row_size = round_up(call.prefix, kLanes) + round_up(call.suffix, kLanes);
+    query = memory;
+    output = query + queries * dim;
+    weights = output + queries * dim;
+    factor = weights + queries * row_size;
+    words = reinterpret_cast<uint32_t*>(factor + round_up(queries, kLanes));
+    output_gradient = reinterpret_cast<float*>(words) + queries * row_size;
+    weights_gradient = output_gradient + queries * dim;
+    kept = weights_gradient + queries * row_size;
+    const int64_t summed = queries < call.streams ? call.prefix * dim : 0;
+    prefix_key_sum = kept + queries * row_size;
+    prefix_value_sum = prefix_key_sum + summed;
+    end = prefix_value_sum + summed;
+  }
 
   // Numbers that all of it takes.
   static int64_t size(const AttentionCall& call) {
     const AttentionWorkspace from_zero(call, nullptr);
-    return 3 * call.streams * from_zero.dim + 4 * call.streams * from_zero.row_size + round_up(call.streams, kLanes);
+    return from_zero.end - from_zero.query;
   }
 };
 

@@ -2,6 +2,7 @@
 // by the Python side.
 #include <algorithm>
 #include <array>
+#include <vector>
 
 #include "attention.h"
 #include "bindings.h"
@@ -17,6 +18,8 @@ namespace {
 using StridedArguments = std::tuple<Address, int64_t, int64_t, int64_t, int64_t>;
 // B, H, M, P, S, D.
 using AttentionSizes = std::tuple<int64_t, int64_t, int64_t, int64_t, int64_t, int64_t>;
+// Address of int64 [B], or of [B, M] where there is one for each query.
+using LengthsArguments = std::tuple<Address, bool>;
 // Seed, threshold, 1 / (1 − dropout_p).
 using DropoutArguments = std::tuple<int64_t, uint64_t, double>;
 
@@ -123,31 +126,72 @@ std::optional<AttentionOperands> attention_operands(const py::handle& query, con
   return result;
 }
 
-AttentionCall attention_call(const AttentionOperands& operands, Address lengths, double scale,
+// The lengths of a call, checked; lives as long as it does.
+struct Lengths {
+  const int64_t* of_batch = nullptr;  // [B], the longest of each batch entry
+  const int64_t* of_queries = nullptr;
+  double mean = 0;
+  std::vector<int64_t> longest;
+
+  Lengths(const AttentionSizes& sizes, const std::optional<LengthsArguments>& arguments) {
+    const auto& [batch, heads, streams, prefix, suffix, dim] = sizes;
+    mean = static_cast<double>(prefix);
+    if (!arguments) return;
+    const auto& [address, per_query] = *arguments;
+    const auto* given = pointer<const int64_t>(address);
+    const int64_t of_each = per_query ? streams : 1;
+    longest.resize(batch);
+    double sum = 0;
+    for (int64_t b = 0; b < batch; ++b) {
+      for (int64_t m = 0; m < of_each; ++m) {
+        const int64_t length = given[b * of_each + m];
+        if (length < 0 || length > prefix) {
+          throw std::invalid_argument("prefix_lengths must be in [0, P] (P=" + std::to_string(prefix) + "), found " +
+                                      std::to_string(length));
+        }
+        longest[b] = std::max(longest[b], length);
+        sum += static_cast<double>(length);
+      }
+    }
+    mean = sum / static_cast<double>(std::max<int64_t>(batch * of_each, 1));
+    of_batch = longest.data();
+    of_queries = per_query ? given : nullptr;
+  }
+};
+
+AttentionCall attention_call(const AttentionOperands& operands, const Lengths& lengths, double scale,
                              const std::optional<Dropout>& dropout) {
   const auto& [batch, heads, streams, prefix, suffix, dim] = operands.sizes;
-  const int64_t* known_lengths = pointer<const int64_t>(lengths);
-  for (int64_t b = 0; known_lengths != nullptr && b < batch; ++b) {
-    if (known_lengths[b] < 0 || known_lengths[b] > prefix) {
-      throw std::invalid_argument("prefix_lengths must be in [0, P] (P=" + std::to_string(prefix) + "), found " +
-                                  std::to_string(known_lengths[b]));
-    }
-  }
   const auto& [query, prefix_key, prefix_value, stream_key, stream_value] = operands.inputs;
-  return {operands.type, batch,        heads,         streams,    prefix,
-          suffix,        dim,          query,         prefix_key, prefix_value,
-          stream_key,    stream_value, known_lengths, scale,      dropout ? &*dropout : nullptr};
+  AttentionCall call{};
+  call.type = operands.type;
+  call.batch = batch;
+  call.heads = heads;
+  call.streams = streams;
+  call.prefix = prefix;
+  call.suffix = suffix;
+  call.dim = dim;
+  call.query = query;
+  call.prefix_key = prefix_key;
+  call.prefix_value = prefix_value;
+  call.stream_key = stream_key;
+  call.stream_value = stream_value;
+  call.lengths = lengths.of_batch;
+  call.query_lengths = lengths.of_queries;
+  call.scale = scale;
+  call.dropout = dropout ? &*dropout : nullptr;
+  return call;
 }
 
 // Multiply-adds that take as long as the call. Each number of the prefix is used for few: fetching it from memory takes
 // as long as five (one thread, D 128: 62 ps a number, 12 ps a multiply-add).
-double attention_work(const AttentionCall& call, double products) {
+double attention_work(const AttentionCall& call, const Lengths& lengths, double products) {
   constexpr double per_number = 5;
   const double rows = static_cast<double>(call.batch) * static_cast<double>(call.heads);
   const double prefix = static_cast<double>(call.prefix), suffix = static_cast<double>(call.suffix);
   const double streams = static_cast<double>(call.streams);
   return products * rows * static_cast<double>(call.dim) *
-         (streams * (prefix + suffix) + per_number * (prefix + streams * suffix));
+         (streams * (lengths.mean + suffix) + per_number * (prefix + streams * suffix));
 }
 
 }  // namespace
@@ -168,27 +212,31 @@ void bind_stream_attention(py::module_& module) {
              "The same from the tensors themselves; None where they cannot be read, in place, or do not fit together.");
 
   module.def("stream_attention_forward",
-             [](const std::string& instruction_set, int threads, const AttentionOperands& operands, Address lengths,
-                double scale, const std::optional<DropoutArguments>& dropout_arguments, Address output, Address lse) {
+             [](const std::string& instruction_set, int threads, const AttentionOperands& operands,
+                const std::optional<LengthsArguments>& lengths_arguments, double scale,
+                const std::optional<DropoutArguments>& dropout_arguments, Address output, Address lse) {
                const py::gil_scoped_release release;
                const auto dropout = dropout_of(dropout_arguments);
+               const Lengths lengths(operands.sizes, lengths_arguments);
                const AttentionCall call = attention_call(operands, lengths, scale, dropout);
-               Threads team(threads, attention_work(call, 2));
+               Threads team(threads, attention_work(call, lengths, 2));
                stream_attention_forward({kernels_of(instruction_set), team}, call, pointer<void>(output),
                                         pointer<float>(lse));
              });
 
   module.def("stream_attention_backward",
-             [](const std::string& instruction_set, int threads, const AttentionOperands& operands, Address lengths,
-                double scale, const std::optional<DropoutArguments>& dropout_arguments,
+             [](const std::string& instruction_set, int threads, const AttentionOperands& operands,
+                const std::optional<LengthsArguments>& lengths_arguments, double scale,
+                const std::optional<DropoutArguments>& dropout_arguments,
                 const StridedArguments& output_gradient, const std::array<Address, 5>& gradients) {
                const py::gil_scoped_release release;
                const auto dropout = dropout_of(dropout_arguments);
+               const Lengths lengths(operands.sizes, lengths_arguments);
                const AttentionCall call = attention_call(operands, lengths, scale, dropout);
                const AttentionGradients wanted{pointer<void>(gradients[0]), pointer<void>(gradients[1]),
                                                pointer<void>(gradients[2]), pointer<void>(gradients[3]),
                                                pointer<void>(gradients[4])};
-               Threads team(threads, attention_work(call, 5));
+               Threads team(threads, attention_work(call, lengths, 5));
                stream_attention_backward({kernels_of(instruction_set), team}, call, strided(output_gradient), wanted);
              });
 }

@@ -1,30 +1,41 @@
 """Floating-point operations of the fused operators, for torch.utils.flop_counter.FlopCounterMode.
 
 Two per multiply-add of a matrix product, as PyTorch counts its own operators. A backward pass counts the scores, which
-it computes anew, and one product for each gradient that is wanted.
+it computes anew, and one product for each gradient that is wanted. Prefix entries beyond a query's length are not read,
+and not counted.
 """
 
 from __future__ import annotations
 
-from torch import ops
+from torch import Tensor, ops
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils.flop_counter import register_flop_formula
 
 
-def _attention_product(query: tuple[int, ...], prefix_key: tuple[int, ...], stream_key: tuple[int, ...]) -> int:
-    """Every query with every key that it may see."""
-    batch, heads, streams, dim = query
-    return 2 * batch * heads * streams * (prefix_key[2] + stream_key[3]) * dim
+def _attention_product(query: Tensor, prefix_key: Tensor, stream_key: Tensor, prefix_lengths: Tensor | None) -> int:
+    """Every query with every key that it sees: the lengths are read, where they have values."""
+    batch, heads, streams, dim = query.shape
+    prefix_entries = batch * streams * prefix_key.shape[2]  # of one head
+    if (
+        prefix_lengths is not None
+        and prefix_lengths.device.type != "meta"
+        and not isinstance(prefix_lengths, FakeTensor)
+    ):
+        prefix_entries = int(prefix_lengths.sum()) * (streams if prefix_lengths.ndim == 1 else 1)
+    return 2 * heads * (prefix_entries + batch * streams * stream_key.shape[3]) * dim
 
 
-@register_flop_formula(ops.plr_kernels.stream_attention_forward)
-def _stream_attention_forward(query, prefix_key, prefix_value, stream_key, *_, **__) -> int:
-    return 2 * _attention_product(query, prefix_key, stream_key)
+@register_flop_formula(ops.plr_kernels.stream_attention_forward, get_raw=True)
+def _stream_attention_forward(query, prefix_key, prefix_value, stream_key, stream_value, prefix_lengths, *_, **__):
+    return 2 * _attention_product(query, prefix_key, stream_key, prefix_lengths)
 
 
-@register_flop_formula(ops.plr_kernels.stream_attention_backward)
-def _stream_attention_backward(output_gradient, query, prefix_key, prefix_value, stream_key, *_, **__) -> int:
+@register_flop_formula(ops.plr_kernels.stream_attention_backward, get_raw=True)
+def _stream_attention_backward(
+    output_gradient, query, prefix_key, prefix_value, stream_key, stream_value, prefix_lengths, *_, **__
+):
     # Scores, weights' gradient, and the gradients of queries, keys and values.
-    return 5 * _attention_product(query, prefix_key, stream_key)
+    return 5 * _attention_product(query, prefix_key, stream_key, prefix_lengths)
 
 
 def _product(states: tuple[int, ...], items: tuple[int, ...]) -> int:

@@ -47,7 +47,7 @@ class StreamAttention(nn.Module):
         prefix_lengths: Tensor | None = None,
         seed: int | Tensor | None = None,
     ) -> Tensor:
-        """Attend: [B, H, M, D] to [B, H, P, D] and [B, H, M, S, D].
+        """Attend: [B, H, M, D] to [B, H, P, D] and [B, H, M, S, D], with prefix_lengths [B] or [B, M].
 
         In training mode with dropout, the seed is drawn from torch's generator of the query's device unless
         one is given.

@@ -53,17 +53,23 @@ def check_shape(name: str, tensor: Tensor, layout: str, sizes: dict[str, int]) -
     Args:
         name: the argument's name, for the message.
         tensor: the tensor to check.
-        layout: the names of the dimensions, for example "B H M D".
+        layout: the names of the dimensions, for example "B H M D"; "B or B M" accepts either.
         sizes: the sizes known so far; those that `layout` names for the first time are added to it.
     """
-    dimensions, shape = layout.split(), tensor.shape
-    fits = len(shape) == len(dimensions)
-    for dimension, size in zip(dimensions, shape, strict=False):
-        fits = fits and sizes.get(dimension, size) == size
-    if not fits:
-        known = [f"{dimension}={sizes[dimension]}" if dimension in sizes else dimension for dimension in dimensions]
-        raise ValueError(f"{name} must have shape [{', '.join(known)}], found {list(shape)}")
-    sizes.update(zip(dimensions, shape, strict=True))
+    shape = tensor.shape
+    layouts = [alternative.split() for alternative in layout.split(" or ")]
+    for dimensions in layouts:
+        fits = len(shape) == len(dimensions)
+        for dimension, size in zip(dimensions, shape, strict=False):
+            fits = fits and sizes.get(dimension, size) == size
+        if fits:
+            sizes.update(zip(dimensions, shape, strict=True))
+            return
+    accepted = " or ".join(
+        "[" + ", ".join(f"{known}={sizes[known]}" if known in sizes else known for known in dimensions) + "]"
+        for dimensions in layouts
+    )
+    raise ValueError(f"{name} must have shape {accepted}, found {list(shape)}")
 
 
 def check_not_empty(name: str, dimension: str, sizes: dict[str, int]) -> None:

@@ -61,7 +61,7 @@ class _Call:
         self.arguments = (
             *resources(),
             operands,
-            0 if self._lengths is None else self._lengths.data_ptr(),
+            None if self._lengths is None else (self._lengths.data_ptr(), self._lengths.ndim == 2),
             scale,
             None if seed is None else (seed.item(), dropout_threshold(dropout_p), 1 / (1 - dropout_p)),
         )

@@ -221,10 +221,15 @@ def stream_attention(
     """Attention of M reasoning streams to a shared prefix and to their own past (PLR, arXiv 2601.03153, Eq.
     5).
 
-    Query (b, h, m) attends to the first `prefix_lengths[b]` prefix entries and to the S entries of its own
-    stream, in one softmax over both. Streams never see each other. Where there is nothing to attend to the
-    output is zero. Prefix entries beyond `prefix_lengths[b]` may hold anything, NaN included: they reach
-    neither outputs nor gradients.
+    Query (b, h, m) attends to the first `prefix_lengths[b]` prefix entries, or `prefix_lengths[b, m]` where each
+    query has a length of its own, and to the S entries of its own stream, in one softmax over both. Streams never
+    see each other. Where there is nothing to attend to the output is zero. Prefix entries beyond all lengths of b
+    may hold anything, NaN included: they reach neither outputs nor gradients.
+
+    With a length per query all positions of a sequence can reason at once: M is then positions × streams, and
+    a query's length is how much of the sequence its position sees. The prefix is read once for all of them;
+    neighbouring queries of similar lengths are computed together, so ascending lengths are the fastest. What
+    some queries of b see and others do not reaches those others with weight 0: it must be finite.
 
     Args:
         query: [B, H, M, D], float32, bfloat16, float16 or (reference backend) float64; the others share its
@@ -233,13 +238,14 @@ def stream_attention(
         prefix_value: [B, H, P, D].
         stream_key: [B, H, M, S, D], S >= 0.
         stream_value: [B, H, M, S, D].
-        prefix_lengths: int32 or int64 [B] with values in [0, P]; None means P.
+        prefix_lengths: int32 or int64 [B] or, a length for every query, [B, M], with values in [0, P]; None
+            means P.
         scale: what scores are multiplied by; None means 1/√D.
         dropout_p: the probability, in [0, 1), with which an attention probability is dropped; the others are
             scaled by 1/(1 − dropout_p).
         seed: what the dropout mask is drawn from, needed where dropout_p > 0: an int, or an int64 tensor of
             shape [] on the device of the query (a captured CUDA graph rereads the tensor). The mask is a pure
-            function of the seed and of an entry's position, the same on every backend.
+            function of the seed and of (b, h, m, entry), whatever the lengths, the same on every backend.
 
     Returns:
         [B, H, M, D] in the dtype of the inputs; sums are held in float32 for half-precision inputs.
@@ -252,7 +258,7 @@ def stream_attention(
     inputs = (query, prefix_key, prefix_value, stream_key, stream_value)
     fast_path = _fast_path_applies(inputs)
     if fast_path:
-        sizes = {"B": query.shape[0], "P": prefix_key.shape[2]}
+        sizes = {"B": query.shape[0], "M": query.shape[2], "P": prefix_key.shape[2]}
         run = IMPLEMENTATIONS["cpp"]
     else:
         query, prefix_key, prefix_value, stream_key, stream_value = floating_inputs(
@@ -272,7 +278,7 @@ def stream_attention(
         run = resolve("stream_attention", IMPLEMENTATIONS, query)
     if prefix_lengths is not None:
         check_integer("prefix_lengths", prefix_lengths, (torch.int32, torch.int64), "query", query)
-        check_shape("prefix_lengths", prefix_lengths, "B", sizes)
+        check_shape("prefix_lengths", prefix_lengths, "B or B M", sizes)
         if not checks_values(run, IMPLEMENTATIONS, query):
             check_values("prefix_lengths", prefix_lengths, 0, sizes["P"] + 1, "in [0, P]", P=sizes["P"])
     if scale is None:

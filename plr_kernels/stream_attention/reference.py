@@ -9,9 +9,15 @@ from plr_kernels.stream_attention.keep_mask import attention_keep_mask
 
 
 def _beyond_prefix(prefix_lengths: Tensor, prefix: int) -> Tensor:
-    """True where a prefix position is padding: bool [B, 1, P, 1]."""
+    """True where a prefix entry is beyond a query's length: bool [B, 1, M, P], [B, 1, 1, P] for lengths [B]."""
     positions = torch.arange(prefix, device=prefix_lengths.device)
-    return (positions >= prefix_lengths[:, None])[:, None, :, None]
+    lengths = prefix_lengths[:, None] if prefix_lengths.ndim == 1 else prefix_lengths
+    return (positions >= lengths.unsqueeze(-1)).unsqueeze(1)
+
+
+def _blanked(entries: Tensor, beyond: Tensor) -> Tensor:
+    """Prefix keys or values [B, H, P, D], zero where no query sees them: 0 times what lies there may be NaN."""
+    return entries.masked_fill(beyond.all(dim=2).unsqueeze(-1), 0)
 
 
 def stream_attention_weights(
@@ -23,8 +29,8 @@ def stream_attention_weights(
     if prefix_lengths is not None:
         beyond = _beyond_prefix(prefix_lengths, prefix)
         # A key is blanked and not only its score: the gradient of the query multiplies by the key.
-        prefix_key = prefix_key.masked_fill(beyond, 0)
-        padding = torch.nn.functional.pad(beyond.transpose(-2, -1), (0, suffix), value=False)  # [B, 1, 1, P + S]
+        prefix_key = _blanked(prefix_key, beyond)
+        padding = torch.nn.functional.pad(beyond, (0, suffix), value=False)  # [B, 1, M or 1, P + S]
     prefix_scores = query @ prefix_key.transpose(-2, -1)  # [B, H, M, P]
     stream_scores = (stream_key @ query.unsqueeze(-1)).squeeze(-1)  # [B, H, M, S]
     scores = torch.cat([prefix_scores, stream_scores], dim=-1) * scale
@@ -55,6 +61,6 @@ def stream_attention(
         keep = attention_keep_mask(seed, dropout_p, batch, heads, streams, prefix, suffix)
         weights = weights * torch.cat(keep, dim=-1) / (1 - dropout_p)
     if prefix_lengths is not None:
-        prefix_value = prefix_value.masked_fill(_beyond_prefix(prefix_lengths, prefix), 0)
+        prefix_value = _blanked(prefix_value, _beyond_prefix(prefix_lengths, prefix))
     prefix_weights, stream_weights = weights.split([prefix, suffix], dim=-1)
     return prefix_weights @ prefix_value + (stream_weights.unsqueeze(-2) @ stream_value).squeeze(-2)

@@ -1,8 +1,9 @@
 """The "triton" backend of stream_attention.
 
-The M streams of a (user, head) are the rows of one tile: the shared prefix is read once for all of them. A stream's own
-entries, its suffix, belong to one row each, so no matrix product applies: they are visited one after the other, a row
-per stream.
+The M streams of a (user, head) are the rows of one tile: the shared prefix is read once for all of them. With a length
+per query they are the streams of neighbouring positions, and what a tile reads ends at the longest of its lengths. A
+stream's own entries, its suffix, belong to one row each, so no matrix product applies: they are visited one after the
+other, a row per stream.
 
 Scores are held in units of log2, since the hardware's exponential is 2^x.
 """
@@ -23,6 +24,14 @@ from plr_kernels.triton_shared.helpers import LOG2_E, dot_precision, load_tile, 
 LARGEST_DIM = 512
 
 _Inputs = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]  # query, prefix_key, prefix_value, stream_key, stream_value
+
+
+class _Lengths(NamedTuple):
+    """Lengths [B], or [B, M] where query_stride is not None; no data: all are P."""
+
+    data: Any
+    batch_stride: Any
+    query_stride: Any
 
 
 class _Dropout(NamedTuple):
@@ -71,6 +80,21 @@ class _Weights(NamedTuple):
 def _load(matrix, rows, columns, mask):
     """A tile [rows, columns] of a matrix, zero where masked."""
     return load_tile(matrix.data, rows, matrix.row_stride, columns, matrix.column_stride, mask)
+
+
+@triton.jit
+def _query_lengths(lengths, batch, streams, M):
+    """The lengths of a block of streams, 0 beyond M: [BLOCK_M]."""
+    addresses = lengths.data + batch * lengths.batch_stride + streams.to(tl.int64) * lengths.query_stride
+    return tl.load(addresses, mask=streams < M, other=0)
+
+
+@triton.jit
+def _seen(entries, length, query_lengths, lengths):
+    """Which prefix entries each query of a block sees: [1 or BLOCK_M, BLOCK_P]."""
+    if lengths.query_stride is not None:
+        return entries[None, :] < query_lengths[:, None]
+    return (entries < length)[None, :]
 
 
 @triton.jit
@@ -132,7 +156,6 @@ def _forward_kernel(
     stream_key,
     stream_value,
     lengths,
-    lengths_stride,
     dropout,
     output,
     lse,
@@ -159,11 +182,19 @@ def _forward_kernel(
     rows = batch_head * M + streams
     base = query.data + batch * query.strides[0] + head * query.strides[1]
     q = load_tile(base, streams, query.strides[2], columns, query.strides[3], mask)  # [BLOCK_M, HELD_D]
-    length = P
-    if lengths is not None:
-        given = tl.load(lengths + batch * lengths_stride)
-        tl.device_assert((given >= 0) & (given <= P), "prefix_lengths must be in [0, P]")
-        length = given.to(tl.int32)
+    length = P  # the longest of the block
+    own_length = P  # a query's
+    if lengths.data is not None:
+        if lengths.query_stride is not None:
+            given = _query_lengths(lengths, batch, streams, M)
+            tl.device_assert((given >= 0) & (given <= P), "prefix_lengths must be in [0, P]")
+            own_length = given.to(tl.int32)  # [BLOCK_M]
+            length = tl.max(own_length, 0)
+        else:
+            given = tl.load(lengths.data + batch * lengths.batch_stride)
+            tl.device_assert((given >= 0) & (given <= P), "prefix_lengths must be in [0, P]")
+            length = given.to(tl.int32)
+            own_length = length
 
     m = tl.full([BLOCK_M], float("-inf"), tl.float32)
     total = tl.zeros([BLOCK_M], tl.float32)
@@ -178,7 +209,7 @@ def _forward_kernel(
         k = _load(keys, entries, columns, inside)  # [BLOCK_P, HELD_D]
         v = _load(values, entries, columns, inside)
         scores = tl.dot(q, tl.trans(k), input_precision=PRECISION) * scale  # [BLOCK_M, BLOCK_P]
-        scores = tl.where((entries < length)[None, :], scores, float("-inf"))
+        scores = tl.where(_seen(entries, length, own_length, lengths), scores, float("-inf"))
         m_new = tl.maximum(m, tl.max(scores, 1))
         subtracted = _finite(m_new)
         shrink = tl.exp2(m - subtracted)
@@ -205,7 +236,7 @@ def _forward_kernel(
 
     # Where there is nothing to attend to, the output is 0/1 and the logarithm that is stored −inf + 0. Where all scores
     # are −inf it is 0/0, as a softmax has it.
-    total = tl.where(length + S > 0, total, 1.0)
+    total = tl.where(own_length + S > 0, total, 1.0)
     offsets = rows[:, None] * D + columns[None, :]
     tl.store(output + offsets, (acc / total[:, None]).to(output.dtype.element_ty), mask=mask)
     tl.store(lse + rows, m + tl.log2(total), mask=streams < M)
@@ -224,10 +255,10 @@ def _load_streams(query, output_gradient, lse, batch_head, batch, head, M, strea
 
 
 @triton.jit
-def _prefix_weights(block, k, v, scale, inside, rows, start, dropout, PRECISION: tl.constexpr, BLOCK_P: tl.constexpr):
-    """The _Weights of a block of prefix entries: each [BLOCK_M, BLOCK_P]."""
+def _prefix_weights(block, k, v, scale, seen, rows, start, dropout, PRECISION: tl.constexpr, BLOCK_P: tl.constexpr):
+    """The _Weights of a block of prefix entries: each [BLOCK_M, BLOCK_P]; zero where not `seen`, as _seen says it."""
     scores = tl.dot(block.q, tl.trans(k), input_precision=PRECISION) * scale
-    p = tl.where(inside[None, :], tl.exp2(scores - block.lse[:, None]), 0.0)
+    p = tl.where(seen, tl.exp2(scores - block.lse[:, None]), 0.0)
     dp = tl.dot(block.do, tl.trans(v), input_precision=PRECISION)
     kept = p
     if dropout.seed is not None:
@@ -258,7 +289,6 @@ def _backward_kernel(
     stream_key,
     stream_value,
     lengths,
-    lengths_stride,
     dropout,
     lse,
     deltas,
@@ -293,8 +323,13 @@ def _backward_kernel(
     first_row = batch_head * M + tl.program_id(1) * BLOCK_M
     block = _load_streams(query, output_gradient, lse, batch_head, batch, head, M, streams, columns, mask)
     length = P
-    if lengths is not None:
-        length = tl.load(lengths + batch * lengths_stride).to(tl.int32)
+    own_length = P
+    if lengths.data is not None:
+        if lengths.query_stride is not None:
+            own_length = _query_lengths(lengths, batch, streams, M).to(tl.int32)  # [BLOCK_M]
+            length = tl.max(own_length, 0)
+        else:
+            length = tl.load(lengths.data + batch * lengths.batch_stride).to(tl.int32)
     base = prefix_key.data + batch * prefix_key.strides[0] + head * prefix_key.strides[1]
     keys = _Matrix(base, prefix_key.strides[2], prefix_key.strides[3])
     base = prefix_value.data + batch * prefix_value.strides[0] + head * prefix_value.strides[1]
@@ -307,7 +342,8 @@ def _backward_kernel(
         inside = (entries < length)[:, None] & (columns < D)[None, :]
         k = _load(keys, entries, columns, inside)  # [BLOCK_P, HELD_D]
         v = _load(values, entries, columns, inside)
-        weights = _prefix_weights(block, k, v, scale, entries < length, rows, start, dropout, PRECISION, BLOCK_P)
+        seen = _seen(entries, length, own_length, lengths)
+        weights = _prefix_weights(block, k, v, scale, seen, rows, start, dropout, PRECISION, BLOCK_P)
         delta += tl.sum(weights.p * weights.dp, 1)
     for entry in range(0, S):
         k = _load_suffix(stream_key, batch, head, entry, streams, columns, mask)  # [BLOCK_M, HELD_D]
@@ -328,7 +364,8 @@ def _backward_kernel(
             inside = (entries < length)[:, None] & (columns < D)[None, :]
             k = _load(keys, entries, columns, inside)  # [BLOCK_P, HELD_D]
             v = _load(values, entries, columns, inside)
-            weights = _prefix_weights(block, k, v, scale, entries < length, rows, start, dropout, PRECISION, BLOCK_P)
+            seen = _seen(entries, length, own_length, lengths)
+            weights = _prefix_weights(block, k, v, scale, seen, rows, start, dropout, PRECISION, BLOCK_P)
             ds = (weights.p * (weights.dp - delta[:, None])).to(k.dtype)  # [BLOCK_M, BLOCK_P]
             dq = tl.dot(ds, k, acc=dq, input_precision=PRECISION)
             if PREFIX:
@@ -371,7 +408,6 @@ def _prefix_backward_kernel(
     prefix_key,
     prefix_value,
     lengths,
-    lengths_stride,
     dropout,
     lse,
     deltas,
@@ -394,9 +430,15 @@ def _prefix_backward_kernel(
     start = tl.program_id(1) * BLOCK_P
     entries = start + tl.arange(0, BLOCK_P)
     columns = tl.arange(0, HELD_D)
-    length = P
-    if lengths is not None:
-        length = tl.load(lengths + batch * lengths_stride).to(tl.int32)
+    length = P  # the longest of all
+    if lengths.data is not None:
+        if lengths.query_stride is not None:
+            length = 0
+            for first in range(0, M, BLOCK_M):
+                given = _query_lengths(lengths, batch, first + tl.arange(0, BLOCK_M), M)
+                length = tl.maximum(length, tl.max(given.to(tl.int32), 0))
+        else:
+            length = tl.load(lengths.data + batch * lengths.batch_stride).to(tl.int32)
     inside = (entries < length)[:, None] & (columns < D)[None, :]
     base = prefix_key.data + batch * prefix_key.strides[0] + head * prefix_key.strides[1]
     k = load_tile(base, entries, prefix_key.strides[2], columns, prefix_key.strides[3], inside)  # [BLOCK_P, HELD_D]
@@ -410,7 +452,11 @@ def _prefix_backward_kernel(
         mask = (streams < M)[:, None] & (columns < D)[None, :]
         block = _load_streams(query, output_gradient, lse, batch_head, batch, head, M, streams, columns, mask)
         delta = tl.load(deltas + rows, mask=streams < M, other=0.0)
-        weights = _prefix_weights(block, k, v, scale, entries < length, rows, start, dropout, PRECISION, BLOCK_P)
+        own_length = length
+        if lengths.query_stride is not None:
+            own_length = _query_lengths(lengths, batch, streams, M).to(tl.int32)  # [BLOCK_M]
+        seen = _seen(entries, length, own_length, lengths)
+        weights = _prefix_weights(block, k, v, scale, seen, rows, start, dropout, PRECISION, BLOCK_P)
         ds = (weights.p * (weights.dp - delta[:, None])).to(k.dtype)  # [BLOCK_M, BLOCK_P]
         dk = tl.dot(tl.trans(ds), block.q, acc=dk, input_precision=PRECISION)
         dv = tl.dot(tl.trans(weights.kept.to(v.dtype)), block.do, acc=dv, input_precision=PRECISION)
@@ -436,8 +482,11 @@ def _precision(dim: int) -> str:
     return "ieee" if dim > 128 else dot_precision()
 
 
-def _lengths_arguments(prefix_lengths: Tensor | None) -> tuple[Tensor | None, int]:
-    return prefix_lengths, 0 if prefix_lengths is None else prefix_lengths.stride(0)
+def _lengths(prefix_lengths: Tensor | None) -> _Lengths:
+    if prefix_lengths is None:
+        return _Lengths(None, 0, None)
+    strides = prefix_lengths.stride()
+    return _Lengths(prefix_lengths, strides[0], strides[1] if len(strides) == 2 else None)
 
 
 def _dropout(seed: Tensor | None, dropout_p: float) -> _Dropout:
@@ -463,7 +512,7 @@ def forward(
     with torch.cuda.device_of(query):
         _forward_kernel[(batch * heads, launch.blocks(streams, options["BLOCK_M"]))](
             *map(strided, inputs),
-            *_lengths_arguments(prefix_lengths),
+            _lengths(prefix_lengths),
             _dropout(seed, dropout_p),
             result,
             lse,
@@ -515,7 +564,7 @@ def backward(
     strided_inputs = [strided(tensor) for tensor in inputs]
     deltas = torch.empty_like(lse) if split_prefix else None
     shared = (  # the arguments of both kernels between the inputs and the sizes
-        *_lengths_arguments(prefix_lengths),
+        _lengths(prefix_lengths),
         _dropout(seed, dropout_p),
         lse.contiguous(),
         deltas,

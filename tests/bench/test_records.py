@@ -75,7 +75,7 @@ def test_the_index_has_every_result_file_and_no_other():
 
 def test_the_pages_that_the_index_names_quote_the_files_or_the_command():
     for _, command, files, pages in rows():
-        stems = {Path(name).stem for name in named_files(files)} or {command.strip('`').split()[2]}
+        stems = {Path(name).stem for name in named_files(files)} or {command.strip("`").split()[2]}
         for page in re.findall(r"\(([^)]+)\)", pages):
             text = (BENCH / page).read_text(encoding="utf-8")
             assert any(stem in text for stem in stems), (page, stems)

@@ -70,6 +70,10 @@ class Operator:
     make: Callable[..., Case]  # draws a case in float64
     # The size of the numbers whose difference the output is, where it can be far smaller than they are.
     output_terms: Callable[[Case], float] = lambda case: 0.0
+    variant: str = ""  # of what else is called by this name
+
+    def __str__(self) -> str:
+        return self.name + self.variant
 
 
 @dataclass(frozen=True)
@@ -103,7 +107,9 @@ def normal(generator: torch.Generator, *shape: int) -> Tensor:
 # ---------------------------------------------------------------------------------------------- operators
 
 
-def _make_stream_attention(generator, batch, heads, streams, prefix, suffix, dim, lengths, scale, dropout_p) -> Case:
+def _make_stream_attention(
+    generator, batch, heads, streams, prefix, suffix, dim, lengths, scale, dropout_p, per_query=False, ascending=False
+) -> Case:
     tensors = {
         "query": normal(generator, batch, heads, streams, dim),
         "prefix_key": normal(generator, batch, heads, prefix, dim),
@@ -113,7 +119,9 @@ def _make_stream_attention(generator, batch, heads, streams, prefix, suffix, dim
     }
     options: Options = {"scale": scale, "dropout_p": dropout_p}
     if lengths is not None:
-        options["prefix_lengths"] = torch.randint(prefix + 1, (batch,), generator=generator, dtype=lengths)
+        shape = (batch, streams) if per_query else (batch,)
+        given = torch.randint(prefix + 1, shape, generator=generator, dtype=lengths)
+        options["prefix_lengths"] = given.sort(dim=-1).values if ascending else given
     if dropout_p > 0:
         options["seed"] = torch.randint(-(2**63), 2**63 - 1, (), generator=generator)
     return Case(tensors, options)
@@ -200,6 +208,29 @@ STREAM_ATTENTION = Operator(
         "dropout_p": 0.2,
     },
     make=_make_stream_attention,
+)
+
+# A length for every query, as where all positions of a sequence reason at once.
+STREAM_ATTENTION_PER_QUERY = dataclasses.replace(
+    STREAM_ATTENTION,
+    variant="-per_query",
+    sizes=st.fixed_dictionaries(
+        {
+            "batch": st.integers(0, 3),
+            "heads": st.integers(1, 2),
+            "streams": st.integers(1, 7) | st.sampled_from([17, 35]),
+            "prefix": st.integers(0, 9) | st.just(20),
+            "suffix": st.integers(0, 3),
+            "dim": _dims,
+            "lengths": st.sampled_from([torch.int32, torch.int64]),
+            "scale": st.sampled_from([None, 1.0]),
+            "dropout_p": st.sampled_from([0.0, 0.3]),
+            "per_query": st.just(True),
+            "ascending": st.booleans(),
+        }
+    ),
+    small=STREAM_ATTENTION.small | {"per_query": True},
+    large=STREAM_ATTENTION.large | {"streams": 21, "suffix": 2, "per_query": True, "ascending": True},
 )
 
 PAIRWISE_KL = Operator(
@@ -327,7 +358,8 @@ MIXTURE_CROSS_ENTROPY = Operator(
 )
 
 # top_items has no gradients and its ids are exact: test_top_items.py holds its tests.
-OPERATORS = (STREAM_ATTENTION, PAIRWISE_KL, INFO_NCE, LINEAR_CROSS_ENTROPY, MIXTURE_CROSS_ENTROPY)
+LOSSES = (PAIRWISE_KL, INFO_NCE, LINEAR_CROSS_ENTROPY, MIXTURE_CROSS_ENTROPY)
+OPERATORS = (STREAM_ATTENTION, STREAM_ATTENTION_PER_QUERY, *LOSSES)
 
 
 def implemented() -> list[tuple[Target, Operator]]:

@@ -7,7 +7,7 @@ import torch
 
 from tests.plr_kernels.harness import DTYPES, LAYOUTS, OPERATORS, assert_accurate, cast, evaluate, make_case
 
-for_every_operator = pytest.mark.parametrize("operator", OPERATORS, ids=lambda operator: operator.name)
+for_every_operator = pytest.mark.parametrize("operator", OPERATORS, ids=str)
 
 
 def some_case(operator, dtype=torch.float32):

@@ -1,4 +1,5 @@
-// stream_attention for one batch entry and head (b, h): the two passes, of which each is one call of a kernel.
+// stream_attention for one batch entry and head (b, h): the two passes, of which each is one call of a kernel. Queries
+// are computed in blocks, which the kernel visits one after the other while the prefix stays in the cache.
 // ../attention.h has the equations.
 #pragma once
 
@@ -16,13 +17,31 @@
 namespace plr_kernels {
 namespace {
 
-// Sets the padding of prefix and suffix in every row [M, row_size] (and some entries, which are still to be written).
-inline void fill_up(const AttentionCall& call, int64_t length, float value, float* rows, int64_t row_size) {
-  const int64_t suffix_start = round_up(length, kLanes), end = suffix_start + round_up(call.suffix, kLanes);
-  for (int64_t m = 0; m < call.streams; ++m) {
-    if (length < suffix_start) store(rows + m * row_size + suffix_start - kLanes, broadcast(value));
+// Sets the padding of prefix and suffix in every row [Q, row_size] (and some entries, which are still to be written).
+inline void fill_up(const AttentionCall& call, const QueryBlock& block, float value, float* rows, int64_t row_size) {
+  const int64_t suffix_start = round_up(block.length, kLanes), end = suffix_start + round_up(call.suffix, kLanes);
+  for (int64_t m = 0; m < block.count; ++m) {
+    if (block.length < suffix_start) store(rows + m * row_size + suffix_start - kLanes, broadcast(value));
     if (suffix_start + call.suffix < end) store(rows + m * row_size + end - kLanes, broadcast(value));
   }
+}
+
+// Sets what prefix entries have that a query does not see, though others of its block do.
+inline void fill_unseen(const AttentionCall& call, const QueryBlock& block, float value, float* rows,
+                        int64_t row_size) {
+  if (call.query_lengths == nullptr) return;
+  for (int64_t m = 0; m < block.count; ++m) {
+    for (int64_t e = block.length_of(call, m); e < block.length; ++e) rows[m * row_size + e] = value;
+  }
+}
+
+// Whether query m has nothing to attend to, though others of its block have.
+inline bool sees_nothing(const AttentionCall& call, const QueryBlock& block, int64_t m) {
+  return call.suffix == 0 && block.length_of(call, m) == 0;
+}
+
+inline void clear(float* row, int64_t entries) {
+  for (int64_t e = 0; e < entries; e += kLanes) store(row + e, zero());
 }
 
 struct MaximumAndSum {
@@ -45,44 +64,48 @@ inline MaximumAndSum exponentials(float* scores, int64_t size) {
   return {maximum, sum_of_lanes(sum)};
 }
 
-// space.weights [M, row_size] = scores times log2(e), padded with -inf; also upcasts the queries and draws the random
-// words. The prefix' values are read next.
+// space.weights [Q, row_size] = scores times log2(e), -inf where there is none; also upcasts the queries and draws the
+// random words. The prefix' values are read next.
 template <DataType type>
-inline void all_scores(const AttentionCall& call, const BatchHead& batch_head, int64_t length,
-                       const AttentionWorkspace& space) {
+inline void all_scores(const AttentionCall& call, const QueryBlock& block, const AttentionWorkspace& space) {
   const float factor = static_cast<float>(call.scale * kLog2E);
-  fill_up(call, length, -__builtin_inff(), space.weights, space.row_size);
-  upcast_rows<type>(call, call.query, batch_head, space.query, space.dim);
-  prefix_dots<type>(call.streams, space.query, space.dim,
-                    prefix_rows(call, call.prefix_key, batch_head, call.prefix_value, batch_head), call.dim, factor,
+  fill_up(call, block, -__builtin_inff(), space.weights, space.row_size);
+  upcast_rows<type>(call, call.query, block, space.query, space.dim);
+  prefix_dots<type>(block.count, space.query, space.dim,
+                    prefix_rows(call, call.prefix_key, block, call.prefix_value, block.batch_head), call.dim, factor,
                     space.weights, space.row_size);
-  suffix_dots<type>(call, call.stream_key, batch_head, space.query, space.dim, factor,
-                    space.weights + round_up(length, kLanes), space.row_size);
-  if (call.dropout != nullptr) draw_words(call, batch_head.number, length, space.words, space.row_size);
+  fill_unseen(call, block, -__builtin_inff(), space.weights, space.row_size);
+  suffix_dots<type>(call, call.stream_key, block, space.query, space.dim, factor,
+                    space.weights + round_up(block.length, kLanes), space.row_size);
+  if (call.dropout != nullptr) draw_words(call, block, space.words, space.row_size);
 }
 
-// Forward pass: output [M, D] = softmax(s) with dropout · values, lse [M] = log2 Σ exp2(s), null where not wanted.
+// Forward pass of a block of queries: output [Q, D] = softmax(s) with dropout · values, lse [Q] = log2 Σ exp2(s), null
+// where not wanted. Both are those of the whole call.
 template <DataType type>
-void forward_of_batch_head(const AttentionCall& call, int64_t number, float* memory, void* output, float* lse) {
-  const AttentionWorkspace space(call, memory);
-  const BatchHead batch_head(call, number);
-  const int64_t length = batch_head.length(call);
-  const int64_t entries = round_up(length, kLanes) + round_up(call.suffix, kLanes);
+void forward_of_block(const AttentionCall& call, const QueryBlock& block, const AttentionWorkspace& space, void* output,
+                      float* lse) {
+  const int64_t entries = round_up(block.length, kLanes) + round_up(call.suffix, kLanes);
   const int64_t row_bytes = call.dim * bytes_of(type);
-  char* target = static_cast<char*>(output) + number * call.streams * row_bytes;
+  char* target = static_cast<char*>(output) + block.first_row(call) * row_bytes;
+  if (lse != nullptr) lse += block.first_row(call);
   if (entries == 0) {  // nothing to attend to
-    __builtin_memset(target, 0, call.streams * row_bytes);
-    for (int64_t m = 0; lse != nullptr && m < call.streams; ++m) {
-      lse[number * call.streams + m] = -__builtin_inff();
-    }
+    __builtin_memset(target, 0, block.count * row_bytes);
+    for (int64_t m = 0; lse != nullptr && m < block.count; ++m) lse[m] = -__builtin_inff();
     return;
   }
-  fetch_for_writing(target, call.streams * row_bytes);
-  all_scores<type>(call, batch_head, length, space);
-  for (int64_t m = 0; m < call.streams; ++m) {
+  fetch_for_writing(target, block.count * row_bytes);
+  all_scores<type>(call, block, space);
+  for (int64_t m = 0; m < block.count; ++m) {
     float* row = space.weights + m * space.row_size;
+    if (sees_nothing(call, block, m)) {
+      clear(row, entries);
+      space.factor[m] = 1.0f;
+      if (lse != nullptr) lse[m] = -__builtin_inff();
+      continue;
+    }
     const auto [maximum, sum] = exponentials(row, entries);
-    if (lse != nullptr) lse[number * call.streams + m] = maximum + __builtin_log2f(sum);
+    if (lse != nullptr) lse[m] = maximum + __builtin_log2f(sum);
     space.factor[m] = 1.0f / sum;
     if (call.dropout == nullptr) continue;
     const Vector factor = broadcast(call.dropout->inverse_keep);
@@ -90,9 +113,11 @@ void forward_of_batch_head(const AttentionCall& call, int64_t number, float* mem
       store(row + e, dropped(*call.dropout, load(row + e), space.words + m * space.row_size + e, factor));
     }
   }
-  weighted_sums<type>(call, prefix_rows(call, call.prefix_value, batch_head, call.prefix_key, batch_head.next(call)),
-                      call.stream_value, batch_head, true, space.weights, space.row_size, space.output, space.dim);
-  for (int64_t m = 0; m < call.streams; ++m) {
+  const BatchHead& batch_head = block.batch_head;
+  const BatchHead next = block.is_last(call) ? batch_head.next(call) : batch_head;
+  weighted_sums<type>(call, prefix_rows(call, call.prefix_value, block, call.prefix_key, next), call.stream_value,
+                      block, true, space.weights, space.row_size, space.output, space.dim);
+  for (int64_t m = 0; m < block.count; ++m) {
     const Vector factor = broadcast(space.factor[m]);
     for (int64_t column = 0; column < call.dim; column += kLanes) {
       store_columns<type>(target + m * row_bytes, column, call.dim,
@@ -103,14 +128,19 @@ void forward_of_batch_head(const AttentionCall& call, int64_t number, float* mem
 
 // Per stream, with c and g of ../attention.h: scores -> p, kept = c p, and where wanted
 // weights_gradient: ⟨output gradient, v⟩ -> g = c ⟨…⟩ -> ds = p (g − Σ p g) scale.
-inline void softmax_backward(const AttentionCall& call, int64_t entries, bool scores_wanted,
+inline void softmax_backward(const AttentionCall& call, const QueryBlock& block, int64_t entries, bool scores_wanted,
                              const AttentionWorkspace& space) {
   const Vector scale = broadcast(static_cast<float>(call.scale));
-  for (int64_t m = 0; m < call.streams; ++m) {
+  for (int64_t m = 0; m < block.count; ++m) {
     float* row = space.weights + m * space.row_size;
     float* gradient = space.weights_gradient + m * space.row_size;
     float* kept = space.kept + m * space.row_size;
     const uint32_t* words = space.words + m * space.row_size;
+    if (sees_nothing(call, block, m)) {
+      clear(kept, entries);
+      clear(gradient, entries);
+      continue;
+    }
     const Vector inverse_sum = broadcast(1.0f / exponentials(row, entries).sum);
     const Vector keep = broadcast(call.dropout == nullptr ? 1.0f : call.dropout->inverse_keep);
     for (int64_t e = 0; e < entries; e += kLanes) {
@@ -133,82 +163,112 @@ inline void softmax_backward(const AttentionCall& call, int64_t entries, bool sc
   }
 }
 
-// The gradients w.r.t. keys, Σ_m ds q, and values, Σ_m c p · output gradient.
-template <DataType type, bool past_cache = false>
-inline void entry_gradients(const AttentionCall& call, const BatchHead& batch_head, const AttentionWorkspace& space,
+// A block's part of the gradients w.r.t. keys, Σ_m ds q, and values, Σ_m c p · output gradient: those of the prefix are
+// written where the block has all queries of (b, h), else summed in the workspace.
+template <DataType type, Sums sums>
+inline void entry_gradients(const AttentionCall& call, const QueryBlock& block, const AttentionWorkspace& space,
                             const AttentionGradients& wanted) {
-  if constexpr (type == DataType::float32 && !past_cache) {
-    if (wanted.past_cache) {
-      entry_gradients<type, true>(call, batch_head, space, wanted);
-      finish_stores_past_cache();
-      return;
+  const int64_t suffix_start = round_up(block.length, kLanes);
+  const auto prefix_part = [&](const Strided& tensor, const float* weights, const float* left, float* total,
+                               void* gradient) {
+    if (gradient == nullptr) return;
+    if (block.count == call.streams) {
+      prefix_gradient<type, sums>(call, tensor, block, weights, space.row_size, left, space.dim, gradient);
+    } else {
+      add_prefix_gradient(block, weights, space.row_size, left, space.dim, total, space.dim);
     }
-  }
-  const int64_t suffix_start = round_up(batch_head.length(call), kLanes);
-  if (wanted.prefix_key != nullptr) {
-    prefix_gradient<type, past_cache>(call, call.prefix_key, batch_head, space.weights_gradient, space.row_size,
-                                      space.query, space.dim, wanted.prefix_key);
-  }
-  if (wanted.prefix_value != nullptr) {
-    prefix_gradient<type, past_cache>(call, call.prefix_value, batch_head, space.kept, space.row_size,
-                                      space.output_gradient, space.dim, wanted.prefix_value);
-  }
+  };
+  prefix_part(call.prefix_key, space.weights_gradient, space.query, space.prefix_key_sum, wanted.prefix_key);
+  prefix_part(call.prefix_value, space.kept, space.output_gradient, space.prefix_value_sum, wanted.prefix_value);
   if (wanted.stream_key != nullptr) {
-    suffix_gradient<type, past_cache>(call, batch_head.number, space.weights_gradient + suffix_start, space.row_size,
-                                      space.query, space.dim, wanted.stream_key);
+    suffix_gradient<type, sums>(call, block, space.weights_gradient + suffix_start, space.row_size, space.query,
+                                space.dim, wanted.stream_key);
   }
   if (wanted.stream_value != nullptr) {
-    suffix_gradient<type, past_cache>(call, batch_head.number, space.kept + suffix_start, space.row_size,
-                                      space.output_gradient, space.dim, wanted.stream_value);
+    suffix_gradient<type, sums>(call, block, space.kept + suffix_start, space.row_size, space.output_gradient,
+                                space.dim, wanted.stream_value);
   }
 }
 
-// Backward pass: recomputes the scores, then the gradients that are wanted.
-template <DataType type>
-void backward_of_batch_head(const AttentionCall& call, int64_t number, float* memory, const Strided& output_gradient,
-                            const AttentionGradients& wanted) {
-  const AttentionWorkspace space(call, memory);
-  const BatchHead batch_head(call, number);
-  const int64_t length = batch_head.length(call);
-  const int64_t suffix_start = round_up(length, kLanes);
+// Backward pass of a block of queries: recomputes the scores, then the gradients that are wanted.
+template <DataType type, Sums sums>
+void backward_of_block(const AttentionCall& call, const QueryBlock& block, const AttentionWorkspace& space,
+                       const Strided& output_gradient, const AttentionGradients& wanted) {
+  const BatchHead& batch_head = block.batch_head;
+  const int64_t suffix_start = round_up(block.length, kLanes);
   const int64_t entries = suffix_start + round_up(call.suffix, kLanes);
   const int64_t row_bytes = call.dim * bytes_of(type);
   const bool scores_wanted = wanted.query != nullptr || wanted.prefix_key != nullptr || wanted.stream_key != nullptr;
   if (entries > 0) {
-    upcast_rows<type>(call, output_gradient, batch_head, space.output_gradient, space.dim);
-    all_scores<type>(call, batch_head, length, space);
+    upcast_rows<type>(call, output_gradient, block, space.output_gradient, space.dim);
+    all_scores<type>(call, block, space);
     if (scores_wanted) {
-      fill_up(call, length, 0.0f, space.weights_gradient, space.row_size);
-      prefix_dots<type>(call.streams, space.output_gradient, space.dim,
-                        prefix_rows(call, call.prefix_value, batch_head, call.prefix_key, batch_head.next(call)),
-                        call.dim, 1.0f, space.weights_gradient, space.row_size);
-      suffix_dots<type>(call, call.stream_value, batch_head, space.output_gradient, space.dim, 1.0f,
+      const BatchHead next = block.is_last(call) ? batch_head.next(call) : batch_head;
+      fill_up(call, block, 0.0f, space.weights_gradient, space.row_size);
+      prefix_dots<type>(block.count, space.output_gradient, space.dim,
+                        prefix_rows(call, call.prefix_value, block, call.prefix_key, next), call.dim, 1.0f,
+                        space.weights_gradient, space.row_size);
+      fill_unseen(call, block, 0.0f, space.weights_gradient, space.row_size);
+      suffix_dots<type>(call, call.stream_value, block, space.output_gradient, space.dim, 1.0f,
                         space.weights_gradient + suffix_start, space.row_size);
     }
-    softmax_backward(call, entries, scores_wanted, space);
+    softmax_backward(call, block, entries, scores_wanted, space);
   }
   if (wanted.query != nullptr) {
-    char* target = static_cast<char*>(wanted.query) + number * call.streams * row_bytes;
-    weighted_sums<type>(call, prefix_rows(call, call.prefix_key, batch_head, call.prefix_key, batch_head),
-                        call.stream_key, batch_head, false, space.weights_gradient, space.row_size, space.output,
-                        space.dim);
-    for (int64_t m = 0; m < call.streams; ++m) {
+    char* target = static_cast<char*>(wanted.query) + block.first_row(call) * row_bytes;
+    weighted_sums<type>(call, prefix_rows(call, call.prefix_key, block, call.prefix_key, batch_head), call.stream_key,
+                        block, false, space.weights_gradient, space.row_size, space.output, space.dim);
+    for (int64_t m = 0; m < block.count; ++m) {
       for (int64_t column = 0; column < call.dim; column += kLanes) {
         store_columns<type>(target + m * row_bytes, column, call.dim, load(space.output + m * space.dim + column));
       }
     }
   }
-  entry_gradients<type>(call, batch_head, space, wanted);
+  entry_gradients<type, sums>(call, block, space, wanted);
+}
+
+template <DataType type, Sums sums>
+void backward_of_batch_head(const AttentionCall& call, const BatchHead& batch_head, const AttentionWorkspace& space,
+                            const Strided& output_gradient, const AttentionGradients& wanted) {
+  const int64_t blocks = QueryBlock::blocks(call);
+  const int64_t summed = blocks > 1 ? batch_head.length(call) * space.dim : 0;
+  clear(space.prefix_key_sum, summed);
+  clear(space.prefix_value_sum, summed);
+  for (int64_t index = 0; index < blocks; ++index) {
+    backward_of_block<type, sums>(call, QueryBlock(call, batch_head, index), space, output_gradient, wanted);
+  }
+  if (blocks > 1 && wanted.prefix_key != nullptr) {
+    store_prefix_gradient<type, sums>(call, call.prefix_key, batch_head, space.prefix_key_sum, space.dim,
+                                      wanted.prefix_key);
+  }
+  if (blocks > 1 && wanted.prefix_value != nullptr) {
+    store_prefix_gradient<type, sums>(call, call.prefix_value, batch_head, space.prefix_value_sum, space.dim,
+                                      wanted.prefix_value);
+  }
+  if constexpr (sums == Sums::past_cache) finish_stores_past_cache();
 }
 
 void attention_forward(const AttentionCall& call, int64_t number, float* memory, void* output, float* lse) {
-  with_type(call.type, [&](auto type) { forward_of_batch_head<type.value>(call, number, memory, output, lse); });
+  const AttentionWorkspace space(call, memory);
+  const BatchHead batch_head(call, number);
+  with_type(call.type, [&](auto type) {
+    for (int64_t index = 0; index < QueryBlock::blocks(call); ++index) {
+      forward_of_block<type.value>(call, QueryBlock(call, batch_head, index), space, output, lse);
+    }
+  });
 }
 
 void attention_backward(const AttentionCall& call, int64_t number, float* memory, const Strided& output_gradient,
                         const AttentionGradients& wanted) {
-  with_type(call.type,
-            [&](auto type) { backward_of_batch_head<type.value>(call, number, memory, output_gradient, wanted); });
+  const AttentionWorkspace space(call, memory);
+  const BatchHead batch_head(call, number);
+  if (wanted.past_cache) {  // float32
+    backward_of_batch_head<DataType::float32, Sums::past_cache>(call, batch_head, space, output_gradient, wanted);
+    return;
+  }
+  with_type(call.type, [&](auto type) {
+    backward_of_batch_head<type.value, Sums::stored>(call, batch_head, space, output_gradient, wanted);
+  });
 }
 
 }  // namespace

@@ -113,7 +113,7 @@ inline void dots_of_tile(int64_t streams, const float* left, int64_t left_stride
   dots_of_streams<type, Streams>(left, left_stride, rows, entries, first_visit, dim, factor, products, products_stride);
 }
 
-// products[m, e] = factor · ⟨left[m], row e⟩ for all streams and prefix entries.
+// products[m, e] = factor · ⟨left[m], row e⟩ for all streams of a block and all prefix entries that it sees.
 template <DataType type>
 inline void prefix_dots(int64_t streams, const float* left, int64_t left_stride, const Rows& rows, int64_t dim,
                         float factor, float* products, int64_t products_stride) {
@@ -127,14 +127,13 @@ inline void prefix_dots(int64_t streams, const float* left, int64_t left_stride,
   }
 }
 
-// products[m, s] = factor · ⟨left[m], suffix entry s of stream m⟩.
+// products[m, s] = factor · ⟨left[m], suffix entry s of stream m⟩ for the streams of a block.
 template <DataType type>
-inline void suffix_dots(const AttentionCall& call, const Strided& tensor, const BatchHead& batch_head,
-                        const float* left, int64_t left_stride, float factor, float* products,
-                        int64_t products_stride) {
-  const Source streams = rows_of(call, tensor, batch_head);
-  const int64_t ahead = to_next_batch_head(call, tensor, batch_head);
-  const int64_t count = call.streams * call.suffix;
+inline void suffix_dots(const AttentionCall& call, const Strided& tensor, const QueryBlock& block, const float* left,
+                        int64_t left_stride, float factor, float* products, int64_t products_stride) {
+  const Source streams = rows_of(call, tensor, block);
+  const int64_t ahead = to_next_block(call, tensor, block);
+  const int64_t count = block.count * call.suffix;
   int64_t stream = 0, entry = 0;
   for (int64_t first = 0; first < count; first += kLanes) {
     const int64_t in_group = smaller(kLanes, count - first);

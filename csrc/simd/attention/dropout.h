@@ -6,6 +6,7 @@
 
 #include "../../attention.h"
 #include "../common.h"
+#include "rows.h"
 
 namespace plr_kernels {
 namespace {
@@ -30,10 +31,9 @@ inline void philox(uint32_t (&counter)[4][kLanes], uint64_t seed, uint32_t (&wor
   }
 }
 
-// The random words of all entries of the batch entry and head with this number, laid out as their weights [M,
-// row_size]. The counter of four of them: entry / 4, row b · H · M + h · M + m (64 bits), 0 for the prefix and 1 for
-// the suffix.
-inline void draw_words(const AttentionCall& call, int64_t number, int64_t length, uint32_t* words, int64_t row_size) {
+// The random words of all entries that a block sees, laid out as their weights [Q, row_size]. The counter of four of
+// them: entry / 4, row b · H · M + h · M + m (64 bits), 0 for the prefix and 1 for the suffix.
+inline void draw_words(const AttentionCall& call, const QueryBlock& block, uint32_t* words, int64_t row_size) {
   uint32_t counter[4][kLanes] = {};
   uint32_t drawn[kLanes][4];
   uint32_t* targets[kLanes];
@@ -43,10 +43,10 @@ inline void draw_words(const AttentionCall& call, int64_t number, int64_t length
     for (int i = 0; i < waiting; ++i) __builtin_memcpy(targets[i], drawn[i], sizeof(drawn[i]));
     waiting = 0;
   };
-  for (int64_t m = 0; m < call.streams; ++m) {
-    const uint64_t row = static_cast<uint64_t>(number * call.streams + m);
-    const int64_t starts[2] = {0, round_up(length, kLanes)};
-    const int64_t sizes[2] = {length, call.suffix};
+  for (int64_t m = 0; m < block.count; ++m) {
+    const uint64_t row = static_cast<uint64_t>(block.first_row(call) + m);
+    const int64_t starts[2] = {0, round_up(block.length, kLanes)};
+    const int64_t sizes[2] = {block.length_of(call, m), call.suffix};
     for (uint32_t part = 0; part < 2; ++part) {
       for (int64_t entry = 0; entry < sizes[part]; entry += 4) {
         counter[0][waiting] = static_cast<uint32_t>(entry / 4);

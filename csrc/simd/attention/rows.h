@@ -1,7 +1,7 @@
 // Rows of one batch entry and head (b, h): where they lie, how they are read, written and fetched ahead of their use.
 //
-// Keys and values are read from where they lie and upcast to float32 on the way: prefix entries once for all streams,
-// in blocks that stay in the cache while one group of streams after the other visits them.
+// Keys and values are read from where they lie and upcast to float32 on the way: prefix entries once for all streams of
+// a block of queries, in blocks that stay in the cache while one group of streams after the other visits them.
 #pragma once
 
 #include <cstdint>
@@ -88,6 +88,42 @@ struct BatchHead {
   }
 };
 
+// Consecutive queries of one (b, h) that are computed together.
+struct QueryBlock {
+  BatchHead batch_head;
+  int64_t index;   // among the blocks of (b, h)
+  int64_t first;   // number m of its first query
+  int64_t count;   // of its queries
+  int64_t length;  // the longest of them
+
+  QueryBlock(const AttentionCall& call, const BatchHead& batch_head, int64_t index)
+      : batch_head(batch_head), index(index), first(start(call, index)), count(start(call, index + 1) - first) {
+    length = batch_head.length(call);
+    if (call.query_lengths == nullptr) return;
+    length = 0;
+    for (int64_t i = 0; i < count; ++i) length = larger(length, length_of(call, i));
+  }
+
+  static int64_t blocks(const AttentionCall& call) {
+    const int64_t most = queries_per_block(call);
+    return (call.streams + most - 1) / most;
+  }
+  // Nearly as many queries in each block, in whole tiles of registers.
+  static int64_t start(const AttentionCall& call, int64_t index) {
+    constexpr int64_t tile = 4;
+    const int64_t tiles = (call.streams + tile - 1) / tile;
+    return smaller(call.streams, tile * (tiles * index / blocks(call)));
+  }
+
+  // The length of its query i.
+  int64_t length_of(const AttentionCall& call, int64_t i) const {
+    return call.query_lengths == nullptr ? length : call.query_lengths[batch_head.batch * call.streams + first + i];
+  }
+  bool is_last(const AttentionCall& call) const { return first + count == call.streams; }
+  // The number of its first query among those of the whole call.
+  int64_t first_row(const AttentionCall& call) const { return batch_head.number * call.streams + first; }
+};
+
 // The rows [R, D] of one (b, h), of streams or of prefix entries.
 inline Source rows_of(const AttentionCall& call, const Strided& tensor, const BatchHead& batch_head) {
   const int64_t bytes = bytes_of(call.type);
@@ -95,18 +131,23 @@ inline Source rows_of(const AttentionCall& call, const Strided& tensor, const Ba
   return {static_cast<const char*>(tensor.data) + offset * bytes, tensor.row_stride * bytes};
 }
 
-// From a number of one (b, h) to the same number of the next one, in bytes.
-inline int64_t to_next_batch_head(const AttentionCall& call, const Strided& tensor, const BatchHead& batch_head) {
-  return rows_of(call, tensor, batch_head.next(call)).data - rows_of(call, tensor, batch_head).data;
+// The rows of a block of queries, or of their suffixes.
+inline Source rows_of(const AttentionCall& call, const Strided& tensor, const QueryBlock& block) {
+  return rows_of(call, tensor, block.batch_head).from(block.first);
 }
 
-// The prefix entries of (b, h) in `tensor`; those of `next_batch_head` in `next` are read after them.
-inline Rows prefix_rows(const AttentionCall& call, const Strided& tensor, const BatchHead& batch_head,
-                        const Strided& next, const BatchHead& next_batch_head) {
-  const int64_t count = batch_head.length(call);
+// From a number of a block to the same number of the next one, in bytes.
+inline int64_t to_next_block(const AttentionCall& call, const Strided& tensor, const QueryBlock& block) {
+  if (!block.is_last(call)) return block.count * tensor.row_stride * bytes_of(call.type);
+  return rows_of(call, tensor, block.batch_head.next(call)).data - rows_of(call, tensor, block).data;
+}
+
+// The prefix entries in `tensor` that a block sees; those of `next_batch_head` in `next` are read after them.
+inline Rows prefix_rows(const AttentionCall& call, const Strided& tensor, const QueryBlock& block, const Strided& next,
+                        const BatchHead& next_batch_head) {
   const int64_t row_bytes = call.dim * bytes_of(call.type);
-  return {rows_of(call, tensor, batch_head), count, rows_of(call, next, next_batch_head),
-          smaller(count, (kFetchAhead + row_bytes - 1) / row_bytes)};
+  return {rows_of(call, tensor, block.batch_head), block.length, rows_of(call, next, next_batch_head),
+          smaller(block.length, (kFetchAhead + row_bytes - 1) / row_bytes)};
 }
 
 // The suffix [S, D] of one stream, given the streams of (b, h).
@@ -144,13 +185,13 @@ inline void store_columns(char* row, int64_t column, int64_t dim, Vector values)
   __builtin_memcpy(row + column * bytes, padded, (dim - column) * bytes);
 }
 
-// The rows [M, D] of all streams as float32 [M, target_stride], zero beyond D; fetches those of the next (b, h).
+// The rows [Q, D] of a block as float32 [Q, target_stride], zero beyond D; fetches those of the next block.
 template <DataType type>
-inline void upcast_rows(const AttentionCall& call, const Strided& tensor, const BatchHead& batch_head, float* target,
+inline void upcast_rows(const AttentionCall& call, const Strided& tensor, const QueryBlock& block, float* target,
                         int64_t target_stride) {
-  const Source source = rows_of(call, tensor, batch_head);
-  const int64_t count = call.streams, dim = call.dim, ahead = to_next_batch_head(call, tensor, batch_head);
-  for (int64_t i = 0; i < count; ++i) {
+  const Source source = rows_of(call, tensor, block);
+  const int64_t dim = call.dim, ahead = to_next_block(call, tensor, block);
+  for (int64_t i = 0; i < block.count; ++i) {
     for (int64_t column = 0; column < dim; column += kLanes) {
       const int64_t left = dim - column;
       store(target + i * target_stride + column, left >= kLanes ? load_columns<type>(source.row(i), column)

@@ -15,7 +15,7 @@ struct SuffixEntries {
   int64_t entry_stride;
   int64_t count;
   const float* weights;
-  int64_t ahead;  // bytes to those of the next (b, h), to be fetched; 0: none are
+  int64_t ahead;  // bytes to those of the next block, to be fetched; 0: none are
 
   SuffixEntries from(int64_t stream, int64_t weights_stride) const {
     return {streams.from(stream), entry_stride, count, weights + stream * weights_stride, ahead};
@@ -137,24 +137,24 @@ inline void sums_of_tile(int64_t streams, const float* weights, int64_t weights_
                                                    suffix, column, dim, sums, sums_stride);
 }
 
-// sums[m] = Σ weight · row over the prefix entries and over the stream's suffix [M, D]. `first_visit` says that neither
-// have been read before.
+// sums[m] = Σ weight · row over the prefix entries and over the suffix [S, D] of each stream of a block. `first_visit`
+// says that neither have been read before.
 template <DataType type>
-inline void weighted_sums(const AttentionCall& call, const Rows& rows, const Strided& suffix,
-                          const BatchHead& batch_head, bool first_visit, const float* weights, int64_t weights_stride,
-                          float* sums, int64_t sums_stride) {
-  const SuffixEntries all_suffixes{rows_of(call, suffix, batch_head), suffix.entry_stride * bytes_of(type), call.suffix,
+inline void weighted_sums(const AttentionCall& call, const Rows& rows, const Strided& suffix, const QueryBlock& block,
+                          bool first_visit, const float* weights, int64_t weights_stride, float* sums,
+                          int64_t sums_stride) {
+  const SuffixEntries all_suffixes{rows_of(call, suffix, block), suffix.entry_stride * bytes_of(type), call.suffix,
                                    weights + round_up(rows.count, kLanes),
-                                   first_visit ? to_next_batch_head(call, suffix, batch_head) : 0};
+                                   first_visit ? to_next_block(call, suffix, block) : 0};
   // Rows that are read as a whole come faster: few streams at a time where that lets all columns be in registers.
   const int64_t tile = call.dim >= kWideVectors * kLanes ? kWideStreams : kStreamTile;
   int64_t first = 0;
   do {  // once even where there is no prefix
-    const Rows block = rows.from(first);
-    for (int64_t m = 0; m < call.streams; m += tile) {
+    const Rows entries = rows.from(first);
+    for (int64_t m = 0; m < block.count; m += tile) {
       const SuffixEntries suffix_entries = all_suffixes.from(m, weights_stride);
-      sums_of_tile<type>(smaller(tile, call.streams - m), weights + m * weights_stride + first, weights_stride, block,
-                         smaller(kEntryBlock, block.count), first_visit && m == 0,
+      sums_of_tile<type>(smaller(tile, block.count - m), weights + m * weights_stride + first, weights_stride, entries,
+                         smaller(kEntryBlock, entries.count), first_visit && m == 0,
                          first == 0 ? &suffix_entries : nullptr, call.dim, sums + m * sums_stride, sums_stride);
     }
     first += kEntryBlock;

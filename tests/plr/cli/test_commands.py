@@ -117,7 +117,7 @@ def test_many_histories_get_the_answers_of_single_ones(run):
         ([["i1"]], {"k": "3"}, TypeError, "k must be a whole number; found '3'"),
         (["i1", "i2"], {}, TypeError, "history 0 must be a sequence of item ids; found 'i1'"),
         ([1, 2], {}, TypeError, "history 0 must be a sequence of item ids; found 1"),
-        ([["i1"]], {"unknown": "drop"}, ValueError, "unknown must be \"error\" or \"skip\"; found 'drop'"),
+        ([["i1"]], {"unknown": "drop"}, ValueError, 'unknown must be "error" or "skip"; found \'drop\''),
     ],
 )
 def test_arguments_that_make_no_sense_are_named(run, histories, options, error, message):

@@ -11,6 +11,7 @@ from plr.data import LengthGroupedBatches, prepare
 ROOT = Path(__file__).parents[3]
 BEAUTY = ROOT.parent / "shared" / "data" / "Beauty.txt"
 
+
 @pytest.mark.skipif(not BEAUTY.exists(), reason=f"{BEAUTY} is absent")
 def test_beauty():
     dataset = prepare(BEAUTY)

@@ -29,7 +29,7 @@ INSTRUCTION_SETS = [
     name for name in ("avx512_bf16", "avx512", "avx2", "generic") if extension._cpp.instruction_set(name)
 ]
 
-for_every_operator = pytest.mark.parametrize("operator", OPERATORS, ids=lambda operator: operator.name)
+for_every_operator = pytest.mark.parametrize("operator", OPERATORS, ids=str)
 
 
 @pytest.fixture(autouse=True)
@@ -71,7 +71,7 @@ def draw_sizes(data, operator):
     return {name: data.draw(drawn.get(name, st.just(size)), name) for name, size in operator.large.items()}
 
 
-@pytest.mark.parametrize("operator", OPERATORS[:3], ids=lambda operator: operator.name)
+@pytest.mark.parametrize("operator", OPERATORS[:3], ids=str)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @settings(max_examples=25)
 @given(data=st.data())
@@ -176,7 +176,7 @@ def test_any_dimension(operator, dim):
     check(operator, dim=dim)
 
 
-@pytest.mark.parametrize("operator", [PAIRWISE_KL, LINEAR_CROSS_ENTROPY], ids=lambda operator: operator.name)
+@pytest.mark.parametrize("operator", [PAIRWISE_KL, LINEAR_CROSS_ENTROPY], ids=str)
 @pytest.mark.parametrize("vocabulary", [1, 2, 23, 24, 25, 95, 96, 97, 3073])
 def test_any_number_of_items(operator, vocabulary):
     check(operator, vocabulary=vocabulary, dim=7)
@@ -328,7 +328,7 @@ def test_target_outside_the_items_raises_without_the_public_checks():
 # ------------------------------------------------------------------------------------------ registration
 
 
-@pytest.mark.parametrize("operator", [PAIRWISE_KL, INFO_NCE, LINEAR_CROSS_ENTROPY], ids=lambda operator: operator.name)
+@pytest.mark.parametrize("operator", [PAIRWISE_KL, INFO_NCE, LINEAR_CROSS_ENTROPY], ids=str)
 def test_opcheck(operator):
     case = make_case(operator, operator.small)
     tensors = [tensor.requires_grad_() for tensor in case.tensors.values()]

@@ -36,10 +36,8 @@ SIZES = {
 }
 LARGE_PRODUCTS = (PAIRWISE_KL, LINEAR_CROSS_ENTROPY, INFO_NCE)
 
-for_large_products = pytest.mark.parametrize("operator", LARGE_PRODUCTS, ids=lambda operator: operator.name)
-for_every_operator = pytest.mark.parametrize(
-    "operator", [*LARGE_PRODUCTS, STREAM_ATTENTION], ids=lambda operator: operator.name
-)
+for_large_products = pytest.mark.parametrize("operator", LARGE_PRODUCTS, ids=str)
+for_every_operator = pytest.mark.parametrize("operator", [*LARGE_PRODUCTS, STREAM_ATTENTION], ids=str)
 
 
 @pytest.fixture(autouse=True)
@@ -167,7 +165,7 @@ def test_the_setting_is_read_in_each_pass(operator):
 
 @needs_bfloat16
 @pytest.mark.parametrize("dim", [32, 33, 300])
-@pytest.mark.parametrize("operator", [PAIRWISE_KL, LINEAR_CROSS_ENTROPY], ids=lambda operator: operator.name)
+@pytest.mark.parametrize("operator", [PAIRWISE_KL, LINEAR_CROSS_ENTROPY], ids=str)
 def test_the_operands_are_rounded_and_nothing_else(operator, dim):
     """The bits are those of the inputs in bfloat16, for which the parity tests stand; results stay float32."""
     for case in cases(operator, dim=dim, vocabulary=1027):

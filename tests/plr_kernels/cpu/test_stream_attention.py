@@ -263,6 +263,22 @@ def test_offsets_beyond_32_bits():
     assert_accurate(evaluate(stream_attention, case), STREAM_ATTENTION, case)
 
 
+# ------------------------------------------------------------------------------------------ a length per query
+
+
+@on_every_instruction_set
+@pytest.mark.parametrize("streams", [1, 4, 16, 17, 40, 70])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_equal_lengths_are_a_length_for_all(instruction_set, dtype, streams):
+    """To the bit, however many queries are computed together."""
+    sizes = STREAM_ATTENTION.large | {"streams": streams, "prefix": 37, "suffix": 2, "dim": 20}
+    case = make_case(STREAM_ATTENTION, sizes, dtype=dtype)
+    expected = evaluate(stream_attention, case)
+    case.options["prefix_lengths"] = case.options["prefix_lengths"][:, None].expand(-1, streams)
+    for name, result in evaluate(stream_attention, case).items():
+        assert torch.equal(result, expected[name]), name
+
+
 # ------------------------------------------------------------------------------------------ dropout
 
 

@@ -34,7 +34,7 @@ ARGUMENTS = {
 WITH_OPS = [operator for operator in OPERATORS if operator.name in ARGUMENTS]
 
 
-@pytest.mark.parametrize("operator", WITH_OPS, ids=lambda operator: operator.name)
+@pytest.mark.parametrize("operator", WITH_OPS, ids=str)
 def test_opcheck(operator):
     case = make_case(operator, operator.small, device=DEVICE)
     tensors = [tensor.requires_grad_() for tensor in case.tensors.values()]
@@ -48,7 +48,7 @@ def test_opcheck_of_top_items():
     torch.library.opcheck(torch.ops.plr_kernels.top_items_forward.default, (states, items, 3, exclude, "triton"))
 
 
-@pytest.mark.parametrize("operator", OPERATORS, ids=lambda operator: operator.name)
+@pytest.mark.parametrize("operator", OPERATORS, ids=str)
 def test_compiles_into_one_graph(operator):
     case = make_case(operator, operator.small, device=DEVICE)
     compiled = torch.compile(operator.public, fullgraph=True, dynamic=True, backend="aot_eager")
@@ -82,7 +82,7 @@ def test_several_blocks_along_every_dimension(operator, sizes):
         assert_accurate(evaluate(operator.public, case), operator, case)
 
 
-@pytest.mark.parametrize("operator", [PAIRWISE_KL, LINEAR_CROSS_ENTROPY], ids=lambda operator: operator.name)
+@pytest.mark.parametrize("operator", [PAIRWISE_KL, LINEAR_CROSS_ENTROPY], ids=str)
 def test_all_logits_far_below_zero(operator):
     """Scores of items that do not exist, which fill up a tile, are 0: far above those that do."""
     case = make_case(operator, operator.small, device=DEVICE)

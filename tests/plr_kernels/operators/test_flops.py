@@ -52,3 +52,16 @@ def test_stream_attention():
         assert counted("stream_attention_forward", *tensors, None, None, 1.0, 0.0, "triton") == 2 * product
         arguments = (*tensors, None, None, meta(2, 3, 4), 1.0, 0.0, [True] * 5, "triton")
         assert counted("stream_attention_backward", query, *arguments) == 5 * product
+
+
+def test_stream_attention_counts_what_its_lengths_let_it_see():
+    pytest.importorskip("plr_kernels._cpp", reason="the extension is not built")
+    query, prefix, suffix = torch.randn(2, 3, 4, DIM), torch.randn(2, 3, 6, DIM), torch.randn(2, 3, 4, 1, DIM)
+    tensors = (query, prefix, prefix, suffix, suffix)
+    own = 2 * 4 * 1  # entries of the streams, of one head
+    for lengths, seen in (([6, 2], 4 * (6 + 2)), ([[1, 1, 2, 3], [0, 4, 5, 6]], 7 + 15)):
+        product = 2 * 3 * (seen + own) * DIM
+        given = torch.tensor(lengths)
+        assert counted("stream_attention_forward", *tensors, given, None, 1.0, 0.0, "cpp") == 2 * product
+        arguments = (*tensors, given, None, torch.zeros(2, 3, 4), 1.0, 0.0, [True] * 5, "cpp")
+        assert counted("stream_attention_backward", query, *arguments) == 5 * product

@@ -15,8 +15,8 @@ from plr_kernels import stream_attention, use_backend
 from plr_kernels.dispatch.backend import TRITON_INTERPRETED
 from tests.plr_kernels.harness import (
     LINEAR_CROSS_ENTROPY,
+    LOSSES,
     MIXTURE_CROSS_ENTROPY,
-    OPERATORS,
     STREAM_ATTENTION,
     Case,
     evaluate,
@@ -113,7 +113,7 @@ COUNTED = {"ignored": 0.0}
 
 @fused
 @infected
-@pytest.mark.parametrize("operator", OPERATORS[1:], ids=lambda operator: operator.name)
+@pytest.mark.parametrize("operator", LOSSES, ids=str)
 def test_losses(target, operator, value):
     if TRITON_INTERPRETED and value == -math.inf:
         pytest.skip("the interpreter takes a second for each")
@@ -135,7 +135,7 @@ INFINITE_SCORES = {
 
 
 @fused
-@pytest.mark.parametrize("operator", [LINEAR_CROSS_ENTROPY, MIXTURE_CROSS_ENTROPY], ids=lambda operator: operator.name)
+@pytest.mark.parametrize("operator", [LINEAR_CROSS_ENTROPY, MIXTURE_CROSS_ENTROPY], ids=str)
 @pytest.mark.parametrize("scores", INFINITE_SCORES)
 def test_infinite_scores(target, operator, scores):
     """A run that diverged has no loss of 0; and what is impossible does not count beside what is not."""

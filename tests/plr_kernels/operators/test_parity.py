@@ -15,6 +15,7 @@ from tests.plr_kernels.harness import (
     EXAMPLES,
     LAYOUTS,
     OPERATORS,
+    PAIRWISE_KL,
     STREAM_ATTENTION,
     assert_accurate,
     cast,
@@ -24,13 +25,13 @@ from tests.plr_kernels.harness import (
 )
 
 on_every_target = pytest.mark.parametrize(
-    ("target", "operator"), [pytest.param(t, o, id=f"{t}-{o.name}") for t, o in implemented()]
+    ("target", "operator"), [pytest.param(t, o, id=f"{t}-{o}") for t, o in implemented()]
 )
 in_every_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=lambda dtype: str(dtype).removeprefix("torch."))
 
 
 def output_dtype(operator, dtype):
-    return dtype if operator is STREAM_ATTENTION else torch.float32
+    return dtype if operator.name == "stream_attention" else torch.float32
 
 
 @pytest.fixture(autouse=True)
@@ -133,7 +134,7 @@ def test_autocast_casts_the_inputs_and_nothing_else(target, operator, dtype):
         assert torch.equal(result, expected[name].to(result.dtype)), name
 
 
-@pytest.mark.parametrize("operator", OPERATORS, ids=lambda operator: operator.name)
+@pytest.mark.parametrize("operator", OPERATORS, ids=str)
 def test_autocast_leaves_float64_alone(operator):
     case = make_case(operator, operator.small, dtype=torch.float64)
     with use_backend("reference"), torch.autocast("cpu", dtype=torch.bfloat16):
@@ -166,7 +167,7 @@ def test_second_derivative_is_right_or_refused(target, operator):
 def test_compiles_into_one_graph_for_all_shapes(target, operator):
     # The head dimension is a constant of the graph, since the scale of the attention follows from it. Without
     # dropout, whose random draws take long to trace; test_compiles_with_inductor has it.
-    first = operator.large | ({"dropout_p": 0.0} if operator is STREAM_ATTENTION else {})
+    first = operator.large | ({"dropout_p": 0.0} if operator.name == "stream_attention" else {})
     second = {name: size + 2 if type(size) is int and name != "dim" else size for name, size in first.items()}
     compiled = torch.compile(operator.public, fullgraph=True, dynamic=True, backend="aot_eager")
     with torch._dynamo.config.patch(error_on_recompile=True):
@@ -177,7 +178,7 @@ def test_compiles_into_one_graph_for_all_shapes(target, operator):
 
 def test_compiled_graph_follows_options_and_autocast():
     """What is chosen in Python is guarded on: a changed temperature or autocast state compiles anew, and right."""
-    operator = OPERATORS[1]
+    operator = PAIRWISE_KL
     case = make_case(operator, operator.small)
     compiled = torch.compile(operator.public, fullgraph=True, backend="aot_eager")
     for temperature in (1.0, 0.5, 0.25, 2.0):
@@ -195,7 +196,7 @@ def test_compiles_with_inductor():
     assert_accurate(evaluate(compiled, case), STREAM_ATTENTION, case)
 
 
-@pytest.mark.parametrize("operator", OPERATORS, ids=lambda operator: operator.name)
+@pytest.mark.parametrize("operator", OPERATORS, ids=str)
 def test_never_reads_a_value_on_the_host(operator):
     """Tensors on the meta device have no values: reading one, as a synchronising call would, raises."""
     case = make_case(operator, operator.small, device="meta")

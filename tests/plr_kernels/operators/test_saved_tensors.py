@@ -14,7 +14,7 @@ from plr_kernels import InfoNCE, LinearCrossEntropy, PairwiseKL, StreamAttention
 from tests.plr_kernels.harness import STREAM_ATTENTION, Operator, evaluate, implemented, make_case, targets
 
 on_every_target = pytest.mark.parametrize(
-    ("target", "operator"), [pytest.param(t, o, id=f"{t}-{o.name}") for t, o in implemented()]
+    ("target", "operator"), [pytest.param(t, o, id=f"{t}-{o}") for t, o in implemented()]
 )
 
 

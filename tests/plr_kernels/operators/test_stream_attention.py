@@ -42,7 +42,8 @@ def one_query_at_a_time(case):
     tensors = {name: tensor.double().tolist() for name, tensor in case.tensors.items()}
     batch, heads, streams, dim = case.tensors["query"].shape
     prefix, suffix = case.tensors["prefix_key"].shape[2], case.tensors["stream_key"].shape[3]
-    lengths = case.options.get("prefix_lengths", torch.full((batch,), prefix)).tolist()
+    lengths = case.options.get("prefix_lengths", torch.full((batch,), prefix))
+    lengths = (lengths if lengths.ndim == 2 else lengths[:, None].expand(batch, streams)).tolist()
     dropout_p = case.options["dropout_p"]
     keep_prefix = keep_own = None
     if dropout_p:
@@ -55,7 +56,7 @@ def one_query_at_a_time(case):
                 query = tensors["query"][b][h][m]
                 entries = [
                     (tensors["prefix_key"][b][h][p], tensors["prefix_value"][b][h][p], ("prefix", p))
-                    for p in range(lengths[b])
+                    for p in range(lengths[b][m])
                 ]
                 entries += [
                     (tensors["stream_key"][b][h][m][s], tensors["stream_value"][b][h][m][s], ("suffix", s))
@@ -75,7 +76,19 @@ def one_query_at_a_time(case):
     return output
 
 
-@pytest.mark.parametrize("sizes", [{}, {"dropout_p": 0.4}, {"suffix": 0}, {"prefix": 0}, {"lengths": None}], ids=str)
+@pytest.mark.parametrize(
+    "sizes",
+    [
+        {},
+        {"dropout_p": 0.4},
+        {"suffix": 0},
+        {"prefix": 0},
+        {"lengths": None},
+        {"per_query": True, "streams": 6, "dropout_p": 0.4},
+        {"per_query": True, "streams": 19, "suffix": 0},
+    ],
+    ids=str,
+)
 def test_equals_one_query_at_a_time(target, sizes):
     case = make(target, **sizes)
     output = stream_attention(**case.tensors, **case.options)
@@ -217,7 +230,18 @@ WRONG_ARGUMENTS = {
     "prefix_lengths must have dtype torch.int32 or torch.int64, found torch.float32": {
         "prefix_lengths": torch.zeros(3)
     },
-    r"prefix_lengths must have shape \[B=3\], found \[2\]": {"prefix_lengths": torch.zeros(2, dtype=torch.int64)},
+    r"prefix_lengths must have shape \[B=3\] or \[B=3, M=2\], found \[2\]": {
+        "prefix_lengths": torch.zeros(2, dtype=torch.int64)
+    },
+    r"prefix_lengths must have shape \[B=3\] or \[B=3, M=2\], found \[3, 5\]": {
+        "prefix_lengths": torch.zeros(3, 5, dtype=torch.int64)
+    },
+    r"prefix_lengths must have shape \[B=3\] or \[B=3, M=2\], found \[3, 2, 1\]": {
+        "prefix_lengths": torch.zeros(3, 2, 1, dtype=torch.int64)
+    },
+    r"prefix_lengths must be in \[0, P\] \(P=5\), found 6 at position \[2, 1\]": {
+        "prefix_lengths": torch.tensor([[5, 5], [0, 1], [3, 6]])
+    },
     r"prefix_lengths must be in \[0, P\] \(P=5\), found 6 at position \[1\]": {
         "prefix_lengths": torch.tensor([5, 6, 0])
     },

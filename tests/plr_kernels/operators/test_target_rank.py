@@ -198,9 +198,7 @@ WRONG = {
     "items must have shape [V, D=3], found [5, 2]": {"items": torch.zeros(5, 2)},
     "targets must have shape [R=4], found [3]": {"targets": torch.zeros(3, dtype=torch.int64)},
     "targets must be in [0, V) (V=5), found -1 at position [1]": {"targets": torch.tensor([0, -1, 2, 3])},
-    "exclude must be in [0, V), or -1 as padding (V=5), found 5 at position [0, 0]": {
-        "exclude": torch.full((4, 1), 5)
-    },
+    "exclude must be in [0, V), or -1 as padding (V=5), found 5 at position [0, 0]": {"exclude": torch.full((4, 1), 5)},
     "exclude must have shape [R=4, X], found [5, 1]": {"exclude": torch.zeros(5, 1, dtype=torch.int64)},
 }
 

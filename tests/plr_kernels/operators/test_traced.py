@@ -12,10 +12,10 @@ from plr_kernels import linear_cross_entropy, stream_attention, top_items, use_b
 from tests.plr_kernels.harness import OPERATORS, evaluate, implemented, make_case, targets
 
 on_every_target = pytest.mark.parametrize(
-    ("target", "operator"), [pytest.param(t, o, id=f"{t}-{o.name}") for t, o in implemented()]
+    ("target", "operator"), [pytest.param(t, o, id=f"{t}-{o}") for t, o in implemented()]
 )
 for_every_target = pytest.mark.parametrize("target", targets(), ids=str)
-every_operator = pytest.mark.parametrize("operator", OPERATORS, ids=lambda operator: operator.name)
+every_operator = pytest.mark.parametrize("operator", OPERATORS, ids=str)
 
 
 @pytest.fixture(autouse=True)

@@ -49,9 +49,7 @@ def test_results_and_gradients_are_those_of_float64(mask, is_causal):
     torch.manual_seed(1)
     keep = keep_mask((H, B, L, L), levels(P)).transpose(0, 1)
     torch.manual_seed(1)
-    mine = results(
-        lambda *qkv: sequence_attention(*qkv, mask=mask, is_causal=is_causal, dropout_p=P), tensors, weights
-    )
+    mine = results(lambda *qkv: sequence_attention(*qkv, mask=mask, is_causal=is_causal, dropout_p=P), tensors, weights)
 
     def plain(dtype):
         copies = [tensor.detach().to(dtype).requires_grad_() for tensor in tensors]
@@ -121,9 +119,7 @@ def test_keys_and_values_and_their_gradients_are_those_of_float64(monkeypatch, s
         return [split_heads(half, H) for half in functional.linear(leaf, layer.weight, layer.bias).chunk(2, dim=-1)]
 
     mine = results(lambda layer, leaf: keys_values(leaf, layer, H), torch.float32)
-    for result, single, truth in zip(
-        mine, results(plain, torch.float32), results(plain, torch.float64), strict=True
-    ):
+    for result, single, truth in zip(mine, results(plain, torch.float32), results(plain, torch.float64), strict=True):
         assert error(result, truth) <= 4 * max(error(single, truth), torch.finfo(torch.float32).eps)
 
 

@@ -35,8 +35,7 @@ def new_layer(p):
 def masks(rows, dropped):
     """[2, R, d]: for every block that of attention, then that of the feed-forward part."""
     blocks = [
-        torch.stack([keep_mask((min(8, rows - first), DIM), dropped) for _ in range(2)])
-        for first in range(0, rows, 8)
+        torch.stack([keep_mask((min(8, rows - first), DIM), dropped) for _ in range(2)]) for first in range(0, rows, 8)
     ]
     return torch.cat(blocks, dim=1)
 

@@ -31,9 +31,7 @@ def sequence_batch(lengths=(5, 1, 12, 3), seed=0):
 def written_out_scores(model, items, masked):
     """Scores [V] at each masked position of one sequence, from the encoder's parts, without batching."""
     table = model.items.embedding.weight
-    embeddings = torch.stack(
-        [model.mask.weight[0] if i in masked else table[item] for i, item in enumerate(items)]
-    )
+    embeddings = torch.stack([model.mask.weight[0] if i in masked else table[item] for i, item in enumerate(items)])
     hidden = model.encoder.encode(embeddings[None], torch.tensor([len(items)]), all_positions=True).hidden[0]
     scores = {}
     for place in masked:
@@ -83,9 +81,7 @@ def test_the_loss_is_that_of_the_masked_items_and_they_are_hidden(monkeypatch):
     for row, length in enumerate(lengths.tolist()):
         masked = places[row, : counts[row]].tolist()
         scores = written_out_scores(model, items[row, :length].tolist(), masked)
-        terms += [
-            functional.cross_entropy(scores[place][None] / 0.7, items[row, place][None]) for place in masked
-        ]
+        terms += [functional.cross_entropy(scores[place][None] / 0.7, items[row, place][None]) for place in masked]
     torch.testing.assert_close(actual, torch.stack(terms).mean(), rtol=1e-10, atol=1e-10)
 
 

@@ -147,9 +147,7 @@ def test_evaluation_does_not_depend_on_the_other_rows_or_on_what_was_drawn_befor
     together = model.user_embedding(batch)
     for row, length in enumerate(batch.lengths.tolist()):
         torch.manual_seed(row)
-        alone = replace(
-            batch, item_ids=batch.item_ids[row : row + 1, :length], lengths=batch.lengths[row : row + 1]
-        )
+        alone = replace(batch, item_ids=batch.item_ids[row : row + 1, :length], lengths=batch.lengths[row : row + 1])
         close(model.user_embedding(alone)[0], together[row])
 
 

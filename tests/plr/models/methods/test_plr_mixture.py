@@ -110,9 +110,7 @@ def test_consistency_draws_the_views_of_each_distribution_together(mixing):
     mixed = (weights[:, :, None] * p).sum(dim=1)
     close(losses["next_item"], -torch.log(mixed[torch.arange(8), batch.targets.repeat(2)]).mean())
     one, two = p[:4].flatten(0, 1), p[4:].flatten(0, 1)
-    divergences = [
-        (published.divergence(a, b) + published.divergence(b, a)) / 2 for a, b in zip(one, two, strict=True)
-    ]
+    divergences = [(published.divergence(a, b) + published.divergence(b, a)) / 2 for a, b in zip(one, two, strict=True)]
     close(losses["consistency"], 0.3 * torch.stack(divergences).mean())
     assert losses["consistency"] > 1e-3
 
@@ -169,9 +167,7 @@ class TestDefaults:
         config = small_config(method=method)
         assert (config.kl_weight, config.contrastive_weight) == (0.1, 1.0)
 
-    @pytest.mark.parametrize(
-        ("mixing", "refused"), [("distributions", "ranking"), ("states", "component")]
-    )
+    @pytest.mark.parametrize(("mixing", "refused"), [("distributions", "ranking"), ("states", "component")])
     def test_parts_of_the_fast_state_that_do_not_fit(self, mixing, refused):
         with pytest.raises(ConfigError, match=f"fast_state must be one of .* for mixture {mixing}; found '{refused}'"):
             small_config(mixture=mixing, fast_state=refused)
