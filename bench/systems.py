@@ -114,7 +114,7 @@ def summary(cells: dict[Cell, dict[int, RunFolder]]) -> tuple[str, dict[str, Any
     config = Config.load(some.config)
     dataset = load_dataset(config)
     popularity = metrics(popularity_ranks(dataset.popularity(), dataset.target_items("test")))
-    comparisons = against_base(cells)
+    comparisons = against("base", cells)
 
     lines = [
         *header("backbone", "method", *METRICS, "seeds", "NDCG@10 − base, per user"),
@@ -143,8 +143,8 @@ def summary(cells: dict[Cell, dict[int, RunFolder]]) -> tuple[str, dict[str, Any
         "",
         f"Test of {len(dataset.targets['test'])} rows, all {dataset.num_items} items ranked, {dataset.split} split, "
         f"at most {config.epochs} epochs; mean and standard deviation over seeds. The last column: difference to the "
-        "bare backbone per user, averaged over the seeds both have, 95 % interval, and p of the paired t-test, "
-        "Holm-corrected over the table.",
+        "bare backbone per user, averaged over the seeds both have, 95 % interval over users and seeds, and p of the "
+        "paired t-test over users, Holm-corrected over the table.",
     ]
     if missing:
         lines += ["", f"Not run: {', '.join(missing)}."]
@@ -159,14 +159,14 @@ def without_folders(values: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def against_base(cells: dict[Cell, dict[int, RunFolder]]) -> dict[Cell, tuple[Comparison, float]]:
-    """Compare every method with its bare backbone on the seeds that both have; p-values Holm-corrected over all."""
+def against(reference: str, cells: dict[Cell, dict[int, RunFolder]]) -> dict[Cell, tuple[Comparison, float]]:
+    """Compare each method with `reference` on its backbone and the seeds that both have; p Holm-corrected over all."""
     found = {}
     for cell, folders in cells.items():
-        base = cells.get((cell[0], "base"), {})
-        seeds = sorted(set(folders) & set(base))
-        if cell[1] != "base" and seeds:
-            pair = [[load_ranking(runs[seed].ranks("test")) for seed in seeds] for runs in (folders, base)]
+        other = cells.get((cell[0], reference), {})
+        seeds = sorted(set(folders) & set(other))
+        if cell[1] != reference and seeds:
+            pair = [[load_ranking(runs[seed].ranks("test")) for seed in seeds] for runs in (folders, other)]
             found[cell] = compare(*pair, k=10)
     corrected = holm([comparison.p_value for comparison in found.values()]) if found else []
     return {cell: (comparison, float(p)) for (cell, comparison), p in zip(found.items(), corrected, strict=True)}

@@ -1,13 +1,15 @@
 """A search of equal size for every method, on validation rows; then the chosen settings with several seeds.
 
     python -m bench.tuning --name beauty --data Beauty.txt --out runs/tuning
+    python -m bench.tuning --name steam --data Steam.csv.gz --out runs/steam --set exclude_seen=true --against plr \
+        --methods base heads erl prl lares plr-states plr --trials 8 --seeds 5
 
 Trial 0 of a method has the settings of `bench.systems`. Every further one takes values from SHARED, the same for all
 methods in the same trial, and from OWN, what only that method has; each value of a field comes as often as the others.
 Trials have seed 0. The one with the best validation NDCG@10 is retrained with --final-epochs and --seeds seeds, and
 only those runs are tested. Finished runs are not repeated, interrupted ones are resumed. Writes every trial's settings
-and validation, the chosen settings' test metrics and each method against the bare one to bench/results/tuning-NAME.md
-and .json.
+and validation, the chosen settings' test metrics and each method against one of them to
+bench/results/tuning-NAME.md and .json: after the search, and again after every round of seeds.
 """
 
 from __future__ import annotations
@@ -20,9 +22,18 @@ from typing import Any
 
 from bench.records import RESULTS, write_record, write_text
 from bench.summary import METRICS, header, scores_of_runs, trained
-from bench.systems import COMMON, METHODS, against_base, described
+from bench.systems import COMMON, METHODS, against, described, settings
 from plr.config import Config
 from plr.runs import RunFolder
+
+# Beside the methods: what tells apart why one of them is better. M linear maps of h_0 instead of M reasoned streams;
+# two views that agree, without streams; the streams' parameters and more, without streams.
+CONTROLS: dict[str, dict[str, Any]] = {
+    "heads": {"method": "plr", "reasoning": False},
+    "base-rdrop": {"method": "base", "consistency_weight": 0.1},
+    "base-wide": {"method": "base", "dim": 128, "ffn_dim": 512},
+}
+SYSTEMS = METHODS | CONTROLS
 
 SHARED: dict[str, tuple[float, ...]] = {
     "lr": (1e-3, 2e-3, 4e-3),
@@ -45,6 +56,9 @@ OWN: dict[str, dict[str, tuple[float, ...]]] = {
         "kl_weight": (0.01, 0.1, 1.0),
         "contrastive_weight": (0.03, 0.1, 0.3, 1.0),
     },
+    "heads": {"streams": (2, 4, 8), "consistency_weight": (0.0, 0.1, 0.3)},
+    "base-rdrop": {"consistency_weight": (0.03, 0.1, 0.3)},
+    "base-wide": {},
 }
 
 
@@ -70,9 +84,10 @@ class Search:
         """Keep the command's arguments."""
         self.arguments = arguments
 
-    def run(self, name: str, method: str, settings: dict[str, float], epochs: int, seed: int) -> RunFolder:
+    def run(self, name: str, method: str, chosen_values: dict[str, float], epochs: int, seed: int) -> RunFolder:
         """Return a finished run, training it first where it is not."""
-        values: dict[str, Any] = COMMON | METHODS[method] | settings
+        given = settings(self.arguments.set, (self.arguments.backbone, method))
+        values: dict[str, Any] = COMMON | SYSTEMS[method] | given | chosen_values
         config = Config(
             data=self.arguments.data,
             out=str(self.arguments.out / f"{self.arguments.backbone}-{method}-{name}"),
@@ -87,36 +102,39 @@ class Search:
 
     def trial(self, method: str, trial: int) -> dict[str, Any]:
         """Return what a trial was and how it did on the validation rows."""
-        settings = drawn(method, trial)
-        found = self.run(f"trial{trial}", method, settings, self.arguments.epochs, 0).read_metrics()
-        return {"settings": settings, "ndcg@10": found["valid"]["ndcg@10"], "best_epoch": found["best_epoch"]}
+        values = drawn(method, trial)
+        found = self.run(f"trial{trial}", method, values, self.arguments.epochs, 0).read_metrics()
+        return {"settings": values, "ndcg@10": found["valid"]["ndcg@10"], "best_epoch": found["best_epoch"]}
 
-    def finals(self, method: str, settings: dict[str, float]) -> dict[int, RunFolder]:
-        """Return the runs of the chosen settings, by seed."""
-        return {
-            seed: self.run(f"final-seed{seed}", method, settings, self.arguments.final_epochs, seed)
-            for seed in range(self.arguments.seeds)
-        }
+    def final(self, method: str, values: dict[str, float], seed: int) -> RunFolder:
+        """Return the run of a method's chosen settings with a seed."""
+        return self.run(f"final-seed{seed}", method, values, self.arguments.final_epochs, seed)
 
 
-def table(trials: dict[str, list[dict[str, Any]]], finals: dict[str, dict[int, RunFolder]]) -> str:
+def table(trials: dict[str, list[dict[str, Any]]], finals: dict[str, dict[int, RunFolder]], reference: str) -> str:
     """Return the Markdown table of the search and of the chosen settings' test."""
-    comparisons = against_base({("", method): folders for method, folders in finals.items()})
-    columns = ("method", "validation NDCG@10: untuned, best of trials", "chosen", *METRICS, "NDCG@10 − base, per user")
+    comparisons = against(reference, {("", method): folders for method, folders in finals.items()})
+    difference = f"NDCG@10 − {reference}, per user"
+    columns = ("method", "validation NDCG@10: untuned, best of trials", "chosen", *METRICS, difference)
     lines = header(*columns)
     for method, found in trials.items():
         best = chosen(found)
-        settings = ", ".join(f"{name} {value:g}" for name, value in best["settings"].items()) or "untuned"
+        values = ", ".join(f"{name} {value:g}" for name, value in best["settings"].items()) or "untuned"
         runs = [folder.read_metrics() for folder in finals[method].values()]
         cells = (
             method,
             f"{found[0]['ndcg@10']:.4f}, {best['ndcg@10']:.4f}",
-            settings,
-            *scores_of_runs(runs),
+            values,
+            *(scores_of_runs(runs) if runs else [""] * len(METRICS)),
             described(comparisons.get(("", method))),
         )
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
+
+
+def settled(trials: list[dict[str, Any]]) -> bool:
+    """Whether the second half of the trials brought nothing better than the first: more would hardly either."""
+    return chosen(trials) in trials[: -(-len(trials) // 2)]
 
 
 def chosen(trials: list[dict[str, Any]]) -> dict[str, Any]:
@@ -131,27 +149,52 @@ def main() -> None:
     parser.add_argument("--data", required=True, help="as in `plr train`")
     parser.add_argument("--out", type=Path, required=True, help="folder for the runs")
     parser.add_argument("--backbone", default="sasrec", choices=("sasrec", "bert4rec"))
-    parser.add_argument("--methods", nargs="+", default=["base", "erl", "prl", "plr"], choices=METHODS)
+    parser.add_argument("--methods", nargs="+", default=["base", "erl", "prl", "plr"], choices=SYSTEMS)
+    parser.add_argument("--against", default="base", help="the method that the others are compared with")
     parser.add_argument("--trials", type=int, default=6, help="trials per method, including the untuned one")
     parser.add_argument("--seeds", type=int, default=3, help="number of seeds for the chosen settings")
     parser.add_argument("--epochs", type=int, default=8, help="maximum number of epochs of a trial")
     parser.add_argument("--final-epochs", type=int, default=20, help="maximum number of epochs of the chosen settings")
     parser.add_argument("--threads", type=int, default=0)
+    parser.add_argument(
+        "--set", nargs="+", action="extend", default=[], metavar="[METHOD:]FIELD=VALUE", help="for all runs"
+    )
     arguments = parser.parse_args()
+    if arguments.against not in arguments.methods:
+        parser.error(f"--against must be one of --methods; found {arguments.against!r}")
 
     search = Search(arguments)
     trials: dict[str, list[dict[str, Any]]] = {method: [] for method in arguments.methods}
     for number in range(arguments.trials):  # trial by trial: an interrupted search has as many of each method
         for method in arguments.methods:
             trials[method].append(search.trial(method, number))
-    finals = {method: search.finals(method, chosen(found)["settings"]) for method, found in trials.items()}
+    finals: dict[str, dict[int, RunFolder]] = {method: {} for method in arguments.methods}
+    write(arguments, trials, finals)
+    for seed in range(arguments.seeds):  # seed by seed: an interrupted test is complete for the first seeds
+        for method in arguments.methods:
+            finals[method][seed] = search.final(method, chosen(trials[method])["settings"], seed)
+        write(arguments, trials, finals)
+    print((RESULTS / f"tuning-{arguments.name}.md").read_text())
 
-    text = table(trials, finals) + (
+
+def write(
+    arguments: argparse.Namespace,
+    trials: dict[str, list[dict[str, Any]]],
+    finals: dict[str, dict[int, RunFolder]],
+) -> None:
+    """Write the table and the record of what is finished."""
+    seeds = len(finals[arguments.methods[0]])
+    unsettled = [method for method, found in trials.items() if not settled(found)]
+    text = table(trials, finals, arguments.against) + (
         f"\nSearched: {arguments.trials} trials of each method, seed 0, at most {arguments.epochs} epochs, chosen by "
-        f"validation. Tested: the chosen settings, {arguments.seeds} seeds, at most {arguments.final_epochs} epochs; "
-        "mean and standard deviation. The last column: difference per user, averaged over seeds, 95 % interval, and p "
-        "of the paired t-test, Holm-corrected over the table.\n"
+        f"validation. Tested: the chosen settings, {seeds} seeds, at most {arguments.final_epochs} epochs; "
+        "mean and standard deviation. The last column: difference per user, averaged over seeds, 95 % interval over "
+        "users and seeds, and p of the paired t-test over users, Holm-corrected over the table.\n"
     )
+    if arguments.set:
+        text += f"Set for all: {', '.join(arguments.set)}.\n"
+    if unsettled:
+        text += f"Best trial in the search's second half, so that more may find better: {', '.join(unsettled)}.\n"
     record = {
         method: {
             "trials": trials[method],
@@ -162,9 +205,9 @@ def main() -> None:
         }
         for method in arguments.methods
     }
-    write_record(RESULTS / f"tuning-{arguments.name}.json", {"common": COMMON, "methods": record})
+    written = {"common": COMMON, "set": arguments.set, "methods": record}
+    write_record(RESULTS / f"tuning-{arguments.name}.json", written)
     write_text(RESULTS / f"tuning-{arguments.name}.md", text)
-    print(text)
 
 
 if __name__ == "__main__":

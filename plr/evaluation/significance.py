@@ -20,7 +20,8 @@ class Comparison:
     Attributes:
         n: users compared.
         difference: mean over users of first - second.
-        low, high: bootstrap percentile confidence interval of the difference.
+        low, high: bootstrap percentile confidence interval of the difference: over users, and over the runs of a system
+            that has several.
         t: Student's paired t statistic, n - 1 degrees of freedom.
         p_value: two-sided p-value of t; correct several of them with `holm`.
     """
@@ -44,6 +45,9 @@ def compare(
 ) -> Comparison:
     """Compare two systems by each user's ndcg@k, averaged over the user's rows and the system's runs (seeds).
 
+    The t-test is over the users, of runs' means. The interval draws users and, of each system with several runs, runs:
+    it is of what another training of both would show to other users.
+
     Args:
         first, second: one ranking per run of each system, all of the same users and targets, in any order.
         k: the cut-off of the metric.
@@ -55,13 +59,7 @@ def compare(
     if not first or not second:
         raise ValueError("each system needs at least one ranking")
     values = per_user_ndcg([*first, *second], k)
-    return paired_comparison(
-        values[: len(first)].mean(0),
-        values[len(first) :].mean(0),
-        confidence=confidence,
-        resamples=resamples,
-        seed=seed,
-    )
+    return _comparison(values[: len(first)], values[len(first) :], confidence, resamples, seed)
 
 
 def per_user_ndcg(rankings: Sequence[Ranking], k: int = 10) -> NDArray[np.float64]:
@@ -108,9 +106,16 @@ def paired_comparison(
         raise ValueError(f"need two [n] of the same n >= 2; found {list(first.shape)} and {list(second.shape)}")
     if not 0 < confidence < 1 or resamples < 1:
         raise ValueError(f"need 0 < confidence < 1 and resamples >= 1; found {confidence} and {resamples}")
-    differences = first - second
-    if not np.isfinite(differences).all():
+    if not np.isfinite(first - second).all():
         raise ValueError("the values to compare must be finite")
+    return _comparison(first[None], second[None], confidence, resamples, seed)
+
+
+def _comparison(
+    first: NDArray[np.float64], second: NDArray[np.float64], confidence: float, resamples: int, seed: int
+) -> Comparison:
+    """Compare the runs' values of the same users, [runs, n] each."""
+    differences = first.mean(0) - second.mean(0)  # [n]
     n = len(differences)
     mean = differences.mean()
     if np.ptp(differences) == 0:
@@ -118,9 +123,19 @@ def paired_comparison(
     else:
         t = float(mean / differences.std(ddof=1) * math.sqrt(n))
     generator = np.random.default_rng(seed)
-    means = [differences[generator.integers(n, size=n)].mean() for _ in range(resamples)]
+    several = len(first) > 1 or len(second) > 1
+    means = []
+    for _ in range(resamples):
+        drawn = _drawn_mean(first, generator) - _drawn_mean(second, generator) if several else differences
+        means.append(drawn[generator.integers(n, size=n)].mean())
     low, high = np.quantile(means, [(1 - confidence) / 2, (1 + confidence) / 2])
     return Comparison(n, float(mean), float(low), float(high), t, student_t_p_value(t, n - 1))
+
+
+def _drawn_mean(values: NDArray[np.float64], generator: np.random.Generator) -> NDArray[np.float64]:
+    """Return the mean [n] of as many rows of [runs, n] as there are, drawn with replacement."""
+    runs = len(values)
+    return np.bincount(generator.integers(runs, size=runs), minlength=runs) / runs @ values
 
 
 def holm(p_values: ArrayLike) -> NDArray[np.float64]:

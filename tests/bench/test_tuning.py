@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from bench.summary import scores_of_runs
-from bench.tuning import OWN, SHARED, chosen, drawn
+from bench.tuning import OWN, SHARED, SYSTEMS, chosen, drawn, settled
 from plr.config import Config
 
 RESULTS = Path(__file__).parents[2] / "bench" / "results"
@@ -33,6 +33,19 @@ def test_values_of_a_field_come_equally_often(method):
 def test_the_first_of_equally_good_trials_is_chosen():
     trials = [{"ndcg@10": value, "number": number} for number, value in enumerate((0.1, 0.3, 0.2, 0.3))]
     assert chosen(trials)["number"] == 1
+
+
+def test_a_search_is_settled_when_its_second_half_found_nothing_better():
+    for best, expected in ((0, True), (2, True), (3, False), (4, False)):
+        values = [0.1] * 5
+        values[best] = 0.2
+        assert settled([{"ndcg@10": value, "number": number} for number, value in enumerate(values)]) is expected
+
+
+def test_every_system_has_a_search_space_and_can_be_configured():
+    assert set(OWN) == set(SYSTEMS)
+    for values in SYSTEMS.values():
+        Config(data="d", out="o", **values)
 
 
 def test_the_committed_table_has_what_its_record_has():

@@ -130,6 +130,19 @@ def test_systems_are_compared_by_the_mean_of_their_runs():
     assert comparison.n == 3
 
 
+def test_the_interval_of_several_runs_is_over_the_runs_too():
+    """Runs that differ in all users alike: drawing users alone would give an interval of no width."""
+    users, targets = list(range(40)), [3] * 40
+    first, second = ([ranking(users, targets, [float(rank)] * 40) for rank in ranks] for ranks in ((1, 3), (7, 7)))
+    comparison = compare(first, second, resamples=400)
+    best, middle, third = (1 / math.log2(rank + 1) for rank in (1, 3, 7))
+    assert comparison.difference == pytest.approx((best + middle) / 2 - third)
+    assert comparison.low == pytest.approx(middle - third)  # both draws were the second run: one in four
+    assert comparison.high == pytest.approx(best - third)
+    one = compare(first[:1], second[:1], resamples=400)
+    assert (one.low, one.high) == (pytest.approx(best - third), pytest.approx(best - third))
+
+
 def test_systems_of_different_rows_or_without_runs_are_not_compared():
     one = ranking([0, 1], [4, 4], [1.0, 2.0])
     with pytest.raises(ValueError, match="one split"):
