@@ -24,7 +24,7 @@ from plr.options import (
     TrainingOptions,
     UniSRecOptions,
 )
-from plr.systems import BACKBONES, REFUSALS, Method, RowKind, method_of, row_kinds
+from plr.systems import BACKBONES, REFUSALS, Method, RowKind, method_of, row_kinds, why_no_sequences
 
 
 # The options of a base stand behind those of the bases to its right: dataclasses collect fields from the last base on.
@@ -56,6 +56,11 @@ class Config(
         self._check_system()
         if self.temperature is None:  # set here, so that config.yaml says what was used
             self.temperature = BACKBONES[self.backbone].temperature
+        if self.min_context is None:
+            # Base and Cloze train on sequences by default, in windows that follow each other.
+            follows = self.system.row_kinds[0] == "sequence"
+            self.min_context = 1 if follows else -(-3 * self.max_length // 4)
+        self.require("min_context", self.min_context <= self.max_length, f"at most max_length={self.max_length}")
 
     @property
     def system(self) -> Method:
@@ -87,9 +92,15 @@ class Config(
             raise ConfigError(f"feature_fields {list(self.feature_fields)} were chosen, but features names no file")
         possible = row_kinds(self.backbone, self.system)
         if self.training_rows not in ("auto", *possible):
+            reason = f": {why_no_sequences(self.backbone, self.system)}" if self.training_rows == "sequence" else ""
             raise ConfigError(
                 f"training_rows must be {' or '.join(possible)} for method {self.method!r} on backbone "
-                f"{self.backbone!r}; found {self.training_rows!r}"
+                f"{self.backbone!r}; found {self.training_rows!r}{reason}"
+            )
+        if self.targets_per_row and (self.row_kind != "sequence" or not backbone.causal):
+            raise ConfigError(
+                "targets_per_row is for sequence rows of a causal backbone; "
+                f"found {self.targets_per_row} with {self.row_kind} rows on backbone {self.backbone!r}"
             )
 
     def decisive(self) -> dict[str, Any]:
@@ -143,8 +154,8 @@ def read_fields(path: Path) -> dict[str, Any]:
     return FORMER_VALUES | values if "provenance" in values else values
 
 
-_DERIVED = ("temperature", "kl_weight", "contrastive_weight", "trigger_std", "fast_state")
-"""The options whose defaults depend on the backbone, the method or the mixture."""
+_DERIVED = ("temperature", "kl_weight", "contrastive_weight", "trigger_std", "fast_state", "min_context")
+"""The options whose defaults depend on other options: the backbone, the method, the mixture or the length."""
 
 
 def without_derived(values: dict[str, Any]) -> dict[str, Any]:

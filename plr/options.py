@@ -481,10 +481,16 @@ class TrainingOptions(Options):
     """The training loop.
 
     Args:
-        training_rows: prefix (a row per history and target), sequence (a row per user, all positions), auto: what
-            the method prefers and the backbone can use.
+        training_rows: prefix (a row per history and target), sequence (a row per user, encoded once for the targets at
+            all its positions), auto: what the method prefers and the backbone can use.
+        targets_per_row: sequence rows: deal a user's targets at random, in each epoch anew, to rows of at most this
+            many, each with dropout masks of its own; 0: one row has them all.
+        min_context: sequence rows: a history longer than max_length is cut into windows that overlap, so that each
+            target has at least this many items before it, or all there are. By default 1 for base (no overlap), and
+            three quarters of max_length for the other methods.
         batch_order: length, rows of like length together, of which little is padded, or shuffled.
-        batch_size: training rows per step.
+        batch_size: training rows per step. A prefix row has one target; a sequence row has as many as its user (in a
+            window), or up to targets_per_row: a step has that many times more targets. Losses are means over targets.
         epochs: at most this many.
         patience: stop after this many epochs without a better validation NDCG@10.
         refit: after the best epoch is found on the validation rows, retrain for that many epochs on training and
@@ -497,6 +503,8 @@ class TrainingOptions(Options):
     """
 
     training_rows: Literal["auto", "prefix", "sequence"] = option("auto")
+    targets_per_row: int = option(0, at_least(0))
+    min_context: int | None = option(None, at_least(1))
     batch_order: Literal["length", "shuffled"] = option("length")
     batch_size: int = option(2048, at_least(1))
     epochs: int = option(200, at_least(1))

@@ -17,6 +17,7 @@ __all__ = [
     "RowKind",
     "method_of",
     "row_kinds",
+    "why_no_sequences",
 ]
 
 RowKind = Literal["prefix", "sequence"]
@@ -30,14 +31,16 @@ class Method:
     Attributes:
         model: its class, as "file.Class" in `plr.models.methods`.
         description: one sentence, and where the method was published.
-        row_kind: the training rows it prefers: "prefix" (one row per history and target) or "sequence" (one row per
-            sequence, a target at every position).
+        row_kinds: the training rows it can have, the preferred ones first: "prefix" (one row per history and target),
+            "sequence" (one row per sequence, a target at every position).
+        no_sequences: why it cannot have the latter.
         post_training: what phase "rpt" trains, where the method has one.
     """
 
     model: str
     description: str = ""
-    row_kind: RowKind = "prefix"
+    row_kinds: tuple[RowKind, ...] = ("prefix",)
+    no_sequences: str = ""
     post_training: Method | None = None
 
 
@@ -85,7 +88,7 @@ BACKBONES = {
         "(BERT4Rec as published, Sun et al. 2019); a baseline of its own",
         causal=False,
         row_kinds=("sequence",),
-        base=Method("cloze.ClozeRecommender", row_kind="sequence"),
+        base=Method("cloze.ClozeRecommender", row_kinds=("sequence",)),
         extra_positions=1,
     ),
     "unisrec": Backbone(
@@ -100,24 +103,31 @@ BACKBONES = {
 }
 
 METHODS = {
-    "base": Method("base.BaseRecommender", "the bare backbone, no reasoning", row_kind="sequence"),
+    "base": Method("base.BaseRecommender", "the bare backbone, no reasoning", row_kinds=("sequence", "prefix")),
     "erl": Method(
         "erl.ERLRecommender",
         "one stream, the mean of its steps, kept apart by their divergence (ReaRec, arXiv 2503.22675)",
+        row_kinds=("prefix", "sequence"),
     ),
     "prl": Method(
         "prl.PRLRecommender",
         "one stream, its last step, every earlier one predicting hotter, robust to noise (ReaRec, 2025)",
+        row_kinds=("prefix", "sequence"),
     ),
     "lares": Method(
         "lares.LARESRecommender",
         "a depth-recurrent block refines the states of all positions; alignment losses, then reinforcement "
         "(LARES, arXiv 2505.16865)",
-        post_training=Method("lares_post_training.PostTrainedLARES"),
+        no_sequences="it aligns each sequence with another one that has the same target",
+        post_training=Method(
+            "lares_post_training.PostTrainedLARES",
+            no_sequences="post-training chooses its rows by their targets",
+        ),
     ),
     "plr": Method(
         "plr.PLRRecommender",
         "parallel reasoning streams over the cached prefix, mixed by a gate (PLR, arXiv 2601.03153)",
+        row_kinds=("prefix", "sequence"),
     ),
 }
 
@@ -146,4 +156,11 @@ def method_of(backbone: str, method: str, phase: str) -> Method:
 
 def row_kinds(backbone: str, method: Method) -> list[RowKind]:
     """Return the kinds of rows that the method can train on and the backbone may see, the preferred one first."""
-    return [kind for kind in dict.fromkeys((method.row_kind, "prefix")) if kind in BACKBONES[backbone].row_kinds]
+    return [kind for kind in method.row_kinds if kind in BACKBONES[backbone].row_kinds]
+
+
+def why_no_sequences(backbone: str, method: Method) -> str:
+    """Return why the method on the backbone cannot have sequence rows."""
+    if "sequence" not in BACKBONES[backbone].row_kinds:
+        return "its encoder reads both ways, and would see the targets of all positions but the last"
+    return method.no_sequences

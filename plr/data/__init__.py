@@ -8,15 +8,18 @@ for index in LengthGroupedBatches(rows.lengths, 256, shuffle=True, seed=0):
 
 from plr.data.batching import LengthGroupedBatches
 from plr.data.dataset import SequenceDataset
+from plr.data.dealt import DealtRows
 from plr.data.opened import open_prepared, prepare
 from plr.data.positives import SameTargetPositives
-from plr.data.rows import Batch, Rows
+from plr.data.rows import Batch, CountedTargets, Rows
 from plr.errors import DataError
 from plr.prepare.options import PrepareOptions
 
 __all__ = [
     "Batch",
+    "CountedTargets",
     "DataError",
+    "DealtRows",
     "LengthGroupedBatches",
     "PrepareOptions",
     "Rows",

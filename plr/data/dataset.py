@@ -96,17 +96,20 @@ class SequenceDataset:
         """Return the ascending flat positions of the targets of one split: int64 [R]."""
         return (self.roles == SPLITS.index(split) + 1).nonzero().squeeze(1)
 
-    def rows(self, split: str, max_length: int, kind: str = "prefix") -> Rows:
+    def rows(self, split: str, max_length: int, kind: str = "prefix", *, min_context: int = 1) -> Rows:
         """Return the rows of ``split``.
 
         kind "prefix": one row per target; its history is the up to ``max_length`` items directly before it.
         kind "sequence" (training only): windows of up to ``max_length`` consecutive inputs with a target at
         every position. Windows are cut from a user's newest target backwards, so that only the oldest is
-        short; together they cover every training target exactly once.
+        short; together they cover every training target exactly once. Each overlaps the window before it by
+        ``min_context`` - 1 inputs, whose targets count there: a target that counts has at least ``min_context``
+        inputs before it, or all that the user has. With 1 no windows overlap; with ``max_length`` each target
+        beyond a user's oldest window has a window of its own, and the inputs of its prefix row.
 
         Raises:
-            ValueError: for an unknown split or kind, a max_length below 1, or kind "sequence" of another
-                split than train.
+            ValueError: for an unknown split or kind, a max_length below 1, a min_context outside
+                1..max_length, or kind "sequence" of another split than train.
         """
         if split not in SPLITS:
             raise ValueError(f"split must be one of {', '.join(SPLITS)}; found {split!r}")
@@ -118,7 +121,9 @@ class SequenceDataset:
             raise ValueError(f"kind must be 'prefix' or 'sequence'; found {kind!r}")
         if split != "train":
             raise ValueError(f"kind 'sequence' is for training rows; use kind 'prefix' for {split!r}")
-        return self._sequence_rows(max_length)
+        if not 1 <= min_context <= max_length:
+            raise ValueError(f"min_context must be in 1..max_length, 1..{max_length}; found {min_context}")
+        return self._sequence_rows(max_length, min_context)
 
     def with_validation_in_training(self) -> SequenceDataset:
         """Return the data set whose training rows are those of training and validation, for a refit before the test."""
@@ -165,20 +170,33 @@ class SequenceDataset:
             every_position=False,
         )
 
-    def _sequence_rows(self, max_length: int) -> Rows:
+    def _sequence_rows(self, max_length: int, min_context: int) -> Rows:
         inputs = (self.training_stop - 1 - self.offsets[:-1]).clamp(min=0)  # the last training item is only a target
-        windows = (inputs + max_length - 1) // max_length
+        stride = max_length - min_context + 1  # the targets that a window adds to those of the older ones
+        windows = (inputs > 0) + ((inputs - max_length).clamp(min=0) + stride - 1) // stride
         users = torch.repeat_interleave(torch.arange(self.num_users), windows)
         age = torch.arange(len(users)) - (windows.cumsum(0) - windows)[users]  # 0 = the newest window of the user
-        stops = self.training_stop[users] - 1 - age * max_length
+        stops = self.training_stop[users] - 1 - age * stride
         starts = torch.maximum(self.offsets[users], stops - max_length)
-        is_target = self.roles == 1
+        oldest = age == windows[users] - 1
+        first = torch.where(oldest, starts, stops - stride)  # the first input whose target counts
+        is_target: Tensor | None = self.roles == 1
         if int(is_target.sum()) == int(inputs.sum()):
-            return Rows(self.items, stops, stops - starts, self.offsets, every_position=True)
-        before = torch.cat([torch.zeros(1, dtype=torch.int64), is_target.cumsum(0)])
-        useful = before[stops + 1] > before[starts + 1]
-        stops, starts = stops[useful], starts[useful]
-        return Rows(self.items, stops, stops - starts, self.offsets, every_position=True, is_target=is_target)
+            is_target = None
+        else:
+            before = torch.cat([torch.zeros(1, dtype=torch.int64), is_target.cumsum(0)])
+            useful = before[stops + 1] > before[first + 1]
+            stops, starts, first = stops[useful], starts[useful], first[useful]
+        contexts = None if min_context == 1 else first - starts
+        return Rows(
+            self.items,
+            stops,
+            stops - starts,
+            self.offsets,
+            every_position=True,
+            is_target=is_target,
+            contexts=contexts,
+        )
 
 
 def _concatenated(parts: Sequence[np.ndarray], dtype: type) -> np.ndarray:

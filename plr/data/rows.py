@@ -2,38 +2,105 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
-__all__ = ["IGNORED", "Batch", "Rows"]
+__all__ = ["IGNORED", "Batch", "CountedTargets", "Rows"]
 
 IGNORED = -100
 """The target of a padded position, which losses leave out."""
 
 
+_Moved = TypeVar("_Moved", bound="_Movable")
+
+
+class _Movable:
+    """Tensors, and what holds tensors, that move together; all else stays as it is."""
+
+    def to(self: _Moved, device: torch.device | str, *, non_blocking: bool = False) -> _Moved:
+        """Return the same on ``device``."""
+        return self._mapped(lambda value: value.to(device, non_blocking=non_blocking))
+
+    def pin_memory(self: _Moved) -> _Moved:
+        """Return the same in page-locked memory, from where copies to a GPU can overlap with work."""
+        return self._mapped(lambda value: value.pin_memory())
+
+    def _mapped(self: _Moved, function: Callable[[Any], Any]) -> _Moved:
+        values = [getattr(self, each.name) for each in fields(self)]  # type: ignore[arg-type]  # of dataclasses
+        return type(self)(*(function(value) if isinstance(value, Tensor | _Movable) else value for value in values))
+
+
 @dataclass(frozen=True, eq=False)
-class Batch:
+class CountedTargets(_Movable):
+    """Which of the positions of B sequences have a target that counts, N in all, K in one row at most.
+
+    Made where the batch is gathered, on the CPU: a model on a GPU need not wait for their number. The N targets stand
+    in the order of their number within the row, 0..K-1: first that of each row that has one, then the second ones, and
+    so on. Targets of one number are of different rows: for losses that compare histories with each other, a group.
+
+    Attributes:
+        positions: int64 [B, K], the positions in ascending order; 0 where a row has fewer than K.
+        index: int64 [N], which entries of ``positions.flatten()`` count, in the order of the N targets.
+        targets: int64 [N].
+        sizes: K numbers that fall and add up to N: how many rows have a first, a second, ... target.
+    """
+
+    positions: Tensor
+    index: Tensor
+    targets: Tensor
+    sizes: tuple[int, ...]
+
+    def repeat(self, views: int) -> CountedTargets:
+        """Return the targets of the rows ``views`` times: all N of the first time, then those of the second."""
+        first = self.positions.numel() * torch.arange(views, device=self.index.device)[:, None]
+        return CountedTargets(
+            positions=self.positions.repeat(views, 1),
+            index=(first + self.index).flatten(),
+            targets=self.targets.repeat(views),
+            sizes=self.sizes * views,
+        )
+
+    @classmethod
+    def of(cls, targets: Tensor) -> CountedTargets:
+        """Return those of targets int64 [B, L], -100 where none counts."""
+        row, position = (targets != IGNORED).nonzero(as_tuple=True)  # [N], row after row
+        counts = torch.bincount(row, minlength=len(targets))
+        most = int(counts.max()) if len(counts) else 0
+        number = torch.arange(len(row)) - (counts.cumsum(0) - counts)[row]
+        positions = torch.zeros(len(targets), most, dtype=torch.int64)
+        positions[row, number] = position
+        order = number.argsort(stable=True)
+        return cls(
+            positions=positions,
+            index=(row * most + number)[order],
+            targets=targets[row, position][order],
+            sizes=tuple(torch.bincount(number, minlength=most).tolist()),
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class Batch(_Movable):
     """B rows, right-padded to the longest of them.
 
     ``item_ids`` int64 [B, L], padded with 0 (an item too: ``lengths`` says what is real); ``lengths`` int64
-    [B], 1..L; ``targets`` int64 [B] (one per row) or [B, L] (one per position, -100 where padded);
-    ``users`` int64 [B].
+    [B], 1..L; ``targets`` int64 [B] (one per row) or [B, L] (one per position, -100 where padded or not counted);
+    ``users`` int64 [B]; ``counted``, the targets [B, L] that count, None with targets [B].
     """
 
     item_ids: Tensor
     lengths: Tensor
     targets: Tensor
     users: Tensor
+    counted: CountedTargets | None = None
 
-    def to(self, device: torch.device | str, *, non_blocking: bool = False) -> Batch:
-        """Return the batch on ``device``."""
-        return Batch(*(getattr(self, f.name).to(device, non_blocking=non_blocking) for f in fields(self)))
-
-    def pin_memory(self) -> Batch:
-        """Return the batch in page-locked memory, from where copies to a GPU can overlap with work."""
-        return Batch(*(getattr(self, f.name).pin_memory() for f in fields(self)))
+    @property
+    def each_target(self) -> Tensor:
+        """The targets that count, one after the other: int64 [N], N = B with one per row."""
+        return self.targets if self.counted is None else self.counted.targets
 
     def __len__(self) -> int:
         return len(self.lengths)
@@ -54,6 +121,8 @@ class Rows:
         offsets: int64 [U+1], where each user's items begin.
         every_position: Whether every position has a target.
         is_target: bool [N], with ``every_position``: which items count as targets; None where all do.
+        contexts: int16 or wider [R], with ``every_position``: how many of a row's first targets another row has, so
+            that they do not count here; None where all count.
     """
 
     items: Tensor
@@ -62,6 +131,7 @@ class Rows:
     offsets: Tensor
     every_position: bool
     is_target: Tensor | None = None
+    contexts: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.stops)
@@ -76,25 +146,41 @@ class Rows:
         """Each row's user: int64 [R]."""
         return self._users_at(self.starts)
 
+    def starts_of(self, index: Tensor) -> Tensor:
+        """Return the flat position of the first item of the rows ``index`` (int64 [n]): int64 [n]."""
+        return self.stops[index].long() - self.lengths[index]
+
+    def target_counts(self) -> Tensor:
+        """Return how many targets of each row count: int64 [R]."""
+        if not self.every_position:
+            return torch.ones(len(self), dtype=torch.int64)
+        first = self.starts if self.contexts is None else self.starts + self.contexts
+        if self.is_target is None:
+            return self.stops.long() - first
+        before = torch.cat([torch.zeros(1, dtype=torch.int64), self.is_target.cumsum(0)])
+        return before[self.stops.long() + 1] - before[first + 1]
+
     def take(self, index: Tensor) -> Rows:
         """Return the rows ``index`` (int64 [n], any order) alone."""
-        return replace(self, stops=self.stops[index], lengths=self.lengths[index])
+        contexts = None if self.contexts is None else self.contexts[index]
+        return replace(self, stops=self.stops[index], lengths=self.lengths[index], contexts=contexts)
 
     def batch(self, index: Tensor) -> Batch:
         """Gather the rows ``index`` (int64 [B], any order, repeats allowed), padded to the longest."""
         stop, length = self.stops[index].long(), self.lengths[index].long()
-        start = stop - length
+        start = self.starts_of(index)
         longest = int(length.max()) if len(length) else 0
         place = torch.arange(longest)
         real = place < length[:, None]
         position = (start[:, None] + place).masked_fill_(~real, 0)
         item_ids = self.items[position].long().masked_fill_(~real, 0)
-        if self.every_position:
-            counted = real if self.is_target is None else real & self.is_target[position + 1]
-            targets = self.items[position + 1].long().masked_fill_(~counted, IGNORED)
-        else:
-            targets = self.items[stop].long()
-        return Batch(item_ids, length, targets, self._users_at(start))
+        if not self.every_position:
+            return Batch(item_ids, length, self.items[stop].long(), self._users_at(start))
+        counted = real if self.is_target is None else real & self.is_target[position + 1]
+        if self.contexts is not None:
+            counted = counted & (place >= self.contexts[index][:, None])
+        targets = self.items[position + 1].long().masked_fill_(~counted, IGNORED)
+        return Batch(item_ids, length, targets, self._users_at(start), CountedTargets.of(targets))
 
     def _users_at(self, positions: Tensor) -> Tensor:
         return torch.searchsorted(self.offsets, positions, right=True) - 1

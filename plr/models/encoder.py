@@ -85,7 +85,11 @@ class SequenceEncoder(nn.Module):
         return self.input_dropout(self.input_norm(states))
 
 
+def at_positions(states: Tensor, positions: Tensor) -> Tensor:
+    """states [B, L, d], positions int64 [B, K] -> [B, K, d]."""
+    return torch.gather(states, 1, positions[:, :, None].expand(-1, -1, states.shape[2]))
+
+
 def at_last_position(states: Tensor, lengths: Tensor) -> Tensor:
     """states [B, L, d] -> [B, 1, d], the state at position lengths[b] - 1."""
-    index = (lengths - 1)[:, None, None].expand(-1, 1, states.shape[2])
-    return torch.gather(states, 1, index)
+    return at_positions(states, (lengths - 1)[:, None])

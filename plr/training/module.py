@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from plr.config import Config
-from plr.data import Batch, LengthGroupedBatches, Rows, SameTargetPositives
+from plr.data import Batch, DealtRows, LengthGroupedBatches, Rows, SameTargetPositives, SequenceDataset
 from plr.models import Recommender
 from plr.signals import raise_again
 from plr.training.finite import FiniteGuard
@@ -24,7 +24,7 @@ class RecommenderModule(lightning.LightningModule):
     (seed, epoch): a resumed run needs the weights and the optimiser to go on exactly as an uninterrupted one.
     """
 
-    def __init__(self, model: Recommender, rows: Rows, config: Config):
+    def __init__(self, model: Recommender, rows: Rows | DealtRows, config: Config):
         super().__init__()
         self.model = model
         self.rows = rows
@@ -39,6 +39,7 @@ class RecommenderModule(lightning.LightningModule):
         """Batches, grouped by length or not, gathered in the main process: a gather is cheaper than a queue."""
         rows, positives = self.rows, None
         if self.model.reference is not None:
+            assert isinstance(rows, Rows)  # of prefixes: the configuration refuses others
             shown = self.config.progress and self.global_rank == 0
             rows = filter_reachable(
                 self.model.reference,
@@ -48,6 +49,7 @@ class RecommenderModule(lightning.LightningModule):
                 progress=shown,
             )
         if self.model.same_target_positives:
+            assert isinstance(rows, Rows)
             positives = SameTargetPositives(rows, self.config.seed)
         order = LengthGroupedBatches(
             rows.lengths,
@@ -91,7 +93,7 @@ class RecommenderModule(lightning.LightningModule):
 class RowDataset(torch.utils.data.Dataset):
     """Rows as a map from a tensor of row numbers to a batch: those rows, then their positives if there are any."""
 
-    def __init__(self, rows: Rows, order: LengthGroupedBatches, positives: SameTargetPositives | None):
+    def __init__(self, rows: Rows | DealtRows, order: LengthGroupedBatches, positives: SameTargetPositives | None):
         self.rows = rows
         self.order = order
         self.positives = positives
@@ -100,9 +102,18 @@ class RowDataset(torch.utils.data.Dataset):
         return len(self.rows)
 
     def __getitem__(self, index: Tensor) -> Batch:
+        if isinstance(self.rows, DealtRows):
+            return self.rows.batch(index, self.order.epoch)
         if self.positives is not None:
             index = torch.cat([index, self.positives.draw(index, self.order.epoch)])
         return self.rows.batch(index)
+
+
+def training_rows(dataset: SequenceDataset, config: Config) -> Rows | DealtRows:
+    """Return the training rows of the configured kind."""
+    assert config.min_context is not None  # set when the configuration is made
+    rows = dataset.rows("train", config.max_length, config.row_kind, min_context=config.min_context)
+    return DealtRows(rows, config.targets_per_row, config.seed) if config.targets_per_row else rows
 
 
 def build_optimizer(model: torch.nn.Module, config: Config) -> torch.optim.Optimizer:

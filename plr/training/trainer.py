@@ -43,7 +43,7 @@ from plr.training.callbacks import MONITOR, BestWeights, OwnSignals, ResumePoint
 from plr.training.checkpoint import AtomicCheckpointIO, read_checkpoint
 from plr.training.initial import InitialRun
 from plr.training.memory import ReturnFreedMemory
-from plr.training.module import RecommenderModule
+from plr.training.module import RecommenderModule, training_rows
 from plr.training.processes import check_processes, cluster_environment, end_children, is_leader
 from plr.training.provenance import provenance
 
@@ -133,7 +133,7 @@ def _check_rows(config: Config, dataset: SequenceDataset) -> None:
     found = {split: len(dataset.target_positions(split)) for split in needed}
     if config.devices > 1:  # every process takes a share of these
         needed["train"] = config.devices
-        found["train"] = len(dataset.rows("train", config.max_length, config.row_kind))
+        found["train"] = len(training_rows(dataset, config))
     for split, least in needed.items():
         if found[split] < least:
             required = f"{least} are required for {config.devices} devices" if least > 1 else "1 is required"
@@ -233,8 +233,7 @@ def _fit(
     trainer: lightning.Trainer, model: Recommender, config: Config, dataset: SequenceDataset, resume_point: Path
 ) -> None:
     """Train on the data set's training rows, from the resume point if there is one."""
-    rows = dataset.rows("train", config.max_length, config.row_kind)
-    module = RecommenderModule(model, rows, config)
+    module = RecommenderModule(model, training_rows(dataset, config), config)
     try:
         trainer.fit(module, ckpt_path=resume_point if resume_point.exists() else None)
     except BaseException as error:

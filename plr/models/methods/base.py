@@ -9,6 +9,7 @@ from plr.data import Batch
 from plr.data.rows import IGNORED
 from plr.models.encoder import SequenceEncoder
 from plr.models.items.encoders import ItemEncoder
+from plr.models.methods.reasoning import BOTH_WAYS
 from plr.models.recommender import Losses, Recommender
 from plr.options import ConsistencyOptions
 from plr_kernels import linear_cross_entropy, pairwise_kl
@@ -38,9 +39,7 @@ class BaseRecommender(Recommender):
         table = self.item_table()
         all_positions = batch.targets.ndim == 2
         if all_positions and not self.encoder.causal:
-            raise ValueError(
-                "a bidirectional encoder would read the targets of whole-sequence rows; train it on prefix rows"
-            )
+            raise ValueError(BOTH_WAYS)
         weight = self.options.consistency_weight
         item_ids, lengths, targets = batch.item_ids, batch.lengths, batch.targets
         if weight:

@@ -29,10 +29,10 @@ class ERLRecommender(ReaRecRecommender):
         """Return {"next_item", "diversity"}, the latter only where its weight is not 0."""
         table = self.item_table()
         candidates = self.candidates(table)
-        states = self.states(table, batch.item_ids, batch.lengths)  # [B, K + 1, d]
+        states = self.states(table, batch.item_ids, batch.lengths, counted=batch.counted)  # [N, K + 1, d]
         losses = {
             "next_item": linear_cross_entropy(
-                self.queries(states.mean(dim=1)), candidates, batch.targets, temperature=self.temperature
+                self.queries(states.mean(dim=1)), candidates, batch.each_target, temperature=self.temperature
             )
         }
         if self.options.kl_weight:

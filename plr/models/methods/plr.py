@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import groupby
 
 import torch
 from torch import Tensor, nn
 
-from plr.data import Batch
-from plr.models.encoder import Encoded, SequenceEncoder
+from plr.data import Batch, CountedTargets
+from plr.models.encoder import SequenceEncoder
 from plr.models.items.encoders import ItemEncoder
-from plr.models.methods.reasoning import Reasoning, reason
+from plr.models.methods.reasoning import Histories, Reasoning, encode_histories, reason
 from plr.models.recommender import INITIAL_STD, Losses, Recommender
 from plr.models.scoring import ItemScorer
 from plr.options import PLROptions
@@ -19,14 +20,14 @@ from plr_kernels import info_nce, linear_cross_entropy, mixture_cross_entropy, p
 
 @dataclass(frozen=True)
 class ParallelReasoning:
-    """Everything PLR computes about a batch of histories. C is M, or M + 1 where h_0 is a component of the mixture.
+    """Everything PLR computes about N histories. C is M, or M + 1 where h_0 is a component of the mixture.
 
     Attributes:
-        fast: h_0 [B, d], the encoder's state of the last item.
-        states: h_{t,m} as [B, M, T, d]; without reasoning the streams' maps of h_0, [B, M, 1, d].
-        streams: [B, C, d], what is mixed: z_m, the mean over steps (Eq. 6) or the last one; h_0 as `fast_state` says.
-        gate_scores: [B, C], of which the softmax is the weights; zeros without the gate.
-        attention: attention[t][layer] [B, H, M, P + t + 1], or None unless asked for.
+        fast: h_0 [N, d], the encoder's state of the last item.
+        states: h_{t,m} as [N, M, T, d]; without reasoning the streams' maps of h_0, [N, M, 1, d].
+        streams: [N, C, d], what is mixed: z_m, the mean over steps (Eq. 6) or the last one; h_0 as `fast_state` says.
+        gate_scores: [N, C], of which the softmax is the weights; zeros without the gate.
+        attention: attention[t][layer] [N, H, M, P + t + 1], or None unless asked for.
     """
 
     fast: Tensor
@@ -37,22 +38,22 @@ class ParallelReasoning:
 
     @property
     def gates(self) -> Tensor:
-        """The weights g [B, C], summing to 1."""
+        """The weights g [N, C], summing to 1."""
         return torch.softmax(self.gate_scores, dim=-1)
 
     @property
     def log_gates(self) -> Tensor:
-        """Their logarithms [B, C]."""
+        """Their logarithms [N, C]."""
         return torch.log_softmax(self.gate_scores, dim=-1)
 
     @property
     def slow(self) -> Tensor:
-        """z_rea [B, d], the mixture of states (Eq. 9)."""
+        """z_rea [N, d], the mixture of states (Eq. 9)."""
         return (self.gates[:, :, None] * self.streams).sum(dim=1)
 
     @property
     def final(self) -> Tensor:
-        """z_final = h_0 + z_rea [B, d] (Eq. 10): what inference ranks with, as printed."""
+        """z_final = h_0 + z_rea [N, d] (Eq. 10): what inference ranks with, as printed."""
         return self.fast + self.slow
 
 
@@ -100,14 +101,16 @@ class PLRRecommender(Recommender):
         """Return {"next_item", "consistency", "contrastive", "diversity"}; without those whose weight is 0.
 
         The two dropout views are one batch of 2B rows. With consistency (R-Drop) both predict the next item; else
-        prediction and divergence use the first B.
+        prediction and divergence use the first B. With sequence rows all means are over the N targets that count, and
+        the contrastive loss compares histories with those of the same number in other rows.
         """
         options, table = self.options, self.item_table()
-        rows = batch.lengths.shape[0]
-        item_ids, lengths, targets = batch.item_ids, batch.lengths, batch.targets
+        item_ids, lengths, targets, counted = batch.item_ids, batch.lengths, batch.each_target, batch.counted
+        rows = targets.shape[0]  # N
         if options.contrastive_weight or options.consistency_weight:
             item_ids, lengths = item_ids.repeat(2, 1), lengths.repeat(2)
-        outcome = self._run(table, item_ids, lengths)
+            counted = None if counted is None else counted.repeat(2)
+        outcome = self._run(table, item_ids, lengths, counted)
         candidates = self.candidates(table)
 
         predicted = rows
@@ -129,16 +132,17 @@ class PLRRecommender(Recommender):
             )
         losses = {"next_item": next_item}
         if options.consistency_weight:
-            compared = outcome.streams if options.mixes_distributions else outcome.slow[:, None]  # [2B, C, d]
-            views = torch.stack([compared[:rows], compared[rows:]], dim=2).flatten(0, 1)  # [B·C, 2, d]
+            compared = outcome.streams if options.mixes_distributions else outcome.slow[:, None]  # [2N, C, d]
+            views = torch.stack([compared[:rows], compared[rows:]], dim=2).flatten(0, 1)  # [N·C, 2, d]
             divergence = pairwise_kl(self.queries(views), candidates, temperature=self.temperature)
             losses["consistency"] = options.consistency_weight * divergence
         if options.contrastive_weight:
-            grouped = outcome.states.flatten(1, 2).transpose(0, 1)  # [M·T, 2B, d]
-            contrastive = info_nce(grouped[:, :rows], grouped[:, rows:], temperature=options.contrastive_temperature)
+            grouped = outcome.states.flatten(1, 2).transpose(0, 1)  # [M·T, 2N, d]
+            sizes = (rows,) if batch.counted is None else batch.counted.sizes
+            contrastive = _contrast(grouped[:, :rows], grouped[:, rows:], sizes, options.contrastive_temperature)
             losses["contrastive"] = options.contrastive_weight * contrastive
         if options.kl_weight:
-            states = outcome.states[:rows].flatten(1, 2)  # [B, M·T, d]
+            states = outcome.states[:rows].flatten(1, 2)  # [N, M·T, d]
             divergence = pairwise_kl(self.queries(states), candidates, temperature=self.temperature)
             if options.kl_limit:
                 divergence = divergence.clamp(max=options.kl_limit)
@@ -169,20 +173,8 @@ class PLRRecommender(Recommender):
         """Encode and reason; return states, gates and, if asked for, attention weights."""
         return self._run(self.item_table(), batch.item_ids, batch.lengths, with_attention=with_attention)
 
-    def reason(self, encoded: Encoded, *, with_attention: bool = False) -> Reasoning:
-        """Open the streams with the trigger tokens (Eq. 3) and take T steps (Eq. 4, 5)."""
-        start = encoded.last[:, None, :] + self.trigger.weight  # [B, M, d]
-        return reason(
-            self.encoder,
-            encoded,
-            start,
-            lambda t, states: states + self.step_embedding.weight[t],
-            self.options.steps,
-            with_attention=with_attention,
-        )
-
     def gate_scores(self, fast: Tensor) -> Tensor:
-        """Return W_g h_0 + b_g [B, C] for h_0 [B, d], whose softmax is Eq. 9's gate; zeros without the gate."""
+        """Return W_g h_0 + b_g [N, C] for h_0 [N, d], whose softmax is Eq. 9's gate; zeros without the gate."""
         if self.gate is None:
             components = self.options.streams + (self.options.fast_state == "component")
             return fast.new_zeros(fast.shape[0], components)
@@ -190,23 +182,54 @@ class PLRRecommender(Recommender):
         return scores if self.fast_gate is None else torch.cat([scores, self.fast_gate(fast)], dim=1)
 
     def _run(
-        self, table: Tensor, item_ids: Tensor, lengths: Tensor, *, with_attention: bool = False
+        self,
+        table: Tensor,
+        item_ids: Tensor,
+        lengths: Tensor,
+        counted: CountedTargets | None = None,
+        *,
+        with_attention: bool = False,
     ) -> ParallelReasoning:
-        encoded = self.encoder.encode(self.embed(table, item_ids), lengths)
+        histories = encode_histories(self.encoder, self.embed(table, item_ids), lengths, counted)
+        fast = histories.fast  # [N, d]
         if self.options.reasoning:
-            reasoning = self.reason(encoded, with_attention=with_attention)
+            reasoning = self._reason(histories, with_attention)
         else:
-            reasoning = Reasoning(self.heads(encoded.last).unflatten(1, (self.options.streams, 1, -1)))
-        states = reasoning.states  # [B, M, T, d]
-        streams = states.mean(dim=2) if self.options.pooling == "mean" else states[:, :, -1]  # [B, M, d]
+            reasoning = Reasoning(self.heads(fast).unflatten(1, (self.options.streams, 1, -1)))
+        states = reasoning.states  # [N, M, T, d]
+        streams = states.mean(dim=2) if self.options.pooling == "mean" else states[:, :, -1]  # [N, M, d]
         if self.options.fast_state == "added":
-            streams = streams + encoded.last[:, None]
+            streams = streams + fast[:, None]
         elif self.options.fast_state == "component":
-            streams = torch.cat([streams, encoded.last[:, None]], dim=1)
+            streams = torch.cat([streams, fast[:, None]], dim=1)
         return ParallelReasoning(
-            fast=encoded.last,
+            fast=fast,
             states=states,
             streams=streams,
-            gate_scores=self.gate_scores(encoded.last),
+            gate_scores=self.gate_scores(fast),
             attention=reasoning.attention,
         )
+
+    def _reason(self, histories: Histories, with_attention: bool) -> Reasoning:
+        """Open the streams with the trigger tokens (Eq. 3) and take T steps (Eq. 4, 5)."""
+        return reason(
+            self.encoder,
+            histories,
+            self.trigger.weight,
+            lambda t, states: states + self.step_embedding.weight[t],
+            self.options.steps,
+            with_attention=with_attention,
+        )
+
+
+def _contrast(view1: Tensor, view2: Tensor, sizes: tuple[int, ...], temperature: float) -> Tensor:
+    """Eq. 8 of views [G, N, d] of N histories, each compared within its group of so many; as printed with one group."""
+    terms, first = [], 0
+    for size, same in groupby(sizes):  # groups of one size are one call
+        count = len(list(same))
+        own = slice(first, first + count * size)
+        first = own.stop
+        # [G·count, size, d]
+        groups = (view[:, own].unflatten(1, (count, size)).flatten(0, 1) for view in (view1, view2))
+        terms.append((count * size / view1.shape[1]) * info_nce(*groups, temperature=temperature))
+    return torch.stack(terms).sum()

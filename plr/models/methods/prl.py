@@ -39,28 +39,24 @@ class PRLRecommender(ReaRecRecommender):
         Nor is the last during the warm-up: `self.epoch`, which training sets, counts from 0.
         """
         table = self.item_table()
-        rows = batch.lengths.shape[0]
+        targets = batch.each_target  # [N]
+        histories, counted = targets.shape[0], batch.counted
         weight = self.options.contrastive_weight
         assert weight is not None  # set when the options are made
         with_noise = weight > 0 and self.epoch >= self.options.warmup_epochs
         if with_noise:
             item_ids, lengths = batch.item_ids.repeat(2, 1), batch.lengths.repeat(2)
-            states = self.states(table, item_ids, lengths, self._clean_and_noisy_input)  # [2B, K + 1, d]
+            both = None if counted is None else counted.repeat(2)
+            states = self.states(table, item_ids, lengths, self._clean_and_noisy_input, both)  # [2N, K + 1, d]
         else:
-            states = self.states(table, batch.item_ids, batch.lengths)  # [B, K + 1, d]
+            states = self.states(table, batch.item_ids, batch.lengths, counted=counted)  # [N, K + 1, d]
         states = self.queries(states)
-        clean, noisy = states[:rows], states[rows:]
+        clean, noisy = states[:histories], states[histories:]
 
-        losses = self._predictions(clean, self.candidates(table), batch.targets)
+        losses = self._predictions(clean, self.candidates(table), targets)
         if with_noise:
-            own = torch.arange(rows, device=states.device)
-            contrastive = torch.stack(
-                [
-                    linear_cross_entropy(noisy[:, t], clean[:, t], own, temperature=self.temperature)
-                    for t in range(1, self.options.steps + 1)
-                ]
-            ).mean()
-            losses["noise_contrastive"] = weight * contrastive
+            sizes = (histories,) if counted is None else counted.sizes
+            losses["noise_contrastive"] = weight * self._noise_contrast(clean, noisy, sizes)
         return losses
 
     def user_embedding(self, batch: Batch, table: Tensor | None = None) -> Tensor:
@@ -69,7 +65,7 @@ class PRLRecommender(ReaRecRecommender):
         return self.queries(self.states(table, batch.item_ids, batch.lengths)[:, -1])
 
     def _predictions(self, states: Tensor, candidates: Tensor, targets: Tensor) -> Losses:
-        """The cross-entropies of states [B, K + 1, d], all in one pass over the items [V, d]."""
+        """The cross-entropies of states [N, K + 1, d], all in one pass over the items [V, d]."""
         if not self.options.progressive_weight:
             return {
                 "next_item": linear_cross_entropy(
@@ -85,13 +81,30 @@ class PRLRecommender(ReaRecRecommender):
             targets.repeat_interleave(self.options.steps + 1),
             temperature=self.temperature,
             reduction="none",
-        ).unflatten(0, (-1, self.options.steps + 1))  # [B, K + 1]
+        ).unflatten(0, (-1, self.options.steps + 1))  # [N, K + 1]
         return {
             "next_item": every[:, -1].mean(),
             "progressive": self.options.progressive_weight * every[:, :-1].mean(),
         }
 
+    def _noise_contrast(self, clean: Tensor, noisy: Tensor, sizes: tuple[int, ...]) -> Tensor:
+        """InfoNCE of the states t = 1..K of [N, K + 1, d] each, within groups of so many histories; its mean."""
+        terms = []
+        for size, own_clean, own_noisy in zip(sizes, clean.split(sizes), noisy.split(sizes), strict=True):
+            own = torch.arange(size, device=clean.device)
+            share = size / clean.shape[0]
+            terms.append(
+                share
+                * torch.stack(
+                    [
+                        linear_cross_entropy(own_noisy[:, t], own_clean[:, t], own, temperature=self.temperature)
+                        for t in range(1, self.options.steps + 1)
+                    ]
+                ).mean()
+            )
+        return torch.stack(terms).sum()
+
     def _clean_and_noisy_input(self, t: int, states: Tensor) -> Tensor:
-        """Inputs [2B, 1, d] of step t + 1 from states [2B, 1, d], of which only the first, clean half counts."""
+        """Inputs [2B, X, d] of step t + 1 from states [2B, X, d], of which only the first, clean half counts."""
         clean = self.step_input(t, states[: states.shape[0] // 2])
         return torch.cat([clean, clean + self.options.noise * torch.randn_like(clean)])

@@ -5,9 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from plr.data import CountedTargets
 from plr.models.encoder import SequenceEncoder
 from plr.models.items.encoders import ItemEncoder
-from plr.models.methods.reasoning import StepInput, reason
+from plr.models.methods.reasoning import StepInput, encode_histories, reason
 from plr.models.recommender import Recommender
 from plr.options import StepsOptions
 
@@ -29,17 +30,21 @@ class ReaRecRecommender(Recommender):
         self.initialize()
 
     def step_input(self, t: int, states: Tensor) -> Tensor:
-        """Return the input of step t + 1 for the states [B, 1, d] of step t = 0..K-1, before the input LayerNorm."""
+        """Return the input of step t + 1 for the states [B, X, d] of step t = 0..K-1, before the input LayerNorm."""
         return states + self.step_embedding.weight[t]
 
     def states(
-        self, table: Tensor, item_ids: Tensor, lengths: Tensor, step_input: StepInput | None = None
+        self,
+        table: Tensor,
+        item_ids: Tensor,
+        lengths: Tensor,
+        step_input: StepInput | None = None,
+        counted: CountedTargets | None = None,
     ) -> Tensor:
-        """Return h_0..h_K [B, K + 1, d] of histories item_ids [B, L] with lengths [B].
+        """Return h_0..h_K [N, K + 1, d] of rows item_ids [B, L], lengths [B], or of the histories `counted` in them.
 
         step_input replaces `self.step_input`, with the same arguments and result.
         """
-        encoded = self.encoder.encode(self.embed(table, item_ids), lengths)
-        start = encoded.last[:, None, :]  # [B, 1, d]
-        reasoning = reason(self.encoder, encoded, start, step_input or self.step_input, self.options.steps)
-        return torch.cat([start, reasoning.states.squeeze(1)], dim=1)
+        histories = encode_histories(self.encoder, self.embed(table, item_ids), lengths, counted)
+        reasoning = reason(self.encoder, histories, None, step_input or self.step_input, self.options.steps)
+        return torch.cat([histories.fast[:, None], reasoning.states.squeeze(1)], dim=1)
