@@ -100,10 +100,7 @@ class TransformerLayer(nn.Module):
         if stream is None:
             empty = query.new_empty(*query.shape[:3], 0, query.shape[3])
             stream = KeyValue(empty, empty)
-        if lengths.ndim == 2:  # TEMPORARY
-            attended = _masked(query, *prefix, *stream, lengths, self.attention_dropout if self.training else 0.0)
-        else:
-            attended = self.stream_attention(query, *prefix, *stream, prefix_lengths=lengths)
+        attended = self.stream_attention(query, *prefix, *stream, prefix_lengths=lengths)
         return self._output(states, attended), query
 
     @staticmethod
@@ -130,14 +127,3 @@ class TransformerLayer(nn.Module):
         states = self.attention_norm(states + self.dropout(self.attention_output(joined)))
         inner = functional.gelu(self.ffn_in(states))
         return self.ffn_norm(states + self.dropout(self.ffn_out(inner)))
-
-
-def _masked(query, key, value, stream_key, stream_value, lengths, p):  # TEMPORARY
-    scores = query @ key.transpose(-1, -2)  # [B, H, M, P]
-    beyond = torch.arange(key.shape[2], device=key.device) >= lengths[:, None, :, None]
-    scores = scores.masked_fill(beyond, -torch.inf)
-    own = (stream_key @ query.unsqueeze(-1)).squeeze(-1)
-    weights = (torch.cat([scores, own], dim=-1) * query.shape[-1] ** -0.5).softmax(dim=-1)
-    weights = functional.dropout(weights, p)
-    prefix, suffix = weights.split([key.shape[2], stream_key.shape[3]], dim=-1)
-    return prefix @ value + (suffix.unsqueeze(-2) @ stream_value).squeeze(-2)
