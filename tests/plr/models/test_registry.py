@@ -6,26 +6,36 @@ import pytest
 import torch
 
 from plr.config import Config
+from plr.data import CountedTargets
 from plr.errors import ConfigError
 from plr.items import ItemData, ItemText
 from plr.models import build_model
-from plr.systems import BACKBONES, METHODS, REFUSALS
+from plr.systems import BACKBONES, METHODS, REFUSALS, method_of, row_kinds
 from tests.plr.models.helpers import random_batch, small_config
 
 PAIRS = [(backbone, method) for backbone in BACKBONES for method in METHODS]
 
 
-@pytest.mark.parametrize(("backbone", "method"), [pair for pair in PAIRS if pair not in REFUSALS])
-def test_a_pair_has_finite_losses_gradients_and_scores(backbone, method):
+KINDS = [
+    (*pair, kind)
+    for pair in PAIRS
+    if pair not in REFUSALS
+    for kind in row_kinds(pair[0], method_of(*pair, "spt"))
+]
+
+
+@pytest.mark.parametrize(("backbone", "method", "kind"), KINDS)
+def test_a_pair_has_finite_losses_gradients_and_scores(backbone, method, kind):
     sources = dict.fromkeys(BACKBONES[backbone].needs, "somewhere")
-    config = small_config(backbone=backbone, method=method, **sources)
+    config = small_config(backbone=backbone, method=method, training_rows=kind, **sources)
     text = ItemText(torch.randn(29, 8), torch.ones(29, dtype=torch.bool)) if sources else None
     model = build_model(config, ItemData(29, text=text)).train()
     batch = random_batch()
     assert model.eval().scores(batch).shape == (4, 29)
-    if config.row_kind == "sequence":
+    if kind == "sequence":
         padded = torch.arange(batch.item_ids.shape[1]) >= batch.lengths[:, None]
-        batch = replace(batch, targets=batch.item_ids.roll(-1, 1).masked_fill(padded, -100))
+        targets = batch.item_ids.roll(-1, 1).masked_fill(padded, -100)
+        batch = replace(batch, targets=targets, counted=CountedTargets.of(targets))
     losses = model.train().losses(batch)
     torch.stack(list(losses.values())).sum().backward()
     assert all(loss.ndim == 0 and loss.isfinite() for loss in losses.values())

@@ -1,0 +1,63 @@
+"""Runs on sequence rows: they learn, and an interrupted one ends as an uninterrupted one does."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from plr.config import Config
+from plr.data import DealtRows, prepare
+from plr.training import train
+from plr.training.module import RecommenderModule, training_rows
+from tests.plr.training.test_resume import Killed, assert_equal_runs
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"method": "plr", "streams": 2},
+        {"method": "plr", "mixture": "states", "targets_per_row": 2},
+        {"method": "erl", "targets_per_row": 1},
+        {"method": "prl", "warmup_epochs": 1},
+        {"method": "base", "targets_per_row": 3, "min_context": 2},
+    ],
+    ids=lambda options: " ".join(map(str, options.values())),
+)
+def test_a_run_learns_and_resumes_exactly(options, quick, tmp_path, monkeypatch):
+    values = {**quick, **options, "training_rows": "sequence", "max_length": 5, "batch_size": 16, "epochs": 5}
+    uninterrupted = tmp_path / "uninterrupted"
+    result = train(Config(**{**values, "out": str(uninterrupted)}))
+    assert result["valid"]["ndcg@10"] > 0.5  # 24 items at random: .19
+
+    step = RecommenderModule.training_step
+
+    def killing_step(self, batch, index):
+        if self.current_epoch == 2 and index == 1:
+            raise Killed
+        return step(self, batch, index)
+
+    out = tmp_path / "killed"
+    with monkeypatch.context() as patch:
+        patch.setattr(RecommenderModule, "training_step", killing_step)
+        with pytest.raises(Killed):
+            train(Config(**{**values, "out": str(out)}))
+    train(Config(**{**values, "out": str(out)}))
+    assert_equal_runs(uninterrupted, out)
+
+
+def test_the_configured_rows(quick):
+    dataset = prepare(quick["data"])
+
+    def rows(**options):
+        return training_rows(dataset, Config(**{**quick, "method": "plr", "max_length": 4, **options}))
+
+    targets = int((dataset.roles == 1).sum())
+    assert len(rows()) == targets
+    whole = rows(training_rows="sequence")
+    assert int(whole.target_counts().sum()) == targets
+    assert whole.contexts.max() == 2  # three quarters of 4, less one
+    assert rows(training_rows="sequence", min_context=1).contexts is None
+    dealt = rows(training_rows="sequence", targets_per_row=1)
+    assert isinstance(dealt, DealtRows)
+    assert len(dealt) == targets
+    assert torch.equal(dealt.lengths.sort().values.unique(), whole.lengths.sort().values.unique())
