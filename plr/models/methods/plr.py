@@ -193,7 +193,7 @@ class PLRRecommender(Recommender):
         histories = encode_histories(self.encoder, self.embed(table, item_ids), lengths, counted)
         fast = histories.fast  # [N, d]
         if self.options.reasoning:
-            reasoning = self._reason(histories, with_attention)
+            reasoning = self.reason(histories, with_attention=with_attention)
         else:
             reasoning = Reasoning(self.heads(fast).unflatten(1, (self.options.streams, 1, -1)))
         states = reasoning.states  # [N, M, T, d]
@@ -210,7 +210,7 @@ class PLRRecommender(Recommender):
             attention=reasoning.attention,
         )
 
-    def _reason(self, histories: Histories, with_attention: bool) -> Reasoning:
+    def reason(self, histories: Histories, *, with_attention: bool = False) -> Reasoning:
         """Open the streams with the trigger tokens (Eq. 3) and take T steps (Eq. 4, 5)."""
         return reason(
             self.encoder,
