@@ -73,7 +73,7 @@ def main() -> None:
 
     dataset = load_dataset(configured("SASRec", 0))
     popularity = metrics(popularity_ranks(dataset.popularity(), dataset.target_items("test")))
-    difference = compare(rankings["PLR"], rankings["SASRec"], k=10)
+    difference = compare(rankings["PLR"], rankings["SASRec"])
     lines = [
         *header("system", *METRICS),
         "| popularity | " + " | ".join(scores(popularity)) + " |",

@@ -167,7 +167,7 @@ def against(reference: str, cells: dict[Cell, dict[int, RunFolder]]) -> dict[Cel
         seeds = sorted(set(folders) & set(other))
         if cell[1] != reference and seeds:
             pair = [[load_ranking(runs[seed].ranks("test")) for seed in seeds] for runs in (folders, other)]
-            found[cell] = compare(*pair, k=10)
+            found[cell] = compare(*pair)
     corrected = holm([comparison.p_value for comparison in found.values()]) if found else []
     return {cell: (comparison, float(p)) for (cell, comparison), p in zip(found.items(), corrected, strict=True)}
 

@@ -68,6 +68,11 @@ class Config(
         return method_of(self.backbone, self.method, self.phase)
 
     @property
+    def title(self) -> str:
+        """Backbone and method, as tables name them."""
+        return self.backbone if self.method == "base" else f"{self.backbone} + {self.method}"
+
+    @property
     def row_kind(self) -> RowKind:
         """The kind of training rows: the configured one, or what the method prefers among those possible."""
         return row_kinds(self.backbone, self.system)[0] if self.training_rows == "auto" else self.training_rows

@@ -15,11 +15,13 @@ from typing import Any, Literal, NamedTuple, TextIO, get_type_hints
 from jsonargparse import Namespace
 
 import plr
+from plr.cli.formats import FORMATS, format_of, rendered
 from plr.cli.parser import Parser
 from plr.cli.prepare import Request
 from plr.cli.prepare import run as prepare
 from plr.config import Config
-from plr.errors import UserError, shortened
+from plr.errors import ConfigError, UserError, shortened
+from plr.files import atomic_path
 from plr.options import is_text, names
 from plr.prepare import PrepareOptions
 from plr.presets import preset_path, preset_summaries
@@ -167,6 +169,15 @@ def _evaluate_options(evaluate: Parser) -> None:
     evaluate.add_argument("--exclude_seen", type=bool | None, default=None, help="do not rank items of the history")
 
 
+def _compare_options(compare: Parser) -> None:
+    compare.add_argument("runs", type=str, nargs="+", help="folders of finished runs; seeds of one system count as one")
+    compare.add_argument("--metric", type=str, default="ndcg@10", help="compared by user: recall@K, ndcg@K, mrr@K, mrr")
+    compare.add_argument("--ks", type=tuple[int, ...], default=(10, 20), help="the K of the metrics shown")
+    formats = Literal[tuple(FORMATS)]  # type: ignore[valid-type]
+    compare.add_argument("--format", type=formats | None, default=None, help="default: what --out ends in, or a table")
+    compare.add_argument("--out", type=str | None, default=None, help="a file to write to: .md, .tex, .html or .txt")
+
+
 def _recommend_options(recommend: Parser) -> None:
     recommend.add_argument("run", type=str, help="the run's folder")
     recommend.add_argument(
@@ -262,7 +273,7 @@ def _train(options: Namespace) -> None:
     if not result:  # not the first process of a distributed run
         return
     _print(
-        metrics_table({_system(config): result["test"]}, columns=_columns(config.ks), title="Test, all items ranked"),
+        metrics_table({config.title: result["test"]}, columns=_columns(config.ks), title="Test, all items ranked"),
         f"validation NDCG@10 {result['valid']['ndcg@10']:.4f}; "
         f"best epoch {result['best_epoch']} of {result['epochs']}, "
         f"{result['train_seconds_per_epoch']:.1f} s of training an epoch; saved in {config.out}",
@@ -281,6 +292,24 @@ def _evaluate(options: Namespace) -> None:
         "rank = 1 + better + others with the same score / 2",
         *outcome.notes,
     )
+
+
+def _compare(options: Namespace) -> None:
+    from plr.cli.comparison import comparison_rows, explained
+    from plr.serving.compare import compare_runs
+
+    chosen = format_of(options.format, options.out)
+    if min(options.ks, default=0) < 1:
+        raise ConfigError(f"ks must be positive, one at least; found {list(options.ks)}")
+    metrics = [f"{kind}@{k}" for k in options.ks for kind in ("recall", "ndcg")]
+    systems = compare_runs(options.runs, metrics, options.metric)
+    text = rendered(comparison_rows(systems, metrics, options.metric), explained(systems, options.metric), chosen)
+    if options.out is None:
+        print(text, end="")
+        return
+    with atomic_path(options.out) as aside:
+        aside.write_text(text, encoding="utf-8")
+    print(f"saved in {options.out}")
 
 
 def _recommend(options: Namespace) -> None:
@@ -350,10 +379,6 @@ def _presets(options: Namespace) -> None:
     _print(presets_table(), "plr train --preset NAME …; each value's source stands in plr/presets/NAME.yaml")
 
 
-def _system(config: Config) -> str:
-    return config.backbone if config.method == "base" else f"{config.backbone} + {config.method}"
-
-
 def _columns(ks: tuple[int, ...]) -> list[str]:
     return [f"{metric}@{k}" for k in ks for metric in ("recall", "ndcg", "mrr")]
 
@@ -405,6 +430,13 @@ COMMANDS = {
         "Rank a finished run's test rows again, on its own data or on another file.",
         _evaluate_options,
         _evaluate,
+    ),
+    "compare": Command(
+        "compare finished runs",
+        "Compare finished runs that ranked the same rows, seeds of one system together: differences to the first "
+        "system with intervals over users and seeds, effect sizes, and p-values corrected by Holm.",
+        _compare_options,
+        _compare,
     ),
     "recommend": Command(
         "recommend for one history", "Recommend the next items for one history.", _recommend_options, _recommend

@@ -30,27 +30,32 @@ def metrics(ranks: ArrayLike | Tensor, ks: Sequence[int] = (10, 20)) -> dict[str
     ranks = _as_ranks(ranks)
     if not len(ranks):
         raise ValueError("there are no ranks: no row was evaluated, so the metrics are undefined")
-    result: dict[str, float] = {}
-    for k in ks:
-        recall = float(_hits(ranks, k).mean())
-        result[f"recall@{k}"] = recall
-        result[f"ndcg@{k}"] = float(ndcg(ranks, k).mean())
-        result[f"mrr@{k}"] = float((_hits(ranks, k) / ranks).mean())
-        result[f"hr@{k}"] = recall
-    result["mrr"] = float((1 / ranks).mean())
-    return result
+    names = [f"{kind}@{k}" for k in ks for kind in ("recall", "ndcg", "mrr", "hr")]
+    return {name: float(metric_of_rows(ranks, name).mean()) for name in (*names, "mrr")}
 
 
-def ndcg(ranks: ArrayLike | Tensor, k: int) -> Tensor:
-    """Return ndcg@k of each row of ranks [R], float64 [R]: 1 / log2(rank + 1) where rank <= k, else 0."""
+def metric_of_rows(ranks: ArrayLike | Tensor, name: str) -> Tensor:
+    """Return a metric of each row of ranks [R], float64 [R].
+
+    Args:
+        ranks: [R] ranks from 1.
+        name: recall@k, hr@k, ndcg@k or mrr@k with k >= 1, or mrr.
+
+    Raises:
+        ValueError: another name, or ranks that are none.
+    """
     ranks = _as_ranks(ranks)
-    return _hits(ranks, k) / torch.log2(ranks + 1)
-
-
-def _hits(ranks: Tensor, k: int) -> Tensor:
-    if k < 1:
-        raise ValueError(f"a cut-off must be at least 1; found {k}")
-    return (ranks <= k).double()
+    if name == "mrr":
+        return 1 / ranks
+    kind, _, cut_off = name.partition("@")
+    if kind not in ("recall", "hr", "ndcg", "mrr") or not cut_off.isascii() or not cut_off.isdecimal():
+        raise ValueError(f"a metric is recall@K, hr@K, ndcg@K or mrr@K with a K such as 10, or mrr; found {name!r}")
+    if int(cut_off) < 1:
+        raise ValueError(f"a cut-off must be at least 1; found {name!r}")
+    hits = (ranks <= int(cut_off)).double()
+    if kind == "ndcg":
+        return hits / torch.log2(ranks + 1)
+    return hits / ranks if kind == "mrr" else hits
 
 
 def _as_ranks(ranks: ArrayLike | Tensor) -> Tensor:

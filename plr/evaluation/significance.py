@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from plr.evaluation.metrics import ndcg
+from plr.evaluation.metrics import metric_of_rows
 from plr.evaluation.ranking import Ranking
 
 
@@ -33,37 +33,42 @@ class Comparison:
     t: float
     p_value: float
 
+    @property
+    def effect_size(self) -> float:
+        """Cohen's d of paired values: the mean difference over the differences' standard deviation, t / √n."""
+        return self.t / math.sqrt(self.n)
+
 
 def compare(
     first: Sequence[Ranking],
     second: Sequence[Ranking],
     *,
-    k: int = 10,
+    metric: str = "ndcg@10",
     confidence: float = 0.95,
     resamples: int = 10_000,
     seed: int = 0,
 ) -> Comparison:
-    """Compare two systems by each user's ndcg@k, averaged over the user's rows and the system's runs (seeds).
+    """Compare two systems by each user's metric, averaged over the user's rows and the system's runs (seeds).
 
     The t-test is over the users, of runs' means. The interval draws users and, of each system with several runs, runs:
     it is of what another training of both would show to other users.
 
     Args:
         first, second: one ranking per run of each system, all of the same users and targets, in any order.
-        k: the cut-off of the metric.
+        metric: as in `metric_of_rows`.
         confidence, resamples, seed: of the bootstrap, as in `paired_comparison`.
 
     Raises:
-        ValueError: no run, or runs of different rows.
+        ValueError: no run, runs of different rows, or no such metric.
     """
     if not first or not second:
         raise ValueError("each system needs at least one ranking")
-    values = per_user_ndcg([*first, *second], k)
+    values = per_user([*first, *second], metric)
     return _comparison(values[: len(first)], values[len(first) :], confidence, resamples, seed)
 
 
-def per_user_ndcg(rankings: Sequence[Ranking], k: int = 10) -> NDArray[np.float64]:
-    """Return each user's mean ndcg@k in each ranking, float64 [rankings, users], users in ascending order.
+def per_user(rankings: Sequence[Ranking], metric: str = "ndcg@10") -> NDArray[np.float64]:
+    """Return each user's mean metric in each ranking, float64 [rankings, users], users in ascending order.
 
     Raises:
         ValueError: the (user, target) rows of the rankings differ.
@@ -76,7 +81,7 @@ def per_user_ndcg(rankings: Sequence[Ranking], k: int = 10) -> NDArray[np.float6
         if not np.array_equal(these, rows):
             raise ValueError("the rankings differ in users or targets: evaluate all systems on one split")
         _, user, count = np.unique(these[0], return_inverse=True, return_counts=True)
-        values.append(np.bincount(user, ndcg(ranking.ranks, k).numpy()[order], len(count)) / count)
+        values.append(np.bincount(user, metric_of_rows(ranking.ranks, metric).numpy()[order], len(count)) / count)
     return np.stack(values)
 
 

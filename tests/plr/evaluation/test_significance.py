@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from plr.evaluation import Ranking, compare, holm, metrics, paired_comparison
-from plr.evaluation.significance import per_user_ndcg, student_t_p_value
+from plr.evaluation.significance import per_user, student_t_p_value
 
 
 @pytest.mark.parametrize("t", [0.0, 1e-9, 0.1, 1.0, 1.5, 2.0, 5.0, 40.0])
@@ -118,7 +118,22 @@ def ranking(users: list[int], targets: list[int], ranks: list[float]) -> Ranking
 def test_users_count_once_however_many_rows_they_have_and_in_whatever_order():
     one = ranking([7, 3, 7], [1, 2, 5], [1.0, 3.0, 20.0])
     two = ranking([3, 7, 7], [2, 5, 1], [1.0, 1.0, 3.0])
-    assert per_user_ndcg([one, two]).tolist() == [[0.5, 0.5], [1.0, 0.75]]
+    assert per_user([one, two]).tolist() == [[0.5, 0.5], [1.0, 0.75]]
+
+
+def test_any_metric_can_be_compared_and_others_are_refused():
+    one, two = (ranking([0, 1], [4, 4], ranks) for ranks in ([1.0, 4.0], [2.0, 30.0]))
+    assert per_user([one, two], "mrr@10").tolist() == [[1.0, 0.25], [0.5, 0.0]]
+    assert per_user([one, two], "recall@2").tolist() == [[1.0, 0.0], [1.0, 0.0]]
+    assert compare([one], [two], metric="mrr", resamples=10).difference == pytest.approx((0.5 + 0.25 - 1 / 30) / 2)
+    for name in ("ndcg", "ndcg@", "ndcg@0", "map@10", "recall@-1", "recall@1.5"):
+        with pytest.raises(ValueError, match=r"a metric is|cut-off"):
+            compare([one], [two], metric=name)
+
+
+def test_the_effect_size_is_the_difference_in_standard_deviations():
+    comparison = paired_comparison([3.0, 5.0, 4.0], [1.0, 1.0, 1.0], resamples=10)
+    assert comparison.effect_size == pytest.approx(3.0)  # 2, 4, 3: mean 3, standard deviation 1
 
 
 def test_systems_are_compared_by_the_mean_of_their_runs():

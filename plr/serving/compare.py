@@ -1,0 +1,164 @@
+"""Compare finished runs: systems by their seeds, on the same test rows, with intervals and corrected p-values."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from plr.config import Config
+from plr.errors import ConfigError, RunError
+from plr.evaluation import Comparison, Ranking, compare, holm, load_ranking
+from plr.evaluation.metrics import metric_of_rows
+from plr.models.registry import options_of_other_methods
+from plr.runs import RunFolder
+
+__all__ = ["ComparedSystem", "compare_runs"]
+
+# Beside the options of other methods: runs that differ in nothing else are one system. `data` may have moved; that the
+# rows are the same is checked.
+NOT_THE_SYSTEM = {"seed", "data", "ks", "eval_batch_size"}
+
+
+@dataclass(frozen=True)
+class ComparedSystem:
+    """One system: its runs, what they measured, and how it differs from the first system.
+
+    Attributes:
+        name: backbone and method, and the options in which it differs from another system of that name.
+        folders: of its runs.
+        values: the test metrics of the runs, by metric.
+        comparison: this system − the first; None for the first.
+        p_value: of the comparison, Holm-corrected over all of them; None for the first.
+    """
+
+    name: str
+    folders: list[Path]
+    values: Mapping[str, list[float]]
+    comparison: Comparison | None = None
+    p_value: float | None = None
+
+    def mean(self, metric: str) -> float:
+        """The metric's mean over the runs."""
+        return statistics.mean(self.values[metric])
+
+    def spread(self, metric: str) -> float | None:
+        """The standard deviation over the runs, or None where there is one."""
+        values = self.values[metric]
+        return statistics.stdev(values) if len(values) > 1 else None
+
+
+@dataclass
+class _System:
+    """A system while its runs are collected."""
+
+    config: Config
+    folders: list[Path] = field(default_factory=list)
+    rankings: list[Ranking] = field(default_factory=list)
+
+
+def compare_runs(
+    paths: Sequence[str | Path],
+    metrics: Sequence[str] = ("recall@10", "ndcg@10", "recall@20", "ndcg@20"),
+    metric: str = "ndcg@10",
+) -> list[ComparedSystem]:
+    """Compare the test rankings of finished runs.
+
+    Runs whose configurations differ in the seed, and in nothing that decides a result, are one system. Every further
+    system is compared with the first by each user's `metric`: paired t-test over users of the runs' means, bootstrap
+    interval over users and runs, p-values corrected by Holm.
+
+    Args:
+        paths: the runs' folders; the first one's system is what the others are compared with.
+        metrics: to be shown for each system: recall@K, hr@K, ndcg@K, mrr@K or mrr.
+        metric: to be compared by.
+
+    Raises:
+        ConfigError: a metric is none, a folder is given twice, or all runs are of one system.
+        RunError: the runs did not rank the same rows in the same way.
+        FileNotFoundError: a folder holds no finished run.
+        DataError: ranks that cannot be read.
+    """
+    try:
+        for name in (*metrics, metric):
+            metric_of_rows([1.0], name)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    systems = _collect([Path(path) for path in paths])
+    if len(systems) < 2:
+        raise ConfigError(
+            f"there must be runs of two systems or more; the {len(paths)} given are one: {systems[0].config.title}"
+        )
+    names = _names([system.config for system in systems])
+    first = systems[0]
+    comparisons = []
+    for system, name in zip(systems[1:], names[1:], strict=True):
+        try:
+            comparisons.append(compare(system.rankings, first.rankings, metric=metric))
+        except ValueError as error:
+            raise RunError(f"{names[0]} and {name} cannot be compared: {error}") from error
+    p_values = [None, *map(float, holm([comparison.p_value for comparison in comparisons]))]
+    return [
+        ComparedSystem(
+            name=name,
+            folders=system.folders,
+            values={
+                each: [float(metric_of_rows(ranking.ranks, each).mean()) for ranking in system.rankings]
+                for each in dict.fromkeys((*metrics, metric))
+            },
+            comparison=comparison,
+            p_value=p_value,
+        )
+        for system, name, comparison, p_value in zip(systems, names, [None, *comparisons], p_values, strict=True)
+    ]
+
+
+def _collect(paths: Sequence[Path]) -> list[_System]:
+    """Read configurations and rankings; runs of one system stand together, in the order given."""
+    systems: dict[str, _System] = {}
+    seen: dict[Path, Path] = {}
+    hashes: dict[str | None, Path] = {}
+    excluded: dict[bool, Path] = {}
+    for path in paths:
+        if path.resolve() in seen:
+            raise ConfigError(f"{path} is given twice; a run counts once")
+        seen[path.resolve()] = path
+        folder = RunFolder(path)
+        config = folder.require_finished()
+        hashes.setdefault((config.provenance or {}).get("data_hash"), path)
+        if len(hashes) > 1:
+            one, other = hashes.values()
+            raise RunError(f"{one} and {other} are runs on different data; compare runs on the same")
+        excluded.setdefault(config.exclude_seen, path)
+        if len(excluded) > 1:
+            raise RunError(
+                f"{excluded[True]} left the items of the history out of its ranking and {excluded[False]} did not; "
+                "compare runs with the same --exclude_seen"
+            )
+        system = systems.setdefault(repr(sorted(_decisive(config).items())), _System(config))
+        system.folders.append(path)
+        system.rankings.append(load_ranking(folder.ranks("test")))
+    return list(systems.values())
+
+
+def _decisive(config: Config) -> dict[str, Any]:
+    """Return the options that make a system: all that decide a result, but for the seed."""
+    left_out = NOT_THE_SYSTEM | options_of_other_methods(config)
+    return {name: value for name, value in config.decisive().items() if name not in left_out}
+
+
+def _names(configs: Sequence[Config]) -> list[str]:
+    """Name each system, with what tells it from the others of its backbone and method."""
+    names = []
+    for config in configs:
+        own = _decisive(config)
+        kin = [_decisive(other) for other in configs if other.title == config.title]
+        telling = [f"{key} {_shown(own[key])}" for key in own if any(other.get(key) != own[key] for other in kin)]
+        names.append(", ".join([config.title, *telling]))
+    return names
+
+
+def _shown(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
