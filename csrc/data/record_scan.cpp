@@ -70,6 +70,7 @@ void RecordScan::feed(const uint8_t* text, size_t length) {
 void RecordScan::finish() {
   if (problem_ != none) return;
   if (state_ == inside) problem_ = never_closed;
+  if (odd_) problem_ = within;
   if (before_ != '\n') ++records_;
 }
 
@@ -78,6 +79,7 @@ bool RecordScan::usual_block(const uint8_t* text) {
   const uint64_t newlines = bits_of(text, '\n');
   const uint64_t quotes = quoted_ ? bits_of(text, '"') : 0;
   const int64_t ended = count(newlines);
+  if (odd_) return false;
   if (quotes == 0 && state_ == outside) {
     records_ += ended;
     lines_ += ended;
@@ -121,6 +123,10 @@ void RecordScan::block(const uint8_t* text, int length) {
       case inside: {
         const uint64_t ahead = between(quotes, at, width);
         const int quote = ahead == 0 ? length : at + __builtin_ctzll(ahead);
+        if (odd_ && between(newlines | bits_of(text, separator_), at, quote) != 0) {
+          problem_ = within;
+          return;
+        }
         const int64_t passed = count(between(newlines, at, quote));
         lines_ += passed;
         if (state_ == outside) records_ += passed;
@@ -134,10 +140,10 @@ void RecordScan::block(const uint8_t* text, int length) {
           state_ = after_quote;
         } else {
           const uint8_t former = quote == 0 ? before_ : text[quote - 1];
-          if (former == separator_ || former == '\n') {
-            state_ = inside;
-            opened_ = lines_ + 1;
-          }
+          const bool begins = former == separator_ || former == '\n';
+          state_ = begins ? inside : outside;
+          odd_ = !begins && !odd_;
+          if (begins || odd_) opened_ = lines_ + 1;
         }
         break;
       }

@@ -7,10 +7,11 @@
 namespace plr_data {
 
 // A field that begins with a quote ends with the next one that is not doubled, before a separator or the end of a line.
-// In any other field quotes are letters. Fed with the text in blocks of any size.
+// In any other field quotes are letters; their number must be even, or the parser takes the separator for a letter, too.
+// Fed with the text in blocks of any size.
 class RecordScan {
  public:
-  enum Problem : int { none = 0, closed_early = 1, never_closed = 2, too_long = 3 };
+  enum Problem : int { none = 0, closed_early = 1, never_closed = 2, too_long = 3, within = 4 };
 
   // Without `quoted` every line is a record. A quoted field may span `longest` lines.
   RecordScan(char separator, bool quoted, int64_t longest);
@@ -20,7 +21,7 @@ class RecordScan {
 
   int64_t records() const { return records_; }  // complete ones, and after finish() what follows the last line's end
   Problem problem() const { return problem_; }
-  int64_t opened() const { return opened_; }  // the 1-based line where the field of the problem begins
+  int64_t opened() const { return opened_; }  // the 1-based line of the quote where the problem begins
   int64_t line() const { return lines_ + 1; }  // the line of the problem
 
  private:
@@ -34,6 +35,7 @@ class RecordScan {
   const int64_t longest_;
   State state_ = outside;
   Problem problem_ = none;
+  bool odd_ = false;  // outside: the field, which does not begin with a quote, has an odd number of them so far
   bool first_ = true;
   uint8_t before_ = '\n';
   int64_t records_ = 0;

@@ -1,7 +1,8 @@
 """Quotes in delimited text, as RFC 4180 has them: where a record ends, and the first quote that breaks the rule.
 
 A field that begins with a quote ends with the next one that is not doubled, and then comes a separator or the end of
-the line. In any other field quotes are letters.
+the line. In any other field quotes are letters. There must be an even number of them in a field: the parser takes what
+is between two for quoted, a separator too.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ TOO_LONG = f'a quote (") is opened and not closed within {LONGEST:,} lines'
 WITHIN = 'a quote (") stands within a field that does not begin with one'
 
 REMEDY = '; write a quote within a quoted field twice (""), or leave such lines out with --skip_bad_lines'
+_PROBLEMS = ("", CLOSED_EARLY, NEVER_CLOSED, TOO_LONG, WITHIN)  # by the number that a scan has for each
 _BLOCK = 1 << 22
 _QUOTE, _NEWLINE, _RETURN = b'"\n\r'
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
@@ -57,9 +59,12 @@ def follow(line: bytes, separator: bytes, inside: bool) -> tuple[bool, str | Non
                 return False, CLOSED_EARLY, here
             at += 1
         else:
-            at = line.find(separator, at) + 1
-            if not at:
+            end = line.find(separator, at)
+            if line.count(b'"', at, len(line) if end < 0 else end) % 2:
+                return False, WITHIN, True
+            if end < 0:
                 return False, None, here
+            at = end + 1
 
 
 class RecordScan:
@@ -104,16 +109,15 @@ class RecordScan:
         if not self._finished:
             self._finished = True
             scan.finish()
-        if scan.problem == 1:
-            beyond = "" if scan.line == scan.opened else f" (on line {scan.line})"
-            raise DataError(CLOSED_EARLY + beyond + REMEDY, self._path, scan.opened)
         if scan.problem:
-            raise DataError((NEVER_CLOSED if scan.problem == 2 else TOO_LONG) + REMEDY, self._path, scan.opened)
+            elsewhere = scan.problem == 1 and scan.line != scan.opened
+            beyond = f" (on line {scan.line})" if elsewhere else ""
+            raise DataError(_PROBLEMS[scan.problem] + beyond + REMEDY, self._path, scan.opened)
         records = max(scan.records - self._leading - 1, 0)
         if parsed is not None and records != parsed:
             raise DataError(
-                f"the file has {records:,} records, but {parsed:,} were read; quotes within fields that do not begin "
-                'with one can do that: quote such fields whole, and write the quotes within twice ("")',
+                f"the file has {records:,} records, but {parsed:,} were read; a misplaced quote can do that: quote "
+                'fields with quotes in them whole, and write the quotes within twice ("")',
                 self._path,
             )
 
@@ -159,7 +163,7 @@ class _Scan:
                 self.opened = self.line
             ended = self.line - self.opened + line.endswith(b"\n")
             if wrong or (self._inside and ended >= self._longest):
-                self.problem = 1 if wrong else 3
+                self.problem = _PROBLEMS.index(wrong or TOO_LONG)
                 return
             self.records += not self._inside
             self.line += 1
