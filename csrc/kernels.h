@@ -20,6 +20,7 @@ constexpr double kLog2E = 1.4426950408889634;
 constexpr double kLn2 = 0.6931471805599453;
 
 constexpr int64_t kMostRanked = 128;  // numbers that `rank` takes
+constexpr int64_t kAnchorNumbers = 3;  // of a stream: at, weight and taken (mix_streams)
 
 // Scores [items, states] of a block, in panels with room for `rows` items.
 struct Scores {
@@ -139,16 +140,17 @@ struct Kernels {
   void (*count_against)(const float* scores, int64_t step, int64_t vectors, const float* bar, float* greater,
                         float* less, float* not_finite);
 
-  // Online softmax per lane: updates the largest t = score · scale and Σ exp2(t − maximum), [16] each. Before the first
+  // Online softmax per lane: updates the largest score and Σ exp2((score − maximum) · scale), [16] each. Before the first
   // score they are the lowest finite number and 0. The scores are `vectors` Vectors, `step` numbers apart.
   void (*update_lane_softmax)(const float* scores, int64_t step, int64_t vectors, float scale, float* maximum,
                               float* sum);
 
-  // result [vectors, 16] = Σ over the streams of exp2(score · scale + offset), a term being at most 2**100. A stream's
-  // scores are `vectors` Vectors, `step` numbers apart; offsets [streams, 16]. Makes not_finite [16] NaN where a
-  // score · scale is not finite.
+  // result [vectors, 16] = Σ over the streams of weight · (exp2((score − at) · scale) − taken), the power being at most
+  // 2**100, from anchors [streams, 3, 16]: at, weight and taken, 0 or 1. A stream's scores are `vectors` Vectors, `step`
+  // numbers apart. Makes not_finite [16] NaN where no score − at is above −∞, or one is +∞; the result is NaN where one
+  // is NaN.
   void (*mix_streams)(const float* const* streams_scores, int64_t streams, int64_t step, int64_t vectors, float scale,
-                      const float* offsets, float* result, float* not_finite);
+                      const float* anchors, float* result, float* not_finite);
 
   // result [j * result_step + i] = row first + i of a matrix, which has at least 16 columns, times vector j, for `count`
   // rows and `vectors_count` vectors, `vectors_step` numbers apart. A result depends on its row, its vector and on

@@ -1,11 +1,12 @@
 // target_rank and target_mixture_rank: how many items score above each row's target, and how many the same.
 //
 // The target's score comes from the products that its block's scores come from, so that it equals itself, and items
-// with equal vectors tie. Under a mixture items are compared by their probabilities relative to the target's,
+// with equal vectors tie. Under a mixture items are compared by how far their probabilities exceed the target's, whose
+// scores are t_m,
 //
-//     Σ_m exp2(o_m + scale · d_m − c),      c the largest term of the target,
+//     Σ_m w_m (exp2(scale · (d_m − t_m)) − 1),      w_m = exp2(o_m + scale · t_m − c),  c the target's largest exponent,
 //
-// in float32: near the target's, where it matters, they tell more apart than logarithms would.
+// in float32: what counts is differences of scores, of which none is lost in large scores, nor in a large temperature.
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
@@ -31,7 +32,7 @@ struct RankCall {
   const Matrix& states;      // [rows · streams, dim]
   const float* log_weights;  // [rows, streams]; null for dot products
   int64_t streams;
-  float scale;
+  double scale;
   const Matrix& items;
   const int64_t* targets;  // [rows]
   ExcludedIds excluded;
@@ -120,10 +121,10 @@ class Bars {
       : context_(context),
         call_(call),
         bars_(groups * kLanes, 0.0f),
-        offsets_(call.is_mixture() ? groups * call.streams * kLanes : 0, 0.0f) {}
+        anchors_(call.is_mixture() ? groups * unit() : 0, 0.0f) {}
 
   float* bar(int64_t group) { return bars_.data() + group * kLanes; }
-  const float* offsets(int64_t group) { return offsets_.data() + group * call_.streams * kLanes; }
+  const float* anchors(int64_t group) { return anchors_.data() + group * unit(); }
 
   // From the target's scores [streams, 16], in every lane its row's; row_of(lane) is the row or −1. Z of the streams of
   // a lane's row are lse[lse_of(lane, stream)].
@@ -134,35 +135,43 @@ class Bars {
       std::copy_n(target_scores, kLanes, bar(group));
       return;
     }
-    float* offsets = offsets_.data() + group * call_.streams * kLanes;
-    std::vector<double> terms(call_.streams);
+    float* anchors = anchors_.data() + group * unit();
+    std::vector<double> offsets(call_.streams), terms(call_.streams);
     for (int64_t lane = 0; lane < kLanes; ++lane) {
       const int64_t row = row_of(lane);
       if (row < 0) continue;
       double largest = -std::numeric_limits<double>::infinity();
       for (int64_t m = 0; m < call_.streams; ++m) {
-        terms[m] = call_.log_weights[row * call_.streams + m] * kLog2E - lse[lse_of(lane, m)];
-        const double term = terms[m] + call_.scale * static_cast<double>(target_scores[m * kLanes + lane]);
-        largest = std::isnan(term) || std::isnan(largest) ? std::numeric_limits<double>::quiet_NaN()
-                                                          : std::max(largest, term);
+        offsets[m] = call_.log_weights[row * call_.streams + m] * kLog2E - lse[lse_of(lane, m)];
+        terms[m] = offsets[m] + call_.scale * static_cast<double>(target_scores[m * kLanes + lane]);
+        largest = std::isnan(terms[m]) || std::isnan(largest) ? std::numeric_limits<double>::quiet_NaN()
+                                                              : std::max(largest, terms[m]);
       }
       // Not finite: then all of the row's probabilities are NaN, and it is marked.
       if (!std::isfinite(largest)) largest = std::numeric_limits<double>::quiet_NaN();
       for (int64_t m = 0; m < call_.streams; ++m) {
-        offsets[m * kLanes + lane] = static_cast<float>(terms[m] - largest);
+        // A stream that has next to no part in the target's probability may have one in others'.
+        constexpr double least_part = -60.0;
+        const Anchor anchor = terms[m] - largest < least_part
+                                  ? Anchor::at_total(offsets[m], call_.scale, largest)
+                                  : Anchor::at_score(target_scores[m * kLanes + lane], terms[m] - largest);
+        anchor.store(anchors, m, lane);
       }
     }
     std::vector<const float*> streams(call_.streams);
     for (int64_t m = 0; m < call_.streams; ++m) streams[m] = target_scores + m * kLanes;
     float not_finite[kLanes] = {};
-    context_.kernels.mix_streams(streams.data(), call_.streams, kLanes, 1, call_.scale, offsets, bar(group), not_finite);
+    context_.kernels.mix_streams(streams.data(), call_.streams, kLanes, 1, kernel_scale(call_.scale), anchors, bar(group),
+                                 not_finite);
   }
 
  private:
+  int64_t unit() const { return call_.streams * kAnchorNumbers * kLanes; }
+
   const Context& context_;
   const RankCall& call_;
   Buffer bars_;     // [groups, 16]
-  Buffer offsets_;  // [groups, streams, 16]
+  Buffer anchors_;  // [groups, streams, 3, 16]
 };
 
 void store(const RankCall& call, int64_t row, const Counts::Total& total) {
@@ -209,8 +218,8 @@ void rank_by_gemv(const Context& context, const RankCall& call) {
           of_streams[m] = of_stream;
         }
         scores = mixed.data() + thread * block_items;
-        context.kernels.mix_streams(of_streams.data(), streams, kLanes, vectors, call.scale, bars.offsets(row), scores,
-                                    counts.not_finite(thread, row));
+        context.kernels.mix_streams(of_streams.data(), streams, kLanes, vectors, kernel_scale(call.scale),
+                                    bars.anchors(row), scores, counts.not_finite(thread, row));
       }
       std::fill(scores + count, scores + vectors * kLanes, bar[0]);  // neither greater nor less
       counts.add(thread, row, scores, kLanes, vectors, bar);
@@ -268,8 +277,8 @@ void rank_by_gemm(const Context& context, const RankCall& call, int64_t first_ro
       if (call.is_mixture()) {
         for (int64_t m = 0; m < streams; ++m) of_streams[m] = &block.at(block.first_item, group * unit + m * kLanes);
         scores = mixed.data() + block.thread * block_items * kLanes;
-        context.kernels.mix_streams(of_streams.data(), streams, kPanelColumns, block.items, call.scale,
-                                    bars.offsets(group), scores, counts.not_finite(block.thread, group));
+        context.kernels.mix_streams(of_streams.data(), streams, kPanelColumns, block.items, kernel_scale(call.scale),
+                                    bars.anchors(group), scores, counts.not_finite(block.thread, group));
         step = kLanes;
       }
       const float* bar = bars.bar(group);
@@ -305,14 +314,13 @@ void rank(const Context& context, const RankCall& call) {
 
 void target_rank(const Context& context, const Matrix& states, const Matrix& items, const int64_t* targets,
                  const ExcludedIds& excluded, int64_t* greater, int64_t* equal) {
-  rank(context, {states, nullptr, 1, 1.0f, items, targets, excluded, greater, equal});
+  rank(context, {states, nullptr, 1, 1.0, items, targets, excluded, greater, equal});
 }
 
 void target_mixture_rank(const Context& context, const Matrix& states, const float* log_weights, int64_t streams,
                          const Matrix& items, const int64_t* targets, double temperature, const ExcludedIds& excluded,
                          int64_t* greater, int64_t* equal) {
-  const float scale = static_cast<float>(kLog2E / temperature);
-  rank(context, {states, log_weights, streams, scale, items, targets, excluded, greater, equal});
+  rank(context, {states, log_weights, streams, kLog2E / temperature, items, targets, excluded, greater, equal});
 }
 
 }  // namespace plr_kernels

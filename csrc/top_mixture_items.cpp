@@ -34,7 +34,7 @@ struct MixtureCall {
   const Matrix& states;  // [rows · streams, dim]
   const float* log_weights;
   int64_t streams;
-  float scale;
+  double scale;
   const Matrix& items;
   ExcludedIds excluded;
   BestItemsOutput output;
@@ -103,26 +103,23 @@ bool finish_row(const MixtureCall& call, int64_t row, const StreamOffsets& offse
 
 // What finds the items of rows with known Z that may reach their bounds: in float32, with a margin for its rounding.
 struct Finder {
-  Finder(const std::vector<OpenRow>& rows, int64_t streams) : streams(streams), offsets(rows.size() * streams) {
-    for (std::size_t i = 0; i < rows.size(); ++i) {
-      const std::vector<double>& values = rows[i].offsets.values;
+  explicit Finder(const std::vector<OpenRow>& rows) {
+    for (const OpenRow& row : rows) {
       // Where there are fewer than k to compare with, all reach it.
-      const bool has_bound = std::isfinite(rows[i].bound);
-      const double reference = has_bound ? rows[i].bound / kLn2 : 0.0;
-      double largest = 0.0;
-      for (int64_t m = 0; m < streams; ++m) {
-        offsets[i * streams + m] = static_cast<float>(values[m] - reference);
-        if (std::isfinite(values[m])) largest = std::max(largest, std::abs(values[m] - reference));
+      const bool has_bound = std::isfinite(row.bound);
+      const double reference = has_bound ? row.bound / kLn2 : 0.0;
+      for (const double offset : row.offsets.values) {
+        anchors.push_back(Anchor::at_total(offset, row.offsets.scale, reference));
       }
-      // Terms are rounded in the units of their operands, of which those near the bound are at most this large.
-      const double margin = 0x1p-21 * (largest + std::abs(reference) + 64 + static_cast<double>(streams));
+      // The bound was rounded in units of its size. Of the terms near it exponents are small, and each term and their
+      // sum is rounded a few times.
+      const double margin = 0x1p-21 * (std::abs(reference) + 8 + static_cast<double>(row.offsets.values.size()));
       thresholds.push_back(has_bound ? static_cast<float>(1.0 - margin) : -1.0f);
     }
   }
 
-  int64_t streams;
-  std::vector<float> offsets;     // [rows, streams], relative to the bound
-  std::vector<float> thresholds;  // [rows]: items at most this probable cannot be among the best
+  std::vector<Anchor> anchors;    // [rows, streams], relative to the bound
+  std::vector<float> thresholds;  // [rows]: items at most this probable, of 1 for the bound, are not among the best
 };
 
 void write_best(const MixtureCall& call, const BestItems& best, int64_t first_row, const std::vector<OpenRow>& open) {
@@ -143,10 +140,11 @@ void push_exact(BestItems& best, int thread, int64_t i, const OpenRow& row, cons
 void second_sweep(const Context& context, const MixtureCall& call, const GemvSweep& sweep,
                   const Exclusions& exclusions, const std::vector<OpenRow>& open) {
   const int64_t streams = call.streams, block_items = sweep.block_items();
-  const Finder finder(open, streams);
-  Buffer offsets(static_cast<int64_t>(finder.offsets.size()) * kLanes);
-  for (std::size_t i = 0; i < finder.offsets.size(); ++i) {
-    std::fill_n(offsets.data() + i * kLanes, kLanes, finder.offsets[i]);
+  const Finder finder(open);
+  const int64_t anchors_step = streams * kAnchorNumbers * kLanes;
+  Buffer anchors(static_cast<int64_t>(open.size()) * anchors_step);
+  for (std::size_t i = 0; i < finder.anchors.size(); ++i) {
+    for (int64_t lane = 0; lane < kLanes; ++lane) finder.anchors[i].store(anchors.data(), static_cast<int64_t>(i), lane);
   }
   BestItems best(context, static_cast<int64_t>(open.size()), call.output.k, call.items.rows, block_items);
   Buffer mixed(block_items * context.threads.count());
@@ -165,8 +163,8 @@ void second_sweep(const Context& context, const MixtureCall& call, const GemvSwe
       }
       float not_finite[kLanes] = {}, thresholds[kLanes];
       std::fill_n(thresholds, kLanes, finder.thresholds[i]);
-      context.kernels.mix_streams(of_streams.data(), streams, kLanes, vectors, call.scale,
-                                  offsets.data() + i * streams * kLanes, p, not_finite);
+      context.kernels.mix_streams(of_streams.data(), streams, kLanes, vectors, kernel_scale(call.scale),
+                                  anchors.data() + static_cast<int64_t>(i) * anchors_step, p, not_finite);
       std::fill(p + count, p + vectors * kLanes, kNoCandidate);
       exclusions.visit(first_item, row, row + 1, [&](int64_t, int64_t item) { p[item] = kNoCandidate; });
       const int64_t survivors = context.kernels.find_above(p, kLanes, vectors, thresholds, found.data());
@@ -227,12 +225,13 @@ void second_sweep(const Context& context, const MixtureCall& call, int64_t first
   }
   const GemmSweep sweep(context, call.states, std::move(order), call.items, paired);
   const int64_t block_items = sweep.block_items(), groups = divided_up(count, kLanes);
-  const Finder finder(open, streams);
-  Buffer offsets(groups * unit, 0.0f), thresholds(groups * kLanes, std::numeric_limits<float>::infinity());
+  const Finder finder(open);
+  Buffer anchors(groups * kAnchorNumbers * unit, 0.0f);
+  Buffer thresholds(groups * kLanes, std::numeric_limits<float>::infinity());
   for (int64_t i = 0; i < count; ++i) {
     thresholds[i] = finder.thresholds[i];
     for (int64_t m = 0; m < streams; ++m) {
-      offsets[(i / kLanes * streams + m) * kLanes + i % kLanes] = finder.offsets[i * streams + m];
+      finder.anchors[i * streams + m].store(anchors.data(), i / kLanes * streams + m, i % kLanes);
     }
   }
   BestItems best(context, count, call.output.k, call.items.rows, block_items);
@@ -247,8 +246,8 @@ void second_sweep(const Context& context, const MixtureCall& call, int64_t first
     for (int64_t group = block.first_state / unit; group < end; ++group) {
       for (int64_t m = 0; m < streams; ++m) of_streams[m] = &block.at(block.first_item, group * unit + m * kLanes);
       float not_finite[kLanes] = {};
-      context.kernels.mix_streams(of_streams.data(), streams, kPanelColumns, block.items, call.scale,
-                                  offsets.data() + group * unit, p, not_finite);
+      context.kernels.mix_streams(of_streams.data(), streams, kPanelColumns, block.items, kernel_scale(call.scale),
+                                  anchors.data() + group * kAnchorNumbers * unit, p, not_finite);
       const int64_t last = std::min(count, (group + 1) * kLanes);
       for (int64_t i = group * kLanes; i < last; ++i) {
         exclusions.visit(block.first_item, open[i].row, open[i].row + 1, [&](int64_t, int64_t item) {
@@ -339,8 +338,7 @@ int64_t top_mixture_items(const Context& context, const Matrix& states, const fl
                           float* scores, int64_t* ids) {
   check_items_fit_keys(items.rows);
   constexpr int64_t few_states = 32, few_rows = 8;
-  const MixtureCall call{states, log_weights, streams, static_cast<float>(kLog2E / temperature),
-                         items,  excluded,    {scores, ids, k}};
+  const MixtureCall call{states, log_weights, streams, kLog2E / temperature, items, excluded, {scores, ids, k}};
   const int64_t rows = call.rows();
   if (rows == 0) return 0;
   if (rows <= few_rows && GemvSweep::suits(states, few_states)) return by_gemv(context, call);

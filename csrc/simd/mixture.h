@@ -1,4 +1,5 @@
-// Mixtures of softmax distributions, of scores as products leave them. In units of log2: t = score · scale.
+// Mixtures of softmax distributions, of scores as products leave them. Exponents are differences of scores, then scaled:
+// the other way round large scores lose their last digits, or overflow.
 #pragma once
 
 #include <cstdint>
@@ -17,29 +18,32 @@ void update_lane_softmax(const float* scores, int64_t step, int64_t vectors, flo
   Vector even = m, odd = m;
   int64_t v = 0;
   for (; v + 1 < vectors; v += 2) {
-    even = maximum_of(load(scores + v * step) * factor, even);
-    odd = maximum_of(load(scores + (v + 1) * step) * factor, odd);
+    even = maximum_of(load(scores + v * step), even);
+    odd = maximum_of(load(scores + (v + 1) * step), odd);
   }
-  if (v < vectors) even = maximum_of(load(scores + v * step) * factor, even);
+  if (v < vectors) even = maximum_of(load(scores + v * step), even);
   const Vector m_new = maximum_of(even, odd);
   Vector added = zero();
-  for (int64_t i = 0; i < vectors; ++i) added = added + exp2(load(scores + i * step) * factor - m_new);
+  for (int64_t i = 0; i < vectors; ++i) added = added + exp2((load(scores + i * step) - m_new) * factor);
   store(maximum, m_new);
-  store(sum, multiply_add(load(sum), exp2(m - m_new), added));
+  store(sum, multiply_add(load(sum), exp2((m - m_new) * factor), added));
 }
 
 void mix_streams(const float* const* streams_scores, int64_t streams, int64_t step, int64_t vectors, float scale,
-                 const float* offsets, float* result, float* not_finite) {
-  const Vector factor = broadcast(scale), none = zero(), largest = broadcast(100.0f);
+                 const float* anchors, float* result, float* not_finite) {
+  const Vector factor = broadcast(scale), none = zero(), least = broadcast(-126.0f), most = broadcast(100.0f);
   Vector wrong = load(not_finite);
   for (int64_t v = 0; v < vectors; ++v) {
-    Vector sum = zero();
+    Vector sum = zero(), best = broadcast(-__builtin_inff());
     for (int64_t m = 0; m < streams; ++m) {
-      const Vector t = load(streams_scores[m] + v * step) * factor;
-      const Vector exponent = t + load(offsets + m * kLanes);
-      wrong = multiply_add(t, none, wrong);  // 0, or NaN
-      sum = sum + exp2(where_greater(exponent, largest, largest, exponent));
+      const float* anchor = anchors + m * kAnchorNumbers * kLanes;
+      const Vector distance = load(streams_scores[m] + v * step) - load(anchor);
+      best = maximum_of(distance, best);
+      const Vector exponent = maximum_of(least, distance * factor);  // the second one where either is NaN
+      sum = multiply_add(load(anchor + kLanes), exp2_less(where_greater(exponent, most, most, exponent),
+                                                          load(anchor + 2 * kLanes)), sum);
     }
+    wrong = multiply_add(best, none, wrong);  // 0, or NaN where all streams are at −∞ or one is at +∞
     store(result + v * kLanes, sum);
   }
   store(not_finite, wrong);

@@ -14,12 +14,20 @@ from plr_kernels.top_items.reference import blocks
 def mixture_scores(
     states: Tensor, log_weights: Tensor, items: Tensor, temperature: float
 ) -> Callable[[Tensor], Tensor]:
-    """The function from a block [width, D] or rows [R, 1, D] of items to log Σ_m exp(log_weights[m]) p_m [R, width]."""
-    lse = states.new_full(states.shape[:2], -torch.inf)  # Z_m [R, M]
+    """The function from a block [width, D] or rows [R, 1, D] of items to log Σ_m exp(log_weights[m]) p_m [R, width].
+
+    In float64 from the products on: at a small temperature logits are too large for float32, at a large one they
+    differ by less than it tells apart.
+    """
+
+    def logits(block: Tensor) -> Tensor:
+        return (states @ block.mT).double() / temperature  # [R, M, width]
+
+    lse = states.new_full(states.shape[:2], -torch.inf, dtype=torch.float64)  # Z_m [R, M]
     for _, block in blocks(items):
-        lse = torch.logaddexp(lse, torch.logsumexp(states @ block.mT / temperature, dim=2))
+        lse = torch.logaddexp(lse, torch.logsumexp(logits(block), dim=2))
     offsets = (log_weights - lse)[:, :, None]  # [R, M, 1]
-    return lambda block: torch.logsumexp(offsets + states @ block.mT / temperature, dim=1)
+    return lambda block: torch.logsumexp(offsets + logits(block), dim=1)
 
 
 def target_mixture_rank(

@@ -14,6 +14,7 @@ def vector_keys(items: Tensor) -> Tensor:
     """A number int64 [V] for each item of [V, D]: equal for equal vectors, different (but for chance 2^-64) for others.
 
     A matrix product does not promise the same rounding in every column: by these, equal vectors tie all the same.
+    Meant for a block of items: several numbers int64 [V, D] are made on the way.
     """
     bits = (items + 0.0).view(torch.int64 if items.dtype == torch.float64 else torch.int32).long()  # −0 becomes 0
     column = torch.arange(1, items.shape[1] + 1, device=items.device)
@@ -27,8 +28,7 @@ def count_ranks(
     scores_of: Callable[[Tensor], Tensor], items: Tensor, targets: Tensor, own: Tensor, exclude: Tensor | None
 ) -> tuple[Tensor, Tensor]:
     """Count by scores_of(block [width, D]) -> [R, width] against the targets' scores own [R]."""
-    keys = vector_keys(items)
-    target_keys = keys[targets][:, None]
+    target_keys = vector_keys(items[targets])[:, None]
     greater, equal = torch.zeros_like(targets), torch.zeros_like(targets)
     finite = own.isfinite()
     own = own[:, None]
@@ -36,7 +36,7 @@ def count_ranks(
         width = block.shape[0]
         scores = scores_of(block)  # [R, width]
         finite = finite & scores.isfinite().all(dim=1)
-        ties = keys[start : start + width] == target_keys
+        ties = vector_keys(block) == target_keys
         counted = torch.arange(start, start + width, device=items.device) != targets[:, None]
         if exclude is not None:
             counted = counted & ~is_excluded(exclude, start, width)

@@ -13,4 +13,4 @@ def top_mixture_items(
 ) -> tuple[Tensor, Tensor]:
     """The k most probable items of each row under the mixture, best first, ties to the smaller id."""
     scores_of = mixture_scores(states, log_weights, items, temperature)
-    return best_of_blocks(scores_of, states, items, k, exclude)
+    return best_of_blocks(lambda block: scores_of(block).to(states.dtype), states, items, k, exclude)

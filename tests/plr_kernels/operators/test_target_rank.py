@@ -169,6 +169,81 @@ def test_mixtures_are_counted_as_their_scores_say(mixture_target):
     check()
 
 
+def excess_over_targets(scores, log_weights, wanted, temperature):
+    """By how much each item's probability exceeds the target's, relative to the target's largest term; float64.
+
+    Returns the sums over the streams [R, V], and those of the terms' magnitudes. Differences of scores first: large
+    logits would lose them.
+    """
+    offsets = log_weights.double() - torch.logsumexp(scores / temperature, dim=2)  # [R, M]
+    own = scores.gather(2, wanted[:, None, None].expand(-1, scores.shape[1], 1))  # [R, M, 1]
+    terms = offsets[:, :, None] + own / temperature
+    terms = terms - terms.amax(dim=1, keepdim=True)
+    distance = (scores - own) / temperature  # [R, M, V]
+    near = terms.exp() * torch.expm1(distance)
+    excess = torch.where(distance.abs() < 1, near, (terms + distance).clamp(max=600).exp() - terms.exp())
+    return excess.sum(dim=1), excess.abs().sum(dim=1)
+
+
+@pytest.mark.parametrize("rows", [3, 40])
+@pytest.mark.parametrize(
+    ("temperature", "scale"),
+    [(1e-5, 1.0), (1e-5, 2.0**30), (1e-5, 2.0**100), (1e-8, 1.0), (1.0, 2.0**100), (1e6, 1.0), (1e9, 1.0)],
+)
+def test_mixtures_at_small_and_large_temperatures(mixture_target, rows, temperature, scale):
+    """Logits beyond float32, and probabilities that differ less than float32 tells apart.
+
+    The scores are exact in float32, so that the counts are those of float64, but for items about as probable as the
+    target: their terms are rounded a few times, each as its exponent is.
+    """
+    generator = torch.Generator().manual_seed(rows)
+    states, items = (integers(generator, *shape, largest=500) for shape in ((rows, 3, 4), (3000, 4)))
+    log_weights = torch.log_softmax(normal(generator, rows, 3), dim=1).float()
+    wanted = torch.randint(3000, (rows,), generator=generator)
+    excess, magnitude = excess_over_targets(states @ items.T * (scale / 2.0**20), log_weights, wanted, temperature)
+    near = 1e-4 * magnitude
+    device = mixture_target.device
+    greater, equal = target_mixture_rank(
+        (states * (scale / 2.0**10)).float().to(device),
+        log_weights.to(device),
+        (items / 2.0**10).float().to(device),
+        wanted.to(device),
+        temperature=temperature,
+    )
+    at_least, at_most = (excess > near).sum(dim=1), (excess >= -near).sum(dim=1) - 1
+    assert (greater.cpu() >= at_least).all()
+    assert ((greater + equal).cpu() <= at_most).all()
+    assert (at_most - at_least).max() < 100  # of 3000: else nothing would be tested
+
+
+@pytest.mark.parametrize("rows", [1, 20])
+def test_a_stream_that_rules_an_item_out_marks_no_row(mixture_target, rows):
+    """A score of -inf in one stream leaves the mixture's probability finite; in all of them it does not."""
+    device = mixture_target.device
+    # 0 · ∞ is no number: so each stream looks at the infinite column, from one side or the other.
+    states = torch.tensor([[1.0, 1e-3], [1e-3, 1.0]], device=device).expand(rows, 2, 2).clone()
+    items = torch.tensor([[3.0, 1.0], [1.0, 0.5], [2.0, 4.0], [0.0, 0.0]], device=device).repeat(20, 1)
+    log_weights = torch.full((rows, 2), math.log(0.5), device=device)
+    wanted = torch.arange(rows, device=device) % 4
+    items[7] = -torch.finfo(torch.float32).max
+    states[:, 0, 0] = 2  # whose sum overflows, but not that of the other stream: halves of the largest number
+    states[:, 1] = 0.25
+    scores = states @ items.T
+    assert (scores[:, 0, 7] == -math.inf).all()
+    assert scores[:, 1].isfinite().all()
+    greater, equal = target_mixture_rank(states, log_weights, items, wanted)
+    log_p = torch.log_softmax(scores.double(), dim=2)
+    expected = counted(torch.logsumexp(log_weights.double()[:, :, None] + log_p, dim=1).float(), wanted.tolist(), None)
+    assert list(zip(greater.tolist(), equal.tolist(), strict=True)) == expected
+    greater, _ = target_mixture_rank(states, log_weights, items, torch.full_like(wanted, 7))
+    assert (greater >= 0).all()  # also as the target
+    greater, equal = target_mixture_rank(states[:, :1], log_weights[:, :1], items, wanted)
+    assert greater.tolist() == equal.tolist() == [-1] * rows
+    log_weights[:, 1] = -math.inf  # the other has no say
+    greater, equal = target_mixture_rank(states, log_weights, items, wanted)
+    assert greater.tolist() == equal.tolist() == [-1] * rows
+
+
 def test_one_stream_ranks_as_its_scores(mixture_target):
     generator = torch.Generator().manual_seed(1)
     states, items = (integers(generator, size, 8).float().to(mixture_target.device) for size in (6, 500))
