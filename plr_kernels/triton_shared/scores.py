@@ -351,8 +351,12 @@ def _score_gradient(
     numbers, item_exists = tl.expand_dims(numbers, ROWS_AXIS), tl.expand_dims(item_exists, ROWS_AXIS)
     t = scores - row.maximum
     p = tl.exp2(t) * row.inverse_sum
-    # Scores of items that do not exist are 0, and 2^(0 − m) may be infinite.
-    p = tl.where(item_exists, p, 0.0)
+    # Scores of items that do not exist are 0, and 2^(0 − m) may be infinite. Those of rows that do not count are 0 too,
+    # but beside an infinite item NaN.
+    if CROSS_ENTROPY and ROWS_AXIS == 1:
+        p = tl.where(item_exists & (row.inverse_sum != 0), p, 0.0)
+    else:
+        p = tl.where(item_exists, p, 0.0)
     if CROSS_ENTROPY:
         gradient = tl.where(numbers == row.entry, -row.prob_of_rest, p) * row.weight_or_mean
     else:
