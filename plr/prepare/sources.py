@@ -214,16 +214,16 @@ class SourceFiles:
         return sources
 
     def _read_one(self, path: Path, vocabulary: IdVocabulary) -> Source:
-        columns = self._options.columns
+        columns, named = self._options.columns, self._options.format != "auto"
         if self.skipped is None:
-            source = read(path, self.format, columns, vocabulary)
+            source = read(path, self.format, columns, vocabulary, named=named)
             self._parsed[path] = source.records
             return source
         if self.format not in TEXT_FORMATS:
             return read(path, self.format, columns, vocabulary, self.skipped)
         noted = Skipped()
         try:
-            source = read(path, self.format, columns, vocabulary, noted)
+            source = read(path, self.format, columns, vocabulary, noted, named)
             self._fingerprint(path, text=True)
             if is_packed(path):
                 _check_packed(path, forbidden_in(self.format))
@@ -241,7 +241,8 @@ class SourceFiles:
         noted, more = Skipped(), Skipped()
         without_bad_records(path, copy, self.format, noted)
         try:
-            source = read(copy, self.format, self._options.columns, vocabulary, more)
+            named = self._options.format != "auto"
+            source = read(copy, self.format, self._options.columns, vocabulary, more, named)
             if (scan := record_scan(copy, self.format)) is not None:
                 scan.feed_file()
                 scan.check(source.records)

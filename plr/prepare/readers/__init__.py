@@ -36,7 +36,8 @@ __all__ = [
 ]
 
 _NAMED = {"recbole": read_recbole, "csv": read_csv, "parquet": read_parquet, "huggingface": read_huggingface}
-_UNNAMED = {"sequences": read_sequences, "pairs": read_pairs, "movielens": read_movielens}
+_LINES = {"sequences": read_sequences, "pairs": read_pairs}
+_UNNAMED = (*_LINES, "movielens")
 FORMATS = (*_UNNAMED, *_NAMED)
 TEXT_FORMATS = ("sequences", "pairs", "movielens", "recbole", "csv")
 
@@ -52,6 +53,7 @@ def read(
     columns: Columns,
     vocabulary: IdVocabulary | None = None,
     skipped: Skipped | None = None,
+    named: bool = False,
 ) -> Source:
     """Read ``path``; ``columns`` counts for the formats with named columns.
 
@@ -61,6 +63,7 @@ def read(
         columns: The names of the columns.
         vocabulary: Where the ids are kept; a new one by default. Give one to read several files into it.
         skipped: Where given, lines that cannot be used are added to it and left out.
+        named: Whether the user named the format: then ids may begin with what else marks a comment.
 
     Raises:
         DataError: for anything in the file that cannot be used, naming file and line.
@@ -71,7 +74,9 @@ def read(
         raise ValueError(f"the format {file_format!r} has no named columns; a CSV, RecBole or Parquet file has")
     try:
         if file_format in _UNNAMED:
-            return _UNNAMED[file_format](path, vocabulary, skipped)
+            if file_format in _LINES:
+                return _LINES[file_format](path, vocabulary, skipped, named)
+            return read_movielens(path, vocabulary, skipped)
         return _NAMED[file_format](path, columns, vocabulary, skipped)
     except (
         pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError, EOFError, zlib.error, UnicodeDecodeError,

@@ -6,6 +6,7 @@ import re
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,16 @@ import polars as pl
 from polars.selectors import by_name  # takes no name for a pattern, as pl.col takes ^...$
 
 from plr.errors import DataError, listed, shortened
-from plr.prepare.readers.source import LISTED, IdVocabulary, LinesOf, Skipped, Source, collect
+from plr.prepare.readers.source import (
+    LISTED,
+    IdVocabulary,
+    LinesOf,
+    Skipped,
+    Source,
+    about_comment,
+    collect,
+    open_plain,
+)
 from plr.prepare.timestamps import unit_of
 
 __all__ = ["NO_TIMES", "Columns", "find_columns", "is_header", "look_at_others", "normalise", "read_columns"]
@@ -357,6 +367,12 @@ def _remedy(role: str, value: object) -> str:
     return ""
 
 
+def _about_comment(path: Path, line: int) -> str:
+    """Return what to add where the line, one of a text file, begins as comments do."""
+    with open_plain(path) as file:
+        return about_comment(next(islice(file, line - 1, line)).decode("utf-8-sig", errors="replace"))
+
+
 def _bad_values(
     path: Path,
     numbered: pl.LazyFrame,
@@ -376,7 +392,7 @@ def _bad_values(
         value = text[columns[role]]
         missing = value is None or value == ""
         what = "no value" if missing else f"the value {shortened(value)}"
-        remedy = _remedy(role, value) if advise else ""
+        remedy = _remedy(role, value) + (_about_comment(path, line) if missing and line else "") if advise else ""
         errors.append(
             DataError(f"column {shortened(columns[role])} has {what}; accepted: {_ACCEPTED[role]}{remedy}", path, line)
         )

@@ -18,7 +18,16 @@ from plr.errors import DataError
 from plr.prepare.readers.columns import Columns, find_columns, look_at_others, read_columns
 from plr.prepare.readers.lines import CONTROL_BYTES
 from plr.prepare.readers.quotes import CLOSED_EARLY, LONGEST, NEVER_CLOSED, REMEDY, TOO_LONG, WITHIN, RecordScan, follow
-from plr.prepare.readers.source import IdVocabulary, Skipped, Source, forbidden_bytes, open_plain, unreadable
+from plr.prepare.readers.source import (
+    MARKS,
+    IdVocabulary,
+    Skipped,
+    Source,
+    about_comment,
+    forbidden_bytes,
+    open_plain,
+    unreadable,
+)
 
 __all__ = ["read_csv", "read_recbole", "records", "separator_of", "without_bad_records"]
 
@@ -116,7 +125,7 @@ def _read(
     try:
         table = scan()
         names = table.collect_schema().names()
-        found = find_columns(names, columns, path)
+        found = _find_columns(names, columns, path)
         for name in found.values():
             if f"{name}_duplicated_0" in names:  # so polars calls the second one
                 line, _ = next(records(path, separator, quoted))
@@ -125,6 +134,23 @@ def _read(
         return read_columns(path, table, found, lines_of, vocabulary, True, skipped, scan)
     except (pl.exceptions.PolarsError, OSError) as error:
         raise _malformed(path, separator, quoted, error) from error
+
+
+def _find_columns(names: list[str], columns: Columns, path: Path) -> dict[str, str]:
+    """Find the columns in the header; where it has none, say whether the first line is a header at all."""
+    with open_plain(path) as file:
+        numbered = enumerate((line.decode("utf-8-sig", errors="replace") for line in file), start=1)
+        line, first = next(((number, text.strip()) for number, text in numbered if text.strip("\r\n")), (1, ""))
+    try:
+        return find_columns(names, columns, path, line)
+    except DataError:
+        if not first.strip(",;\t \""):
+            raise DataError("the line is blank, where the header should be; delete it", path, line) from None
+        if first[0] in MARKS:
+            raise DataError(
+                f"the line begins with {first[0]!r}, as comments do, where the header should be; delete it", path, line
+            ) from None
+        raise
 
 
 def records(path: Path, separator: str, quoted: bool) -> Iterator[tuple[int, str]]:
@@ -174,10 +200,7 @@ def fields_of(record: str, separator: str, quoted: bool) -> int:
 def _misquoted(record: bytes, separator: str) -> str | None:
     """Return what is wrong with the quotes of a record, or None."""
     inside, wrong, _ = follow(record, separator.encode(), False)
-    if wrong is None and inside:
-        return NEVER_CLOSED
-    # polars looks for the ends of lines by counting quotes.
-    return wrong or (WITHIN if record.count(b'"') % 2 else None)
+    return NEVER_CLOSED if wrong is None and inside else wrong
 
 
 def _malformed(path: Path, separator: str, quoted: bool, error: Exception) -> DataError:
@@ -191,7 +214,8 @@ def _malformed(path: Path, separator: str, quoted: bool, error: Exception) -> Da
             if expected is None:
                 expected = fields
             elif fields > expected:
-                return DataError(f"{fields} fields; the header has {expected}", path, line)
+                comment = about_comment(record)
+                return DataError(f"{fields} fields; the header has {expected}{comment}", path, line)
     except (OSError, EOFError, zlib.error, UnicodeDecodeError):
         return unreadable(path, error)
     return DataError(f"cannot be read: {str(error).splitlines()[0]}", path)

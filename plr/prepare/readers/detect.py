@@ -10,7 +10,7 @@ from plr.errors import DataError
 from plr.prepare.readers.columns import Columns, find_columns
 from plr.prepare.readers.delimited import separator_of
 from plr.prepare.readers.movielens import is_movielens
-from plr.prepare.readers.source import open_plain, unreadable
+from plr.prepare.readers.source import MARKS, open_plain, unreadable
 from plr.prepare.timestamps import unit_of
 
 __all__ = ["detect_format", "find_interactions"]
@@ -69,7 +69,7 @@ def detect_format(path: Path) -> str:
         return "sequences"
     if len(head) == _HEAD and len(lines) > 1:
         lines.pop()  # cut in the middle
-    lines = [line for line in lines if line.lstrip()[0] not in "#%"] or lines  # those of comments are refused later
+    lines = [line for line in lines if line.lstrip()[0] not in MARKS] or lines  # those of comments are refused later
     first = lines[0]
     if any(_TYPED.fullmatch(name) for name in first.split()):
         return "recbole"

@@ -1,43 +1,54 @@
-"""Text without a header: ``user item item …`` (a line per user), ``user item`` (one per interaction)."""
+"""Text without a header: ``user item item …`` (a line per user), ``user item`` (one per interaction).
+
+Such a line says nothing of what it is. A mark of comments (``#``, ``%``) that stands alone, or a doubled ``%``, is one.
+An id that begins with a mark is one where every line has it, or where the format was named: that is the user's word for
+data, of all but the first line. That is a header where it begins with usual names of columns, or else with a mark, and
+its ids are in no other line.
+"""
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 
 import polars as pl
 
 from plr.errors import DataError
 from plr.prepare.readers.columns import is_header
-from plr.prepare.readers.source import IdVocabulary, Skipped, Source, one_to_one, open_plain
+from plr.prepare.readers.source import MARKS, IdVocabulary, Skipped, Source, one_to_one, open_plain
 
-__all__ = ["COMMENT", "CONTROL_BYTES", "HEADER", "header_in", "is_comment", "read_pairs", "read_sequences"]
+__all__ = ["CONTROL_BYTES", "read_pairs", "read_sequences"]
 
 CONTROL_BYTES = bytes(byte for byte in range(32) if byte not in b"\t\n\v\f\r")
 """Bytes that no line of ids may hold."""
 
-COMMENT = (
-    "the line begins with {user!r}, as comments do; delete it, or leave such lines out with --skip_bad_lines. Ids that "
-    "begin so can be read from a CSV with a header"
+_COMMENT = (
+    "the line begins with {user!r}, as comments do; delete it, or leave such lines out with --skip_bad_lines. "
 )
-HEADER = (
+_MOVE = "If the line holds ids, put another first"
+_FIRST = _COMMENT + _MOVE
+_ALONE = _COMMENT + "Ids that begin so can be read from a CSV with a header"
+_JOINED = _COMMENT + "Where ids begin so, name the format with --format"
+_HEADER = (
     "the line is a header, which this format has none of; delete it, or leave it out with --skip_bad_lines. A file "
-    "with a header is separated by commas, semicolons or tabs (--format csv)"
+    "with a header is separated by commas, semicolons or tabs (--format csv). " + _MOVE
 )
 _NEVER = "\x01"  # a control byte, refused before: so every line is one field
 
 
-def read_sequences(path: Path, vocabulary: IdVocabulary, skipped: Skipped | None = None) -> Source:
+def read_sequences(path: Path, vocabulary: IdVocabulary, skipped: Skipped | None = None, named: bool = False) -> Source:
     """Read lines of ``user item item …``, white space between, oldest item first; blank lines are left out.
 
-    Where ``skipped`` is given, lines that cannot be used are added to it instead of raising.
+    Where ``skipped`` is given, lines that cannot be used are added to it instead of raising. ``named``: the format was
+    named, not told from the file.
 
     Raises:
         DataError: naming file and line, for a user without an item or a user with two lines.
     """
     lines = _tokens(path)
     first = pl.col("tokens").list.first().alias("user")
-    counted = vocabulary.collect(lines.select("row", first, pl.col("tokens").list.len(), is_comment(first)))
-    no_data = _refuse_no_data(counted, path, vocabulary, skipped)
+    counted = vocabulary.collect(lines.select("row", first, pl.col("tokens").list.len(), *_marks(first)))
+    no_data = _refuse_no_data(counted, path, vocabulary, skipped, named)
     if no_data.any():
         lines = lines.filter(~pl.col("row").is_in(counted["row"].filter(no_data).to_list()))
         counted = counted.filter(~no_data)
@@ -69,25 +80,27 @@ def read_sequences(path: Path, vocabulary: IdVocabulary, skipped: Skipped | None
     return Source(path, frame.drop("row"), one_to_one, frame["row"].to_numpy())
 
 
-def read_pairs(path: Path, vocabulary: IdVocabulary, skipped: Skipped | None = None) -> Source:
+def read_pairs(path: Path, vocabulary: IdVocabulary, skipped: Skipped | None = None, named: bool = False) -> Source:
     """Read lines of ``user item``, white space between, oldest interaction first; blank lines are left out.
 
-    Where ``skipped`` is given, lines that cannot be used are added to it instead of raising.
+    Where ``skipped`` is given, lines that cannot be used are added to it instead of raising. ``named``: the format was
+    named, not told from the file.
 
     Raises:
         DataError: naming file and line, for a line of more or fewer than two fields.
     """
     lines = _tokens(path)
+    first = pl.col("tokens").list.first().alias("user")
     pairs = vocabulary.collect(
         lines.select(
             "row",
-            pl.col("tokens").list.first().alias("user"),
+            first,
             pl.col("tokens").list.get(1, null_on_oob=True).alias("item"),
             pl.col("tokens").list.len(),
-            is_comment(pl.col("tokens").list.first()),
+            *_marks(first),
         )
     )
-    pairs = pairs.filter(~_refuse_no_data(pairs, path, vocabulary, skipped))
+    pairs = pairs.filter(~_refuse_no_data(pairs, path, vocabulary, skipped, named))
     few = _refuse(
         pairs, pl.col("tokens") == 1, path, vocabulary, "user {user!r} has no item; expected 'user item'", skipped
     )
@@ -121,26 +134,56 @@ def _tokens(path: Path) -> pl.LazyFrame:
     )
 
 
-def is_comment(first: pl.Expr) -> pl.Expr:
-    """Return whether a line's first field begins as comments do: the column ``comment``."""
-    return (first.str.starts_with("#") | first.str.starts_with("%")).fill_null(False).alias("comment")
+def _marks(first: pl.Expr) -> list[pl.Expr]:
+    """Return whether a line's first field begins with a mark of comments, and whether it is nothing else."""
+    marked = first.str.contains(f"^[{MARKS}]")
+    alone = first.str.starts_with("%%") | (first.str.strip_chars(MARKS) == "")
+    return [marked.fill_null(False).alias("marked"), alone.fill_null(False).alias("alone")]
 
 
-def header_in(path: Path, separator: str | None = None) -> int | None:
-    """Return the 0-based row of the first line that is not blank, where it is a header; None where it is data."""
+def _header_in(path: Path, marked: bool) -> tuple[int, str] | None:
+    """Return the 0-based row of the first line that is not blank and what it is, where that is no data.
+
+    It may be a header; and with ``marked`` a line that begins as comments do.
+    """
+    header: list[str] = []
+    found = None
     with open_plain(path) as file:
         for row, line in enumerate(file):
-            text = line.decode("utf-8-sig", errors="replace").strip()
-            if text:
-                return row if is_header(text.split(separator)) else None
-    return None
+            fields = line.decode("utf-8-sig", errors="replace").split()
+            if not header and fields:
+                header = fields
+                if is_header([fields[0].lstrip(MARKS), *fields[1:]]):
+                    found = row, _HEADER
+                elif marked and fields[0][0] in MARKS:
+                    found = row, _FIRST
+                else:
+                    return None
+            elif header and fields != header and (fields[:1] == header[:1] or set(header[1:]) & set(fields[1:])):
+                return None  # ids that other lines have, too
+    return found
 
 
-def _refuse_no_data(frame: pl.DataFrame, path: Path, vocabulary: IdVocabulary, skipped: Skipped | None) -> pl.Series:
+def _refuse_no_data(
+    frame: pl.DataFrame, path: Path, vocabulary: IdVocabulary, skipped: Skipped | None, named: bool
+) -> pl.Series:
     """Refuse comments, and a header: returns which lines are such."""
-    comments = _refuse(frame, pl.col("comment"), path, vocabulary, COMMENT, skipped)
-    row = header_in(path)
-    return comments | _refuse(frame, pl.col("row") == (-1 if row is None else row), path, vocabulary, HEADER, skipped)
+    wrong = _refuse(frame, pl.col("alone"), path, vocabulary, _ALONE, skipped)
+    marked = frame["marked"] & ~wrong
+    mixed = not (marked | wrong).all()  # else all ids begin so
+    if mixed and not named:
+        wrong |= _refuse(frame, pl.col("marked") & ~pl.col("alone"), path, vocabulary, _JOINED, skipped)
+    if (first := _header_in(path, mixed and named)) is not None:
+        row, message = first
+        wrong |= _refuse(frame, (pl.col("row") == row) & ~wrong, path, vocabulary, message, skipped)
+    marked &= ~wrong
+    if mixed and marked.any():
+        warnings.warn(
+            f"{path}: {int(marked.sum()):,} lines begin with # or %, as comments do, and are read since the format was "
+            f"named. The first is line {frame['row'].filter(marked).to_list()[0] + 1}",
+            stacklevel=2,
+        )
+    return wrong
 
 
 def _refuse(

@@ -22,10 +22,12 @@ from plr.prepare.readers.id_encoder import CompiledIdEncoder, IdEncoder, new_id_
 
 __all__ = [
     "LISTED",
+    "MARKS",
     "IdVocabulary",
     "LinesOf",
     "Skipped",
     "Source",
+    "about_comment",
     "collect",
     "forbidden_bytes",
     "is_packed",
@@ -41,6 +43,8 @@ _BLOCK = 1 << 19  # rows: their numbers fill a huge page
 _UNDER_WAY = 2  # blocks that may wait for their numbers while others are read
 LISTED = 100
 """How many of the skipped lines are listed."""
+MARKS = "#%"
+"""What comments begin with."""
 
 LinesOf = Callable[[np.ndarray], list[int]]
 """From ascending record numbers (0-based) of a file to their 1-based lines, in one pass over the file."""
@@ -179,6 +183,16 @@ def panics_unprinted() -> Iterator[None]:
     finally:
         os.dup2(kept, 2)
         os.close(kept)
+
+
+def about_comment(line: str) -> str:
+    """Return what to add to what is wrong with a line that begins as comments do."""
+    if line.lstrip()[:1] not in tuple(MARKS):
+        return ""
+    return (
+        f"; the line begins with {line.lstrip()[0]!r}, as comments do: delete it, or leave such lines out with "
+        "--skip_bad_lines"
+    )
 
 
 def unreadable(path: Path, error: BaseException, forbidden: bytes = b"") -> DataError:

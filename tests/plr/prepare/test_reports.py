@@ -189,14 +189,83 @@ def test_a_header_is_no_interaction(write, tmp_path, header):
 def test_comments_are_no_interactions(write, tmp_path, comment):
     for place, text in ((1, f"{comment}\n{PAIRS}"), (41, f"{PAIRS}{comment}\n")):
         path = write("a.txt", text)
-        with pytest.raises(DataError, match=rf"a.txt:{place}: the line begins with '[#%]\S*', as comments do"):
-            prepare(path, format="pairs")
-        report, _ = quietly(path, tmp_path / f"out{place}", skip_bad_lines=True, format="pairs")
-        assert report["read"] == {"users": 4, "items": 7, "interactions": 40}
+        for options in ({}, {"format": "pairs"}):
+            if place == 41 and " " not in comment and options:
+                continue  # it may hold ids, and the format was named
+            with pytest.raises(DataError, match=rf"a.txt:{place}: the line begins with '[#%]\S*', as comments do"):
+                prepare(path, **options)
+            report, _ = quietly(path, tmp_path / f"out{place}-{len(options)}", skip_bad_lines=True, **options)
+            assert report["read"] == {"users": 4, "items": 7, "interactions": 40}
     with pytest.raises(DataError, match=r"a.txt:1: the line begins with"):
         prepare(write("a.txt", f"{comment}\na x y z\nb x y z\n"))
     with pytest.raises(DataError, match=r"a.dat:1: "):
         prepare(write("a.dat", f"{comment}\n" + "1::2::3::4\n1::3::3::5\n"), format="movielens")
+
+
+@pytest.mark.parametrize("mark", "#%")
+@pytest.mark.parametrize("lines", ["a x\na y\nb x\nb y\n", "a x y z w\nb x y z w\n"], ids=["pairs", "sequences"])
+def test_ids_that_begin_as_comments_do(write, mark, lines):
+    """Where every line begins so they are ids; where some do, if the format is named."""
+    all_marked = "".join(f"{mark}{line}\n" for line in lines.splitlines())
+    expected = {f"{mark}a", f"{mark}b"}
+    assert set(prepare(write("a.txt", all_marked)).user_ids) == expected
+    with pytest.raises(DataError, match=rf"a.txt:1: the line begins with '{mark}'"):
+        prepare(write("a.txt", f"{mark} written by hand\n{all_marked}"))
+    some = all_marked + "".join(f"c{line}\n" for line in lines.splitlines())
+    path = write("b.txt", some)
+    with pytest.raises(DataError, match=rf"b.txt:1: the line begins with '{mark}a'.* name the format with --format"):
+        prepare(path)
+    named = "pairs" if "x y" not in lines else "sequences"
+    with pytest.warns(UserWarning, match=r"b.txt: \d lines begin with # or %.* The first is line 1$"):
+        assert set(prepare(path, format=named).user_ids) == {*expected, "ca", "cb"}
+    with pytest.raises(DataError, match=rf"b.txt:1: the line begins with '{mark}from'.* put another first"):
+        prepare(write("b.txt", f"{mark}from to\n" + some), format=named)
+
+
+def test_a_user_named_user(write, tmp_path):
+    """A first line of usual names is data where one of them is an id of another line, and in any other place."""
+    for text in ("user item\nuser book\n" + PAIRS, "user item\na item\n" + PAIRS, PAIRS + "user item\nuser book\n"):
+        assert "user" in list(prepare(write("a.txt", text)).user_ids)
+    for text in ("user item\n" + PAIRS, "#user item\n" + PAIRS, "user item\nuser item\n" + PAIRS):
+        path = write("a.txt", text)
+        for options in ({}, {"format": "pairs"}):
+            with pytest.raises(DataError, match=r"a.txt:1: the line (is a header|begins with '#user')"):
+                prepare(path, **options)
+            report, _ = quietly(path, tmp_path / f"out{len(options)}{len(text)}", skip_bad_lines=True, **options)
+            assert report["skipped_lines"]["count"] == 1
+    rows = "user item other\na item x y\nb x y\n"
+    assert list(prepare(write("b.txt", rows)).user_ids) == ["a", "b", "user"]
+
+
+@pytest.mark.parametrize("name", ["a.csv", "a.inter"])
+def test_a_first_line_that_is_no_header(write, name):
+    columns = ["user_id:token", "item_id:token", "timestamp:float"]
+    text = "\t".join(columns) + "\n" + "".join(f"{user}\ti{n}\t{n}\n" for user in "ab" for n in range(5))
+    if name == "a.csv":
+        text = text.replace(":token", "").replace(":float", "").replace("\t", ",")
+    for first, line, found in (
+        (" \n", 1, "the line is blank, where the header should be; delete it"),
+        ("\n\n \n", 3, "the line is blank, where the header should be; delete it"),
+        (",,\n", 1, "the line is blank, where the header should be; delete it"),
+        ("# ratings of 2023\n", 1, "the line begins with '#', as comments do, where the header should be; delete it"),
+        ("\n%user,item\n", 2, "the line begins with '%', as comments do, where the header should be; delete it"),
+    ):
+        with pytest.raises(DataError) as caught:
+            prepare(write(name, first + text))
+        assert (caught.value.line, caught.value.reason) == (line, found)
+    assert len(prepare(write(name, "\n\n" + text), split="leave-one-out").user_ids) == 2
+
+
+@pytest.mark.parametrize("comment", ["# said he", "#1,2,3,4,5", "% \t::"])
+def test_a_comment_among_the_lines_of_a_table(write, comment):
+    remedy = "; the line begins with '[#%]', as comments do: delete it, or leave such lines out with --skip_bad_lines"
+    for name, text, options in (
+        ("a.csv", "user,item,timestamp\na,x,1\n", {}),
+        ("a.dat", "1::2::3::4\n1::3::3::5\n", {"format": "movielens"}),
+    ):
+        line = text.count("\n") + 1
+        with pytest.raises(DataError, match=rf"{name}:{line}: .*{remedy}$"):
+            prepare(write(name, f"{text}{comment}\n{text.splitlines()[1]}\n"), **options)
 
 
 def test_a_repeated_header_is_no_interaction(write, tmp_path):
