@@ -7,15 +7,20 @@ from typing import TYPE_CHECKING, Any
 from plr.version import __version__
 
 if TYPE_CHECKING:
+    from plr.estimators import PLR, BERT4Rec, Estimator, SASRec, UniSRec, load
     from plr.serving import Recommender
 
-__all__ = ["Recommender", "__version__"]
+__all__ = ["PLR", "BERT4Rec", "Estimator", "Recommender", "SASRec", "UniSRec", "__version__", "load"]
 
 
 def __getattr__(name: str) -> Any:
-    # Loaded on first use: plr.serving imports the rest of the package.
+    # Loaded on first use: they import the rest of the package.
     if name == "Recommender":
         from plr.serving import Recommender
 
         return Recommender
+    if name in __all__:
+        from plr import estimators
+
+        return getattr(estimators, name)
     raise AttributeError(f"module 'plr' has no attribute {name!r}")

@@ -1,0 +1,256 @@
+"""Systems as Python objects that are fitted to data, in the manner of scikit-learn.
+
+    model = plr.PLR(dim=64, seed=1).fit(frame)
+    model.recommend(histories, k=10)
+    model.save("runs/first")
+    model = plr.load("runs/first")
+
+Each is a run of `plr train` with the same options, and its folder is one that every command reads.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from plr.config import Config
+from plr.errors import ConfigError, RunError, shortened
+from plr.files import atomic_path
+from plr.frames import as_polars, is_frame, like
+from plr.prepare.readers.columns import Columns, find_columns
+from plr.runs import RunFolder
+from plr.serving import Recommendation, Recommender
+from plr.training import train
+
+__all__ = ["PLR", "BERT4Rec", "Estimator", "SASRec", "UniSRec", "load"]
+
+INTERACTIONS = "interactions.parquet"
+"""The frame that a run was fitted to, in its folder."""
+_OPTIONS = {each.name for each in fields(Config)} - {"data", "provenance"}
+
+
+class Estimator:
+    """A system with options, to be fitted to interactions.
+
+    Args:
+        out: the folder of the run; None: a temporary one, removed with the object, until `save`.
+        options: as in `plr train --help`: backbone, method, dim, epochs, user_column … Those not given have its
+            defaults, but for `progress`, which is off.
+
+    Attributes:
+        metrics_: the content of metrics.json; a fitted system has it.
+
+    Raises:
+        ConfigError: an option is unknown or out of range.
+    """
+
+    _fixed: dict[str, Any] = {}  # noqa: RUF012  what a named system is
+
+    def __init__(self, *, out: str | Path | None = None, **options: Any):
+        self.out = out
+        self._options: dict[str, Any] = {}
+        self._temporary: tempfile.TemporaryDirectory[str] | None = None
+        self._recommender: Recommender | None = None
+        self._fitted: RunFolder | None = None
+        self.set_params(**options)
+
+    def get_params(self, deep: bool = True) -> dict[str, Any]:
+        """Return the options that were given, and `out`."""
+        return {"out": self.out, **self._options}
+
+    def set_params(self, **options: Any) -> Estimator:
+        """Change options; what was fitted stays as it is until the next `fit`.
+
+        Raises:
+            ConfigError: an option is unknown, out of range, or one that makes another system of this class.
+        """
+        self.out = options.pop("out", self.out)
+        for name in options:
+            if name not in _OPTIONS:
+                raise ConfigError(f"{type(self).__name__} has no option {name!r}; `plr train --help` lists them")
+            if name in self._fixed:
+                raise ConfigError(
+                    f"{name} is {self._fixed[name]!r} in {type(self).__name__}; take plr.Estimator for another"
+                )
+        given = self._options | options
+        self._config(given, "", "")
+        self._options = given
+        return self
+
+    def fit(self, interactions: Any) -> Estimator:
+        """Train on interactions, and validate and test on those held out.
+
+        Args:
+            interactions: a frame with a row per interaction, and columns as in a CSV or Parquet file of `plr train`
+                (user, item and, for a split by time, timestamp, under the usual names or those of `user_column` …); or
+                what `data` may be: the path of a file or of a prepared folder.
+
+        Returns:
+            The object itself. Repeated after an interruption with the same `out`, it resumes.
+
+        Raises:
+            UserError: as `plr train`: data or options that cannot be used, an `out` that holds a finished run.
+        """
+        temporary = None
+        if self.out is None:
+            temporary = tempfile.TemporaryDirectory(prefix="plr-")
+        folder = Path(temporary.name) / "run" if temporary else Path(str(self.out))
+        if is_frame(interactions):
+            data = folder / INTERACTIONS
+            self._write(interactions, data)
+            config = self._config(self._options | {"format": "parquet"}, str(data), str(folder))
+        elif isinstance(interactions, (str, os.PathLike)):
+            config = self._config(self._options, os.fspath(interactions), str(folder))
+        else:
+            raise ConfigError(
+                "interactions must be a frame (pandas, polars, pyarrow, an Arrow stream) or the path of a file or of a "
+                f"prepared folder; found {shortened(interactions)}"
+            )
+        self.metrics_ = train(config)
+        self._temporary, self._fitted, self._recommender = temporary, RunFolder(folder), None
+        return self
+
+    def recommend(self, histories: Any, k: int | None = None, **options: Any) -> Any:
+        """Return the k best items for each history, best first.
+
+        Args:
+            histories: item ids, oldest first, for each; or a frame with a row per interaction, a history being a user's
+                rows in the order of its timestamps (without: of the frame).
+            k: how many; None: 10, or all where there are fewer.
+            options: exclude_seen, unknown, batch_size of `Recommender.recommend`.
+
+        Returns:
+            For histories a list of `Recommendation` for each. For a frame of pandas or pyarrow one of theirs, else
+            one of polars: the user column as it was, item, score, and rank from 1.
+
+        Raises:
+            RunError: nothing was fitted yet.
+            UserError: as `Recommender.recommend`, or a column is missing.
+        """
+        recommender = self.recommender
+        if not is_frame(histories):
+            return recommender.recommend(histories, k, **options)
+        frame = as_polars(histories)
+        users, items, times = self._columns(frame)
+        if times is not None:
+            frame = frame.sort(times, maintain_order=True)
+        grouped = frame.group_by(users, maintain_order=True).agg(pl.col(items).cast(pl.String))
+        answers: list[list[Recommendation]] = recommender.recommend(grouped[items].to_list(), k, **options)
+        counts = pl.Series([len(answer) for answer in answers], dtype=pl.UInt32)
+        flat = [each for answer in answers for each in answer]
+        result = pl.DataFrame(
+            {
+                users: grouped[users].gather(pl.arange(0, len(counts), eager=True).repeat_by(counts).explode()),
+                "item": pl.Series([each.item for each in flat], dtype=pl.String),
+                "score": pl.Series([each.score for each in flat], dtype=pl.Float64),
+                "rank": pl.Series([rank for answer in answers for rank in range(1, len(answer) + 1)], dtype=pl.Int64),
+            }
+        )
+        return like(histories, result)
+
+    @property
+    def recommender(self) -> Recommender:
+        """The fitted model, for serving.
+
+        Raises:
+            RunError: nothing was fitted yet.
+        """
+        if self._fitted is None:
+            raise RunError(f"this {type(self).__name__} is not fitted; call fit first")
+        if self._recommender is None:
+            self._recommender = Recommender.load(self._fitted.path)
+        return self._recommender
+
+    def save(self, path: str | Path) -> None:
+        """Copy the run to a new folder, which `plr.load` and every command read.
+
+        Raises:
+            RunError: nothing was fitted yet, or something is at `path`.
+        """
+        if self._fitted is None:
+            raise RunError(f"this {type(self).__name__} is not fitted; call fit first")
+        target = Path(path)
+        if target.exists():
+            raise RunError(f"{target} exists already; choose another folder, or remove it")
+        with atomic_path(target, replace=False) as aside:
+            shutil.copytree(self._fitted.path, aside)
+            copied = RunFolder(aside)
+            config = Config.load(copied.config)
+            config.out = str(target)
+            if (aside / INTERACTIONS).exists():
+                config.data = str(target / INTERACTIONS)
+            config.save(copied.config)
+
+    @classmethod
+    def _of(cls, path: Path) -> Estimator:
+        """Return the fitted system of a finished run."""
+        folder = RunFolder(path)
+        config = folder.require_finished()
+        known = {frozenset(system._fixed.items()): system for system in (PLR, SASRec, BERT4Rec, UniSRec)}
+        system = known.get(frozenset({"backbone": config.backbone, "method": config.method}.items()), Estimator)
+        options = {
+            name: value
+            for name in _OPTIONS - set(system._fixed) - {"out"}
+            if (value := getattr(config, name)) != getattr(Config, name)
+        }
+        estimator = system(out=path, **options)
+        estimator._fitted, estimator.metrics_ = folder, folder.read_metrics()
+        return estimator
+
+    def _config(self, options: dict[str, Any], data: str, out: str) -> Config:
+        return Config(**{"progress": False, **options, **self._fixed, "data": data, "out": out})
+
+    def _write(self, interactions: Any, path: Path) -> None:
+        """Write a frame where the run's data are looked for."""
+        frame = as_polars(interactions)
+        with atomic_path(path) as aside:
+            frame.write_parquet(aside)
+
+    def _columns(self, frame: pl.DataFrame) -> tuple[str, str, str | None]:
+        """Return the names of a frame's user, item and timestamp columns, as they are found in a file."""
+        names = {role: self._options.get(f"{role}_column") for role in ("user", "item", "timestamp")}
+        found = find_columns(frame.columns, Columns(**names), Path("the frame"), None)
+        return found["user"], found["item"], found.get("timestamp")
+
+    def __repr__(self) -> str:
+        given = ", ".join(f"{name}={value!r}" for name, value in self.get_params().items() if value is not None)
+        return f"{type(self).__name__}({given})"
+
+
+class PLR(Estimator):
+    """Parallel latent reasoning on SASRec's encoder."""
+
+    _fixed = {"backbone": "sasrec", "method": "plr"}  # noqa: RUF012
+
+
+class SASRec(Estimator):
+    """SASRec with full cross-entropy."""
+
+    _fixed = {"backbone": "sasrec", "method": "base"}  # noqa: RUF012
+
+
+class BERT4Rec(Estimator):
+    """BERT4Rec as published, trained by Cloze."""
+
+    _fixed = {"backbone": "bert4rec-cloze", "method": "base"}  # noqa: RUF012
+
+
+class UniSRec(Estimator):
+    """UniSRec; needs `text_vectors`, the folder that `plr embed-text` wrote."""
+
+    _fixed = {"backbone": "unisrec", "method": "base"}  # noqa: RUF012
+
+
+def load(path: str | Path) -> Estimator:
+    """Return the fitted system of a finished run's folder.
+
+    Raises:
+        FileNotFoundError: there is no finished run.
+    """
+    return Estimator._of(Path(path))

@@ -1,0 +1,167 @@
+"""plr.PLR(...).fit(frame): the same runs as `plr train`, frames in and out, options as scikit-learn has them."""
+
+import json
+from pathlib import Path
+
+import polars as pl
+import pytest
+
+import plr
+from plr.cli.commands import main
+from plr.errors import ConfigError, DataError, RequestError, RunError
+from plr.runs import RunFolder
+
+SMALL = {"dim": 8, "heads": 2, "ffn_dim": 8, "epochs": 1, "batch_size": 64, "max_length": 6, "threads": 1}
+
+
+def interactions(users: int = 30, length: int = 6, items: int = 20) -> pl.DataFrame:
+    rows = [(f"u{u:02}", f"i{(u * 3 + n * n) % items}", 100 * n + u) for u in range(users) for n in range(length)]
+    return pl.DataFrame(rows, schema=["user_id", "item_id", "timestamp"], orient="row")
+
+
+class Stream:
+    """Some library's frame: nothing but an Arrow stream."""
+
+    def __init__(self, frame: pl.DataFrame):
+        self.frame = frame
+
+    def __arrow_c_stream__(self, requested_schema=None):
+        return self.frame.__arrow_c_stream__(requested_schema)
+
+
+@pytest.fixture(scope="module")
+def fitted(tmp_path_factory):
+    out = tmp_path_factory.mktemp("fitted") / "run"
+    return plr.PLR(out=out, streams=2, split="leave-one-out", **SMALL).fit(interactions())
+
+
+def test_a_frame_trains_what_its_file_trains(fitted, tmp_path, capsys):
+    interactions().write_csv(tmp_path / "file.csv")
+    run = tmp_path / "run"
+    flags = [part for name, value in SMALL.items() for part in (f"--{name}", str(value))]
+    data = ["--data", str(tmp_path / "file.csv"), "--split", "leave-one-out", "--progress", "false"]
+    assert main(["train", *data, "--out", str(run), "--streams", "2", *flags]) == 0
+    metrics = json.loads((run / "metrics.json").read_text())
+    for split in ("valid", "test"):
+        assert fitted.metrics_[split] == metrics[split]
+    assert fitted.metrics_["files"] == metrics["files"]  # weights and ids, to the bit
+
+
+def test_a_fitted_run_is_one_for_every_command(fitted, capsys):
+    assert main(["evaluate", str(fitted.out)]) == 0
+    assert f"{fitted.metrics_['test']['ndcg@10']:.4f}" in capsys.readouterr().out
+
+
+def test_histories_and_frames_get_the_same_recommendations(fitted):
+    frame = interactions(users=4)
+    histories = [frame.filter(pl.col("user_id") == f"u{u:02}")["item_id"].to_list() for u in range(4)]
+    expected = fitted.recommend(histories, k=3)
+    shuffled = frame.sample(fraction=1.0, shuffle=True, seed=1)  # the timestamps say what is older
+    for given in (frame, shuffled, frame.lazy(), Stream(shuffled)):
+        found = fitted.recommend(given, k=3)
+        assert found.columns == ["user_id", "item", "score", "rank"]
+        for user, answer in enumerate(expected):
+            own = found.filter(pl.col("user_id") == f"u{user:02}")
+            assert own["item"].to_list() == [each.item for each in answer]
+            assert own["score"].to_list() == pytest.approx([each.score for each in answer], rel=1e-5)
+            assert own["rank"].to_list() == [1, 2, 3]
+
+
+def test_answers_of_unequal_length_stay_with_their_users(fitted):
+    frame = pl.DataFrame({"user_id": ["b", "a", "b"], "item_id": ["i1", "i2", "i4"]})
+    items = len(fitted.recommender.item_ids)
+    found = fitted.recommend(frame, k=items, exclude_seen=True)
+    assert found["user_id"].to_list() == ["b"] * (items - 2) + ["a"] * (items - 1)
+    assert "i2" not in found.filter(pl.col("user_id") == "a")["item"].to_list()
+
+
+def test_pandas_and_pyarrow_come_out_as_they_came_in(fitted):
+    pandas = pytest.importorskip("pandas", reason="pandas is no dependency")
+    pyarrow = pytest.importorskip("pyarrow", reason="pyarrow is no dependency")
+    frame = interactions(users=3)
+    expected = fitted.recommend(frame, k=2)
+    as_pandas = fitted.recommend(pandas.DataFrame(frame.to_dict(as_series=False)), k=2)
+    assert isinstance(as_pandas, pandas.DataFrame)
+    assert as_pandas.to_dict("list") == expected.to_dict(as_series=False)
+    as_arrow = fitted.recommend(frame.to_arrow(), k=2)
+    assert isinstance(as_arrow, pyarrow.Table)
+    assert as_arrow.to_pydict() == expected.to_dict(as_series=False)
+
+
+def test_saved_and_loaded_it_recommends_the_same_and_the_folder_is_whole(tmp_path):
+    model = plr.SASRec(seed=3, split="leave-one-out", **SMALL).fit(Stream(interactions()))
+    temporary = model.recommender and Path(RunFolder(model._fitted.path).path)
+    target = tmp_path / "saved"
+    model.save(target)
+    expected = model.recommend([["i1", "i2"]], k=5)
+    metrics = model.metrics_
+    del model
+    assert not temporary.exists()
+    loaded = plr.load(target)
+    assert type(loaded) is plr.SASRec
+    assert loaded.metrics_ == metrics
+    assert loaded.get_params()["seed"] == 3
+    assert loaded.recommend([["i1", "i2"]], k=5) == expected
+    assert main(["evaluate", str(target)]) == 0
+    with pytest.raises(RunError, match="exists already"):
+        loaded.save(target)
+
+
+def test_parameters_are_got_set_and_cloned():
+    model = plr.PLR(dim=64, streams=2)
+    assert model.get_params() == {"out": None, "dim": 64, "streams": 2}
+    assert model.set_params(streams=8, out="x") is model
+    clone = type(model)(**model.get_params())
+    assert clone.get_params() == {"out": "x", "dim": 64, "streams": 8}
+    assert repr(clone) == "PLR(out='x', dim=64, streams=8)"
+    other = plr.Estimator(backbone="bert4rec", method="erl", steps=3)
+    assert other.get_params()["steps"] == 3
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: plr.PLR(dimension=3), "no option 'dimension'"),
+        (lambda: plr.PLR(dim=0), "dim must be at least 1"),
+        (lambda: plr.PLR(method="base"), "method is 'plr' in PLR"),
+        (lambda: plr.PLR(data="x"), "no option 'data'"),
+    ],
+)
+def test_options_that_cannot_be_are_refused_at_once(make, message):
+    with pytest.raises(ConfigError, match=message):
+        make()
+
+
+def test_a_refused_option_changes_nothing():
+    model = plr.PLR(dim=64)
+    with pytest.raises(ConfigError):
+        model.set_params(streams=2, dim=-1)
+    assert model.get_params() == {"out": None, "dim": 64}
+
+
+def test_bad_data_and_requests_are_named(fitted, tmp_path):
+    with pytest.raises(RunError, match="not fitted"):
+        plr.PLR().recommend([["i1"]])
+    with pytest.raises(RunError, match="not fitted"):
+        plr.PLR().save(tmp_path / "x")
+    with pytest.raises(RequestError, match="never seen"):
+        fitted.recommend([["nothing"]])
+    with pytest.raises(DataError, match="no item column"):
+        fitted.recommend(pl.DataFrame({"user_id": ["a"], "product": ["i1"]}))
+    with pytest.raises(DataError, match="no item column"):
+        plr.PLR(**SMALL).fit(pl.DataFrame({"user_id": ["a"], "product": ["i1"]}))
+    with pytest.raises(ConfigError, match="must be a frame"):
+        plr.PLR(**SMALL).fit([["i1", "i2"]])
+    with pytest.raises(DataError, match="no such file"):
+        plr.PLR(**SMALL).fit(tmp_path / "none.csv")
+    with pytest.raises(RunError, match="finished"):
+        plr.PLR(out=fitted.out, streams=2, split="leave-one-out", **SMALL).fit(interactions())
+
+
+def test_columns_of_other_names(tmp_path):
+    frame = interactions().rename({"user_id": "who", "item_id": "what", "timestamp": "then"})
+    names = {"user_column": "who", "item_column": "what", "timestamp_column": "then"}
+    model = plr.SASRec(**SMALL, **names, split="leave-one-out").fit(frame)
+    found = model.recommend(frame.head(6), k=2)
+    assert found.columns == ["who", "item", "score", "rank"]
+    assert len(found) == 2
