@@ -180,10 +180,9 @@ class SequenceDataset:
         starts = torch.maximum(self.offsets[users], stops - max_length)
         oldest = age == windows[users] - 1
         first = torch.where(oldest, starts, stops - stride)  # the first input whose target counts
-        is_target: Tensor | None = self.roles == 1
-        if int(is_target.sum()) == int(inputs.sum()):
-            is_target = None
-        else:
+        trained = self.roles == 1
+        is_target = None if int(trained.sum()) == int(inputs.sum()) else trained
+        if is_target is not None:
             before = torch.cat([torch.zeros(1, dtype=torch.int64), is_target.cumsum(0)])
             useful = before[stops + 1] > before[first + 1]
             stops, starts, first = stops[useful], starts[useful], first[useful]
