@@ -3,13 +3,12 @@
     python -m bench.epochs --data Beauty.txt --name beauty
     python -m bench.epochs --data ML-1M.csv.gz --name ml-1m --dim 256 --share 0.02
 
-All systems learn the same targets, and take steps of about as many (--targets): a batch of prefix rows has a row for
-each, one of sequence rows as many users as have that many on average. The systems take turns, each a share of its epoch
-at a time (whole batches, spread over the epoch), and what a turn took is scaled to all targets of an epoch; ratios are
-taken turn by turn. Counted are gathering the batch, the losses, their gradients and Adam's update; not what Lightning
-does around them. Width 64, two layers, two heads, at most 50 items, dropout 0.2 on the input and 0.5 inside, float32,
-PLR with M = 2 and T = 1, ERL and PRL with two steps. Writes bench/results/epochs-NAME.json and .md. Nothing else should
-be running.
+All systems learn the same targets, and take steps of about as many (--targets, as with `--batch_unit targets`). The
+systems take turns, each a share of its epoch at a time (whole batches, spread over the epoch), and what a turn took is
+scaled to all targets of an epoch; ratios are taken turn by turn. Counted are gathering the batch, the losses, their
+gradients and Adam's update; not what Lightning does around them. Width 64, two layers, two heads, at most 50 items,
+dropout 0.2 on the input and 0.5 inside, float32, PLR with M = 2 and T = 1, ERL and PRL with two steps. Writes
+bench/results/epochs-NAME.json and .md. Nothing else should be running.
 """
 
 from __future__ import annotations
@@ -65,8 +64,8 @@ class Epochs:
     def __post_init__(self) -> None:
         rows = training_rows(self.dataset, self.config)
         self.all_targets = len(self.dataset.target_positions("train"))
-        batch_size = max(1, round(self.targets * len(rows) / self.all_targets))
-        self.order = LengthGroupedBatches(rows.lengths, batch_size, shuffle=True)
+        self.order = LengthGroupedBatches(rows.lengths, self.targets, shuffle=True, counts=rows.target_counts())
+        self.rows_per_step = len(rows) / len(self.order)
         self.rows = RowDataset(rows, self.order, None)
         self.model = build_model(self.config, self.dataset.num_items).train()
         self.model.epoch = self.config.warmup_epochs
@@ -145,7 +144,7 @@ def measure(
     first = systems[FIRST].seconds
     return {
         name: {
-            "rows_per_step": system.order.batch_size,
+            "rows_per_step": system.rows_per_step,
             "steps": len(system.order),
             "positions": system.positions(),
             "seconds": system.seconds,
@@ -161,7 +160,7 @@ def table(found: dict[str, dict[str, Any]]) -> list[str]:
     for name, each in found.items():
         seconds = statistics.median(each["seconds"])
         lines.append(
-            f"| {name} | {each['rows_per_step']} | {each['steps']} | {each['positions']:,} | {seconds:.1f} | "
+            f"| {name} | {each['rows_per_step']:.1f} | {each['steps']} | {each['positions']:,} | {seconds:.1f} | "
             f"{each['ratio']:.2f} |"
         )
     return lines

@@ -491,6 +491,8 @@ class TrainingOptions(Options):
         batch_order: length, rows of like length together, of which little is padded, or shuffled.
         batch_size: training rows per step. A prefix row has one target; a sequence row has as many as its user (in a
             window), or up to targets_per_row: a step has that many times more targets. Losses are means over targets.
+        batch_unit: what batch_size counts: rows, or targets; then a step has about as many with sequence rows as with
+            prefix rows.
         epochs: at most this many.
         patience: stop after this many epochs without a better validation NDCG@10.
         refit: after the best epoch is found on the validation rows, retrain for that many epochs on training and
@@ -507,6 +509,7 @@ class TrainingOptions(Options):
     min_context: int | None = option(None, at_least(1))
     batch_order: Literal["length", "shuffled"] = option("length")
     batch_size: int = option(2048, at_least(1))
+    batch_unit: Literal["rows", "targets"] = option("rows")
     epochs: int = option(200, at_least(1))
     patience: int = option(10, at_least(1))
     refit: bool = option(False)

@@ -26,9 +26,15 @@ class LengthGroupedBatches:
     batches is rounded up to a multiple of ``world_size``, and batch sizes differ by at most one. The
     batches of one step are neighbours in length, so that no rank waits long for another.
 
+    With ``counts`` a batch is filled by its targets: each has about as many, whether they are of few rows or of many.
+    Of rows of one length, those with like numbers of targets then stand together.
+
     Args:
         lengths: int16 or wider [R], the length of every row.
-        batch_size: Rows per batch and rank, at most (where 1 does not go round among the ranks, 2).
+        batch_size: Rows per batch and rank, at most (where 1 does not go round among the ranks, 2). With ``counts``
+            targets, on average at most; a batch has more or fewer by about half of a row's.
+        counts: int64 [R], each at least 1, how many targets each row has, where batches are to be filled by them; with
+            ``shuffle``.
         shuffle: True for training, False for evaluation.
         seed: Of the shuffling.
         grouped: False mixes all lengths in a batch, with ``shuffle``.
@@ -47,6 +53,7 @@ class LengthGroupedBatches:
         shuffle: bool,
         seed: int = 0,
         grouped: bool = True,
+        counts: Tensor | None = None,
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
@@ -66,7 +73,9 @@ class LengthGroupedBatches:
         self.world_size = world_size
         self.epoch = 0
         self._lengths = lengths.numpy()
-        self._steps = min(-(-len(lengths) // (batch_size * world_size)), len(lengths) // world_size)
+        self._counts = None if counts is None else counts.numpy()
+        size = len(lengths) if self._counts is None else int(self._counts.sum())
+        self._steps = min(-(-size // (batch_size * world_size)), len(lengths) // world_size)
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the order of the next iteration (with ``shuffle``)."""
@@ -81,7 +90,8 @@ class LengthGroupedBatches:
         bounds = np.arange(batches + 1) * len(self._lengths) // max(batches, 1)
         if self.shuffle:
             random = np.random.Generator(np.random.PCG64([self.seed, self.epoch]))
-            order, steps = self._shuffled(random, bounds), random.permutation(self._steps)
+            order, bounds = self._shuffled(random, bounds)
+            steps = random.permutation(self._steps)
         else:
             order, steps = np.argsort(~self._lengths, kind="stable"), np.arange(self._steps)
         rows = torch.from_numpy(order)
@@ -89,15 +99,29 @@ class LengthGroupedBatches:
             batch = step * self.world_size + self.rank
             yield rows[bounds[batch] : bounds[batch + 1]]
 
-    def _shuffled(self, random: np.random.Generator, bounds: np.ndarray) -> np.ndarray:
-        """Return a permutation of the rows, where grouped sorted by length within each mega-batch."""
+    def _shuffled(self, random: np.random.Generator, bounds: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return a permutation of the rows, where grouped sorted by length within each mega-batch, and the bounds."""
         order = random.permutation(len(self._lengths))
-        if not self.grouped:
-            return order
-        lengths = self._lengths[order]
-        steps_together = -(-_MEGA_BATCH // self.world_size)
-        for start in range(0, len(bounds) - 1, steps_together * self.world_size):
-            stop = min(start + steps_together * self.world_size, len(bounds) - 1)
-            part = slice(bounds[start], bounds[stop])
-            order[part] = order[part][np.argsort(lengths[part], kind="stable")]
-        return order
+        batches = len(bounds) - 1
+        together = -(-_MEGA_BATCH // self.world_size) * self.world_size if self.grouped else max(batches, 1)
+        for start in range(0, batches, together):
+            stop = min(start + together, batches)
+            first, last = bounds[start], bounds[stop]
+            part = order[first:last].copy()
+            if self.grouped:
+                keys = [self._lengths[part]] if self._counts is None else [self._counts[part], self._lengths[part]]
+                part = order[first:last] = part[np.lexsort(keys)]
+            if self._counts is not None:
+                bounds[start : stop + 1] = first + _even_cuts(self._counts[part], stop - start)
+        return order, bounds
+
+
+def _even_cuts(counts: np.ndarray, parts: int) -> np.ndarray:
+    """Return the bounds [parts + 1] of slices, none empty, of about equal sums of counts [R], R >= parts."""
+    done = np.concatenate([[0], np.cumsum(counts)])
+    wanted = done[-1] * np.arange(parts + 1) / parts
+    after = np.searchsorted(done, wanted).clip(1)
+    cuts = np.where(wanted - done[after - 1] < done[after] - wanted, after - 1, after)  # the nearer one
+    number = np.arange(parts + 1)
+    cuts = np.maximum.accumulate(cuts - number) + number  # at least one row each: from the left,
+    return np.minimum(cuts, len(counts) - parts + number)  # and from the right

@@ -47,6 +47,12 @@ class DealtRows:
     def __len__(self) -> int:
         return len(self._sequence)
 
+    def target_counts(self) -> Tensor:
+        """Return how many targets each row has, in every epoch: int64 [R']."""
+        counts, parts = self._rows.target_counts()[self._sequence], self._parts[self._sequence]
+        own = torch.arange(len(self)) - self._first[self._sequence]
+        return counts // parts + (own < counts % parts)
+
     def batch(self, index: Tensor, epoch: int) -> Batch:
         """Gather the rows `index` (int64 [B], any order, repeats allowed) of an epoch, padded to the longest."""
         sequence = self._sequence[index]

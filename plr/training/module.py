@@ -57,10 +57,16 @@ class RecommenderModule(lightning.LightningModule):
             shuffle=True,
             seed=self.config.seed,
             grouped=self.config.batch_order == "length",
+            counts=self._counts(rows),
             rank=self.global_rank,
             world_size=self.trainer.world_size,
         )
         return DataLoader(RowDataset(rows, order, positives), sampler=order, batch_size=None, collate_fn=_as_it_is)
+
+    def _counts(self, rows: Rows | DealtRows) -> Tensor | None:
+        """The targets of each row, where batches are filled by them and rows have several."""
+        several = self.config.row_kind == "sequence" and self.config.batch_unit == "targets"
+        return rows.target_counts() if several else None
 
     def on_train_epoch_start(self) -> None:
         """Tell the model the epoch; a resumed run's is that of the uninterrupted one."""

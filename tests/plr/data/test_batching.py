@@ -105,6 +105,52 @@ def test_batches_that_are_not_grouped_mix_lengths():
     assert spread[True] > 4 * expected
 
 
+@pytest.mark.parametrize("world_size", [1, 3])
+@pytest.mark.parametrize("grouped", [True, False])
+def test_batches_filled_by_targets_have_about_as_many(grouped, world_size):
+    generator = torch.Generator().manual_seed(0)
+    counts = torch.randint(1, 51, (5000,), generator=generator)
+    lengths = counts + torch.randint(0, 3, (5000,), generator=generator)
+
+    def plans(epoch):
+        for rank in range(world_size):
+            plan = LengthGroupedBatches(
+                lengths, 256, shuffle=True, grouped=grouped, counts=counts, rank=rank, world_size=world_size
+            )
+            plan.set_epoch(epoch)
+            yield list(plan)
+
+    ranks = list(plans(3))
+    steps = -(-int(counts.sum()) // (256 * world_size))
+    assert [len(batches) for batches in ranks] == [steps] * world_size
+    batches = [batch for rank in ranks for batch in rank]
+    assert torch.equal(torch.cat(batches).sort().values, torch.arange(5000))
+    sums = torch.tensor([int(counts[batch].sum()) for batch in batches])
+    mean = counts.sum() / (steps * world_size)
+    assert mean <= 256
+    # Each end of a batch is within half a row of where it should be; the parts that are cut have about equal sums.
+    assert ((sums - mean).abs() <= 50 + 0.1 * mean).all()
+    assert [batch.tolist() for batch in batches] == [batch.tolist() for rank in plans(3) for batch in rank]
+    assert batches[0].tolist() != next(plans(4))[0].tolist()
+    if grouped:
+        ends = [(int(lengths[batch].min()), int(lengths[batch].max())) for batch in batches]
+        assert sum(most - least > 10 for least, most in ends) < len(ends) / 20
+        one = next(batch for batch in batches if len(batch) > 20)
+        same = lengths[one] == lengths[one][0]
+        assert torch.equal(counts[one][same], counts[one][same].sort().values)  # like numbers of targets together
+
+
+@pytest.mark.parametrize("counts", [[1, 100, 1, 1], [100, 1, 1, 1], [1, 1, 1, 100], [5, 5, 5, 5], [7]])
+def test_every_batch_filled_by_targets_has_a_row(counts):
+    counts = torch.tensor(counts)
+    for batch_size in (1, 2, 5, 1000):
+        plan = LengthGroupedBatches(counts, batch_size, shuffle=True, counts=counts)
+        batches = list(plan)
+        assert len(batches) == len(plan) <= len(counts)
+        assert all(len(batch) for batch in batches)
+        assert torch.equal(torch.cat(batches).sort().values, torch.arange(len(counts)))
+
+
 def test_evaluation_begins_with_the_longest():
     lengths = torch.tensor([1, 5, 2, 5, 3])
     assert [index.tolist() for index in LengthGroupedBatches(lengths, 2, shuffle=False)] == [[1], [3, 4], [2, 0]]

@@ -109,6 +109,7 @@ def test_every_epoch_deals_each_target_once(per_row, targets, tmp_path):
     for epoch in range(2):
         batch = dealt.batch(torch.arange(len(dealt)), epoch)
         assert counted(rows, batch) == everything
+        assert torch.equal(dealt.target_counts(), (batch.targets != IGNORED).sum(dim=1))
         sizes = (batch.targets != IGNORED).sum(dim=1)
         for own in sizes.split(parts):
             assert own.max() <= per_row
