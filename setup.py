@@ -58,7 +58,7 @@ def extension_options():
                 self.warned = True
                 raise
 
-    sources = [*SOURCES.glob("*.cpp"), *SOURCES.glob("simd/*.cpp")]
+    sources = [path for folder in ("", "engine", "simd") for path in (SOURCES / folder).glob("*.cpp")]
     compile_arguments = ["-O3", "-pthread"]
     link_arguments = ["-pthread", *(["-ldl"] if sys.platform == "linux" else [])]
     kernels = Pybind11Extension(

@@ -193,6 +193,7 @@ PYBIND11_MODULE(_cpp, module) {
   });
 
   bind_stream_attention(module);
+  bind_engine(module);
 }
 
 }  // namespace plr_kernels

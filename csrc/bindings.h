@@ -56,7 +56,8 @@ inline const Kernels& kernels_of(const std::string& instruction_set) {
   return *kernels;
 }
 
-// Adds what stream_attention needs to the module.
+// Add what stream_attention needs, and the inference engine, to the module.
 void bind_stream_attention(pybind11::module_& module);
+void bind_engine(pybind11::module_& module);
 
 }  // namespace plr_kernels

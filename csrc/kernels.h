@@ -11,6 +11,7 @@
 #include <cstdint>
 
 #include "attention.h"
+#include "encoder.h"
 #include "matrix.h"
 #include "panels.h"
 
@@ -163,6 +164,18 @@ struct Kernels {
   // type.
   void (*gemm_unpacked)(const Matrix& a, int64_t columns, const float* b, float* c, const Matrix& prefetched,
                         int64_t first_prefetched, int64_t prefetched_count);
+
+  // Of an encoder's layers (encoder.h). Every row of c is `row`; both have `columns` columns, a multiple of 16.
+  void (*fill_rows)(const float* row, int64_t columns, int64_t rows, MutablePanels c);
+
+  // c = LayerNorm(a + b) · weight + bias. Columns beyond the last, up to a multiple of 16, are zeros in all.
+  void (*normalize_rows)(int64_t rows, int64_t columns, Panels a, Panels b, const float* weight, const float* bias,
+                         float eps, MutablePanels c);
+
+  // x -> x Φ(x).
+  void (*gelu_rows)(int64_t rows, int64_t columns, MutablePanels x);
+
+  void (*attend)(const AttendCall& call);
 
   // Null where the CPU has no products of bfloat16.
   PairKernels pairs;

@@ -125,7 +125,7 @@ void Threads::run(int64_t count, const Task& task) const {
   Tasks tasks(count, task);
   if (threads <= 1) {
     Tasks::take(&tasks);
-  } else if (openmp_parallel != nullptr && !forked) {
+  } else if (openmp_parallel != nullptr && !forked && !of_its_own_) {
     openmp_was_used = true;
     openmp_parallel(Tasks::take, &tasks, static_cast<unsigned>(threads), 0);
   } else {

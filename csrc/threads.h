@@ -15,6 +15,13 @@ class Threads {
  public:
   // At most `most`, and no more than can each do a fair part of `work` multiply-adds.
   Threads(int most, double work);
+  // The same with threads that are started for the run, and end with it: none that waits in vain for more work, as those
+  // of OpenMP runtimes do for a while, takes a core from others.
+  static Threads of_its_own(int most, double work) {
+    Threads team(most, work);
+    team.of_its_own_ = true;
+    return team;
+  }
   // The calling thread alone, while up to `side_by_side` such threads work on parts of one call.
   static Threads alone(int side_by_side) {
     Threads one;
@@ -36,6 +43,7 @@ class Threads {
 
   int count_ = 1;
   int side_by_side_ = 1;
+  bool of_its_own_ = false;
 };
 
 // Whether this process was forked by a thread of which `Threads` had made a master of OpenMP threads. Whoever else runs

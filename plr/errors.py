@@ -97,3 +97,7 @@ class EvaluationError(UserError, ValueError):
 
 class RequestError(UserError, ValueError):
     """What is asked for cannot be given: a history with an unknown item or with none, or too many recommendations."""
+
+
+class EngineError(UserError, ValueError):
+    """The inference engine cannot take a model."""

@@ -6,6 +6,9 @@
 #include "attention/batch_head.h"
 #include "bfloat16_pairs.h"
 #include "divergence.h"
+#include "encoder/attend.h"
+#include "encoder/gelu.h"
+#include "encoder/norm.h"
 #include "gemm.h"
 #include "gemv.h"
 #include "mixture.h"
@@ -42,6 +45,10 @@ constexpr Kernels table(const char* name) {
           mix_streams,
           gemv,
           gemm_unpacked<Singles>,
+          fill_rows,
+          normalize_rows,
+          gelu_rows,
+          attend,
 #ifdef __AVX512BF16__
           {gemm<Pairs>, gemm_transposed<Pairs>, gemm_unpacked<Pairs>, round_row, pair_columns, pair_rows, pair_scores}
 #else

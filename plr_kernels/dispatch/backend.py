@@ -99,6 +99,11 @@ class use_backend:
         _selected = self._previous
 
 
+def chosen_backend() -> str:
+    """The name of the backend that every operator is asked to run."""
+    return _selected
+
+
 def _obstacle(name: str, implementations: Mapping[str, Implementation], tensor: Tensor) -> str | None:
     """Why backend `name` cannot take `tensor`, or None when it can."""
     if name not in implementations:

@@ -1,0 +1,56 @@
+// Memory for what a thread computes with, kept from one call to the next: fresh memory costs a page fault every 4 KiB.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <vector>
+
+#include "../buffer.h"
+#include "../panels.h"
+
+namespace plr_kernels {
+
+class Arena {
+ public:
+  // Not initialised; valid until `release`.
+  float* take(int64_t numbers) {
+    const int64_t size = round_up(numbers, kLanes);
+    if (used_ + size > room_) {
+      room_ = std::max(2 * room_, size);
+      blocks_.emplace_back(room_);
+      used_ = 0;
+      total_ += room_;
+    }
+    float* result = blocks_.back().data() + used_;
+    used_ += size;
+    return result;
+  }
+
+  MutablePanels panels(int64_t rows, int64_t columns) { return {take(panels_size(rows, columns)), rows}; }
+
+  // Takes all back. What was taken from several blocks is one the next time; little is kept where much was taken.
+  void release() {
+    constexpr int64_t most_kept = int64_t{1} << 24;  // numbers: 64 MiB
+    if (blocks_.size() > 1 || total_ > most_kept) {
+      const int64_t next = total_ > most_kept ? 0 : total_;
+      blocks_.clear();
+      if (next > 0) blocks_.emplace_back(next);
+      room_ = total_ = next;
+    }
+    used_ = blocks_.empty() ? room_ : 0;
+  }
+
+ private:
+  std::vector<Buffer> blocks_;
+  int64_t room_ = 0;   // of the last block
+  int64_t used_ = 0;   // of it
+  int64_t total_ = 0;  // of all
+};
+
+inline Panels view(MutablePanels panels) { return {panels.data, panels.rows}; }
+inline MutablePanels from_row(MutablePanels panels, int64_t row) {
+  return {panels.data + row * kPanelColumns, panels.rows};
+}
+inline Panels from_row(Panels panels, int64_t row) { return {panels.data + row * kPanelColumns, panels.rows}; }
+
+}  // namespace plr_kernels

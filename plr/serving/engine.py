@@ -1,0 +1,230 @@
+"""The inference engine on CPUs: ragged histories in, what ranks the items out, by one call of C++ (csrc/engine)."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.module import _has_any_global_hook
+
+from plr.errors import EngineError
+from plr.models.items.unisrec import TextItemEncoder
+from plr.models.items.encoders import FeatureItemEncoder, IdItemEncoder
+from plr.models.layers.linear import Linear
+from plr.models.methods.base import BaseRecommender
+from plr.models.methods.erl import ERLRecommender
+from plr.models.methods.plr import PLRRecommender
+from plr.models.methods.prl import PRLRecommender
+from plr.models.recommender import Recommender
+from plr_kernels.dispatch.backend import CPP_IS_BUILT, chosen_backend
+
+_MODELS = (BaseRecommender, ERLRecommender, PRLRecommender, PLRRecommender)
+_ITEMS = (IdItemEncoder, FeatureItemEncoder, TextItemEncoder)
+
+
+class UserStates(NamedTuple):
+    """What ranks the items for B histories: `plr.models.scoring.ItemScorer` takes both.
+
+    Attributes:
+        states: float32 [B, d], or [B, C, d] of a mixture's components.
+        log_weights: float32 [B, C], the logarithms of a mixture's weights; None for one state.
+    """
+
+    states: Tensor
+    log_weights: Tensor | None
+
+
+def why_not(model: Recommender) -> str | None:
+    """Return why the engine cannot take the model, or None where it can.
+
+    It takes methods base, erl, prl and plr on every backbone whose items it knows, with float32 weights on the CPU, in
+    evaluation mode, without hooks, where the C++ backend is built and not another one chosen.
+    """
+    if not CPP_IS_BUILT:
+        return "the C++ extension of plr_kernels is not built"
+    if chosen_backend() not in ("auto", "cpp"):
+        return f"the chosen backend is {chosen_backend()}"
+    if type(model) not in _MODELS:
+        return f"{type(model).__name__} is computed by PyTorch"
+    if type(model.items) not in _ITEMS:
+        return f"items of class {type(model.items).__name__} are computed by PyTorch"
+    if model.training:
+        return "the model is in training mode"
+    for name, weight in model.named_parameters():
+        if weight.device.type != "cpu" or weight.dtype != torch.float32:
+            return f"{name} is {weight.dtype} on {weight.device}, not float32 on the CPU"
+    if _has_any_global_hook():
+        return "a hook is registered for all modules"
+    for name, module in model.named_modules():
+        if module._forward_hooks or module._forward_pre_hooks:
+            return f"{name or 'the model'} has hooks"
+        if isinstance(module, nn.Linear) and type(module) not in (Linear, nn.Linear):
+            return f"{name} is a {type(module).__name__}"
+    return None
+
+
+class Engine:
+    """A trained model, its weights packed once for histories of any lengths.
+
+        engine = Engine(model)
+        states, log_weights = engine.states(ids, offsets)
+
+    Histories stand one after the other, nothing is padded, and the last layer is computed for their last positions
+    alone. An answer is the same to the bit alone or with others, in any order and on any number of threads. The model
+    is as it was when the engine was made.
+
+    Args:
+        model: what `why_not` has nothing against.
+
+    Attributes:
+        table: float32 [V, d], the item vectors that histories are made of.
+
+    Raises:
+        EngineError: the engine cannot take the model; the message says why.
+    """
+
+    def __init__(self, model: Recommender) -> None:
+        reason = why_not(model)
+        if reason is not None:
+            raise EngineError(f"the engine cannot take the model: {reason}")
+        from plr_kernels import _cpp
+        from plr_kernels.extension import as_matrix, resources
+
+        self.temperature = model.temperature
+        self._resources = resources
+        with torch.no_grad():
+            self.table = model.item_table().detach().contiguous()
+            kept = _Kept()
+            description = _describe(model, kept)
+            self._engine = _cpp.Engine(resources()[0], description, as_matrix(self.table))
+        reasoning = description["reasoning"]
+        self._dim = self.table.shape[1]
+        self._components = None
+        if reasoning is not None and reasoning["mixes_distributions"]:
+            self._components = reasoning["streams"] + (reasoning["fast_state"] == "component")
+
+    def states(self, ids: Tensor, offsets: Tensor) -> UserStates:
+        """Encode histories, and reason.
+
+        Args:
+            ids: int64 [N], the items of all histories, oldest first.
+            offsets: int64 [B + 1], where each history begins, and the end of the last one. Of a history the last
+                max_length items are read.
+
+        Raises:
+            TypeError, ValueError: not of that kind; a history without an item; an id outside [0, V).
+        """
+        _check_histories(ids, offsets)
+        ids, offsets = ids.contiguous(), offsets.contiguous()
+        rows, components = len(offsets) - 1, self._components
+        log_weights = None if components is None else torch.empty(rows, components)
+        states = torch.empty(rows, self._dim) if components is None else torch.empty(rows, components, self._dim)
+        self._engine.states(
+            self._resources()[1],
+            ids.data_ptr(),
+            offsets.data_ptr(),
+            rows,
+            states.data_ptr(),
+            0 if log_weights is None else log_weights.data_ptr(),
+        )
+        return UserStates(states, log_weights)
+
+
+def _check_histories(ids: Tensor, offsets: Tensor) -> None:
+    for name, tensor in (("ids", ids), ("offsets", offsets)):
+        if not isinstance(tensor, Tensor) or tensor.dtype != torch.int64 or tensor.device.type != "cpu":
+            found = f"{tensor.dtype} on {tensor.device}" if isinstance(tensor, Tensor) else type(tensor).__name__
+            raise TypeError(f"{name} must be an int64 tensor on the CPU; found {found}")
+        if tensor.ndim != 1:
+            raise ValueError(f"{name} must have one dimension; found shape {list(tensor.shape)}")
+    if len(offsets) < 1 or int(offsets[0]) < 0 or int(offsets[-1]) > len(ids):
+        found = [int(offsets[0]), int(offsets[-1])] if len(offsets) else []
+        raise ValueError(f"offsets must be B + 1 numbers from 0 to {len(ids)}, the number of ids; found {found}")
+
+
+class _Kept:
+    """Float32 arrays whose addresses are given away, kept alive."""
+
+    def __init__(self) -> None:
+        self._tensors: list[Tensor] = []
+
+    def address(self, tensor: Tensor) -> int:
+        """Return the address of the numbers, one after the other."""
+        self._tensors.append(tensor.detach().to(torch.float32).contiguous())
+        return self._tensors[-1].data_ptr()
+
+    def pair(self, module: nn.Linear | nn.LayerNorm) -> tuple[int, int]:
+        """Return the addresses of weight and bias."""
+        return self.address(module.weight), self.address(module.bias)
+
+
+def _describe(model: Recommender, kept: _Kept) -> dict[str, Any]:
+    """Return what csrc/engine/bindings.cpp reads."""
+    encoder = model.encoder
+    layers: list[Any] = list(encoder.layers)
+    return {
+        "dim": encoder.options.dim,
+        "heads": encoder.options.heads,
+        "ffn_dim": encoder.options.ffn_dim,
+        "max_length": encoder.max_length,
+        "causal": encoder.causal,
+        "cosine": model.items.cosine,
+        "position": kept.address(encoder.position.weight),
+        "input_norm": kept.pair(encoder.input_norm),
+        "input_norm_eps": encoder.input_norm.eps,
+        "layers": [
+            {
+                "query": kept.pair(layer.query),
+                "key_value": kept.pair(layer.key_value),
+                "attention_output": kept.pair(layer.attention_output),
+                "attention_norm": kept.pair(layer.attention_norm),
+                "ffn_in": kept.pair(layer.ffn_in),
+                "ffn_out": kept.pair(layer.ffn_out),
+                "ffn_norm": kept.pair(layer.ffn_norm),
+                "attention_norm_eps": layer.attention_norm.eps,
+                "ffn_norm_eps": layer.ffn_norm.eps,
+            }
+            for layer in layers
+        ],
+        "reasoning": _reasoning(model, kept),
+    }
+
+
+def _reasoning(model: Recommender, kept: _Kept) -> dict[str, Any] | None:
+    if isinstance(model, PLRRecommender):
+        return _parallel_reasoning(model, kept)
+    if not isinstance(model, ERLRecommender | PRLRecommender):
+        return None
+    return {
+        "streams": 1,
+        "steps": model.options.steps,
+        "step_inputs": kept.address(model.step_embedding.weight),  # [T, 1, d]
+        "pooling": "mean_with_start" if isinstance(model, ERLRecommender) else "last",
+        "fast_state": "none",
+        "mixes_distributions": False,
+        "gate": None,
+    }
+
+
+def _parallel_reasoning(model: PLRRecommender, kept: _Kept) -> dict[str, Any]:
+    options = model.options
+    description: dict[str, Any] = {
+        "streams": options.streams,
+        "steps": options.steps if options.reasoning else 0,
+        "pooling": options.pooling,
+        "fast_state": options.fast_state,
+        "mixes_distributions": options.mixes_distributions,
+        "gate": None,
+    }
+    if options.reasoning:
+        inputs = model.step_embedding.weight.double()[:, None].repeat(1, options.streams, 1)  # [T, M, d]
+        inputs[0] += model.trigger.weight  # the streams start from h_0 and their triggers
+        description["step_inputs"] = kept.address(inputs)
+    else:
+        description["heads"] = kept.pair(model.heads)
+    if model.gate is not None:
+        gates = [model.gate] if model.fast_gate is None else [model.gate, model.fast_gate]
+        weight, bias = (torch.cat([getattr(gate, name) for gate in gates]) for name in ("weight", "bias"))
+        description["gate"] = kept.address(weight), kept.address(bias)
+    return description
