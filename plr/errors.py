@@ -10,6 +10,7 @@ __all__ = [
     "TERMINATED",
     "ConfigError",
     "DataError",
+    "EngineError",
     "EvaluationError",
     "NonFiniteLossError",
     "RequestError",

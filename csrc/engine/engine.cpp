@@ -85,6 +85,8 @@ void Engine::states(const Threads& threads, const int64_t* ids, const int64_t* o
                                   std::to_string(offsets[i]) + " and " + std::to_string(offsets[i + 1]) +
                                   " for history " + std::to_string(i));
     }
+  }
+  for (int64_t i = 0; i < histories; ++i) {
     for (int64_t j = offsets[i]; j < offsets[i + 1]; ++j) {
       if (ids[j] < 0 || ids[j] >= table_.rows) {
         throw std::invalid_argument("ids must be in [0, V) (V=" + std::to_string(table_.rows) + "), found " +

@@ -1,6 +1,7 @@
 """From raw histories to the best items."""
 
 from plr.errors import RequestError
+from plr.serving.engine import Engine
 from plr.serving.recommender import Recommendation, Recommender
 
-__all__ = ["Recommendation", "Recommender", "RequestError"]
+__all__ = ["Engine", "Recommendation", "Recommender", "RequestError"]

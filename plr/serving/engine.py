@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from torch.nn.modules.module import _has_any_global_hook
 
 from plr.errors import EngineError
-from plr.models.items.unisrec import TextItemEncoder
 from plr.models.items.encoders import FeatureItemEncoder, IdItemEncoder
+from plr.models.items.unisrec import TextItemEncoder
 from plr.models.layers.linear import Linear
 from plr.models.methods.base import BaseRecommender
 from plr.models.methods.erl import ERLRecommender
