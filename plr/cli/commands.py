@@ -194,6 +194,12 @@ def _recommend_options(recommend: Parser) -> None:
     recommend.add_argument("--unknown", type=unknown, default="error", help="what to do with items never seen")
 
 
+def _similar_options(similar: Parser) -> None:
+    similar.add_argument("run", type=str, help="the run's folder")
+    similar.add_argument("item", type=str, nargs="+", help="item ids")
+    similar.add_argument("-k", type=int | None, default=None, help="how many; 10, or all if there are fewer")
+
+
 def _embed_options(embed: Parser) -> None:
     embed.add_argument("file", type=str, help="item texts: .tsv or .csv with a header, .jsonl or .parquet")
     embed.add_argument("--out", type=str, default="", help="the folder to be made")
@@ -324,6 +330,16 @@ def _recommend(options: Namespace) -> None:
     _print(recommendation_table(answer))
 
 
+def _similar(options: Namespace) -> None:
+    from plr.cli.tables import recommendation_table
+    from plr.serving import Recommender
+    from plr.serving.similar import similar_items
+
+    answers = similar_items(Recommender.load(options.run), options.item, options.k)
+    for item, answer in zip(options.item, answers, strict=True):
+        _print(f"Nearest to {item}:", recommendation_table(answer))
+
+
 def history_of(given: list[str], item_ids: Sequence[str]) -> list[str]:
     """Return the item ids that --history names: those of one text, separated by blanks, or one of each of several.
 
@@ -440,6 +456,9 @@ COMMANDS = {
     ),
     "recommend": Command(
         "recommend for one history", "Recommend the next items for one history.", _recommend_options, _recommend
+    ),
+    "similar": Command(
+        "items like an item", "Show the items whose vectors are nearest to an item's.", _similar_options, _similar
     ),
     "embed-text": Command(
         "make text vectors of items",
