@@ -275,9 +275,12 @@ class RecommenderOptions(Options):
     Args:
         temperature: of the item softmax: logits are h·E / temperature. By default the backbone's: 0.07 for
             unisrec, whose scores are cosines, and 1 for the others.
+        divergence_share: base, PLR, ERL: the share of a step's histories, drawn at random, from which the divergences
+            of kl_weight and consistency_weight are estimated; their weights stay, and a mean over some is unbiased.
     """
 
     temperature: float | None = option(None, POSITIVE, TEMPERATURE)
+    divergence_share: float = option(1.0, Check("in (0, 1]", lambda value: 0 < value <= 1))
 
     @property
     def mixes_distributions(self) -> bool:

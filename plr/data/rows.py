@@ -54,6 +54,12 @@ class CountedTargets(_Movable):
     targets: Tensor
     sizes: tuple[int, ...]
 
+    def in_rows(self, length: int) -> tuple[Tensor, Tensor]:
+        """Return which of B·L positions count, row after row: int64 [N], ascending, and their targets [N]."""
+        first = length * torch.arange(self.positions.shape[0], device=self.positions.device)[:, None]
+        places, order = (first + self.positions).flatten()[self.index].sort()
+        return places, self.targets[order]
+
     def repeat(self, views: int) -> CountedTargets:
         """Return the targets of the rows ``views`` times: all N of the first time, then those of the second."""
         first = self.positions.numel() * torch.arange(views, device=self.index.device)[:, None]

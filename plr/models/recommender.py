@@ -81,6 +81,14 @@ class Recommender(nn.Module):
         """Look item_ids [B, L] up in the table [V, d] of this step -> [B, L, d]."""
         return functional.embedding(item_ids, table)
 
+    def divergence_sample(self, histories: Tensor) -> Tensor:
+        """Return a share of [N, ...], drawn at random, on which a mean divergence is estimated: all with share 1."""
+        share = self.options.divergence_share
+        if share == 1:
+            return histories
+        count = max(1, round(share * histories.shape[0]))
+        return histories[torch.randperm(histories.shape[0], device=histories.device)[:count]]
+
     def initialize(self, std: float = INITIAL_STD) -> None:
         """Draw all weights from N(0, std²), biases 0 and LayerNorm at identity, in the order of registration."""
         for module in self.modules():

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from plr.data import Batch
-from plr.data.rows import IGNORED
 from plr.models.encoder import SequenceEncoder
 from plr.models.items.encoders import ItemEncoder
 from plr.models.methods.reasoning import BOTH_WAYS
@@ -32,26 +30,36 @@ class BaseRecommender(Recommender):
         self.initialize()
 
     def losses(self, batch: Batch) -> Losses:
-        """Return {"next_item": mean cross-entropy over the targets}, [B] or [B, L] of them with -100 ignored.
+        """Return {"next_item": mean cross-entropy over the targets}: one a row, or those that count of [B, L].
 
         With R-Drop also {"consistency"}, and the two masks' views are one batch of 2B rows.
         """
-        table = self.item_table()
-        all_positions = batch.targets.ndim == 2
-        if all_positions and not self.encoder.causal:
+        table, counted = self.item_table(), batch.counted
+        if counted is not None and not self.encoder.causal:
             raise ValueError(BOTH_WAYS)
         weight = self.options.consistency_weight
-        item_ids, lengths, targets = batch.item_ids, batch.lengths, batch.targets
+        views = 2 if weight else 1
+        encoded = self.encoder.encode(
+            self.embed(table, batch.item_ids.repeat(views, 1)),
+            batch.lengths.repeat(views),
+            all_positions=counted is not None,
+        )
+        if counted is None:
+            states, targets = encoded.last, batch.targets
+        else:
+            assert encoded.hidden is not None  # all positions were asked for
+            places, targets = counted.in_rows(batch.item_ids.shape[1])
+            # As the rows lie and not as `counted` has them: so whole sequences were always trained.
+            states = encoded.hidden.view(views, -1, encoded.hidden.shape[2])[:, places].flatten(0, 1)
+        queries, candidates = self.queries(states), self.candidates(table)  # [views·N, d], [V, d]
+        losses = {
+            "next_item": linear_cross_entropy(
+                queries, candidates, targets.repeat(views), temperature=self.temperature
+            )
+        }
         if weight:
-            item_ids, lengths, targets = item_ids.repeat(2, 1), lengths.repeat(2), torch.cat([targets, targets])
-        encoded = self.encoder.encode(self.embed(table, item_ids), lengths, all_positions=all_positions)
-        states = encoded.last if encoded.hidden is None else encoded.hidden.flatten(0, 1)  # [R, d]
-        queries, targets, candidates = self.queries(states), targets.flatten(), self.candidates(table)
-        losses = {"next_item": linear_cross_entropy(queries, candidates, targets, temperature=self.temperature)}
-        if weight:
-            views = queries.unflatten(0, (2, -1)).transpose(0, 1)  # [R / 2, 2, d]
-            counted = views[targets[: len(views)] != IGNORED]
-            losses["consistency"] = weight * pairwise_kl(counted, candidates, temperature=self.temperature)
+            pairs = self.divergence_sample(queries.unflatten(0, (2, -1)).transpose(0, 1))  # [N, 2, d]
+            losses["consistency"] = weight * pairwise_kl(pairs, candidates, temperature=self.temperature)
         return losses
 
     def user_embedding(self, batch: Batch, table: Tensor | None = None) -> Tensor:

@@ -37,7 +37,10 @@ class ERLRecommender(ReaRecRecommender):
         }
         if self.options.kl_weight:
             divergence = pairwise_kl(
-                self.queries(states), candidates, temperature=self.temperature, detach_reference=True
+                self.queries(self.divergence_sample(states)),
+                candidates,
+                temperature=self.temperature,
+                detach_reference=True,
             )
             if self.options.kl_limit:
                 divergence = divergence.clamp(max=self.options.kl_limit)

@@ -133,7 +133,8 @@ class PLRRecommender(Recommender):
         losses = {"next_item": next_item}
         if options.consistency_weight:
             compared = outcome.streams if options.mixes_distributions else outcome.slow[:, None]  # [2N, C, d]
-            views = torch.stack([compared[:rows], compared[rows:]], dim=2).flatten(0, 1)  # [N·C, 2, d]
+            views = torch.stack([compared[:rows], compared[rows:]], dim=2)  # [N, C, 2, d]
+            views = self.divergence_sample(views).flatten(0, 1)
             divergence = pairwise_kl(self.queries(views), candidates, temperature=self.temperature)
             losses["consistency"] = options.consistency_weight * divergence
         if options.contrastive_weight:
@@ -142,7 +143,7 @@ class PLRRecommender(Recommender):
             contrastive = _contrast(grouped[:, :rows], grouped[:, rows:], sizes, options.contrastive_temperature)
             losses["contrastive"] = options.contrastive_weight * contrastive
         if options.kl_weight:
-            states = outcome.states[:rows].flatten(1, 2)  # [N, M·T, d]
+            states = self.divergence_sample(outcome.states[:rows].flatten(1, 2))  # [N, M·T, d]
             divergence = pairwise_kl(self.queries(states), candidates, temperature=self.temperature)
             if options.kl_limit:
                 divergence = divergence.clamp(max=options.kl_limit)

@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from plr.data import CountedTargets
 from plr.data.rows import IGNORED
 from tests.plr.models import published
 from tests.plr.models.helpers import assert_every_parameter_learns, close, random_batch, small_model
@@ -19,7 +20,7 @@ def test_two_views_predict_and_are_drawn_together(every_position):
         generator = torch.Generator().manual_seed(1)
         targets = torch.randint(0, 29, batch.item_ids.shape, generator=generator)
         targets[torch.arange(targets.shape[1]) >= batch.lengths[:, None]] = IGNORED
-        batch = replace(batch, targets=targets)
+        batch = replace(batch, targets=targets, counted=CountedTargets.of(targets))
     torch.manual_seed(3)
     losses = model.losses(batch)
     assert list(losses) == ["next_item", "consistency"]

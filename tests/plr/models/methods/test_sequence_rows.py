@@ -213,3 +213,41 @@ def test_counted_targets_by_their_number():
     )  # fmt: skip
     none = CountedTargets.of(torch.full((2, 3), IGNORED))
     assert (none.positions.shape, none.index.shape, none.sizes) == ((2, 0), (0,), ())
+
+
+@pytest.mark.parametrize(
+    ("options", "name"),
+    [
+        ({"method": "erl", "kl_limit": 0.0}, "diversity"),
+        ({"method": "plr", "kl_weight": 0.1, "kl_limit": 0.0}, "diversity"),
+        ({"method": "plr", "consistency_weight": 0.3, "hidden_dropout": 0.4}, "consistency"),
+        ({"method": "base", "consistency_weight": 0.3, "hidden_dropout": 0.4}, "consistency"),
+    ],
+)
+def test_divergences_of_some_histories_estimate_those_of_all(options, name, monkeypatch):
+    """Of one history each: their mean over all histories is the term over all, with its weight."""
+    batch = sequences()
+    histories = len(batch.each_target)
+    some = small_model(divergence_share=1 / histories, **options).train()
+    whole = small_model(**options).train()
+
+    def term(model, first):
+        torch.manual_seed(3)
+        with monkeypatch.context() as patch:
+            patch.setattr(torch, "randperm", lambda count, device: (torch.arange(count, device=device) + first) % count)
+            return model.losses(batch)[name]
+
+    expected = term(whole, 0)
+    found = [term(some, first) for first in range(histories)]
+    close(torch.stack(found).mean(), expected)
+    assert torch.stack(found).std() > 1e-3 * expected.abs()
+    with pytest.raises(ConfigError, match=r"divergence_share must be in \(0, 1\]; found 0"):
+        small_config(divergence_share=0.0)
+
+
+def test_each_step_draws_its_own_histories():
+    model = small_model(method="erl", divergence_share=0.2)
+    torch.manual_seed(0)
+    one, two = (float(model.losses(sequences())["diversity"].detach()) for _ in range(2))
+    torch.manual_seed(0)
+    assert float(model.losses(sequences())["diversity"].detach()) == one != two
