@@ -34,6 +34,7 @@ def resolve(name: str, given: str = "--data") -> Path:
     tried = [str(path)]
     folder = os.environ.get("PLR_DATA")
     if folder and len(path.parts) == 1:
+        folder = os.path.expanduser(folder)
         found = sorted(Path(folder).glob(path.name)) or sorted(Path(folder).glob(f"{path.name}.*"))
         if len(found) == 1:
             return found[0]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import re
 import sys
 import warnings
@@ -27,6 +28,11 @@ from plr.prepare import PrepareOptions
 from plr.presets import preset_path, preset_summaries
 from plr.signals import raise_again, status_of
 
+PATHS = frozenset(
+    ("cache", "data", "encoder", "features", "file", "folder", "init", "items", "like", "out", "plots", "raw", "run",
+     "source", "text_vectors")
+)  # fmt: skip
+"""Arguments that name a file or a folder, or may do so."""
 NEW_ITEMS = (
     "inductive unisrec: text vectors of items, or of items' texts, that came after training, "
     "made with `plr embed-text --like`"
@@ -49,7 +55,7 @@ def _run(arguments: list[str], parsed: list[Namespace]) -> int:
             advice = "names of files must be UTF-8 text here; rename the file, or give a link to it"
             print(f"plr: {shortened(argument)}: {advice}", file=sys.stderr)
             return 2
-    options = _parser(arguments).parse_args(_with_preset(arguments))
+    options = _with_home(_parser(arguments).parse_args(_with_preset(arguments)))
     parsed.append(options)
     try:
         with _plain_warnings():
@@ -66,6 +72,14 @@ def _run(arguments: list[str], parsed: list[Namespace]) -> int:
             raise
         return 2
     return 0
+
+
+def _with_home(options: Namespace) -> Namespace:
+    """Replace ~ at the beginning of paths, which shells leave as it is behind `--out=`, and everybody in YAML."""
+    for key, value in list(options.items()):
+        if isinstance(value, str) and key.rpartition(".")[2] in PATHS:
+            options[key] = os.path.expanduser(value)
+    return options
 
 
 def _advice(arguments: list[str], options: Namespace | None = None) -> str:

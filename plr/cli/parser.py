@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import os
 import re
 import sys
 import types
@@ -36,7 +37,7 @@ class Parser(ArgumentParser):
     def parse_path(self, path: Any, *arguments: Any, **options: Any) -> Namespace:
         """Parse a file of fields; what is no such file is named with its line, which jsonargparse does not."""
         try:
-            values = read_fields(Path(path))
+            values = read_fields(Path(os.path.expanduser(path)))
         except ConfigError as error:
             self.error(str(error), error)
         if values.pop("provenance", None) is not None:  # what training wrote into a run's config.yaml is no option

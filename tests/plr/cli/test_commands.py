@@ -1,5 +1,6 @@
 """The command line as a user meets it."""
 
+import argparse
 import gc
 import io
 import json
@@ -18,7 +19,8 @@ import torch
 
 import plr.__main__
 from plr.cli import main
-from plr.cli.commands import history_of
+from plr.cli.commands import COMMANDS, PATHS, history_of
+from plr.cli.parser import Parser
 from plr.config import Config
 from plr.errors import ConfigError
 from plr.evaluation import load_ranking
@@ -54,6 +56,42 @@ def test_train_takes_every_field_as_a_flag_and_from_yaml(small_data, tmp_path, c
     assert (config.dim, config.epochs, config.seed, config.ks, config.gate) == (12, 1, 3, (5, 10), False)
     assert "recall@5" in json.loads((out / "metrics.json").read_text())["test"]
     assert "NDCG@10" in capsys.readouterr().out
+
+
+def test_the_home_folder_in_paths(run, small_data, tmp_path, monkeypatch, capsys):
+    """Shells leave `--out=~/run` as it is."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    shutil.copy(small_data, tmp_path / "small.txt")
+    (tmp_path / "config.yaml").write_text("epochs: 1\ndim: 8\nffn_dim: 8\ncache: ~/cache\nprogress: false\n")
+    assert main(["train", "--config=~/config.yaml", "--data=~/small.txt", "--out=~/run", "--method=base"]) == 0
+    config = Config.load(tmp_path / "run" / "config.yaml")
+    assert (config.data, config.cache) == (str(tmp_path / "small.txt"), str(tmp_path / "cache"))
+    assert main(["prepare", "~/small.txt", "--out=~/prepared"]) == 0
+    assert main(["data", "show", "~/prepared", "--plots=~/plots"]) == 0
+    assert main(["evaluate", "~/run", "--data=~/small.txt"]) == 0
+    monkeypatch.setenv("PLR_DATA", "~")
+    assert main(["evaluate", "~/run", "--data", "small"]) == 0
+    assert {path.name for path in tmp_path.iterdir()} >= {"cache", "run", "prepared", "plots"}
+    assert not Path("~").exists()
+
+
+def arguments_of(parser):
+    """Yield all arguments of a parser and of its subcommands."""
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            for sub_parser in action.choices.values():
+                yield from arguments_of(sub_parser)
+        else:
+            yield action
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_argument_that_names_a_file_is_among_the_paths(command):
+    parser = Parser()
+    COMMANDS[command].add_options(parser)
+    texts = [action for action in arguments_of(parser) if getattr(action, "_typehint", None) in (str, str | None)]
+    named = {action.dest for action in texts if re.match(r"[^;:]*\b(file|folder)\b", action.help)}
+    assert named <= PATHS
 
 
 def test_a_saved_configuration_can_be_given_back(run, tmp_path):
