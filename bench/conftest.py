@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import json
 import os
 import platform
 from collections.abc import Iterator
@@ -24,6 +25,7 @@ SETTINGS = (
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--record", type=Path, metavar="FILE", help="write what was measured, after every benchmark")
+    parser.addoption("--add", action="store_true", help="with --record: to what the file holds already")
     parser.addoption("--rounds", type=int, metavar="N", help="no more rounds than these, to try the benchmarks")
 
 
@@ -65,7 +67,10 @@ def instruction_set() -> str:
 
 
 class Recorder:
-    """Writes the result file of `--record`: the benchmarks that were measured and {fullname: message} of the others."""
+    """Writes the result file of `--record`: the benchmarks that were measured and {fullname: message} of the others.
+
+    While one runs it stands under "under_way": there it is found if it ends the process.
+    """
 
     def __init__(self, config: pytest.Config, target: Path) -> None:
         machine = config.hook.pytest_benchmark_generate_machine_info(config=config)
@@ -78,11 +83,22 @@ class Recorder:
             "failed": {},
             "benchmarks": [],
         }
+        if config.getoption("--add") and target.exists():
+            self.content |= json.loads(target.read_text(encoding="utf-8"))
+        self.pytest_runtest_logfinish()
 
     def pytest_collectreport(self, report: pytest.CollectReport) -> None:
         if report.failed:
             self.content["failed"][report.nodeid] = str(report.longrepr).strip().splitlines()[-1]
             write_record(self.target, self.content, ROUND_DIGITS)
+
+    def pytest_runtest_logstart(self, nodeid: str) -> None:
+        self.content["under_way"] = nodeid
+        write_record(self.target, self.content, ROUND_DIGITS)
+
+    def pytest_runtest_logfinish(self) -> None:
+        self.content.pop("under_way", None)
+        write_record(self.target, self.content, ROUND_DIGITS)
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_call(self, item: pytest.Item) -> Iterator[None]:
@@ -97,5 +113,3 @@ class Recorder:
                 entry = {"fullname": item.nodeid, "param": benchmark.param, "extra_info": benchmark.extra_info}
                 self.content["benchmarks"].append(entry)
             return outcome
-        finally:
-            write_record(self.target, self.content, ROUND_DIGITS)

@@ -10,16 +10,21 @@ The table is Markdown, on standard output. docs/benchmarks.md says how to read i
 from __future__ import annotations
 
 import argparse
+import json
 import os
+import signal
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 from bench.plot import draw
-from bench.records import RESULTS, Report, ResultError
+from bench.records import RESULTS, ROUND_DIGITS, Report, ResultError, write_record
 
 HERE = Path(__file__).parent
 SIZES = {"all": "not tiny", "small": "not large and not tiny", "large": "large", "tiny": "tiny"}
+_FINISHED = (0, 1, 5)  # pytest's status: all well; some failed; none of the file's were asked for
+_ENDED = (2, 130, -signal.SIGINT, -signal.SIGTERM, -signal.SIGHUP)  # from outside
 HEADER = (
     "| operator | shape | pass | ours, ms | peer's time / ours: median (quartiles) | best peer / ours | ours / limit "
     "| extra memory, MB: ours, peers | rounds |\n|---|---|---|---|---|---|---|---|---|"
@@ -37,33 +42,61 @@ def table(report: Report, whole: bool) -> str:
 
 
 def measure(target: Path, tests: Path, sizes: str = "all", rounds: int | None = None) -> None:
-    """Run the benchmarks in a process of their own and write their results.
+    """Run each file of benchmarks in a process of its own and write all results.
 
     They are written aside after every case, and moved to `target` when all have run: a case that fails is named among
-    them, and takes no other along. What a run had measured when it was ended from outside stays where it was written.
+    them, and takes no other along, also where it ends its process. What a run had measured when it was ended from
+    outside stays where it was written.
 
     Raises:
         ResultError: nothing was measured, or the run came to no end; the message says what is left.
     """
     aside = target.with_suffix(f".partial{target.suffix}")
     aside.unlink(missing_ok=True)
-    command = [sys.executable, "-m", "pytest", str(tests), "--benchmark-only", "-q", "-m", SIZES[sizes]]
-    command += ["--continue-on-collection-errors", f"--record={aside}"]
-    command += [] if rounds is None else [f"--rounds={rounds}"]
-    try:
-        status = subprocess.run(command, stdout=sys.stderr, cwd=HERE.parent).returncode
-    except KeyboardInterrupt:
-        status = 130
+    status = 0
+    with tempfile.TemporaryDirectory(prefix="plr-bench-") as cache:
+        for file in [tests] if tests.is_file() else sorted(tests.glob("test_*.py")):
+            status = _measure_file(file, aside, cache, sizes, rounds)
+            if status in _ENDED:
+                break
     measured = Report.read(aside) if aside.exists() else Report("", [])
     if not measured.cases:
         aside.unlink(missing_ok=True)
         reasons = "".join(f"\n{name}: {message}" for name, message in measured.failed.items())
         raise ResultError(f"pytest ended with status {status}, nothing was measured: {target} was not written{reasons}")
-    if status not in (0, 1):  # 1: some cases failed
+    if status in _ENDED:
         raise ResultError(
             f"pytest ended with status {status}: {target} was not written; what was measured before is in {aside}"
         )
     os.replace(aside, target)
+
+
+def _measure_file(file: Path, aside: Path, cache: str, sizes: str, rounds: int | None) -> int:
+    """Run a file of benchmarks, and add what it measures to what was written aside. Returns pytest's last status.
+
+    Where a case ends the process it is named, and those behind it run in another one.
+    """
+    # A cache of its own: code that was compiled for another number of threads ends the process.
+    environment = {**os.environ, "TORCHINDUCTOR_CACHE_DIR": cache}
+    command = [sys.executable, "-m", "pytest", str(file), "--benchmark-only", "-q", "-m", SIZES[sizes]]
+    command += ["--continue-on-collection-errors", f"--record={aside}", "--add"]
+    command += [] if rounds is None else [f"--rounds={rounds}"]
+    while True:
+        try:
+            status = subprocess.run(command, stdout=sys.stderr, cwd=HERE.parent, env=environment).returncode
+        except KeyboardInterrupt:
+            status = 130
+        if not aside.exists() or status in (*_ENDED, *_FINISHED):
+            return status
+        content = json.loads(aside.read_text(encoding="utf-8"))
+        under_way = content.pop("under_way", None)
+        how = f"signal {signal.Signals(-status).name}" if status < 0 else f"status {status}"
+        content["failed"][under_way or str(file)] = f"the process ended with {how}"
+        write_record(aside, content, ROUND_DIGITS)
+        if under_way is None:
+            return status
+        done = [benchmark["fullname"] for benchmark in content["benchmarks"]] + list(content["failed"])
+        command += [f"--deselect={name}" for name in done]
 
 
 def main(arguments: list[str] | None = None) -> None:

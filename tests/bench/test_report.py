@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import signal
+from pathlib import Path
 
 import pytest
 
@@ -176,9 +177,16 @@ def test_that_is_interrupted(benchmark):
     os.kill(os.getppid(), signal.SIGINT)
     time.sleep(60)
 """
-KILLED = """
-def test_that_is_killed(benchmark):
-    os.kill(os.getpid(), signal.SIGKILL)
+TERMINATED = """
+def test_that_is_terminated(benchmark):
+    os.kill(os.getpid(), signal.SIGTERM)
+"""
+ABORTS = """
+import pytest
+
+@pytest.mark.parametrize("number", [signal.SIGABRT, signal.SIGKILL])
+def test_that_aborts(benchmark, number):
+    os.kill(os.getpid(), number)
 """
 
 
@@ -217,7 +225,7 @@ def test_a_case_that_fails_is_named_and_takes_no_other_along(tests, tmp_path, ca
         report.main(["--run", "--tests", str(folder), "--out", str(target)])
     found = Report.read(target)
     assert [case.operator for case in found.cases] == ["some"]
-    (wrong, missing), (failing, message) = found.failed.items()
+    (failing, message), (wrong, missing) = found.failed.items()
     assert wrong.endswith("test_wrong.py")
     assert "no_such_module" in missing
     assert failing.endswith("test_some.py::test_that_fails")
@@ -231,7 +239,7 @@ IGNORES_INTERRUPTS = pytest.mark.skipif(
 
 
 @pytest.mark.parametrize(
-    ("ends", "status"), [(KILLED, "-9"), pytest.param(INTERRUPTED, "130", marks=IGNORES_INTERRUPTS)]
+    ("ends", "status"), [(TERMINATED, "-15"), pytest.param(INTERRUPTED, "130", marks=IGNORES_INTERRUPTS)]
 )
 def test_a_run_that_is_ended_leaves_what_it_measured_and_the_former_result(tests, tmp_path, ends, status):
     target = tmp_path / "some.json"
@@ -241,6 +249,33 @@ def test_a_run_that_is_ended_leaves_what_it_measured_and_the_former_result(tests
         report.measure(target, tests(TESTS + ends))
     assert target.read_text() == "former"
     assert len(Report.read(tmp_path / "some.partial.json").cases) == 1
+
+
+def test_a_case_that_ends_its_process_is_named_and_takes_no_other_along(tests, tmp_path):
+    """Two of them, between others of the same file, and a file that ends it already when it is collected."""
+    folder = tests(TESTS + ABORTS + TESTS.replace("test_training_step", "test_behind"))
+    (folder / "test_another.py").write_text(TESTS)
+    (folder / "test_not_collected.py").write_text("import os\nos.abort()\n")
+    target = tmp_path / "some.json"
+    report.measure(target, folder)
+    found = Report.read(target)
+    assert [case.operator for case in found.cases] == ["another", "some", "some"]
+    assert "under_way" not in json.loads(target.read_text())
+    assert {name.rpartition("/")[2]: message for name, message in found.failed.items()} == {
+        "test_some.py::test_that_aborts[6]": "the process ended with signal SIGABRT",
+        "test_some.py::test_that_aborts[9]": "the process ended with signal SIGKILL",
+        "test_not_collected.py": "the process ended with signal SIGABRT",
+    }
+
+
+def test_compiled_code_of_other_runs_is_not_used(tests, tmp_path, monkeypatch):
+    """Such code of another number of threads aborts."""
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "former"))
+    noting = f"open({str(tmp_path / 'found')!r}, 'w').write(os.environ['TORCHINDUCTOR_CACHE_DIR'])"
+    report.measure(tmp_path / "some.json", tests(TESTS.replace("    leaves =", f"    {noting}\n    leaves =")))
+    found = (tmp_path / "found").read_text()
+    assert found != str(tmp_path / "former")
+    assert not Path(found).exists()
 
 
 def test_a_run_that_measured_nothing_leaves_the_former_result(tests, tmp_path):
