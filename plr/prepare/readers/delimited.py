@@ -9,7 +9,7 @@ import zlib
 from collections import deque
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 import polars as pl
@@ -31,6 +31,7 @@ from plr.prepare.readers.source import (
 
 __all__ = ["read_csv", "read_recbole", "records", "separator_of", "without_bad_records"]
 
+ENDS = " (the record ends on line {})"
 _BLOCK = 1 << 22
 
 
@@ -131,7 +132,11 @@ def _read(
                 line, _ = next(records(path, separator, quoted))
                 raise DataError(f"the header has the column {name!r} more than once", path, line)
         look_at_others(path, table, found, columns, header_of(path)[0])
-        return read_columns(path, table, found, lines_of, vocabulary, True, skipped, scan)
+        noted = 0 if skipped is None else len(skipped.lines)
+        source = read_columns(path, table, found, lines_of, vocabulary, True, skipped, scan)
+        if quoted and skipped is not None:
+            _note_ends(path, separator, skipped.lines[noted:])
+        return source
     except (pl.exceptions.PolarsError, OSError) as error:
         raise _malformed(path, separator, quoted, error) from error
 
@@ -178,6 +183,18 @@ def records(path: Path, separator: str, quoted: bool) -> Iterator[tuple[int, str
                 yield start, record
         if parts:
             yield start, b"".join(parts).decode().rstrip("\r\n")
+
+
+def _note_ends(path: Path, separator: str, left_out: list[dict[str, Any]]) -> None:
+    """Add to what is said of records that are left out where they end, of those of several lines."""
+    of_line = {entry["line"]: entry for entry in left_out if entry["line"] is not None}
+    if not of_line or not _has_quotes(path, max(of_line)):
+        return
+    for line, record in records(path, separator, True):
+        if (entry := of_line.pop(line, None)) is not None and "\n" in record:
+            entry["reason"] += ENDS.format(line + record.count("\n"))
+        if not of_line:
+            return
 
 
 def _has_quotes(path: Path, last_line: int) -> bool:
@@ -259,7 +276,7 @@ def without_bad_records(source: Path, target: Path, file_format: str, skipped: S
                 if reason in (NEVER_CLOSED, CLOSED_EARLY, TOO_LONG, WITHIN):
                     ahead.extendleft(reversed(record[1:]))
                     del record[1:]
-                beyond = "" if len(record) == 1 else f" (the record ends on line {number + len(record) - 1})"
+                beyond = "" if len(record) == 1 else ENDS.format(number + len(record) - 1)
                 skipped.add(source, number, reason + beyond)
                 copy.write(b"\n" * len(record))
             number += len(record)

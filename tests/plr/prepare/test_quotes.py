@@ -108,6 +108,13 @@ def test_a_left_out_record_of_several_lines_says_where_it_ends(write, tmp_path):
     assert report["skipped_lines"] == {"count": 1, "first": [expected]}
 
 
+def test_a_record_of_several_lines_whose_value_is_wrong_says_where_it_ends(write, tmp_path):
+    path = write("a.csv", lines_with({}) + 'u1,i1,x,"a\n\nb"\nu1,i1,y,b\n' + 'u1,i1,z,"""\n"\n')
+    report = write_folder([path], tmp_path / "out", PrepareOptions(), skip_bad_lines=True)
+    found = [(entry["line"], entry["reason"].partition(" (the ")[2]) for entry in report["skipped_lines"]["first"]]
+    assert found == [(22, "record ends on line 24)"), (25, ""), (26, "record ends on line 27)")]
+
+
 def test_what_the_rule_allows_is_read(write):
     titles = ['"a ""b"" c"', '"a\nb"', '"a\r\n\r\nb"', '"a, b"', '""', '""""', "it's 3' x 5'", 'a "b" c', "", '"\n\n"']
     titles.append('a""b "c"')
