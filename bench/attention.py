@@ -16,10 +16,16 @@ def formula(
     stream_key: Tensor,
     stream_value: Tensor,
     factor: Tensor | None = None,
+    seen: Tensor | None = None,
 ) -> Tensor:
-    """Nothing is joined but the scores; `factor` is what dropout multiplies the probabilities by."""
+    """Nothing is joined but the scores.
+
+    `factor` is what dropout multiplies the probabilities by; `seen`, bool [M, P], which prefix entries a query sees.
+    """
     prefix = prefix_key.shape[2]
     prefix_scores = query @ prefix_key.mT  # [B, H, M, P]
+    if seen is not None:
+        prefix_scores = prefix_scores.masked_fill(~seen, -torch.inf)
     stream_scores = (stream_key @ query.unsqueeze(-1)).squeeze(-1)  # [B, H, M, S]
     weights = (torch.cat([prefix_scores, stream_scores], dim=-1) * query.shape[-1] ** -0.5).softmax(dim=-1)
     if factor is not None:
@@ -40,9 +46,7 @@ def folded_joined(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     return attended.view(query.shape)
 
 
-def folded(
-    query: Tensor, prefix_key: Tensor, prefix_value: Tensor, stream_key: Tensor, stream_value: Tensor
-) -> Tensor:
+def folded(query: Tensor, prefix_key: Tensor, prefix_value: Tensor, stream_key: Tensor, stream_value: Tensor) -> Tensor:
     """The same, with the joining."""
     return folded_joined(query, join_folded(prefix_key, stream_key), join_folded(prefix_value, stream_value))
 
@@ -56,6 +60,22 @@ def mask_of(streams: int, prefix: int, suffix: int) -> Tensor:
     """Zeros where a stream sees an entry of `join_masked`, else -inf: [M, P + M · S]."""
     between_streams = torch.full((streams, streams), -torch.inf).fill_diagonal_(0)  # [M, M]
     return torch.cat([torch.zeros(streams, prefix), between_streams.repeat_interleave(suffix, dim=1)], dim=1)
+
+
+def lengths_of_positions(positions: int, streams: int) -> Tensor:
+    """How much of the sequence each of the M = positions · streams queries sees, a position's streams in a row: [M]."""
+    return torch.arange(1, positions + 1).repeat_interleave(streams)
+
+
+def seen_by_positions(positions: int, streams: int) -> Tensor:
+    """The same as a mask: bool [M, P]."""
+    return torch.arange(positions) < lengths_of_positions(positions, streams)[:, None]
+
+
+def mask_of_positions(positions: int, streams: int, suffix: int) -> Tensor:
+    """Which entries of `join_masked` a query sees: bool [M, P + M · S]."""
+    own = torch.eye(positions * streams, dtype=torch.bool).repeat_interleave(suffix, dim=1)
+    return torch.cat([seen_by_positions(positions, streams), own], dim=1)
 
 
 def masked_joined(mask: Tensor) -> Callable[[Tensor, Tensor, Tensor], Tensor]:

@@ -129,9 +129,7 @@ def measured(model: PostTrainedLARES, batch: Batch, source: str, rollouts: int, 
         for name in REWARDS:
             rewards[name].append(ranking_rewards(states, candidates, batch.targets, name))
         log_p.append(
-            -linear_cross_entropy(
-                states, candidates, batch.targets, temperature=model.temperature, reduction="none"
-            )
+            -linear_cross_entropy(states, candidates, batch.targets, temperature=model.temperature, reduction="none")
         )
     return {"rewards": {name: torch.stack(found) for name, found in rewards.items()}, "log_p": torch.stack(log_p)}
 

@@ -3,12 +3,14 @@
 The rates are measured in the same rounds as the operator. For the losses and top_items the work is matrix products, at
 the best rate that any product in the process reaches; for stream_attention it is reading and writing every tensor
 once, as fast as a plain copy of as many bytes; where nearly all is reading, in its forward pass without gradients and
-in top_items of one row, as fast as summing as many. A probe that cannot run on this machine is named and left out:
-for instance, oneDNN has no product of bfloat16 numbers for a CPU without AVX-512.
+in top_items of one row, as fast as summing as many; where each query has a length of its own, whichever of bytes and
+products takes longer. A probe that cannot run on this machine is named and left out: for instance, oneDNN has no
+product of bfloat16 numbers for a CPU without AVX-512.
 """
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -130,6 +132,36 @@ def _product_probes(
     if linear is not None and torch.backends.mkldnn.is_available() and device == CPU:
         probes[f"oneDNN, {name}"] = Probe(flop, lambda: linear(left, right, None, "none", [], ""))
     return probes
+
+
+def square_products(*, forward: int, backward: int, edge: int = 1024) -> Limit:
+    """The limit of an operator that needs so many flop of small products: those of a large square one on this CPU."""
+    probes = _product_probes(f"{edge} squared", edge, edge, edge, torch.float32, CPU)
+    return Limit("flop", {"forward": forward, "backward": backward}, probes)
+
+
+def slowest(*limits: Limit) -> Limit:
+    """The limit that takes longest on this machine, all phases together, by the best of a few rounds of each."""
+
+    def seconds(limit: Limit) -> float:
+        for _ in range(3):
+            limit.measure()
+        rates = {
+            phase: max(
+                (
+                    probe.amount / min(probe.seconds)
+                    for probe in limit.probes.values()
+                    if probe.seconds and probe.phase in (None, phase)
+                ),
+                default=math.inf,
+            )
+            for phase in limit.work
+        }
+        for probe in limit.probes.values():
+            probe.seconds.clear()
+        return sum(amount / rates[phase] for phase, amount in limit.work.items())
+
+    return max(limits, key=seconds)
 
 
 def copies(*, forward: int, backward: int = 0) -> Limit:

@@ -89,9 +89,7 @@ def configuration(arguments: argparse.Namespace, cell: Cell, seed: int) -> Confi
 
 def finished(arguments: argparse.Namespace, cell: Cell) -> dict[int, RunFolder]:
     """Return the finished runs of a cell by seed."""
-    folders = {
-        seed: RunFolder(arguments.out / f"{cell[0]}-{cell[1]}-seed{seed}") for seed in range(arguments.seeds)
-    }
+    folders = {seed: RunFolder(arguments.out / f"{cell[0]}-{cell[1]}-seed{seed}") for seed in range(arguments.seeds)}
     return {seed: folder for seed, folder in folders.items() if folder.finished()}
 
 
@@ -154,8 +152,7 @@ def summary(cells: dict[Cell, dict[int, RunFolder]]) -> tuple[str, dict[str, Any
 def without_folders(values: dict[str, Any]) -> dict[str, Any]:
     """Return a configuration with the names of its files, not where they lay."""
     return {
-        name: Path(value).name if isinstance(value, str) and "/" in value else value
-        for name, value in values.items()
+        name: Path(value).name if isinstance(value, str) and "/" in value else value for name, value in values.items()
     }
 
 

@@ -11,9 +11,12 @@ joined keys and values given, which nobody has, to show what the attention alone
 
 With dropout a peer that draws a mask of its own cannot agree: the formula gets the mask, drawn beforehand.
 
+Where all positions of a sequence reason at once (a length per query), the mask of the joined form says what each
+position sees, and a further way is ours with positions as further batch entries, as where each is a row of its own.
+
 The limit moves the bytes which must be read and written: of the forward pass, which reads nearly all of them, at the
 rate of summing as many or of copying as many, whichever is faster; of the backward pass, which writes as much, of
-copying.
+copying. With a length per query it is that or the products of what is seen, whichever takes longer.
 """
 
 from __future__ import annotations
@@ -23,8 +26,20 @@ from functools import partial
 import pytest
 import torch
 
-from bench.attention import folded, folded_joined, formula, join_folded, join_masked, mask_of, masked, masked_joined
-from bench.limits import copies, reads
+from bench.attention import (
+    folded,
+    folded_joined,
+    formula,
+    join_folded,
+    join_masked,
+    lengths_of_positions,
+    mask_of,
+    mask_of_positions,
+    masked,
+    masked_joined,
+    seen_by_positions,
+)
+from bench.limits import copies, reads, slowest, square_products
 from bench.peers import compare, compiled, training_step
 from bench.records import OURS
 from plr_kernels import stream_attention, use_backend
@@ -118,3 +133,50 @@ def test_training_step_with_dropout(benchmark, batch, heads, streams, prefix, su
         "compiled formula, mask given": training_step(compiled(given), *tensors),
     }
     compare(benchmark, implementations, rounds)
+
+
+def position_by_position(lengths, query, prefix_key, prefix_value, stream_key, stream_value):
+    """Positions as further batch entries, the prefix repeated for each."""
+    batch, heads, queries, dim = query.shape
+    positions = prefix_key.shape[2]
+
+    def folded(tensor):  # [B, H, positions · M, …] -> [B · positions, H, M, …]
+        return tensor.unflatten(2, (positions, queries // positions)).transpose(1, 2).flatten(0, 1)
+
+    def repeated(tensor):
+        return tensor.unsqueeze(1).expand(-1, positions, -1, -1, -1).flatten(0, 1)
+
+    parts = folded(query), repeated(prefix_key), repeated(prefix_value), folded(stream_key), folded(stream_value)
+    attended = ours(*parts, prefix_lengths=lengths)
+    return attended.unflatten(0, (batch, positions)).transpose(1, 2).reshape(batch, heads, queries, dim)
+
+
+@pytest.mark.parametrize(
+    ("batch", "positions", "streams", "suffix", "dim", "rounds"),
+    [
+        pytest.param(64, 50, 2, 1, 32, 30, id="B64 H2 positions 50 M2 S1 D32"),
+        pytest.param(64, 50, 2, 1, 64, 30, id="B64 H2 positions 50 M2 S1 D64", marks=pytest.mark.large),
+        pytest.param(64, 50, 2, 1, 128, 30, id="B64 H2 positions 50 M2 S1 D128", marks=pytest.mark.large),
+        pytest.param(2, 9, 2, 1, 16, 2, id="B2 H2 positions 9 M2 S1 D16", marks=pytest.mark.tiny),
+    ],
+)
+def test_all_positions(benchmark, batch, positions, streams, suffix, dim, rounds):
+    queries = positions * streams
+    tensors = make(batch, 2, queries, positions, suffix, dim)
+    lengths = lengths_of_positions(positions, streams)
+    seen = seen_by_positions(positions, streams)
+    masked_formula = partial(formula, seen=seen)
+    implementations = {
+        OURS: training_step(partial(ours, prefix_lengths=lengths.expand(batch, -1)), *tensors),
+        "eager formula": training_step(masked_formula, *tensors),
+        "formula under torch.compile": training_step(compiled(masked_formula), *tensors),
+        "SDPA, masked": training_step(masked(mask_of_positions(positions, streams, suffix)), *tensors),
+        "ours, a row per position": training_step(
+            partial(position_by_position, torch.arange(1, positions + 1).repeat(batch)), *tensors
+        ),
+    }
+    output = tensors[0]
+    moved = copies(forward=size(*tensors, output), backward=size(*tensors, output, *tensors))
+    product = 2 * batch * 2 * (int(lengths.sum()) + queries * suffix) * dim  # of what is seen
+    limit = slowest(moved, square_products(forward=2 * product, backward=5 * product))
+    compare(benchmark, implementations, rounds, limit=limit)

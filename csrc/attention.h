@@ -52,14 +52,17 @@ struct AttentionGradients {
   bool past_cache = false;
 };
 
-// How many queries of one (b, h) are computed together: a workspace has room for no more. A block reads the prefix up to
-// the longest of its lengths, so where each query has its own they are few. Results do not depend on it: sums over
-// queries are continued from block to block.
+// How many queries of one (b, h) are computed together: a workspace has room for no more. Results do not depend on it:
+// sums over queries are continued from block to block.
+constexpr int64_t kQueriesPerBlock = 32;
+
 inline int64_t queries_per_block(const AttentionCall& call) {
-  constexpr int64_t most = 64, most_of_different_lengths = 16;
-  const int64_t limit = call.query_lengths == nullptr ? most : most_of_different_lengths;
-  return call.streams < limit ? call.streams : limit;
+  return call.streams < kQueriesPerBlock ? call.streams : kQueriesPerBlock;
 }
+
+// Whether a (b, h) has so many queries that packing its keys and values is worth it (simd/attention/packed_dots.h). It
+// depends on the number of queries alone: not on whether each has a length of its own.
+inline bool has_many_queries(const AttentionCall& call) { return call.streams >= 16; }
 
 // A thread's memory for one block of queries at a time, Q of them. Rows of numbers per entry have `row_size` numbers:
 // first the prefix, then the suffix, each padded to whole Vectors.
@@ -74,13 +77,18 @@ struct AttentionWorkspace {
   float* output_gradient;   // [Q, dim], zero beyond D; backward only, as those below
   float* weights_gradient;  // [Q, row_size]
   float* kept;              // [Q, row_size]: c p
+  // Where there are many queries: prefix keys and values with entries in the lanes, and room to upcast four of them.
+  float* packed_key;
+  float* packed_value;
+  float* upcast;
   // Gradients of all prefix entries, summed over the blocks of queries: [P, dim] each; only where there are several.
   float* prefix_key_sum;
   float* prefix_value_sum;
   float* end;
 
   AttentionWorkspace(const AttentionCall& call, float* memory) {
-    const int64_t queries = queries_per_block(call);
+    const bool packs = has_many_queries(call);
+    const int64_t queries = packs ? kQueriesPerBlock : queries_per_block(call);
     dim = round_up(call.dim, kLanes);
     row_size = round_up(call.prefix, kLanes) + round_up(call.suffix, kLanes);
     query = memory;
@@ -91,8 +99,12 @@ struct AttentionWorkspace {
     output_gradient = reinterpret_cast<float*>(words) + queries * row_size;
     weights_gradient = output_gradient + queries * dim;
     kept = weights_gradient + queries * row_size;
+    const int64_t packed = packs ? round_up(call.prefix, kLanes) * dim : 0;
+    packed_key = kept + queries * row_size;
+    packed_value = packed_key + packed;
+    upcast = packed_value + packed;
     const int64_t summed = queries < call.streams ? call.prefix * dim : 0;
-    prefix_key_sum = kept + queries * row_size;
+    prefix_key_sum = upcast + (packs ? 4 * dim : 0);
     prefix_value_sum = prefix_key_sum + summed;
     end = prefix_value_sum + summed;
   }

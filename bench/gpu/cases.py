@@ -188,9 +188,7 @@ def ranking(sizes: Sizes, device: torch.device, dtype: torch.dtype) -> Case:
     }
     limit = _products(sizes.batch, sizes.items, sizes.dim, device, dtype, backward=0)
     shape = f"R{sizes.batch} V{sizes.items} D{sizes.dim} k{sizes.k} {_name(dtype)}"
-    return Case(
-        "top_items", shape, (states, items), implementations, formula, limit, _allowed(dtype), backward=False
-    )
+    return Case("top_items", shape, (states, items), implementations, formula, limit, _allowed(dtype), backward=False)
 
 
 def training_step(sizes: Sizes, device: torch.device, dtype: torch.dtype) -> Case:
@@ -205,9 +203,7 @@ def training_step(sizes: Sizes, device: torch.device, dtype: torch.dtype) -> Cas
 
     shape = f"B{sizes.batch} V{sizes.items} M2 T2 D{sizes.dim} L{config.layers} n{config.max_length} {_name(dtype)}"
     implementations = {OURS: on_backend("auto"), "reference backend": on_backend("reference")}
-    return Case(
-        "training_step", shape, (), implementations, None, None, _allowed(dtype), backward=False, capture=False
-    )
+    return Case("training_step", shape, (), implementations, None, None, _allowed(dtype), backward=False, capture=False)
 
 
 CASES: dict[str, Callable[[Sizes, torch.device, torch.dtype], Case]] = {

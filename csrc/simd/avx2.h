@@ -23,6 +23,9 @@ constexpr int kSumVectors = 2;
 // The same with rows as wide as can be.
 constexpr int kWideStreams = 2;
 constexpr int kWideVectors = 2;
+// Where there are many queries, kPackedRows of them are multiplied with kPackedPanels panels of 16 entries.
+constexpr int kPackedRows = 4;
+constexpr int kPackedPanels = 1;
 
 inline Vector zero() { return {_mm256_setzero_ps(), _mm256_setzero_ps()}; }
 inline Vector broadcast(float number) { return {_mm256_set1_ps(number), _mm256_set1_ps(number)}; }

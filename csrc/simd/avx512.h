@@ -26,6 +26,9 @@ constexpr int kSumVectors = 4;
 // The same with rows as wide as can be.
 constexpr int kWideStreams = 2;
 constexpr int kWideVectors = 8;
+// Where there are many queries, kPackedRows of them are multiplied with kPackedPanels panels of 16 entries.
+constexpr int kPackedRows = 8;
+constexpr int kPackedPanels = 3;
 
 inline Vector zero() { return {_mm512_setzero_ps()}; }
 inline Vector broadcast(float number) { return {_mm512_set1_ps(number)}; }

@@ -23,6 +23,9 @@ constexpr int kSumVectors = 1;
 // The same with rows as wide as can be.
 constexpr int kWideStreams = 2;
 constexpr int kWideVectors = 1;
+// Where there are many queries, kPackedRows of them are multiplied with kPackedPanels panels of 16 entries.
+constexpr int kPackedRows = 4;
+constexpr int kPackedPanels = 1;
 
 template <class Function>
 inline Vector each(Function function) {

@@ -11,6 +11,7 @@
 #include "dots.h"
 #include "dropout.h"
 #include "outer_products.h"
+#include "packed_dots.h"
 #include "rows.h"
 #include "weighted_sums.h"
 
@@ -64,20 +65,46 @@ inline MaximumAndSum exponentials(float* scores, int64_t size) {
   return {maximum, sum_of_lanes(sum)};
 }
 
-// space.weights [Q, row_size] = scores times log2(e), -inf where there is none; also upcasts the queries and draws the
-// random words. The prefix' values are read next.
+// products [Q, row_size] = factor · ⟨left [Q, dim], prefix entry⟩, `other` where a query does not see it and in the
+// padding of the suffix.
 template <DataType type>
-inline void all_scores(const AttentionCall& call, const QueryBlock& block, const AttentionWorkspace& space) {
+inline void all_prefix_dots(const AttentionCall& call, const QueryBlock& block, float* left,
+                            const AttentionWorkspace& space, const Rows& rows, const float* packed,
+                            const FetchedRows& fetched, float factor, float other, float* products) {
+  fill_up(call, block, other, products, space.row_size);
+  if (has_many_queries(call)) {
+    packed_dots<type>(call, block, {packed, call.dim}, fetched, left, space.dim, factor, other, products,
+                      space.row_size);
+  } else {
+    prefix_dots<type>(block.count, left, space.dim, rows, call.dim, factor, products, space.row_size);
+    fill_unseen(call, block, other, products, space.row_size);
+  }
+}
+
+// space.weights [Q, row_size] = scores times log2(e), -inf where there is none; also upcasts the queries and draws the
+// random words. The prefix' values are read next, and `written` is.
+template <DataType type>
+inline void all_scores(const AttentionCall& call, const QueryBlock& block, const AttentionWorkspace& space,
+                       const Source& written) {
   const float factor = static_cast<float>(call.scale * kLog2E);
-  fill_up(call, block, -__builtin_inff(), space.weights, space.row_size);
   upcast_rows<type>(call, call.query, block, space.query, space.dim);
-  prefix_dots<type>(block.count, space.query, space.dim,
-                    prefix_rows(call, call.prefix_key, block, call.prefix_value, block.batch_head), call.dim, factor,
-                    space.weights, space.row_size);
-  fill_unseen(call, block, -__builtin_inff(), space.weights, space.row_size);
+  all_prefix_dots<type>(call, block, space.query, space,
+                        prefix_rows(call, call.prefix_key, block, call.prefix_value, block.batch_head),
+                        space.packed_key, {next_rows_of(call, call.query, block), written}, factor, -__builtin_inff(),
+                        space.weights);
   suffix_dots<type>(call, call.stream_key, block, space.query, space.dim, factor,
                     space.weights + round_up(block.length, kLanes), space.row_size);
   if (call.dropout != nullptr) draw_words(call, block, space.words, space.row_size);
+}
+
+// The prefix keys or values that a block sums, and what is fetched meanwhile: the next (b, h)'s keys; where there are
+// many queries, that is left to the last block, and its values to the last block but one.
+inline Rows rows_before_next(const AttentionCall& call, const Strided& tensor, const QueryBlock& block) {
+  const BatchHead next = block.batch_head.next(call);
+  const Strided& fetched = has_many_queries(call) && !block.is_last(call) ? call.prefix_value : call.prefix_key;
+  Rows rows = prefix_rows(call, tensor, block, fetched, next);
+  if (has_many_queries(call)) rows.distance = rows.count;
+  return rows;
 }
 
 // Forward pass of a block of queries: output [Q, D] = softmax(s) with dropout · values, lse [Q] = log2 Σ exp2(s), null
@@ -94,8 +121,9 @@ void forward_of_block(const AttentionCall& call, const QueryBlock& block, const 
     for (int64_t m = 0; lse != nullptr && m < block.count; ++m) lse[m] = -__builtin_inff();
     return;
   }
-  fetch_for_writing(target, block.count * row_bytes);
-  all_scores<type>(call, block, space);
+  const bool many = has_many_queries(call);
+  if (!many) fetch_for_writing(target, block.count * row_bytes);
+  all_scores<type>(call, block, space, {target, row_bytes});
   for (int64_t m = 0; m < block.count; ++m) {
     float* row = space.weights + m * space.row_size;
     if (sees_nothing(call, block, m)) {
@@ -113,10 +141,8 @@ void forward_of_block(const AttentionCall& call, const QueryBlock& block, const 
       store(row + e, dropped(*call.dropout, load(row + e), space.words + m * space.row_size + e, factor));
     }
   }
-  const BatchHead& batch_head = block.batch_head;
-  const BatchHead next = block.is_last(call) ? batch_head.next(call) : batch_head;
-  weighted_sums<type>(call, prefix_rows(call, call.prefix_value, block, call.prefix_key, next), call.stream_value,
-                      block, true, space.weights, space.row_size, space.output, space.dim);
+  weighted_sums<type>(call, rows_before_next(call, call.prefix_value, block), call.stream_value, block,
+                      many && !block.fetches_next(call) ? Fetches::suffix : Fetches::all, space.weights, space.row_size, space.output, space.dim);
   for (int64_t m = 0; m < block.count; ++m) {
     const Vector factor = broadcast(space.factor[m]);
     for (int64_t column = 0; column < call.dim; column += kLanes) {
@@ -175,7 +201,7 @@ inline void entry_gradients(const AttentionCall& call, const QueryBlock& block, 
     if (block.count == call.streams) {
       prefix_gradient<type, sums>(call, tensor, block, weights, space.row_size, left, space.dim, gradient);
     } else {
-      add_prefix_gradient(block, weights, space.row_size, left, space.dim, total, space.dim);
+      add_prefix_gradient(call, block, weights, space.row_size, left, space.dim, total, space.dim);
     }
   };
   prefix_part(call.prefix_key, space.weights_gradient, space.query, space.prefix_key_sum, wanted.prefix_key);
@@ -190,6 +216,13 @@ inline void entry_gradients(const AttentionCall& call, const QueryBlock& block, 
   }
 }
 
+// Where a block's rows of a contiguous gradient are, `entries` rows for each query; anywhere if it is not wanted.
+inline Source written_rows(const AttentionCall& call, const QueryBlock& block, const void* gradient, int64_t entries) {
+  const int64_t bytes = entries * call.dim * bytes_of(call.type);
+  if (gradient == nullptr || entries == 0) return {rows_of(call, call.query, block).data, 0};
+  return {static_cast<const char*>(gradient) + block.first_row(call) * bytes, bytes};
+}
+
 // Backward pass of a block of queries: recomputes the scores, then the gradients that are wanted.
 template <DataType type, Sums sums>
 void backward_of_block(const AttentionCall& call, const QueryBlock& block, const AttentionWorkspace& space,
@@ -201,14 +234,14 @@ void backward_of_block(const AttentionCall& call, const QueryBlock& block, const
   const bool scores_wanted = wanted.query != nullptr || wanted.prefix_key != nullptr || wanted.stream_key != nullptr;
   if (entries > 0) {
     upcast_rows<type>(call, output_gradient, block, space.output_gradient, space.dim);
-    all_scores<type>(call, block, space);
+    all_scores<type>(call, block, space, written_rows(call, block, wanted.query, 1));
     if (scores_wanted) {
-      const BatchHead next = block.is_last(call) ? batch_head.next(call) : batch_head;
-      fill_up(call, block, 0.0f, space.weights_gradient, space.row_size);
-      prefix_dots<type>(block.count, space.output_gradient, space.dim,
-                        prefix_rows(call, call.prefix_value, block, call.prefix_key, next), call.dim, 1.0f,
-                        space.weights_gradient, space.row_size);
-      fill_unseen(call, block, 0.0f, space.weights_gradient, space.row_size);
+      const BatchHead next = batch_head.next(call);
+      all_prefix_dots<type>(call, block, space.output_gradient, space,
+                            prefix_rows(call, call.prefix_value, block, call.prefix_key, next), space.packed_value,
+                            {next_rows_of(call, output_gradient, block),
+                             written_rows(call, block, wanted.stream_key, call.suffix)},
+                            1.0f, 0.0f, space.weights_gradient);
       suffix_dots<type>(call, call.stream_value, block, space.output_gradient, space.dim, 1.0f,
                         space.weights_gradient + suffix_start, space.row_size);
     }
@@ -216,8 +249,9 @@ void backward_of_block(const AttentionCall& call, const QueryBlock& block, const
   }
   if (wanted.query != nullptr) {
     char* target = static_cast<char*>(wanted.query) + block.first_row(call) * row_bytes;
-    weighted_sums<type>(call, prefix_rows(call, call.prefix_key, block, call.prefix_key, batch_head), call.stream_key,
-                        block, false, space.weights_gradient, space.row_size, space.output, space.dim);
+    const bool fetches = has_many_queries(call) && block.fetches_next(call);
+    weighted_sums<type>(call, rows_before_next(call, call.prefix_key, block), call.stream_key, block,
+                        fetches ? Fetches::prefix : Fetches::none, space.weights_gradient, space.row_size, space.output, space.dim);
     for (int64_t m = 0; m < block.count; ++m) {
       for (int64_t column = 0; column < call.dim; column += kLanes) {
         store_columns<type>(target + m * row_bytes, column, call.dim, load(space.output + m * space.dim + column));
@@ -227,6 +261,14 @@ void backward_of_block(const AttentionCall& call, const QueryBlock& block, const
   entry_gradients<type, sums>(call, block, space, wanted);
 }
 
+// Packs what the queries of (b, h) are multiplied with, where they are many.
+template <DataType type>
+inline void pack_prefix(const AttentionCall& call, const BatchHead& batch_head, const Strided& tensor,
+                        const AttentionWorkspace& space, float* packed) {
+  if (!has_many_queries(call)) return;
+  pack_entries<type>(rows_of(call, tensor, batch_head), batch_head.length(call), call.dim, space.upcast, packed);
+}
+
 template <DataType type, Sums sums>
 void backward_of_batch_head(const AttentionCall& call, const BatchHead& batch_head, const AttentionWorkspace& space,
                             const Strided& output_gradient, const AttentionGradients& wanted) {
@@ -234,6 +276,8 @@ void backward_of_batch_head(const AttentionCall& call, const BatchHead& batch_he
   const int64_t summed = blocks > 1 ? batch_head.length(call) * space.dim : 0;
   clear(space.prefix_key_sum, summed);
   clear(space.prefix_value_sum, summed);
+  pack_prefix<type>(call, batch_head, call.prefix_key, space, space.packed_key);
+  pack_prefix<type>(call, batch_head, call.prefix_value, space, space.packed_value);
   for (int64_t index = 0; index < blocks; ++index) {
     backward_of_block<type, sums>(call, QueryBlock(call, batch_head, index), space, output_gradient, wanted);
   }
@@ -252,6 +296,7 @@ void attention_forward(const AttentionCall& call, int64_t number, float* memory,
   const AttentionWorkspace space(call, memory);
   const BatchHead batch_head(call, number);
   with_type(call.type, [&](auto type) {
+    pack_prefix<type.value>(call, batch_head, call.prefix_key, space, space.packed_key);
     for (int64_t index = 0; index < QueryBlock::blocks(call); ++index) {
       forward_of_block<type.value>(call, QueryBlock(call, batch_head, index), space, output, lse);
     }

@@ -109,14 +109,18 @@ inline void prefix_gradient(const AttentionCall& call, const Strided& tensor, co
       });
 }
 
-// Adds a block's part of it to `total` [P, total_stride].
-inline void add_prefix_gradient(const QueryBlock& block, const float* weights, int64_t weights_stride,
-                                const float* left, int64_t left_stride, float* total, int64_t total_stride) {
+// Adds a block's part of it to `total` [P, total_stride]. The first queries of ascending lengths do not see the last
+// entries.
+inline void add_prefix_gradient(const AttentionCall& call, const QueryBlock& block, const float* weights,
+                                int64_t weights_stride, const float* left, int64_t left_stride, float* total,
+                                int64_t total_stride) {
+  int64_t first = 0;
   for (int64_t e = 0; e < block.length; e += kDotEntries) {
-    outer_rows<DataType::float32, Sums::added>(smaller(kDotEntries, block.length - e), block.count, weights + e,
-                                               weights_stride, left, left_stride, total_stride,
-                                               reinterpret_cast<char*>(total + e * total_stride),
-                                               total_stride * static_cast<int64_t>(sizeof(float)));
+    while (block.length_of(call, first) <= e) ++first;
+    outer_rows<DataType::float32, Sums::added>(
+        smaller(kDotEntries, block.length - e), block.count - first, weights + first * weights_stride + e,
+        weights_stride, left + first * left_stride, left_stride, total_stride,
+        reinterpret_cast<char*>(total + e * total_stride), total_stride * static_cast<int64_t>(sizeof(float)));
   }
 }
 

@@ -38,8 +38,9 @@ __attribute__((always_inline)) inline void fetch_early(const char* data, int64_t
   for (int64_t offset = 0; offset < bytes; offset += kCacheLine) __builtin_prefetch(data + offset, 0, 2);
 }
 // Memory that will be written. Stores wait for their line one after the other, and what reads newer stores waits too.
+__attribute__((always_inline)) inline void fetch_for_writing(const char* address) { __builtin_prefetch(address, 1, 3); }
 __attribute__((always_inline)) inline void fetch_for_writing(const char* data, int64_t bytes) {
-  for (int64_t offset = 0; offset < bytes; offset += kCacheLine) __builtin_prefetch(data + offset, 1, 3);
+  for (int64_t offset = 0; offset < bytes; offset += kCacheLine) fetch_for_writing(data + offset);
 }
 
 // Rows that are about to be read, and those that will be read next. The rows of one (b, h) are few and soon over, too
@@ -110,7 +111,7 @@ struct QueryBlock {
   }
   // Nearly as many queries in each block, in whole tiles of registers.
   static int64_t start(const AttentionCall& call, int64_t index) {
-    constexpr int64_t tile = 4;
+    constexpr int64_t tile = 8;
     const int64_t tiles = (call.streams + tile - 1) / tile;
     return smaller(call.streams, tile * (tiles * index / blocks(call)));
   }
@@ -119,7 +120,18 @@ struct QueryBlock {
   int64_t length_of(const AttentionCall& call, int64_t i) const {
     return call.query_lengths == nullptr ? length : call.query_lengths[batch_head.batch * call.streams + first + i];
   }
+  // The longest of its queries [i, i + queries).
+  int64_t longest_of(const AttentionCall& call, int64_t i, int64_t queries) const {
+    if (call.query_lengths == nullptr) return length;
+    int64_t longest = 0;
+    for (int64_t other = i; other < smaller(i + queries, count); ++other) {
+      longest = larger(longest, length_of(call, other));
+    }
+    return longest;
+  }
   bool is_last(const AttentionCall& call) const { return first + count == call.streams; }
+  // Whether it is one of the last two, which fetch the prefix of the next (b, h) where there are many queries.
+  bool fetches_next(const AttentionCall& call) const { return index + 2 >= blocks(call); }
   // The number of its first query among those of the whole call.
   int64_t first_row(const AttentionCall& call) const { return batch_head.number * call.streams + first; }
 };
@@ -148,6 +160,12 @@ inline Rows prefix_rows(const AttentionCall& call, const Strided& tensor, const 
   const int64_t row_bytes = call.dim * bytes_of(call.type);
   return {rows_of(call, tensor, block.batch_head), block.length, rows_of(call, next, next_batch_head),
           smaller(block.length, (kFetchAhead + row_bytes - 1) / row_bytes)};
+}
+
+// The rows of the next block.
+inline Source next_rows_of(const AttentionCall& call, const Strided& tensor, const QueryBlock& block) {
+  const Source rows = rows_of(call, tensor, block);
+  return {rows.data + to_next_block(call, tensor, block), rows.stride};
 }
 
 // The suffix [S, D] of one stream, given the streams of (b, h).
@@ -185,19 +203,21 @@ inline void store_columns(char* row, int64_t column, int64_t dim, Vector values)
   __builtin_memcpy(row + column * bytes, padded, (dim - column) * bytes);
 }
 
-// The rows [Q, D] of a block as float32 [Q, target_stride], zero beyond D; fetches those of the next block.
+// The rows [Q, D] of a block as float32 [Q, target_stride], zero beyond D; fetches those of the next block, where there
+// are few.
 template <DataType type>
 inline void upcast_rows(const AttentionCall& call, const Strided& tensor, const QueryBlock& block, float* target,
                         int64_t target_stride) {
   const Source source = rows_of(call, tensor, block);
   const int64_t dim = call.dim, ahead = to_next_block(call, tensor, block);
+  const bool many = has_many_queries(call);  // packed_dots fetches them
   for (int64_t i = 0; i < block.count; ++i) {
     for (int64_t column = 0; column < dim; column += kLanes) {
       const int64_t left = dim - column;
       store(target + i * target_stride + column, left >= kLanes ? load_columns<type>(source.row(i), column)
                                                                 : load_last_columns<type>(source.row(i), column, left));
     }
-    fetch(source.row(i) + ahead, dim * bytes_of(type));
+    if (!many) fetch(source.row(i) + ahead, dim * bytes_of(type));
   }
 }
 

@@ -137,15 +137,20 @@ inline void sums_of_tile(int64_t streams, const float* weights, int64_t weights_
                                                    suffix, column, dim, sums, sums_stride);
 }
 
-// sums[m] = Σ weight · row over the prefix entries and over the suffix [S, D] of each stream of a block. `first_visit`
-// says that neither have been read before.
+// Of what weighted_sums fetches the next rows, with each that it reads.
+enum class Fetches { none, prefix, suffix, all };
+
+// sums[m] = Σ weight · row over the prefix entries and over the suffix [S, D] of each stream of a block.
 template <DataType type>
 inline void weighted_sums(const AttentionCall& call, const Rows& rows, const Strided& suffix, const QueryBlock& block,
-                          bool first_visit, const float* weights, int64_t weights_stride, float* sums,
+                          Fetches fetches, const float* weights, int64_t weights_stride, float* sums,
                           int64_t sums_stride) {
   const SuffixEntries all_suffixes{rows_of(call, suffix, block), suffix.entry_stride * bytes_of(type), call.suffix,
                                    weights + round_up(rows.count, kLanes),
-                                   first_visit ? to_next_block(call, suffix, block) : 0};
+                                   fetches == Fetches::suffix || fetches == Fetches::all
+                                       ? to_next_block(call, suffix, block)
+                                       : 0};
+  const bool fetches_prefix = fetches == Fetches::prefix || fetches == Fetches::all;
   // Rows that are read as a whole come faster: few streams at a time where that lets all columns be in registers.
   const int64_t tile = call.dim >= kWideVectors * kLanes ? kWideStreams : kStreamTile;
   int64_t first = 0;
@@ -154,7 +159,8 @@ inline void weighted_sums(const AttentionCall& call, const Rows& rows, const Str
     for (int64_t m = 0; m < block.count; m += tile) {
       const SuffixEntries suffix_entries = all_suffixes.from(m, weights_stride);
       sums_of_tile<type>(smaller(tile, block.count - m), weights + m * weights_stride + first, weights_stride, entries,
-                         smaller(kEntryBlock, entries.count), first_visit && m == 0,
+                         larger(smaller(kEntryBlock, block.longest_of(call, m, tile) - first), 0),
+                         fetches_prefix && m == 0,
                          first == 0 ? &suffix_entries : nullptr, call.dim, sums + m * sums_stride, sums_stride);
     }
     first += kEntryBlock;

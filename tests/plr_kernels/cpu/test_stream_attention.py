@@ -15,7 +15,15 @@ from plr_kernels import extension, stream_attention, use_backend
 from plr_kernels.stream_attention import cpu, operator
 from plr_kernels.stream_attention.keep_mask import attention_keep_mask
 from tests.plr_kernels.cpu.test_cpp import INSTRUCTION_SETS
-from tests.plr_kernels.harness import DTYPES, STREAM_ATTENTION, Case, assert_accurate, evaluate, make_case
+from tests.plr_kernels.harness import (
+    DTYPES,
+    STREAM_ATTENTION,
+    STREAM_ATTENTION_PER_QUERY,
+    Case,
+    assert_accurate,
+    evaluate,
+    make_case,
+)
 
 # Newer versions of PyTorch have it.
 READS_TENSORS = hasattr(torch.Tensor, "__dlpack_c_exchange_api__")
@@ -266,9 +274,35 @@ def test_offsets_beyond_32_bits():
 # ------------------------------------------------------------------------------------------ a length per query
 
 
+def check_per_query(dtype=torch.float32, **sizes):
+    sizes = STREAM_ATTENTION_PER_QUERY.large | {"batch": 2, "ascending": False} | sizes
+    case = make_case(STREAM_ATTENTION_PER_QUERY, sizes, dtype=dtype)
+    assert_accurate(evaluate(stream_attention, case), STREAM_ATTENTION_PER_QUERY, case)
+
+
 @on_every_instruction_set
-@pytest.mark.parametrize("streams", [1, 4, 16, 17, 40, 70])
+@pytest.mark.parametrize("streams", [1, 5, 15, 16, 17, 31, 32, 33, 64, 71])
+@pytest.mark.parametrize("ascending", [False, True])
+def test_a_length_per_query(instruction_set, streams, ascending):
+    check_per_query(streams=streams, prefix=50, suffix=1, dim=20, ascending=ascending)
+
+
+@on_every_instruction_set
+@pytest.mark.parametrize("prefix", [0, 1, 15, 16, 17, 48, 49, 64, 65, 200])
+def test_any_prefix_per_query(instruction_set, prefix):
+    check_per_query(streams=37, prefix=prefix, suffix=0, dim=19)
+
+
+@on_every_instruction_set
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("dim", [1, 3, 16, 31, 64, 130])
+def test_any_dimension_per_query(instruction_set, dtype, dim):
+    check_per_query(dtype, streams=35, prefix=40, suffix=2, dim=dim)
+
+
+@on_every_instruction_set
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("streams", [1, 4, 16, 17, 40, 70])
 def test_equal_lengths_are_a_length_for_all(instruction_set, dtype, streams):
     """To the bit, however many queries are computed together."""
     sizes = STREAM_ATTENTION.large | {"streams": streams, "prefix": 37, "suffix": 2, "dim": 20}
@@ -279,16 +313,68 @@ def test_equal_lengths_are_a_length_for_all(instruction_set, dtype, streams):
         assert torch.equal(result, expected[name]), name
 
 
+@on_every_instruction_set
+@pytest.mark.parametrize("dropout_p", [0.0, 0.3])
+def test_a_query_does_not_depend_on_its_neighbours(instruction_set, dropout_p):
+    """Its output and its gradient have the same bits, whatever the lengths of those that are computed with it."""
+    sizes = STREAM_ATTENTION_PER_QUERY.large | {"streams": 40, "prefix": 70, "dropout_p": dropout_p}
+    case = make_case(STREAM_ATTENTION_PER_QUERY, sizes)
+    own = ["query", "stream_key", "stream_value"]
+    expected = evaluate(stream_attention, case, own)
+    lengths = case.options["prefix_lengths"]
+    for kept in (0, 7, 20, 39):
+        case.options["prefix_lengths"] = torch.full_like(lengths, 70)
+        case.options["prefix_lengths"][:, kept] = lengths[:, kept]
+        for name, result in evaluate(stream_attention, case, own).items():
+            assert torch.equal(result[:, :, kept], expected[name][:, :, kept]), name
+
+
+@on_every_instruction_set
+@pytest.mark.parametrize("streams", [3, 20, 70])
+def test_what_no_query_sees_reaches_nothing(instruction_set, streams):
+    sizes = STREAM_ATTENTION_PER_QUERY.large | {"streams": streams, "prefix": 40, "suffix": 0}
+    case = make_case(STREAM_ATTENTION_PER_QUERY, sizes)
+    case.options["prefix_lengths"] = case.options["prefix_lengths"].clamp(max=23)
+    case.options["prefix_lengths"][:, ::4] = 0
+    case.options["prefix_lengths"][2] = 0
+    clean = evaluate(stream_attention, case)
+    assert not clean["output"][:, :, ::4].any()
+    for b, longest in enumerate(case.options["prefix_lengths"].amax(dim=1).tolist()):
+        for name in ("prefix_key", "prefix_value"):
+            assert not clean[f"gradient of {name}"][b, :, longest:].any()
+            case.tensors[name][b, :, longest:] = torch.nan
+    for name, result in evaluate(stream_attention, case).items():
+        assert torch.equal(result, clean[name]), name
+
+
+@on_every_instruction_set
+def test_all_queries_of_long_prefixes_per_query(instruction_set):
+    """Gradients that are written past the caches."""
+    sizes = {"batch": 8, "heads": 4, "streams": 20, "prefix": 270, "suffix": 2, "dim": 256, "dropout_p": 0.0}
+    case = make_case(STREAM_ATTENTION_PER_QUERY, STREAM_ATTENTION_PER_QUERY.large | sizes)
+    lengths = case.options.pop("prefix_lengths")
+
+    def gradients(users):
+        leaves = [tensor[users].contiguous().requires_grad_() for tensor in case.tensors.values()]
+        output = stream_attention(*leaves, **case.options, prefix_lengths=lengths[users])
+        return torch.autograd.grad(output, leaves, case.tensors["query"][users])
+
+    halves = zip(gradients(slice(0, 2)), gradients(slice(2, 8)), strict=True)
+    for mine, both in zip(gradients(slice(0, 8)), halves, strict=True):
+        assert torch.equal(mine, torch.cat(both))
+
+
 # ------------------------------------------------------------------------------------------ dropout
 
 
 @on_every_instruction_set
 @pytest.mark.parametrize("seed", [0, 1, -1, 0x123456789ABCDEF, -(2**63)])
 @pytest.mark.parametrize("sizes", [(70, 9), (3, 2), (0, 5), (16, 0)], ids=str)
-def test_the_mask_is_that_of_the_definition(instruction_set, seed, sizes):
+@pytest.mark.parametrize("streams", [5, 39])
+def test_the_mask_is_that_of_the_definition(instruction_set, streams, seed, sizes):
     """Equal scores, and values that are the columns of a unit matrix: the output is the probabilities themselves."""
     prefix, suffix = sizes
-    batch, heads, streams, entries = 2, 3, 5, prefix + suffix
+    batch, heads, entries = 2, 3, prefix + suffix
     unit = torch.eye(entries)
     zeros = torch.zeros(batch, heads, streams, entries)
     output = stream_attention(
@@ -383,9 +469,10 @@ def _threads_restored():
 
 @on_every_instruction_set
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("sizes", [{}, {"streams": 40, "prefix": 30, "batch": 80, "per_query": True}], ids=str)
 @pytest.mark.usefixtures("_threads_restored")
-def test_the_number_of_threads_changes_no_bit(instruction_set, dtype):
-    case = make_case(STREAM_ATTENTION, STREAM_ATTENTION.large | {"batch": 300, "prefix": 70}, dtype=dtype)
+def test_the_number_of_threads_changes_no_bit(instruction_set, dtype, sizes):
+    case = make_case(STREAM_ATTENTION, STREAM_ATTENTION.large | {"batch": 300, "prefix": 70} | sizes, dtype=dtype)
     results = []
     for threads in (1, 2, 3, 7):
         torch.set_num_threads(threads)

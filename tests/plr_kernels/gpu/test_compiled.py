@@ -26,12 +26,13 @@ def meta(*shape, dtype=torch.bfloat16):
     return torch.empty(shape, dtype=dtype, device="meta")
 
 
-def stream_attention(streams=4, dim=128, prefix=50, dtype=torch.bfloat16, batch=2048):
+def stream_attention(streams=4, dim=128, prefix=50, dtype=torch.bfloat16, batch=2048, per_query=False):
     kernels = backend_module("stream_attention", "triton")
     query, shared, suffix = (
         meta(batch, 2, *sizes, dim, dtype=dtype) for sizes in ((streams,), (prefix,), (streams, 3))
     )
-    lengths, seed = meta(batch, dtype=torch.int64), meta(dtype=torch.int64)
+    lengths = meta(batch, *([streams] if per_query else []), dtype=torch.int64)
+    seed = meta(dtype=torch.int64)
     inputs = (query, shared, shared, suffix, suffix)
     output, lse = kernels.forward(inputs, lengths, 0.1, 0.3, seed)
     kernels.backward(output, inputs, lengths, seed, lse, 0.1, 0.3, [True] * 5)
@@ -73,6 +74,8 @@ CASES = [
     ),
     *((run, 90) for run in (info_nce, top_items)),
     (functools.partial(stream_attention, dim=64, prefix=200, streams=8), 90),
+    *((functools.partial(stream_attention, streams=100, per_query=True), capability) for capability in (80, 90, 100)),
+    (functools.partial(stream_attention, streams=10, per_query=True), 90),
     *((functools.partial(pairwise_kl, group=25), capability) for capability in (80, 90, 100)),
     (functools.partial(pairwise_kl, group=9), 90),
 ]
@@ -109,6 +112,7 @@ def test_binary(run, capability):
     [
         (stream_attention, "highest"),
         (functools.partial(stream_attention, dim=256), "highest"),
+        (functools.partial(stream_attention, dim=64, streams=100, per_query=True), "highest"),
         (pairwise_kl, "highest"),
         (pairwise_kl, "high"),
         (functools.partial(pairwise_kl, group=25), "highest"),
@@ -156,6 +160,7 @@ def test_grids_are_those_that_a_gpu_takes(run):
     ("run", "message"),
     [
         (functools.partial(stream_attention, dim=64), "prefix_lengths must be in [0, P]"),
+        (functools.partial(stream_attention, dim=64, per_query=True), "prefix_lengths must be in [0, P]"),
         (functools.partial(linear_cross_entropy, dim=64), "targets must be in [0, V) or ignore_index"),
         (functools.partial(top_items, dim=64), "exclude must be in [0, V), or -1 as padding"),
     ],

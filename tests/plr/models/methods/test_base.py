@@ -36,9 +36,7 @@ def test_two_views_predict_and_are_drawn_together(every_position):
     targets = batch.targets[counted]
     rows = torch.arange(len(targets))
     close(losses["next_item"], -sum(torch.log(view[rows, targets]).mean() for view in p) / 2)
-    symmetric = [
-        (published.divergence(a, b) + published.divergence(b, a)) / 2 for a, b in zip(*p, strict=True)
-    ]
+    symmetric = [(published.divergence(a, b) + published.divergence(b, a)) / 2 for a, b in zip(*p, strict=True)]
     close(losses["consistency"], 0.3 * torch.stack(symmetric).mean())
     assert losses["consistency"] > 1e-3
 
