@@ -93,8 +93,10 @@ def _query_lengths(lengths, batch, streams, M):
 def _seen(entries, length, query_lengths, lengths):
     """Which prefix entries each query of a block sees: [1 or BLOCK_M, BLOCK_P]."""
     if lengths.query_stride is not None:
-        return entries[None, :] < query_lengths[:, None]
-    return (entries < length)[None, :]
+        seen = entries[None, :] < query_lengths[:, None]
+    else:
+        seen = (entries < length)[None, :]
+    return seen
 
 
 @triton.jit
