@@ -25,6 +25,7 @@ from plr_kernels.triton_shared.helpers import (
     LN_2,
     LOG2_E,
     LOWEST,
+    Strided,
     dot_precision,
     load_tile,
     merge_partial_softmax,
@@ -75,7 +76,9 @@ def _similarities(left, right, scale, B, D: tl.constexpr, PRECISION: tl.constexp
 @triton.jit(do_not_specialize=["G", "B"])
 def _norms_kernel(
     view1,
+    view1_strides,
     view2,
+    view2_strides,
     statistics,
     G,
     B,
@@ -84,6 +87,8 @@ def _norms_kernel(
     BLOCK_D: tl.constexpr,
 ):
     """The norms of both views' vectors, into their statistics."""
+    view1 = Strided(view1, view1_strides)
+    view2 = Strided(view2, view2_strides)
     group = tl.program_id(0).to(tl.int64)
     rows = tl.program_id(1) * BLOCK_R + tl.arange(0, BLOCK_R)
     mask = rows < B
@@ -107,7 +112,9 @@ def _norms_kernel(
 @triton.jit(do_not_specialize=["G", "B"])
 def _forward_kernel(
     view1,
+    view1_strides,
     view2,
+    view2_strides,
     statistics,
     parts,
     diagonal,
@@ -123,6 +130,8 @@ def _forward_kernel(
     """One tile of one group: of its rows and columns, off the diagonal, the maximum and Σ 2^(s − maximum); and the
     diagonal's s. Into parts [2 directions, maximum and sum, tiles, G, B] and diagonal [G, B].
     """
+    view1 = Strided(view1, view1_strides)
+    view2 = Strided(view2, view2_strides)
     group, row_block, column_block = tl.program_id(0).to(tl.int64), tl.program_id(1), tl.program_id(2)
     rows1 = row_block * BLOCK + tl.arange(0, BLOCK)
     rows2 = column_block * BLOCK + tl.arange(0, BLOCK)
@@ -190,7 +199,9 @@ def _loss_kernel(
 @triton.jit(do_not_specialize=["number", "G", "B"])
 def _unit_gradient_kernel(
     view,
+    view_strides,
     other_view,
+    other_view_strides,
     number,
     statistics,
     loss_gradient,
@@ -212,6 +223,8 @@ def _unit_gradient_kernel(
 
     The view is number 0 or 1.
     """
+    view = Strided(view, view_strides)
+    other_view = Strided(other_view, other_view_strides)
     group = tl.program_id(0).to(tl.int64)
     rows = tl.program_id(1) * BLOCK_R + tl.arange(0, BLOCK_R)
     columns = tl.program_id(2) * HELD_D + tl.arange(0, HELD_D)
@@ -263,6 +276,7 @@ def _load_unit(base, rows, strides, columns, divisor, inside):
 @triton.jit(do_not_specialize=["number", "G", "B"])
 def _view_gradient_kernel(
     view,
+    view_strides,
     number,
     statistics,
     unit_gradient,
@@ -275,6 +289,7 @@ def _view_gradient_kernel(
     BLOCK_D: tl.constexpr,
 ):
     """From the gradient du w.r.t. a unit vector u to that w.r.t. the vector v: dv = (du − (du · u) u) / |v|."""
+    view = Strided(view, view_strides)
     group = tl.program_id(0).to(tl.int64)
     rows = tl.program_id(1) * BLOCK_R + tl.arange(0, BLOCK_R)
     mask = rows < B
@@ -318,7 +333,7 @@ def forward(view1: Tensor, view2: Tensor, temperature: float) -> tuple[Tensor, T
     parts = view1.new_empty((2, 2, tiles, groups, batch), dtype=torch.float32)
     diagonal = view1.new_empty((groups, batch), dtype=torch.float32)
     losses = view1.new_empty((2, groups, batch), dtype=torch.float32)
-    views = (strided(view1), strided(view2))
+    views = (*strided(view1), *strided(view2))
     with torch.cuda.device_of(view1):
         _norms_kernel[(groups, launch.blocks(batch, row_options["BLOCK_R"]))](
             *views, statistics, groups, batch, D=dim, **row_options
@@ -370,8 +385,8 @@ def backward(
             _unit_gradient_kernel[
                 (groups, launch.blocks(batch, options["BLOCK_R"]), launch.blocks(dim, options["HELD_D"]))
             ](
-                strided(views[this]),
-                strided(views[that]),
+                *strided(views[this]),
+                *strided(views[that]),
                 this,
                 statistics,
                 loss_gradient,
@@ -387,7 +402,7 @@ def backward(
                 **options,
             )
             _view_gradient_kernel[(groups, launch.blocks(batch, row_options["BLOCK_R"]))](
-                strided(views[this]),
+                *strided(views[this]),
                 this,
                 statistics,
                 unit_gradient,

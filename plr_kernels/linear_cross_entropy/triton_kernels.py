@@ -7,7 +7,7 @@ from torch import Tensor
 
 from plr_kernels.dispatch.gradients import new_gradients
 from plr_kernels.triton_shared import launch, scores
-from plr_kernels.triton_shared.helpers import LN_2, LOG2_E, LOWEST, load_tile, merge_partial_softmax, strided
+from plr_kernels.triton_shared.helpers import LN_2, LOG2_E, LOWEST, Strided, load_tile, merge_partial_softmax, strided
 from plr_kernels.triton_shared.scores import (
     CROSS_ENTROPY_STATISTICS,
     NO_ITEM,
@@ -18,7 +18,9 @@ from plr_kernels.triton_shared.scores import (
 @triton.jit(do_not_specialize=["ignore_index", "parts_count", "R", "V"])
 def _loss_kernel(
     states,
+    states_strides,
     items,
+    items_strides,
     targets,
     ignore_index,
     parts,
@@ -37,6 +39,8 @@ def _loss_kernel(
 
     The target's score is D products, computed in float32 whatever the precision.
     """
+    states = Strided(states, states_strides)
+    items = Strided(items, items_strides)
     rows = tl.program_id(0).to(tl.int64) * BLOCK_R + tl.arange(0, BLOCK_R)
     mask = rows < R
     target = tl.load(targets + rows, mask=mask, other=ignore_index)
@@ -84,8 +88,8 @@ def forward(
     options = launch.row_losses(dim)
     with torch.cuda.device_of(states):
         _loss_kernel[(launch.blocks(rows, options["BLOCK_R"]),)](
-            strided(states),
-            strided(items),
+            *strided(states),
+            *strided(items),
             targets,
             ignore_index,
             parts,

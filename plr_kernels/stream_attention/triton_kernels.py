@@ -8,6 +8,7 @@ other, a row per stream.
 Scores are held in units of log2, since the hardware's exponential is 2^x.
 """
 
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import torch
@@ -18,7 +19,7 @@ from torch import Tensor
 from plr_kernels.dispatch.gradients import new_gradients, only_wanted
 from plr_kernels.stream_attention.keep_mask import dropout_threshold
 from plr_kernels.triton_shared import launch
-from plr_kernels.triton_shared.helpers import LOG2_E, dot_precision, load_tile, strided
+from plr_kernels.triton_shared.helpers import LOG2_E, Strided, dot_precision, load_tile, strided
 
 # The tile of queries and an accumulator of its width stay in registers.
 LARGEST_DIM = 512
@@ -153,12 +154,21 @@ def _finite(m):
 @triton.jit(do_not_specialize=["H", "M", "P", "S"])
 def _forward_kernel(
     query,
+    query_strides,
     prefix_key,
+    prefix_key_strides,
     prefix_value,
+    prefix_value_strides,
     stream_key,
+    stream_key_strides,
     stream_value,
+    stream_value_strides,
     lengths,
-    dropout,
+    lengths_batch_stride,
+    lengths_query_stride,
+    seed,
+    threshold,
+    inverse_keep,
     output,
     lse,
     scale,
@@ -176,6 +186,13 @@ def _forward_kernel(
 
     Online softmax: m is the largest score so far, total = Σ 2^(s − m), acc = Σ 2^(s − m) v.
     """
+    query = Strided(query, query_strides)
+    prefix_key = Strided(prefix_key, prefix_key_strides)
+    prefix_value = Strided(prefix_value, prefix_value_strides)
+    stream_key = Strided(stream_key, stream_key_strides)
+    stream_value = Strided(stream_value, stream_value_strides)
+    lengths = _Lengths(lengths, lengths_batch_stride, lengths_query_stride)
+    dropout = _Dropout(seed, threshold, inverse_keep)
     batch_head = tl.program_id(0).to(tl.int64)
     batch, head = batch_head // H, batch_head % H
     streams = tl.program_id(1) * BLOCK_M + tl.arange(0, BLOCK_M)
@@ -286,16 +303,30 @@ def _suffix_weights(block, k, v, scale, rows, entry, dropout):
 @triton.jit(do_not_specialize=["H", "M", "P", "S"])
 def _backward_kernel(
     query,
+    query_strides,
     prefix_key,
+    prefix_key_strides,
     prefix_value,
+    prefix_value_strides,
     stream_key,
+    stream_key_strides,
     stream_value,
+    stream_value_strides,
     lengths,
-    dropout,
+    lengths_batch_stride,
+    lengths_query_stride,
+    seed,
+    threshold,
+    inverse_keep,
     lse,
     deltas,
     output_gradient,
-    gradients,
+    output_gradient_strides,
+    query_gradient,
+    prefix_key_gradient,
+    prefix_value_gradient,
+    stream_key_gradient,
+    stream_value_gradient,
     scale,
     gradient_scale,
     H,
@@ -316,6 +347,17 @@ def _backward_kernel(
     weight. Pass 2 finds keys and values in the cache. What is written is addressed from a scalar, since wide offsets of
     every entry need registers.
     """
+    query = Strided(query, query_strides)
+    prefix_key = Strided(prefix_key, prefix_key_strides)
+    prefix_value = Strided(prefix_value, prefix_value_strides)
+    stream_key = Strided(stream_key, stream_key_strides)
+    stream_value = Strided(stream_value, stream_value_strides)
+    output_gradient = Strided(output_gradient, output_gradient_strides)
+    lengths = _Lengths(lengths, lengths_batch_stride, lengths_query_stride)
+    dropout = _Dropout(seed, threshold, inverse_keep)
+    gradients = _Gradients(
+        query_gradient, prefix_key_gradient, prefix_value_gradient, stream_key_gradient, stream_value_gradient
+    )
     batch_head = tl.program_id(0).to(tl.int64)
     batch, head = batch_head // H, batch_head % H
     streams = tl.program_id(1) * BLOCK_M + tl.arange(0, BLOCK_M)
@@ -407,14 +449,26 @@ def _backward_kernel(
 @triton.jit(do_not_specialize=["H", "M", "P"])
 def _prefix_backward_kernel(
     query,
+    query_strides,
     prefix_key,
+    prefix_key_strides,
     prefix_value,
+    prefix_value_strides,
     lengths,
-    dropout,
+    lengths_batch_stride,
+    lengths_query_stride,
+    seed,
+    threshold,
+    inverse_keep,
     lse,
     deltas,
     output_gradient,
-    gradients,
+    output_gradient_strides,
+    query_gradient,
+    prefix_key_gradient,
+    prefix_value_gradient,
+    stream_key_gradient,
+    stream_value_gradient,
     scale,
     gradient_scale,
     H,
@@ -427,6 +481,15 @@ def _prefix_backward_kernel(
     HELD_D: tl.constexpr,
 ):
     """Gradients of one block of prefix entries, summed over all blocks of streams: for more streams than fit in one."""
+    query = Strided(query, query_strides)
+    prefix_key = Strided(prefix_key, prefix_key_strides)
+    prefix_value = Strided(prefix_value, prefix_value_strides)
+    output_gradient = Strided(output_gradient, output_gradient_strides)
+    lengths = _Lengths(lengths, lengths_batch_stride, lengths_query_stride)
+    dropout = _Dropout(seed, threshold, inverse_keep)
+    gradients = _Gradients(
+        query_gradient, prefix_key_gradient, prefix_value_gradient, stream_key_gradient, stream_value_gradient
+    )
     batch_head = tl.program_id(0).to(tl.int64)
     batch, head = batch_head // H, batch_head % H
     start = tl.program_id(1) * BLOCK_P
@@ -484,15 +547,22 @@ def _precision(dim: int) -> str:
     return "ieee" if dim > 128 else dot_precision()
 
 
-def _lengths(prefix_lengths: Tensor | None) -> _Lengths:
+def _lengths_arguments(prefix_lengths: Tensor | None) -> tuple[Tensor | None, int, int | None]:
+    """What `_Lengths` holds."""
     if prefix_lengths is None:
-        return _Lengths(None, 0, None)
+        return None, 0, None
     strides = prefix_lengths.stride()
-    return _Lengths(prefix_lengths, strides[0], strides[1] if len(strides) == 2 else None)
+    return prefix_lengths, strides[0], strides[1] if len(strides) == 2 else None
 
 
-def _dropout(seed: Tensor | None, dropout_p: float) -> _Dropout:
-    return _Dropout(seed, dropout_threshold(dropout_p), 1 / (1 - dropout_p))
+def _strided_inputs(inputs: Iterable[Tensor]) -> list[Tensor | tuple[int, ...]]:
+    """Each tensor and its strides."""
+    return [argument for tensor in inputs for argument in strided(tensor)]
+
+
+def _dropout_arguments(seed: Tensor | None, dropout_p: float) -> tuple[Tensor | None, int, float]:
+    """What `_Dropout` holds."""
+    return seed, dropout_threshold(dropout_p), 1 / (1 - dropout_p)
 
 
 def forward(
@@ -511,11 +581,12 @@ def forward(
     if query.numel() == 0:
         return result, lse
     options = launch.stream_attention(streams, dim, query.element_size(), query.device, backward=False)
+    strided_inputs = _strided_inputs(inputs)
     with torch.cuda.device_of(query):
         _forward_kernel[(batch * heads, launch.blocks(streams, options["BLOCK_M"]))](
-            *map(strided, inputs),
-            _lengths(prefix_lengths),
-            _dropout(seed, dropout_p),
+            *strided_inputs,
+            *_lengths_arguments(prefix_lengths),
+            *_dropout_arguments(seed, dropout_p),
             result,
             lse,
             scale * LOG2_E,
@@ -563,15 +634,15 @@ def backward(
     stream_blocks = launch.blocks(streams, options["BLOCK_M"])
     wants_prefix = needs[1] or needs[2]
     split_prefix = wants_prefix and stream_blocks > 1
-    strided_inputs = [strided(tensor) for tensor in inputs]
+    strided_inputs = _strided_inputs(inputs)
     deltas = torch.empty_like(lse) if split_prefix else None
     shared = (  # the arguments of both kernels between the inputs and the sizes
-        _lengths(prefix_lengths),
-        _dropout(seed, dropout_p),
+        *_lengths_arguments(prefix_lengths),
+        *_dropout_arguments(seed, dropout_p),
         lse.contiguous(),
         deltas,
-        strided(output_gradient),
-        _Gradients(*only_wanted(gradients, needs)),
+        *strided(output_gradient),
+        *only_wanted(gradients, needs),
         scale * LOG2_E,
         scale,
     )
@@ -590,7 +661,7 @@ def backward(
         )
         if split_prefix and prefix > 0:
             _prefix_backward_kernel[(batch * heads, launch.blocks(prefix, options["BLOCK_P"]))](
-                *strided_inputs[:3],
+                *strided_inputs[:6],
                 *shared,
                 heads,
                 streams,

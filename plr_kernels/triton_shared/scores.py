@@ -26,7 +26,7 @@ from torch import Tensor
 
 from plr_kernels.dispatch.gradients import new_gradients
 from plr_kernels.triton_shared import launch
-from plr_kernels.triton_shared.helpers import LN_2, LOG2_E, LOWEST, dot_precision, load_tile, strided
+from plr_kernels.triton_shared.helpers import LN_2, LOG2_E, LOWEST, Strided, dot_precision, load_tile, strided
 
 # All states of a group share a tile of scores.
 LARGEST_GROUP = 128
@@ -200,7 +200,9 @@ def merge(left, right, group):
 @triton.jit(do_not_specialize=["ignore_index", "per_split", "B", "N", "V"])
 def _forward_kernel(
     states,
+    states_strides,
     items,
+    items_strides,
     targets,
     ignore_index,
     parts,
@@ -224,6 +226,8 @@ def _forward_kernel(
 
     with targets, m and Σ 2^t, both without the target; without, the fields of PartialDivergence.
     """
+    states = Strided(states, states_strides)
+    items = Strided(items, items_strides)
     group, member, row_exists, rows = tile_rows(tl.program_id(0), B, N, GROUP, BLOCK_R)
     counted = row_exists
     target = tl.zeros([BLOCK_R], tl.int32)
@@ -381,7 +385,9 @@ def _load_factor(device_factor):
 @triton.jit(do_not_specialize=["weights_stride", "per_split", "B", "N", "V"])
 def _states_gradient_kernel(
     states,
+    states_strides,
     items,
+    items_strides,
     statistics,
     weights,
     weights_stride,
@@ -408,6 +414,8 @@ def _states_gradient_kernel(
     BLOCK_D: tl.constexpr,
 ):
     """dL/dh = Σ_v dL/ds(v) · e(v) over a part of the items (`per_split` blocks), for one block of rows."""
+    states = Strided(states, states_strides)
+    items = Strided(items, items_strides)
     group, member, row_exists, rows = tile_rows(tl.program_id(0), B, N, GROUP, BLOCK_R)
     counted = _counted(row_exists, statistics, rows, STATISTICS, CROSS_ENTROPY)
     row_offsets = group * states.strides[0] + member.to(tl.int64) * states.strides[1]
@@ -451,7 +459,9 @@ def _states_gradient_kernel(
 @triton.jit(do_not_specialize=["weights_stride", "per_split", "B", "N", "V"])
 def _items_gradient_kernel(
     states,
+    states_strides,
     items,
+    items_strides,
     statistics,
     weights,
     weights_stride,
@@ -478,6 +488,8 @@ def _items_gradient_kernel(
     BLOCK_D: tl.constexpr,
 ):
     """dL/de = Σ_rows dL/ds(row) · h(row) over a part of the rows (`per_split` tiles), for one block of items."""
+    states = Strided(states, states_strides)
+    items = Strided(items, items_strides)
     numbers = tl.program_id(0) * BLOCK_V + tl.arange(0, BLOCK_V)
     item_exists = numbers < V
     item_vectors = Vectors(items.data, numbers.to(tl.int64) * items.strides[0], item_exists, items.strides[1])
@@ -542,8 +554,8 @@ def forward(
     argmaxes = states.new_empty((splits, batch, group), dtype=torch.int32) if targets is None else None
     with torch.cuda.device_of(states):
         _forward_kernel[(row_blocks, splits)](
-            strided(states),
-            strided(items),
+            *strided(states),
+            *strided(items),
             targets,
             ignore_index,
             parts,
@@ -610,8 +622,8 @@ def backward(
         parts = gradient if splits == 1 else gradient.new_empty((splits, *gradient.shape), dtype=torch.float32)
         with torch.cuda.device_of(states):
             kernel[(owners, splits, column_blocks)](
-                strided(states),
-                strided(items),
+                *strided(states),
+                *strided(items),
                 statistics,
                 weights,
                 0 if weights is None else weights.stride(0),
