@@ -43,16 +43,6 @@ class _Dropout(NamedTuple):
     inverse_keep: Any
 
 
-class _Gradients(NamedTuple):
-    """Addresses of contiguous memory for gradients, None for those that are not wanted."""
-
-    query: Any
-    prefix_key: Any
-    prefix_value: Any
-    stream_key: Any
-    stream_value: Any
-
-
 class _Matrix(NamedTuple):
     """A matrix of any layout: its address, and the distance of neighbouring rows and columns."""
 
@@ -164,11 +154,7 @@ def _forward_kernel(
     stream_value,
     stream_value_strides,
     lengths,
-    lengths_batch_stride,
-    lengths_query_stride,
-    seed,
-    threshold,
-    inverse_keep,
+    dropout,
     output,
     lse,
     scale,
@@ -191,8 +177,6 @@ def _forward_kernel(
     prefix_value = Strided(prefix_value, prefix_value_strides)
     stream_key = Strided(stream_key, stream_key_strides)
     stream_value = Strided(stream_value, stream_value_strides)
-    lengths = _Lengths(lengths, lengths_batch_stride, lengths_query_stride)
-    dropout = _Dropout(seed, threshold, inverse_keep)
     batch_head = tl.program_id(0).to(tl.int64)
     batch, head = batch_head // H, batch_head % H
     streams = tl.program_id(1) * BLOCK_M + tl.arange(0, BLOCK_M)
@@ -313,11 +297,7 @@ def _backward_kernel(
     stream_value,
     stream_value_strides,
     lengths,
-    lengths_batch_stride,
-    lengths_query_stride,
-    seed,
-    threshold,
-    inverse_keep,
+    dropout,
     lse,
     deltas,
     output_gradient,
@@ -345,7 +325,7 @@ def _backward_kernel(
     ds = p (dp − δ), dq = Σ ds · k, dk = dsᵀ q, dv = keptᵀ do. Pass 1 sums δ = Σ p · dp, which is also Σ output · its
     gradient; summed from the very terms that it is subtracted from, it cancels exactly where a single entry has all the
     weight. Pass 2 finds keys and values in the cache. What is written is addressed from a scalar, since wide offsets of
-    every entry need registers.
+    every entry need registers. A gradient that is not wanted is None, the others contiguous.
     """
     query = Strided(query, query_strides)
     prefix_key = Strided(prefix_key, prefix_key_strides)
@@ -353,11 +333,6 @@ def _backward_kernel(
     stream_key = Strided(stream_key, stream_key_strides)
     stream_value = Strided(stream_value, stream_value_strides)
     output_gradient = Strided(output_gradient, output_gradient_strides)
-    lengths = _Lengths(lengths, lengths_batch_stride, lengths_query_stride)
-    dropout = _Dropout(seed, threshold, inverse_keep)
-    gradients = _Gradients(
-        query_gradient, prefix_key_gradient, prefix_value_gradient, stream_key_gradient, stream_value_gradient
-    )
     batch_head = tl.program_id(0).to(tl.int64)
     batch, head = batch_head // H, batch_head % H
     streams = tl.program_id(1) * BLOCK_M + tl.arange(0, BLOCK_M)
@@ -399,7 +374,7 @@ def _backward_kernel(
 
     # Pass 2: the gradients.
     dq = tl.zeros([BLOCK_M, HELD_D], tl.float32)
-    if PREFIX or gradients.query is not None:
+    if PREFIX or query_gradient is not None:
         end = length
         if PREFIX:
             end = P  # what lies beyond the length gets zeros
@@ -416,14 +391,14 @@ def _backward_kernel(
                 first = (batch_head * P + start) * D
                 offsets = tl.arange(0, BLOCK_P)[:, None] * D + columns[None, :]
                 within = (entries < P)[:, None] & (columns < D)[None, :]
-                if gradients.prefix_key is not None:
+                if prefix_key_gradient is not None:
                     dk = tl.dot(tl.trans(ds), block.q, input_precision=PRECISION) * gradient_scale
                     dk = tl.where(inside, dk, 0.0)  # beyond the length 0 · NaN may be in it
-                    tl.store(gradients.prefix_key + first + offsets, dk.to(k.dtype), mask=within)
-                if gradients.prefix_value is not None:
+                    tl.store(prefix_key_gradient + first + offsets, dk.to(k.dtype), mask=within)
+                if prefix_value_gradient is not None:
                     dv = tl.dot(tl.trans(weights.kept.to(v.dtype)), block.do, input_precision=PRECISION)
                     dv = tl.where(inside, dv, 0.0)
-                    tl.store(gradients.prefix_value + first + offsets, dv.to(v.dtype), mask=within)
+                    tl.store(prefix_value_gradient + first + offsets, dv.to(v.dtype), mask=within)
 
     dtype = query.data.dtype.element_ty
     for entry in range(0, S):
@@ -434,16 +409,16 @@ def _backward_kernel(
         dq += ds[:, None] * k
         first = (first_row * S + entry) * D
         offsets = (tl.arange(0, BLOCK_M) * S)[:, None] * D + columns[None, :]
-        if gradients.stream_key is not None:
+        if stream_key_gradient is not None:
             dk = (ds * gradient_scale)[:, None] * block.q.to(tl.float32)
-            tl.store(gradients.stream_key + first + offsets, dk.to(dtype), mask=mask)
-        if gradients.stream_value is not None:
+            tl.store(stream_key_gradient + first + offsets, dk.to(dtype), mask=mask)
+        if stream_value_gradient is not None:
             dv = weights.kept[:, None] * block.do.to(tl.float32)
-            tl.store(gradients.stream_value + first + offsets, dv.to(dtype), mask=mask)
+            tl.store(stream_value_gradient + first + offsets, dv.to(dtype), mask=mask)
 
-    if gradients.query is not None:
+    if query_gradient is not None:
         offsets = tl.arange(0, BLOCK_M)[:, None] * D + columns[None, :]
-        tl.store(gradients.query + first_row * D + offsets, (dq * gradient_scale).to(dtype), mask=mask)
+        tl.store(query_gradient + first_row * D + offsets, (dq * gradient_scale).to(dtype), mask=mask)
 
 
 @triton.jit(do_not_specialize=["H", "M", "P"])
@@ -455,11 +430,7 @@ def _prefix_backward_kernel(
     prefix_value,
     prefix_value_strides,
     lengths,
-    lengths_batch_stride,
-    lengths_query_stride,
-    seed,
-    threshold,
-    inverse_keep,
+    dropout,
     lse,
     deltas,
     output_gradient,
@@ -485,11 +456,6 @@ def _prefix_backward_kernel(
     prefix_key = Strided(prefix_key, prefix_key_strides)
     prefix_value = Strided(prefix_value, prefix_value_strides)
     output_gradient = Strided(output_gradient, output_gradient_strides)
-    lengths = _Lengths(lengths, lengths_batch_stride, lengths_query_stride)
-    dropout = _Dropout(seed, threshold, inverse_keep)
-    gradients = _Gradients(
-        query_gradient, prefix_key_gradient, prefix_value_gradient, stream_key_gradient, stream_value_gradient
-    )
     batch_head = tl.program_id(0).to(tl.int64)
     batch, head = batch_head // H, batch_head % H
     start = tl.program_id(1) * BLOCK_P
@@ -529,10 +495,10 @@ def _prefix_backward_kernel(
     dv = tl.where(inside, dv, 0.0)
     offsets = (batch_head * P + entries)[:, None] * D + columns[None, :]
     within = (entries < P)[:, None] & (columns < D)[None, :]
-    if gradients.prefix_key is not None:
-        tl.store(gradients.prefix_key + offsets, (dk * gradient_scale).to(k.dtype), mask=within)
-    if gradients.prefix_value is not None:
-        tl.store(gradients.prefix_value + offsets, dv.to(v.dtype), mask=within)
+    if prefix_key_gradient is not None:
+        tl.store(prefix_key_gradient + offsets, (dk * gradient_scale).to(k.dtype), mask=within)
+    if prefix_value_gradient is not None:
+        tl.store(prefix_value_gradient + offsets, dv.to(v.dtype), mask=within)
 
 
 def _check_dim(query: Tensor) -> None:
@@ -547,22 +513,20 @@ def _precision(dim: int) -> str:
     return "ieee" if dim > 128 else dot_precision()
 
 
-def _lengths_arguments(prefix_lengths: Tensor | None) -> tuple[Tensor | None, int, int | None]:
-    """What `_Lengths` holds."""
+def _lengths(prefix_lengths: Tensor | None) -> _Lengths:
     if prefix_lengths is None:
-        return None, 0, None
+        return _Lengths(None, 0, None)
     strides = prefix_lengths.stride()
-    return prefix_lengths, strides[0], strides[1] if len(strides) == 2 else None
+    return _Lengths(prefix_lengths, strides[0], strides[1] if len(strides) == 2 else None)
+
+
+def _dropout(seed: Tensor | None, dropout_p: float) -> _Dropout:
+    return _Dropout(seed, dropout_threshold(dropout_p), 1 / (1 - dropout_p))
 
 
 def _strided_inputs(inputs: Iterable[Tensor]) -> list[Tensor | tuple[int, ...]]:
     """Each tensor and its strides."""
     return [argument for tensor in inputs for argument in strided(tensor)]
-
-
-def _dropout_arguments(seed: Tensor | None, dropout_p: float) -> tuple[Tensor | None, int, float]:
-    """What `_Dropout` holds."""
-    return seed, dropout_threshold(dropout_p), 1 / (1 - dropout_p)
 
 
 def forward(
@@ -585,8 +549,8 @@ def forward(
     with torch.cuda.device_of(query):
         _forward_kernel[(batch * heads, launch.blocks(streams, options["BLOCK_M"]))](
             *strided_inputs,
-            *_lengths_arguments(prefix_lengths),
-            *_dropout_arguments(seed, dropout_p),
+            _lengths(prefix_lengths),
+            _dropout(seed, dropout_p),
             result,
             lse,
             scale * LOG2_E,
@@ -637,8 +601,8 @@ def backward(
     strided_inputs = _strided_inputs(inputs)
     deltas = torch.empty_like(lse) if split_prefix else None
     shared = (  # the arguments of both kernels between the inputs and the sizes
-        *_lengths_arguments(prefix_lengths),
-        *_dropout_arguments(seed, dropout_p),
+        _lengths(prefix_lengths),
+        _dropout(seed, dropout_p),
         lse.contiguous(),
         deltas,
         *strided(output_gradient),

@@ -59,9 +59,8 @@ def _run_fused(backend: str) -> Callable[..., tuple[Tensor, Tensor]]:
     return run
 
 
-# Backend name -> implementation with the signature of _run_reference. On GPUs the
-# definition runs, whose products are PyTorch's and whose blocks of items keep [R, V] from being built.
-IMPLEMENTATIONS = {"reference": _run_reference, "cpp": _run_fused("cpp"), "triton": _run_reference}
+# Backend name -> implementation with the signature of _run_reference.
+IMPLEMENTATIONS = {"reference": _run_reference, "cpp": _run_fused("cpp"), "triton": _run_fused("triton")}
 
 
 def target_rank(

@@ -18,17 +18,18 @@ from plr_kernels.dispatch.checks import check_exclude
 from plr_kernels.dispatch.precision import upcast
 from plr_kernels.top_items import reference
 from plr_kernels.triton_shared import launch
-from plr_kernels.triton_shared.helpers import dot_precision, load_tile, strided
+from plr_kernels.triton_shared.helpers import LOWEST, Strided, dot_precision, strided
+from plr_kernels.triton_shared.ranking import dot_products, vector_offsets
 
 # A row's list lies in registers. For longer lists the blockwise formula of reference.py runs, on the GPU as well.
 LARGEST_K = 128
 # The key of an empty slot, below that of every item.
-_EMPTY_SLOT = tl.constexpr(-(2**63))
+EMPTY_SLOT = tl.constexpr(-(2**63))
 # The rank of −inf, which is no candidate.
-_LOWEST_RANK = tl.constexpr(0x807FFFFF - 2**32)
+LOWEST_RANK = tl.constexpr(0x807FFFFF - 2**32)
 
 
-class _Exclusion(NamedTuple):
+class Exclusion(NamedTuple):
     """The ids [R, X] that rows must not return: address, strides, X."""
 
     data: Any
@@ -38,14 +39,14 @@ class _Exclusion(NamedTuple):
 
 
 @triton.jit
-def _ranks(scores):
+def ranks_of(scores):
     """int32 numbers in the order of the scores, −0 as 0 and NaN above all."""
     bits = tl.where(scores == 0, 0.0, scores).to(tl.int32, bitcast=True)
     return tl.where(scores != scores, 0x7FFFFFFF, bits ^ ((bits >> 31) & 0x7FFFFFFF))
 
 
 @triton.jit
-def _load_excluded(exclusion, rows, row_mask, first, BLOCK_X: tl.constexpr):
+def load_excluded(exclusion, rows, row_mask, first, BLOCK_X: tl.constexpr):
     """Excluded ids [rows, BLOCK_X] of each row, from number `first` on."""
     columns = first + tl.arange(0, BLOCK_X)
     offsets = rows[:, None] * exclusion.row_stride + columns.to(tl.int64)[None, :] * exclusion.column_stride
@@ -58,21 +59,60 @@ def _is_not_excluded(exclusion, rows, row_mask, candidates, BLOCK_X: tl.constexp
     """Whether each row's list of excluded ids lacks the row's candidate."""
     found = tl.zeros([rows.shape[0]], tl.int32)
     for first in range(0, exclusion.count, BLOCK_X):
-        ids = _load_excluded(exclusion, rows, row_mask, first, BLOCK_X)
+        ids = load_excluded(exclusion, rows, row_mask, first, BLOCK_X)
         found = tl.maximum(found, tl.max((ids == candidates[:, None]).to(tl.int32), 1))
     return found == 0  # not ~: the interpreter of Triton 3.3 cannot negate
 
 
-@triton.jit(do_not_specialize=["exclude_row_stride", "per_split", "R", "V", "X", "K"])
+@triton.jit
+def keep_best(best, ranks, start, exclusion, rows, row_mask, BLOCK_X: tl.constexpr):
+    """The lists `best` of keys [rows, slots], with what belongs there of a tile of ranks [rows, items].
+
+    The tile's items begin at number `start`, after all those that the lists have seen.
+    """
+    numbers = start + tl.arange(0, ranks.shape[1])
+    slots = tl.arange(0, best.shape[1])
+    highest = tl.max(ranks, 1)
+    # Ids only grow: a score as good as the worst kept one comes too late.
+    enters = (highest > LOWEST_RANK) & (highest > tl.min(best, 1) >> 32)
+    while tl.max(enters.to(tl.int32), 0) > 0:
+        item = start + tl.argmax(ranks, 1)
+        taken = enters
+        if exclusion.data is not None:
+            taken &= _is_not_excluded(exclusion, rows, row_mask, item, BLOCK_X)
+        key = (highest.to(tl.int64) << 32) | (0xFFFFFFFF - item.to(tl.int64))
+        # Keys differ, but for empty slots: of these any one.
+        slot = tl.argmin(best, 1)
+        replaced = taken[:, None] & (slots[None, :] == slot[:, None])
+        best = tl.where(replaced, key[:, None], best)
+        ranks = tl.where(numbers[None, :] == item[:, None], LOWEST_RANK, ranks)
+        highest = tl.max(ranks, 1)
+        enters = (highest > LOWEST_RANK) & (highest > tl.min(best, 1) >> 32)
+    return best
+
+
+@triton.jit
+def empty_lists(K, BLOCK_R: tl.constexpr, BLOCK_K: tl.constexpr):
+    """Lists [BLOCK_R, BLOCK_K] of K empty slots; what is beyond K counts as taken by something better than any item."""
+    slots = tl.arange(0, BLOCK_K)
+    return tl.zeros([BLOCK_R, BLOCK_K], tl.int64) + tl.where(slots < K, EMPTY_SLOT, -1 - EMPTY_SLOT)[None, :]
+
+
+@triton.jit(do_not_specialize=["exclude_row_stride", "per_split", "R", "M", "V", "X", "K"])
 def _best_kernel(
     states,
+    states_strides,
     items,
+    items_strides,
     exclude,
     exclude_row_stride,
     exclude_column_stride,
     keys,
+    softmax_parts,
+    scale,
     per_split,
     R,
+    M,
     V,
     X,
     K,
@@ -84,44 +124,63 @@ def _best_kernel(
     BLOCK_X: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
-    """The keys of the K best of a part of the items (`per_split` blocks), in no order: keys [R, splits, K]."""
-    rows = tl.program_id(0).to(tl.int64) * BLOCK_R + tl.arange(0, BLOCK_R)
-    row_mask = rows < R
-    slots = tl.arange(0, BLOCK_K)
-    # Slots beyond K count as taken by something better than any item.
-    best = tl.zeros([BLOCK_R, BLOCK_K], tl.int64) + tl.where(slots < K, _EMPTY_SLOT, -1 - _EMPTY_SLOT)[None, :]
+    """The keys of the K best of a part of the items (`per_split` blocks), in no order: keys [R · M, splits, K].
+
+    All states [R, M, D] have lists of their own; those of a row share its excluded ids. Where there are softmax_parts,
+    [2, splits, R · M], they get each state's largest s = scale · score of the part and Σ 2^(s − largest).
+    """
+    states = Strided(states, states_strides)
+    items = Strided(items, items_strides)
+    states_count = tl.cast(R, tl.int64) * M
+    numbers_of_states = tl.program_id(0).to(tl.int64) * BLOCK_R + tl.arange(0, BLOCK_R)
+    state_mask = numbers_of_states < states_count
+    rows = numbers_of_states // M
+    vectors = vector_offsets(states, rows, numbers_of_states % M)
+    best = empty_lists(K, BLOCK_R, BLOCK_K)
+    m = tl.full([BLOCK_R], LOWEST, tl.float32)
+    total = tl.zeros([BLOCK_R], tl.float32)
     first = tl.program_id(1) * per_split * BLOCK_V
     last = tl.minimum(first + per_split * BLOCK_V, V)
     for start in range(first, last, BLOCK_V):
         numbers = start + tl.arange(0, BLOCK_V)
         item_mask = numbers < last
-        scores = tl.zeros([BLOCK_R, BLOCK_V], tl.float32)
-        for first_column in range(0, D, BLOCK_D):
-            columns = first_column + tl.arange(0, BLOCK_D)
-            h_mask, e_mask = row_mask[:, None] & (columns < D)[None, :], item_mask[:, None] & (columns < D)[None, :]
-            h = load_tile(states.data, rows, states.strides[0], columns, states.strides[1], h_mask)
-            e = load_tile(items.data, numbers, items.strides[0], columns, items.strides[1], e_mask)
-            scores = tl.dot(h, tl.trans(e), acc=scores, input_precision=PRECISION)
-        ranks = tl.where(row_mask[:, None] & item_mask[None, :], _ranks(scores), _LOWEST_RANK)
-        highest = tl.max(ranks, 1)
-        # Ids only grow: a score as good as the worst kept one comes too late.
-        enters = (highest > _LOWEST_RANK) & (highest > tl.min(best, 1) >> 32)
-        while tl.max(enters.to(tl.int32), 0) > 0:
-            item = start + tl.argmax(ranks, 1)
-            taken = enters
-            if exclude is not None:
-                exclusion = _Exclusion(exclude, exclude_row_stride, exclude_column_stride, X)
-                taken &= _is_not_excluded(exclusion, rows, row_mask, item, BLOCK_X)
-            key = (highest.to(tl.int64) << 32) | (0xFFFFFFFF - item.to(tl.int64))
-            # Keys differ, but for empty slots: of these any one.
-            slot = tl.argmin(best, 1)
-            replaced = taken[:, None] & (slots[None, :] == slot[:, None])
-            best = tl.where(replaced, key[:, None], best)
-            ranks = tl.where(numbers[None, :] == item[:, None], _LOWEST_RANK, ranks)
-            highest = tl.max(ranks, 1)
-            enters = (highest > _LOWEST_RANK) & (highest > tl.min(best, 1) >> 32)
-    offsets = (rows * tl.num_programs(1) + tl.program_id(1))[:, None] * K + slots[None, :]
-    tl.store(keys + offsets, best, mask=row_mask[:, None] & (slots < K)[None, :])
+        scores = dot_products(states, vectors, state_mask, items, numbers, item_mask, D, PRECISION, BLOCK_D)
+        if softmax_parts is not None:
+            s = tl.where(item_mask[None, :], scores * scale, float("-inf"))
+            m_new = tl.maximum(m, tl.max(s, 1))
+            total = total * tl.exp2(m - m_new) + tl.sum(tl.exp2(s - m_new[:, None]), 1)
+            m = m_new
+        ranks = tl.where(state_mask[:, None] & item_mask[None, :], ranks_of(scores), LOWEST_RANK)
+        best = keep_best(
+            best,
+            ranks,
+            start,
+            Exclusion(exclude, exclude_row_stride, exclude_column_stride, X),
+            rows,
+            state_mask,
+            BLOCK_X,
+        )
+    slots = tl.arange(0, BLOCK_K)
+    offsets = (numbers_of_states * tl.num_programs(1) + tl.program_id(1))[:, None] * K + slots[None, :]
+    tl.store(keys + offsets, best, mask=state_mask[:, None] & (slots < K)[None, :])
+    if softmax_parts is not None:
+        place = softmax_parts + tl.program_id(1) * states_count + numbers_of_states
+        tl.store(place, m, mask=state_mask)
+        tl.store(place + tl.num_programs(1) * states_count, total, mask=state_mask)
+
+
+@triton.jit
+def scores_of(keys):
+    """The scores of keys, −inf of an empty slot."""
+    ranks = (keys >> 32).to(tl.int32)
+    scores = tl.where(ranks < 0, ranks ^ 0x7FFFFFFF, ranks).to(tl.float32, bitcast=True)
+    return tl.where(keys == EMPTY_SLOT, float("-inf"), scores)
+
+
+@triton.jit
+def ids_of(keys):
+    """The ids of keys, −1 of an empty slot."""
+    return tl.where(keys == EMPTY_SLOT, -1, 0xFFFFFFFF - (keys & 0xFFFFFFFF))
 
 
 @triton.jit(do_not_specialize=["keys_stride", "exclude_row_stride", "R", "V", "X", "K"])
@@ -144,19 +203,90 @@ def _results_kernel(
     """Scores and ids [R, K] of the first K keys of each row; −inf and −1 for empty slots."""
     rows = tl.program_id(0).to(tl.int64) * BLOCK_R + tl.arange(0, BLOCK_R)
     if exclude is not None:
-        exclusion = _Exclusion(exclude, exclude_row_stride, exclude_column_stride, X)
+        exclusion = Exclusion(exclude, exclude_row_stride, exclude_column_stride, X)
         for first in range(0, X, BLOCK_X):
-            excluded = _load_excluded(exclusion, rows, rows < R, first, BLOCK_X)
+            excluded = load_excluded(exclusion, rows, rows < R, first, BLOCK_X)
             tl.device_assert((excluded >= -1) & (excluded < V), "exclude must be in [0, V), or -1 as padding")
     slots = tl.arange(0, BLOCK_K)
     mask = (rows < R)[:, None] & (slots < K)[None, :]
-    best = tl.load(keys + rows[:, None] * keys_stride + slots[None, :], mask=mask, other=_EMPTY_SLOT)
-    ranks = (best >> 32).to(tl.int32)
-    rank_scores = tl.where(ranks < 0, ranks ^ 0x7FFFFFFF, ranks).to(tl.float32, bitcast=True)
-    is_empty = best == _EMPTY_SLOT
+    best = tl.load(keys + rows[:, None] * keys_stride + slots[None, :], mask=mask, other=EMPTY_SLOT)
     offsets = rows[:, None] * K + slots[None, :]
-    tl.store(scores + offsets, tl.where(is_empty, float("-inf"), rank_scores), mask=mask)
-    tl.store(ids + offsets, tl.where(is_empty, -1, 0xFFFFFFFF - (best & 0xFFFFFFFF)), mask=mask)
+    tl.store(scores + offsets, scores_of(best), mask=mask)
+    tl.store(ids + offsets, ids_of(best), mask=mask)
+
+
+def sorted_keys(
+    states: Tensor,
+    items: Tensor,
+    k: int,
+    exclude: Tensor | None,
+    softmax_scale: float | None = None,
+) -> tuple[Tensor, Tensor | None]:
+    """The keys of the k best items of each state [R, M, D] before others: int64 [R · M, n], n >= k, best first.
+
+    Where a scale is given, also what the log-sum-exp of scale · score is made of: [2, parts, R · M].
+    """
+    rows, streams, dim = states.shape
+    vocabulary = items.shape[0]
+    options = launch.top_items(rows * streams, k, states.element_size())
+    state_blocks = launch.blocks(rows * streams, options["BLOCK_R"])
+    item_blocks = launch.blocks(vocabulary, options["BLOCK_V"])
+    per_split, splits = launch.split(item_blocks, state_blocks, launch.GRADIENT_PROGRAMS)
+    keys = states.new_empty((rows * streams, splits * k), dtype=torch.int64)
+    parts = None
+    if softmax_scale is not None:
+        parts = states.new_empty((2, splits, rows * streams), dtype=torch.float32)
+    with torch.cuda.device_of(states):
+        _best_kernel[(state_blocks, splits)](
+            *strided(states),
+            *strided(items),
+            *exclusion_arguments(exclude),
+            keys,
+            parts,
+            1.0 if softmax_scale is None else softmax_scale,
+            per_split,
+            rows,
+            streams,
+            vocabulary,
+            excluded_columns(exclude),
+            k,
+            D=dim,
+            PRECISION=dot_precision(),
+            **options,
+        )
+    return keys.sort(dim=1, descending=True).values, parts
+
+
+def exclusion_arguments(exclude: Tensor | None) -> tuple[Tensor | None, int, int]:
+    """The ids and their strides."""
+    return (None, 0, 0) if exclude is None else (exclude, *exclude.stride())
+
+
+def excluded_columns(exclude: Tensor | None) -> int:
+    """X."""
+    return 0 if exclude is None else exclude.shape[1]
+
+
+def results(keys: Tensor, k: int, vocabulary: int, exclude: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Scores and ids [R, k] of the first k keys of each row; checks the excluded ids."""
+    rows = keys.shape[0]
+    scores = keys.new_empty((rows, k), dtype=torch.float32)
+    ids = keys.new_empty((rows, k))
+    options = launch.top_results(k)
+    with torch.cuda.device_of(keys):
+        _results_kernel[(launch.blocks(rows, options["BLOCK_R"]),)](
+            keys,
+            keys.stride(0),
+            *exclusion_arguments(exclude),
+            scores,
+            ids,
+            rows,
+            vocabulary,
+            excluded_columns(exclude),
+            k,
+            **options,
+        )
+    return scores, ids
 
 
 def forward(states: Tensor, items: Tensor, k: int, exclude: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -164,37 +294,8 @@ def forward(states: Tensor, items: Tensor, k: int, exclude: Tensor | None) -> tu
     if k > LARGEST_K:
         check_exclude(exclude, items.shape[0])
         return reference.top_items(upcast(states), upcast(items), k, exclude)
-    rows, dim = states.shape
-    vocabulary = items.shape[0]
-    scores = states.new_empty((rows, k), dtype=torch.float32)
-    ids = states.new_empty((rows, k), dtype=torch.int64)
+    rows = states.shape[0]
     if rows == 0:
-        return scores, ids
-    options = launch.top_items(rows, k, states.element_size())
-    row_blocks = launch.blocks(rows, options["BLOCK_R"])
-    item_blocks = launch.blocks(vocabulary, options["BLOCK_V"])
-    per_split, splits = launch.split(item_blocks, row_blocks, launch.GRADIENT_PROGRAMS)
-    keys = states.new_empty((rows, splits * k), dtype=torch.int64)
-    exclusion = (exclude, *((0, 0) if exclude is None else exclude.stride()))
-    excluded = 0 if exclude is None else exclude.shape[1]
-    with torch.cuda.device_of(states):
-        _best_kernel[(row_blocks, splits)](
-            strided(states),
-            strided(items),
-            *exclusion,
-            keys,
-            per_split,
-            rows,
-            vocabulary,
-            excluded,
-            k,
-            D=dim,
-            PRECISION=dot_precision(),
-            **options,
-        )
-        keys = keys.sort(dim=1, descending=True).values
-        options = launch.top_results(k)
-        _results_kernel[(launch.blocks(rows, options["BLOCK_R"]),)](
-            keys, keys.stride(0), *exclusion, scores, ids, rows, vocabulary, excluded, k, **options
-        )
-    return scores, ids
+        return states.new_empty((rows, k), dtype=torch.float32), states.new_empty((rows, k), dtype=torch.int64)
+    keys, _ = sorted_keys(states.unsqueeze(1), items, k, exclude)
+    return results(keys, k, items.shape[0], exclude)

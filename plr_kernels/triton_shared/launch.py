@@ -263,18 +263,61 @@ def info_nce_losses() -> Options:
     return options(4, 1, BLOCK_R=16, BLOCK_S=_PARTS)
 
 
-def top_items(rows: int, k: int, element_size: int) -> Options:
+def top_items(rows: int, k: int, element_size: int, is_mixture: bool = False) -> Options:
     """Blocks of rows and items. Few rows per block: a block visits the longest of its rows' lists of candidates.
 
     16 rows where there are no more, the least that a matrix instruction takes, else 32. Columns come in blocks of 64,
-    of float32 numbers 16: with 32, registers spill with Triton 3.6.
+    of float32 numbers 16: with 32, registers spill with Triton 3.6. Under a mixture, whose streams' scores are added up
+    in registers too, items come 64 at a time.
     """
     block_k = power_of_two(k)
     if TRITON_INTERPRETED:
         return options(4, 1, BLOCK_R=16, BLOCK_V=16 if k <= 16 else 256, BLOCK_K=block_k, BLOCK_X=16, BLOCK_D=16)
     block_r = 16 if rows <= 16 else 32
     block_d = 64 if element_size == 2 else 16
-    return options(8, 3, BLOCK_R=block_r, BLOCK_V=128, BLOCK_K=block_k, BLOCK_X=64, BLOCK_D=block_d)
+    return options(
+        8, 3, BLOCK_R=block_r, BLOCK_V=64 if is_mixture else 128, BLOCK_K=block_k, BLOCK_X=64, BLOCK_D=block_d
+    )
+
+
+def ranks(rows: int, element_size: int) -> Options:
+    """Blocks of rows and items whose scores are compared with the targets'.
+
+    Few registers but for the products, so more rows at a time than `top_items` takes; columns as there.
+    """
+    if TRITON_INTERPRETED:
+        return options(4, 1, BLOCK_R=16, BLOCK_V=64, BLOCK_D=16)
+    if element_size == 4:
+        return options(8, 3, BLOCK_R=16 if rows <= 16 else 64, BLOCK_V=64, BLOCK_D=16)
+    return options(8, 3, BLOCK_R=16 if rows <= 16 else 64, BLOCK_V=128, BLOCK_D=64)
+
+
+def rank_totals() -> Options:
+    """A kernel that adds up each row's counts and reads its excluded ids once."""
+    return {**options(4, 1, BLOCK_R=16, BLOCK_S=_PARTS, BLOCK_X=16 if TRITON_INTERPRETED else 64), **ASSERTING}
+
+
+def mixture_list(k: int) -> int:
+    """How many items of each stream are listed for the k best of a mixture: all slots of a list that is a power of two.
+
+    Longer lists prove more and take longer to keep. Under the interpreter short ones, so that rows take second sweeps.
+    """
+    return min(power_of_two(k, 4) if TRITON_INTERPRETED else power_of_two(2 * k, 32), 128)
+
+
+def mixture_offsets() -> Options:
+    """A kernel that puts parts of rows together."""
+    return options(4, 1, BLOCK_R=16, BLOCK_S=_PARTS)
+
+
+def certificates() -> Options:
+    """A kernel that reads a few numbers of each row."""
+    return options(4, 1, BLOCK_R=16 if TRITON_INTERPRETED else ROWS_PER_PROGRAM)
+
+
+def merged_lists(k: int) -> Options:
+    """A kernel that merges the lists of one row, some at a time."""
+    return options(4, 1, BLOCK_K=power_of_two(k), BLOCK_S=64 if TRITON_INTERPRETED else 1024)
 
 
 def top_results(k: int) -> Options:

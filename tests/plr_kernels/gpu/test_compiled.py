@@ -19,7 +19,17 @@ from tests.plr_kernels.gpu.ahead_of_time import LARGEST_GRID, SHARED_MEMORY, com
 pytestmark = pytest.mark.skipif(TRITON_INTERPRETED, reason="under TRITON_INTERPRET=1 nothing is compiled")
 
 # What these kernels do per row is small: no product of matrices.
-WITHOUT_PRODUCTS = {"_loss_kernel", "_norms_kernel", "_results_kernel", "_statistics_kernel", "_view_gradient_kernel"}
+WITHOUT_PRODUCTS = {
+    "_certificate_kernel",
+    "_loss_kernel",
+    "_merge_kernel",
+    "_norms_kernel",
+    "_offsets_kernel",
+    "_results_kernel",
+    "_statistics_kernel",
+    "_totals_kernel",
+    "_view_gradient_kernel",
+}
 
 
 def meta(*shape, dtype=torch.bfloat16):
@@ -66,18 +76,41 @@ def top_items(k=20, dim=256, dtype=torch.bfloat16, rows=2048, vocabulary=88001):
     kernels.forward(states, items, k, meta(rows, 50, dtype=torch.int64))
 
 
+def target_rank(dim=256, dtype=torch.bfloat16, rows=2048, vocabulary=88001):
+    kernels = backend_module("target_rank", "triton")
+    states, items = meta(rows, dim, dtype=dtype), meta(vocabulary, dim, dtype=dtype)
+    kernels.forward(states, items, meta(rows, dtype=torch.int64), meta(rows, 50, dtype=torch.int64))
+
+
+def mixture(dim, dtype, rows, vocabulary):
+    return meta(rows, 4, dim, dtype=dtype), meta(rows, 4, dtype=dtype), meta(vocabulary, dim, dtype=dtype)
+
+
+def target_mixture_rank(dim=256, dtype=torch.bfloat16, rows=2048, vocabulary=88001):
+    kernels = backend_module("target_mixture_rank", "triton")
+    targets, exclude = meta(rows, dtype=torch.int64), meta(rows, 50, dtype=torch.int64)
+    kernels.forward(*mixture(dim, dtype, rows, vocabulary), targets, 1.0, exclude)
+
+
+def top_mixture_items(k=20, dim=256, dtype=torch.bfloat16, rows=2048, vocabulary=88001):
+    kernels = backend_module("top_mixture_items", "triton")
+    kernels.forward(*mixture(dim, dtype, rows, vocabulary), k, 1.0, meta(rows, 50, dtype=torch.int64))
+
+
+RANKING = (top_items, target_rank, target_mixture_rank, top_mixture_items)
 CASES = [
     *(
         (run, capability)
         for run in (stream_attention, pairwise_kl, linear_cross_entropy)
         for capability in (80, 90, 100)
     ),
-    *((run, 90) for run in (info_nce, top_items)),
+    *((run, 90) for run in (info_nce, *RANKING)),
     (functools.partial(stream_attention, dim=64, prefix=200, streams=8), 90),
     *((functools.partial(stream_attention, streams=100, per_query=True), capability) for capability in (80, 90, 100)),
     (functools.partial(stream_attention, streams=10, per_query=True), 90),
     *((functools.partial(pairwise_kl, group=25), capability) for capability in (80, 90, 100)),
     (functools.partial(pairwise_kl, group=9), 90),
+    *((functools.partial(run, k=100), 90) for run in (top_items, top_mixture_items)),
 ]
 
 
@@ -118,7 +151,7 @@ def test_binary(run, capability):
         (functools.partial(pairwise_kl, group=25), "highest"),
         (functools.partial(pairwise_kl, dim=64), "highest"),
         (info_nce, "highest"),
-        (top_items, "highest"),
+        *((run, "highest") for run in RANKING),
     ],
     ids=lambda value: value if isinstance(value, str) else describe(value),
 )
@@ -144,6 +177,11 @@ def test_float32_binary(run, precision):
         functools.partial(info_nce, groups=1, batch=10**6),
         functools.partial(top_items, rows=10**9),
         functools.partial(top_items, rows=1, vocabulary=10**9),
+        functools.partial(target_rank, rows=10**9),
+        functools.partial(target_rank, rows=1, vocabulary=10**9),
+        functools.partial(target_mixture_rank, rows=10**8),
+        functools.partial(top_mixture_items, rows=10**8),
+        functools.partial(top_mixture_items, rows=1, vocabulary=10**9),
     ],
     ids=describe,
 )
@@ -162,6 +200,8 @@ def test_grids_are_those_that_a_gpu_takes(run):
         (functools.partial(stream_attention, dim=64), "prefix_lengths must be in [0, P]"),
         (functools.partial(stream_attention, dim=64, per_query=True), "prefix_lengths must be in [0, P]"),
         (functools.partial(linear_cross_entropy, dim=64), "targets must be in [0, V) or ignore_index"),
+        (functools.partial(target_rank, dim=64), "targets must be in [0, V)"),
+        (functools.partial(target_rank, dim=64), "exclude must be in [0, V), or -1 as padding"),
         (functools.partial(top_items, dim=64), "exclude must be in [0, V), or -1 as padding"),
     ],
     ids=describe,
@@ -190,7 +230,7 @@ class EnqueuedOperations(TorchDispatchMode):
 
 
 # What is left to PyTorch: the sum of a loss and its factor, the sum of the parts of each gradient that is split (here
-# that of the states), and sorting.
+# that of the states), sorting, and numbers to begin with.
 @pytest.mark.parametrize(
     ("run", "operations"),
     [
@@ -199,6 +239,9 @@ class EnqueuedOperations(TorchDispatchMode):
         (linear_cross_entropy, ["sum", "copy_"]),
         (info_nce, ["sum", "div"]),
         (top_items, ["sort"]),
+        (target_rank, ["sort"]),
+        (target_mixture_rank, ["new_full", "sort"]),
+        (top_mixture_items, ["sort", "bitwise_and", "sort", "sort", "new_zeros"]),
     ],
 )
 def test_little_is_left_to_operations_of_pytorch(run, operations):

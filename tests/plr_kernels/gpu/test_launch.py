@@ -105,12 +105,36 @@ def top_items(batch, vocabulary):
     backend_module("top_items", "triton").forward(zeros(batch, 64), zeros(vocabulary, 64), 5, exclude)
 
 
+def target_rank(batch, vocabulary):
+    targets, exclude = zeros(batch, dtype=torch.int64), zeros(batch, 1 + vocabulary % 40, dtype=torch.int64)
+    backend_module("target_rank", "triton").forward(zeros(batch, 64), zeros(vocabulary, 64), targets, exclude)
+
+
+def mixture(batch, vocabulary):
+    streams = 2 + vocabulary % 3
+    return zeros(batch, streams, 64), zeros(batch, streams), zeros(vocabulary, 64)
+
+
+def target_mixture_rank(batch, vocabulary):
+    targets, exclude = zeros(batch, dtype=torch.int64), zeros(batch, 1 + vocabulary % 40, dtype=torch.int64)
+    kernels = backend_module("target_mixture_rank", "triton")
+    kernels.forward(*mixture(batch, vocabulary), targets, 1.0, exclude)
+
+
+def top_mixture_items(batch, vocabulary):
+    exclude = zeros(batch, 1 + vocabulary % 40, dtype=torch.int64)
+    backend_module("top_mixture_items", "triton").forward(*mixture(batch, vocabulary), 5, 1.0, exclude)
+
+
+RANKING = (top_items, target_rank, target_mixture_rank, top_mixture_items)
+
+
 # Batches and vocabularies with what Triton makes constants of, given the choice: 1, and multiples of 16. The loops over
 # them are cut into as many parts, which decides the type of some gradients.
 SHAPES = ((64, 4096), (48, 4099), (33, 4800), (17, 4112))
 
 
-@pytest.mark.parametrize("run", [stream_attention, pairwise_kl, linear_cross_entropy, info_nce, top_items])
+@pytest.mark.parametrize("run", [stream_attention, pairwise_kl, linear_cross_entropy, info_nce, *RANKING])
 def test_other_sizes_take_the_same_binaries(run, driver):
     run(*SHAPES[0])
     compiled, launched = len(driver.loaded), len(driver.grids)

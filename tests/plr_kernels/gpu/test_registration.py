@@ -6,9 +6,10 @@ import pytest
 import torch
 
 from plr_kernels import pairwise_kl, top_items, use_backend
-from plr_kernels.dispatch.backend import TRITON_INTERPRETED, runnable_backends
+from plr_kernels.dispatch.backend import TRITON_INTERPRETED, backend_module, runnable_backends
 from plr_kernels.triton_shared import launch
 from tests.plr_kernels.harness import (
+    DTYPES,
     INFO_NCE,
     LINEAR_CROSS_ENTROPY,
     OPERATORS,
@@ -17,7 +18,9 @@ from tests.plr_kernels.harness import (
     assert_accurate,
     evaluate,
     make_case,
+    normal,
 )
+from tests.plr_kernels.operators.test_top_mixture_items import assert_best, log_probabilities
 
 pytestmark = pytest.mark.skipif("triton" not in runnable_backends(), reason="needs a GPU or TRITON_INTERPRET=1")
 DEVICE = "cpu" if TRITON_INTERPRETED else "cuda"
@@ -46,6 +49,34 @@ def test_opcheck_of_top_items():
     exclude = torch.tensor([[0, -1], [2, 3]], device=DEVICE)
     states, items = torch.randn(2, 3, device=DEVICE), torch.randn(7, 3, device=DEVICE)
     torch.library.opcheck(torch.ops.plr_kernels.top_items_forward.default, (states, items, 3, exclude, "triton"))
+
+
+def test_opcheck_of_operators_that_rank():
+    exclude, wanted = torch.tensor([[0, -1], [2, 3]], device=DEVICE), torch.tensor([1, 6], device=DEVICE)
+    streams, log_weights = torch.randn(2, 2, 3, device=DEVICE), torch.randn(2, 2, device=DEVICE)
+    items = torch.randn(7, 3, device=DEVICE)
+    ops = torch.ops.plr_kernels
+    torch.library.opcheck(ops.target_rank_forward.default, (streams[:, 0], items, wanted, exclude, "triton"))
+    mixture = (streams, log_weights, items)
+    torch.library.opcheck(ops.target_mixture_rank_forward.default, (*mixture, wanted, 0.7, exclude, "triton"))
+    torch.library.opcheck(ops.top_mixture_items_forward.default, (*mixture, 3, 0.7, exclude, "triton"))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(("temperature", "swept_twice"), [(0.02, 0), (100.0, 3)])
+def test_a_mixture_takes_a_second_sweep_where_it_must(dtype, temperature, swept_twice):
+    """Both find the best, copies in the order of their ids, excluded ones left out."""
+    generator = torch.Generator().manual_seed(0)
+    states, items = normal(generator, 3, 4, 17).to(DEVICE, dtype), normal(generator, 300, 17).to(DEVICE, dtype)
+    items[150:] = items[:150].clone()
+    log_weights = torch.log_softmax(normal(generator, 3, 4), dim=1).to(DEVICE, dtype)
+    exclude = top_items(states[:, 0].float().cpu(), items.float().cpu(), 4)[1].to(DEVICE)
+    kernels = backend_module("top_mixture_items", "triton")
+    scores, ids, count = kernels.forward_counted(states, log_weights, items, 20, temperature, exclude)
+    assert count.item() == swept_twice
+    truth = log_probabilities(states, log_weights, items, temperature)
+    # A log-probability is a difference of logits below 60 / temperature, in float32.
+    assert_best((scores, ids), truth, 20, exclude, 60 / temperature * 4 * torch.finfo(torch.float32).eps + 1e-5)
 
 
 @pytest.mark.parametrize("operator", OPERATORS, ids=str)
