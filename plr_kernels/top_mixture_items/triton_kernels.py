@@ -252,8 +252,7 @@ def _scored_candidates(
     rows, streams, dim = states.shape
     candidates = (lists[:, :list_length] & 0xFFFFFFFF).view(rows, streams * list_length).sort(dim=1).values
     keys = torch.empty_like(candidates)
-    options = launch.top_items(rows * streams, list_length, states.element_size())
-    del options["BLOCK_K"], options["BLOCK_X"]
+    options = launch.mixture_candidates(rows * streams, list_length, states.element_size())
     with torch.cuda.device_of(states):
         _candidates_kernel[(rows, launch.blocks(candidates.shape[1], options["BLOCK_V"]))](
             *strided(states),
@@ -329,7 +328,7 @@ def forward_counted(
     """As `forward` for 1 <= k <= LARGEST_K and at least a row; and how many rows took a second sweep, int32 [1]."""
     rows, streams, _ = states.shape
     scale = logit_scale(temperature)
-    list_length = min(items.shape[0], launch.mixture_list(k))
+    list_length = launch.mixture_list(k)
     lists, parts = sorted_keys(states, items, list_length, exclude, scale)
     assert parts is not None
     offsets = offsets_of_parts(parts, log_weights)

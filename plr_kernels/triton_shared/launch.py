@@ -305,6 +305,17 @@ def mixture_list(k: int) -> int:
     return min(power_of_two(k, 4) if TRITON_INTERPRETED else power_of_two(2 * k, 32), 128)
 
 
+def mixture_candidates(states: int, list_length: int, element_size: int) -> Options:
+    """Tiles as in the sweep that found the candidates, for the same products.
+
+    Of float32 numbers 3 stages spill, of half-precision ones 2.
+    """
+    sweep = top_items(states, list_length, element_size)
+    return options(
+        8, 3 if element_size == 2 else 2, **{name: sweep[name] for name in ("BLOCK_R", "BLOCK_V", "BLOCK_D")}
+    )
+
+
 def mixture_offsets() -> Options:
     """A kernel that puts parts of rows together."""
     return options(4, 1, BLOCK_R=16, BLOCK_S=_PARTS)

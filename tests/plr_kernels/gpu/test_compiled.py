@@ -216,7 +216,9 @@ def test_what_is_read_as_an_index_is_checked_by_a_kernel(run, message):
 class EnqueuedOperations(TorchDispatchMode):
     """PyTorch's operations that a GPU would be given: all but those that only make or describe tensors."""
 
-    FREE = frozenset({"alias", "detach", "empty", "empty_like", "new_empty", "select", "squeeze", "unsqueeze", "view"})
+    FREE = frozenset(
+        {"alias", "detach", "empty", "empty_like", "new_empty", "select", "slice", "squeeze", "unsqueeze", "view"}
+    )
 
     def __init__(self):
         super().__init__()
