@@ -4,8 +4,11 @@ A program takes a block of rows and a part of the items. It first scores its row
 whose diagonal is what the scores of all other tiles are held against. Excluded items are scored again, row by row, and
 taken out of the counts; a row's ids are sorted before, so that one that is there twice is taken out once.
 
-Mixtures are ranked by the same kernels (../target_mixture_rank): by probabilities relative to the target's.
+Mixtures are ranked by the same kernels: by how much more probable than the target items are, from the distances of
+their products to anchors (../target_mixture_rank/triton_kernels.py).
 """
+
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -14,21 +17,36 @@ from torch import Tensor
 
 from plr_kernels.triton_shared import launch
 from plr_kernels.triton_shared.helpers import Strided, dot_precision, strided
-from plr_kernels.triton_shared.ranking import (
-    Mixture,
-    dot_products,
-    is_not_finite,
-    log2_probabilities,
-    relative_probabilities,
-    vector_offsets,
-)
+from plr_kernels.triton_shared.ranking import dot_products, is_not_finite, vector_offsets
+
+
+class Anchors(NamedTuple):
+    """What mixtures' terms are computed from: `at`, `weight` and `taken` [R, M, 3], M, and the products' scale."""
+
+    data: Any
+    streams: Any
+    scale: Any
 
 
 @triton.jit
-def _tile(
+def _exp2_less(x, taken):
+    """2^x − taken, for x from −126 to 126; where taken is 1 without cancellation: for a small x it is x ln 2."""
+    exponent = tl.floor(x + 0.5)
+    f = x - exponent
+    # (2^f − 1) / f for f in [−1/2, 1/2], with a relative error of 2e-9.
+    slope = 1.5353362e-4 * f + 1.3398874e-3
+    slope = slope * f + 9.6184369e-3
+    slope = slope * f + 5.5503324e-2
+    slope = slope * f + 2.4022648e-1
+    slope = slope * f + 6.9314718e-1
+    power = tl.exp2(exponent)
+    return power * (slope * f) + (power - taken)
+
+
+@triton.jit
+def _excess(
     states,
-    mixture,
-    reference,
+    anchors,
     rows,
     row_mask,
     items,
@@ -38,28 +56,103 @@ def _tile(
     PRECISION: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
-    """What is compared of a tile [rows, items], and where a product is not finite: dot products or probabilities."""
-    if mixture.offsets is None:
+    """Σ_m weight · (2^(scale · (d_m − at)) − taken) of a tile [rows, items].
+
+    And 1 where a product is NaN or +∞, or all are −∞, else 0.
+    """
+    result = tl.zeros([rows.shape[0], numbers.shape[0]], tl.float32)
+    farthest = tl.full([rows.shape[0], numbers.shape[0]], float("-inf"), tl.float32)
+    for m in range(anchors.streams):
+        vectors = vector_offsets(states, rows, m)
+        products = dot_products(states, vectors, row_mask, items, numbers, item_mask, D, PRECISION, BLOCK_D)
+        anchor = anchors.data + (rows * anchors.streams + m) * 3
+        distance = products - tl.load(anchor, mask=row_mask, other=0.0)[:, None]
+        weight = tl.load(anchor + 1, mask=row_mask, other=0.0)
+        taken = tl.load(anchor + 2, mask=row_mask, other=0.0)
+        farthest = tl.maximum(farthest, distance)
+        exponent = distance * anchors.scale
+        exponent = tl.where(exponent < -126.0, -126.0, tl.where(exponent > 100.0, 100.0, exponent))  # NaN stays
+        result += weight[:, None] * _exp2_less(exponent, taken[:, None])
+    return result, tl.maximum(is_not_finite(farthest), (result != result).to(tl.int32))
+
+
+@triton.jit
+def _tile(
+    states,
+    anchors,
+    rows,
+    row_mask,
+    items,
+    numbers,
+    item_mask,
+    D: tl.constexpr,
+    PRECISION: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):
+    """What is compared of a tile [rows, items], products or excesses of probability, and 1 where that is not finite."""
+    if anchors.data is None:
         vectors = vector_offsets(states, rows, 0)
         scores = dot_products(states, vectors, row_mask, items, numbers, item_mask, D, PRECISION, BLOCK_D)
         not_finite = is_not_finite(scores)
     else:
-        scores, not_finite = relative_probabilities(
-            states, mixture, reference, rows, row_mask, items, numbers, item_mask, D, PRECISION, BLOCK_D
-        )
+        scores, not_finite = _excess(states, anchors, rows, row_mask, items, numbers, item_mask, D, PRECISION, BLOCK_D)
     return scores, not_finite
+
+
+@triton.jit
+def _targets_of_block(targets, first_row, R, V, BLOCK_R: tl.constexpr, BLOCK_V: tl.constexpr):
+    """The targets of a block of rows, as the items of a tile: a row's own is on the diagonal. BLOCK_R <= BLOCK_V."""
+    places = tl.arange(0, BLOCK_V)
+    exists = (places < BLOCK_R) & (first_row + places < R)
+    numbers = tl.load(targets + first_row + places, mask=exists, other=-1)
+    return numbers, exists & (numbers >= 0) & (numbers < V)
+
+
+@triton.jit
+def _diagonal(tile):
+    """Of each row the number in the column of the same number."""
+    is_own = tl.arange(0, tile.shape[0])[:, None] == tl.arange(0, tile.shape[1])[None, :]
+    return tl.sum(tl.where(is_own, tile, 0.0), 1)
+
+
+@triton.jit(do_not_specialize=["R", "M", "V"])
+def _target_products_kernel(
+    states,
+    states_strides,
+    items,
+    items_strides,
+    targets,
+    products,
+    R,
+    M,
+    V,
+    D: tl.constexpr,
+    PRECISION: tl.constexpr,
+    BLOCK_R: tl.constexpr,
+    BLOCK_V: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):
+    """The products [R, M] of every stream and its row's target, in tiles as those of the counts."""
+    states = Strided(states, states_strides)
+    items = Strided(items, items_strides)
+    first_row = tl.program_id(0).to(tl.int64) * BLOCK_R
+    rows = first_row + tl.arange(0, BLOCK_R)
+    row_mask = rows < R
+    numbers, exists = _targets_of_block(targets, first_row, R, V, BLOCK_R, BLOCK_V)
+    vectors = vector_offsets(states, rows, tl.program_id(1))
+    tile = dot_products(states, vectors, row_mask, items, numbers, exists, D, PRECISION, BLOCK_D)
+    tl.store(products + rows * M + tl.program_id(1), _diagonal(tile), mask=row_mask)
 
 
 @triton.jit(do_not_specialize=["scale", "per_split", "R", "M", "V"])
 def _counts_kernel(
     states,
     states_strides,
-    offsets,
+    anchors,
     items,
     items_strides,
     targets,
     target_scores,
-    references,
     parts,
     scale,
     per_split,
@@ -75,32 +168,17 @@ def _counts_kernel(
     """Of a part of the items (`per_split` blocks): parts int32 [3, splits, R].
 
     How many others score above the target, how many the same, and whether there is a score that is not finite.
-    target_scores and references [R]: what `_tile` gives for the targets and, for mixtures, takes. BLOCK_R <= BLOCK_V.
+    target_scores [R]: what `_tile` finds for the targets.
     """
     states = Strided(states, states_strides)
     items = Strided(items, items_strides)
-    local = tl.arange(0, BLOCK_R)
     first_row = tl.program_id(0).to(tl.int64) * BLOCK_R
-    rows = first_row + local
+    rows = first_row + tl.arange(0, BLOCK_R)
     row_mask = rows < R
-    # The targets of the block's rows, as the items of a tile: a row's own is on the diagonal.
-    places = tl.arange(0, BLOCK_V)
-    exists = (places < BLOCK_R) & (first_row + places < R)
-    wanted = tl.load(targets + first_row + places, mask=exists, other=-1)
-    exists &= (wanted >= 0) & (wanted < V)
-    is_own = local[:, None] == places[None, :]
-    reference = tl.zeros([BLOCK_R], tl.float32)
-    if offsets is not None:
-        scores = log2_probabilities(
-            states, Mixture(offsets, M, scale), rows, row_mask, items, wanted, exists, D, PRECISION, BLOCK_D
-        )
-        reference = tl.sum(tl.where(is_own, scores, 0.0), 1)
-        tl.store(references + rows, reference, mask=row_mask)  # the same number in every part
-    scores, _ = _tile(
-        states, Mixture(offsets, M, scale), reference, rows, row_mask, items, wanted, exists, D, PRECISION, BLOCK_D
-    )
-    own = tl.sum(tl.where(is_own, scores, 0.0), 1)
-    tl.store(target_scores + rows, own, mask=row_mask)
+    wanted, exists = _targets_of_block(targets, first_row, R, V, BLOCK_R, BLOCK_V)
+    scores, _ = _tile(states, Anchors(anchors, M, scale), rows, row_mask, items, wanted, exists, D, PRECISION, BLOCK_D)
+    own = _diagonal(scores)
+    tl.store(target_scores + rows, own, mask=row_mask)  # the same number in every part
 
     target = tl.load(targets + rows, mask=row_mask, other=-1).to(tl.int32)
     greater = tl.zeros([BLOCK_R], tl.int32)
@@ -113,8 +191,7 @@ def _counts_kernel(
         item_mask = numbers < last
         scores, not_finite = _tile(
             states,
-            Mixture(offsets, M, scale),
-            reference,
+            Anchors(anchors, M, scale),
             rows,
             row_mask,
             items,
@@ -139,12 +216,11 @@ def _counts_kernel(
 def _excluded_kernel(
     states,
     states_strides,
-    offsets,
+    anchors,
     items,
     items_strides,
     targets,
     target_scores,
-    references,
     parts,
     exclude,
     scale,
@@ -171,12 +247,7 @@ def _excluded_kernel(
     previous = tl.load(exclude + row * X + places - 1, mask=exists & (places > 0), other=-1)
     target, own = tl.load(targets + row), tl.load(target_scores + row)
     exists &= (numbers >= 0) & (numbers < V)
-    reference = tl.zeros([BLOCK_R], tl.float32)
-    if offsets is not None:
-        reference = tl.load(references + rows)
-    scores, _ = _tile(
-        states, Mixture(offsets, M, scale), reference, rows, row_mask, items, numbers, exists, D, PRECISION, BLOCK_D
-    )
+    scores, _ = _tile(states, Anchors(anchors, M, scale), rows, row_mask, items, numbers, exists, D, PRECISION, BLOCK_D)
     scores = tl.sum(tl.where(local[:, None] == 0, scores, 0.0), 0)
     counted = exists & (numbers != previous) & (numbers != target)
     place = parts + tl.program_id(1).to(tl.int64) * R + row
@@ -235,16 +306,37 @@ def _totals_kernel(
     tl.store(equal + rows, tl.where(wrong > 0, -1, same), mask=row_mask)
 
 
+def target_products(states: Tensor, items: Tensor, targets: Tensor) -> Tensor:
+    """The products float32 [R, M] of states [R, M, D] and their rows' targets, as `counts` finds them."""
+    rows, streams, dim = states.shape
+    products = states.new_empty((rows, streams), dtype=torch.float32)
+    options = launch.ranks(rows, states.element_size())
+    with torch.cuda.device_of(states):
+        _target_products_kernel[(launch.blocks(rows, options["BLOCK_R"]), streams)](
+            *strided(states),
+            *strided(items),
+            targets,
+            products,
+            rows,
+            streams,
+            items.shape[0],
+            D=dim,
+            PRECISION=dot_precision(),
+            **options,
+        )
+    return products
+
+
 def counts(
-    states: Tensor, offsets: Tensor | None, items: Tensor, targets: Tensor, scale: float, exclude: Tensor | None
+    states: Tensor, anchors: Tensor | None, items: Tensor, targets: Tensor, scale: float, exclude: Tensor | None
 ) -> tuple[Tensor, Tensor]:
     """How many other items score above the target, and how many the same: int64 [R] each.
 
     Args:
         states: [R, M, D].
-        offsets: o of the mixtures [R, M]; None for dot products (M = 1).
+        anchors: of mixtures [R, M, 3]; None for dot products (M = 1).
         items: [V, D], not empty.
-        targets: int64 [R].
+        targets: contiguous int64 [R].
         scale: of the products under a mixture.
         exclude: int64 [R, X], padded with -1, or None.
     """
@@ -253,7 +345,6 @@ def counts(
     greater, equal = (states.new_empty((rows,), dtype=torch.int64) for _ in range(2))
     if rows == 0:
         return greater, equal
-    targets = targets.contiguous()
     if exclude is not None and exclude.shape[1] == 0:
         exclude = None
     options = launch.ranks(rows, states.element_size())
@@ -261,10 +352,9 @@ def counts(
     item_blocks = launch.blocks(vocabulary, options["BLOCK_V"])
     per_split, splits = launch.split(item_blocks, row_blocks, launch.GRADIENT_PROGRAMS)
     target_scores = states.new_empty((rows,), dtype=torch.float32)
-    references = None if offsets is None else torch.empty_like(target_scores)
     parts = states.new_empty((3, splits, rows), dtype=torch.int32)
     excluded, excluded_count, excluded_columns = None, 0, 0
-    vectors = (*strided(states), offsets, *strided(items), targets, target_scores, references)
+    vectors = (*strided(states), anchors, *strided(items), targets, target_scores)
     constants = {"D": dim, "PRECISION": dot_precision()}
     with torch.cuda.device_of(states):
         _counts_kernel[(row_blocks, splits)](
@@ -298,4 +388,4 @@ def counts(
 
 def forward(states: Tensor, items: Tensor, targets: Tensor, exclude: Tensor | None) -> tuple[Tensor, Tensor]:
     """How many other items score above the target, and how many the same: int64 [R] each."""
-    return counts(states.unsqueeze(1), None, items, targets, 1.0, exclude)
+    return counts(states.unsqueeze(1), None, items, targets.contiguous(), 1.0, exclude)

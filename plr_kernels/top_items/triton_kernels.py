@@ -19,7 +19,7 @@ from plr_kernels.dispatch.precision import upcast
 from plr_kernels.top_items import reference
 from plr_kernels.triton_shared import launch
 from plr_kernels.triton_shared.helpers import LOWEST, Strided, dot_precision, strided
-from plr_kernels.triton_shared.ranking import dot_products, vector_offsets
+from plr_kernels.triton_shared.ranking import dot_products, store_softmax, update_softmax, vector_offsets
 
 # A row's list lies in registers. For longer lists the blockwise formula of reference.py runs, on the GPU as well.
 LARGEST_K = 128
@@ -127,7 +127,7 @@ def _best_kernel(
     """The keys of the K best of a part of the items (`per_split` blocks), in no order: keys [R · M, splits, K].
 
     All states [R, M, D] have lists of their own; those of a row share its excluded ids. Where there are softmax_parts,
-    [2, splits, R · M], they get each state's largest s = scale · score of the part and Σ 2^(s − largest).
+    [2, splits, R · M], they get what `update_softmax` finds.
     """
     states = Strided(states, states_strides)
     items = Strided(items, items_strides)
@@ -137,7 +137,7 @@ def _best_kernel(
     rows = numbers_of_states // M
     vectors = vector_offsets(states, rows, numbers_of_states % M)
     best = empty_lists(K, BLOCK_R, BLOCK_K)
-    m = tl.full([BLOCK_R], LOWEST, tl.float32)
+    peak = tl.full([BLOCK_R], LOWEST, tl.float32)
     total = tl.zeros([BLOCK_R], tl.float32)
     first = tl.program_id(1) * per_split * BLOCK_V
     last = tl.minimum(first + per_split * BLOCK_V, V)
@@ -146,10 +146,7 @@ def _best_kernel(
         item_mask = numbers < last
         scores = dot_products(states, vectors, state_mask, items, numbers, item_mask, D, PRECISION, BLOCK_D)
         if softmax_parts is not None:
-            s = tl.where(item_mask[None, :], scores * scale, float("-inf"))
-            m_new = tl.maximum(m, tl.max(s, 1))
-            total = total * tl.exp2(m - m_new) + tl.sum(tl.exp2(s - m_new[:, None]), 1)
-            m = m_new
+            peak, total = update_softmax(peak, total, scores, item_mask, scale)
         ranks = tl.where(state_mask[:, None] & item_mask[None, :], ranks_of(scores), LOWEST_RANK)
         best = keep_best(
             best,
@@ -164,9 +161,7 @@ def _best_kernel(
     offsets = (numbers_of_states * tl.num_programs(1) + tl.program_id(1))[:, None] * K + slots[None, :]
     tl.store(keys + offsets, best, mask=state_mask[:, None] & (slots < K)[None, :])
     if softmax_parts is not None:
-        place = softmax_parts + tl.program_id(1) * states_count + numbers_of_states
-        tl.store(place, m, mask=state_mask)
-        tl.store(place + tl.num_programs(1) * states_count, total, mask=state_mask)
+        store_softmax(softmax_parts, states_count, numbers_of_states, state_mask, peak, total)
 
 
 @triton.jit
@@ -224,7 +219,7 @@ def sorted_keys(
 ) -> tuple[Tensor, Tensor | None]:
     """The keys of the k best items of each state [R, M, D] before others: int64 [R · M, n], n >= k, best first.
 
-    Where a scale is given, also what the log-sum-exp of scale · score is made of: [2, parts, R · M].
+    Where a scale is given, also what `mixture_of_parts` takes.
     """
     rows, streams, dim = states.shape
     vocabulary = items.shape[0]

@@ -4,7 +4,7 @@ The first sweep finds every stream's normaliser Z_m and its K' best items, the l
 union C of a row's lists is scored under the mixture. An item outside of C has products of at most t_m, hence a score of
 at most
 
-    U = log2 Σ_m 2^(o_m + scale · t_m)
+    U = log2 Σ_m 2^(o_m + scale · (t_m − peak_m))
 
 (../triton_shared/ranking.py has the rest of the notation). Where the k-th best of C is above U, it is above all that is
 outside. Other rows are counted and listed on the device, and a second sweep takes those alone: its programs read how
@@ -41,7 +41,7 @@ from plr_kernels.triton_shared.ranking import (
     dot_products,
     log2_probabilities,
     logit_scale,
-    offsets_of_parts,
+    mixture_of_parts,
 )
 
 
@@ -49,6 +49,7 @@ from plr_kernels.triton_shared.ranking import (
 def _candidates_kernel(
     states,
     states_strides,
+    peaks,
     offsets,
     items,
     items_strides,
@@ -84,8 +85,10 @@ def _candidates_kernel(
         stream_mask = streams < M
         vectors = row * states.strides[0] + streams.to(tl.int64) * states.strides[1]
         products = dot_products(states, vectors, stream_mask, items, numbers, exists, D, PRECISION, BLOCK_D)
+        peak = tl.load(peaks + row * M + streams, mask=stream_mask, other=0.0)
         offset = tl.load(offsets + row * M + streams, mask=stream_mask, other=0.0)
-        terms = tl.where(stream_mask[:, None], products * scale + offset[:, None], float("-inf"))
+        terms = (products - peak[:, None]) * scale + offset[:, None]
+        terms = tl.where(stream_mask[:, None], terms, float("-inf"))
         m_new = tl.maximum(m, tl.max(terms, 0))
         total = total * tl.exp2(m - m_new) + tl.sum(tl.exp2(terms - m_new[None, :]), 0)
         m = m_new
@@ -99,6 +102,7 @@ def _certificate_kernel(
     lists,
     lists_stride,
     list_length,
+    peaks,
     offsets,
     keys,
     open_rows,
@@ -121,7 +125,8 @@ def _certificate_kernel(
     for stream in range(M):
         worst = tl.load(lists + (rows * M + stream) * lists_stride + (list_length - 1), mask=row_mask, other=EMPTY_SLOT)
         offset = tl.load(offsets + rows * M + stream, mask=row_mask, other=0.0)
-        term = scores_of(worst) * scale + offset
+        peak = tl.load(peaks + rows * M + stream, mask=row_mask, other=0.0)
+        term = (scores_of(worst) - peak) * scale + offset
         m_new = tl.maximum(tl.maximum(limit, term), LOWEST)
         limit = m_new + tl.log2(tl.exp2(limit - m_new) + tl.exp2(term - m_new))
         largest_offset = tl.maximum(largest_offset, tl.where(offset == float("-inf"), 0.0, tl.abs(offset)))
@@ -144,6 +149,7 @@ def _parts_of_items(count, programs, item_blocks, BLOCK_R: tl.constexpr):
 def _second_sweep_kernel(
     states,
     states_strides,
+    peaks,
     offsets,
     items,
     items_strides,
@@ -186,7 +192,7 @@ def _second_sweep_kernel(
         numbers = start + tl.arange(0, BLOCK_V)
         item_mask = numbers < last
         scores = LN_2 * log2_probabilities(
-            states, Mixture(offsets, M, scale), rows, row_mask, items, numbers, item_mask, D, PRECISION, BLOCK_D
+            states, Mixture(peaks, offsets, M, scale), rows, row_mask, items, numbers, item_mask, D, PRECISION, BLOCK_D
         )
         ranks = tl.where(row_mask[:, None] & item_mask[None, :], ranks_of(scores), LOWEST_RANK)
         best = keep_best(
@@ -246,7 +252,7 @@ def _merge_kernel(
 
 
 def _scored_candidates(
-    states: Tensor, offsets: Tensor, items: Tensor, lists: Tensor, list_length: int, scale: float
+    states: Tensor, peaks: Tensor, offsets: Tensor, items: Tensor, lists: Tensor, list_length: int, scale: float
 ) -> Tensor:
     """The keys of all that is in a row's lists [R · M, ...], under the mixture, best first: int64 [R, M · K']."""
     rows, streams, dim = states.shape
@@ -256,6 +262,7 @@ def _scored_candidates(
     with torch.cuda.device_of(states):
         _candidates_kernel[(rows, launch.blocks(candidates.shape[1], options["BLOCK_V"]))](
             *strided(states),
+            peaks,
             offsets,
             *strided(items),
             candidates,
@@ -272,6 +279,7 @@ def _scored_candidates(
 
 def _sweep_open_rows(
     states: Tensor,
+    peaks: Tensor,
     offsets: Tensor,
     items: Tensor,
     exclude: Tensor | None,
@@ -292,6 +300,7 @@ def _sweep_open_rows(
     with torch.cuda.device_of(states):
         _second_sweep_kernel[(programs,)](
             *strided(states),
+            peaks,
             offsets,
             *strided(items),
             *exclusion_arguments(exclude),
@@ -331,8 +340,8 @@ def forward_counted(
     list_length = launch.mixture_list(k)
     lists, parts = sorted_keys(states, items, list_length, exclude, scale)
     assert parts is not None
-    offsets = offsets_of_parts(parts, log_weights)
-    keys = _scored_candidates(states, offsets, items, lists, list_length, scale)
+    peaks, offsets = mixture_of_parts(parts, log_weights, scale)
+    keys = _scored_candidates(states, peaks, offsets, items, lists, list_length, scale)
     scores, ids = results(keys, k, items.shape[0], exclude)
     open_rows, open_count = ids.new_empty((rows,), dtype=torch.int32), ids.new_zeros((1,), dtype=torch.int32)
     options = launch.certificates()
@@ -341,6 +350,7 @@ def forward_counted(
             lists,
             lists.stride(0),
             list_length,
+            peaks,
             offsets,
             keys,
             open_rows,
@@ -352,7 +362,7 @@ def forward_counted(
             k,
             **options,
         )
-    _sweep_open_rows(states, offsets, items, exclude, scale, open_rows, open_count, scores, ids)
+    _sweep_open_rows(states, peaks, offsets, items, exclude, scale, open_rows, open_count, scores, ids)
     return scores, ids, open_count
 
 

@@ -292,6 +292,11 @@ def ranks(rows: int, element_size: int) -> Options:
     return options(8, 3, BLOCK_R=16 if rows <= 16 else 64, BLOCK_V=128, BLOCK_D=64)
 
 
+def target_anchors() -> Options:
+    """A kernel that reads a few numbers of each row's streams."""
+    return options(4, 1, BLOCK_R=16 if TRITON_INTERPRETED else ROWS_PER_PROGRAM)
+
+
 def rank_totals() -> Options:
     """A kernel that adds up each row's counts and reads its excluded ids once."""
     return {**options(4, 1, BLOCK_R=16, BLOCK_S=_PARTS, BLOCK_X=16 if TRITON_INTERPRETED else 64), **ASSERTING}
@@ -306,17 +311,12 @@ def mixture_list(k: int) -> int:
 
 
 def mixture_candidates(states: int, list_length: int, element_size: int) -> Options:
-    """Tiles as in the sweep that found the candidates, for the same products.
-
-    Of float32 numbers 3 stages spill, of half-precision ones 2.
-    """
+    """Tiles as in the sweep that found the candidates, for the same products. More stages spill registers."""
     sweep = top_items(states, list_length, element_size)
-    return options(
-        8, 3 if element_size == 2 else 2, **{name: sweep[name] for name in ("BLOCK_R", "BLOCK_V", "BLOCK_D")}
-    )
+    return options(8, 1, **{name: sweep[name] for name in ("BLOCK_R", "BLOCK_V", "BLOCK_D")})
 
 
-def mixture_offsets() -> Options:
+def mixture_statistics() -> Options:
     """A kernel that puts parts of rows together."""
     return options(4, 1, BLOCK_R=16, BLOCK_S=_PARTS)
 

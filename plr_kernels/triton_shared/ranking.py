@@ -3,8 +3,10 @@
 An item's score depends on the row's states and the item's vector, not on their places in a tile, nor on the tile: items
 with equal vectors tie, and a target's score in a tile of its own is that in any other.
 
-A mixture's score is log2 Σ_m 2^(o_m + scale · d_m), with d_m the product of the row's stream m and the item, scale =
-log2(e) / temperature and o_m = log2(weight_m) − Z_m, Z_m being log2 Σ 2^(scale · d_m) over all items.
+A mixture's score is log2 Σ_m 2^(o_m + scale · (d_m − peak_m)), with d_m the product of the row's stream m and the item,
+peak_m the largest of all items, scale = log2(e) / temperature, and o_m = log2(weight_m) − log2 of the sum of
+2^(scale · (d_m − peak_m)) over all items. Differences come first: scaled, large products would overflow or lose their
+last digits.
 """
 
 from typing import Any, NamedTuple
@@ -14,15 +16,16 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from plr_kernels.triton_shared import launch, scores
-from plr_kernels.triton_shared.helpers import LOG2_E, LOWEST, Strided, load_tile, merge_partial_softmax, strided
+from plr_kernels.triton_shared import launch
+from plr_kernels.triton_shared.helpers import LOG2_E, LOWEST, Strided, dot_precision, load_tile, strided
 
 _LOG2_E = tl.constexpr(LOG2_E)
 
 
 class Mixture(NamedTuple):
-    """The mixtures of all rows: offsets o [R, M], M, and the scale of the products."""
+    """The mixtures of all rows: peaks and offsets o [R, M], M, and the scale of the products."""
 
+    peaks: Any
     offsets: Any
     streams: Any
     scale: Any
@@ -75,41 +78,13 @@ def log2_probabilities(
     for m in range(mixture.streams):
         vectors = vector_offsets(states, rows, m)
         products = dot_products(states, vectors, row_mask, items, numbers, item_mask, D, PRECISION, BLOCK_D)
-        offsets = tl.load(mixture.offsets + rows * mixture.streams + m, mask=row_mask, other=0.0)
-        terms = products * mixture.scale + offsets[:, None]
+        of_stream = rows * mixture.streams + m
+        peaks = tl.load(mixture.peaks + of_stream, mask=row_mask, other=0.0)
+        offsets = tl.load(mixture.offsets + of_stream, mask=row_mask, other=0.0)
+        terms = (products - peaks[:, None]) * mixture.scale + offsets[:, None]
         m_new = tl.maximum(tl.maximum(result, terms), LOWEST)
         result = m_new + tl.log2(tl.exp2(result - m_new) + tl.exp2(terms - m_new))
     return result
-
-
-@triton.jit
-def relative_probabilities(
-    states,
-    mixture,
-    reference,
-    rows,
-    row_mask,
-    items,
-    numbers,
-    item_mask,
-    D: tl.constexpr,
-    PRECISION: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-):
-    """The probabilities of a tile [rows, items] over 2^reference [rows]; and 1 where a product is not finite, else 0.
-
-    Near 1, where they are compared, they tell more apart than logarithms would.
-    """
-    result = tl.zeros([rows.shape[0], numbers.shape[0]], tl.float32)
-    not_finite = tl.zeros([rows.shape[0], numbers.shape[0]], tl.int32)
-    for m in range(mixture.streams):
-        vectors = vector_offsets(states, rows, m)
-        products = dot_products(states, vectors, row_mask, items, numbers, item_mask, D, PRECISION, BLOCK_D)
-        offsets = tl.load(mixture.offsets + rows * mixture.streams + m, mask=row_mask, other=0.0)
-        logits = products * mixture.scale
-        result += tl.exp2(logits + (offsets - reference)[:, None])
-        not_finite = tl.maximum(not_finite, is_not_finite(logits))
-    return result, not_finite
 
 
 @triton.jit
@@ -118,49 +93,142 @@ def is_not_finite(numbers):
     return (numbers * 0.0 != 0.0).to(tl.int32)
 
 
-@triton.jit(do_not_specialize=["parts_count", "all_states", "M"])
-def _offsets_kernel(
+@triton.jit
+def update_softmax(peak, total, products, item_mask, scale):
+    """The largest product of each row and Σ 2^(scale · (product − largest)), with those of a tile [rows, items]."""
+    products = tl.where(item_mask[None, :], products, float("-inf"))
+    new_peak = tl.maximum(peak, tl.max(products, 1))
+    total = total * tl.exp2((peak - new_peak) * scale) + tl.sum(tl.exp2((products - new_peak[:, None]) * scale), 1)
+    return new_peak, total
+
+
+@triton.jit
+def store_softmax(parts, states_count, numbers, mask, peak, total):
+    """What `update_softmax` found in this program's part of the items, into parts [2, parts, R · M]."""
+    place = parts + tl.program_id(1) * states_count + numbers
+    tl.store(place, peak, mask=mask)
+    tl.store(place + tl.num_programs(1) * states_count, total, mask=mask)
+
+
+@triton.jit(do_not_specialize=["scale", "per_split", "R", "M", "V"])
+def _softmax_kernel(
+    states,
+    states_strides,
+    items,
+    items_strides,
+    parts,
+    scale,
+    per_split,
+    R,
+    M,
+    V,
+    D: tl.constexpr,
+    PRECISION: tl.constexpr,
+    BLOCK_R: tl.constexpr,
+    BLOCK_V: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):
+    """Of every state [R, M, D] and a part of the items (`per_split` blocks), what `update_softmax` finds."""
+    states = Strided(states, states_strides)
+    items = Strided(items, items_strides)
+    states_count = tl.cast(R, tl.int64) * M
+    numbers_of_states = tl.program_id(0).to(tl.int64) * BLOCK_R + tl.arange(0, BLOCK_R)
+    state_mask = numbers_of_states < states_count
+    vectors = vector_offsets(states, numbers_of_states // M, numbers_of_states % M)
+    peak = tl.full([BLOCK_R], LOWEST, tl.float32)
+    total = tl.zeros([BLOCK_R], tl.float32)
+    first = tl.program_id(1) * per_split * BLOCK_V
+    last = tl.minimum(first + per_split * BLOCK_V, V)
+    for start in range(first, last, BLOCK_V):
+        numbers = start + tl.arange(0, BLOCK_V)
+        item_mask = numbers < last
+        products = dot_products(states, vectors, state_mask, items, numbers, item_mask, D, PRECISION, BLOCK_D)
+        peak, total = update_softmax(peak, total, products, item_mask, scale)
+    store_softmax(parts, states_count, numbers_of_states, state_mask, peak, total)
+
+
+@triton.jit(do_not_specialize=["scale", "parts_count", "all_states", "M"])
+def _mixture_kernel(
     parts,
     log_weights,
     log_weights_strides,
+    peaks,
     offsets,
+    scale,
     parts_count,
     all_states,
     M,
     BLOCK_R: tl.constexpr,
     BLOCK_S: tl.constexpr,
 ):
-    """o of every stream, from maximum and sum over parts of the items."""
+    """Peak and o of every stream, from those of parts of the items."""
     log_weights = Strided(log_weights, log_weights_strides)
     numbers = tl.program_id(0).to(tl.int64) * BLOCK_R + tl.arange(0, BLOCK_R)
     mask = numbers < all_states
-    m, total = merge_partial_softmax(parts, parts_count, tl.cast(all_states, tl.int64), numbers, mask, BLOCK_S)
-    row, stream = numbers // M, numbers % M
-    weights = log_weights.data + row * log_weights.strides[0] + stream * log_weights.strides[1]
+    peak = tl.full([BLOCK_R], LOWEST, tl.float32)
+    total = tl.zeros([BLOCK_R], tl.float32)
+    for start in range(0, parts_count, BLOCK_S):
+        which = start + tl.arange(0, BLOCK_S)
+        exists = mask[:, None] & (which < parts_count)[None, :]  # [R, BLOCK_S]
+        places = which.to(tl.int64)[None, :] * all_states + numbers[:, None]
+        part_peaks = tl.load(parts + places, mask=exists, other=LOWEST)
+        totals = tl.load(parts + tl.cast(parts_count, tl.int64) * all_states + places, mask=exists, other=0.0)
+        new_peak = tl.maximum(peak, tl.max(part_peaks, 1))
+        shrink = tl.exp2((part_peaks - new_peak[:, None]) * scale)
+        total = total * tl.exp2((peak - new_peak) * scale) + tl.sum(totals * shrink, 1)
+        peak = new_peak
+    weights = log_weights.data + numbers // M * log_weights.strides[0] + numbers % M * log_weights.strides[1]
     log_weight = tl.load(weights, mask=mask, other=0.0).to(tl.float32)
-    tl.store(offsets + numbers, log_weight * _LOG2_E - (m + tl.log2(total)), mask=mask)
+    tl.store(peaks + numbers, peak, mask=mask)
+    tl.store(offsets + numbers, log_weight * _LOG2_E - tl.log2(total), mask=mask)
 
 
-def offsets_of_parts(parts: Tensor, log_weights: Tensor) -> Tensor:
-    """o of every stream [R, M], from the maximum and Σ 2^(s − maximum) over parts of the items: [2, parts, R · M]."""
+def mixture_of_parts(parts: Tensor, log_weights: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+    """Peaks and offsets o of every stream [R, M], from those of parts of the items: [2, parts, R · M]."""
     rows, streams = log_weights.shape
-    offsets = log_weights.new_empty((rows, streams), dtype=torch.float32)
-    options = launch.mixture_offsets()
-    with torch.cuda.device_of(log_weights):
-        _offsets_kernel[(launch.blocks(rows * streams, options["BLOCK_R"]),)](
-            parts, *strided(log_weights), offsets, parts.shape[1], rows * streams, streams, **options
+    peaks, offsets = (parts.new_empty((rows, streams)) for _ in range(2))
+    options = launch.mixture_statistics()
+    with torch.cuda.device_of(parts):
+        _mixture_kernel[(launch.blocks(rows * streams, options["BLOCK_R"]),)](
+            parts,
+            *strided(log_weights),
+            peaks,
+            offsets,
+            scale,
+            parts.shape[1],
+            rows * streams,
+            streams,
+            **options,
         )
-    return offsets
+    return peaks, offsets
 
 
-def mixture_offsets(states: Tensor, log_weights: Tensor, items: Tensor, temperature: float) -> Tensor:
-    """o of every stream [R, M]: one sweep of the items for all R · M states."""
+def mixture_statistics(states: Tensor, log_weights: Tensor, items: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+    """Peaks and offsets o of every stream [R, M]: one sweep of the items for all R · M states."""
     rows, streams, dim = states.shape
-    targets = states.new_full((rows * streams,), -1, dtype=torch.int64)  # no item is the target of any
-    parts, _ = scores.forward(states.reshape(rows * streams, 1, dim), items, temperature, targets, -2)
-    return offsets_of_parts(parts.flatten(2), log_weights)
+    options = launch.ranks(rows * streams, states.element_size())
+    state_blocks = launch.blocks(rows * streams, options["BLOCK_R"])
+    item_blocks = launch.blocks(items.shape[0], options["BLOCK_V"])
+    per_split, splits = launch.split(item_blocks, state_blocks, launch.GRADIENT_PROGRAMS)
+    parts = states.new_empty((2, splits, rows * streams), dtype=torch.float32)
+    with torch.cuda.device_of(states):
+        _softmax_kernel[(state_blocks, splits)](
+            *strided(states),
+            *strided(items),
+            parts,
+            scale,
+            per_split,
+            rows,
+            streams,
+            items.shape[0],
+            D=dim,
+            PRECISION=dot_precision(),
+            **options,
+        )
+    return mixture_of_parts(parts, log_weights, scale)
 
 
 def logit_scale(temperature: float) -> float:
-    """The scale of the products, for logits in units of log2."""
-    return LOG2_E / temperature
+    """The scale of the products, for logits in units of log2: above zero and finite in float32."""
+    limits = torch.finfo(torch.float32)
+    return min(max(LOG2_E / temperature, limits.tiny), limits.max)

@@ -39,7 +39,7 @@ LEFT_TO_A_GPU = (
     "autocast or for_all_shapes or same_bits or (only_where_asked and stream) or unbiased or padding_reaches"
     " or accurate_as_a_product or first_ids"
     " or nested or on_cpu or copied or second_backward or retained or draw_the_same or sequence"
-    " or large_tables or all_equal_items or (equal_vectors_tie and 40)"
+    " or large_tables or all_equal_items or ((equal_vectors_tie or temperatures) and 40)"
     " or make_fx or export or device or nothing_to_compute or dropout_of_the_layer or (vmap or jacrev)"
 )
 
