@@ -254,7 +254,7 @@ def sorted_keys(
 
 def exclusion_arguments(exclude: Tensor | None) -> tuple[Tensor | None, int, int]:
     """The ids and their strides."""
-    return (None, 0, 0) if exclude is None else (exclude, *exclude.stride())
+    return (None, 0, 0) if exclude is None else (exclude, exclude.stride(0), exclude.stride(1))
 
 
 def excluded_columns(exclude: Tensor | None) -> int:

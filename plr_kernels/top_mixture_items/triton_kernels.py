@@ -375,7 +375,6 @@ def forward(
         return states.new_empty((rows, k), dtype=torch.float32), states.new_empty((rows, k), dtype=torch.int64)
     if k > LARGEST_K:
         check_exclude(exclude, items.shape[0])
-        inputs = (upcast(tensor) for tensor in (states, log_weights, items))
-        return reference.top_mixture_items(*inputs, k, temperature, exclude)
+        return reference.top_mixture_items(upcast(states), upcast(log_weights), upcast(items), k, temperature, exclude)
     scores, ids, _ = forward_counted(states, log_weights, items, k, temperature, exclude)
     return scores, ids
