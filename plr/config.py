@@ -102,6 +102,11 @@ class Config(
                 f"training_rows must be {' or '.join(possible)} for method {self.method!r} on backbone "
                 f"{self.backbone!r}; found {self.training_rows!r}{reason}"
             )
+        if self.method == "lares" and self.row_kind == "sequence" and self.trajectory_weight:
+            raise ConfigError(
+                "training_rows 'sequence' needs trajectory_weight 0 for method 'lares': that term aligns a row with "
+                f"another one of the same target, and a sequence row has many; found {self.trajectory_weight:g}"
+            )
         if self.targets_per_row and (self.row_kind != "sequence" or not backbone.causal):
             raise ConfigError(
                 "targets_per_row is for sequence rows of a causal backbone; "

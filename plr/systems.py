@@ -118,7 +118,7 @@ METHODS = {
         "lares.LARESRecommender",
         "a depth-recurrent block refines the states of all positions; alignment losses, then reinforcement "
         "(LARES, arXiv 2505.16865)",
-        no_sequences="it aligns each sequence with another one that has the same target",
+        row_kinds=("prefix", "sequence"),
         post_training=Method(
             "lares_post_training.PostTrainedLARES",
             no_sequences="post-training chooses its rows by their targets",

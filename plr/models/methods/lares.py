@@ -8,11 +8,12 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from plr.data import Batch
-from plr.models.encoder import SequenceEncoder, at_last_position
+from plr.data import Batch, CountedTargets
+from plr.models.encoder import SequenceEncoder, at_last_position, at_positions
 from plr.models.items.encoders import ItemEncoder
 from plr.models.layers.length_buckets import length_buckets
 from plr.models.layers.transformer import TransformerLayer
+from plr.models.methods.reasoning import BOTH_WAYS
 from plr.models.recommender import Losses, Recommender
 from plr.options import LARESOptions
 from plr_kernels import linear_cross_entropy
@@ -81,24 +82,30 @@ class LARESRecommender(Recommender):
         """Return {"next_item", "trajectory", "step"}; a term whose weight is 0 is not listed.
 
         With `trajectory_weight` the batch holds 2B rows: B sequences, then the positive of each. Other rows with the
-        same target are negatives like any other, as in the public code.
+        same target are negatives like any other, as in the public code. Without it rows may have a target at every
+        position: all of them predict, and a state is aligned with one of its own steps among the other rows' states.
         """
-        table = self.item_table()
-        rows = batch.lengths.shape[0] // 2 if self.same_target_positives else batch.lengths.shape[0]
+        table, counted = self.item_table(), batch.counted
+        if counted is not None and self.same_target_positives:
+            raise ValueError("sequence rows have no positives of the same target; set trajectory_weight to 0")
+        rows = len(batch.each_target) // 2 if self.same_target_positives else len(batch.each_target)  # N
+        sizes = (rows,) if counted is None else counted.sizes
         steps = self.sample_steps()
-        states = self.queries(self.reasoning_states(table, batch.item_ids, batch.lengths, steps))  # [2B | B, k, d]
-        final = states[:rows, -1]  # [B, d]
+        states = self.queries(
+            self.reasoning_states(table, batch.item_ids, batch.lengths, steps, counted=counted)
+        )  # [2N | N, k, d]
+        final = states[:rows, -1]  # [N, d]
         losses = {
             "next_item": linear_cross_entropy(
-                final, self.candidates(table), batch.targets[:rows], temperature=self.temperature
+                final, self.candidates(table), batch.each_target[:rows], temperature=self.temperature
             )
         }
         if self.options.trajectory_weight:
-            losses["trajectory"] = self.options.trajectory_weight * self._alignment(final, states[rows:, -1])
+            losses["trajectory"] = self.options.trajectory_weight * self._alignment(final, states[rows:, -1], sizes)
         if self.options.step_weight:
             # A single step has nothing to be aligned with.
             drawn = int(torch.randint(steps, (), device="cpu"))
-            step = self._alignment(final, states[:rows, drawn]) if steps > 1 else final.new_zeros(())
+            step = self._alignment(final, states[:rows, drawn], sizes) if steps > 1 else final.new_zeros(())
             losses["step"] = self.options.step_weight * step
         return losses
 
@@ -108,9 +115,15 @@ class LARESRecommender(Recommender):
         return self.queries(self.reasoning_states(table, batch.item_ids, batch.lengths, self.options.mean_steps)[:, -1])
 
     def reasoning_states(
-        self, table: Tensor, item_ids: Tensor, lengths: Tensor, steps: int, start: Tensor | None = None
+        self,
+        table: Tensor,
+        item_ids: Tensor,
+        lengths: Tensor,
+        steps: int,
+        start: Tensor | None = None,
+        counted: CountedTargets | None = None,
     ) -> Tensor:
-        """Return the last position's state after each step, [B, steps, d].
+        """Return the last position's state after each step, [B, steps, d]; or [N, steps, d], those that count.
 
         Args:
             table: item vectors [V, d].
@@ -118,10 +131,16 @@ class LARESRecommender(Recommender):
             lengths: int64 [B].
             steps: k, at least 1.
             start: T_0 [B, L, d]; by default `initial_states`.
+            counted: which positions' states are wanted.
+
+        Raises:
+            ValueError: positions of an encoder that reads both ways.
         """
-        buckets = length_buckets(lengths, item_ids.shape[1])
+        if counted is not None and not self.encoder.causal:
+            raise ValueError(BOTH_WAYS)
+        buckets = length_buckets(lengths, item_ids.shape[1]) if counted is None else None
         if buckets is None:
-            return self._reasoning_states(self.embed(table, item_ids), lengths, steps, start)
+            return self._reasoning_states(self.embed(table, item_ids), lengths, steps, start, counted)
         # A row's positive is of any length; sorted, few rows are padded to the longest.
         embeddings = self.embed(table, item_ids[buckets.order]).split(buckets.rows)
         sorted_lengths = lengths[buckets.order].split(buckets.rows)
@@ -136,7 +155,14 @@ class LARESRecommender(Recommender):
         ]
         return torch.cat(outputs).index_select(0, buckets.inverse)
 
-    def _reasoning_states(self, embeddings: Tensor, lengths: Tensor, steps: int, start: Tensor | None) -> Tensor:
+    def _reasoning_states(
+        self,
+        embeddings: Tensor,
+        lengths: Tensor,
+        steps: int,
+        start: Tensor | None,
+        counted: CountedTargets | None = None,
+    ) -> Tensor:
         encoded = self.encoder.encode(embeddings, lengths, all_positions=True)
         prefix = encoded.hidden  # [B, L, d]
         assert prefix is not None  # all positions were asked for
@@ -146,7 +172,10 @@ class LARESRecommender(Recommender):
             states = self.core_norm(self.adapter(states, prefix))
             for layer in self.core:
                 states, _ = layer(states, lengths, self.encoder.causal)
-            outputs.append(at_last_position(states, lengths).squeeze(1))
+            if counted is None:
+                outputs.append(at_last_position(states, lengths).squeeze(1))
+            else:
+                outputs.append(at_positions(states, counted.positions).flatten(0, 1)[counted.index])
         return torch.stack(outputs, dim=1)
 
     def initial_states(self, like: Tensor) -> Tensor:
@@ -165,12 +194,20 @@ class LARESRecommender(Recommender):
         )
         return min(int(torch.poisson(rate)) + 1, 3 * self.options.mean_steps)
 
-    def _alignment(self, one: Tensor, two: Tensor) -> Tensor:
-        """Both directions' mean InfoNCE between one and two, [B, d] each; row b belongs to row b."""
-        own = torch.arange(one.shape[0], device=one.device)
-        there = linear_cross_entropy(one, two, own, temperature=self.options.contrastive_temperature)
-        back = linear_cross_entropy(two, one, own, temperature=self.options.contrastive_temperature)
-        return (there + back) / 2
+    def _alignment(self, one: Tensor, two: Tensor, sizes: tuple[int, ...]) -> Tensor:
+        """Both directions' mean InfoNCE between one and two, [N, d] each, in groups of so many; row n belongs to n."""
+        temperature = self.options.contrastive_temperature
+        if len(sizes) == 1:  # not split, so that gradients of what several terms read are added in one order
+            groups = [(one, two)]
+        else:
+            groups = list(zip(one.split(sizes), two.split(sizes), strict=True))
+        terms = []
+        for size, (own_one, own_two) in zip(sizes, groups, strict=True):
+            own = torch.arange(size, device=one.device)
+            there = linear_cross_entropy(own_one, own_two, own, temperature=temperature)
+            back = linear_cross_entropy(own_two, own_one, own, temperature=temperature)
+            terms.append(size / one.shape[0] * (there + back) / 2)
+        return torch.stack(terms).sum()
 
 
 def random_states(out: Tensor) -> Tensor:

@@ -172,7 +172,7 @@ def test_fewer_rows_within_reach_than_devices_are_refused_by_name(pretrained, sm
         ({"init": "x"}, "init is for phase 'rpt'; found phase 'spt' with init 'x'"),
         ({"rollouts": 1}, "rollouts must be at least 2: a rollout is judged by the others of its row; found 1"),
         ({"trajectory_weight": -1.0}, "trajectory_weight must be a finite number, 0 or more; found -1.0"),
-        ({"training_rows": "sequence"}, "training_rows must be prefix for method 'lares' on backbone 'sasrec'"),
+        ({"training_rows": "sequence"}, "training_rows 'sequence' needs trajectory_weight 0 for method 'lares'"),
         ({"mean_steps": 0}, "mean_steps must be at least 1; found 0"),
         ({"temperature_scale": 0.5}, "temperature_scale must be a finite number, 1 or more; found 0.5"),
     ],

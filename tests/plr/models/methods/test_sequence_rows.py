@@ -36,11 +36,13 @@ METHODS = [
     {"method": "plr", "fast_state": "added", "pooling": "last", "kl_weight": 0.1, "kl_limit": 0.0},
     {"method": "plr", "fast_state": "component", "consistency_weight": 0.3},
     {"method": "plr", "reasoning": False},
+    {"method": "lares", "trajectory_weight": 0.0, "step_weight": 0.0},
 ]
 CONTRASTIVE = [
     {"method": "plr", "mixture": "states", "kl_limit": 0.0},
     {"method": "plr", "contrastive_weight": 0.5, "contrastive_temperature": 0.3},
     {"method": "prl", "contrastive_weight": 0.5, "warmup_epochs": 0, "noise": 0.0},
+    {"method": "lares", "trajectory_weight": 0.0},
 ]
 
 
@@ -56,6 +58,14 @@ def sequences(lengths=(5, 1, 9, 3, 9), ignored=((2, 1), (2, 3), (0, 0)), num_ite
     for place in ignored:
         targets[place] = IGNORED
     return Batch(batch.item_ids, batch.lengths, targets, batch.users, CountedTargets.of(targets))
+
+
+def repeatable(model):
+    """The model; LARES with the T_0 of evaluation and three steps, of which the first is aligned with the last."""
+    if hasattr(model, "evaluation_state"):
+        model.eval()
+        model.sample_steps = lambda: torch.manual_seed(2) and 3
+    return model
 
 
 def prefixes(batch: Batch) -> Batch:
@@ -76,7 +86,7 @@ def prefixes(batch: Batch) -> Batch:
 
 @pytest.mark.parametrize("options", METHODS, ids=named)
 def test_losses_and_gradients_are_those_of_prefix_rows(options):
-    model, batch = small_model(**options), sequences()
+    model, batch = repeatable(small_model(**options)), sequences()
     losses, expected = model.losses(batch), model.losses(prefixes(batch))
     assert losses.keys() == expected.keys()
     for name in losses:
@@ -93,7 +103,7 @@ def test_losses_and_gradients_are_those_of_prefix_rows(options):
 )
 def test_states_are_those_of_prefix_rows(options, lengths, ignored, cosine):
     kept = [(row, place) for row, place in ignored if row < len(lengths) and place < lengths[row] - 1]
-    model, batch = small_model(**options), sequences(lengths, kept)
+    model, batch = repeatable(small_model(**options)), sequences(lengths, kept)
     if cosine:
         model = scored_by_cosine(model)
     alone = prefixes(batch)
@@ -106,6 +116,9 @@ def test_states_are_those_of_prefix_rows(options, lengths, ignored, cosine):
         expected = model._run(table, alone.item_ids, alone.lengths)
         for name in ("fast", "states", "streams", "gate_scores"):
             close(getattr(outcome, name), getattr(expected, name))
+    elif options["method"] == "lares":
+        states = model.reasoning_states(table, batch.item_ids, batch.lengths, 3, counted=batch.counted)
+        close(states, model.reasoning_states(table, alone.item_ids, alone.lengths, 3))
     else:
         states = model.states(table, batch.item_ids, batch.lengths, counted=batch.counted)
         close(states, model.states(table, alone.item_ids, alone.lengths))
@@ -114,8 +127,8 @@ def test_states_are_those_of_prefix_rows(options, lengths, ignored, cosine):
 @pytest.mark.parametrize("options", CONTRASTIVE, ids=named)
 def test_a_users_own_histories_are_no_negatives(options):
     """The term of Eq. 8 and of PRL's noisy copies, within the first targets of all rows, the second ones, and so on."""
-    model, batch = small_model(**options), sequences()
-    name = "contrastive" if options["method"] == "plr" else "noise_contrastive"
+    model, batch = repeatable(small_model(**options)), sequences()
+    name = {"plr": "contrastive", "prl": "noise_contrastive", "lares": "step"}[options["method"]]
     found = model.losses(batch)[name]
     alone = prefixes(batch)
     sizes = batch.counted.sizes
@@ -155,9 +168,9 @@ def test_later_items_and_padding_reach_no_history(options):
     close(total(model.losses(batch)), total(model.losses(other)))
 
 
-@pytest.mark.parametrize("method", ["base", "erl", "prl", "plr"])
+@pytest.mark.parametrize("method", ["base", "erl", "prl", "plr", "lares"])
 def test_an_encoder_that_reads_both_ways_is_refused(method):
-    model = bidirectional(small_model(method=method))
+    model = bidirectional(small_model(method=method, trajectory_weight=0.0))
     with pytest.raises(ValueError, match="would read the targets of whole-sequence rows"):
         model.losses(sequences())
 
@@ -167,7 +180,7 @@ def test_an_encoder_that_reads_both_ways_is_refused(method):
     [
         ({"backbone": "bert4rec", "method": "plr"}, "found 'sequence': its encoder reads both ways, and would see"),
         ({"backbone": "bert4rec", "method": "base"}, "found 'sequence': its encoder reads both ways, and would see"),
-        ({"method": "lares"}, "found 'sequence': it aligns each sequence with another one that has the same target"),
+        ({"method": "lares"}, "needs trajectory_weight 0 for method 'lares': that term aligns a row with another one"),
         (
             {"method": "lares", "phase": "rpt", "init": "somewhere"},
             "found 'sequence': post-training chooses its rows by their targets",
