@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
-import gc
-import os
 import signal
 import sys
+
+# Until the handlers are set, a Ctrl-C ends the process as the system does: with status 130 and no traceback of imports.
+# Only where this is the program, and not where signals are ignored (nohup).
+if (__name__ == "__main__" or sys.argv[0].endswith("/plr")) and (
+    signal.getsignal(signal.SIGINT) is signal.default_int_handler
+):
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+import gc
+import os
 from contextlib import suppress
 
 from plr.errors import TERMINATED
