@@ -21,6 +21,20 @@ def test_same_rows_or_a_refusal(tmp_path, first):
     assert len(read) < 90
 
 
+FOUND = {
+    7009611: "a separator between the quotes of two unquoted fields",
+    8013987: "backslashes that are right by RFC 4180 with another meaning",
+    8016869: "two ends of lines and nothing else",
+    9095042: "a record of two lines whose time is wrong, left out",
+    10069271: "backslashes that are right by RFC 4180, with fewer lines left out than were written",
+}
+
+
+@pytest.mark.parametrize("seed", FOUND, ids=FOUND.get)
+def test_what_long_runs_have_found(tmp_path, seed):
+    assert check(seed, tmp_path)[1] is None
+
+
 def test_all_writers_occur():
     made = [make(seed) for seed in range(200)]
     assert {one.how.removesuffix(", damaged") for one in made} == set(WRITERS)
