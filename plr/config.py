@@ -56,6 +56,9 @@ class Config(
         self._check_system()
         if self.temperature is None:  # set here, so that config.yaml says what was used
             self.temperature = BACKBONES[self.backbone].temperature
+        if self.batch_order is None:
+            uneven = self.row_kind == "sequence" and self.batch_unit == "rows"
+            self.batch_order = "shuffled" if uneven else "length"
         if self.min_context is None:
             # Base and Cloze train on sequences by default, in windows that follow each other.
             follows = self.system.row_kinds[0] == "sequence"
@@ -139,7 +142,7 @@ class Config(
             raise ConfigError(f"{path}: {error}") from error
 
 
-FORMER_VALUES = {"mixture": "states"}
+FORMER_VALUES = {"mixture": "states", "batch_order": "length"}
 """What a run's config.yaml of an earlier version, which lacks the field, stands for where that is not the default."""
 
 
@@ -164,8 +167,10 @@ def read_fields(path: Path) -> dict[str, Any]:
     return FORMER_VALUES | values if "provenance" in values else values
 
 
-_DERIVED = ("temperature", "kl_weight", "contrastive_weight", "trigger_std", "fast_state", "min_context")
-"""The options whose defaults depend on other options: the backbone, the method, the mixture or the length."""
+_DERIVED = (
+    "temperature", "kl_weight", "contrastive_weight", "trigger_std", "fast_state", "min_context", "batch_order",
+)  # fmt: skip
+"""The options whose defaults depend on other options: the backbone, the method, the mixture, the length or the rows."""
 
 
 def without_derived(values: dict[str, Any]) -> dict[str, Any]:

@@ -491,7 +491,9 @@ class TrainingOptions(Options):
         min_context: sequence rows: a history longer than max_length is cut into windows that overlap, so that each
             target has at least this many items before it, or all there are. By default 1 for base (no overlap), and
             three quarters of max_length for the other methods.
-        batch_order: length, rows of like length together, of which little is padded, or shuffled.
+        batch_order: length, rows of like length together, of which little is padded, or shuffled. By default length,
+            and shuffled for sequence rows that are counted by rows: of like length together, the few targets of short
+            sequences would weigh as much in a step as the many of long ones.
         batch_size: training rows per step. A prefix row has one target; a sequence row has as many as its user (in a
             window), or up to targets_per_row: a step has that many times more targets. Losses are means over targets.
         batch_unit: what batch_size counts: rows, or targets; then a step has about as many with sequence rows as with
@@ -510,7 +512,7 @@ class TrainingOptions(Options):
     training_rows: Literal["auto", "prefix", "sequence"] = option("auto")
     targets_per_row: int = option(0, at_least(0))
     min_context: int | None = option(None, at_least(1))
-    batch_order: Literal["length", "shuffled"] = option("length")
+    batch_order: Literal["length", "shuffled"] | None = option(None)
     batch_size: int = option(2048, at_least(1))
     batch_unit: Literal["rows", "targets"] = option("rows")
     epochs: int = option(200, at_least(1))

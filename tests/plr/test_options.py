@@ -53,3 +53,26 @@ def test_a_configuration_is_an_object_of_every_kind_of_options():
     assert isinstance(config, PLROptions)
     assert isinstance(config, EncoderOptions)
     assert (config.streams, config.dim) == (3, 8)
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({"method": "plr"}, "length"),
+        ({"method": "base"}, "shuffled"),  # sequence rows are its default
+        ({"method": "base", "batch_unit": "targets"}, "length"),
+        ({"method": "plr", "training_rows": "sequence"}, "shuffled"),
+        ({"method": "plr", "training_rows": "sequence", "batch_order": "length"}, "length"),
+        ({"method": "plr", "batch_order": "shuffled"}, "shuffled"),
+    ],
+)
+def test_sequences_are_shuffled_unless_batches_are_filled_by_targets(given, expected):
+    assert Config(**given).batch_order == expected
+
+
+def test_runs_of_earlier_versions_had_batches_of_like_length(tmp_path):
+    path = tmp_path / "config.yaml"
+    for provenance, expected in ("{plr: 1.0}", "length"), ("null", "shuffled"):
+        line = "" if provenance == "null" else f"provenance: {provenance}\n"
+        path.write_text(f"method: base\n{line}")
+        assert Config.load(path).batch_order == expected
