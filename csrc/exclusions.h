@@ -14,6 +14,8 @@ namespace plr_kernels {
 struct ExcludedIds {
   const int64_t* ids;
   int64_t columns;
+
+  ExcludedIds from_row(int64_t row) const { return {ids + row * columns, columns}; }
 };
 
 // The excluded ids of rows [first_row, first_row + rows), sorted by block of items and within a block by row. It is a

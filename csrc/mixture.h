@@ -24,7 +24,9 @@ inline float kernel_scale(double scale) {
 // a matter of sizes alone, so that the result does not depend on the number of threads.
 class LogSumExp {
  public:
-  LogSumExp(const Context& context, const GemvSweep& sweep, double scale)
+  // Of a sweep with a state's scores side by side.
+  template <class Sweep>
+  LogSumExp(const Context& context, const Sweep& sweep, double scale)
       : LogSumExp(context, sweep.tasks(), sweep.states(), scale) {
     lanes_ = Buffer(2 * kLanes * states_ * context.threads.count());
     reset_lanes(0, states_ * context.threads.count());

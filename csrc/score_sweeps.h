@@ -72,6 +72,15 @@ class GemvSweep {
     context_.kernels.gemv(items_, item, 1, vectors_.data(), vectors_step_, states_, scores, 1);
   }
 
+  // The scores [ids, count] of listed items and states [first_state, … + count).
+  void of_items(const std::vector<int64_t>& ids, int64_t first_state, int64_t count, float* scores) const {
+    Buffer all(states_);
+    for (const int64_t id : ids) {
+      of_item(id, all.data());
+      scores = std::copy_n(all.data() + first_state, count, scores);
+    }
+  }
+
  private:
   const Context& context_;
   const Matrix& items_;

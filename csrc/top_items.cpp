@@ -8,6 +8,7 @@
 #include "best_items.h"
 #include "exclusions.h"
 #include "operators.h"
+#include "packed_items.h"
 #include "panels.h"
 #include "score_sweeps.h"
 #include "states.h"
@@ -29,12 +30,13 @@ void write(const Context& context, const BestItems& best, int64_t first_row, int
   });
 }
 
-void top_items_by_gemv(const Context& context, const Matrix& states, const Matrix& items, const ExcludedIds& excluded,
+// A sweep with a row's scores side by side.
+template <class Sweep>
+void top_items_by_rows(const Context& context, const Sweep& sweep, int64_t items, const ExcludedIds& excluded,
                        const BestItemsOutput& output) {
-  const int64_t rows = states.rows;
-  const GemvSweep sweep(context, states, items);
-  const Exclusions exclusions(excluded, 0, rows, items.rows, sweep.block_items());
-  BestItems best(context, rows, output.k, items.rows, sweep.block_items());
+  const int64_t rows = sweep.states();
+  const Exclusions exclusions(excluded, 0, rows, items, sweep.block_items());
+  BestItems best(context, rows, output.k, items, sweep.block_items());
   sweep.run([&](int64_t, int thread, int64_t first_item, int64_t count, float* block) {
     for (int64_t row = 0; row < rows; ++row) {
       float* scores = block + row * sweep.block_items();
@@ -74,13 +76,26 @@ void top_items(const Context& context, const Matrix& states, const Matrix& items
   const BestItemsOutput output{scores, ids, k};
   constexpr int64_t few_rows = 8;
   if (GemvSweep::suits(states, few_rows)) {
-    if (states.rows > 0) top_items_by_gemv(context, states, items, excluded, output);
+    if (states.rows > 0) {
+      top_items_by_rows(context, GemvSweep(context, states, items), items.rows, excluded, output);
+    }
     return;
   }
   const bool paired = GemmSweep::takes_pairs(context, states, items);
   const int64_t together = BestItems::rows_together(k, items.rows);
   for (int64_t first = 0; first < states.rows; first += together) {
     top_items_by_gemm(context, states, first, std::min(together, states.rows - first), items, paired, excluded, output);
+  }
+}
+
+void top_items(const Context& context, const Matrix& states, const PackedItems& items, int64_t k,
+               const ExcludedIds& excluded, float* scores, int64_t* ids) {
+  const int64_t count = items.matrix().rows;
+  check_items_fit_keys(count);
+  for (int64_t first = 0; first < states.rows; first += PackedSweep::kMostStates) {
+    const Matrix part = rows_of(states, first, std::min(PackedSweep::kMostStates, states.rows - first));
+    top_items_by_rows(context, PackedSweep(context, part, items), count, excluded.from_row(first),
+                      {scores + first * k, ids + first * k, k});
   }
 }
 

@@ -22,6 +22,7 @@
 #include "exclusions.h"
 #include "mixture.h"
 #include "operators.h"
+#include "packed_items.h"
 #include "panels.h"
 #include "score_sweeps.h"
 #include "states.h"
@@ -66,16 +67,16 @@ void write_nan(const MixtureCall& call, int64_t row) {
 }
 
 // Writes a row from its streams' lists, or says what a second sweep needs. lists(m, keys) fetches a list, best first;
-// d_of(item, d) computes the scores d [streams] of an item. Returns whether the row is done.
+// scores_of(ids, d) computes the scores d [ids, streams] of listed items. Returns whether the row is done.
 template <class Lists, class ScoresOf>
 bool finish_row(const MixtureCall& call, int64_t row, const StreamOffsets& offsets, const Lists& lists,
-                const ScoresOf& d_of, float& bound) {
+                const ScoresOf& scores_of, float& bound) {
   const int64_t streams = call.streams, k = call.output.k;
   if (std::any_of(offsets.values.begin(), offsets.values.end(), [](double offset) { return std::isnan(offset); })) {
     write_nan(call, row);
     return true;
   }
-  std::vector<float> worst(streams, -std::numeric_limits<float>::infinity()), d(streams);
+  std::vector<float> worst(streams, -std::numeric_limits<float>::infinity());
   std::vector<Key> keys, best;
   std::vector<int64_t> ids;
   for (int64_t m = 0; m < streams; ++m) {
@@ -85,10 +86,11 @@ bool finish_row(const MixtureCall& call, int64_t row, const StreamOffsets& offse
   }
   std::sort(ids.begin(), ids.end());
   ids.erase(std::unique(ids.begin(), ids.end()), ids.end());
-  for (const int64_t id : ids) {
-    d_of(id, d.data());
-    const float score = as_score(offsets.log2_probability(d.data()));
-    if (score != -std::numeric_limits<float>::infinity()) best.push_back(key_of(score, id));
+  std::vector<float> d(ids.size() * streams);
+  scores_of(ids, d.data());
+  for (std::size_t i = 0; i < ids.size(); ++i) {
+    const float score = as_score(offsets.log2_probability(d.data() + i * streams));
+    if (score != -std::numeric_limits<float>::infinity()) best.push_back(key_of(score, ids[i]));
   }
   const int64_t count = std::min<int64_t>(k, best.size());
   std::partial_sort(best.begin(), best.begin() + count, best.end(), std::greater<Key>());
@@ -137,8 +139,9 @@ void push_exact(BestItems& best, int thread, int64_t i, const OpenRow& row, cons
 
 // ------------------------------------------------------------------------------------------ few rows
 
-void second_sweep(const Context& context, const MixtureCall& call, const GemvSweep& sweep,
-                  const Exclusions& exclusions, const std::vector<OpenRow>& open) {
+template <class Sweep>
+void second_sweep(const Context& context, const MixtureCall& call, const Sweep& sweep, const Exclusions& exclusions,
+                  const std::vector<OpenRow>& open) {
   const int64_t streams = call.streams, block_items = sweep.block_items();
   const Finder finder(open);
   const int64_t anchors_step = streams * kAnchorNumbers * kLanes;
@@ -177,9 +180,10 @@ void second_sweep(const Context& context, const MixtureCall& call, const GemvSwe
   write_best(call, best, 0, open);
 }
 
-int64_t by_gemv(const Context& context, const MixtureCall& call) {
+// By a sweep with a state's scores side by side.
+template <class Sweep>
+int64_t by_rows(const Context& context, const MixtureCall& call, const Sweep& sweep) {
   const int64_t rows = call.rows(), streams = call.streams;
-  const GemvSweep sweep(context, call.states, call.items);
   const int64_t block_items = sweep.block_items();
   const Exclusions exclusions(call.excluded, 0, rows, call.items.rows, block_items);
   BestItems lists(context, sweep.states(), call.list_length(), call.items.rows, block_items);
@@ -195,19 +199,21 @@ int64_t by_gemv(const Context& context, const MixtureCall& call) {
     }
   });
   const std::vector<double> z = lse.of_states();
-  std::vector<OpenRow> open;
-  Buffer all(sweep.states());
+  std::vector<StreamOffsets> offsets;
+  std::vector<float> bounds(rows);
+  std::vector<char> done(rows);
   for (int64_t row = 0; row < rows; ++row) {
-    const StreamOffsets offsets(call.log_weights + row * streams, streams, z.data() + row * streams, 1, call.scale);
-    float bound = 0.0f;
-    const bool done = finish_row(
-        call, row, offsets, [&](int64_t m, std::vector<Key>& keys) { lists.best(row * streams + m, keys); },
-        [&](int64_t item, float* d) {
-          sweep.of_item(item, all.data());
-          std::copy_n(all.data() + row * streams, streams, d);
-        },
-        bound);
-    if (!done) open.push_back({row, offsets, bound});
+    offsets.emplace_back(call.log_weights + row * streams, streams, z.data() + row * streams, 1, call.scale);
+  }
+  context.threads.run(rows, [&](int64_t row, int) {
+    done[row] = finish_row(
+        call, row, offsets[row], [&](int64_t m, std::vector<Key>& keys) { lists.best(row * streams + m, keys); },
+        [&](const std::vector<int64_t>& items, float* d) { sweep.of_items(items, row * streams, streams, d); },
+        bounds[row]);
+  });
+  std::vector<OpenRow> open;
+  for (int64_t row = 0; row < rows; ++row) {
+    if (!done[row]) open.push_back({row, offsets[row], bounds[row]});
   }
   if (!open.empty()) second_sweep(context, call, sweep, exclusions, open);
   return static_cast<int64_t>(open.size());
@@ -309,15 +315,17 @@ int64_t by_gemm(const Context& context, const MixtureCall& call, int64_t first_r
       done[row] = finish_row(
           call, first_row + row, offsets[row],
           [&](int64_t m, std::vector<Key>& keys) { lists.best(first_state + m * kLanes, keys); },
-          [&](int64_t item, float* d) {
-            int64_t panel = -1;
-            for (int64_t m = 0; m < streams; ++m) {
-              const int64_t state = first_state + m * kLanes;
-              if (state / kPanelColumns != panel) {
-                panel = state / kPanelColumns;
-                sweep.of_item(item, panel * kPanelColumns, copied.data(), scores.data());
+          [&](const std::vector<int64_t>& items, float* d) {
+            for (const int64_t item : items) {
+              int64_t panel = -1;
+              for (int64_t m = 0; m < streams; ++m) {
+                const int64_t state = first_state + m * kLanes;
+                if (state / kPanelColumns != panel) {
+                  panel = state / kPanelColumns;
+                  sweep.of_item(item, panel * kPanelColumns, copied.data(), scores.data());
+                }
+                *d++ = scores[state % kPanelColumns];
               }
-              d[m] = scores[state % kPanelColumns];
             }
           },
           bounds[row]);
@@ -341,12 +349,35 @@ int64_t top_mixture_items(const Context& context, const Matrix& states, const fl
   const MixtureCall call{states, log_weights, streams, kLog2E / temperature, items, excluded, {scores, ids, k}};
   const int64_t rows = call.rows();
   if (rows == 0) return 0;
-  if (rows <= few_rows && GemvSweep::suits(states, few_states)) return by_gemv(context, call);
+  if (rows <= few_rows && GemvSweep::suits(states, few_states)) {
+    return by_rows(context, call, GemvSweep(context, states, items));
+  }
   const bool paired = GemmSweep::takes_pairs(context, states, items);
   const int64_t together = BestItems::rows_together(call.list_length(), items.rows, streams);
   int64_t swept_twice = 0;
   for (int64_t first = 0; first < rows; first += together) {
     swept_twice += by_gemm(context, call, first, std::min(together, rows - first), paired);
+  }
+  return swept_twice;
+}
+
+int64_t top_mixture_items(const Context& context, const Matrix& states, const float* log_weights, int64_t streams,
+                          const PackedItems& items, int64_t k, double temperature, const ExcludedIds& excluded,
+                          float* scores, int64_t* ids) {
+  check_items_fit_keys(items.matrix().rows);
+  const int64_t rows = states.rows / streams;
+  const int64_t together = std::max<int64_t>(1, PackedSweep::kMostStates / streams);
+  int64_t swept_twice = 0;
+  for (int64_t first = 0; first < rows; first += together) {
+    const Matrix part = rows_of(states, first * streams, std::min(together, rows - first) * streams);
+    const MixtureCall call{part,
+                           log_weights + first * streams,
+                           streams,
+                           kLog2E / temperature,
+                           items.matrix(),
+                           excluded.from_row(first),
+                           {scores + first * k, ids + first * k, k}};
+    swept_twice += by_rows(context, call, PackedSweep(context, part, items));
   }
   return swept_twice;
 }

@@ -1,9 +1,11 @@
 // The class Engine of the extension. Its description is a dict of numbers and of addresses of float32 arrays.
 #include "../bindings.h"
 
+#include <algorithm>
 #include <memory>
 #include <vector>
 
+#include "../packed_items.h"
 #include "engine.h"
 
 namespace py = pybind11;
@@ -85,6 +87,12 @@ std::unique_ptr<Engine> make_engine(const std::string& instruction_set, const py
   return std::make_unique<Engine>(kernels_of(instruction_set), weights, matrix(table));
 }
 
+// With the kernels that they are ranked by.
+struct RankedItems {
+  const Kernels& kernels;
+  PackedItems packed;
+};
+
 }  // namespace
 
 void bind_engine(py::module_& module) {
@@ -97,6 +105,30 @@ void bind_engine(py::module_& module) {
         const Threads team = Threads::of_its_own(threads, engine.work(starts[histories] - starts[0], histories));
         engine.states(team, pointer<const int64_t>(ids), starts, histories, pointer<float>(states),
                       pointer<float>(log_weights));
+      });
+
+  py::class_<RankedItems>(module, "PackedItems", "Items to be ranked; see csrc/packed_items.h.")
+      .def(py::init([](const std::string& instruction_set, const MatrixArguments& items) {
+        const Kernels& kernels = kernels_of(instruction_set);
+        return std::make_unique<RankedItems>(RankedItems{kernels, PackedItems(kernels, matrix(items))});
+      }))
+      .def("top", [](const RankedItems& items, int threads, const MatrixArguments& states_arguments,
+                     Address log_weights, int64_t streams, int64_t k, double temperature, Address exclude,
+                     int64_t excluded_columns, Address scores, Address ids) {
+        const py::gil_scoped_release release;
+        const Matrix states = matrix(states_arguments), &all = items.packed.matrix();
+        // For fewer states than these, reading the items takes longer than the multiply-adds.
+        const double rows = static_cast<double>(std::max<int64_t>(states.rows, 8));
+        const Threads team = Threads::of_its_own(
+            threads, rows * static_cast<double>(all.rows) * static_cast<double>(all.columns));
+        const Context context{items.kernels, team};
+        const ExcludedIds excluded{pointer<const int64_t>(exclude), excluded_columns};
+        if (log_weights == 0) {
+          top_items(context, states, items.packed, k, excluded, pointer<float>(scores), pointer<int64_t>(ids));
+        } else {
+          top_mixture_items(context, states, pointer<const float>(log_weights), streams, items.packed, k, temperature,
+                            excluded, pointer<float>(scores), pointer<int64_t>(ids));
+        }
       });
 }
 

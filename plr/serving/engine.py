@@ -18,6 +18,7 @@ from plr.models.methods.plr import PLRRecommender
 from plr.models.methods.prl import PRLRecommender
 from plr.models.recommender import Recommender
 from plr_kernels.dispatch.backend import CPP_IS_BUILT, chosen_backend
+from plr_kernels.dispatch.checks import check_index, check_integer, check_shape
 
 _MODELS = (BaseRecommender, ERLRecommender, PRLRecommender, PLRRecommender)
 _ITEMS = (IdItemEncoder, FeatureItemEncoder, TextItemEncoder)
@@ -33,6 +34,10 @@ class UserStates(NamedTuple):
 
     states: Tensor
     log_weights: Tensor | None
+
+    def of_rows(self, rows: slice) -> UserStates:
+        """Return those of some of the histories."""
+        return UserStates(self.states[rows], None if self.log_weights is None else self.log_weights[rows])
 
 
 def why_not(model: Recommender) -> str | None:
@@ -54,6 +59,8 @@ def why_not(model: Recommender) -> str | None:
     for name, weight in model.named_parameters():
         if weight.device.type != "cpu" or weight.dtype != torch.float32:
             return f"{name} is {weight.dtype} on {weight.device}, not float32 on the CPU"
+        if weight.is_inference():
+            return f"{name} is an inference tensor, of which no change can be noticed"
     if _has_any_global_hook():
         return "a hook is registered for all modules"
     for name, module in model.named_modules():
@@ -69,6 +76,7 @@ class Engine:
 
         engine = Engine(model)
         states, log_weights = engine.states(ids, offsets)
+        scores, items = engine.top(ids, offsets, k=10)
 
     Histories stand one after the other, nothing is padded, and the last layer is computed for their last positions
     alone. An answer is the same to the bit alone or with others, in any order and on any number of threads. The model
@@ -79,6 +87,7 @@ class Engine:
 
     Attributes:
         table: float32 [V, d], the item vectors that histories are made of.
+        candidates: float32 [V, d], those that are ranked.
 
     Raises:
         EngineError: the engine cannot take the model; the message says why.
@@ -92,12 +101,16 @@ class Engine:
         from plr_kernels.extension import as_matrix, resources
 
         self.temperature = model.temperature
+        self._snapshot = _snapshot(model)
         self._resources = resources
         with torch.no_grad():
             self.table = model.item_table().detach().contiguous()
             kept = _Kept()
             description = _describe(model, kept)
             self._engine = _cpp.Engine(resources()[0], description, as_matrix(self.table))
+            self.candidates = model.candidates(self.table).contiguous()
+            self._ranked = _cpp.PackedItems(resources()[0], as_matrix(self.candidates))
+        self._as_matrix = as_matrix
         reasoning = description["reasoning"]
         self._dim = self.table.shape[1]
         self._components = None
@@ -129,6 +142,65 @@ class Engine:
             0 if log_weights is None else log_weights.data_ptr(),
         )
         return UserStates(states, log_weights)
+
+    def top(
+        self, ids: Tensor, offsets: Tensor, k: int, *, exclude: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Rank the items for histories: `rank(states(ids, offsets), k, exclude=exclude)`."""
+        return self.rank(self.states(ids, offsets), k, exclude=exclude)
+
+    def rank(self, users: UserStates, k: int, *, exclude: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Return scores float32 [B, k] and items int64 [B, k], best first, ties to the smaller number.
+
+        As `ItemScorer.top_items`, with one arithmetic whatever B is.
+
+        Args:
+            users: from `states`, or rows of it.
+            k: how many, 1 <= k <= V.
+            exclude: int64 [B, X], the items that a row must not return, padded with -1. Where fewer than k are left,
+                -inf and -1 fill up.
+
+        Raises:
+            TypeError, ValueError: not of that kind.
+        """
+        states, log_weights = users
+        rows, count = len(states), len(self.candidates)
+        check_index("k", k)
+        if not 1 <= k <= count:
+            raise ValueError(f"k must be in [1, V={count}]; found {k}")
+        if exclude is not None:
+            check_integer("exclude", exclude, (torch.int64,), "states", states)
+            check_shape("exclude", exclude, "R X", {"R": rows})
+            exclude = exclude.contiguous()
+        states = states.contiguous().view(-1, states.shape[-1])
+        log_weights = None if log_weights is None else log_weights.contiguous()
+        scores, items = torch.empty(rows, k), torch.empty(rows, k, dtype=torch.int64)
+        self._ranked.top(
+            self._resources()[1],
+            self._as_matrix(states),
+            0 if log_weights is None else log_weights.data_ptr(),
+            1 if log_weights is None else log_weights.shape[1],
+            k,
+            self.temperature,
+            *((0, 0) if exclude is None else (exclude.data_ptr(), exclude.shape[1])),
+            scores.data_ptr(),
+            items.data_ptr(),
+        )
+        return scores, items
+
+    def fits(self, model: Recommender) -> bool:
+        """Whether the model that the engine was made of is as it was then: weights, mode and hooks."""
+        return self._snapshot == _snapshot(model) and chosen_backend() in ("auto", "cpp")
+
+
+def _snapshot(model: Recommender) -> list[Any]:
+    """What tells that a model has been changed: every weight's version, every module's mode and number of hooks."""
+    weights = [(weight.data_ptr(), weight._version) for weight in model.parameters()]
+    modules = [
+        (type(module), module.training, len(module._forward_hooks), len(module._forward_pre_hooks))
+        for module in model.modules()
+    ]
+    return [weights, modules, _has_any_global_hook()]
 
 
 def _check_histories(ids: Tensor, offsets: Tensor) -> None:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from numbers import Integral
 from pathlib import Path
 from typing import Literal
@@ -18,6 +18,7 @@ from plr.errors import RequestError, RunError, listed, shortened
 from plr.models import Recommender as Model
 from plr.models import build_model
 from plr.runs import RunFolder, load_weights
+from plr.serving.engine import Engine, why_not
 from plr.serving.new_items import with_new_items
 
 MOST_EXCLUDED = 2**20
@@ -61,6 +62,16 @@ class Recommender:
         with torch.no_grad():
             self._table = model.item_table().detach()  # [V, d]
             self._candidates = model.candidates(self._table)  # [V, d]
+        self._engine = Engine(self.model) if why_not(self.model) is None else None
+
+    @property
+    def engine(self) -> Engine | None:
+        """What computes the answers: the engine, or None where PyTorch does, as the model is.
+
+        The engine does on CPUs, for what `plr.serving.engine.why_not` has nothing against when the recommender is
+        made, as long as the model is left as it was: weights, mode and hooks.
+        """
+        return self._engine if self._engine is not None and self._engine.fits(self.model) else None
 
     @classmethod
     def load(
@@ -137,11 +148,21 @@ class Recommender:
         for first in range(0, len(order), batch_size):
             numbers = order[first : first + batch_size]
             chosen = [indices[number] for number in numbers]
-            for number, answer in zip(numbers, self._rank(chosen, k, exclude_seen), strict=True):
+            for number, answer in zip(numbers, self._rank(chosen, int(k), exclude_seen), strict=True):
                 answers[number] = answer
         return answers
 
     def _rank(self, histories: list[Tensor], k: int, exclude_seen: bool) -> list[list[Recommendation]]:
+        engine = self.engine
+        if engine is not None:
+            offsets = torch.tensor([0, *accumulate(map(len, histories))])
+            users = engine.states(torch.cat(histories), offsets)
+            self._check_finite(users.states)
+            return self._answers(
+                histories,
+                exclude_seen,
+                lambda rows, exclude: engine.rank(users.of_rows(rows), k, exclude=exclude),
+            )
         device = self._table.device
         recent = [history[-self.config.max_length :] for history in histories]
         lengths = torch.tensor([history.numel() for history in recent], device="cpu")
@@ -152,15 +173,33 @@ class Recommender:
             users=torch.arange(len(histories), device=device),
         )
         scorer = self.model.scorer(batch, self._table)
-        if not bool(torch.isfinite(scorer.states).all()):
+        self._check_finite(scorer.states)
+        return self._answers(
+            histories,
+            exclude_seen,
+            lambda rows, exclude: scorer.of_rows(rows).top_items(self._candidates, k, exclude=exclude),
+        )
+
+    @staticmethod
+    def _check_finite(states: Tensor) -> None:
+        if not bool(torch.isfinite(states).all()):
             raise RunError("the user embedding of a history is not finite; the weights are damaged")
-        answers = []
+
+    def _answers(
+        self,
+        histories: list[Tensor],
+        exclude_seen: bool,
+        top: Callable[[slice, Tensor | None], tuple[Tensor, Tensor]],
+    ) -> list[list[Recommendation]]:
+        """Give names to what `top` returns for rows of the histories: scores and numbers [R, k]."""
+        device = self._table.device
+        answers: list[list[Recommendation]] = []
         for rows in _blocks(histories, MOST_EXCLUDED) if exclude_seen else [slice(len(histories))]:
             exclude = None
             if exclude_seen:
                 seen = histories[rows]
                 exclude = torch.nn.utils.rnn.pad_sequence(seen, batch_first=True, padding_value=-1).to(device)
-            scores, ids = scorer.of_rows(rows).top_items(self._candidates, int(k), exclude=exclude)
+            scores, ids = top(rows, exclude)
             answers += [
                 [Recommendation(self.item_ids[item], score) for score, item in zip(*row, strict=True) if item >= 0]
                 for row in zip(scores.tolist(), ids.tolist(), strict=True)

@@ -15,6 +15,8 @@ from plr.data import Batch
 from plr.errors import EngineError
 from plr.items import ItemData, ItemText
 from plr.models import build_model
+from plr.models.scoring import ItemScorer
+from plr.serving import Recommender
 from plr.serving.engine import Engine, why_not
 from plr_kernels import extension, use_backend
 from tests.plr.models.helpers import small_config
@@ -159,18 +161,79 @@ def test_an_answer_is_the_same_alone_and_in_any_company(engines, lengths, order,
     histories = [ids[first:last] for first, last in pairwise(offsets.tolist())]
     chosen = order.sample(range(len(histories)), order.randint(1, len(histories)))
     picked = [histories[index] for index in chosen]
-    whole = engine.states(ids, offsets)
+    seen = nn.utils.rnn.pad_sequence(histories, batch_first=True, padding_value=-1)
+
+    def answers(ids, offsets, exclude):
+        users = engine.states(ids, offsets)
+        return *users, *engine.rank(users, 7, exclude=exclude), *engine.top(ids, offsets, 20)
+
+    whole = answers(ids, offsets, seen)
     before = engine._resources
     engine._resources = lambda: (before()[0], threads)
     try:
-        some = engine.states(torch.cat(picked), torch.tensor([0, *accumulate(len(each) for each in picked)]))
+        starts = torch.tensor([0, *accumulate(len(each) for each in picked)])
+        some = answers(torch.cat(picked), starts, seen[chosen])
     finally:
         engine._resources = before
-    alone = engine.states(picked[0], torch.tensor([0, len(picked[0])]))
+    alone = answers(picked[0], torch.tensor([0, len(picked[0])]), seen[chosen[:1]])
     for of_whole, of_some, of_one in zip(whole, some, alone, strict=True):
         if of_whole is not None:
             assert torch.equal(of_whole[chosen], of_some)
             assert torch.equal(of_some[:1], of_one)
+
+
+@pytest.mark.parametrize("name", SETS)
+@pytest.mark.parametrize("method", ["base", "plr"])
+@pytest.mark.parametrize("rows", [1, 5, 300])
+def test_ranking_is_that_of_its_own_scores(name, method, rows, monkeypatch):
+    """Every item once, in the order of scores that are the formula's within rounding, equal vectors by number."""
+    monkeypatch.setattr(extension, "_instruction_set", name)
+    model = trained(500, method=method, dim=50)
+    with torch.no_grad():
+        model.items.embedding.weight[333] = model.items.embedding.weight[77]
+    engine = Engine(model)
+    ids, offsets = ragged([1 + row % 12 for row in range(rows)], 500)
+    exclude = torch.stack([torch.arange(rows) % 500, torch.full((rows,), -1)], dim=1)
+    users = engine.states(ids, offsets)
+    scores, items = engine.rank(users, 500, exclude=exclude)
+    assert torch.equal(items[:, -1], torch.full((rows,), -1))
+    assert bool((scores[:, -1] == -torch.inf).all())
+    scores, items = scores[:, :-1], items[:, :-1]
+    assert torch.equal(torch.cat([items, exclude[:, :1]], dim=1).sort().values, torch.arange(500).expand(rows, -1))
+    descending = (scores[:, 1:] < scores[:, :-1]) | ((scores[:, 1:] == scores[:, :-1]) & (items[:, 1:] > items[:, :-1]))
+    assert bool(descending.all())
+    double = ItemScorer(
+        users.states.double(), None if users.log_weights is None else users.log_weights.double(), model.temperature
+    )
+    truth = double.scores(engine.candidates.double()).gather(1, items)
+    # A sum of 50 products, each rounded, of which the largest terms are the states' times the vectors' lengths.
+    size = float(users.states.flatten(1).norm(dim=1).max() * engine.candidates.norm(dim=1).max())
+    assert float((scores.double() - truth).abs().max()) <= 4 * 50 * size * 2**-24
+    few, best = engine.rank(users, 10, exclude=exclude)
+    assert torch.equal(few, scores[:, :10])
+    assert torch.equal(best, items[:, :10])
+    pair = [(row.tolist().index(77), row.tolist().index(333)) for row in items if {77, 333} <= set(row.tolist())]
+    assert all(second == first + 1 for first, second in pair)
+
+
+def test_a_recommender_says_what_computes_its_answers():
+    model = trained(method="plr")
+    recommender = Recommender(model, [f"i{item}" for item in range(ITEMS)], small_config())
+    histories = [["i3", "i5"], ["i9"] * 40, ["i1"]]
+    assert recommender.engine is not None
+    by_engine = recommender.recommend(histories, k=ITEMS)
+    assert recommender.recommend(histories[1:2], k=3) == [by_engine[1][:3]]
+    with use_backend("reference"):
+        assert recommender.engine is None
+        by_model = recommender.recommend(histories, k=ITEMS)
+    for one, other in zip(by_engine, by_model, strict=True):
+        ours, theirs = ({each.item: each.score for each in row} for row in (one, other))
+        assert ours == pytest.approx(theirs, rel=1e-5, abs=1e-5)
+    with torch.no_grad():
+        model.encoder.layers[0].query.bias += 1
+    assert recommender.engine is None  # which would answer with the former weights
+    assert Recommender(model, recommender.item_ids, small_config()).engine is not None
+    assert Recommender(trained(method="lares"), recommender.item_ids, small_config(method="lares")).engine is None
 
 
 def test_the_work_is_shared_among_threads(engines):
@@ -206,6 +269,12 @@ def test_what_is_no_history_is_named(engines):
         engine.states(torch.tensor([1, 2, 61]), torch.tensor([0, 1, 3]))
     with pytest.raises(ValueError, match="offsets must grow: every history needs an item; found 10000000 and 2"):
         engine.states(ids, torch.tensor([0, 10**7, 2]))
+    with pytest.raises(ValueError, match=r"k must be in \[1, V=61\]; found 62"):
+        engine.top(ids, offsets, 62)
+    with pytest.raises(ValueError, match=r"exclude must be in \[0, V\), or -1 as padding \(V=61\), found 61"):
+        engine.top(ids, offsets, 3, exclude=torch.full((2, 1), 61))
+    with pytest.raises(ValueError, match="exclude"):
+        engine.top(ids, offsets, 3, exclude=torch.full((3, 1), 6))
 
 
 def test_models_that_pytorch_computes_are_named():
