@@ -131,8 +131,8 @@ class Engine:
         _check_histories(ids, offsets)
         ids, offsets = ids.contiguous(), offsets.contiguous()
         rows, components = len(offsets) - 1, self._components
-        log_weights = None if components is None else torch.empty(rows, components)
-        states = torch.empty(rows, self._dim) if components is None else torch.empty(rows, components, self._dim)
+        log_weights = None if components is None else _empty(rows, components)
+        states = _empty(rows, self._dim) if components is None else _empty(rows, components, self._dim)
         self._engine.states(
             self._resources()[1],
             ids.data_ptr(),
@@ -174,7 +174,7 @@ class Engine:
             exclude = exclude.contiguous()
         states = states.contiguous().view(-1, states.shape[-1])
         log_weights = None if log_weights is None else log_weights.contiguous()
-        scores, items = torch.empty(rows, k), torch.empty(rows, k, dtype=torch.int64)
+        scores, items = _empty(rows, k), _empty(rows, k, dtype=torch.int64)
         self._ranked.top(
             self._resources()[1],
             self._as_matrix(states),
@@ -191,6 +191,11 @@ class Engine:
     def fits(self, model: Recommender) -> bool:
         """Whether the model that the engine was made of is as it was then: weights, mode and hooks."""
         return self._snapshot == _snapshot(model) and chosen_backend() in ("auto", "cpp")
+
+
+def _empty(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Whatever the process has made its default device and dtype."""
+    return torch.empty(shape, dtype=dtype, device="cpu")
 
 
 def _snapshot(model: Recommender) -> list[Any]:

@@ -155,7 +155,7 @@ class Recommender:
     def _rank(self, histories: list[Tensor], k: int, exclude_seen: bool) -> list[list[Recommendation]]:
         engine = self.engine
         if engine is not None:
-            offsets = torch.tensor([0, *accumulate(map(len, histories))])
+            offsets = torch.tensor([0, *accumulate(map(len, histories))], device="cpu")
             users = engine.states(torch.cat(histories), offsets)
             self._check_finite(users.states)
             return self._answers(
