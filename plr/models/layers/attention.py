@@ -15,7 +15,15 @@ from torch.nn import functional
 
 from plr.models.layers.dropout import keep_mask, keep_scale, levels
 from plr.models.layers.fast_path import fast_path_applies
-from plr.models.layers.linear import Linear, LinearGradients, float32_on_cpu, onednn_serves, product, row_blocks
+from plr.models.layers.linear import (
+    Linear,
+    LinearGradients,
+    applied,
+    float32_on_cpu,
+    onednn_serves,
+    product,
+    row_blocks,
+)
 
 
 def sequence_attention(
@@ -56,7 +64,7 @@ def split_heads(states: Tensor, heads: int) -> Tensor:
 def keys_values(states: Tensor, projection: Linear, heads: int) -> tuple[Tensor, Tensor]:
     """Project states [B, P, d] to keys and values side by side, [B, P, 2·H·D] -> each as [B, H, P, D]."""
     if onednn_serves(states) and fast_path_applies(projection):
-        return _KeysValues.apply(states, projection.weight, projection.bias, heads)
+        return applied(_KeysValues, states, projection.weight, projection.bias, heads)
     key, value = projection(states).chunk(2, dim=-1)
     return split_heads(key, heads), split_heads(value, heads)
 

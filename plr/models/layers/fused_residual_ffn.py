@@ -14,7 +14,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 from plr.models.layers.dropout import keep_mask, keep_scale
-from plr.models.layers.linear import LinearGradients, product, row_blocks
+from plr.models.layers.linear import LinearGradients, applied, product, row_blocks
 
 
 class SublayerWeights(NamedTuple):
@@ -61,7 +61,7 @@ def residual_sublayers(states: Tensor, joined: Tensor, weights: SublayerWeights,
         [..., d].
     """
     rows, joined_rows = states.flatten(0, -2), joined.flatten(0, -2)  # [R, d]
-    return _ResidualSublayers.apply(rows, joined_rows, eps, dropped, *weights).view(states.shape)
+    return applied(_ResidualSublayers, rows, joined_rows, eps, dropped, *weights).view(states.shape)
 
 
 class _ResidualNorm(NamedTuple):

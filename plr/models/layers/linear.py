@@ -21,8 +21,22 @@ class Linear(nn.Linear):
         """[..., in] -> [..., out]."""
         fits = states.shape[-1:] == (self.in_features,) and self.weight.dtype == states.dtype
         if fits and onednn_serves(states):
-            return _OneDNNLinear.apply(states, self.weight, self.bias)
+            return applied(_OneDNNLinear, states, self.weight, self.bias)
         return super().forward(states)  # whose messages name what does not fit
+
+
+class _NoContext:
+    """Stands for an autograd function's context where nothing is to be kept."""
+
+    def save_for_backward(self, *_: Tensor) -> None:
+        pass
+
+
+def applied(function: type[torch.autograd.Function], *arguments: Any) -> Any:
+    """function.apply(*arguments); without gradients its forward pass alone, as apply takes some 35 µs even then."""
+    if torch.is_grad_enabled():
+        return function.apply(*arguments)
+    return function.forward(_NoContext(), *arguments)
 
 
 def onednn_serves(states: Tensor) -> bool:

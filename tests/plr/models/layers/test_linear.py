@@ -9,6 +9,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from plr.models.layers import linear
 from plr.models.layers.linear import Linear
+from plr.models.layers.transformer import TransformerLayer
+from plr.options import LayerOptions
 
 pytestmark = pytest.mark.skipif(linear._PRODUCT is None, reason="this build of PyTorch has no oneDNN product")
 
@@ -95,3 +97,18 @@ def test_what_does_not_fit_gets_pytorchs_message(states, message):
 def test_other_weights_than_states_get_pytorchs_message():
     with pytest.raises(RuntimeError, match="dtype"):
         Linear(4, 3).bfloat16()(torch.ones(2, 4))
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+def test_without_gradients_the_numbers_are_the_same_to_the_bit(mode, dropout):
+    layer = TransformerLayer(LayerOptions(dim=24, heads=2, ffn_dim=40, hidden_dropout=dropout, attention_dropout=0.0))
+    states, lengths = torch.randn(3, 7, 24), torch.tensor([7, 2, 5])
+    torch.manual_seed(0)
+    with_gradients = layer(states, lengths, True)
+    torch.manual_seed(0)
+    with mode():
+        without = layer(states, lengths, True)
+    assert with_gradients[0].requires_grad
+    assert torch.equal(without[0], with_gradients[0])
+    assert all(torch.equal(one, other) for one, other in zip(without[1], with_gradients[1], strict=True))
