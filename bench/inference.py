@@ -3,17 +3,20 @@
     OMP_NUM_THREADS=1 python -m bench.inference
 
 The peer is SASRec as one would write it: fused QKV, scaled_dot_product_attention, every position in both layers,
-`state @ table.T`, `topk`. What is timed is a call from numbers to the ten best items, as numbers. Every figure is a
-ratio to the peer, taken round by round.
+`state @ table.T`, `topk`. What is timed is a call from numbers to the ten best items, as numbers: the thread's own
+time, so that what else the machine does counts little. Every figure is a ratio to the peer, taken round by round.
 """
 
 from __future__ import annotations
 
 import argparse
+import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from itertools import accumulate, pairwise
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -67,9 +70,17 @@ def plain(layer: nn.Linear) -> nn.Linear:
     return copy
 
 
-def build(method: str, items: int, dim: int) -> Recommender:
+# PLR as printed, with one vector a history, and as it is trained by default, with four distributions.
+SYSTEMS: dict[str, dict[str, Any]] = {
+    "sasrec": {"method": "base"},
+    "plr as printed": {"method": "plr", "mixture": "states", "streams": 2},
+    "plr": {"method": "plr"},
+}
+
+
+def build(system: str, items: int, dim: int) -> Recommender:
     """A model whose logits have standard deviation 3, as after training: flat mixtures take a second sweep."""
-    model = build_model(Config(method=method, dim=dim, max_length=LENGTH, seed=1), items).eval()
+    model = build_model(Config(**SYSTEMS[system], dim=dim, max_length=LENGTH, seed=1), items).eval()
     with torch.no_grad():
         for parameter in model.parameters():
             parameter += 0.05 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1))
@@ -77,40 +88,42 @@ def build(method: str, items: int, dim: int) -> Recommender:
     return model
 
 
-def measure(calls: dict[str, Callable[[], object]], seconds: float, least: int = 7) -> dict[str, Spread]:
+def measure(calls: dict[str, Callable[[], Any]], seconds: float, least: int = 7) -> dict[str, Spread]:
     """The ratios of each call's time to that of the first, with quartiles over rounds in which each has a turn."""
     rounds: list[list[float]] = []
     end = time.perf_counter() + seconds
     for call in calls.values():
         call()
     while len(rounds) < least or time.perf_counter() < end:
-        times = [time.perf_counter()]
+        times = [time.thread_time()]
         for call in calls.values():
             call()
-            times.append(time.perf_counter())
+            times.append(time.thread_time())
         rounds.append([after - before for before, after in pairwise(times)])
     ratios = {name: Spread.of([each[i] / each[0] for each in rounds]) for i, name in enumerate(calls)}
     ratios["seconds"] = Spread.of([each[0] for each in rounds])
     return ratios
 
 
-def case(items: int, dim: int, users: int, shortest: int, seconds: float, with_compiled: bool) -> dict[str, object]:
+def case(items: int, dim: int, users: int, shortest: int, seconds: float, with_compiled: bool) -> dict[str, Any]:
     """One row of the table."""
     generator = torch.Generator().manual_seed(users)
     lengths = torch.randint(shortest, LENGTH + 1, (users,), generator=generator)
     ids = torch.randint(0, items, (int(lengths.sum()),), generator=generator)
     offsets = torch.tensor([0, *accumulate(lengths.tolist())])
     item_ids = nn.utils.rnn.pad_sequence(list(ids.split(lengths.tolist())), batch_first=True)
-    base = build("base", items, dim)
-    peer, sasrec, parallel = PlainSASRec(base).eval(), Engine(base), Engine(build("plr", items, dim))
-    calls: dict[str, Callable[[], object]] = {"plain": lambda: peer(item_ids, lengths)}
+    models = {system: build(system, items, dim) for system in SYSTEMS}
+    engines = {system: Engine(model) for system, model in models.items()}
+    peer = PlainSASRec(models["sasrec"]).eval()
+    calls: dict[str, Callable[[], Any]] = {"plain": lambda: peer(item_ids, lengths)}
     if with_compiled:
         fast = torch.compile(peer, dynamic=False)
         calls["compiled"] = lambda: fast(item_ids, lengths)
-    calls["sasrec"] = lambda: sasrec.top(ids, offsets, K)
-    calls["plr"] = lambda: parallel.top(ids, offsets, K)
+    for system, engine in engines.items():
+        calls[system] = partial(engine.top, ids, offsets, K)
     with torch.inference_mode():
-        torch.testing.assert_close(sasrec.top(ids, offsets, K)[0], peer(item_ids, lengths)[0], rtol=1e-4, atol=1e-4)
+        found, expected = calls["sasrec"](), calls["plain"]()
+        torch.testing.assert_close(found[0], expected[0], rtol=1e-4, atol=1e-4)
         ratios = measure(calls, seconds)
     return {
         "items": items,
@@ -121,26 +134,27 @@ def case(items: int, dim: int, users: int, shortest: int, seconds: float, with_c
     }
 
 
-def table(rows: list[dict[str, object]], instruction_set: str) -> str:
+def table(record: dict[str, Any]) -> str:
     """The record for readers."""
-    columns = [name for name in ("compiled", "sasrec", "plr") if name in rows[0]]
+    rows = record["ratios_to_plain"]
+    columns = [name for name in ("compiled", *SYSTEMS) if name in rows[0]]
     lines = [
-        f"# Answering, one thread, {instruction_set}: time over that of a plain PyTorch SASRec",
+        f"# Answering, one thread, {record['instruction_set']}: time over that of a plain PyTorch SASRec",
         "",
-        "`python -m bench.inference`. Median of the rounds (quartiles); the ten best items of V.",
+        f"`{record['command']}`. Median of the rounds (quartiles); the ten best items of V.",
         "",
         "| V | d | users | items each | plain, ms a call | " + " | ".join(columns) + " |",
         "|" + "---|" * (5 + len(columns)),
     ]
     for row in rows:
-        shortest, longest = row["lengths"]  # type: ignore[misc]
+        shortest, longest = row["lengths"]
         cells = [
             f"{row['items']:,}",
             row["dim"],
             row["users"],
             longest if shortest == longest else f"{shortest} to {longest}",
-            f"{row['seconds'][1] * 1e3:.3g}",  # type: ignore[index]
-            *("{1:.2f} ({0:.2f}–{2:.2f})".format(*row[name]) for name in columns),  # type: ignore[misc]
+            f"{row['seconds'][1] * 1e3:.3g}",
+            *("{1:.2f} ({0:.2f}–{2:.2f})".format(*row[name]) for name in columns),
         ]
         lines.append("| " + " | ".join(map(str, cells)) + " |")
     return "\n".join(lines) + "\n"
@@ -165,15 +179,15 @@ def main(arguments: list[str] | None = None) -> None:
                     rows.append(case(items, dim, users, shortest, chosen.seconds, chosen.compiled))
                     print(rows[-1], flush=True)
     record = {
-        "command": "python -m bench.inference",
+        "command": " ".join(["python -m bench.inference", *(sys.argv[1:] if arguments is None else arguments)]),
         "torch": torch.__version__,
         "instruction_set": extension.instruction_set(),
         "threads": 1,
         "ratios_to_plain": rows,
     }
     write_record(chosen.out, record)
-    write_text(chosen.out.with_suffix(".md"), table(rows, extension.instruction_set()))
-    print(table(rows, extension.instruction_set()))
+    write_text(chosen.out.with_suffix(".md"), table(record))
+    print(table(record))
 
 
 if __name__ == "__main__":
