@@ -624,6 +624,7 @@ def backward(
             **options,
         )
         if split_prefix and prefix > 0:
+            options = launch.stream_attention_prefix_gradient(options, query.element_size())
             _prefix_backward_kernel[(batch * heads, launch.blocks(prefix, options["BLOCK_P"]))](
                 *strided_inputs[:6],
                 *shared,

@@ -83,6 +83,14 @@ def stream_attention(streams: int, dim: int, element_size: int, device: torch.de
     return options(warps, 2 if row <= 1024 else 1, BLOCK_M=block_m, BLOCK_P=block_p, HELD_D=held_d)
 
 
+def stream_attention_prefix_gradient(attention: Options, element_size: int) -> Options:
+    """Blocks of the kernel that sums the prefix' gradients over many streams, given those of the backward pass.
+
+    float32 numbers, multiplied without matrix instructions, spill with larger blocks.
+    """
+    return {**attention, "BLOCK_M": 16, "BLOCK_P": 16} if element_size == 4 and not TRITON_INTERPRETED else attention
+
+
 def float32_precision() -> str:
     """How torch multiplies float32 numbers on GPUs at this moment: "highest", "high" or "medium".
 
