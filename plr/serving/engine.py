@@ -216,8 +216,8 @@ def _check_histories(ids: Tensor, offsets: Tensor) -> None:
         if tensor.ndim != 1:
             raise ValueError(f"{name} must have one dimension; found shape {list(tensor.shape)}")
     if len(offsets) < 1 or int(offsets[0]) < 0 or int(offsets[-1]) > len(ids):
-        found = [int(offsets[0]), int(offsets[-1])] if len(offsets) else []
-        raise ValueError(f"offsets must be B + 1 numbers from 0 to {len(ids)}, the number of ids; found {found}")
+        ends = [int(offsets[0]), int(offsets[-1])] if len(offsets) else []
+        raise ValueError(f"offsets must be B + 1 numbers from 0 to {len(ids)}, the number of ids; found {ends}")
 
 
 class _Kept:
