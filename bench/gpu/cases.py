@@ -19,7 +19,17 @@ from bench.gpu import flex
 from bench.limits import Limit, copy_probe, products
 from bench.records import OURS
 from bench.training_step import CONFIG, adam_step
-from plr_kernels import info_nce, linear_cross_entropy, pairwise_kl, stream_attention, top_items
+from plr_kernels import (
+    info_nce,
+    linear_cross_entropy,
+    mixture_cross_entropy,
+    pairwise_kl,
+    stream_attention,
+    target_mixture_rank,
+    target_rank,
+    top_items,
+    top_mixture_items,
+)
 from plr_kernels.info_nce.reference import info_nce as info_nce_formula
 from plr_kernels.pairwise_kl.reference import pairwise_kl as pairwise_kl_formula
 from plr_kernels.stream_attention.reference import stream_attention as stream_attention_formula
@@ -191,6 +201,85 @@ def ranking(sizes: Sizes, device: torch.device, dtype: torch.dtype) -> Case:
     return Case("top_items", shape, (states, items), implementations, formula, limit, _allowed(dtype), backward=False)
 
 
+def mixture_loss(sizes: Sizes, device: torch.device, dtype: torch.dtype) -> Case:
+    """mixture_cross_entropy against its formula."""
+    targets = torch.randint(sizes.items, (sizes.batch,), device=device)
+
+    def formula(states: Tensor, log_weights: Tensor, items: Tensor) -> Tensor:
+        logits = states @ items.T  # [R, M, V]
+        own = logits.gather(2, targets[:, None, None].expand(-1, sizes.streams, 1)).squeeze(2)
+        return -torch.logsumexp(log_weights + own - torch.logsumexp(logits, dim=2), dim=1).mean()
+
+    implementations = {
+        OURS: lambda *tensors: mixture_cross_entropy(*tensors, targets),
+        "eager formula in float32": _in_float32(formula),
+        "formula in float32 under torch.compile": _compiled(_in_float32(formula)),
+        "formula under torch.compile": _compiled(formula),
+    }
+    limit = _products(sizes.batch * sizes.streams, sizes.items, sizes.dim, device, dtype)
+    shape, leaves = _mixture_shape(sizes, dtype), _mixtures(sizes, device, dtype)
+    return Case("mixture_cross_entropy", shape, leaves, implementations, formula, limit, _allowed(dtype))
+
+
+def counting(sizes: Sizes, device: torch.device, dtype: torch.dtype) -> Case:
+    """target_rank against a product and comparisons; of small integers, whose sums are exact in float32."""
+    states, items = (
+        torch.randint(-3, 4, (size, sizes.dim), device=device).to(dtype) for size in (sizes.batch, sizes.items)
+    )
+    targets = torch.randint(sizes.items, (sizes.batch,), device=device)
+
+    def formula(states: Tensor, items: Tensor) -> Tensor:
+        scores = states @ items.T
+        own = scores.gather(1, targets[:, None])
+        return torch.stack([(scores > own).sum(dim=1), (scores == own).sum(dim=1) - 1]).float()
+
+    implementations = {
+        OURS: lambda states, items: torch.stack(target_rank(states, items, targets)).float(),
+        "eager, h @ E.T compared, in float32": _in_float32(formula),
+        "the same under torch.compile": _compiled(_in_float32(formula)),
+    }
+    limit = _products(sizes.batch, sizes.items, sizes.dim, device, dtype, backward=0)
+    shape = f"R{sizes.batch} V{sizes.items} D{sizes.dim} {_name(dtype)}"
+    return Case("target_rank", shape, (states, items), implementations, formula, limit, _allowed(dtype), backward=False)
+
+
+def mixture_counting(sizes: Sizes, device: torch.device, dtype: torch.dtype) -> Case:
+    """target_mixture_rank against its formula: how many items are more probable; of near ones rounding decides."""
+    leaves = tuple(leaf.detach() for leaf in _mixtures(sizes, device, dtype))
+    targets = torch.randint(sizes.items, (sizes.batch,), device=device)
+
+    def formula(states: Tensor, log_weights: Tensor, items: Tensor) -> Tensor:
+        scores = _log_probabilities(states, log_weights, items)
+        return (scores > scores.gather(1, targets[:, None])).sum(dim=1).float()
+
+    implementations = {
+        OURS: lambda *tensors: target_mixture_rank(*tensors, targets)[0].float(),
+        "eager formula in float32": _in_float32(formula),
+        "formula in float32 under torch.compile": _compiled(_in_float32(formula)),
+    }
+    limit = _products(sizes.batch * sizes.streams, sizes.items, sizes.dim, device, dtype, forward=2, backward=0)
+    shape = _mixture_shape(sizes, dtype)
+    return Case("target_mixture_rank", shape, leaves, implementations, formula, limit, _allowed(dtype), backward=False)
+
+
+def mixture_ranking(sizes: Sizes, device: torch.device, dtype: torch.dtype) -> Case:
+    """top_mixture_items against its formula and topk."""
+    leaves = tuple(leaf.detach() for leaf in _mixtures(sizes, device, dtype))
+
+    def formula(states: Tensor, log_weights: Tensor, items: Tensor) -> Tensor:
+        return _log_probabilities(states, log_weights, items).topk(sizes.k).values
+
+    implementations = {
+        OURS: lambda *tensors: top_mixture_items(*tensors, sizes.k)[0],
+        "eager formula in float32": _in_float32(formula),
+        "formula in float32 under torch.compile": _compiled(_in_float32(formula)),
+        "formula under torch.compile": _compiled(formula),
+    }
+    limit = _products(sizes.batch * sizes.streams, sizes.items, sizes.dim, device, dtype, backward=0)
+    shape = f"{_mixture_shape(sizes, dtype)} k{sizes.k}"
+    return Case("top_mixture_items", shape, leaves, implementations, formula, limit, _allowed(dtype), backward=False)
+
+
 def training_step(sizes: Sizes, device: torch.device, dtype: torch.dtype) -> Case:
     """A step of PLR with M = T = 2, mixed precision for half types: with the kernels, and with their formulas."""
     config = replace(CONFIG, batch_size=sizes.batch, dim=sizes.dim)
@@ -211,7 +300,11 @@ CASES: dict[str, Callable[[Sizes, torch.device, torch.dtype], Case]] = {
     "pairwise_kl": divergence,
     "linear_cross_entropy": cross_entropy,
     "info_nce": contrast,
+    "mixture_cross_entropy": mixture_loss,
     "top_items": ranking,
+    "top_mixture_items": mixture_ranking,
+    "target_rank": counting,
+    "target_mixture_rank": mixture_counting,
     "training_step": training_step,
 }
 
@@ -223,6 +316,23 @@ def _allowed(dtype: torch.dtype) -> float:
 
 def _normal(device: torch.device, dtype: torch.dtype, spread: float, *shape: int) -> Tensor:
     return (spread * torch.randn(shape, device=device)).to(dtype).requires_grad_()
+
+
+def _mixtures(sizes: Sizes, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+    """States [R, M, D], logarithms of weights [R, M] and items [V, D]."""
+    states = _normal(device, dtype, 0.5, sizes.batch, sizes.streams, sizes.dim)
+    log_weights = torch.log_softmax(torch.randn(sizes.batch, sizes.streams, device=device), dim=1)
+    items = _normal(device, dtype, 0.25, sizes.items, sizes.dim)
+    return states, log_weights.to(dtype).requires_grad_(), items
+
+
+def _log_probabilities(states: Tensor, log_weights: Tensor, items: Tensor) -> Tensor:
+    """Of every item under every row's mixture: [R, V]."""
+    return torch.logsumexp(torch.log_softmax(states @ items.T, dim=2) + log_weights[:, :, None], dim=1)
+
+
+def _mixture_shape(sizes: Sizes, dtype: torch.dtype) -> str:
+    return f"R{sizes.batch} M{sizes.streams} V{sizes.items} D{sizes.dim} {_name(dtype)}"
 
 
 def _name(dtype: torch.dtype) -> str:
@@ -245,9 +355,16 @@ def _phases(forward: float, backward: float) -> dict[str, float]:
 
 
 def _products(
-    rows: int, columns: int, depth: int, device: torch.device, dtype: torch.dtype, *, backward: int = 3
+    rows: int,
+    columns: int,
+    depth: int,
+    device: torch.device,
+    dtype: torch.dtype,
+    *,
+    forward: int = 1,
+    backward: int = 3,
 ) -> Limit:
     """The limit of an operator made of products of [rows, depth] by [depth, columns]."""
     edge = SQUARE if device.type == "cuda" else 64
-    limit = products(rows, columns, depth, backward=backward, dtype=dtype, device=device, edge=edge)
+    limit = products(rows, columns, depth, forward=forward, backward=backward, dtype=dtype, device=device, edge=edge)
     return replace(limit, work=_phases(limit.work["forward"], limit.work.get("backward", 0)))

@@ -36,7 +36,11 @@ KERNELS: dict[str, tuple[tuple[str, dict[str, Any]], ...]] = {
     "pairwise_kl": tuple((name, {}) for name in SCORES),
     "linear_cross_entropy": tuple((name, {}) for name in SCORES),
     "info_nce": (("info_nce_forward", {}), ("info_nce_backward", {})),
+    "mixture_cross_entropy": tuple((name, {}) for name in SCORES),
     "top_items": (("top_items", {}),),
+    "top_mixture_items": (("top_items", {"is_mixture": None}), ("top_items", {"is_mixture": True})),
+    "target_rank": (("ranks", {}),),
+    "target_mixture_rank": (("ranks", {}),),
 }
 BLOCKS = ("BLOCK", "BLOCK_M", "BLOCK_P", "BLOCK_R", "BLOCK_V", "BLOCK_X", "BLOCK_D")
 

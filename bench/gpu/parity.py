@@ -12,7 +12,19 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[2]
-OPERATORS = ("stream_attention", "pairwise_kl", "linear_cross_entropy", "info_nce", "top_items")
+OPERATORS = (
+    "stream_attention",
+    "pairwise_kl",
+    "linear_cross_entropy",
+    "info_nce",
+    "mixture_cross_entropy",
+    "top_items",
+    "top_mixture_items",
+    "target_rank",
+    "target_mixture_rank",
+)
+# Operators whose tests go by another's name.
+TESTED_WITH = {"target_mixture_rank": "target_rank"}
 
 
 @dataclass(frozen=True)
@@ -37,7 +49,7 @@ class Verdict:
 def selections(operators: tuple[str, ...]) -> dict[str, str]:
     """What pytest's -k is given: the tests of each operator, and of what they share."""
     others = " or ".join(OPERATORS)
-    chosen = {name: f"triton-cuda and {name}" for name in operators}
+    chosen = {name: f"triton-cuda and {TESTED_WITH.get(name, name)}" for name in operators}
     return {**chosen, "registration and all else": f"(triton-cuda or test_registration) and not ({others})"}
 
 
