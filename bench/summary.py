@@ -17,7 +17,12 @@ METRICS = ("recall@10", "ndcg@10", "recall@20", "ndcg@20")
 def trained(config: Config) -> RunFolder:
     """Return the folder of a finished run, training it first where it is not: an interrupted one is resumed."""
     folder = RunFolder(Path(config.out))
-    if not folder.finished():
+    if folder.finished():
+        before, now = Config.load(folder.config).decisive(), config.decisive()
+        changed = [f"{name}: {before[name]!r} -> {now[name]!r}" for name in now if before[name] != now[name]]
+        if changed:
+            raise SystemExit(f"{folder.path}: holds a run of another configuration ({'; '.join(changed)})")
+    else:
         print(folder.path.name, flush=True)
         train(config)
     return folder

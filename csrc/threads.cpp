@@ -103,6 +103,7 @@ bool openmp_was_lost = false;
 
 void run_on_new_threads(int count, Tasks& tasks) {
   std::vector<std::thread> others;
+  others.reserve(count);  // so that nothing but a thread's start can fail below
   try {
     for (int other = 1; other < count; ++other) others.emplace_back(Tasks::take, &tasks);
   } catch (const std::system_error&) {

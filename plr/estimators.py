@@ -13,15 +13,15 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from dataclasses import fields
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 
-from plr.config import Config
-from plr.errors import ConfigError, RunError, shortened
-from plr.files import atomic_path
+from plr.config import Config, without_derived
+from plr.errors import ConfigError, DataError, RunError, shortened
+from plr.files import atomic_path, sha256_of
 from plr.frames import as_polars, is_frame, like
 from plr.prepare.readers.columns import Columns, find_columns
 from plr.runs import RunFolder
@@ -33,6 +33,8 @@ __all__ = ["PLR", "BERT4Rec", "Estimator", "SASRec", "UniSRec", "load"]
 INTERACTIONS = "interactions.parquet"
 """The frame that a run was fitted to, in its folder."""
 _OPTIONS = {each.name for each in fields(Config)} - {"data", "provenance"}
+
+_OWN_DEFAULTS = {"progress": False}
 
 
 class Estimator:
@@ -103,7 +105,7 @@ class Estimator:
         folder = Path(temporary.name) / "run" if temporary else Path(str(self.out))
         if is_frame(interactions):
             data = folder / INTERACTIONS
-            self._write(interactions, data)
+            self._write(interactions, RunFolder(folder))
             config = self._config(self._options | {"format": "parquet"}, str(data), str(folder))
         elif isinstance(interactions, (str, os.PathLike)):
             config = self._config(self._options, os.fspath(interactions), str(folder))
@@ -138,9 +140,16 @@ class Estimator:
             return recommender.recommend(histories, k, **options)
         frame = as_polars(histories)
         users, items, times = self._columns(frame)
+        for name, accepted in ((users, "ids"), (items, "ids"), *([(times, "numbers or dates")] if times else [])):
+            text = frame[name].dtype in (pl.String, pl.Categorical, pl.Enum)
+            if frame[name].null_count() or frame[name].dtype.is_float() or (accepted != "ids" and text):
+                raise DataError(
+                    f"column {name!r} of a frame of histories must hold {accepted}, whole and none missing; found "
+                    f"{frame[name].dtype} with {frame[name].null_count()} missing"
+                )
         if times is not None:
             frame = frame.sort(times, maintain_order=True)
-        grouped = frame.group_by(users, maintain_order=True).agg(pl.col(items).cast(pl.String))
+        grouped = frame.group_by(users, maintain_order=True).agg(pl.col(items).cast(pl.String).str.strip_chars())
         answers: list[list[Recommendation]] = recommender.recommend(grouped[items].to_list(), k, **options)
         counts = pl.Series([len(answer) for answer in answers], dtype=pl.UInt32)
         flat = [each for answer in answers for each in answer]
@@ -194,23 +203,38 @@ class Estimator:
         config = folder.require_finished()
         known = {frozenset(system._fixed.items()): system for system in (PLR, SASRec, BERT4Rec, UniSRec)}
         system = known.get(frozenset({"backbone": config.backbone, "method": config.method}.items()), Estimator)
+        chosen = without_derived(asdict(config))  # what followed from the options given was not given
+        own_frame = Path(config.data).name == INTERACTIONS and Path(config.data).parent == Path(config.out)
+        left_out = {*system._fixed, "out", *(["format"] if own_frame else [])}
+        usual = {each.name: getattr(Config, each.name) for each in fields(Config)} | _OWN_DEFAULTS
         options = {
-            name: value
-            for name in _OPTIONS - set(system._fixed) - {"out"}
-            if (value := getattr(config, name)) != getattr(Config, name)
+            name: chosen[name] for name in sorted(_OPTIONS - left_out) if name in chosen and chosen[name] != usual[name]
         }
         estimator = system(out=path, **options)
         estimator._fitted, estimator.metrics_ = folder, folder.read_metrics()
         return estimator
 
     def _config(self, options: dict[str, Any], data: str, out: str) -> Config:
-        return Config(**{"progress": False, **options, **self._fixed, "data": data, "out": out})
+        return Config(**{**_OWN_DEFAULTS, **options, **self._fixed, "data": data, "out": out})
 
-    def _write(self, interactions: Any, path: Path) -> None:
-        """Write a frame where the run's data are looked for."""
-        frame = as_polars(interactions)
-        with atomic_path(path) as aside:
-            frame.write_parquet(aside)
+    def _write(self, interactions: Any, folder: RunFolder) -> None:
+        """Write a frame where the run's data are looked for; what a run is made from stays as it is.
+
+        Raises:
+            RunError: the folder holds a finished run, or one of another frame.
+        """
+        if folder.finished():
+            raise RunError(f"{folder.path}: holds a finished run; choose another out")
+        frame, path = as_polars(interactions), folder.path / INTERACTIONS
+        with tempfile.TemporaryDirectory(prefix="plr-") as temporary:
+            made = Path(temporary) / INTERACTIONS
+            frame.write_parquet(made)
+            if path.exists():
+                if sha256_of(path) != sha256_of(made):
+                    raise RunError(f"{folder.path}: holds a run of another frame; choose another out, or delete it")
+                return
+            with atomic_path(path) as aside:
+                shutil.copyfile(made, aside)
 
     def _columns(self, frame: pl.DataFrame) -> tuple[str, str, str | None]:
         """Return the names of a frame's user, item and timestamp columns, as they are found in a file."""

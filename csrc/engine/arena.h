@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <new>
 #include <vector>
 
 #include "../buffer.h"
@@ -16,10 +17,11 @@ class Arena {
   float* take(int64_t numbers) {
     const int64_t size = round_up(numbers, kLanes);
     if (used_ + size > room_) {
-      room_ = std::max(2 * room_, size);
-      blocks_.emplace_back(room_);
+      const int64_t room = std::max(2 * room_, size);
+      blocks_.emplace_back(room);  // may throw: nothing is changed before
+      room_ = room;
       used_ = 0;
-      total_ += room_;
+      total_ += room;
     }
     float* result = blocks_.back().data() + used_;
     used_ += size;
@@ -34,10 +36,17 @@ class Arena {
     if (blocks_.size() > 1 || total_ > most_kept) {
       const int64_t next = total_ > most_kept ? 0 : total_;
       blocks_.clear();
-      if (next > 0) blocks_.emplace_back(next);
-      room_ = total_ = next;
+      room_ = total_ = 0;
+      try {
+        if (next > 0) {
+          blocks_.emplace_back(next);
+          room_ = total_ = next;
+        }
+      } catch (const std::bad_alloc&) {
+        // Taken when it is needed.
+      }
     }
-    used_ = blocks_.empty() ? room_ : 0;
+    used_ = 0;
   }
 
  private:

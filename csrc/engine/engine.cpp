@@ -15,6 +15,12 @@ namespace {
 constexpr int64_t kGroupRows = 512;
 constexpr int64_t kGroupStates = 256;  // of streams
 
+// Takes back what was taken from an arena when it goes, whatever ends it.
+struct Released {
+  Arena& arena;
+  ~Released() { arena.release(); }
+};
+
 Buffer packed(const Kernels& kernels, const float* rows, int64_t count, int64_t dim) {
   Buffer result(panels_size(count, dim), 0.0f);
   kernels.load_rows({rows, DataType::float32, count, dim, dim}, 0, count, result.data(), count);
@@ -110,11 +116,11 @@ void Engine::states(const Threads& threads, const int64_t* ids, const int64_t* o
   if (histories > 0) first.push_back(histories);
   threads.run(static_cast<int64_t>(first.size()) - 1, [&](int64_t group, int) {
     thread_local Arena arena;
+    const Released released{arena};
     const int64_t begin = first[group];
     const Output output{states + begin * states_per_row() * dim_,
                         mixes_ ? log_weights + begin * components_ : nullptr};
     run_group(ids, offsets + begin, first[group + 1] - begin, arena, output);
-    arena.release();
   });
 }
 

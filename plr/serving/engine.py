@@ -9,19 +9,28 @@ from torch import Tensor, nn
 from torch.nn.modules.module import _has_any_global_hook
 
 from plr.errors import EngineError
+from plr.models.encoder import SequenceEncoder
 from plr.models.items.encoders import FeatureItemEncoder, IdItemEncoder
 from plr.models.items.unisrec import TextItemEncoder
+from plr.models.layers.dropout import Dropout
 from plr.models.layers.linear import Linear
+from plr.models.layers.transformer import TransformerLayer
 from plr.models.methods.base import BaseRecommender
 from plr.models.methods.erl import ERLRecommender
 from plr.models.methods.plr import PLRRecommender
 from plr.models.methods.prl import PRLRecommender
 from plr.models.recommender import Recommender
+from plr_kernels import StreamAttention
 from plr_kernels.dispatch.backend import CPP_IS_BUILT, chosen_backend
 from plr_kernels.dispatch.checks import check_index, check_integer, check_shape
 
 _MODELS = (BaseRecommender, ERLRecommender, PRLRecommender, PLRRecommender)
 _ITEMS = (IdItemEncoder, FeatureItemEncoder, TextItemEncoder)
+# What the engine knows how to compute; a module of another class, a subclass too, computes something else.
+_KNOWN = (
+    *_MODELS, SequenceEncoder, TransformerLayer, Linear, Dropout, StreamAttention,
+    nn.Linear, nn.LayerNorm, nn.Embedding, nn.ModuleList,
+)  # fmt: skip
 
 
 class UserStates(NamedTuple):
@@ -54,8 +63,12 @@ def why_not(model: Recommender) -> str | None:
         return f"{type(model).__name__} is computed by PyTorch"
     if type(model.items) not in _ITEMS:
         return f"items of class {type(model.items).__name__} are computed by PyTorch"
-    if model.training:
+    if any(module.training for module in model.modules()):
         return "the model is in training mode"
+    items = set(model.items.modules())  # whose table PyTorch computes
+    for name, module in model.named_modules():
+        if module not in items and type(module) not in _KNOWN:
+            return f"{name} is a {type(module).__name__}"
     for name, weight in model.named_parameters():
         if weight.device.type != "cpu" or weight.dtype != torch.float32:
             return f"{name} is {weight.dtype} on {weight.device}, not float32 on the CPU"
@@ -66,8 +79,6 @@ def why_not(model: Recommender) -> str | None:
     for name, module in model.named_modules():
         if module._forward_hooks or module._forward_pre_hooks:
             return f"{name or 'the model'} has hooks"
-        if isinstance(module, nn.Linear) and type(module) not in (Linear, nn.Linear):
-            return f"{name} is a {type(module).__name__}"
     return None
 
 
@@ -79,8 +90,8 @@ class Engine:
         scores, items = engine.top(ids, offsets, k=10)
 
     Histories stand one after the other, nothing is padded, and the last layer is computed for their last positions
-    alone. An answer is the same to the bit alone or with others, in any order and on any number of threads. The model
-    is as it was when the engine was made.
+    alone. An answer is the same to the bit alone or with others, in any order and on any number of threads, and float32
+    under autocast too. The engine has copies of all weights: it answers as the model was when the engine was made.
 
     Args:
         model: what `why_not` has nothing against.
@@ -103,8 +114,8 @@ class Engine:
         self.temperature = model.temperature
         self._snapshot = _snapshot(model)
         self._resources = resources
-        with torch.no_grad():
-            self.table = model.item_table().detach().contiguous()
+        with torch.no_grad(), torch.autocast("cpu", enabled=False):
+            self.table = model.item_table().detach().clone(memory_format=torch.contiguous_format)
             kept = _Kept()
             description = _describe(model, kept)
             self._engine = _cpp.Engine(resources()[0], description, as_matrix(self.table))
@@ -155,7 +166,7 @@ class Engine:
         As `ItemScorer.top_items`, with one arithmetic whatever B is.
 
         Args:
-            users: from `states`, or rows of it.
+            users: from `states`, or rows of it: float32 on the CPU.
             k: how many, 1 <= k <= V.
             exclude: int64 [B, X], the items that a row must not return, padded with -1. Where fewer than k are left,
                 -inf and -1 fill up.
@@ -164,6 +175,18 @@ class Engine:
             TypeError, ValueError: not of that kind.
         """
         states, log_weights = users
+        sizes = {"d": self._dim}
+        _check_floats("states", states)
+        if self._components is None:
+            check_shape("states", states, "B d", sizes)
+            if log_weights is not None:
+                raise TypeError(f"log_weights must be None: this model ranks by one state; found {type(log_weights)}")
+        else:
+            sizes["C"] = self._components
+            check_shape("states", states, "B C d", sizes)
+            _check_floats("log_weights", log_weights)
+            assert log_weights is not None
+            check_shape("log_weights", log_weights, "B C", sizes)
         rows, count = len(states), len(self.candidates)
         check_index("k", k)
         if not 1 <= k <= count:
@@ -189,7 +212,10 @@ class Engine:
         return scores, items
 
     def fits(self, model: Recommender) -> bool:
-        """Whether the model that the engine was made of is as it was then: weights, mode and hooks."""
+        """Whether the model that the engine was made of is as it was then: weights, buffers, mode and hooks.
+
+        What is written past PyTorch's counts of changes, through `weight.data` or a NumPy view, cannot be noticed.
+        """
         return self._snapshot == _snapshot(model) and chosen_backend() in ("auto", "cpp")
 
 
@@ -199,13 +225,22 @@ def _empty(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
 
 
 def _snapshot(model: Recommender) -> list[Any]:
-    """What tells that a model has been changed: every weight's version, every module's mode and number of hooks."""
-    weights = [(weight.data_ptr(), weight._version) for weight in model.parameters()]
+    """What tells that a model has been changed: its tensors' versions, every module's mode and number of hooks."""
+    weights = [
+        (tensor.data_ptr(), None if tensor.is_inference() else tensor._version)
+        for tensor in (*model.parameters(), *model.buffers())
+    ]
     modules = [
         (type(module), module.training, len(module._forward_hooks), len(module._forward_pre_hooks))
         for module in model.modules()
     ]
-    return [weights, modules, _has_any_global_hook()]
+    return [weights, modules, _has_any_global_hook(), model.temperature]
+
+
+def _check_floats(name: str, tensor: Any) -> None:
+    if not isinstance(tensor, Tensor) or tensor.dtype != torch.float32 or tensor.device.type != "cpu":
+        found = f"{tensor.dtype} on {tensor.device}" if isinstance(tensor, Tensor) else type(tensor).__name__
+        raise TypeError(f"{name} must be a float32 tensor on the CPU; found {found}")
 
 
 def _check_histories(ids: Tensor, offsets: Tensor) -> None:

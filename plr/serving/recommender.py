@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from itertools import accumulate, pairwise
 from numbers import Integral
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -69,9 +69,17 @@ class Recommender:
         """What computes the answers: the engine, or None where PyTorch does, as the model is.
 
         The engine does on CPUs, for what `plr.serving.engine.why_not` has nothing against when the recommender is
-        made, as long as the model is left as it was: weights, mode and hooks.
+        made, as long as the model is left as it was: weights, buffers, mode and hooks (`Engine.fits`).
         """
         return self._engine if self._engine is not None and self._engine.fits(self.model) else None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave the engine out of a copy, which makes its own."""
+        return {**self.__dict__, "_engine": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._engine = Engine(self.model) if why_not(self.model) is None else None
 
     @classmethod
     def load(

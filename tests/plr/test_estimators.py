@@ -165,3 +165,31 @@ def test_columns_of_other_names(tmp_path):
     found = model.recommend(frame.head(6), k=2)
     assert found.columns == ["who", "item", "score", "rank"]
     assert len(found) == 2
+
+
+def test_a_runs_frame_is_never_overwritten(tmp_path):
+    out = tmp_path / "run"
+    plr.SASRec(out=out, split="leave-one-out", **SMALL).fit(interactions())
+    before = (out / "interactions.parquet").read_bytes()
+    with pytest.raises(RunError, match="finished run"):
+        plr.load(out).fit(interactions(users=20))
+    (out / "metrics.json").unlink()  # as where it was interrupted
+    with pytest.raises(RunError, match="another frame"):
+        plr.SASRec(out=out, split="leave-one-out", **SMALL).fit(interactions(users=20))
+    assert (out / "interactions.parquet").read_bytes() == before
+    assert main(["train", "--config", str(out / "config.yaml")]) == 0
+
+
+def test_what_followed_from_the_options_is_no_option_of_a_loaded_system(fitted):
+    loaded = plr.load(fitted.out)
+    given = {name: value for name, value in loaded.get_params().items() if name != "out"}
+    assert {"heads": 2, **given} == {**SMALL, "streams": 2, "split": "leave-one-out"}  # 2 is the default
+    assert loaded.set_params(mixture="states")._config(loaded._options, "d", "o").contrastive_weight == 1.0
+
+
+def test_times_that_would_be_sorted_as_text_are_refused(fitted):
+    frame = interactions(users=2).with_columns(pl.col("timestamp").cast(pl.String))
+    with pytest.raises(DataError, match="column 'timestamp' of a frame of histories must hold numbers or dates"):
+        fitted.recommend(frame)
+    with pytest.raises(DataError, match=r"column 'item_id' .* 1 missing"):
+        fitted.recommend(pl.DataFrame({"user_id": ["a", "a"], "item_id": ["i1", None]}))

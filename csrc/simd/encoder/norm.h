@@ -44,7 +44,9 @@ void normalize_rows(int64_t rows, int64_t columns, Panels a, Panels b, const flo
       store(target, deviation);
       squares = multiply_add(deviation, deviation, squares);
     }
-    const Vector scale = broadcast(1.0f / __builtin_sqrtf(sum_of_lanes(squares) / count + eps));
+    const float variance = sum_of_lanes(squares) / count;
+    // One that overflows must not pass for a scale of 0: NaN, as of numbers that are none.
+    const Vector scale = broadcast(variance * 0.0f + 1.0f / __builtin_sqrtf(variance + eps));
     for (int64_t column = 0; column < columns; column += kLanes) {
       float* target = c.data + place(column, i, c.rows);
       store(target, multiply_add(load(target) * scale, load(weight + column), load(bias + column)));

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 from torch.autograd.function import once_differentiable
 from torch.utils.flop_counter import register_flop_formula
 
@@ -33,8 +34,11 @@ class _NoContext:
 
 
 def applied(function: type[torch.autograd.Function], *arguments: Any) -> Any:
-    """function.apply(*arguments); without gradients its forward pass alone, as apply takes some 35 µs even then."""
-    if torch.is_grad_enabled():
+    """function.apply(*arguments); without gradients its forward pass alone, as apply takes some 35 µs even then.
+
+    Within forward-mode differentiation apply refuses what has no such derivative, whether gradients are on or not.
+    """
+    if torch.is_grad_enabled() or forward_ad._current_level >= 0:
         return function.apply(*arguments)
     return function.forward(_NoContext(), *arguments)
 

@@ -169,8 +169,8 @@ def test_a_header_that_cannot_be_read_is_never_left_out(write, header):
 def test_a_file_that_changes_while_it_is_read(write, monkeypatch, tmp_path):
     path = write("a.txt", "a x y z w\nb x y z w\n")
 
-    def read_and_append(*arguments):
-        found = read(*arguments)
+    def read_and_append(*arguments, **options):
+        found = read(*arguments, **options)
         path.write_text("a x y z w\nb x y z w\nc x\n")
         return found
 

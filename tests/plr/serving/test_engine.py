@@ -12,12 +12,12 @@ from hypothesis import HealthCheck, given, settings
 from torch import nn
 
 from plr.data import Batch
-from plr.errors import EngineError
+from plr.errors import EngineError, RunError
 from plr.items import ItemData, ItemText
 from plr.models import build_model
 from plr.models.scoring import ItemScorer
 from plr.serving import Recommender
-from plr.serving.engine import Engine, why_not
+from plr.serving.engine import Engine, UserStates, why_not
 from plr_kernels import extension, use_backend
 from tests.plr.models.helpers import small_config
 from tests.plr_kernels.harness import FACTOR, NUDGED_RUNS
@@ -290,3 +290,66 @@ def test_models_that_pytorch_computes_are_named():
         Engine(model)
     with use_backend("reference"):
         assert why_not(trained(method="base")) == "the chosen backend is reference"
+
+
+def test_states_that_are_not_of_the_engine_are_named(engines):
+    one, mixture = (engine.states(*ragged([2, 3])) for engine in engines[:2])
+    for engine, users, message in (
+        (engines[0], UserStates(torch.randn(4, 600, 50), None), "states must have shape"),
+        (engines[0], UserStates(torch.zeros(50), None), "states must have shape"),
+        (engines[0], UserStates(torch.zeros(2, 3), None), "states must have shape"),
+        (engines[0], UserStates(one.states.double(), None), "states must be a float32 tensor on the CPU"),
+        (engines[0], UserStates(one.states, torch.zeros(2, 1)), "log_weights must be None"),
+        (engines[1], UserStates(mixture.states, None), "log_weights must be a float32 tensor"),
+        (engines[1], UserStates(mixture.states, mixture.log_weights[:, :1]), "log_weights"),
+        (engines[1], UserStates(mixture.states[:, :2], mixture.log_weights), "states"),
+    ):
+        with pytest.raises((TypeError, ValueError), match=message):
+            engine.rank(users, 3)
+
+
+@pytest.mark.parametrize("name", ["items.embedding.weight", "encoder.layers.1.ffn_out.weight"])
+def test_weights_whose_sums_overflow_are_no_answer(name):
+    model = trained(method="plr")
+    with torch.no_grad():
+        model.get_parameter(name)[3, 0] = 1e30
+    recommender = Recommender(model, [f"i{item}" for item in range(ITEMS)], small_config())
+    assert recommender.engine is not None
+    with pytest.raises(RunError, match="not finite"):
+        recommender.recommend([["i3", "i5"]], 3)
+
+
+def test_replaced_modules_are_left_to_pytorch():
+    class Adapted(torch.nn.Module):
+        def __init__(self, inner):
+            super().__init__()
+            self.inner, self.weight, self.bias = inner, inner.weight, inner.bias
+
+        def forward(self, states):
+            return self.inner(states) + 1
+
+    model = trained(method="base")
+    model.encoder.layers[0].ffn_out = Adapted(model.encoder.layers[0].ffn_out).eval()
+    assert why_not(model) == "encoder.layers.0.ffn_out is a Adapted"
+    model = trained(method="base")
+    model.encoder.layers[0].train()
+    assert why_not(model) == "the model is in training mode"
+
+
+def test_an_engine_keeps_the_weights_it_was_made_of():
+    model = trained(method="plr")
+    engine, (ids, offsets) = Engine(model), ragged([2, 3])
+    before = engine.top(ids, offsets, 5)
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.mul_(2)
+    assert not engine.fits(model)
+    for found, expected in zip(engine.top(ids, offsets, 5), before, strict=True):
+        assert torch.equal(found, expected)
+
+
+def test_a_copied_recommender_answers_the_same():
+    recommender = Recommender(trained(method="plr"), [f"i{item}" for item in range(ITEMS)], small_config())
+    copied = copy.deepcopy(recommender)
+    assert copied.engine is not None
+    assert copied.recommend([["i3", "i5"]], 4) == recommender.recommend([["i3", "i5"]], 4)

@@ -7,7 +7,7 @@ import torch
 from torch.nn import functional
 
 from plr.config import Config
-from plr.data import Batch
+from plr.data import Batch, CountedTargets
 from plr.errors import ConfigError
 from plr.items import ItemData, ItemText
 from plr.models import build_model
@@ -163,7 +163,8 @@ def test_items_never_seen_in_training_are_ranked_from_their_text(backbone, from_
     model = build_model(config, ItemData(count, text=ItemText(vectors, torch.ones(count, dtype=torch.bool))))
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
     lengths = torch.full((len(items),), items.shape[1])
-    batch = Batch(items[:, :-1], lengths - 1, items[:, 1:], torch.arange(len(items)))
+    targets = items[:, 1:]
+    batch = Batch(items[:, :-1], lengths - 1, targets, torch.arange(len(items)), CountedTargets.of(targets))
     torch.manual_seed(0)
     for _ in range(60):
         optimizer.zero_grad()

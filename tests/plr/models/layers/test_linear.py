@@ -112,3 +112,10 @@ def test_without_gradients_the_numbers_are_the_same_to_the_bit(mode, dropout):
     assert with_gradients[0].requires_grad
     assert torch.equal(without[0], with_gradients[0])
     assert all(torch.equal(one, other) for one, other in zip(without[1], with_gradients[1], strict=True))
+
+
+def test_forward_mode_derivatives_are_refused_without_gradients_too():
+    """They are not defined for it; without the refusal they would be zeros."""
+    layer, states = Linear(64, 64), torch.randn(512, 64)
+    with torch.no_grad(), pytest.raises((RuntimeError, NotImplementedError)):
+        torch.func.jvp(layer, (states,), (torch.ones_like(states),))
