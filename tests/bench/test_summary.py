@@ -3,7 +3,11 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from bench.summary import METRICS, mean_and_spread, scores, scores_of_runs
+import pytest
+
+from bench.summary import METRICS, mean_and_spread, scores, scores_of_runs, trained
+from plr.config import Config
+from plr.runs import RunFolder
 
 RESULTS = Path(__file__).parents[2] / "bench" / "results"
 
@@ -32,3 +36,13 @@ def test_the_committed_tables_have_the_cells_of_their_records():
     for cell, runs in systems["cells"].items():
         begin = f"| {cell.replace('+', ' | ')} | {' | '.join(scores_of_runs(runs))} | {len(runs)} |"
         assert any(line.startswith(begin) for line in systems_lines), begin
+
+
+def test_a_finished_run_of_other_settings_is_not_taken_for_one(tmp_path):
+    folder = RunFolder(tmp_path)
+    config = Config(data="d", out=str(tmp_path), method="base", lr=0.001)
+    config.save(folder.config)
+    folder.metrics.write_text("{}")
+    assert trained(config) == folder
+    with pytest.raises(SystemExit, match=r"another configuration \(lr: 0\.001 -> 0\.002\)"):
+        trained(Config(data="d", out=str(tmp_path), method="base", lr=0.002))

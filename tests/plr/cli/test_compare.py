@@ -69,6 +69,12 @@ def test_options_that_only_another_method_has_make_no_system(run):
     assert [len(system.folders) for system in systems] == [2, 1]
 
 
+def test_a_second_phase_from_each_seeds_own_first_is_one_system(run):
+    phase = {"method": "lares", "phase": "rpt"}
+    paths = [run("a", method="base"), *(run(f"l{seed}", seed, init=f"first{seed}", **phase) for seed in (0, 1))]
+    assert [len(system.folders) for system in compare_runs(paths)] == [1, 2]
+
+
 @pytest.mark.parametrize(
     ("second", "expected"),
     [
