@@ -1,5 +1,15 @@
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
 import pytest
 import torch
+
+# torch.compile finds what it kept by a key that does not name the instruction set: code made where ATEN_CPU_CAPABILITY
+# said another one would be taken as it is, and counts wrongly. So each set has a folder of its own.
+_COMPILED = Path(__file__).parents[1] / ".pytest_cache" / f"compiled-{torch.backends.cpu.get_cpu_capability()}"
+os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(_COMPILED)
 
 # The tests' tensors are small: a second thread costs more in waiting than it saves in computing.
 torch.set_num_threads(1)
