@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import accumulate, pairwise
 from numbers import Integral
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -19,19 +19,14 @@ from plr.models import Recommender as Model
 from plr.models import build_model
 from plr.runs import RunFolder, load_weights
 from plr.serving.engine import Engine, why_not
+from plr.serving.filters import ItemFilter
 from plr.serving.new_items import with_new_items
+from plr.serving.ragged import Ragged
 
 MOST_EXCLUDED = 2**20
-"""The most ids, with padding, of seen items that are left out of one ranking: 8 MiB."""
-
-
-def _blocks(histories: Sequence[Tensor], most: int) -> list[slice]:
-    """Cut histories, the shortest first, into consecutive blocks of at most `most` items when padded, or of one."""
-    starts = [0]
-    for row, history in enumerate(histories):
-        if row > starts[-1] and (row + 1 - starts[-1]) * history.numel() > most:
-            starts.append(row)
-    return [slice(*pair) for pair in pairwise([*starts, len(histories)])]
+"""The most ids, with padding, of items that are left out of one ranking: 8 MiB."""
+Top = Callable[[slice, np.ndarray | None], tuple[Tensor, Tensor]]
+"""What ranks for rows of some histories, without the items of int64 [rows, X]: scores and numbers [rows, k]."""
 
 
 @dataclass(frozen=True)
@@ -111,7 +106,6 @@ class Recommender:
         folder.check_hashes()
         return cls(model.to(device), item_ids, config)
 
-    @torch.inference_mode()
     def recommend(
         self,
         histories: Iterable[Sequence[str | int]],
@@ -119,9 +113,14 @@ class Recommender:
         *,
         exclude_seen: bool | None = None,
         unknown: Literal["error", "skip"] = "error",
+        only: Iterable[Any] | None = None,
+        exclude: Iterable[Any] | None = None,
+        where: Any = None,
         batch_size: int = 512,
     ) -> list[list[Recommendation]]:
         """Return the k best items for each history, best first; ties go to the smaller item number.
+
+        Filters leave items out of the answer, and nothing else: scores and order are those of the whole ranking.
 
         Args:
             histories: item ids as in the training file, oldest first.
@@ -129,94 +128,117 @@ class Recommender:
                 leaves fewer.
             exclude_seen: do not recommend items of the history; None does as the run was evaluated.
             unknown: "error" refuses a history with an item that training never saw; "skip" ignores that item.
+            only: item ids that may be recommended, or for each history a list of its own (None: all items). Ids that
+                training never saw are ignored.
+            exclude: item ids that must not be recommended, or for each history a list of its own.
+            where: bool [V] or [histories, V], the items that may be recommended, by their numbers: `item_ids` has
+                them in order.
             batch_size: histories per forward pass.
 
         Raises:
-            RequestError: an unknown item, a history in which no known item is left, or a k outside 1..V.
+            RequestError: an unknown item, a history in which no known item is left, a k outside 1..V, or filters that
+                leave no item.
             TypeError, ValueError: an argument of another kind, or a batch_size below 1.
             RunError: the weights are damaged.
         """
         if unknown not in ("error", "skip"):
             raise ValueError(f'unknown must be "error" or "skip"; found {unknown!r}')
-        if k is None:
-            k = min(10, len(self.item_ids))
-        if not isinstance(k, Integral):
-            raise TypeError(f"k must be a whole number; found {k!r}")
+        numbers = Ragged.of(
+            [self._to_numbers(place, history, unknown == "skip") for place, history in enumerate(histories)]
+        )
+        filters = ItemFilter.of(self._index, len(numbers), only, exclude, where)
+        scores, items = self.rank(numbers, k, exclude_seen=exclude_seen, filters=filters, batch_size=batch_size)
+        return [
+            [Recommendation(self.item_ids[item], score) for score, item in zip(*row, strict=True) if item >= 0]
+            for row in zip(scores.tolist(), items.tolist(), strict=True)
+        ]
+
+    @torch.inference_mode()
+    def rank(
+        self,
+        histories: Ragged,
+        k: int | None = None,
+        *,
+        exclude_seen: bool | None = None,
+        filters: ItemFilter | None = None,
+        batch_size: int = 512,
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Return the k best items for each history as numbers: `recommend` without ids and objects.
+
+        Args:
+            histories: B lists of item numbers, none empty, oldest first.
+            k, exclude_seen, batch_size: as in `recommend`.
+            filters: what each history may get.
+
+        Returns:
+            scores [B, k] and items int64 [B, k], best first; −inf and −1 where fewer are left.
+
+        Raises:
+            As `recommend`.
+        """
+        k = self._checked_k(k)
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1; found {batch_size}")
+        exclude_seen = self.config.exclude_seen if exclude_seen is None else exclude_seen
+        wide = self._candidates.dtype == torch.float64
+        scores = np.empty((len(histories), k), np.float64 if wide else np.float32)
+        items = np.empty((len(histories), k), np.int64)
+        # Histories of like length together, so that little is padded.
+        order = np.argsort(histories.lengths, kind="stable")
+        for first in range(0, len(order), batch_size):
+            rows = order[first : first + batch_size]
+            part = histories.take(rows)
+            denied = None if filters is None else filters.denied_to(rows)
+            if exclude_seen:
+                denied = part if denied is None else part.joined(denied)
+            allowed = None if filters is None else filters.allowed(rows)
+            top = self._top(part, k)
+            for block in _blocks(len(rows), denied, allowed):
+                found = top(block, _left_out(block, denied, allowed))
+                scores[rows[block]], items[rows[block]] = (each.cpu().numpy() for each in found)
+        return scores, items
+
+    def _checked_k(self, k: int | None) -> int:
+        if k is None:
+            return min(10, len(self.item_ids))
+        if not isinstance(k, Integral):
+            raise TypeError(f"k must be a whole number; found {k!r}")
         if not 1 <= k <= len(self.item_ids):
             raise RequestError(f"k must be in 1..{len(self.item_ids)}, the number of items; found {k}")
-        exclude_seen = self.config.exclude_seen if exclude_seen is None else exclude_seen
-        indices = [
-            self._to_index(number, history, unknown == "skip") for number, history in enumerate(histories)
-        ]
-        # Histories of like length together, so that little is padded; answers go back to the asker's order.
-        order = sorted(range(len(indices)), key=lambda number: indices[number].numel())
-        answers: list[list[Recommendation]] = [[] for _ in indices]
-        for first in range(0, len(order), batch_size):
-            numbers = order[first : first + batch_size]
-            chosen = [indices[number] for number in numbers]
-            for number, answer in zip(numbers, self._rank(chosen, int(k), exclude_seen), strict=True):
-                answers[number] = answer
-        return answers
+        return int(k)
 
-    def _rank(self, histories: list[Tensor], k: int, exclude_seen: bool) -> list[list[Recommendation]]:
+    def _top(self, histories: Ragged, k: int) -> Top:
+        """Encode histories; return what ranks the items for them."""
+        device = self._table.device
+
+        def on_device(exclude: np.ndarray | None) -> Tensor | None:
+            return None if exclude is None else torch.from_numpy(exclude).to(device)
+
         engine = self.engine
         if engine is not None:
-            offsets = torch.tensor([0, *accumulate(map(len, histories))], device="cpu")
-            users = engine.states(torch.cat(histories), offsets)
+            users = engine.states(torch.from_numpy(histories.ids), torch.from_numpy(histories.offsets))
             self._check_finite(users.states)
-            return self._answers(
-                histories,
-                exclude_seen,
-                lambda rows, exclude: engine.rank(users.of_rows(rows), k, exclude=exclude),
-            )
-        device = self._table.device
-        recent = [history[-self.config.max_length :] for history in histories]
-        lengths = torch.tensor([history.numel() for history in recent], device="cpu")
+            return lambda rows, exclude: engine.rank(users.of_rows(rows), k, exclude=on_device(exclude))
+        recent = histories.last(self.config.max_length)
+        lengths = torch.from_numpy(recent.lengths)
         batch = Batch(
-            item_ids=torch.nn.utils.rnn.pad_sequence(recent, batch_first=True).to(device),
+            item_ids=torch.from_numpy(recent.padded(0)).to(device),
             lengths=lengths.to(device),
             targets=torch.full_like(lengths, -100).to(device),
             users=torch.arange(len(histories), device=device),
         )
         scorer = self.model.scorer(batch, self._table)
         self._check_finite(scorer.states)
-        return self._answers(
-            histories,
-            exclude_seen,
-            lambda rows, exclude: scorer.of_rows(rows).top_items(self._candidates, k, exclude=exclude),
-        )
+        return lambda rows, exclude: scorer.of_rows(rows).top_items(self._candidates, k, exclude=on_device(exclude))
 
     @staticmethod
     def _check_finite(states: Tensor) -> None:
         if not bool(torch.isfinite(states).all()):
             raise RunError("the user embedding of a history is not finite; the weights are damaged")
 
-    def _answers(
-        self,
-        histories: list[Tensor],
-        exclude_seen: bool,
-        top: Callable[[slice, Tensor | None], tuple[Tensor, Tensor]],
-    ) -> list[list[Recommendation]]:
-        """Give names to what `top` returns for rows of the histories: scores and numbers [R, k]."""
-        device = self._table.device
-        answers: list[list[Recommendation]] = []
-        for rows in _blocks(histories, MOST_EXCLUDED) if exclude_seen else [slice(len(histories))]:
-            exclude = None
-            if exclude_seen:
-                seen = histories[rows]
-                exclude = torch.nn.utils.rnn.pad_sequence(seen, batch_first=True, padding_value=-1).to(device)
-            scores, ids = top(rows, exclude)
-            answers += [
-                [Recommendation(self.item_ids[item], score) for score, item in zip(*row, strict=True) if item >= 0]
-                for row in zip(scores.tolist(), ids.tolist(), strict=True)
-            ]
-        return answers
-
-    def _to_index(self, number: int, history: Sequence[str | int], skip: bool) -> Tensor:
+    def _to_numbers(self, place: int, history: Sequence[str | int], skip: bool) -> list[int]:
         if isinstance(history, str) or not isinstance(history, Iterable):
-            raise TypeError(f"history {number} must be a sequence of item ids; found {shortened(history)}")
+            raise TypeError(f"history {place} must be a sequence of item ids; found {shortened(history)}")
         known: list[int] = []
         unknown: list[str] = []
         for item in map(str, history):
@@ -227,10 +249,37 @@ class Recommender:
                 known.append(index)
         if unknown and not skip:
             raise RequestError(
-                f"history {number}: items never seen in training: {listed(dict.fromkeys(unknown))}; leave them out or "
+                f"history {place}: items never seen in training: {listed(dict.fromkeys(unknown))}; leave them out or "
                 "skip them "
                 '(unknown="skip", on the command line --unknown skip)'
             )
         if not known:
-            raise RequestError(f"history {number} holds no item that training has seen")
-        return torch.tensor(known, device="cpu")
+            raise RequestError(f"history {place} holds no item that training has seen")
+        return known
+
+
+def _blocks(rows: int, denied: Ragged | None, allowed: np.ndarray | None) -> Iterator[slice]:
+    """Cut rows into consecutive blocks of at most MOST_EXCLUDED ids that are left out, padding counted, or of one."""
+    widths = np.zeros(rows, dtype=np.int64) if denied is None else denied.lengths
+    if allowed is not None:
+        widths = widths + (allowed.shape[1] - allowed.sum(axis=1))
+    start, widest = 0, 0
+    for row, width in enumerate(widths.tolist()):
+        widest = max(widest, width)
+        if row > start and (row + 1 - start) * widest > MOST_EXCLUDED:
+            yield slice(start, row)
+            start, widest = row, width
+    if rows:
+        yield slice(start, rows)
+
+
+def _left_out(rows: slice, denied: Ragged | None, allowed: np.ndarray | None) -> np.ndarray | None:
+    """Return the items that rows must not get: int64 [rows, X], padded with -1."""
+    numbers = np.arange(rows.start, rows.stop)
+    lists = None if denied is None else denied.take(numbers)
+    if allowed is not None:
+        mask = np.broadcast_to(~allowed if len(allowed) == 1 else ~allowed[rows], (len(numbers), allowed.shape[1]))
+        places = mask.nonzero()
+        forbidden = Ragged(places[1], np.searchsorted(places[0], np.arange(len(numbers) + 1)))
+        lists = forbidden if lists is None else lists.joined(forbidden)
+    return None if lists is None else lists.padded(-1)

@@ -25,6 +25,7 @@ from plr.config import Config
 from plr.errors import ConfigError
 from plr.evaluation import load_ranking
 from plr.runs import RunFolder
+from plr.serving.ragged import Ragged
 from plr.systems import BACKBONES, METHODS, REFUSALS
 from plr.training import train
 from plr_kernels.dispatch import backend
@@ -181,14 +182,14 @@ def test_a_very_long_history_among_short_ones_is_padded_with_its_like_alone(run,
     recommender = plr.Recommender.load(run)
     histories = [[f"i{(row + step) % 24}" for step in range(1 + row % 5)] for row in range(40)]
     histories.insert(7, [f"i{step % 21}" for step in range(100_000)])
-    pad, padded = torch.nn.utils.rnn.pad_sequence, []
+    pad, padded = Ragged.padded, []
 
-    def spy(*arguments, **options):
-        result = pad(*arguments, **options)
-        padded.append(result.numel())
+    def spy(*arguments):
+        result = pad(*arguments)
+        padded.append(result.size)
         return result
 
-    monkeypatch.setattr(torch.nn.utils.rnn, "pad_sequence", spy)
+    monkeypatch.setattr(Ragged, "padded", spy)
     in_blocks = recommender.recommend(histories, 3, exclude_seen=True)
     assert max(padded) == 100_000
     monkeypatch.setattr("plr.serving.recommender.MOST_EXCLUDED", 2**40)

@@ -1,0 +1,131 @@
+"""only=, where= and exclude= leave items out of an answer, and change nothing else of it."""
+
+from __future__ import annotations
+
+import hypothesis.strategies as st
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+
+from plr.errors import RequestError
+from plr.serving import Recommender
+from plr.serving.ragged import Ragged
+from tests.plr.models.helpers import small_config
+from tests.plr.serving.test_engine import trained
+
+ITEMS = 37
+IDS = [f"i{item}" for item in range(ITEMS)]
+# One state and mixtures by the engine, and a method that PyTorch computes.
+METHODS = {
+    "base": {"method": "base"},
+    "mixture": {"method": "plr", "fast_state": "component"},
+    "states": {"method": "plr", "mixture": "states"},
+    "lares": {"method": "lares"},
+}
+
+
+def recommender_of(name: str) -> Recommender:
+    model = trained(ITEMS, **METHODS[name])
+    # Equal vectors: ties are those of the whole table.
+    weight = model.items.embedding.weight
+    weight.data[5:30:6] = weight.data[4]
+    return Recommender(model, IDS, small_config())
+
+
+@pytest.fixture(scope="module", params=METHODS)
+def recommender(request):
+    found = recommender_of(request.param)
+    assert (found.engine is None) == (request.param == "lares")
+    return found
+
+
+items = st.integers(0, ITEMS + 3).map(lambda item: f"i{item}")  # some that nobody knows
+ids = st.lists(items, max_size=ITEMS)
+histories = st.lists(st.lists(st.sampled_from(IDS), min_size=1, max_size=15), min_size=1, max_size=4)
+
+
+@settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_an_answer_is_the_whole_ranking_without_what_is_filtered(recommender, data):
+    asked = data.draw(histories)
+    per_history = data.draw(st.booleans())
+    rows = len(asked)
+    only = data.draw(st.none() | (st.lists(st.none() | ids, min_size=rows, max_size=rows) if per_history else ids))
+    exclude = data.draw(st.none() | (st.lists(ids, min_size=rows, max_size=rows) if per_history else ids))
+    shape = (rows, ITEMS) if data.draw(st.booleans()) else (ITEMS,)
+    masks = st.integers(0, 2**32).map(lambda seed: np.random.default_rng(seed).random(shape) < 0.7)
+    where = data.draw(st.none() | masks)
+    exclude_seen, k = data.draw(st.booleans()), data.draw(st.integers(1, ITEMS))
+    whole = recommender.recommend(asked, ITEMS, exclude_seen=False)
+
+    # In the same form: a list (or None) for each history.
+    only_of = only if per_history and only is not None else [only] * rows
+    exclude_of = exclude if per_history and exclude is not None else [exclude or []] * rows
+    where_of = np.broadcast_to(True if where is None else where, (rows, ITEMS))
+    allowed = [
+        [(own is None or item in own) and item not in denied and mask[number] for number, item in enumerate(IDS)]
+        for own, denied, mask in zip(only_of, exclude_of, where_of, strict=True)
+    ]
+    unknown = any(own is not None and not set(IDS).intersection(own) for own in only_of)
+    try:
+        found = recommender.recommend(asked, k, exclude_seen=exclude_seen, only=only, exclude=exclude, where=where)
+    except RequestError:
+        assert unknown or not any(allowed[0])
+        return
+    assert not unknown
+    for row, history in enumerate(asked):
+        expected = [
+            each
+            for each in whole[row]
+            if allowed[row][IDS.index(each.item)] and not (exclude_seen and each.item in history)
+        ]
+        assert found[row] == expected[:k]
+
+
+def named(answers):
+    return [[each.item for each in answer] for answer in answers]
+
+
+def test_filters_are_the_same_in_blocks(recommender, monkeypatch):
+    asked = [[f"i{(row + step) % ITEMS}" for step in range(1 + row % 5)] for row in range(30)]
+    options = {"only": IDS[3:30], "exclude": [IDS[row % 9 : 12] for row in range(30)], "exclude_seen": True}
+    whole = recommender.recommend(asked, 5, **options)
+    monkeypatch.setattr("plr.serving.recommender.MOST_EXCLUDED", 60)
+    in_blocks = recommender.recommend(asked, 5, batch_size=7, **options)
+    assert named(in_blocks) == named(whole)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"only": "i1"}, TypeError, "only must be a list of item ids, or for each history such a list; found 'i1'"),
+        ({"only": ["i1", ["i2"]]}, TypeError, "found 'i1' among lists"),
+        ({"exclude": [["i1"]]}, ValueError, "exclude must have a list for each of the 2 histories; found 1"),
+        ({"exclude": 3}, TypeError, "exclude must be a list of item ids"),
+        ({"only": [True, False]}, TypeError, "a mask of all items is given as where"),
+        ({"only": []}, RequestError, "only names no item that training has seen"),
+        ({"only": ["never"]}, RequestError, "only names no item that training has seen"),
+        ({"only": [None, ["never"]]}, RequestError, "only of history 1 names no item that training has seen"),
+        ({"exclude": IDS}, RequestError, "only, exclude and where together leave no item"),
+        ({"only": ["i1"], "exclude": ["i1"]}, RequestError, "only, exclude and where together leave no item"),
+        ({"where": np.zeros(ITEMS)}, TypeError, "where must be booleans; found float64"),
+        ({"where": np.ones(3, dtype=bool)}, ValueError, f"[{ITEMS}] or [2, {ITEMS}]; found [3]"),
+    ],
+)
+def test_filters_that_make_no_sense_are_named(options, error, message, recommender):
+    with pytest.raises(error) as caught:
+        recommender.recommend([["i1"], ["i2"]], 3, **options)
+    assert message in str(caught.value)
+
+
+def test_ragged_lists():
+    lists = [[3, 1, 4], [], [1, 5], [9]]
+    ragged, others = Ragged.of(lists), Ragged.of([[7], [8, 8], [], [6]])
+    assert [list(row) for row in np.split(ragged.ids, ragged.offsets[1:-1])] == lists
+    assert ragged.padded(-1).tolist() == [[3, 1, 4], [-1, -1, -1], [1, 5, -1], [9, -1, -1]]
+    assert ragged.last(2).padded(-1).tolist() == [[1, 4], [-1, -1], [1, 5], [9, -1]]
+    assert ragged.take(np.array([2, 0])).padded(0).tolist() == [[1, 5, 0], [3, 1, 4]]
+    joined = ragged.joined(others)
+    assert joined.padded(-1).tolist() == [[3, 1, 4, 7], [8, 8, -1, -1], [1, 5, -1, -1], [9, 6, -1, -1]]
+    assert joined.take(np.array([3, 1])).padded(-1).tolist() == [[9, 6], [8, 8]]
+    assert Ragged.of([]).padded(0).shape == (0, 0)
