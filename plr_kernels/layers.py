@@ -5,13 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from plr_kernels.dispatch.checks import (
-    check_dropout_p,
-    check_index,
-    check_number,
-    check_reduction,
-    check_temperature,
-)
+from plr_kernels.dispatch.checks import check_dropout_p, check_loss_options, check_number, check_temperature
 from plr_kernels.info_nce import info_nce
 from plr_kernels.linear_cross_entropy import linear_cross_entropy
 from plr_kernels.mixture_cross_entropy import mixture_cross_entropy
@@ -127,9 +121,7 @@ class LinearCrossEntropy(nn.Module):
 
     def __init__(self, *, temperature: float = 1.0, ignore_index: int = -100, reduction: str = "mean") -> None:
         super().__init__()
-        check_temperature(temperature)
-        check_index("ignore_index", ignore_index)
-        check_reduction(reduction)
+        check_loss_options(temperature, ignore_index, reduction)
         self.temperature = temperature
         self.ignore_index = ignore_index
         self.reduction = reduction

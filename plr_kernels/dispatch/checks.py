@@ -125,19 +125,70 @@ def check_values(
         )
 
 
-def check_exclude(exclude: Tensor | None, vocabulary: int) -> None:
-    """Raise if an excluded item is none of the vocabulary's, nor -1."""
-    if exclude is not None:
-        check_values("exclude", exclude, -1, vocabulary, "in [0, V), or -1 as padding", V=vocabulary)
-
-
 def check_index(name: str, value: Any) -> None:
     """Raise unless `value` is a Python int."""
     if not isinstance(value, (int, torch.SymInt)):
         raise TypeError(f"{name} must be an int, found {type(value).__name__}")
 
 
-def check_reduction(reduction: Any) -> None:
-    """Raise unless the reduction is one that a loss knows."""
+# What operators on states and an item table take.
+
+
+def check_states_and_items(
+    layout: str, states: Tensor, items: Tensor, log_weights: Tensor | None = None
+) -> dict[str, int]:
+    """The sizes of states, items [V, D] and a mixture's log_weights [R, M].
+
+    Raise unless the shapes fit and only the states' first dimension is empty, if any.
+
+    Args:
+        layout: the dimensions of `states`: "R D", "R M D" or "B N D".
+        states: the states.
+        items: the item table.
+        log_weights: the mixtures' weights, None where there are no mixtures.
+    """
+    sizes: dict[str, int] = {}
+    check_shape("states", states, layout, sizes)
+    if log_weights is not None:
+        check_shape("log_weights", log_weights, "R M", sizes)
+    check_shape("items", items, "V D", sizes)
+    for dimension in layout.split()[1:]:
+        check_not_empty("states", dimension, sizes)
+    check_not_empty("items", "V", sizes)
+    return sizes
+
+
+def check_ids(name: str, ids: Tensor, layout: str, states: Tensor, sizes: dict[str, int]) -> None:
+    """Raise unless `ids` is an int64 tensor of that layout on the device of the states."""
+    check_integer(name, ids, (torch.int64,), "states", states)
+    check_shape(name, ids, layout, sizes)
+
+
+def check_targets(targets: Tensor, vocabulary: int, ignore_index: int | None = None) -> None:
+    """Raise if a target is none of the vocabulary's, nor ignore_index."""
+    if ignore_index is None:
+        check_values("targets", targets, 0, vocabulary, "in [0, V)", V=vocabulary)
+    else:
+        sizes = {"V": vocabulary, "ignore_index": ignore_index}
+        check_values("targets", targets, 0, vocabulary, "in [0, V) or ignore_index", besides=ignore_index, **sizes)
+
+
+def check_exclude(exclude: Tensor | None, vocabulary: int) -> None:
+    """Raise if an excluded item is none of the vocabulary's, nor -1."""
+    if exclude is not None:
+        check_values("exclude", exclude, -1, vocabulary, "in [0, V), or -1 as padding", V=vocabulary)
+
+
+def check_list_length(k: Any, vocabulary: int) -> None:
+    """Raise unless k is an int from 1 to the number of items."""
+    check_index("k", k)
+    if not 1 <= k <= vocabulary:
+        raise ValueError(f"k must be in [1, V={vocabulary}], found {k}")
+
+
+def check_loss_options(temperature: Any, ignore_index: Any, reduction: Any) -> None:
+    """Raise unless these are the options of a cross-entropy."""
+    check_temperature(temperature)
+    check_index("ignore_index", ignore_index)
     if reduction not in ("mean", "sum", "none"):
         raise ValueError(f"reduction must be 'mean', 'sum' or 'none', found {reduction!r}")

@@ -2,88 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
 import torch
 from torch import Tensor
 
-from plr_kernels.dispatch.backend import backend_module, resolve
+from plr_kernels.dispatch.backend import Implementation, resolve
 from plr_kernels.dispatch.checks import check_not_empty, check_shape, check_temperature
-from plr_kernels.dispatch.gradients import new_gradients, only_wanted
-from plr_kernels.dispatch.precision import floating_inputs, no_autocast, upcast
+from plr_kernels.dispatch.precision import floating_inputs, no_autocast
+from plr_kernels.dispatch.registration import register_reference, register_with_gradients
 from plr_kernels.info_nce import reference
 
-torch.library.define(
-    "plr_kernels::info_nce",
-    "(Tensor view1, Tensor view2, float temperature) -> Tensor",
-    tags=torch.Tag.pt2_compliant_tag,
+_run_reference = register_reference(
+    "info_nce", "(Tensor view1, Tensor view2, float temperature) -> Tensor", reference.info_nce
 )
-torch.library.impl("plr_kernels::info_nce", "CompositeImplicitAutograd")(reference.info_nce)
+register_with_gradients(
+    "info_nce",
+    tensors="Tensor view1, Tensor view2",
+    options="float temperature",
+    result="loss",
+    statistics="Tensor statistics",
+    new_result=lambda view1: view1.new_empty((), dtype=torch.float32),
+)
 
 
-def _run_reference(view1: Tensor, view2: Tensor, temperature: float) -> Tensor:
-    return torch.ops.plr_kernels.info_nce(upcast(view1), upcast(view2), temperature)
+def _run_fused(backend: str) -> Implementation:
+    return lambda *arguments: torch.ops.plr_kernels.info_nce_forward(*arguments, backend)[0]
 
 
-@torch.library.custom_op("plr_kernels::info_nce_forward", mutates_args=())
-def _forward(view1: Tensor, view2: Tensor, temperature: float, backend: str) -> tuple[Tensor, Tensor]:
-    """The loss, and what the backend keeps of both directions' distributions for its backward pass."""
-    return backend_module("info_nce", backend).forward(view1, view2, temperature)
-
-
-@_forward.register_fake
-def _(view1, view2, temperature, backend):
-    return view1.new_empty((), dtype=torch.float32), backend_module("info_nce", backend).new_statistics(view1)
-
-
-@torch.library.custom_op("plr_kernels::info_nce_backward", mutates_args=())
-def _backward(
-    loss_gradient: Tensor,
-    view1: Tensor,
-    view2: Tensor,
-    statistics: Tensor,
-    temperature: float,
-    needs_view1: bool,
-    needs_view2: bool,
-    backend: str,
-) -> tuple[Tensor, Tensor]:
-    """The gradients of the views; an empty tensor for one that is not needed."""
-    return backend_module("info_nce", backend).backward(
-        loss_gradient, view1, view2, statistics, temperature, needs_view1, needs_view2
-    )
-
-
-@_backward.register_fake
-def _(loss_gradient, view1, view2, statistics, temperature, needs_view1, needs_view2, backend):
-    return new_gradients((view1, view2), (needs_view1, needs_view2))
-
-
-def _save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    view1, view2, ctx.temperature, ctx.backend = inputs
-    ctx.save_for_backward(view1, view2, output[1])
-    ctx.mark_non_differentiable(output[1])
-
-
-def _gradients(ctx: Any, loss_gradient: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-    needs = ctx.needs_input_grad[:2]
-    gradients = torch.ops.plr_kernels.info_nce_backward(
-        loss_gradient, *ctx.saved_tensors, ctx.temperature, *needs, ctx.backend
-    )
-    return *only_wanted(gradients, needs), None, None
-
-
-_forward.register_autograd(_gradients, setup_context=_save_for_backward)
-
-
-def _run_fused(backend: str) -> Callable[..., Tensor]:
-    def run(view1: Tensor, view2: Tensor, temperature: float) -> Tensor:
-        return torch.ops.plr_kernels.info_nce_forward(view1, view2, temperature, backend)[0]
-
-    return run
-
-
-# Backend name -> implementation with the signature of _run_reference.
+# Backend name -> implementation with the arguments of the reference.
 IMPLEMENTATIONS = {"reference": _run_reference, "cpp": _run_fused("cpp"), "triton": _run_fused("triton")}
 
 

@@ -2,109 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
 import torch
 from torch import Tensor
 
-from plr_kernels.dispatch.backend import backend_module, checks_values, resolve
-from plr_kernels.dispatch.checks import (
-    check_index,
-    check_integer,
-    check_not_empty,
-    check_reduction,
-    check_shape,
-    check_temperature,
-    check_values,
-)
-from plr_kernels.dispatch.gradients import new_gradients, only_wanted
-from plr_kernels.dispatch.precision import floating_inputs, no_autocast, upcast
+from plr_kernels.dispatch.backend import Implementation, checks_values, resolve
+from plr_kernels.dispatch.checks import check_ids, check_loss_options, check_states_and_items, check_targets
+from plr_kernels.dispatch.precision import floating_inputs, no_autocast
+from plr_kernels.dispatch.registration import register_reference, register_with_gradients
 from plr_kernels.linear_cross_entropy import reference
 
-torch.library.define(
-    "plr_kernels::linear_cross_entropy",
+_run_reference = register_reference(
+    "linear_cross_entropy",
     "(Tensor states, Tensor items, Tensor targets, float temperature, SymInt ignore_index, str reduction) -> Tensor",
-    tags=torch.Tag.pt2_compliant_tag,
+    reference.linear_cross_entropy,
 )
-torch.library.impl("plr_kernels::linear_cross_entropy", "CompositeImplicitAutograd")(reference.linear_cross_entropy)
+register_with_gradients(
+    "linear_cross_entropy",
+    tensors="Tensor states, Tensor items, Tensor targets",
+    options="float temperature, SymInt ignore_index",
+    result="losses",
+    statistics="Tensor statistics",
+    new_result=lambda states: states.new_empty(states.shape[:1], dtype=torch.float32),
+)
 
 
-def _run_reference(
-    states: Tensor, items: Tensor, targets: Tensor, temperature: float, ignore_index: int, reduction: str
-) -> Tensor:
-    return torch.ops.plr_kernels.linear_cross_entropy(
-        upcast(states), upcast(items), targets, temperature, ignore_index, reduction
-    )
-
-
-@torch.library.custom_op("plr_kernels::linear_cross_entropy_forward", mutates_args=())
-def _forward(
-    states: Tensor, items: Tensor, targets: Tensor, temperature: float, ignore_index: int, backend: str
-) -> tuple[Tensor, Tensor]:
-    """The loss of every row, and what the backend keeps of its distribution for its backward pass."""
-    return backend_module("linear_cross_entropy", backend).forward(states, items, targets, temperature, ignore_index)
-
-
-@_forward.register_fake
-def _(states, items, targets, temperature, ignore_index, backend):
-    statistics = backend_module("linear_cross_entropy", backend).new_statistics(states)
-    return states.new_empty(states.shape[:1], dtype=torch.float32), statistics
-
-
-@torch.library.custom_op("plr_kernels::linear_cross_entropy_backward", mutates_args=())
-def _backward(
-    losses_gradient: Tensor,
-    states: Tensor,
-    items: Tensor,
-    targets: Tensor,
-    statistics: Tensor,
-    temperature: float,
-    ignore_index: int,
-    needs_states: bool,
-    needs_items: bool,
-    backend: str,
-) -> tuple[Tensor, Tensor]:
-    """The gradients of states and items; an empty tensor for one that is not needed."""
-    return backend_module("linear_cross_entropy", backend).backward(
-        losses_gradient, states, items, targets, statistics, temperature, ignore_index, needs_states, needs_items
-    )
-
-
-@_backward.register_fake
-def _(
-    losses_gradient,
-    states,
-    items,
-    targets,
-    statistics,
-    temperature,
-    ignore_index,
-    needs_states,
-    needs_items,
-    backend,
-):
-    return new_gradients((states, items), (needs_states, needs_items))
-
-
-def _save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    states, items, targets, *ctx.options, ctx.backend = inputs
-    ctx.save_for_backward(states, items, targets, output[1])
-    ctx.mark_non_differentiable(output[1])
-
-
-def _gradients(ctx: Any, losses_gradient: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-    needs = ctx.needs_input_grad[:2]
-    gradients = torch.ops.plr_kernels.linear_cross_entropy_backward(
-        losses_gradient, *ctx.saved_tensors, *ctx.options, *needs, ctx.backend
-    )
-    return *only_wanted(gradients, needs), None, None, None, None
-
-
-_forward.register_autograd(_gradients, setup_context=_save_for_backward)
-
-
-def _run_fused(backend: str) -> Callable[..., Tensor]:
+def _run_fused(backend: str) -> Implementation:
     def run(
         states: Tensor, items: Tensor, targets: Tensor, temperature: float, ignore_index: int, reduction: str
     ) -> Tensor:
@@ -116,7 +38,7 @@ def _run_fused(backend: str) -> Callable[..., Tensor]:
     return run
 
 
-# Backend name -> implementation with the signature of _run_reference.
+# Backend name -> implementation with the arguments of the reference.
 IMPLEMENTATIONS = {"reference": _run_reference, "cpp": _run_fused("cpp"), "triton": _run_fused("triton")}
 
 
@@ -154,20 +76,12 @@ def linear_cross_entropy(
             asynchronously.
     """
     states, items = floating_inputs(states=states, items=items)
-    sizes: dict[str, int] = {}
-    check_shape("states", states, "R D", sizes)
-    check_shape("items", items, "V D", sizes)
-    check_not_empty("states", "D", sizes)
-    check_not_empty("items", "V", sizes)
-    check_integer("targets", targets, (torch.int64,), "states", states)
-    check_shape("targets", targets, "R", sizes)
-    check_temperature(temperature)
-    check_index("ignore_index", ignore_index)
-    check_reduction(reduction)
+    sizes = check_states_and_items("R D", states, items)
+    check_ids("targets", targets, "R", states, sizes)
+    check_loss_options(temperature, ignore_index, reduction)
 
     run = resolve("linear_cross_entropy", IMPLEMENTATIONS, states)
     if not checks_values(run, IMPLEMENTATIONS, states):
-        sizes = {"V": sizes["V"], "ignore_index": ignore_index}
-        check_values("targets", targets, 0, sizes["V"], "in [0, V) or ignore_index", besides=ignore_index, **sizes)
+        check_targets(targets, sizes["V"], ignore_index)
     with no_autocast(states):
         return run(states, items, targets, temperature, ignore_index, reduction)

@@ -2,50 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from torch import Tensor, logsumexp
 
-import torch
-from torch import Tensor
-
-from plr_kernels.dispatch.backend import checks_values, resolve
-from plr_kernels.dispatch.checks import (
-    check_index,
-    check_integer,
-    check_not_empty,
-    check_reduction,
-    check_shape,
-    check_temperature,
-    check_values,
-)
+from plr_kernels.dispatch.backend import Implementation, checks_values, resolve
+from plr_kernels.dispatch.checks import check_ids, check_loss_options, check_states_and_items, check_targets
 from plr_kernels.dispatch.precision import floating_inputs, no_autocast, upcast
+from plr_kernels.dispatch.registration import register_reference
 from plr_kernels.linear_cross_entropy import operator as linear_cross_entropy
 from plr_kernels.linear_cross_entropy.reference import reduced
 from plr_kernels.mixture_cross_entropy import reference
 
-torch.library.define(
-    "plr_kernels::mixture_cross_entropy",
+_run_reference = register_reference(
+    "mixture_cross_entropy",
     "(Tensor states, Tensor log_weights, Tensor items, Tensor targets, float temperature, SymInt ignore_index, "
     "str reduction) -> Tensor",
-    tags=torch.Tag.pt2_compliant_tag,
+    reference.mixture_cross_entropy,
 )
-torch.library.impl("plr_kernels::mixture_cross_entropy", "CompositeImplicitAutograd")(reference.mixture_cross_entropy)
 
 
-def _run_reference(
-    states: Tensor,
-    log_weights: Tensor,
-    items: Tensor,
-    targets: Tensor,
-    temperature: float,
-    ignore_index: int,
-    reduction: str,
-) -> Tensor:
-    return torch.ops.plr_kernels.mixture_cross_entropy(
-        upcast(states), upcast(log_weights), upcast(items), targets, temperature, ignore_index, reduction
-    )
-
-
-def _run_fused(backend: str) -> Callable[..., Tensor]:
+def _run_fused(backend: str) -> Implementation:
     """The mixture of the cross-entropies of all streams, which are M·R rows of one sweep of the item table.
 
     With CE_m the cross-entropy of stream m, −log p(y) = −logsumexp_m(log_weights[m] − CE_m). Its gradient w.r.t. CE_m
@@ -69,13 +44,13 @@ def _run_fused(backend: str) -> Callable[..., Tensor]:
             states.flatten(0, 1), items, targets.repeat_interleave(streams), temperature, ignore_index, "none"
         ).view(rows, streams)
         log_weights = upcast(log_weights).masked_fill(ignored[:, None], 0)
-        mixed = -torch.logsumexp(log_weights - losses, dim=1)
+        mixed = -logsumexp(log_weights - losses, dim=1)
         return reduced(mixed.masked_fill(ignored, 0), targets, ignore_index, reduction)
 
     return run
 
 
-# Backend name -> implementation with the signature of _run_reference.
+# Backend name -> implementation with the arguments of the reference.
 IMPLEMENTATIONS = {"reference": _run_reference, "cpp": _run_fused("cpp"), "triton": _run_fused("triton")}
 
 
@@ -119,22 +94,12 @@ def mixture_cross_entropy(
         ValueError: a shape, a device or a value does not fit. On a GPU a target outside [0, V) fails asynchronously.
     """
     states, log_weights, items = floating_inputs(states=states, log_weights=log_weights, items=items)
-    sizes: dict[str, int] = {}
-    check_shape("states", states, "R M D", sizes)
-    check_shape("log_weights", log_weights, "R M", sizes)
-    check_shape("items", items, "V D", sizes)
-    check_not_empty("states", "M", sizes)
-    check_not_empty("states", "D", sizes)
-    check_not_empty("items", "V", sizes)
-    check_integer("targets", targets, (torch.int64,), "states", states)
-    check_shape("targets", targets, "R", sizes)
-    check_temperature(temperature)
-    check_index("ignore_index", ignore_index)
-    check_reduction(reduction)
+    sizes = check_states_and_items("R M D", states, items, log_weights)
+    check_ids("targets", targets, "R", states, sizes)
+    check_loss_options(temperature, ignore_index, reduction)
 
     run = resolve("mixture_cross_entropy", IMPLEMENTATIONS, states)
     if not checks_values(run, IMPLEMENTATIONS, states):
-        sizes = {"V": sizes["V"], "ignore_index": ignore_index}
-        check_values("targets", targets, 0, sizes["V"], "in [0, V) or ignore_index", besides=ignore_index, **sizes)
+        check_targets(targets, sizes["V"], ignore_index)
     with no_autocast(states):
         return run(states, log_weights, items, targets, temperature, ignore_index, reduction)

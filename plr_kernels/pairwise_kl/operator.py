@@ -2,108 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
 import torch
 from torch import Tensor
 
-from plr_kernels.dispatch.backend import backend_module, resolve
-from plr_kernels.dispatch.checks import check_not_empty, check_shape, check_temperature
-from plr_kernels.dispatch.gradients import new_gradients, only_wanted
-from plr_kernels.dispatch.precision import floating_inputs, no_autocast, upcast
+from plr_kernels.dispatch.backend import Implementation, resolve
+from plr_kernels.dispatch.checks import check_states_and_items, check_temperature
+from plr_kernels.dispatch.precision import floating_inputs, no_autocast
+from plr_kernels.dispatch.registration import register_reference, register_with_gradients
 from plr_kernels.pairwise_kl import reference
 
-torch.library.define(
-    "plr_kernels::pairwise_kl",
+_run_reference = register_reference(
+    "pairwise_kl",
     "(Tensor states, Tensor items, float temperature, bool detach_reference) -> Tensor",
-    tags=torch.Tag.pt2_compliant_tag,
+    reference.pairwise_kl,
 )
-torch.library.impl("plr_kernels::pairwise_kl", "CompositeImplicitAutograd")(reference.pairwise_kl)
+register_with_gradients(
+    "pairwise_kl",
+    tensors="Tensor states, Tensor items",
+    options="float temperature",
+    backward_options="bool detach_reference",
+    result="loss",
+    # The items with the largest scores are apart: csrc/pairwise_kl.cpp says why.
+    statistics="Tensor statistics, Tensor argmaxes",
+    new_result=lambda states: states.new_empty((), dtype=torch.float32),
+)
 
 
-def _run_reference(states: Tensor, items: Tensor, temperature: float, detach_reference: bool) -> Tensor:
-    return torch.ops.plr_kernels.pairwise_kl(upcast(states), upcast(items), temperature, detach_reference)
+def _run_fused(backend: str) -> Implementation:
+    return lambda *arguments: torch.ops.plr_kernels.pairwise_kl_forward(*arguments, backend)[0]
 
 
-@torch.library.custom_op("plr_kernels::pairwise_kl_forward", mutates_args=())
-def _forward(
-    states: Tensor, items: Tensor, temperature: float, detach_reference: bool, backend: str
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The loss, and what the backend keeps of every state's distribution for its backward pass.
-
-    The last result is the item with the largest score: csrc/pairwise_kl.cpp says why it is apart.
-
-    `detach_reference` changes the gradient only.
-    """
-    return backend_module("pairwise_kl", backend).forward(states, items, temperature)
-
-
-@_forward.register_fake
-def _(states, items, temperature, detach_reference, backend):
-    return states.new_empty((), dtype=torch.float32), *backend_module("pairwise_kl", backend).new_statistics(states)
-
-
-@torch.library.custom_op("plr_kernels::pairwise_kl_backward", mutates_args=())
-def _backward(
-    loss_gradient: Tensor,
-    states: Tensor,
-    items: Tensor,
-    statistics: Tensor,
-    argmaxes: Tensor,
-    temperature: float,
-    detach_reference: bool,
-    needs_states: bool,
-    needs_items: bool,
-    backend: str,
-) -> tuple[Tensor, Tensor]:
-    """The gradients of states and items; an empty tensor for one that is not needed."""
-    return backend_module("pairwise_kl", backend).backward(
-        loss_gradient, states, items, statistics, argmaxes, temperature, detach_reference, needs_states, needs_items
-    )
-
-
-@_backward.register_fake
-def _(
-    loss_gradient,
-    states,
-    items,
-    statistics,
-    argmaxes,
-    temperature,
-    detach_reference,
-    needs_states,
-    needs_items,
-    backend,
-):
-    return new_gradients((states, items), (needs_states, needs_items))
-
-
-def _save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    states, items, *ctx.options, ctx.backend = inputs
-    ctx.save_for_backward(states, items, *output[1:])
-    ctx.mark_non_differentiable(*output[1:])
-
-
-def _gradients(ctx: Any, loss_gradient: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
-    needs = ctx.needs_input_grad[:2]
-    gradients = torch.ops.plr_kernels.pairwise_kl_backward(
-        loss_gradient, *ctx.saved_tensors, *ctx.options, *needs, ctx.backend
-    )
-    return *only_wanted(gradients, needs), None, None, None
-
-
-_forward.register_autograd(_gradients, setup_context=_save_for_backward)
-
-
-def _run_fused(backend: str) -> Callable[..., Tensor]:
-    def run(states: Tensor, items: Tensor, temperature: float, detach_reference: bool) -> Tensor:
-        return torch.ops.plr_kernels.pairwise_kl_forward(states, items, temperature, detach_reference, backend)[0]
-
-    return run
-
-
-# Backend name -> implementation with the signature of _run_reference.
+# Backend name -> implementation with the arguments of the reference.
 IMPLEMENTATIONS = {"reference": _run_reference, "cpp": _run_fused("cpp"), "triton": _run_fused("triton")}
 
 
@@ -130,12 +59,7 @@ def pairwise_kl(states: Tensor, items: Tensor, *, temperature: float = 1.0, deta
         ValueError: a shape, a device or the temperature does not fit.
     """
     states, items = floating_inputs(states=states, items=items)
-    sizes: dict[str, int] = {}
-    check_shape("states", states, "B N D", sizes)
-    check_shape("items", items, "V D", sizes)
-    check_not_empty("states", "N", sizes)
-    check_not_empty("states", "D", sizes)
-    check_not_empty("items", "V", sizes)
+    check_states_and_items("B N D", states, items)
     check_temperature(temperature)
 
     run = resolve("pairwise_kl", IMPLEMENTATIONS, states)

@@ -20,16 +20,16 @@ from plr_kernels.dispatch.checks import (
 )
 from plr_kernels.dispatch.dispatcher import autograd_records, can_bypass_dispatcher
 from plr_kernels.dispatch.gradients import new_gradients, only_wanted
-from plr_kernels.dispatch.precision import floating_inputs, no_autocast, upcast
+from plr_kernels.dispatch.precision import floating_inputs, no_autocast
+from plr_kernels.dispatch.registration import register_reference
 from plr_kernels.stream_attention import reference
 
-torch.library.define(
-    "plr_kernels::stream_attention",
+_upcast_reference = register_reference(
+    "stream_attention",
     "(Tensor query, Tensor prefix_key, Tensor prefix_value, Tensor stream_key, Tensor stream_value, "
     "Tensor? prefix_lengths, float scale, float dropout_p, Tensor? seed) -> Tensor",
-    tags=torch.Tag.pt2_compliant_tag,
+    reference.stream_attention,
 )
-torch.library.impl("plr_kernels::stream_attention", "CompositeImplicitAutograd")(reference.stream_attention)
 
 
 # Query, prefix_key, prefix_value, stream_key and stream_value, as they travel through the backends.
@@ -39,8 +39,7 @@ _Inputs = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
 def _run_reference(
     inputs: _Inputs, prefix_lengths: Tensor | None, scale: float, dropout_p: float, seed: Tensor | None
 ) -> Tensor:
-    operator = torch.ops.plr_kernels.stream_attention
-    return operator(*map(upcast, inputs), prefix_lengths, scale, dropout_p, seed).to(inputs[0].dtype)
+    return _upcast_reference(*inputs, prefix_lengths, scale, dropout_p, seed).to(inputs[0].dtype)
 
 
 @torch.library.custom_op("plr_kernels::stream_attention_forward", mutates_args=())
@@ -62,7 +61,7 @@ def _forward(
 
 
 @_forward.register_fake
-def _(query, prefix_key, prefix_value, stream_key, stream_value, prefix_lengths, seed, scale, dropout_p, backend):
+def _(query, *_):
     return query.new_empty(query.shape), query.new_empty(query.shape[:3], dtype=torch.float32)
 
 
@@ -89,23 +88,9 @@ def _backward(
 
 
 @_backward.register_fake
-def _(
-    output_gradient,
-    query,
-    prefix_key,
-    prefix_value,
-    stream_key,
-    stream_value,
-    prefix_lengths,
-    seed,
-    lse,
-    scale,
-    dropout_p,
-    needs,
-    backend,
-):
-    inputs = (query, prefix_key, prefix_value, stream_key, stream_value)
-    return new_gradients(inputs, needs)
+def _(output_gradient, *arguments):
+    *_, needs, _backend = arguments
+    return new_gradients(arguments[:5], needs)
 
 
 def _save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:

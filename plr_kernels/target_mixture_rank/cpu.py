@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 import plr_kernels._cpp as _cpp
+from plr_kernels.dispatch.results import new_counts
 from plr_kernels.extension import as_exclude, as_matrix, resources, rounds_float32, row_contiguous
 
 
@@ -13,8 +13,8 @@ def forward(
     states: Tensor, log_weights: Tensor, items: Tensor, targets: Tensor, temperature: float, exclude: Tensor | None
 ) -> tuple[Tensor, Tensor]:
     """How many other items are more probable than the target under the mixture, and how many as much: int64 [R]."""
-    rows, streams, _ = states.shape
-    greater, equal = (states.new_empty(rows, dtype=torch.int64) for _ in range(2))
+    streams = states.shape[1]
+    greater, equal = new_counts(states)
     states, items, targets = row_contiguous(states), row_contiguous(items), targets.contiguous()
     log_weights = log_weights.float().contiguous()
     exclude = None if exclude is None else exclude.contiguous()

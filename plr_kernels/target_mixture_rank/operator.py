@@ -2,84 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
-import torch
 from torch import Tensor
 
-from plr_kernels.dispatch.backend import backend_module, checks_values, resolve
+from plr_kernels.dispatch.backend import checks_values, resolve
 from plr_kernels.dispatch.checks import (
     check_exclude,
-    check_integer,
-    check_not_empty,
-    check_shape,
+    check_ids,
+    check_states_and_items,
+    check_targets,
     check_temperature,
-    check_values,
 )
-from plr_kernels.dispatch.precision import floating_inputs, no_autocast, upcast
+from plr_kernels.dispatch.precision import floating_inputs, no_autocast
+from plr_kernels.dispatch.registration import register_ranking
+from plr_kernels.dispatch.results import new_counts
 from plr_kernels.target_mixture_rank import reference
 
-torch.library.define(
-    "plr_kernels::target_mixture_rank",
-    "(Tensor states, Tensor log_weights, Tensor items, Tensor targets, float temperature, Tensor? exclude) "
-    "-> (Tensor, Tensor)",
-    tags=torch.Tag.pt2_compliant_tag,
+IMPLEMENTATIONS = register_ranking(
+    "target_mixture_rank",
+    "Tensor states, Tensor log_weights, Tensor items, Tensor targets, float temperature, Tensor? exclude",
+    reference.target_mixture_rank,
+    lambda states, *_: new_counts(states),
 )
-torch.library.impl("plr_kernels::target_mixture_rank", "CompositeImplicitAutograd")(reference.target_mixture_rank)
-
-
-def _run_reference(
-    states: Tensor, log_weights: Tensor, items: Tensor, targets: Tensor, temperature: float, exclude: Tensor | None
-) -> tuple[Tensor, Tensor]:
-    return torch.ops.plr_kernels.target_mixture_rank(
-        upcast(states), upcast(log_weights), upcast(items), targets, temperature, exclude
-    )
-
-
-# No custom_op: what that adds is for gradients, which there are none of.
-torch.library.define(
-    "plr_kernels::target_mixture_rank_forward",
-    "(Tensor states, Tensor log_weights, Tensor items, Tensor targets, float temperature, Tensor? exclude, "
-    "str backend) -> (Tensor, Tensor)",
-    tags=torch.Tag.pt2_compliant_tag,
-)
-
-
-@torch.library.impl("plr_kernels::target_mixture_rank_forward", "default")
-def _forward(
-    states: Tensor,
-    log_weights: Tensor,
-    items: Tensor,
-    targets: Tensor,
-    temperature: float,
-    exclude: Tensor | None,
-    backend: str,
-) -> tuple[Tensor, Tensor]:
-    """The counts greater and equal, int64 [R]."""
-    return backend_module("target_mixture_rank", backend).forward(
-        states, log_weights, items, targets, temperature, exclude
-    )
-
-
-@torch.library.register_fake("plr_kernels::target_mixture_rank_forward")
-def _(states, log_weights, items, targets, temperature, exclude, backend):
-    shape = (states.shape[0],)
-    return states.new_empty(shape, dtype=torch.int64), states.new_empty(shape, dtype=torch.int64)
-
-
-def _run_fused(backend: str) -> Callable[..., tuple[Tensor, Tensor]]:
-    def run(
-        states: Tensor, log_weights: Tensor, items: Tensor, targets: Tensor, temperature: float, exclude: Tensor | None
-    ) -> tuple[Tensor, Tensor]:
-        return torch.ops.plr_kernels.target_mixture_rank_forward(
-            states, log_weights, items, targets, temperature, exclude, backend
-        )
-
-    return run
-
-
-# Backend name -> implementation with the signature of _run_reference.
-IMPLEMENTATIONS = {"reference": _run_reference, "cpp": _run_fused("cpp"), "triton": _run_fused("triton")}
 
 
 def target_mixture_rank(
@@ -115,23 +58,15 @@ def target_mixture_rank(
             outside [-1, V) fails asynchronously.
     """
     states, log_weights, items = floating_inputs(states=states, log_weights=log_weights, items=items)
-    sizes: dict[str, int] = {}
-    check_shape("states", states, "R M D", sizes)
-    check_shape("log_weights", log_weights, "R M", sizes)
-    check_shape("items", items, "V D", sizes)
-    check_not_empty("states", "M", sizes)
-    check_not_empty("states", "D", sizes)
-    check_not_empty("items", "V", sizes)
+    sizes = check_states_and_items("R M D", states, items, log_weights)
     check_temperature(temperature)
-    check_integer("targets", targets, (torch.int64,), "states", states)
-    check_shape("targets", targets, "R", sizes)
+    check_ids("targets", targets, "R", states, sizes)
     if exclude is not None:
-        check_integer("exclude", exclude, (torch.int64,), "states", states)
-        check_shape("exclude", exclude, "R X", sizes)
+        check_ids("exclude", exclude, "R X", states, sizes)
 
     run = resolve("target_mixture_rank", IMPLEMENTATIONS, states)
     if not checks_values(run, IMPLEMENTATIONS, states):
-        check_values("targets", targets, 0, sizes["V"], "in [0, V)", V=sizes["V"])
+        check_targets(targets, sizes["V"])
         check_exclude(exclude, sizes["V"])
     with no_autocast(states):
         return run(states.detach(), log_weights.detach(), items.detach(), targets, temperature, exclude)

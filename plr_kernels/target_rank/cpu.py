@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 import plr_kernels._cpp as _cpp
+from plr_kernels.dispatch.results import new_counts
 from plr_kernels.extension import as_exclude, as_matrix, resources, rounds_float32, row_contiguous
 
 
 def forward(states: Tensor, items: Tensor, targets: Tensor, exclude: Tensor | None) -> tuple[Tensor, Tensor]:
     """How many other items score above the target, and how many the same: int64 [R] each."""
-    greater, equal = (states.new_empty(states.shape[0], dtype=torch.int64) for _ in range(2))
+    greater, equal = new_counts(states)
     states, items, targets = row_contiguous(states), row_contiguous(items), targets.contiguous()
     exclude = None if exclude is None else exclude.contiguous()
     _cpp.target_rank(

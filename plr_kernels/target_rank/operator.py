@@ -2,65 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
-import torch
 from torch import Tensor
 
-from plr_kernels.dispatch.backend import backend_module, checks_values, resolve
-from plr_kernels.dispatch.checks import (
-    check_exclude,
-    check_integer,
-    check_not_empty,
-    check_shape,
-    check_values,
-)
-from plr_kernels.dispatch.precision import floating_inputs, no_autocast, upcast
+from plr_kernels.dispatch.backend import checks_values, resolve
+from plr_kernels.dispatch.checks import check_exclude, check_ids, check_states_and_items, check_targets
+from plr_kernels.dispatch.precision import floating_inputs, no_autocast
+from plr_kernels.dispatch.registration import register_ranking
+from plr_kernels.dispatch.results import new_counts
 from plr_kernels.target_rank import reference
 
-torch.library.define(
-    "plr_kernels::target_rank",
-    "(Tensor states, Tensor items, Tensor targets, Tensor? exclude) -> (Tensor, Tensor)",
-    tags=torch.Tag.pt2_compliant_tag,
+IMPLEMENTATIONS = register_ranking(
+    "target_rank",
+    "Tensor states, Tensor items, Tensor targets, Tensor? exclude",
+    reference.target_rank,
+    lambda states, *_: new_counts(states),
 )
-torch.library.impl("plr_kernels::target_rank", "CompositeImplicitAutograd")(reference.target_rank)
-
-
-def _run_reference(states: Tensor, items: Tensor, targets: Tensor, exclude: Tensor | None) -> tuple[Tensor, Tensor]:
-    return torch.ops.plr_kernels.target_rank(upcast(states), upcast(items), targets, exclude)
-
-
-# No custom_op: what that adds is for gradients, which there are none of.
-torch.library.define(
-    "plr_kernels::target_rank_forward",
-    "(Tensor states, Tensor items, Tensor targets, Tensor? exclude, str backend) -> (Tensor, Tensor)",
-    tags=torch.Tag.pt2_compliant_tag,
-)
-
-
-@torch.library.impl("plr_kernels::target_rank_forward", "default")
-def _forward(
-    states: Tensor, items: Tensor, targets: Tensor, exclude: Tensor | None, backend: str
-) -> tuple[Tensor, Tensor]:
-    """The counts greater and equal, int64 [R]."""
-    return backend_module("target_rank", backend).forward(states, items, targets, exclude)
-
-
-@torch.library.register_fake("plr_kernels::target_rank_forward")
-def _(states, items, targets, exclude, backend):
-    shape = (states.shape[0],)
-    return states.new_empty(shape, dtype=torch.int64), states.new_empty(shape, dtype=torch.int64)
-
-
-def _run_fused(backend: str) -> Callable[..., tuple[Tensor, Tensor]]:
-    def run(states: Tensor, items: Tensor, targets: Tensor, exclude: Tensor | None) -> tuple[Tensor, Tensor]:
-        return torch.ops.plr_kernels.target_rank_forward(states, items, targets, exclude, backend)
-
-    return run
-
-
-# Backend name -> implementation with the signature of _run_reference.
-IMPLEMENTATIONS = {"reference": _run_reference, "cpp": _run_fused("cpp"), "triton": _run_fused("triton")}
 
 
 def target_rank(
@@ -88,20 +44,14 @@ def target_rank(
             outside [-1, V) fails asynchronously.
     """
     states, items = floating_inputs(states=states, items=items)
-    sizes: dict[str, int] = {}
-    check_shape("states", states, "R D", sizes)
-    check_shape("items", items, "V D", sizes)
-    check_not_empty("states", "D", sizes)
-    check_not_empty("items", "V", sizes)
-    check_integer("targets", targets, (torch.int64,), "states", states)
-    check_shape("targets", targets, "R", sizes)
+    sizes = check_states_and_items("R D", states, items)
+    check_ids("targets", targets, "R", states, sizes)
     if exclude is not None:
-        check_integer("exclude", exclude, (torch.int64,), "states", states)
-        check_shape("exclude", exclude, "R X", sizes)
+        check_ids("exclude", exclude, "R X", states, sizes)
 
     run = resolve("target_rank", IMPLEMENTATIONS, states)
     if not checks_values(run, IMPLEMENTATIONS, states):
-        check_values("targets", targets, 0, sizes["V"], "in [0, V)", V=sizes["V"])
+        check_targets(targets, sizes["V"])
         check_exclude(exclude, sizes["V"])
     with no_autocast(states):
         return run(states.detach(), items.detach(), targets, exclude)

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 import plr_kernels._cpp as _cpp
+from plr_kernels.dispatch.results import new_lists
 from plr_kernels.extension import as_exclude, as_matrix, resources, rounds_float32, row_contiguous
 
 
 def forward(states: Tensor, items: Tensor, k: int, exclude: Tensor | None) -> tuple[Tensor, Tensor]:
     """The k best items of each state by dot product, best first, ties to the smaller id."""
-    rows = states.shape[0]
-    scores = states.new_empty(rows, k, dtype=torch.float32)
-    ids = states.new_empty(rows, k, dtype=torch.int64)
+    scores, ids = new_lists(states, k)
     states, items = row_contiguous(states), row_contiguous(items)
     exclude = None if exclude is None else exclude.contiguous()
     _cpp.top_items(

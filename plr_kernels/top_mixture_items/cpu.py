@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 import plr_kernels._cpp as _cpp
+from plr_kernels.dispatch.results import new_lists
 from plr_kernels.extension import as_exclude, as_matrix, resources, rounds_float32, row_contiguous
 
 
@@ -13,9 +13,8 @@ def forward_counted(
     states: Tensor, log_weights: Tensor, items: Tensor, k: int, temperature: float, exclude: Tensor | None
 ) -> tuple[Tensor, Tensor, int]:
     """As `forward`, and how many rows took a second sweep of the items, because one could not prove their best."""
-    rows, streams, _ = states.shape
-    scores = states.new_empty(rows, k, dtype=torch.float32)
-    ids = states.new_empty(rows, k, dtype=torch.int64)
+    streams = states.shape[1]
+    scores, ids = new_lists(states, k)
     states, items = row_contiguous(states), row_contiguous(items)
     log_weights = log_weights.float().contiguous()
     exclude = None if exclude is None else exclude.contiguous()

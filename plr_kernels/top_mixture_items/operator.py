@@ -2,76 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
-import torch
 from torch import Tensor
 
-from plr_kernels.dispatch.backend import backend_module, checks_values, resolve
+from plr_kernels.dispatch.backend import checks_values, resolve
 from plr_kernels.dispatch.checks import (
     check_exclude,
-    check_index,
-    check_integer,
-    check_not_empty,
-    check_shape,
+    check_ids,
+    check_list_length,
+    check_states_and_items,
     check_temperature,
 )
-from plr_kernels.dispatch.precision import floating_inputs, no_autocast, upcast
+from plr_kernels.dispatch.precision import floating_inputs, no_autocast
+from plr_kernels.dispatch.registration import register_ranking
+from plr_kernels.dispatch.results import new_lists
 from plr_kernels.top_mixture_items import reference
 
-torch.library.define(
-    "plr_kernels::top_mixture_items",
-    "(Tensor states, Tensor log_weights, Tensor items, SymInt k, float temperature, Tensor? exclude) "
-    "-> (Tensor, Tensor)",
-    tags=torch.Tag.pt2_compliant_tag,
+IMPLEMENTATIONS = register_ranking(
+    "top_mixture_items",
+    "Tensor states, Tensor log_weights, Tensor items, SymInt k, float temperature, Tensor? exclude",
+    reference.top_mixture_items,
+    lambda states, log_weights, items, k, *_: new_lists(states, k),
 )
-torch.library.impl("plr_kernels::top_mixture_items", "CompositeImplicitAutograd")(reference.top_mixture_items)
-
-
-def _run_reference(
-    states: Tensor, log_weights: Tensor, items: Tensor, k: int, temperature: float, exclude: Tensor | None
-) -> tuple[Tensor, Tensor]:
-    return torch.ops.plr_kernels.top_mixture_items(
-        upcast(states), upcast(log_weights), upcast(items), k, temperature, exclude
-    )
-
-
-# No custom_op: what that adds is for gradients, which there are none of.
-torch.library.define(
-    "plr_kernels::top_mixture_items_forward",
-    "(Tensor states, Tensor log_weights, Tensor items, SymInt k, float temperature, Tensor? exclude, str backend) "
-    "-> (Tensor, Tensor)",
-    tags=torch.Tag.pt2_compliant_tag,
-)
-
-
-@torch.library.impl("plr_kernels::top_mixture_items_forward", "default")
-def _forward(
-    states: Tensor, log_weights: Tensor, items: Tensor, k: int, temperature: float, exclude: Tensor | None, backend: str
-) -> tuple[Tensor, Tensor]:
-    """The log-probabilities [R, k], float32, and ids int64 [R, k]."""
-    return backend_module("top_mixture_items", backend).forward(states, log_weights, items, k, temperature, exclude)
-
-
-@torch.library.register_fake("plr_kernels::top_mixture_items_forward")
-def _(states, log_weights, items, k, temperature, exclude, backend):
-    shape = (states.shape[0], k)
-    return states.new_empty(shape, dtype=torch.float32), states.new_empty(shape, dtype=torch.int64)
-
-
-def _run_fused(backend: str) -> Callable[..., tuple[Tensor, Tensor]]:
-    def run(
-        states: Tensor, log_weights: Tensor, items: Tensor, k: int, temperature: float, exclude: Tensor | None
-    ) -> tuple[Tensor, Tensor]:
-        return torch.ops.plr_kernels.top_mixture_items_forward(
-            states, log_weights, items, k, temperature, exclude, backend
-        )
-
-    return run
-
-
-# Backend name -> implementation with the signature of _run_reference.
-IMPLEMENTATIONS = {"reference": _run_reference, "cpp": _run_fused("cpp"), "triton": _run_fused("triton")}
 
 
 def top_mixture_items(
@@ -107,20 +58,11 @@ def top_mixture_items(
             asynchronously.
     """
     states, log_weights, items = floating_inputs(states=states, log_weights=log_weights, items=items)
-    sizes: dict[str, int] = {}
-    check_shape("states", states, "R M D", sizes)
-    check_shape("log_weights", log_weights, "R M", sizes)
-    check_shape("items", items, "V D", sizes)
-    check_not_empty("states", "M", sizes)
-    check_not_empty("states", "D", sizes)
-    check_not_empty("items", "V", sizes)
+    sizes = check_states_and_items("R M D", states, items, log_weights)
     check_temperature(temperature)
-    check_index("k", k)
-    if not 1 <= k <= sizes["V"]:
-        raise ValueError(f"k must be in [1, V={sizes['V']}], found {k}")
+    check_list_length(k, sizes["V"])
     if exclude is not None:
-        check_integer("exclude", exclude, (torch.int64,), "states", states)
-        check_shape("exclude", exclude, "R X", sizes)
+        check_ids("exclude", exclude, "R X", states, sizes)
 
     run = resolve("top_mixture_items", IMPLEMENTATIONS, states)
     if not checks_values(run, IMPLEMENTATIONS, states):

@@ -1,0 +1,147 @@
+"""Registration of operators with PyTorch: what is the same for all of them.
+
+An operator is a formula, `plr_kernels::<operator>`, whose autograd, torch.compile and vmap are PyTorch's own, and where
+it has fused backends the op `plr_kernels::<operator>_forward`, with `..._backward` for gradients: their last argument
+names the backend, and they call the functions `forward` and `backward` of the backend's module. Arguments are stated in
+PyTorch's schema language, once; torch.ops.plr_kernels has them under the names given here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from plr_kernels.dispatch.backend import Implementation, backend_module
+from plr_kernels.dispatch.gradients import new_gradients, only_wanted
+from plr_kernels.dispatch.precision import upcast
+
+Outputs = tuple[Tensor, ...]
+
+
+def register_reference(operator: str, schema: str, formula: Implementation) -> Implementation:
+    """Define `plr_kernels::<operator>` by its formula.
+
+    Args:
+        operator: the name.
+        schema: arguments and results, "(Tensor states, ...) -> Tensor".
+        formula: differentiable PyTorch, in the dtype it is given.
+
+    Returns:
+        The implementation "reference": the op, with half-precision tensors upcast to float32.
+    """
+    name = f"plr_kernels::{operator}"
+    torch.library.define(name, schema, tags=torch.Tag.pt2_compliant_tag)
+    torch.library.impl(name, "CompositeImplicitAutograd")(formula)
+    registered = getattr(torch.ops.plr_kernels, operator)
+
+    def run(*arguments: Any) -> Any:
+        return registered(*[upcast(argument) if isinstance(argument, Tensor) else argument for argument in arguments])
+
+    return run
+
+
+def register_ranking(
+    operator: str, arguments: str, formula: Implementation, new_results: Callable[..., Outputs]
+) -> dict[str, Implementation]:
+    """Define an operator that ranks: two results, no gradients, the same arguments for every backend.
+
+    Args:
+        operator: the name.
+        arguments: "Tensor states, ...".
+        formula: the definition.
+        new_results: from the arguments, uninitialised memory for the results of a fused backend.
+
+    Returns:
+        Backend name -> implementation.
+    """
+    # No custom_op: what that adds, for gradients which there are none of, takes as long as ranking a small table for a
+    # row.
+    name = f"plr_kernels::{operator}_forward"
+    torch.library.define(name, f"({arguments}, str backend) -> (Tensor, Tensor)", tags=torch.Tag.pt2_compliant_tag)
+
+    @torch.library.impl(name, "default")
+    def forward(*arguments: Any) -> Outputs:
+        return backend_module(operator, arguments[-1]).forward(*arguments[:-1])
+
+    torch.library.register_fake(name, lambda *arguments: new_results(*arguments[:-1]))
+    registered = getattr(torch.ops.plr_kernels, f"{operator}_forward")
+
+    def run_fused(backend: str) -> Implementation:
+        return lambda *arguments: registered(*arguments, backend)
+
+    reference = register_reference(operator, f"({arguments}) -> (Tensor, Tensor)", formula)
+    return {"reference": reference, "cpp": run_fused("cpp"), "triton": run_fused("triton")}
+
+
+def register_with_gradients(
+    operator: str,
+    *,
+    tensors: str,
+    options: str,
+    backward_options: str = "",
+    result: str,
+    statistics: str,
+    new_result: Callable[[Tensor], Tensor],
+) -> None:
+    """Define the two passes of a loss on fused backends, `<operator>_forward` and `<operator>_backward`.
+
+    The forward op takes the tensors and all options, and returns the result and the statistics that its backend keeps
+    for the backward pass. The backward op takes the result's gradient, tensors, statistics, all options, and whether
+    the gradients of the first two tensors are wanted; it returns these, an empty tensor for one that is not.
+
+    Args:
+        operator: the name.
+        tensors: "Tensor states, Tensor items, ...": the first two have gradients.
+        options: "float temperature, ..."; what both passes of a backend take after the tensors.
+        backward_options: further options, which change the gradient only: a backend's `forward` does not get them.
+        result: the result's name; its gradient's is <result>_gradient.
+        statistics: "Tensor statistics, ...", as many as `new_statistics` of a backend's module returns.
+        new_result: from the first tensor, uninitialised memory for the result.
+    """
+    all_options = f"{options}, {backward_options}" if backward_options else options
+    first, second = (tensor.split()[1] for tensor in tensors.split(", ")[:2])
+    tensor_count, statistics_count = len(tensors.split(", ")), len(statistics.split(", "))
+    forward_count = tensor_count + len(options.split(", "))  # of what a backend's `forward` takes
+
+    def forward(*arguments: Any) -> Outputs:
+        return backend_module(operator, arguments[-1]).forward(*arguments[:forward_count])
+
+    def new_outputs(*arguments: Any) -> Outputs:
+        kept = backend_module(operator, arguments[-1]).new_statistics(arguments[0])
+        return new_result(arguments[0]), *((kept,) if isinstance(kept, Tensor) else kept)
+
+    def backward(*arguments: Any) -> Outputs:
+        return backend_module(operator, arguments[-1]).backward(*arguments[:-1])
+
+    def new_backward_outputs(*arguments: Any) -> Outputs:
+        return new_gradients(arguments[1:3], arguments[-3:-1])
+
+    def save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: Outputs) -> None:
+        *ctx.options, ctx.backend = inputs[tensor_count:]
+        ctx.save_for_backward(*inputs[:tensor_count], *output[1:])
+        ctx.mark_non_differentiable(*output[1:])
+
+    def gradients(ctx: Any, result_gradient: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+        needs = ctx.needs_input_grad[:2]
+        found = backward_op(result_gradient, *ctx.saved_tensors, *ctx.options, *needs, ctx.backend)
+        return *only_wanted(found, needs), *(None,) * (len(ctx.needs_input_grad) - 2)
+
+    forward_op = torch.library.custom_op(
+        f"plr_kernels::{operator}_forward",
+        forward,
+        mutates_args=(),
+        schema=f"({tensors}, {all_options}, str backend) -> ({', '.join(['Tensor'] * (1 + statistics_count))})",
+    )
+    forward_op.register_fake(new_outputs)
+    forward_op.register_autograd(gradients, setup_context=save_for_backward)
+    torch.library.custom_op(
+        f"plr_kernels::{operator}_backward",
+        backward,
+        mutates_args=(),
+        schema=f"(Tensor {result}_gradient, {tensors}, {statistics}, {all_options}, "
+        f"bool needs_{first}, bool needs_{second}, str backend) -> (Tensor, Tensor)",
+    ).register_fake(new_backward_outputs)
+    backward_op = getattr(torch.ops.plr_kernels, f"{operator}_backward")
