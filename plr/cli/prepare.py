@@ -18,6 +18,7 @@ from plr.prepare.amazon import BASE_URL, SPLIT_TIMES, TABLE_1, find_files, proto
 from plr.prepare.download import download
 from plr.prepare.pipeline import write_folder
 from plr.prepare.readers import find_interactions
+from plr.prepare.readers.packed import SUFFIXES
 
 AMAZON = "amazon-2023"
 _ITEM_FILES = ("movies.dat", "movies.csv")
@@ -88,10 +89,10 @@ def _files(request: Request) -> dict[str, Any]:
 
 def _items_beside(path: Path) -> Path | None:
     """Return the metadata file that belongs to a data set in a published layout."""
-    plain = path.with_suffix("") if path.suffix == ".gz" else path
+    plain = path.with_suffix("") if path.suffix in SUFFIXES else path
     names = list(_ITEM_FILES) if plain.name in ("ratings.dat", "ratings.csv") else []
     names += [plain.with_suffix(".item").name] if plain.suffix == ".inter" else []
-    candidates = (path.with_name(name + packed) for name in names for packed in ("", ".gz"))
+    candidates = (path.with_name(name + packed) for name in names for packed in ("", *SUFFIXES))
     return next((candidate for candidate in candidates if candidate.is_file()), None)
 
 

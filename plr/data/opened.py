@@ -45,7 +45,7 @@ def prepare(
 
     Args:
         path: The file, ``user item item …`` lines, ``user item`` lines, MovieLens' ``ratings.dat``, RecBole
-            ``.inter``, CSV with a header (text may be packed with gzip) or Parquet; a data set folder of
+            ``.inter``, CSV with a header (text may be packed with gzip or Zstandard) or Parquet; a data set folder of
             Hugging Face; or a folder that ``plr prepare`` wrote.
         cache_dir: Folder in which the result is kept under the hash of file and options, and found again.
         **options: The fields of PrepareOptions. A prepared folder has its own and takes none.

@@ -8,11 +8,11 @@ import os
 from collections.abc import Callable
 
 from plr.errors import DataError
+from plr.prepare.readers.packed import packing_of
 
 __all__ = ["fingerprint"]
 
 _CHUNK = 1 << 18  # stays in a core's own cache from one look at it to the next
-_GZIP = b"\x1f\x8b"
 
 
 def fingerprint(
@@ -36,7 +36,7 @@ def fingerprint(
     with open(path, "rb") as file:
         while chunk := file.read(_CHUNK):
             digest.update(chunk)
-            if blank and file.tell() <= _CHUNK and chunk.startswith(_GZIP):
+            if blank and file.tell() <= _CHUNK and packing_of(chunk) is not None:
                 text = False
             if not text:
                 blank = False

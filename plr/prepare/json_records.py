@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import gzip
-import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
 import polars as pl
+
+from plr.prepare.readers.packed import DAMAGED
 
 __all__ = ["PlainRecords", "blocks_of_lines", "plain_records"]
 
@@ -34,7 +34,7 @@ def blocks_of_lines(file: BinaryIO) -> Iterator[tuple[int, list[bytes]]]:
             if len(lines) == _BLOCK:
                 yield first, lines
                 first, lines = first + len(lines), []
-    except (EOFError, zlib.error, gzip.BadGzipFile):
+    except (EOFError, *DAMAGED):
         yield first, lines
         raise
     yield first, lines

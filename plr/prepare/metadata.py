@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import csv
-import gzip
 import io
 import json
 import tempfile
-import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -21,8 +19,9 @@ from plr.prepare.json_records import PlainRecords, blocks_of_lines, plain_record
 from plr.prepare.readers.columns import normalise
 from plr.prepare.readers.delimited import separator_of, without_bad_records
 from plr.prepare.readers.kinds import refuse_other_kinds
+from plr.prepare.readers.packed import DAMAGED, SUFFIXES, open_plain, packing
 from plr.prepare.readers.parquet import PARQUET_ERRORS, open_parquet, unreadable_parquet
-from plr.prepare.readers.source import Skipped, open_plain
+from plr.prepare.readers.source import Skipped
 
 __all__ = ["FEATURES", "describe", "item_features", "known_items"]
 
@@ -49,8 +48,8 @@ def item_features(path: Path, item_ids: pl.Series, skipped: Skipped | None = Non
     """Read a file of item metadata and return what it says of the items, in their order, with counts of it.
 
     Formats: JSON lines (.jsonl, .json), RecBole's .item, CSV with a header, Parquet, and MovieLens' movies.dat
-    (``id::title::genre|genre``); any but Parquet may be packed with gzip. Where an item has several records the last
-    one counts. In CSV a category path is separated by ``|``, in RecBole by spaces.
+    (``id::title::genre|genre``); any but Parquet may be packed with gzip or Zstandard. Where an item
+    has several records the last one counts. In CSV a category path is separated by ``|``, in RecBole by spaces.
 
     Args:
         path: The file.
@@ -107,10 +106,10 @@ def _features(path: Path, copy: Path, item_ids: pl.Series, skipped: Skipped | No
                 if record["item"] in wanted:
                     values = (record["title"], record["categories"], record["store"])
                     records.append((line, record["item"], *values, describe(*values)))
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+    except (EOFError, *DAMAGED) as error:
         cut_off = isinstance(error, EOFError)
         problem = "ends too early: it was cut off" if cut_off else f"cannot be read from here on: {error}"
-        problem = f"the gzip file {problem}; fetch it again"
+        problem = f"the {packing(path)} file {problem}; fetch it again"
         if skipped is None:
             raise DataError(problem, path, line) from None
         skipped.add(path, line, problem)
@@ -137,7 +136,7 @@ def describe(title: str | None, categories: list[str] | None, store: str | None)
 
 
 def _suffix(path: Path) -> str:
-    return next((suffix.lower() for suffix in reversed(path.suffixes) if suffix.lower() != ".gz"), "")
+    return next((suffix.lower() for suffix in reversed(path.suffixes) if suffix.lower() not in SUFFIXES), "")
 
 
 def _lines(path: Path, item_ids: pl.Series) -> Lines:

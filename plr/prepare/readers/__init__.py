@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import zlib
 from pathlib import Path
 
 import polars as pl
@@ -14,8 +13,9 @@ from plr.prepare.readers.huggingface import read_huggingface
 from plr.prepare.readers.id_encoder import CompiledIdEncoder, IdEncoder
 from plr.prepare.readers.lines import CONTROL_BYTES, read_pairs, read_sequences
 from plr.prepare.readers.movielens import read_movielens
+from plr.prepare.readers.packed import UNREADABLE, is_packed, open_plain
 from plr.prepare.readers.parquet import read_parquet
-from plr.prepare.readers.source import IdVocabulary, Skipped, Source, is_packed, open_plain, unreadable
+from plr.prepare.readers.source import IdVocabulary, Skipped, Source, unreadable
 
 __all__ = [
     "CONTROL_BYTES",
@@ -79,6 +79,6 @@ def read(
             return read_movielens(path, vocabulary, skipped)
         return _NAMED[file_format](path, columns, vocabulary, skipped)
     except (
-        pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError, EOFError, zlib.error, UnicodeDecodeError,
+        pl.exceptions.PolarsError, pl.exceptions.PanicException, *UNREADABLE, UnicodeDecodeError,
     ) as error:  # fmt: skip
         raise unreadable(path, error, CONTROL_BYTES if file_format in _UNNAMED else b"") from error

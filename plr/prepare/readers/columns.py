@@ -15,6 +15,7 @@ import polars as pl
 from polars.selectors import by_name  # takes no name for a pattern, as pl.col takes ^...$
 
 from plr.errors import DataError, listed, shortened
+from plr.prepare.readers.packed import open_plain
 from plr.prepare.readers.source import (
     LISTED,
     IdVocabulary,
@@ -23,7 +24,6 @@ from plr.prepare.readers.source import (
     Source,
     about_comment,
     collect,
-    open_plain,
 )
 from plr.prepare.timestamps import unit_of
 

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import gzip
 import io
 import re
-import zlib
 from collections import deque
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -17,6 +15,7 @@ import polars as pl
 from plr.errors import DataError
 from plr.prepare.readers.columns import Columns, find_columns, look_at_others, read_columns
 from plr.prepare.readers.lines import CONTROL_BYTES
+from plr.prepare.readers.packed import DAMAGED, UNREADABLE, open_plain, packing
 from plr.prepare.readers.quotes import CLOSED_EARLY, LONGEST, NEVER_CLOSED, REMEDY, TOO_LONG, WITHIN, RecordScan, follow
 from plr.prepare.readers.source import (
     MARKS,
@@ -25,7 +24,6 @@ from plr.prepare.readers.source import (
     Source,
     about_comment,
     forbidden_bytes,
-    open_plain,
     unreadable,
 )
 
@@ -94,7 +92,7 @@ def record_scan(path: Path, file_format: str) -> RecordScan | None:
         return None
     try:
         return RecordScan(path, separator_of(header_of(path)[1]), True)
-    except (OSError, EOFError, zlib.error, UnicodeDecodeError):
+    except (*UNREADABLE, UnicodeDecodeError):
         return None  # what stops reading, too
 
 
@@ -233,7 +231,7 @@ def _malformed(path: Path, separator: str, quoted: bool, error: Exception) -> Da
             elif fields > expected:
                 comment = about_comment(record)
                 return DataError(f"{fields} fields; the header has {expected}{comment}", path, line)
-    except (OSError, EOFError, zlib.error, UnicodeDecodeError):
+    except (*UNREADABLE, UnicodeDecodeError):
         return unreadable(path, error)
     return DataError(f"cannot be read: {str(error).splitlines()[0]}", path)
 
@@ -331,6 +329,6 @@ def _lines(path: Path, file: BinaryIO, skipped: Skipped) -> Iterator[bytes]:
             number += 1
             yield line
     except EOFError:
-        skipped.add(path, number + 1, "the gzip file ends here: it was cut off")
-    except (zlib.error, gzip.BadGzipFile) as error:
-        skipped.add(path, number + 1, f"the gzip file cannot be read from here on: {error}")
+        skipped.add(path, number + 1, f"the {packing(path)} file ends here: it was cut off")
+    except DAMAGED as error:
+        skipped.add(path, number + 1, f"the {packing(path)} file cannot be read from here on: {error}")

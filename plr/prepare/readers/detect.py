@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import re
-import zlib
 from pathlib import Path
 
 from plr.errors import DataError
 from plr.prepare.readers.columns import Columns, find_columns
 from plr.prepare.readers.delimited import separator_of
 from plr.prepare.readers.movielens import is_movielens
-from plr.prepare.readers.source import MARKS, open_plain, unreadable
+from plr.prepare.readers.packed import SUFFIXES, UNREADABLE, open_plain
+from plr.prepare.readers.source import MARKS, unreadable
 from plr.prepare.timestamps import unit_of
 
 __all__ = ["detect_format", "find_interactions"]
@@ -20,7 +20,7 @@ _HEAD = 1 << 16
 _TYPED = re.compile(r".+:(token|float)(_seq)?")
 
 
-_USUAL_FILES = ("ratings.dat", "u.data", "ratings.csv", "ratings.csv.gz", "*.inter")
+_USUAL_FILES = ("ratings.dat", "u.data", "ratings.csv", "ratings.csv.gz", "ratings.csv.zst", "*.inter")
 _FOLDERS = ("state.json", "dataset_dict.json")
 
 
@@ -54,13 +54,13 @@ def detect_format(path: Path) -> str:
     """
     if path.is_dir():
         return "huggingface"
-    suffixes = [suffix.lower() for suffix in path.suffixes if suffix.lower() != ".gz"]
+    suffixes = [suffix.lower() for suffix in path.suffixes if suffix.lower() not in SUFFIXES]
     if suffixes and (known := _EXTENSIONS.get(suffixes[-1])) is not None:
         return known
     try:
         with open_plain(path) as file:
             head = file.read(_HEAD)
-    except (EOFError, OSError, zlib.error) as error:
+    except UNREADABLE as error:
         raise unreadable(path, error) from error
     if head.startswith(b"PAR1"):
         return "parquet"

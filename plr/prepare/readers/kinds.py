@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import os
-import zlib
 from pathlib import Path
 
 from plr.errors import DataError
-from plr.prepare.readers.source import open_plain
+from plr.prepare.readers.packed import UNREADABLE, open_plain, packing_of
 
 __all__ = ["refuse_odd_name", "refuse_other_kinds"]
 
@@ -20,7 +19,6 @@ _MAGIC = {
         for block in (b"1AY&SY", b"\x17rE8P\x90")  # text may begin with the first three bytes, too
     },
     b"\xfd7zXZ\0": "compressed with xz: unpack it with unxz",
-    b"\x28\xb5\x2f\xfd": "compressed with Zstandard: unpack it with unzstd",
     b"7z\xbc\xaf\x27\x1c": "a 7z archive: unpack it",
     b"\x04\x22\x4d\x18": "compressed with LZ4: unpack it with unlz4",
     b"\xff\xfe\0\0": "text in UTF-32: save it as UTF-8",
@@ -39,7 +37,7 @@ _MAGIC = {
     b"Obj\x01": "an Avro file: save it as Parquet",
     b"ORC": "an ORC file: save it as Parquet",
 }
-_REMEDY = "; accepted are text and gzip of it, and Parquet"
+_REMEDY = "; accepted are text, as it is or packed with gzip or Zstandard, and Parquet"
 
 
 def refuse_odd_name(path: Path) -> None:
@@ -55,7 +53,7 @@ def refuse_odd_name(path: Path) -> None:
 
 
 def refuse_other_kinds(path: Path, *, json: bool = False) -> None:
-    """Refuse a file, packed with gzip or not, that its beginning tells to be none of those that are read.
+    """Refuse a file, packed or not, that its beginning tells to be none of those that are read.
 
     Args:
         path: the file; of a folder nothing is looked at.
@@ -70,13 +68,15 @@ def refuse_other_kinds(path: Path, *, json: bool = False) -> None:
     try:
         with open_plain(path) as file:
             head = file.read(_HEAD)
-    except (OSError, EOFError, zlib.error):
+    except UNREADABLE:
         return  # who reads it says so
     for magic, what in _MAGIC.items():
         if head.startswith(magic) and (magic != b"ORC" or b"\0" in head[:64]):
             raise DataError(f"the file is {what}{_REMEDY}", path)
-    if head.startswith(b"\x1f\x8b"):
-        raise DataError("the file is packed with gzip twice: unpack it once", path)
+    if (twice := packing_of(head)) is not None:
+        raise DataError(f"the file is packed twice, within with {twice}: unpack it once", path)
+    if head.startswith(b"PAR1"):
+        return  # what follows looks at text
     text = head.removeprefix(b"\xef\xbb\xbf").lstrip()
     if text[:15].lower().startswith((b"<!doctype", b"<html", b"<?xml", b"<head", b"<body")):
         raise DataError("the file is a web page (HTML or XML), such as a login or an error; fetch the data again", path)
@@ -92,7 +92,7 @@ def refuse_other_kinds(path: Path, *, json: bool = False) -> None:
             raise DataError(
                 "the lines end with a carriage return alone, as once on Macintoshes; save it with \\n", path
             )
-    if head.count(b"\0") * 4 > len(head) and not head.startswith(b"PAR1"):
+    if head.count(b"\0") * 4 > len(head):
         raise DataError("every other byte is zero: it may be text in UTF-16, which is to be saved as UTF-8", path)
 
 

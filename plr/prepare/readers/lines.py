@@ -15,7 +15,8 @@ import polars as pl
 
 from plr.errors import DataError
 from plr.prepare.readers.columns import is_header
-from plr.prepare.readers.source import MARKS, IdVocabulary, Skipped, Source, one_to_one, open_plain
+from plr.prepare.readers.packed import open_plain
+from plr.prepare.readers.source import MARKS, IdVocabulary, Skipped, Source, one_to_one
 
 __all__ = ["CONTROL_BYTES", "read_pairs", "read_sequences"]
 

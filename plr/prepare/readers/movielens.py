@@ -8,7 +8,8 @@ from pathlib import Path
 import polars as pl
 
 from plr.prepare.readers.columns import read_columns
-from plr.prepare.readers.source import IdVocabulary, Skipped, Source, one_to_one, open_plain
+from plr.prepare.readers.packed import open_plain
+from plr.prepare.readers.source import IdVocabulary, Skipped, Source, one_to_one
 
 __all__ = ["is_movielens", "read_movielens"]
 

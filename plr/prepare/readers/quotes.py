@@ -8,7 +8,6 @@ is between two for quoted, a separator too.
 from __future__ import annotations
 
 import io
-import zlib
 from contextlib import suppress
 from pathlib import Path
 
@@ -16,7 +15,7 @@ import numpy as np
 
 from plr.errors import DataError
 from plr.prepare.compiled import _cpp
-from plr.prepare.readers.source import open_plain
+from plr.prepare.readers.packed import UNREADABLE, open_plain
 
 __all__ = ["CLOSED_EARLY", "LONGEST", "NEVER_CLOSED", "REMEDY", "TOO_LONG", "WITHIN", "RecordScan", "follow"]
 
@@ -95,7 +94,7 @@ class RecordScan:
 
     def feed_file(self) -> None:
         """Take the whole file, which may be compressed; where that is damaged, what comes before."""
-        with suppress(OSError, EOFError, zlib.error), open_plain(self._path) as file:
+        with suppress(*UNREADABLE), open_plain(self._path) as file:
             while block := file.read(_BLOCK):
                 self.feed(block)
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import gzip
 import os
-import zlib
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -12,13 +10,13 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
-from typing import BinaryIO, cast
 
 import numpy as np
 import polars as pl
 
 from plr.errors import DataError
 from plr.prepare.readers.id_encoder import CompiledIdEncoder, IdEncoder, new_id_encoder
+from plr.prepare.readers.packed import UNREADABLE, open_plain, packing
 
 __all__ = [
     "LISTED",
@@ -30,14 +28,11 @@ __all__ = [
     "about_comment",
     "collect",
     "forbidden_bytes",
-    "is_packed",
     "one_to_one",
-    "open_plain",
     "panics_unprinted",
     "unreadable",
 ]
 
-_GZIP = b"\x1f\x8b"
 _ALL_BYTES = bytes(range(256))
 _BLOCK = 1 << 19  # rows: their numbers fill a huge page
 _UNDER_WAY = 2  # blocks that may wait for their numbers while others are read
@@ -152,17 +147,6 @@ def collect(frame: pl.LazyFrame) -> pl.DataFrame:
     return frame.collect(engine="streaming")
 
 
-def is_packed(path: Path) -> bool:
-    """Return whether a file is packed with gzip, which its first bytes tell, not its name."""
-    with open(path, "rb") as file:
-        return file.read(2) == _GZIP
-
-
-def open_plain(path: Path) -> BinaryIO:
-    """Open a file for reading bytes, unpacking gzip."""
-    return cast(BinaryIO, gzip.open(path, "rb")) if is_packed(path) else open(path, "rb")
-
-
 def forbidden_bytes(text: bytes, forbidden: bytes) -> bytes:
     """Return those bytes of ``text`` that are among the ``forbidden``, in their order."""
     return text.translate(None, _ALL_BYTES.translate(None, forbidden))
@@ -206,12 +190,12 @@ def unreadable(path: Path, error: BaseException, forbidden: bytes = b"") -> Data
                 for byte in forbidden_bytes(text, forbidden)[:1]:
                     return DataError(f"byte 0x{byte:02x} does not belong in a text file; is it binary?", path, line)
     except EOFError:
-        return DataError("the gzip file ends too early: it was cut off; fetch it again", path, line or None)
+        return DataError(f"the {packing(path)} file ends too early: it was cut off; fetch it again", path, line or None)
     except UnicodeDecodeError as bad:
         byte = bad.object[bad.start]
         return DataError(
             f"byte 0x{byte:02x} at column {bad.start + 1} is not UTF-8; save the file as UTF-8", path, line
         )
-    except (OSError, zlib.error) as broken:
+    except UNREADABLE as broken:
         return DataError(f"cannot be read: {broken}", path, line or None)
     return DataError(f"cannot be read: {str(error).splitlines()[0]}", path)

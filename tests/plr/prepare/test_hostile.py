@@ -20,6 +20,7 @@ from plr.data import SequenceDataset, open_prepared, prepare
 from plr.errors import DataError
 from plr.prepare import PrepareOptions, write_folder
 from plr.prepare.readers import FORMATS, read
+from plr.prepare.readers.packed import SUFFIXES, zstd
 from plr.prepare.timestamps import first_of_another_unit, unit_of
 
 HEADER = "user,item,rating,timestamp\n"
@@ -44,34 +45,43 @@ def interactions(dataset: SequenceDataset) -> Counter:
     )
 
 
-def test_gzip_is_read_as_it_is(write):
+PACKINGS = pytest.mark.parametrize(
+    ("pack", "packing"), [(gzip.compress, "gzip"), (zstd.compress, "Zstandard")], ids=["gzip", "Zstandard"]
+)
+
+
+@PACKINGS
+def test_packed_files_are_read_as_they_are(write, pack, packing):
     text = HEADER + "".join(f"u{n % 7},i{n % 5},1,{n}\n" for n in range(500))
-    plain, packed = write("a.csv", text), write("b.csv.gz", gzip.compress(text.encode()))
-    unmarked = write("c.csv", gzip.compress(text.encode()))  # told by its content, not its name
+    plain, packed = write("a.csv", text), write(f"b.csv{SUFFIXES[packing == 'Zstandard']}", pack(text.encode()))
+    unmarked = write("c.csv", pack(text[:99].encode()) + pack(text[99:].encode()))  # told by its content, not its name
     made = [prepare(path) for path in (plain, packed, unmarked)]
     assert interactions(made[0]) == interactions(made[1]) == interactions(made[2])
-    lines = write("d.txt.gz", gzip.compress(b"a x y z w\nb x y z w\n"))
+    lines = write("d.txt.gz", pack(b"a x y z w\nb x y z w\n"))
     assert prepare(lines).num_users == 2
 
 
+@PACKINGS
 @pytest.mark.parametrize("name", ["a.csv.gz", "a.txt.gz", "a.inter.gz"])
-def test_a_cut_off_gzip_names_the_line(write, name):
+def test_a_cut_off_file_names_the_line(write, name, pack, packing):
     texts = {
-        "a.csv.gz": HEADER + "".join(f"u{n % 97},i{n % 89},1,{n}\n" for n in range(30_000)),
-        "a.txt.gz": "".join(f"u{n} i{n % 89} i{n % 7} i{n % 11}\n" for n in range(30_000)),
-        "a.inter.gz": "user_id:token\titem_id:token\n" + "".join(f"u{n % 97}\ti{n % 89}\n" for n in range(30_000)),
+        "a.csv.gz": HEADER + "".join(f"u{n * n % 9973},i{n * n % 7919},1,{n}\n" for n in range(30_000)),
+        "a.txt.gz": "".join(f"u{n} i{n * n % 7919} i{n % 7} i{n % 11}\n" for n in range(30_000)),
+        "a.inter.gz": "user_id:token\titem_id:token\n"
+        + "".join(f"u{n * n % 9973}\ti{n * n % 7919}\n" for n in range(30_000)),
     }
-    whole = gzip.compress(texts[name].encode())
-    with pytest.raises(DataError, match=rf"{name}:\d+: the gzip file ends too early") as caught:
+    whole = pack(texts[name].encode())
+    with pytest.raises(DataError, match=rf"{name}:\d+: the {packing} file ends too early") as caught:
         prepare(write(name, whole[: len(whole) // 2]))
     assert 1 < caught.value.line < 30_000
 
 
-def test_what_a_cut_off_gzip_holds_can_be_had(write):
-    text = HEADER + "".join(f"u{n % 97},i{n % 89},1,{n}\n" for n in range(30_000))
-    whole = gzip.compress(text.encode())
+@PACKINGS
+def test_what_a_cut_off_file_holds_can_be_had(write, pack, packing):
+    text = HEADER + "".join(f"u{n * n % 9973},i{n * n % 7919},1,{n}\n" for n in range(30_000))
+    whole = pack(text.encode())
     report = prepared(write("a.csv.gz", whole[: len(whole) // 2])).report
-    assert "cut off" in report["skipped_lines"]["first"][-1]["reason"]
+    assert f"the {packing} file ends here: it was cut off" in report["skipped_lines"]["first"][-1]["reason"]
     assert 5_000 < report["read"]["interactions"] < 30_000
 
 
@@ -96,7 +106,7 @@ def test_a_damaged_gzip_names_the_line_and_what_is_before_can_be_had(write, dama
     assert abs(caught.value.line - entry["line"]) <= 1
 
 
-@pytest.mark.parametrize("pack", [bytes, gzip.compress], ids=["plain", "packed"])
+@pytest.mark.parametrize("pack", [bytes, gzip.compress, zstd.compress], ids=["plain", "gzip", "Zstandard"])
 @pytest.mark.parametrize(
     ("name", "text", "bad", "file_format"),
     [

@@ -25,6 +25,7 @@ from plr.errors import DataError
 from plr.items.features import read_features
 from plr.prepare import PrepareOptions, write_folder
 from plr.prepare.metadata import item_features
+from plr.prepare.readers.packed import zstd
 
 ROWS = [(f"u{n % 4}", f"i{n % 7}", 1_600_000_000 + n) for n in range(40)]
 CSV = "user_id,item_id,timestamp\n" + "".join(f"{user},{item},{time}\n" for user, item, time in ROWS)
@@ -380,13 +381,13 @@ def test_a_fixed_offset_is_one_line_of_message(tmp_path):
 OTHER_KINDS = {
     "bzip2": bz2.compress(CSV.encode()),
     "xz": lzma.compress(CSV.encode()),
-    "Zstandard": b"\x28\xb5\x2f\xfd\x24\x00",
+    "packed twice, within with Zstandard": gzip.compress(zstd.compress(CSV.encode())),
     "zip archive": b"PK\x03\x04 and more",
     "UTF-16": CSV.encode("utf-16"),
     "UTF-32": CSV.encode("utf-32"),
     "Git LFS": b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n",
     "web page": b"\n<!DOCTYPE html><html><body>Not found</body></html>\n",
-    "gzip twice": gzip.compress(gzip.compress(CSV.encode())),
+    "packed twice, within with gzip": gzip.compress(gzip.compress(CSV.encode())),
     "is JSON": b"".join(json.dumps({"user_id": row[0], "item_id": row[1]}).encode() + b"\n" for row in ROWS),
     "file is JSON": json.dumps([{"user_id": row[0]} for row in ROWS] * 20_000).encode(),
     "carriage return alone": CSV.replace("\n", "\r").encode(),
@@ -401,6 +402,14 @@ def test_other_kinds_of_files_are_named(write, kind, name):
     with pytest.raises(DataError, match=kind) as caught:
         prepare(path)
     assert len(str(caught.value)) < 600
+
+
+def test_parquet_may_hold_carriage_returns_and_no_line_feed(tmp_path):
+    path = tmp_path / "a.parquet"
+    frame = pl.DataFrame({"user_id": ["a\r"] * 4, "item_id": list("wxyz"), "timestamp": range(4)})
+    frame.write_parquet(path, compression="uncompressed", statistics=False)
+    assert b"\n" not in path.read_bytes()
+    assert len(prepare(path, split="leave-one-out").items) == 4
 
 
 def test_a_zip_archive(tmp_path):
