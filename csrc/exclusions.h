@@ -10,20 +10,22 @@
 
 namespace plr_kernels {
 
-// Lists of excluded ids [rows, columns], padded with -1.
+// Lists of excluded ids [rows, columns], padded with -1; and the items [V] that any row may return, or null for all.
 struct ExcludedIds {
   const int64_t* ids;
   int64_t columns;
+  const bool* allowed = nullptr;
 
-  ExcludedIds from_row(int64_t row) const { return {ids + row * columns, columns}; }
+  ExcludedIds from_row(int64_t row) const { return {ids + row * columns, columns, allowed}; }
 };
 
 // The excluded ids of rows [first_row, first_row + rows), sorted by block of items and within a block by row. It is a
-// counting sort: a row's list may be as long as it likes.
+// counting sort: a row's list may be as long as it likes. What no row may return is listed once, by block.
 class Exclusions {
  public:
   Exclusions(const ExcludedIds& excluded, int64_t first_row, int64_t rows, int64_t items, int64_t block_items)
       : block_items_(block_items) {
+    if (excluded.allowed != nullptr) list_forbidden(excluded.allowed, items);
     if (excluded.columns == 0) return;
     const int64_t* begin = excluded.ids + first_row * excluded.columns;
     const int64_t* end = begin + rows * excluded.columns;
@@ -48,12 +50,19 @@ class Exclusions {
     }
   }
 
-  // Calls visit(row, item) for each excluded item of rows [first, last) in the block that starts at `first_item`. Rows
-  // count from first_row, items from the first of the block.
+  // Calls visit(row, item) for each excluded item of rows [first, last) in the block that starts at `first_item`; for
+  // some more than once. Rows count from first_row, items from the first of the block.
   template <class Visit>
   void visit(int64_t first_item, int64_t first, int64_t last, const Visit& visit) const {
-    if (entries_.empty()) return;
     const int64_t block = first_item / block_items_;
+    if (!forbidden_.empty()) {
+      for (int64_t row = first; row < last; ++row) {
+        for (int64_t i = forbidden_starts_[block]; i < forbidden_starts_[block + 1]; ++i) {
+          visit(row, int64_t{forbidden_[i]});
+        }
+      }
+    }
+    if (entries_.empty()) return;
     const auto end = entries_.begin() + starts_[block + 1];
     auto entry = std::lower_bound(entries_.begin() + starts_[block], end, first,
                                   [](const Entry& one, int64_t row) { return one.row < row; });
@@ -65,9 +74,23 @@ class Exclusions {
     uint32_t row;
     uint32_t item;
   };
+
+  void list_forbidden(const bool* allowed, int64_t items) {
+    forbidden_.reserve(items);
+    for (int64_t first = 0; first < items; first += block_items_) {
+      forbidden_starts_.push_back(static_cast<int64_t>(forbidden_.size()));
+      for (int64_t item = first; item < std::min(items, first + block_items_); ++item) {
+        if (!allowed[item]) forbidden_.push_back(static_cast<uint32_t>(item - first));
+      }
+    }
+    forbidden_starts_.push_back(static_cast<int64_t>(forbidden_.size()));
+  }
+
   int64_t block_items_;
   std::vector<int64_t> starts_;  // of each block's entries, and their number
   std::vector<Entry> entries_;
+  std::vector<int64_t> forbidden_starts_;  // likewise
+  std::vector<uint32_t> forbidden_;        // items that no row may return
 };
 
 }  // namespace plr_kernels

@@ -60,6 +60,7 @@ void write_nan(const MixtureCall& call, int64_t row) {
   std::sort(left_out.begin(), left_out.end());
   std::vector<Key> keys;
   for (int64_t item = 0; item < call.items.rows && static_cast<int64_t>(keys.size()) < call.output.k; ++item) {
+    if (call.excluded.allowed != nullptr && !call.excluded.allowed[item]) continue;
     if (std::binary_search(left_out.begin(), left_out.end(), item)) continue;
     keys.push_back(key_of(std::numeric_limits<float>::quiet_NaN(), item));
   }

@@ -17,15 +17,12 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
-import polars as pl
-
 from plr.config import Config, without_derived
-from plr.errors import ConfigError, DataError, RunError, shortened
+from plr.errors import ConfigError, RunError, shortened
 from plr.files import atomic_path, sha256_of
-from plr.frames import as_polars, is_frame, like
-from plr.prepare.readers.columns import Columns, find_columns
+from plr.frames import as_polars, is_frame
 from plr.runs import RunFolder
-from plr.serving import Recommendation, Recommender
+from plr.serving import Recommender
 from plr.training import train
 
 __all__ = ["PLR", "BERT4Rec", "Estimator", "SASRec", "UniSRec", "load"]
@@ -122,46 +119,21 @@ class Estimator:
         """Return the k best items for each history, best first.
 
         Args:
-            histories: item ids, oldest first, for each; or a frame with a row per interaction, a history being a user's
-                rows in the order of its timestamps (without: of the frame).
+            histories: item ids, oldest first, for each; or a frame as `Recommender.recommend_frame` takes it.
             k: how many; None: 10, or all where there are fewer.
-            options: exclude_seen, unknown, batch_size of `Recommender.recommend`.
+            options: exclude_seen, unknown, only, exclude, where, batch_size of `Recommender.recommend` or
+                `recommend_frame`.
 
         Returns:
-            For histories a list of `Recommendation` for each. For a frame of pandas or pyarrow one of theirs, else
-            one of polars: the user column as it was, item, score, and rank from 1.
+            For histories a list of `Recommendation` for each; for a frame one as `recommend_frame` returns it.
 
         Raises:
             RunError: nothing was fitted yet.
-            UserError: as `Recommender.recommend`, or a column is missing.
+            UserError: as those raise.
         """
-        recommender = self.recommender
-        if not is_frame(histories):
-            return recommender.recommend(histories, k, **options)
-        frame = as_polars(histories)
-        users, items, times = self._columns(frame)
-        for name, accepted in ((users, "ids"), (items, "ids"), *([(times, "numbers or dates")] if times else [])):
-            text = frame[name].dtype in (pl.String, pl.Categorical, pl.Enum)
-            if frame[name].null_count() or frame[name].dtype.is_float() or (accepted != "ids" and text):
-                raise DataError(
-                    f"column {name!r} of a frame of histories must hold {accepted}, whole and none missing; found "
-                    f"{frame[name].dtype} with {frame[name].null_count()} missing"
-                )
-        if times is not None:
-            frame = frame.sort(times, maintain_order=True)
-        grouped = frame.group_by(users, maintain_order=True).agg(pl.col(items).cast(pl.String).str.strip_chars())
-        answers: list[list[Recommendation]] = recommender.recommend(grouped[items].to_list(), k, **options)
-        counts = pl.Series([len(answer) for answer in answers], dtype=pl.UInt32)
-        flat = [each for answer in answers for each in answer]
-        result = pl.DataFrame(
-            {
-                users: grouped[users].gather(pl.arange(0, len(counts), eager=True).repeat_by(counts).explode()),
-                "item": pl.Series([each.item for each in flat], dtype=pl.String),
-                "score": pl.Series([each.score for each in flat], dtype=pl.Float64),
-                "rank": pl.Series([rank for answer in answers for rank in range(1, len(answer) + 1)], dtype=pl.Int64),
-            }
-        )
-        return like(histories, result)
+        if is_frame(histories):
+            return self.recommender.recommend_frame(histories, k, **options)
+        return self.recommender.recommend(histories, k, **options)
 
     @property
     def recommender(self) -> Recommender:
@@ -235,12 +207,6 @@ class Estimator:
                 return
             with atomic_path(path) as aside:
                 shutil.copyfile(made, aside)
-
-    def _columns(self, frame: pl.DataFrame) -> tuple[str, str, str | None]:
-        """Return the names of a frame's user, item and timestamp columns, as they are found in a file."""
-        names = {role: self._options.get(f"{role}_column") for role in ("user", "item", "timestamp")}
-        found = find_columns(frame.columns, Columns(**names), Path("the frame"), None)
-        return found["user"], found["item"], found.get("timestamp")
 
     def __repr__(self) -> str:
         given = ", ".join(f"{name}={value!r}" for name, value in self.get_params().items() if value is not None)

@@ -11,7 +11,7 @@ from typing import Any
 import polars as pl
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from torch import nn
+from torch import Tensor, nn
 
 from plr.config import Config
 from plr.errors import DataError, RunError
@@ -39,6 +39,11 @@ class RunFolder:
     def item_data(self) -> Path:
         """Features and text vectors of the items, where the model reads any."""
         return self.path / "items.safetensors"
+
+    @property
+    def popularity(self) -> Path:
+        """How often each item occurs in training: a Parquet column interactions; runs made before it have none."""
+        return self.path / "popularity.parquet"
 
     @property
     def weights(self) -> Path:
@@ -125,6 +130,25 @@ class RunFolder:
         """Write the item id map."""
         with atomic_path(self.items) as aside:
             pl.DataFrame({"item_id": pl.Series(item_ids, dtype=pl.String)}).write_parquet(aside)
+
+    def save_popularity(self, counts: Tensor) -> None:
+        """Write how often each item occurs in training: int64 [V]."""
+        with atomic_path(self.popularity) as aside:
+            pl.DataFrame({"interactions": counts.numpy()}).write_parquet(aside)
+
+    def read_popularity(self) -> pl.Series | None:
+        """Read how often each item occurs in training, int64 [V]; None of a run that does not say.
+
+        Raises:
+            DataError: the file is damaged.
+        """
+        if not self.popularity.exists():
+            return None
+        try:
+            return pl.read_parquet(self.popularity, glob=False)["interactions"]
+        except (OSError, pl.exceptions.PolarsError, pl.exceptions.PanicException) as error:
+            reason = (str(error).splitlines() or ["damaged"])[0]
+            raise DataError(f"not the items' popularity: {reason}", self.popularity) from error
 
     def save_item_data(self, data: ItemData) -> None:
         """Write what is known about the items, if anything is."""

@@ -114,7 +114,7 @@ void bind_engine(py::module_& module) {
       }))
       .def("top", [](const RankedItems& items, int threads, const MatrixArguments& states_arguments,
                      Address log_weights, int64_t streams, int64_t k, double temperature, Address exclude,
-                     int64_t excluded_columns, Address scores, Address ids) {
+                     int64_t excluded_columns, Address allowed, Address scores, Address ids) {
         const py::gil_scoped_release release;
         const Matrix states = matrix(states_arguments), &all = items.packed.matrix();
         // For fewer states than these, reading the items takes longer than the multiply-adds.
@@ -122,7 +122,7 @@ void bind_engine(py::module_& module) {
         const Threads team = Threads::of_its_own(
             threads, rows * static_cast<double>(all.rows) * static_cast<double>(all.columns));
         const Context context{items.kernels, team};
-        const ExcludedIds excluded{pointer<const int64_t>(exclude), excluded_columns};
+        const ExcludedIds excluded{pointer<const int64_t>(exclude), excluded_columns, pointer<const bool>(allowed)};
         if (log_weights == 0) {
           top_items(context, states, items.packed, k, excluded, pointer<float>(scores), pointer<int64_t>(ids));
         } else {

@@ -150,6 +150,10 @@ class SequenceDataset:
             count += np.bincount(part[place < inside], minlength=self.num_items)
         return torch.from_numpy(count)
 
+    def training_popularity(self, refit: bool) -> Tensor:
+        """Return how often each item occurs in what a run was trained on, with validation where it is refit: [V]."""
+        return (self.with_validation_in_training() if refit else self).popularity()
+
     def _prefix_rows(self, split: str, max_length: int) -> Rows:
         """Return the rows, made in blocks of users: what is held for all of them is 6 to 8 bytes a row."""
         roles, offsets = self.roles.numpy(), self.offsets.numpy()

@@ -22,7 +22,7 @@ from plr.models.methods.prl import PRLRecommender
 from plr.models.recommender import Recommender
 from plr_kernels import StreamAttention
 from plr_kernels.dispatch.backend import CPP_IS_BUILT, chosen_backend
-from plr_kernels.dispatch.checks import check_index, check_integer, check_shape
+from plr_kernels.dispatch.checks import check_exclude, check_index, check_integer, check_shape
 
 _MODELS = (BaseRecommender, ERLRecommender, PRLRecommender, PLRRecommender)
 _ITEMS = (IdItemEncoder, FeatureItemEncoder, TextItemEncoder)
@@ -31,6 +31,10 @@ _KNOWN = (
     *_MODELS, SequenceEncoder, TransformerLayer, Linear, Dropout, StreamAttention,
     nn.Linear, nn.LayerNorm, nn.Embedding, nn.ModuleList,
 )  # fmt: skip
+
+
+GATHERED = 8
+"""From one allowed item in so many on, those are ranked apart: they are copied for it."""
 
 
 class UserStates(NamedTuple):
@@ -113,15 +117,16 @@ class Engine:
 
         self.temperature = model.temperature
         self._snapshot = _snapshot(model)
-        self._resources = resources
+        self._resources, self._instruction_set = resources, resources()[0]
         with torch.no_grad(), torch.autocast("cpu", enabled=False):
             self.table = model.item_table().detach().clone(memory_format=torch.contiguous_format)
             kept = _Kept()
             description = _describe(model, kept)
-            self._engine = _cpp.Engine(resources()[0], description, as_matrix(self.table))
+            self._engine = _cpp.Engine(self._instruction_set, description, as_matrix(self.table))
             self.candidates = model.candidates(self.table).contiguous()
-            self._ranked = _cpp.PackedItems(resources()[0], as_matrix(self.candidates))
-        self._as_matrix = as_matrix
+            self._as_matrix = as_matrix
+            self._pack = lambda items: _cpp.PackedItems(self._instruction_set, as_matrix(items))
+            self._ranked = self._pack(self.candidates)
         reasoning = description["reasoning"]
         self._dim = self.table.shape[1]
         self._components = None
@@ -155,12 +160,14 @@ class Engine:
         return UserStates(states, log_weights)
 
     def top(
-        self, ids: Tensor, offsets: Tensor, k: int, *, exclude: Tensor | None = None
+        self, ids: Tensor, offsets: Tensor, k: int, *, exclude: Tensor | None = None, where: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Rank the items for histories: `rank(states(ids, offsets), k, exclude=exclude)`."""
-        return self.rank(self.states(ids, offsets), k, exclude=exclude)
+        """Rank the items for histories: `rank(states(ids, offsets), k, exclude=exclude, where=where)`."""
+        return self.rank(self.states(ids, offsets), k, exclude=exclude, where=where)
 
-    def rank(self, users: UserStates, k: int, *, exclude: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def rank(
+        self, users: UserStates, k: int, *, exclude: Tensor | None = None, where: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Return scores float32 [B, k] and items int64 [B, k], best first, ties to the smaller number.
 
         As `ItemScorer.top_items`, with one arithmetic whatever B is.
@@ -170,6 +177,7 @@ class Engine:
             k: how many, 1 <= k <= V.
             exclude: int64 [B, X], the items that a row must not return, padded with -1. Where fewer than k are left,
                 -inf and -1 fill up.
+            where: bool [V], the items that any row may return; the distributions know the others all the same.
 
         Raises:
             TypeError, ValueError: not of that kind.
@@ -195,10 +203,47 @@ class Engine:
             check_integer("exclude", exclude, (torch.int64,), "states", states)
             check_shape("exclude", exclude, "R X", {"R": rows})
             exclude = exclude.contiguous()
+        if where is not None:
+            check_integer("where", where, (torch.bool,), "states", states)
+            check_shape("where", where, "V", {"V": count})
+            where = where.contiguous()
         states = states.contiguous().view(-1, states.shape[-1])
+        if where is not None and log_weights is None and GATHERED * int(where.sum()) <= count:
+            return self._rank_gathered(states, k, exclude, where.nonzero()[:, 0])
         log_weights = None if log_weights is None else log_weights.contiguous()
+        return self._rank(self._ranked, states, log_weights, k, exclude, where)
+
+    def _rank_gathered(
+        self, states: Tensor, k: int, exclude: Tensor | None, allowed: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Rank few items, whose scores are those that they have among all."""
+        rows, count = len(states), len(allowed)
+        scores, items = _empty(rows, k).fill_(-torch.inf), _empty(rows, k, dtype=torch.int64).fill_(-1)
+        check_exclude(exclude, len(self.candidates))
+        if count == 0:
+            return scores, items
+        if exclude is not None:
+            places = torch.searchsorted(allowed, exclude).clamp_(max=count - 1)
+            exclude = torch.where(allowed[places] == exclude, places, -1)
+        gathered = self.candidates[allowed]
+        ranked = self._pack(gathered)  # which keeps the address, not the tensor
+        few = min(k, count)
+        scores[:, :few], places = self._rank(ranked, states, None, few, exclude, None)
+        items[:, :few] = torch.where(places >= 0, allowed[places], -1)
+        return scores, items
+
+    def _rank(
+        self,
+        ranked: Any,
+        states: Tensor,
+        log_weights: Tensor | None,
+        k: int,
+        exclude: Tensor | None,
+        where: Tensor | None,
+    ) -> tuple[Tensor, Tensor]:
+        rows = len(states) if log_weights is None else len(log_weights)
         scores, items = _empty(rows, k), _empty(rows, k, dtype=torch.int64)
-        self._ranked.top(
+        ranked.top(
             self._resources()[1],
             self._as_matrix(states),
             0 if log_weights is None else log_weights.data_ptr(),
@@ -206,6 +251,7 @@ class Engine:
             k,
             self.temperature,
             *((0, 0) if exclude is None else (exclude.data_ptr(), exclude.shape[1])),
+            0 if where is None else where.data_ptr(),
             scores.data_ptr(),
             items.data_ptr(),
         )

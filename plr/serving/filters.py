@@ -54,7 +54,7 @@ class ItemFilter:
         count = len(number_of)
         shared, own = None, None
         if where is not None:
-            where = np.asarray(where)
+            where = np.array(where)
             if where.dtype != np.bool_:
                 raise TypeError(f"where must be booleans; found {where.dtype}")
             if where.shape not in ((count,), (histories, count)):
@@ -89,15 +89,25 @@ class ItemFilter:
             raise RequestError("only, exclude and where together leave no item")
         return cls(count, shared, own, listed, restricted, denied)
 
-    def allowed(self, rows: np.ndarray) -> np.ndarray | None:
-        """Return what histories may get, but for what is denied: bool [1, V] where all the same, else [rows, V]."""
+    def take(self, rows: np.ndarray) -> ItemFilter:
+        """Return what some of the histories may get."""
+        return ItemFilter(
+            self.count,
+            self.shared,
+            None if self.own is None else self.own[rows],
+            None if self.listed is None else self.listed.take(rows),
+            None if self.restricted is None else self.restricted[rows],
+            None if self.denied is None else self.denied.take(rows),
+        )
+
+    def allowed(self) -> np.ndarray | None:
+        """Return what histories may get, but for what is denied: bool [1, V] where all the same, else [B, V]."""
         masks = [] if self.shared is None else [self.shared[None]]
         if self.own is not None:
-            masks.append(self.own[rows])
+            masks.append(self.own)
         if self.listed is not None and self.restricted is not None:
-            lists = self.listed.take(rows)
-            mask = np.repeat(~self.restricted[rows][:, None], self.count, axis=1)
-            mask[np.repeat(np.arange(len(rows)), lists.lengths), lists.ids] = True
+            mask = np.repeat(~self.restricted[:, None], self.count, axis=1)
+            mask[np.repeat(np.arange(len(mask)), self.listed.lengths), self.listed.ids] = True
             masks.append(mask)
         if not masks:
             return None
@@ -105,10 +115,6 @@ class ItemFilter:
         for mask in masks[1:]:
             result = result & mask
         return result
-
-    def denied_to(self, rows: np.ndarray) -> Ragged | None:
-        """Return what histories must not get, beside what is not allowed."""
-        return None if self.denied is None else self.denied.take(rows)
 
 
 def _ids(name: str, given: Any, histories: int) -> tuple[list[Any], bool]:

@@ -2,27 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property, partial
 from numbers import Integral
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import polars as pl
 import torch
 from torch import Tensor
 
 from plr.config import Config
 from plr.data import Batch
 from plr.errors import RequestError, RunError, listed, shortened
+from plr.frames import as_polars, like
 from plr.models import Recommender as Model
 from plr.models import build_model
+from plr.prepare.readers import Columns
 from plr.runs import RunFolder, load_weights
 from plr.serving.engine import Engine, why_not
 from plr.serving.filters import ItemFilter
+from plr.serving.histories import UserHistories, histories_of
+from plr.serving.item_numbers import ItemNumbers
 from plr.serving.new_items import with_new_items
+from plr.serving.popularity import most_popular, popularity_of_run
 from plr.serving.ragged import Ragged
 
+SOURCES = ("popularity", "model")
 MOST_EXCLUDED = 2**20
 """The most ids, with padding, of items that are left out of one ranking: 8 MiB."""
 Top = Callable[[slice, np.ndarray | None], tuple[Tensor, Tensor]]
@@ -47,12 +56,21 @@ class Recommender:
         model: a trained recommender.
         item_ids: the external id of items 0..V-1.
         config: the configuration of the run.
+        popularity: what returns how often each item occurs in the run's training data, int64 [V]; called when that is
+            asked for.
     """
 
-    def __init__(self, model: Model, item_ids: Sequence[str], config: Config):
+    def __init__(
+        self,
+        model: Model,
+        item_ids: Sequence[str],
+        config: Config,
+        popularity: Callable[[], np.ndarray] | None = None,
+    ):
         self.model = model.eval()
         self.item_ids = list(item_ids)
         self.config = config
+        self._read_popularity = popularity
         self._index = {item_id: index for index, item_id in enumerate(self.item_ids)}
         with torch.no_grad():
             self._table = model.item_table().detach()  # [V, d]
@@ -68,9 +86,30 @@ class Recommender:
         """
         return self._engine if self._engine is not None and self._engine.fits(self.model) else None
 
+    @cached_property
+    def popularity(self) -> np.ndarray:
+        """How often each item occurs in the run's training data: int64 [V].
+
+        Raises:
+            RunError: that is not known: the recommender is of no run, or the run's data are not there.
+        """
+        if self._read_popularity is None:
+            raise RunError("popularity is known of a run alone; this recommender was made of a model")
+        counts = self._read_popularity()
+        return np.concatenate([counts, np.zeros(len(self.item_ids) - len(counts), np.int64)])
+
+    @cached_property
+    def numbers(self) -> ItemNumbers:
+        """The numbers of item ids, a column at a time."""
+        return ItemNumbers(self.item_ids)
+
+    @cached_property
+    def _names(self) -> pl.Series:
+        return pl.Series("item", self.item_ids, dtype=pl.String)
+
     def __getstate__(self) -> dict[str, Any]:
-        """Leave the engine out of a copy, which makes its own."""
-        return {**self.__dict__, "_engine": None}
+        """Leave the engine and the hash table out of a copy, which makes its own."""
+        return {name: value for name, value in self.__dict__.items() if name != "numbers"} | {"_engine": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
@@ -104,7 +143,7 @@ class Recommender:
             model = build_model(config, item_data).float()
             load_weights(model, folder.weights)
         folder.check_hashes()
-        return cls(model.to(device), item_ids, config)
+        return cls(model.to(device), item_ids, config, partial(popularity_of_run, folder.path))
 
     def recommend(
         self,
@@ -146,12 +185,99 @@ class Recommender:
         numbers = Ragged.of(
             [self._to_numbers(place, history, unknown == "skip") for place, history in enumerate(histories)]
         )
-        filters = ItemFilter.of(self._index, len(numbers), only, exclude, where)
+        filters = self.filters(len(numbers), only, exclude, where)
         scores, items = self.rank(numbers, k, exclude_seen=exclude_seen, filters=filters, batch_size=batch_size)
         return [
             [Recommendation(self.item_ids[item], score) for score, item in zip(*row, strict=True) if item >= 0]
             for row in zip(scores.tolist(), items.tolist(), strict=True)
         ]
+
+    def recommend_frame(
+        self,
+        histories: Any,
+        k: int | None = None,
+        *,
+        exclude_seen: bool | None = None,
+        unknown: Literal["error", "skip"] = "skip",
+        only: Iterable[Any] | None = None,
+        exclude: Iterable[Any] | None = None,
+        where: Any = None,
+        batch_size: int = 512,
+    ) -> Any:
+        """Return the k best items for each user of a frame, as a frame: no object is made for an item.
+
+        A user of whom no item is known gets the most popular ones.
+
+        Args:
+            histories: a frame of pandas, polars, pyarrow or any Arrow stream, or a mapping from names to arrays: a row
+                per interaction, a history being a user's rows in the order of the timestamps (without: of the frame);
+                or a row per history, with a list of item ids (or a text of them) in the column `history`. Columns have
+                the usual names or those of the run (`user_column`, …).
+            unknown: "skip" ignores items that training never saw, and warns of them; "error" refuses them.
+            k, exclude_seen, only, exclude, where, batch_size: as in `recommend`; users stand in the order in which
+                they come in the frame.
+
+        Returns:
+            A frame of the same library (of polars for others): the user column as it was; item; rank, from 1; score;
+            and source: "model", or "popularity", where the score is how often the item occurs in training.
+
+        Raises:
+            As `recommend`; DataError: a column is missing or holds something else.
+            RunError: popularity is asked for, and the run's data are not there.
+        """
+        if unknown not in ("error", "skip"):
+            raise ValueError(f'unknown must be "error" or "skip"; found {unknown!r}')
+        frame = pl.DataFrame(histories) if isinstance(histories, Mapping) else as_polars(histories)
+        wanted = Columns(self.config.user_column, self.config.item_column, None, self.config.timestamp_column)
+        users = histories_of(frame, wanted, self.numbers, strict=unknown == "error")
+        if users.unknown:
+            warnings.warn(
+                f"{users.unknown:,} of {users.interactions:,} interactions are with items never seen in training; "
+                "they are ignored",
+                stacklevel=2,
+            )
+        filters = self.filters(len(users.users), only, exclude, where)
+        answers = self.answers(users, k, exclude_seen=exclude_seen, filters=filters, batch_size=batch_size)
+        return like(histories, answers)
+
+    def answers(
+        self,
+        users: UserHistories,
+        k: int | None = None,
+        *,
+        exclude_seen: bool | None = None,
+        filters: ItemFilter | None = None,
+        batch_size: int = 512,
+    ) -> pl.DataFrame:
+        """Return the frame of `recommend_frame` for histories that were read already."""
+        k = self._checked_k(k)
+        known = users.items.lengths > 0
+        some, none = np.flatnonzero(known), np.flatnonzero(~known)
+        scores, items = np.empty((len(known), k), np.float32), np.empty((len(known), k), np.int64)
+        scores[some], items[some] = self.rank(
+            users.items.take(some),
+            k,
+            exclude_seen=exclude_seen,
+            filters=None if filters is None else filters.take(some),
+            batch_size=batch_size,
+        )
+        if len(none):
+            own = ItemFilter(len(self.item_ids)) if filters is None else filters.take(none)
+            scores[none], items[none] = most_popular(self.popularity, len(none), k, own)
+        row, column = (items >= 0).nonzero()
+        return pl.DataFrame(
+            [
+                users.users.gather(row),
+                self._names.gather(items[row, column]).alias("item"),
+                pl.Series("rank", column + 1, dtype=pl.Int32),
+                pl.Series("score", scores[row, column]),
+                pl.Series("source", SOURCES).gather(known[row].astype(np.uint32)),
+            ]
+        )
+
+    def filters(self, histories: int, only: Any = None, exclude: Any = None, where: Any = None) -> ItemFilter:
+        """Return what so many histories may get, as `recommend` takes it."""
+        return ItemFilter.of(self._index, histories, only, exclude, where)
 
     @torch.inference_mode()
     def rank(
@@ -188,11 +314,13 @@ class Recommender:
         for first in range(0, len(order), batch_size):
             rows = order[first : first + batch_size]
             part = histories.take(rows)
-            denied = None if filters is None else filters.denied_to(rows)
+            denied, allowed = (None, None) if filters is None else _parts(filters.take(rows))
             if exclude_seen:
                 denied = part if denied is None else part.joined(denied)
-            allowed = None if filters is None else filters.allowed(rows)
-            top = self._top(part, k)
+            engine, where = self.engine, None
+            if engine is not None and allowed is not None and len(allowed) == 1:
+                where, allowed = allowed[0], None
+            top = self._top(part, k) if engine is None else self._engine_top(engine, part, k, where)
             for block in _blocks(len(rows), denied, allowed):
                 found = top(block, _left_out(block, denied, allowed))
                 scores[rows[block]], items[rows[block]] = (each.cpu().numpy() for each in found)
@@ -207,18 +335,16 @@ class Recommender:
             raise RequestError(f"k must be in 1..{len(self.item_ids)}, the number of items; found {k}")
         return int(k)
 
+    def _engine_top(self, engine: Engine, histories: Ragged, k: int, where: np.ndarray | None) -> Top:
+        """Encode histories; return what ranks the items for them, those of a mask bool [V]."""
+        users = engine.states(torch.from_numpy(histories.ids), torch.from_numpy(histories.offsets))
+        self._check_finite(users.states)
+        mask = _tensor(where)
+        return lambda rows, exclude: engine.rank(users.of_rows(rows), k, exclude=_tensor(exclude), where=mask)
+
     def _top(self, histories: Ragged, k: int) -> Top:
-        """Encode histories; return what ranks the items for them."""
+        """Likewise with PyTorch."""
         device = self._table.device
-
-        def on_device(exclude: np.ndarray | None) -> Tensor | None:
-            return None if exclude is None else torch.from_numpy(exclude).to(device)
-
-        engine = self.engine
-        if engine is not None:
-            users = engine.states(torch.from_numpy(histories.ids), torch.from_numpy(histories.offsets))
-            self._check_finite(users.states)
-            return lambda rows, exclude: engine.rank(users.of_rows(rows), k, exclude=on_device(exclude))
         recent = histories.last(self.config.max_length)
         lengths = torch.from_numpy(recent.lengths)
         batch = Batch(
@@ -229,7 +355,9 @@ class Recommender:
         )
         scorer = self.model.scorer(batch, self._table)
         self._check_finite(scorer.states)
-        return lambda rows, exclude: scorer.of_rows(rows).top_items(self._candidates, k, exclude=on_device(exclude))
+        return lambda rows, exclude: scorer.of_rows(rows).top_items(
+            self._candidates, k, exclude=_tensor(exclude, device)
+        )
 
     @staticmethod
     def _check_finite(states: Tensor) -> None:
@@ -256,6 +384,14 @@ class Recommender:
         if not known:
             raise RequestError(f"history {place} holds no item that training has seen")
         return known
+
+
+def _parts(filters: ItemFilter) -> tuple[Ragged | None, np.ndarray | None]:
+    return filters.denied, filters.allowed()
+
+
+def _tensor(array: np.ndarray | None, device: torch.device | str = "cpu") -> Tensor | None:
+    return None if array is None else torch.from_numpy(array).to(device)
 
 
 def _blocks(rows: int, denied: Ragged | None, allowed: np.ndarray | None) -> Iterator[slice]:

@@ -338,7 +338,7 @@ def _open_folder(
         if (earlier.provenance or {}).get("init_hash") != init_hash:
             raise RunError(f"{folder.path}: holds an unfinished run that began at other weights than {config.init} has")
         if leader:
-            _repair(folder, dataset, item_data)
+            _repair(folder, config, dataset, item_data)
         return
     left = [path for path in (folder.metrics, folder.resume_point, folder.refit_point) if path.exists()]
     if left:
@@ -350,6 +350,7 @@ def _open_folder(
         return
     folder.resume_point.parent.mkdir(exist_ok=True)
     folder.save_item_ids(dataset.item_ids)
+    folder.save_popularity(dataset.training_popularity(config.refit))
     folder.save_item_data(item_data)
     Config(**{**asdict(config), "provenance": recorded}).save(folder.config)
 
@@ -359,13 +360,15 @@ def _refuse_finished(folder: RunFolder) -> None:
         raise RunError(f"{folder.path}: holds a finished run; choose another --out or delete the folder")
 
 
-def _repair(folder: RunFolder, dataset: SequenceDataset, item_data: ItemData) -> None:
+def _repair(folder: RunFolder, config: Config, dataset: SequenceDataset, item_data: ItemData) -> None:
     """Write what the folder of an unfinished run has lost, and remove what a killed process left half-written."""
     for place in (folder.path, folder.resume_point.parent):
         place.mkdir(exist_ok=True)
         remove_leftovers(place)
     if not folder.items.exists():
         folder.save_item_ids(dataset.item_ids)
+    if not folder.popularity.exists():
+        folder.save_popularity(dataset.training_popularity(config.refit))
     if not folder.item_data.exists():
         folder.save_item_data(item_data)
 

@@ -59,7 +59,7 @@ def test_histories_and_frames_get_the_same_recommendations(fitted):
     shuffled = frame.sample(fraction=1.0, shuffle=True, seed=1)  # the timestamps say what is older
     for given in (frame, shuffled, frame.lazy(), Stream(shuffled)):
         found = fitted.recommend(given, k=3)
-        assert found.columns == ["user_id", "item", "score", "rank"]
+        assert found.columns == ["user_id", "item", "rank", "score", "source"]
         for user, answer in enumerate(expected):
             own = found.filter(pl.col("user_id") == f"u{user:02}")
             assert own["item"].to_list() == [each.item for each in answer]
@@ -163,7 +163,7 @@ def test_columns_of_other_names(tmp_path):
     names = {"user_column": "who", "item_column": "what", "timestamp_column": "then"}
     model = plr.SASRec(**SMALL, **names, split="leave-one-out").fit(frame)
     found = model.recommend(frame.head(6), k=2)
-    assert found.columns == ["who", "item", "score", "rank"]
+    assert found.columns == ["who", "item", "rank", "score", "source"]
     assert len(found) == 2
 
 

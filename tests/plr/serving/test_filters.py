@@ -5,13 +5,15 @@ from __future__ import annotations
 import hypothesis.strategies as st
 import numpy as np
 import pytest
+import torch
 from hypothesis import HealthCheck, given, settings
 
 from plr.errors import RequestError
-from plr.serving import Recommender
+from plr.serving import Engine, Recommender
 from plr.serving.ragged import Ragged
+from plr_kernels import extension
 from tests.plr.models.helpers import small_config
-from tests.plr.serving.test_engine import trained
+from tests.plr.serving.test_engine import SETS, ragged, trained
 
 ITEMS = 37
 IDS = [f"i{item}" for item in range(ITEMS)]
@@ -80,6 +82,30 @@ def test_an_answer_is_the_whole_ranking_without_what_is_filtered(recommender, da
             if allowed[row][IDS.index(each.item)] and not (exclude_seen and each.item in history)
         ]
         assert found[row] == expected[:k]
+
+
+@pytest.mark.parametrize("name", SETS)
+@pytest.mark.parametrize("changes", [{"method": "base"}, {"method": "plr"}, {"method": "plr", "streams": 17}])
+def test_a_mask_is_a_list_of_the_others(changes, name, monkeypatch):
+    """Of many rows too, and where a mixture needs a second sweep of the items."""
+    monkeypatch.setattr(extension, "_instruction_set", name)
+    engine = Engine(trained(701, **changes))
+    users = engine.states(*ragged([1 + row % 5 for row in range(40)], 701))
+    exclude = torch.randint(-1, 701, (40, 3), generator=torch.Generator().manual_seed(1))
+    for share in (0.9, 0.5, 0.02):
+        where = torch.rand(701, generator=torch.Generator().manual_seed(2)) < share
+        others = (~where).nonzero()[:, 0].expand(40, -1)
+        found = engine.rank(users, 20, exclude=exclude, where=where)
+        expected = engine.rank(users, 20, exclude=torch.cat([exclude, others], dim=1))
+        for one, other in zip(found, expected, strict=True):
+            assert torch.equal(one, other)
+    scores, items = engine.rank(users, 2, where=torch.zeros(701, dtype=torch.bool))
+    assert (scores == -torch.inf).all()
+    assert (items == -1).all()
+    with pytest.raises(ValueError, match="where must have shape"):
+        engine.rank(users, 2, where=where[:-1])
+    with pytest.raises(ValueError, match=r"exclude must be in \[0, V\)"):
+        engine.rank(users, 2, where=where, exclude=exclude + 701)
 
 
 def named(answers):
