@@ -182,7 +182,7 @@ def _loss_kernel(
     offsets = group * B + rows
     positive = tl.load(diagonal + offsets, mask=mask, other=0.0)
     parts += view * 2 * tiles * all_rows
-    rest_m, rest_sum = merge_partial_softmax(parts, tiles, all_rows, offsets, mask, BLOCK_S)
+    rest_m, rest_sum = merge_partial_softmax(parts, tiles, all_rows, offsets, mask, 1.0, BLOCK_S)
     m = tl.maximum(rest_m, positive)
     rest_sum *= tl.exp2(rest_m - m)
     total = rest_sum + tl.exp2(positive - m)

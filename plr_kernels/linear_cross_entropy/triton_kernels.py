@@ -55,7 +55,7 @@ def _loss_kernel(
         score += tl.sum(h.to(tl.float32) * e.to(tl.float32), 1)
     # An ignored row has no target: all of its sum is that of the rest.
     score = tl.where(counted, score * scale, LOWEST)
-    rest_m, rest_sum = merge_partial_softmax(parts, parts_count, tl.cast(R, tl.int64), rows, mask, BLOCK_S)
+    rest_m, rest_sum = merge_partial_softmax(parts, parts_count, tl.cast(R, tl.int64), rows, mask, 1.0, BLOCK_S)
     m = tl.maximum(rest_m, score)
     rest_sum *= tl.exp2(rest_m - m)
     total = rest_sum + tl.exp2(score - m)

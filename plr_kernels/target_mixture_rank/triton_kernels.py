@@ -20,6 +20,14 @@ _LEAST_PART = tl.constexpr(-60.0)  # of log2: what is no part of the target's pr
 _LARGEST_PART = tl.constexpr(20.0)
 
 
+@triton.jit
+def _load_stream(products, peaks, offsets, places, mask):
+    """The target's product, peak and offset o of a stream of each row, in float64."""
+    own = tl.load(products + places, mask=mask, other=0.0).to(tl.float64)
+    peak = tl.load(peaks + places, mask=mask, other=0.0).to(tl.float64)
+    return own, peak, tl.load(offsets + places, mask=mask, other=0.0).to(tl.float64)
+
+
 @triton.jit(do_not_specialize=["scale", "R", "M"])
 def _anchors_kernel(
     products,
@@ -37,18 +45,14 @@ def _anchors_kernel(
     c = tl.full([BLOCK_R], float("-inf"), tl.float64)
     wrong = tl.zeros([BLOCK_R], tl.int32)
     for m in range(M):
-        own = tl.load(products + rows * M + m, mask=row_mask, other=0.0).to(tl.float64)
-        peak = tl.load(peaks + rows * M + m, mask=row_mask, other=0.0).to(tl.float64)
-        offset = tl.load(offsets + rows * M + m, mask=row_mask, other=0.0).to(tl.float64)
+        own, peak, offset = _load_stream(products, peaks, offsets, rows * M + m, row_mask)
         term = offset + (own - peak) * scale
         wrong = tl.maximum(wrong, (term != term).to(tl.int32))
         c = tl.maximum(c, term)
     # Not finite: all that is compared is NaN, and the row is marked.
     wrong = tl.maximum(wrong, (c * 0.0 != 0.0).to(tl.int32))
     for m in range(M):
-        own = tl.load(products + rows * M + m, mask=row_mask, other=0.0).to(tl.float64)
-        peak = tl.load(peaks + rows * M + m, mask=row_mask, other=0.0).to(tl.float64)
-        offset = tl.load(offsets + rows * M + m, mask=row_mask, other=0.0).to(tl.float64)
+        own, peak, offset = _load_stream(products, peaks, offsets, rows * M + m, row_mask)
         term = offset + (own - peak) * scale - c
         total_at = peak + (c - offset) / scale
         total_at = tl.minimum(tl.maximum(total_at, -_LARGEST), _LARGEST).to(tl.float32)

@@ -15,9 +15,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from plr_kernels.dispatch.results import new_counts
 from plr_kernels.triton_shared import launch
-from plr_kernels.triton_shared.helpers import Strided, dot_precision, strided
-from plr_kernels.triton_shared.ranking import dot_products, is_not_finite, vector_offsets
+from plr_kernels.triton_shared.helpers import Strided, dot_precision, part_of_items, strided
+from plr_kernels.triton_shared.ranking import Exclusion, check_excluded, dot_products, is_not_finite, vector_offsets
 
 
 class Anchors(NamedTuple):
@@ -184,8 +185,7 @@ def _counts_kernel(
     greater = tl.zeros([BLOCK_R], tl.int32)
     equal = tl.zeros([BLOCK_R], tl.int32)
     wrong = is_not_finite(own)
-    first = tl.program_id(1) * per_split * BLOCK_V
-    last = tl.minimum(first + per_split * BLOCK_V, V)
+    first, last = part_of_items(per_split, V, BLOCK_V)
     for start in range(first, last, BLOCK_V):
         numbers = start + tl.arange(0, BLOCK_V)
         item_mask = numbers < last
@@ -294,11 +294,7 @@ def _totals_kernel(
     same = _total(parts + part, count, R, rows, row_mask, BLOCK_R, BLOCK_S)
     wrong = _total(parts + 2 * part, count, R, rows, row_mask, BLOCK_R, BLOCK_S)
     if exclude is not None:
-        for first in range(0, X, BLOCK_X):
-            columns = first + tl.arange(0, BLOCK_X)
-            mask = row_mask[:, None] & (columns < X)[None, :]
-            ids = tl.load(exclude + rows[:, None] * X + columns[None, :], mask=mask, other=-1)
-            tl.device_assert((ids >= -1) & (ids < V), "exclude must be in [0, V), or -1 as padding")
+        check_excluded(Exclusion(exclude, X, 1, X), rows, row_mask, V, BLOCK_X)
         part = tl.cast(excluded_count, tl.int64) * R
         above -= _total(excluded, excluded_count, R, rows, row_mask, BLOCK_R, BLOCK_S)
         same -= _total(excluded + part, excluded_count, R, rows, row_mask, BLOCK_R, BLOCK_S)
@@ -342,15 +338,13 @@ def counts(
     """
     rows, streams, dim = states.shape
     vocabulary = items.shape[0]
-    greater, equal = (states.new_empty((rows,), dtype=torch.int64) for _ in range(2))
+    greater, equal = new_counts(states)
     if rows == 0:
         return greater, equal
     if exclude is not None and exclude.shape[1] == 0:
         exclude = None
     options = launch.ranks(rows, states.element_size())
-    row_blocks = launch.blocks(rows, options["BLOCK_R"])
-    item_blocks = launch.blocks(vocabulary, options["BLOCK_V"])
-    per_split, splits = launch.split(item_blocks, row_blocks, launch.GRADIENT_PROGRAMS)
+    row_blocks, per_split, splits = launch.sweep(rows, vocabulary, options)
     target_scores = states.new_empty((rows,), dtype=torch.float32)
     parts = states.new_empty((3, splits, rows), dtype=torch.int32)
     excluded, excluded_count, excluded_columns = None, 0, 0

@@ -7,8 +7,6 @@ skips NaN, and an item that is NaN would be left out in silence. Blocks of items
 score above the worst kept one can enter; few blocks hold one, the others cost a product and a comparison.
 """
 
-from typing import Any, NamedTuple
-
 import torch
 import triton
 import triton.language as tl
@@ -16,10 +14,21 @@ from torch import Tensor
 
 from plr_kernels.dispatch.checks import check_exclude
 from plr_kernels.dispatch.precision import upcast
+from plr_kernels.dispatch.results import new_lists
 from plr_kernels.top_items import reference
 from plr_kernels.triton_shared import launch
-from plr_kernels.triton_shared.helpers import LOWEST, Strided, dot_precision, strided
-from plr_kernels.triton_shared.ranking import dot_products, store_softmax, update_softmax, vector_offsets
+from plr_kernels.triton_shared.helpers import LOWEST, Strided, dot_precision, part_of_items, strided
+from plr_kernels.triton_shared.ranking import (
+    Exclusion,
+    check_excluded,
+    dot_products,
+    excluded_columns,
+    exclusion_arguments,
+    load_excluded,
+    store_softmax,
+    update_softmax,
+    vector_offsets,
+)
 
 # A row's list lies in registers. For longer lists the blockwise formula of reference.py runs, on the GPU as well.
 LARGEST_K = 128
@@ -29,29 +38,11 @@ EMPTY_SLOT = tl.constexpr(-(2**63))
 LOWEST_RANK = tl.constexpr(0x807FFFFF - 2**32)
 
 
-class Exclusion(NamedTuple):
-    """The ids [R, X] that rows must not return: address, strides, X."""
-
-    data: Any
-    row_stride: Any
-    column_stride: Any
-    count: Any
-
-
 @triton.jit
 def ranks_of(scores):
     """int32 numbers in the order of the scores, −0 as 0 and NaN above all."""
     bits = tl.where(scores == 0, 0.0, scores).to(tl.int32, bitcast=True)
     return tl.where(scores != scores, 0x7FFFFFFF, bits ^ ((bits >> 31) & 0x7FFFFFFF))
-
-
-@triton.jit
-def load_excluded(exclusion, rows, row_mask, first, BLOCK_X: tl.constexpr):
-    """Excluded ids [rows, BLOCK_X] of each row, from number `first` on."""
-    columns = first + tl.arange(0, BLOCK_X)
-    offsets = rows[:, None] * exclusion.row_stride + columns.to(tl.int64)[None, :] * exclusion.column_stride
-    mask = row_mask[:, None] & (columns < exclusion.count)[None, :]
-    return tl.load(exclusion.data + offsets, mask=mask, other=-1)
 
 
 @triton.jit
@@ -139,8 +130,7 @@ def _best_kernel(
     best = empty_lists(K, BLOCK_R, BLOCK_K)
     peak = tl.full([BLOCK_R], LOWEST, tl.float32)
     total = tl.zeros([BLOCK_R], tl.float32)
-    first = tl.program_id(1) * per_split * BLOCK_V
-    last = tl.minimum(first + per_split * BLOCK_V, V)
+    first, last = part_of_items(per_split, V, BLOCK_V)
     for start in range(first, last, BLOCK_V):
         numbers = start + tl.arange(0, BLOCK_V)
         item_mask = numbers < last
@@ -199,9 +189,7 @@ def _results_kernel(
     rows = tl.program_id(0).to(tl.int64) * BLOCK_R + tl.arange(0, BLOCK_R)
     if exclude is not None:
         exclusion = Exclusion(exclude, exclude_row_stride, exclude_column_stride, X)
-        for first in range(0, X, BLOCK_X):
-            excluded = load_excluded(exclusion, rows, rows < R, first, BLOCK_X)
-            tl.device_assert((excluded >= -1) & (excluded < V), "exclude must be in [0, V), or -1 as padding")
+        check_excluded(exclusion, rows, rows < R, V, BLOCK_X)
     slots = tl.arange(0, BLOCK_K)
     mask = (rows < R)[:, None] & (slots < K)[None, :]
     best = tl.load(keys + rows[:, None] * keys_stride + slots[None, :], mask=mask, other=EMPTY_SLOT)
@@ -224,9 +212,7 @@ def sorted_keys(
     rows, streams, dim = states.shape
     vocabulary = items.shape[0]
     options = launch.top_items(rows * streams, k, states.element_size())
-    state_blocks = launch.blocks(rows * streams, options["BLOCK_R"])
-    item_blocks = launch.blocks(vocabulary, options["BLOCK_V"])
-    per_split, splits = launch.split(item_blocks, state_blocks, launch.GRADIENT_PROGRAMS)
+    state_blocks, per_split, splits = launch.sweep(rows * streams, vocabulary, options)
     keys = states.new_empty((rows * streams, splits * k), dtype=torch.int64)
     parts = None
     if softmax_scale is not None:
@@ -252,21 +238,10 @@ def sorted_keys(
     return keys.sort(dim=1, descending=True).values, parts
 
 
-def exclusion_arguments(exclude: Tensor | None) -> tuple[Tensor | None, int, int]:
-    """The ids and their strides."""
-    return (None, 0, 0) if exclude is None else (exclude, exclude.stride(0), exclude.stride(1))
-
-
-def excluded_columns(exclude: Tensor | None) -> int:
-    """X."""
-    return 0 if exclude is None else exclude.shape[1]
-
-
 def results(keys: Tensor, k: int, vocabulary: int, exclude: Tensor | None) -> tuple[Tensor, Tensor]:
     """Scores and ids [R, k] of the first k keys of each row; checks the excluded ids."""
     rows = keys.shape[0]
-    scores = keys.new_empty((rows, k), dtype=torch.float32)
-    ids = keys.new_empty((rows, k))
+    scores, ids = new_lists(keys, k)
     options = launch.top_results(k)
     with torch.cuda.device_of(keys):
         _results_kernel[(launch.blocks(rows, options["BLOCK_R"]),)](
@@ -289,8 +264,7 @@ def forward(states: Tensor, items: Tensor, k: int, exclude: Tensor | None) -> tu
     if k > LARGEST_K:
         check_exclude(exclude, items.shape[0])
         return reference.top_items(upcast(states), upcast(items), k, exclude)
-    rows = states.shape[0]
-    if rows == 0:
-        return states.new_empty((rows, k), dtype=torch.float32), states.new_empty((rows, k), dtype=torch.int64)
+    if states.shape[0] == 0:
+        return new_lists(states, k)
     keys, _ = sorted_keys(states.unsqueeze(1), items, k, exclude)
     return results(keys, k, items.shape[0], exclude)

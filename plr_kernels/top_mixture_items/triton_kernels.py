@@ -18,14 +18,12 @@ from torch import Tensor
 
 from plr_kernels.dispatch.checks import check_exclude
 from plr_kernels.dispatch.precision import upcast
+from plr_kernels.dispatch.results import new_lists
 from plr_kernels.top_items.triton_kernels import (
     EMPTY_SLOT,
     LARGEST_K,
     LOWEST_RANK,
-    Exclusion,
     empty_lists,
-    excluded_columns,
-    exclusion_arguments,
     ids_of,
     keep_best,
     ranks_of,
@@ -37,9 +35,13 @@ from plr_kernels.top_mixture_items import reference
 from plr_kernels.triton_shared import launch
 from plr_kernels.triton_shared.helpers import LN_2, LOWEST, Strided, dot_precision, strided
 from plr_kernels.triton_shared.ranking import (
+    Exclusion,
     Mixture,
     dot_products,
+    excluded_columns,
+    exclusion_arguments,
     log2_probabilities,
+    log2_sum,
     logit_scale,
     mixture_of_parts,
 )
@@ -127,8 +129,7 @@ def _certificate_kernel(
         offset = tl.load(offsets + rows * M + stream, mask=row_mask, other=0.0)
         peak = tl.load(peaks + rows * M + stream, mask=row_mask, other=0.0)
         term = (scores_of(worst) - peak) * scale + offset
-        m_new = tl.maximum(tl.maximum(limit, term), LOWEST)
-        limit = m_new + tl.log2(tl.exp2(limit - m_new) + tl.exp2(term - m_new))
+        limit = log2_sum(limit, term)
         largest_offset = tl.maximum(largest_offset, tl.where(offset == float("-inf"), 0.0, tl.abs(offset)))
     # A term is rounded in the units of its operands, a sum of M in its own.
     margin = 9.5367431640625e-07 * (largest_offset + tl.abs(limit) + 64 + M)  # 2^-20
@@ -293,8 +294,7 @@ def _sweep_open_rows(
     rows, streams, dim = states.shape
     vocabulary, k = items.shape[0], scores.shape[1]
     options = launch.top_items(rows, k, states.element_size(), is_mixture=True)
-    row_blocks = launch.blocks(rows, options["BLOCK_R"])
-    _, splits = launch.split(launch.blocks(vocabulary, options["BLOCK_V"]), row_blocks, launch.GRADIENT_PROGRAMS)
+    row_blocks, _, splits = launch.sweep(rows, vocabulary, options)
     programs = row_blocks * splits
     keys = ids.new_empty((programs * options["BLOCK_R"], k))
     with torch.cuda.device_of(states):
@@ -370,9 +370,8 @@ def forward(
     states: Tensor, log_weights: Tensor, items: Tensor, k: int, temperature: float, exclude: Tensor | None
 ) -> tuple[Tensor, Tensor]:
     """The k most probable items of each row under the mixture, best first, ties to the smaller id."""
-    rows = states.shape[0]
-    if rows == 0:
-        return states.new_empty((rows, k), dtype=torch.float32), states.new_empty((rows, k), dtype=torch.int64)
+    if states.shape[0] == 0:
+        return new_lists(states, k)
     if k > LARGEST_K:
         check_exclude(exclude, items.shape[0])
         return reference.top_mixture_items(upcast(states), upcast(log_weights), upcast(items), k, temperature, exclude)

@@ -49,8 +49,15 @@ def load_tile(base, rows, row_stride, columns, column_stride, mask):
 
 
 @triton.jit
-def merge_partial_softmax(parts, count, all_rows, rows, mask, BLOCK_S: tl.constexpr):
-    """Of each row, the maximum m and Σ 2^(s − m) over all entries, from those of `count` parts of them.
+def part_of_items(per_split, V, BLOCK_V: tl.constexpr):
+    """The first item and the one behind the last of this program's part, `per_split` blocks: program_id(1) counts."""
+    first = tl.program_id(1) * per_split * BLOCK_V
+    return first, tl.minimum(first + per_split * BLOCK_V, V)
+
+
+@triton.jit
+def merge_partial_softmax(parts, count, all_rows, rows, mask, scale, BLOCK_S: tl.constexpr):
+    """Of each row, the maximum m and Σ 2^(scale · (s − m)) over all entries, from those of `count` parts of them.
 
     Maxima lie in parts [count, all_rows] and sums behind them, both float32; `BLOCK_S` parts are read at a time. A row
     without entries has LOWEST and 0.
@@ -64,6 +71,7 @@ def merge_partial_softmax(parts, count, all_rows, rows, mask, BLOCK_S: tl.conste
         maxima = tl.load(parts + offsets, mask=exists, other=LOWEST)
         sums = tl.load(parts + count * all_rows + offsets, mask=exists, other=0.0)
         m_new = tl.maximum(m, tl.max(maxima, 1))
-        total = total * tl.exp2(m - m_new) + tl.sum(sums * tl.exp2(maxima - m_new[:, None]), 1)
+        shrink = tl.exp2((maxima - m_new[:, None]) * scale)
+        total = total * tl.exp2((m - m_new) * scale) + tl.sum(sums * shrink, 1)
         m = m_new
     return m, total

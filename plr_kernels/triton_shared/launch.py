@@ -124,6 +124,12 @@ _SCORE_TILES: Final = (
 )
 
 
+def sweep(rows: int, vocabulary: int, tile: Options) -> tuple[int, int, int]:
+    """Of a ranking sweep of the items: blocks of rows; blocks of items that a program takes; splits of the items."""
+    row_blocks = blocks(rows, tile["BLOCK_R"])
+    return row_blocks, *split(blocks(vocabulary, tile["BLOCK_V"]), row_blocks, GRADIENT_PROGRAMS)
+
+
 def _float32_tile(group: int, dim: int, gradient: bool) -> tuple[int, int, int]:
     """How many entries a program owns and visits at a time, and columns of its gradient, of float32 numbers.
 

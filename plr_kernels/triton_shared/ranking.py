@@ -17,7 +17,16 @@ import triton.language as tl
 from torch import Tensor
 
 from plr_kernels.triton_shared import launch
-from plr_kernels.triton_shared.helpers import LOG2_E, LOWEST, Strided, dot_precision, load_tile, strided
+from plr_kernels.triton_shared.helpers import (
+    LOG2_E,
+    LOWEST,
+    Strided,
+    dot_precision,
+    load_tile,
+    merge_partial_softmax,
+    part_of_items,
+    strided,
+)
 
 _LOG2_E = tl.constexpr(LOG2_E)
 
@@ -29,6 +38,15 @@ class Mixture(NamedTuple):
     offsets: Any
     streams: Any
     scale: Any
+
+
+class Exclusion(NamedTuple):
+    """The ids [R, X] that rows leave out: address, strides, X."""
+
+    data: Any
+    row_stride: Any
+    column_stride: Any
+    count: Any
 
 
 @triton.jit
@@ -82,9 +100,15 @@ def log2_probabilities(
         peaks = tl.load(mixture.peaks + of_stream, mask=row_mask, other=0.0)
         offsets = tl.load(mixture.offsets + of_stream, mask=row_mask, other=0.0)
         terms = (products - peaks[:, None]) * mixture.scale + offsets[:, None]
-        m_new = tl.maximum(tl.maximum(result, terms), LOWEST)
-        result = m_new + tl.log2(tl.exp2(result - m_new) + tl.exp2(terms - m_new))
+        result = log2_sum(result, terms)
     return result
+
+
+@triton.jit
+def log2_sum(left, right):
+    """log2(2^left + 2^right), of −∞ too."""
+    m = tl.maximum(tl.maximum(left, right), LOWEST)
+    return m + tl.log2(tl.exp2(left - m) + tl.exp2(right - m))
 
 
 @triton.jit
@@ -108,6 +132,23 @@ def store_softmax(parts, states_count, numbers, mask, peak, total):
     place = parts + tl.program_id(1) * states_count + numbers
     tl.store(place, peak, mask=mask)
     tl.store(place + tl.num_programs(1) * states_count, total, mask=mask)
+
+
+@triton.jit
+def load_excluded(exclusion, rows, row_mask, first, BLOCK_X: tl.constexpr):
+    """Excluded ids [rows, BLOCK_X] of each row, from number `first` on."""
+    columns = first + tl.arange(0, BLOCK_X)
+    offsets = rows[:, None] * exclusion.row_stride + columns.to(tl.int64)[None, :] * exclusion.column_stride
+    mask = row_mask[:, None] & (columns < exclusion.count)[None, :]
+    return tl.load(exclusion.data + offsets, mask=mask, other=-1)
+
+
+@triton.jit
+def check_excluded(exclusion, rows, row_mask, V, BLOCK_X: tl.constexpr):
+    """Assert that all excluded ids of some rows are the items', or padding."""
+    for first in range(0, exclusion.count, BLOCK_X):
+        ids = load_excluded(exclusion, rows, row_mask, first, BLOCK_X)
+        tl.device_assert((ids >= -1) & (ids < V), "exclude must be in [0, V), or -1 as padding")
 
 
 @triton.jit(do_not_specialize=["scale", "per_split", "R", "M", "V"])
@@ -137,8 +178,7 @@ def _softmax_kernel(
     vectors = vector_offsets(states, numbers_of_states // M, numbers_of_states % M)
     peak = tl.full([BLOCK_R], LOWEST, tl.float32)
     total = tl.zeros([BLOCK_R], tl.float32)
-    first = tl.program_id(1) * per_split * BLOCK_V
-    last = tl.minimum(first + per_split * BLOCK_V, V)
+    first, last = part_of_items(per_split, V, BLOCK_V)
     for start in range(first, last, BLOCK_V):
         numbers = start + tl.arange(0, BLOCK_V)
         item_mask = numbers < last
@@ -165,22 +205,22 @@ def _mixture_kernel(
     log_weights = Strided(log_weights, log_weights_strides)
     numbers = tl.program_id(0).to(tl.int64) * BLOCK_R + tl.arange(0, BLOCK_R)
     mask = numbers < all_states
-    peak = tl.full([BLOCK_R], LOWEST, tl.float32)
-    total = tl.zeros([BLOCK_R], tl.float32)
-    for start in range(0, parts_count, BLOCK_S):
-        which = start + tl.arange(0, BLOCK_S)
-        exists = mask[:, None] & (which < parts_count)[None, :]  # [R, BLOCK_S]
-        places = which.to(tl.int64)[None, :] * all_states + numbers[:, None]
-        part_peaks = tl.load(parts + places, mask=exists, other=LOWEST)
-        totals = tl.load(parts + tl.cast(parts_count, tl.int64) * all_states + places, mask=exists, other=0.0)
-        new_peak = tl.maximum(peak, tl.max(part_peaks, 1))
-        shrink = tl.exp2((part_peaks - new_peak[:, None]) * scale)
-        total = total * tl.exp2((peak - new_peak) * scale) + tl.sum(totals * shrink, 1)
-        peak = new_peak
+    all_states = tl.cast(all_states, tl.int64)
+    peak, total = merge_partial_softmax(parts, parts_count, all_states, numbers, mask, scale, BLOCK_S)
     weights = log_weights.data + numbers // M * log_weights.strides[0] + numbers % M * log_weights.strides[1]
     log_weight = tl.load(weights, mask=mask, other=0.0).to(tl.float32)
     tl.store(peaks + numbers, peak, mask=mask)
     tl.store(offsets + numbers, log_weight * _LOG2_E - tl.log2(total), mask=mask)
+
+
+def exclusion_arguments(exclude: Tensor | None) -> tuple[Tensor | None, int, int]:
+    """The ids and their strides."""
+    return (None, 0, 0) if exclude is None else (exclude, exclude.stride(0), exclude.stride(1))
+
+
+def excluded_columns(exclude: Tensor | None) -> int:
+    """X."""
+    return 0 if exclude is None else exclude.shape[1]
 
 
 def mixture_of_parts(parts: Tensor, log_weights: Tensor, scale: float) -> tuple[Tensor, Tensor]:
@@ -207,9 +247,7 @@ def mixture_statistics(states: Tensor, log_weights: Tensor, items: Tensor, scale
     """Peaks and offsets o of every stream [R, M]: one sweep of the items for all R · M states."""
     rows, streams, dim = states.shape
     options = launch.ranks(rows * streams, states.element_size())
-    state_blocks = launch.blocks(rows * streams, options["BLOCK_R"])
-    item_blocks = launch.blocks(items.shape[0], options["BLOCK_V"])
-    per_split, splits = launch.split(item_blocks, state_blocks, launch.GRADIENT_PROGRAMS)
+    state_blocks, per_split, splits = launch.sweep(rows * streams, items.shape[0], options)
     parts = states.new_empty((2, splits, rows * streams), dtype=torch.float32)
     with torch.cuda.device_of(states):
         _softmax_kernel[(state_blocks, splits)](

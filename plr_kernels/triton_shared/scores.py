@@ -26,7 +26,16 @@ from torch import Tensor
 
 from plr_kernels.dispatch.gradients import new_gradients
 from plr_kernels.triton_shared import launch
-from plr_kernels.triton_shared.helpers import LN_2, LOG2_E, LOWEST, Strided, dot_precision, load_tile, strided
+from plr_kernels.triton_shared.helpers import (
+    LN_2,
+    LOG2_E,
+    LOWEST,
+    Strided,
+    dot_precision,
+    load_tile,
+    part_of_items,
+    strided,
+)
 
 # All states of a group share a tile of scores.
 LARGEST_GROUP = 128
@@ -111,6 +120,19 @@ def tile_rows(block, B, N, GROUP: tl.constexpr, BLOCK_R: tl.constexpr):
     group = tl.cast(block, tl.int64) * (BLOCK_R // GROUP) + local // GROUP
     member = local % GROUP
     return group, member, (group < B) & (member < N), group * N + member
+
+
+@triton.jit
+def _row_vectors(states, group, member, exist):
+    """The vectors of a tile's rows in states [B, N, D]."""
+    offsets = group * states.strides[0] + member.to(tl.int64) * states.strides[1]
+    return Vectors(states.data, offsets, exist, states.strides[2])
+
+
+@triton.jit
+def _item_vectors(items, numbers, exist):
+    """The vectors of numbered items [V, D]."""
+    return Vectors(items.data, numbers.to(tl.int64) * items.strides[0], exist, items.strides[1])
 
 
 @triton.jit
@@ -235,12 +257,10 @@ def _forward_kernel(
         number = tl.load(targets + rows, mask=row_exists, other=ignore_index)
         counted = number != ignore_index
         target = number.to(tl.int32)
-    row_offsets = group * states.strides[0] + member.to(tl.int64) * states.strides[1]
-    row_vectors = Vectors(states.data, row_offsets, counted, states.strides[2])
+    row_vectors = _row_vectors(states, group, member, counted)
     columns = tl.arange(0, HELD_D)
     h = _load_vectors(row_vectors, columns, D)  # [R, HELD_D]
-    first = tl.program_id(1) * per_split * BLOCK_V
-    last = tl.minimum(first + per_split * BLOCK_V, V)
+    first, last = part_of_items(per_split, V, BLOCK_V)
     # LOWEST, not −inf: a part of the items may consist of the target alone.
     m = tl.full([BLOCK_R], LOWEST, tl.float32)
     total = tl.zeros([BLOCK_R], tl.float32)
@@ -248,7 +268,7 @@ def _forward_kernel(
     for start in range(first, last, BLOCK_V):
         numbers = start + tl.arange(0, BLOCK_V)
         item_exists = numbers < last
-        item_vectors = Vectors(items.data, numbers.to(tl.int64) * items.strides[0], item_exists, items.strides[1])
+        item_vectors = _item_vectors(items, numbers, item_exists)
         e = _load_vectors(item_vectors, columns, D)  # [V, HELD_D]
         scores = scale * _products(h, e, row_vectors, item_vectors, D, PRECISION, BLOCK_D)  # [R, V]
         if targets is not None:
@@ -418,18 +438,16 @@ def _states_gradient_kernel(
     items = Strided(items, items_strides)
     group, member, row_exists, rows = tile_rows(tl.program_id(0), B, N, GROUP, BLOCK_R)
     counted = _counted(row_exists, statistics, rows, STATISTICS, CROSS_ENTROPY)
-    row_offsets = group * states.strides[0] + member.to(tl.int64) * states.strides[1]
-    row_vectors = Vectors(states.data, row_offsets, counted, states.strides[2])
+    row_vectors = _row_vectors(states, group, member, counted)
     columns = tl.program_id(2) * HELD_D + tl.arange(0, HELD_D)
     h = _load_vectors(row_vectors, columns, D)  # [R, HELD_D]
     row = _load_statistics(statistics, weights, weights_stride, rows, counted, STATISTICS, CROSS_ENTROPY)
-    first = tl.program_id(1) * per_split * BLOCK_V
-    last = tl.minimum(first + per_split * BLOCK_V, V)
+    first, last = part_of_items(per_split, V, BLOCK_V)
     total = tl.zeros([BLOCK_R, HELD_D], tl.float32)
     for start in range(first, last, BLOCK_V):
         numbers = start + tl.arange(0, BLOCK_V)
         item_exists = numbers < last
-        item_vectors = Vectors(items.data, numbers.to(tl.int64) * items.strides[0], item_exists, items.strides[1])
+        item_vectors = _item_vectors(items, numbers, item_exists)
         e = _load_vectors(item_vectors, columns, D)  # [V, HELD_D]
         scores = scale * _products(h, e, row_vectors, item_vectors, D, PRECISION, BLOCK_D)  # [R, V]
         ds = _score_gradient(
@@ -492,7 +510,7 @@ def _items_gradient_kernel(
     items = Strided(items, items_strides)
     numbers = tl.program_id(0) * BLOCK_V + tl.arange(0, BLOCK_V)
     item_exists = numbers < V
-    item_vectors = Vectors(items.data, numbers.to(tl.int64) * items.strides[0], item_exists, items.strides[1])
+    item_vectors = _item_vectors(items, numbers, item_exists)
     columns = tl.program_id(2) * HELD_D + tl.arange(0, HELD_D)
     e = _load_vectors(item_vectors, columns, D)  # [V, HELD_D]
     first = tl.program_id(1) * per_split
@@ -501,8 +519,7 @@ def _items_gradient_kernel(
     for block in range(first, last):
         group, member, row_exists, rows = tile_rows(block, B, N, GROUP, BLOCK_R)
         counted = _counted(row_exists, statistics, rows, STATISTICS, CROSS_ENTROPY)
-        row_offsets = group * states.strides[0] + member.to(tl.int64) * states.strides[1]
-        row_vectors = Vectors(states.data, row_offsets, counted, states.strides[2])
+        row_vectors = _row_vectors(states, group, member, counted)
         h = _load_vectors(row_vectors, columns, D)  # [R, HELD_D]
         scores = scale * _products(e, h, item_vectors, row_vectors, D, PRECISION, BLOCK_D)  # [V, R]
         # After the product: held during it, they take some 25 more registers on sm_90 with Triton 3.6.
