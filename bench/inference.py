@@ -25,7 +25,7 @@ from torch.nn import functional
 from bench.records import RESULTS, Spread, write_record, write_text
 from plr.config import Config
 from plr.models import build_model
-from plr.models.recommender import Recommender
+from plr.models.recommender import RecommenderModel
 from plr.serving import Engine
 from plr_kernels import extension
 
@@ -35,7 +35,7 @@ LENGTH, K = 50, 10
 class PlainSASRec(nn.Module):
     """The encoder of a SASRec of ours, with its weights, as plain PyTorch: padded batches, every position."""
 
-    def __init__(self, model: Recommender) -> None:
+    def __init__(self, model: RecommenderModel) -> None:
         super().__init__()
         encoder = model.encoder
         self.heads = encoder.options.heads
@@ -78,7 +78,7 @@ SYSTEMS: dict[str, dict[str, Any]] = {
 }
 
 
-def build(system: str, items: int, dim: int) -> Recommender:
+def build(system: str, items: int, dim: int) -> RecommenderModel:
     """A model whose logits have standard deviation 3, as after training: flat mixtures take a second sweep."""
     model = build_model(Config(**SYSTEMS[system], dim=dim, max_length=LENGTH, seed=1), items).eval()
     with torch.no_grad():

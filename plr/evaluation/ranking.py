@@ -24,7 +24,7 @@ from plr.signals import raise_again
 
 if TYPE_CHECKING:
     from plr.data import Batch
-    from plr.models.recommender import Recommender
+    from plr.models.recommender import RecommenderModel
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ def target_ranks(states: Tensor, items: Tensor, targets: Tensor, *, exclude: Ten
 
 @torch.no_grad()
 def rank_rows(
-    model: Recommender,
+    model: RecommenderModel,
     batches: Iterable[Batch],
     *,
     exclude_seen: bool = False,

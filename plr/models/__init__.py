@@ -1,4 +1,4 @@
-"""Recommenders: item encoder x sequence encoder x method."""
+"""Recommender models: item encoder x sequence encoder x method."""
 
 from plr.models.encoder import Encoded, SequenceEncoder
 from plr.models.items.encoders import IdItemEncoder
@@ -9,7 +9,7 @@ from plr.models.methods.lares_post_training import PostTrainedLARES
 from plr.models.methods.plr import ParallelReasoning, PLRRecommender
 from plr.models.methods.prl import PRLRecommender
 from plr.models.methods.reasoning import Reasoning, reason
-from plr.models.recommender import Recommender
+from plr.models.recommender import RecommenderModel
 from plr.models.registry import build_model
 
 __all__ = [
@@ -23,7 +23,7 @@ __all__ = [
     "ParallelReasoning",
     "PostTrainedLARES",
     "Reasoning",
-    "Recommender",
+    "RecommenderModel",
     "SequenceEncoder",
     "build_model",
     "reason",

@@ -1,4 +1,4 @@
-"""What training, ranking and serving know of every model."""
+"""What training, ranking and serving know of every model; `plr.Recommender` answers from raw ids with a trained one."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Losses = dict[str, Tensor]
 INITIAL_STD = 0.02
 
 
-class Recommender(nn.Module):
+class RecommenderModel(nn.Module):
     """An item encoder and a sequence encoder; subclasses add the training loss and the user embedding.
 
     What `scorer(batch)` scores are the rows of `candidates(item_table())`: by their dot product with
@@ -39,7 +39,7 @@ class Recommender(nn.Module):
 
     same_target_positives: bool = False
     epoch: int = 0
-    reference: Recommender | None = None
+    reference: RecommenderModel | None = None
 
     def __init__(self, items: ItemEncoder, encoder: SequenceEncoder, options: RecommenderOptions):
         super().__init__()

@@ -11,11 +11,11 @@ import torch
 from plr.config import Config
 from plr.items import ItemData
 from plr.models.encoder import SequenceEncoder
-from plr.models.recommender import Recommender
+from plr.models.recommender import RecommenderModel
 from plr.systems import BACKBONES, METHODS, Method
 
 
-def build_model(config: Config, items: ItemData | int) -> Recommender:
+def build_model(config: Config, items: ItemData | int) -> RecommenderModel:
     """Build the configured recommender with weights drawn from config.seed; torch's global generator is left as it was.
 
     Args:

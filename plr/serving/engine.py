@@ -19,7 +19,7 @@ from plr.models.methods.base import BaseRecommender
 from plr.models.methods.erl import ERLRecommender
 from plr.models.methods.plr import PLRRecommender
 from plr.models.methods.prl import PRLRecommender
-from plr.models.recommender import Recommender
+from plr.models.recommender import RecommenderModel
 from plr_kernels import StreamAttention
 from plr_kernels.dispatch.backend import CPP_IS_BUILT, chosen_backend
 from plr_kernels.dispatch.checks import check_exclude, check_index, check_integer, check_shape
@@ -53,7 +53,7 @@ class UserStates(NamedTuple):
         return UserStates(self.states[rows], None if self.log_weights is None else self.log_weights[rows])
 
 
-def why_not(model: Recommender) -> str | None:
+def why_not(model: RecommenderModel) -> str | None:
     """Return why the engine cannot take the model, or None where it can.
 
     It takes methods base, erl, prl and plr on every backbone whose items it knows, with float32 weights on the CPU, in
@@ -108,7 +108,7 @@ class Engine:
         EngineError: the engine cannot take the model; the message says why.
     """
 
-    def __init__(self, model: Recommender) -> None:
+    def __init__(self, model: RecommenderModel) -> None:
         reason = why_not(model)
         if reason is not None:
             raise EngineError(f"the engine cannot take the model: {reason}")
@@ -257,7 +257,7 @@ class Engine:
         )
         return scores, items
 
-    def fits(self, model: Recommender) -> bool:
+    def fits(self, model: RecommenderModel) -> bool:
         """Whether the model that the engine was made of is as it was then: weights, buffers, mode and hooks.
 
         What is written past PyTorch's counts of changes, through `weight.data` or a NumPy view, cannot be noticed.
@@ -270,7 +270,7 @@ def _empty(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
     return torch.empty(shape, dtype=dtype, device="cpu")
 
 
-def _snapshot(model: Recommender) -> list[Any]:
+def _snapshot(model: RecommenderModel) -> list[Any]:
     """What tells that a model has been changed: its tensors' versions, every module's mode and number of hooks."""
     weights = [
         (tensor.data_ptr(), None if tensor.is_inference() else tensor._version)
@@ -317,7 +317,7 @@ class _Kept:
         return self.address(module.weight), self.address(module.bias)
 
 
-def _describe(model: Recommender, kept: _Kept) -> dict[str, Any]:
+def _describe(model: RecommenderModel, kept: _Kept) -> dict[str, Any]:
     """Return what csrc/engine/bindings.cpp reads."""
     encoder = model.encoder
     layers: list[Any] = list(encoder.layers)
@@ -349,7 +349,7 @@ def _describe(model: Recommender, kept: _Kept) -> dict[str, Any]:
     }
 
 
-def _reasoning(model: Recommender, kept: _Kept) -> dict[str, Any] | None:
+def _reasoning(model: RecommenderModel, kept: _Kept) -> dict[str, Any] | None:
     if isinstance(model, PLRRecommender):
         return _parallel_reasoning(model, kept)
     if not isinstance(model, ERLRecommender | PRLRecommender):

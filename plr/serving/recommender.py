@@ -19,8 +19,7 @@ from plr.config import Config
 from plr.data import Batch
 from plr.errors import RequestError, RunError, listed, shortened
 from plr.frames import as_polars, like
-from plr.models import Recommender as Model
-from plr.models import build_model
+from plr.models import RecommenderModel, build_model
 from plr.prepare.readers import Columns
 from plr.runs import RunFolder, load_weights
 from plr.serving.engine import Engine, why_not
@@ -53,7 +52,7 @@ class Recommender:
         recommender.recommend([["item1", "item2"], ["item7"]], k=10)
 
     Args:
-        model: a trained recommender.
+        model: a trained model.
         item_ids: the external id of items 0..V-1.
         config: the configuration of the run.
         popularity: what returns how often each item occurs in the run's training data, int64 [V]; called when that is
@@ -62,7 +61,7 @@ class Recommender:
 
     def __init__(
         self,
-        model: Model,
+        model: RecommenderModel,
         item_ids: Sequence[str],
         config: Config,
         popularity: Callable[[], np.ndarray] | None = None,

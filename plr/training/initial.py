@@ -13,7 +13,7 @@ from plr.errors import RunError
 from plr.evaluation import rank_rows, ranking_progress
 from plr.files import sha256_of
 from plr.items import ItemData
-from plr.models import Recommender, build_model
+from plr.models import RecommenderModel, build_model
 from plr.runs import RunFolder, load_weights
 
 # What the weights, and log-probabilities that are to be compared, depend on.
@@ -71,7 +71,7 @@ class InitialRun:
             raise RunError(f"--init {config.init}: was trained with other item features or text vectors")
         return cls(initial, folder, sha256_of(folder.weights))
 
-    def load(self, item_data: ItemData) -> Recommender:
+    def load(self, item_data: ItemData) -> RecommenderModel:
         """Return the run's model."""
         model = build_model(self.config, item_data)
         load_weights(model, self.folder.weights)
@@ -79,7 +79,7 @@ class InitialRun:
 
 
 def filter_reachable(
-    model: Recommender, rows: Rows, batch_size: int, *, devices: int = 1, progress: bool = False
+    model: RecommenderModel, rows: Rows, batch_size: int, *, devices: int = 1, progress: bool = False
 ) -> Rows:
     """Return the rows whose target the model ranks among the first 100 of all items.
 

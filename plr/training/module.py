@@ -11,20 +11,20 @@ from torch.utils.data import DataLoader
 
 from plr.config import Config
 from plr.data import Batch, DealtRows, LengthGroupedBatches, Rows, SameTargetPositives, SequenceDataset
-from plr.models import Recommender
+from plr.models import RecommenderModel
 from plr.signals import raise_again
 from plr.training.finite import FiniteGuard
 from plr.training.initial import filter_reachable
 
 
-class RecommenderModule(lightning.LightningModule):
+class TrainingModule(lightning.LightningModule):
     """Trains `model` on `rows` with Adam; validation and checkpoints are callbacks' work.
 
     Everything random in a step is drawn from generators seeded with (seed, step, rank), and the order of the rows from
     (seed, epoch): a resumed run needs the weights and the optimiser to go on exactly as an uninterrupted one.
     """
 
-    def __init__(self, model: Recommender, rows: Rows | DealtRows, config: Config):
+    def __init__(self, model: RecommenderModel, rows: Rows | DealtRows, config: Config):
         super().__init__()
         self.model = model
         self.rows = rows

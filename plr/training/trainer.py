@@ -33,7 +33,7 @@ from plr.files import remove_leftovers, sha256_of
 from plr.inputs import load_dataset, load_item_data
 from plr.items import ItemData
 from plr.lock import locked
-from plr.models import Recommender, build_model
+from plr.models import RecommenderModel, build_model
 from plr.models.methods.lares import LARESRecommender
 from plr.models.methods.lares_post_training import PostTrainedLARES
 from plr.models.registry import options_of_other_methods
@@ -43,7 +43,7 @@ from plr.training.callbacks import MONITOR, BestWeights, OwnSignals, ResumePoint
 from plr.training.checkpoint import AtomicCheckpointIO, read_checkpoint
 from plr.training.initial import InitialRun
 from plr.training.memory import ReturnFreedMemory
-from plr.training.module import RecommenderModule, training_rows
+from plr.training.module import TrainingModule, training_rows
 from plr.training.processes import check_processes, cluster_environment, end_children, is_leader
 from plr.training.provenance import provenance
 
@@ -147,13 +147,13 @@ def _check_rows(config: Config, dataset: SequenceDataset) -> None:
 class _Selection:
     """The outcome of training with validation: the model with its best weights, and how it was found."""
 
-    model: Recommender
+    model: RecommenderModel
     best_epoch: int  # from 0
     epochs: int
     train_seconds: float  # the median of the epochs
 
 
-def _untrained(config: Config, item_data: ItemData, initial: InitialRun | None) -> Recommender:
+def _untrained(config: Config, item_data: ItemData, initial: InitialRun | None) -> RecommenderModel:
     """The model before its first step: with drawn weights, or with those of the first phase."""
     model = build_model(config, item_data)
     if initial is not None:
@@ -201,7 +201,7 @@ def _refit(
     item_data: ItemData,
     initial: InitialRun | None,
     epochs: int,
-) -> Recommender:
+) -> RecommenderModel:
     """Retrain on training and validation rows, for as many epochs as were best without the latter."""
     model = _untrained(config, item_data, initial)
     trainer = _trainer(folder.logs / "refit", config, epochs, [ResumePoint(folder.refit_point)])
@@ -230,10 +230,10 @@ def _trainer(logs: Path, config: Config, epochs: int, callbacks: list[Callback])
 
 
 def _fit(
-    trainer: lightning.Trainer, model: Recommender, config: Config, dataset: SequenceDataset, resume_point: Path
+    trainer: lightning.Trainer, model: RecommenderModel, config: Config, dataset: SequenceDataset, resume_point: Path
 ) -> None:
     """Train on the data set's training rows, from the resume point if there is one."""
-    module = RecommenderModule(model, training_rows(dataset, config), config)
+    module = TrainingModule(model, training_rows(dataset, config), config)
     try:
         trainer.fit(module, ckpt_path=resume_point if resume_point.exists() else None)
     except BaseException as error:
@@ -277,7 +277,7 @@ def _finish(
     dataset: SequenceDataset,
     item_data: ItemData,
     selection: _Selection,
-    refitted: Recommender | None,
+    refitted: RecommenderModel | None,
 ) -> dict[str, Any]:
     """Rank both held-out splits and complete the folder, metrics.json last."""
     tested = refitted or selection.model
@@ -319,9 +319,9 @@ def _open_folder(
         changed = [f"{name}: {before[name]!r} -> {now[name]!r}" for name in compared if before[name] != now[name]]
         if changed:
             raise RunError(
-                f"{folder.path}: holds an unfinished run of another configuration ({'; '.join(changed)}); repeat its "
-                f"own command, or give --config {folder.config}, to resume it; or choose another --out, or delete the "
-                "folder"
+                f"{folder.path}: holds an unfinished run of another configuration ({'; '.join(changed)}); give "
+                f"--config {folder.config}, or repeat its own command, to resume it; or choose another --out, or "
+                "delete the folder"
             )
         if (earlier.provenance or {}).get("data_hash") != dataset.content_hash:
             raise RunError(f"{folder.path}: holds an unfinished run on other data; {config.data} has changed since")

@@ -80,7 +80,7 @@ class MixtureOfExpertsAdaptor(nn.Module):
     def __init__(self, width: int, dim: int, *, experts: int, dropout: float):
         super().__init__()
         self.whitening = nn.ModuleList(ParametricWhitening(width, dim, dropout) for _ in range(experts))
-        # Parameters, not linear layers: `Recommender.initialize` draws those.
+        # Parameters, not linear layers: `RecommenderModel.initialize` draws those.
         self.gate = nn.Parameter(torch.zeros(width, experts))
         self.noise = nn.Parameter(torch.zeros(width, experts))
 

@@ -8,12 +8,12 @@ from plr.data import Batch
 from plr.models.encoder import SequenceEncoder
 from plr.models.items.encoders import ItemEncoder
 from plr.models.methods.reasoning import BOTH_WAYS
-from plr.models.recommender import Losses, Recommender
+from plr.models.recommender import Losses, RecommenderModel
 from plr.options import ConsistencyOptions
 from plr_kernels import linear_cross_entropy, pairwise_kl
 
 
-class BaseRecommender(Recommender):
+class BaseRecommender(RecommenderModel):
     """Full softmax cross-entropy on the encoder's state: of every position of a sequence, or of a prefix's last.
 
     Args:

@@ -10,12 +10,12 @@ from plr.data import Batch
 from plr.data.rows import IGNORED
 from plr.models.encoder import SequenceEncoder
 from plr.models.items.encoders import ItemEncoder
-from plr.models.recommender import Losses, Recommender
+from plr.models.recommender import Losses, RecommenderModel
 from plr.options import ClozeOptions
 from plr_kernels import linear_cross_entropy
 
 
-class ClozeRecommender(Recommender):
+class ClozeRecommender(RecommenderModel):
     """Cloze training of a bidirectional encoder (BERT4Rec, Sun et al. 2019).
 
     A training row is a sequence with its last item included. Of the n items that may be a target, max(1, round(ρ·n))

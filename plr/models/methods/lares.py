@@ -14,7 +14,7 @@ from plr.models.items.encoders import ItemEncoder
 from plr.models.layers.length_buckets import length_buckets
 from plr.models.layers.transformer import TransformerLayer
 from plr.models.methods.reasoning import BOTH_WAYS
-from plr.models.recommender import Losses, Recommender
+from plr.models.recommender import Losses, RecommenderModel
 from plr.options import LARESOptions
 from plr_kernels import linear_cross_entropy
 
@@ -47,7 +47,7 @@ class Adapter(nn.Module):
         return torch.lerp(prefix, states, torch.sigmoid(self.weight))
 
 
-class LARESRecommender(Recommender):
+class LARESRecommender(RecommenderModel):
     """A pre-block (the encoder) computes H once; a core-block refines the states of all positions again and again.
 
     T_i = core(LayerNorm(adapter(T_{i−1}, H))), i = 1..k, from a random T_0; a history is represented by its last

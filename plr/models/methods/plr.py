@@ -12,7 +12,7 @@ from plr.data import Batch, CountedTargets
 from plr.models.encoder import SequenceEncoder
 from plr.models.items.encoders import ItemEncoder
 from plr.models.methods.reasoning import Histories, Reasoning, encode_histories, reason
-from plr.models.recommender import INITIAL_STD, Losses, Recommender
+from plr.models.recommender import INITIAL_STD, Losses, RecommenderModel
 from plr.models.scoring import ItemScorer
 from plr.options import PLROptions
 from plr_kernels import info_nce, linear_cross_entropy, mixture_cross_entropy, pairwise_kl
@@ -57,7 +57,7 @@ class ParallelReasoning:
         return self.fast + self.slow
 
 
-class PLRRecommender(Recommender):
+class PLRRecommender(RecommenderModel):
     """M reasoning streams, opened by trigger tokens, over the shared prefix, mixed by a gate.
 
     With `mixture` "distributions" stream m predicts by itself, p_m = softmax(z_m·E / τ), and a history is trained on

@@ -9,11 +9,11 @@ from plr.data import CountedTargets
 from plr.models.encoder import SequenceEncoder
 from plr.models.items.encoders import ItemEncoder
 from plr.models.methods.reasoning import StepInput, encode_histories, reason
-from plr.models.recommender import Recommender
+from plr.models.recommender import RecommenderModel
 from plr.options import StepsOptions
 
 
-class ReaRecRecommender(Recommender):
+class ReaRecRecommender(RecommenderModel):
     """K reasoning steps on the cached prefix; the input of step t = 1..K is h_{t−1} plus a learned step embedding.
 
     Args:

@@ -18,7 +18,7 @@ from plr.serving import Recommender
 from plr.serving.evaluate import evaluate_run
 from plr.training import RunError, train
 from plr.training.initial import filter_reachable
-from plr.training.module import RecommenderModule
+from plr.training.module import TrainingModule
 from tests.plr.training.test_resume import assert_equal_runs, killed_in_epoch_three
 
 SIZES = {"dim": 16, "ffn_dim": 16, "max_length": 10, "mean_steps": 2, "core_layers": 1, "layers": 1}
@@ -44,7 +44,7 @@ def post_training(pretrained, data, out, **changes):
 
 def test_positives_reach_the_model(small_data, tmp_path, monkeypatch):
     seen = []
-    step = RecommenderModule.training_step
+    step = TrainingModule.training_step
 
     def spy(self, batch, index):
         rows = len(batch) // 2
@@ -60,7 +60,7 @@ def test_positives_reach_the_model(small_data, tmp_path, monkeypatch):
         return draw(self, index, epoch)
 
     monkeypatch.setattr(SameTargetPositives, "draw", spy_on_draw)
-    monkeypatch.setattr(RecommenderModule, "training_step", spy)
+    monkeypatch.setattr(TrainingModule, "training_step", spy)
     train(Config(**SIZES, data=str(small_data), out=str(tmp_path / "run"), method="lares", batch_size=512, epochs=2,
                  progress=False, accelerator="cpu", threads=1))  # fmt: skip
     (_, users, positives), (_, users_again, positives_again) = seen
@@ -155,8 +155,8 @@ def test_fewer_rows_within_reach_than_devices_are_refused_by_name(pretrained, sm
     model.start_from(build_model(Config.load(pretrained / "config.yaml"), 24))
     monkeypatch.setattr("plr.training.initial.REACH", 1)
     kept = len(filter_reachable(model.reference, rows, 64))
-    module = RecommenderModule(model, rows, config)
-    monkeypatch.setattr(RecommenderModule, "trainer", SimpleNamespace(world_size=kept))
+    module = TrainingModule(model, rows, config)
+    monkeypatch.setattr(TrainingModule, "trainer", SimpleNamespace(world_size=kept))
     assert len(module.train_dataloader()) == 1
     module.trainer.world_size += 1
     message = f"{kept} training rows among the first 1; --devices {kept + 1} needs at least {kept + 1}: take fewer"

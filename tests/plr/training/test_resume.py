@@ -22,7 +22,7 @@ from plr.files import atomic_path
 from plr.serving import Recommender
 from plr.training import RunError, train
 from plr.training.callbacks import BestWeights, ResumePoint
-from plr.training.module import RecommenderModule
+from plr.training.module import TrainingModule
 
 
 def assert_equal_runs(one: Path, two: Path):
@@ -94,7 +94,7 @@ def test_every_gap_between_two_writes(when, quick, tmp_path, monkeypatch):
 
             patch.setattr("plr.training.trainer.write_metrics", kill)
         else:
-            step = RecommenderModule.training_step
+            step = TrainingModule.training_step
 
             def killing_step(self, batch, index):
                 refitting = len(self.rows) > 270  # rows: 270 in training, 60 more with validation
@@ -103,7 +103,7 @@ def test_every_gap_between_two_writes(when, quick, tmp_path, monkeypatch):
                     raise Killed
                 return step(self, batch, index)
 
-            patch.setattr(RecommenderModule, "training_step", killing_step)
+            patch.setattr(TrainingModule, "training_step", killing_step)
         with pytest.raises(Killed):
             train(Config(**{**values, "out": str(out)}))
     train(Config(**{**values, "out": str(out)}))
@@ -120,7 +120,7 @@ def test_a_signal_ends_the_command_with_its_status(number, status, said, raised,
     train(Config(**{**values, "out": str(tmp_path / "uninterrupted")}))
     out = tmp_path / "ended"
     Config(**{**values, "out": str(out)}).save(tmp_path / "config.yaml")
-    step = RecommenderModule.training_step
+    step = TrainingModule.training_step
 
     def signalled(self, batch, index):
         if self.current_epoch == 1 and index == 2:
@@ -130,7 +130,7 @@ def test_a_signal_ends_the_command_with_its_status(number, status, said, raised,
     inherited = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
     handlers = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
     with monkeypatch.context() as patch:
-        patch.setattr(RecommenderModule, "training_step", signalled)
+        patch.setattr(TrainingModule, "training_step", signalled)
         assert main(["train", "--config", str(tmp_path / "config.yaml")]) == status
         with pytest.raises(raised) as ended:
             train(Config.load(tmp_path / "config.yaml"))
@@ -167,7 +167,7 @@ def test_what_a_kill_left_half_written_is_removed(quick, tmp_path, monkeypatch):
 
 def killed_in_epoch_three(config, monkeypatch):
     """Start the run, and end it in the middle of its fourth epoch."""
-    step = RecommenderModule.training_step
+    step = TrainingModule.training_step
 
     def killing_step(self, batch, index):
         if self.current_epoch == 3 and index == 2:
@@ -175,7 +175,7 @@ def killed_in_epoch_three(config, monkeypatch):
         return step(self, batch, index)
 
     with monkeypatch.context() as patch:
-        patch.setattr(RecommenderModule, "training_step", killing_step)
+        patch.setattr(TrainingModule, "training_step", killing_step)
         with pytest.raises(Killed):
             train(config)
 

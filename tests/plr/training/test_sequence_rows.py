@@ -8,7 +8,7 @@ import torch
 from plr.config import Config
 from plr.data import DealtRows, prepare
 from plr.training import train
-from plr.training.module import RecommenderModule, training_rows
+from plr.training.module import TrainingModule, training_rows
 from tests.plr.training.test_resume import Killed, assert_equal_runs
 
 
@@ -29,7 +29,7 @@ def test_a_run_learns_and_resumes_exactly(options, quick, tmp_path, monkeypatch)
     result = train(Config(**{**values, "out": str(uninterrupted)}))
     assert result["valid"]["ndcg@10"] > 0.5  # 24 items at random: .19
 
-    step = RecommenderModule.training_step
+    step = TrainingModule.training_step
 
     def killing_step(self, batch, index):
         if self.current_epoch == 2 and index == 1:
@@ -38,7 +38,7 @@ def test_a_run_learns_and_resumes_exactly(options, quick, tmp_path, monkeypatch)
 
     out = tmp_path / "killed"
     with monkeypatch.context() as patch:
-        patch.setattr(RecommenderModule, "training_step", killing_step)
+        patch.setattr(TrainingModule, "training_step", killing_step)
         with pytest.raises(Killed):
             train(Config(**{**values, "out": str(out)}))
     train(Config(**{**values, "out": str(out)}))

@@ -151,11 +151,11 @@ def test_a_run_goes_on_without_its_sources_but_not_with_others(name, source, fil
 
 def test_a_killed_cloze_run_ends_as_an_uninterrupted_one(files, tmp_path, monkeypatch):
     """Its masks are drawn from the seed of the step, not of the process."""
-    from plr.training.module import RecommenderModule
+    from plr.training.module import TrainingModule
 
     whole = configuration(files, tmp_path / "whole", "bert4rec-cloze", epochs=3)
     expected = train(whole)
-    step = RecommenderModule.training_step
+    step = TrainingModule.training_step
 
     class Killed(BaseException):
         pass
@@ -167,7 +167,7 @@ def test_a_killed_cloze_run_ends_as_an_uninterrupted_one(files, tmp_path, monkey
 
     resumed = configuration(files, tmp_path / "resumed", "bert4rec-cloze", epochs=3)
     with monkeypatch.context() as patch:
-        patch.setattr(RecommenderModule, "training_step", killed)
+        patch.setattr(TrainingModule, "training_step", killed)
         with pytest.raises(Killed):
             train(resumed)
     assert train(resumed)["test"] == expected["test"]

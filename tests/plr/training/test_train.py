@@ -82,15 +82,15 @@ def load_equal(one, two):
 
 def test_epochs_see_the_rows_in_different_orders_and_dropout(quick, monkeypatch):
     seen = []
-    from plr.training.module import RecommenderModule
+    from plr.training.module import TrainingModule
 
-    step = RecommenderModule.training_step
+    step = TrainingModule.training_step
 
     def spy(self, batch, index):
         seen.append((self.current_epoch, batch.users.tolist(), torch.get_rng_state().sum().item()))
         return step(self, batch, index)
 
-    monkeypatch.setattr(RecommenderModule, "training_step", spy)
+    monkeypatch.setattr(TrainingModule, "training_step", spy)
     train(Config(**{**quick, "epochs": 2}, method="plr"))
     first, second = ([users for epoch, users, _ in seen if epoch == e] for e in (0, 1))
     assert first != second
@@ -114,15 +114,15 @@ def test_early_stopping_ends_the_run_and_a_repeat_after_it_trains_no_further(qui
 
 def test_a_refit_trains_on_validation_too_for_the_best_number_of_epochs(quick, monkeypatch):
     seen = []
-    from plr.training.module import RecommenderModule
+    from plr.training.module import TrainingModule
 
-    step = RecommenderModule.training_step
+    step = TrainingModule.training_step
 
     def spy(self, batch, index):
         seen.append((len(self.rows), self.current_epoch))
         return step(self, batch, index)
 
-    monkeypatch.setattr(RecommenderModule, "training_step", spy)
+    monkeypatch.setattr(TrainingModule, "training_step", spy)
     result = train(Config(**{**quick, "lr": 0.003}, refit=True))
     rows = prepare(quick["data"]).report["rows"]
     together = rows["train"] + rows["valid"]
