@@ -46,7 +46,8 @@ class Config(
     """Everything that decides a run.
 
     Args:
-        provenance: written by training: versions and the data's hash. Ignored when read.
+        provenance: written by training: versions and the data's hash. With it the fields are those of a run, in which
+            options without an effect (`without_effect`) are set to their defaults; without, they are refused.
     """
 
     provenance: dict[str, Any] | None = None
@@ -56,13 +57,15 @@ class Config(
         self._check_system()
         if self.temperature is None:  # set here, so that config.yaml says what was used
             self.temperature = BACKBONES[self.backbone].temperature
+        for name, (default, reason) in self.without_effect().items():
+            if self.provenance is None:
+                raise ConfigError(f"{name} {reason}; found {getattr(self, name)!r}")
+            setattr(self, name, default)
         if self.batch_order is None:
             uneven = self.row_kind == "sequence" and self.batch_unit == "rows"
             self.batch_order = "shuffled" if uneven else "length"
         if self.min_context is None:
-            # Base and Cloze train on sequences by default, in windows that follow each other.
-            follows = self.system.row_kinds[0] == "sequence"
-            self.min_context = 1 if follows else -(-3 * self.max_length // 4)
+            self.min_context = self._default_min_context
         self.require("min_context", self.min_context <= self.max_length, f"at most max_length={self.max_length}")
 
     @property
@@ -79,6 +82,27 @@ class Config(
     def row_kind(self) -> RowKind:
         """The kind of training rows: the configured one, or what the method prefers among those possible."""
         return row_kinds(self.backbone, self.system)[0] if self.training_rows == "auto" else self.training_rows
+
+    @property
+    def _default_min_context(self) -> int:
+        # Base and Cloze train on sequences by default, in windows that follow each other.
+        follows = self.system.row_kinds[0] == "sequence"
+        return 1 if follows else -(-3 * self.max_length // 4)
+
+    def without_effect(self) -> dict[str, tuple[Any, str]]:
+        """Return the options that were chosen and do nothing here: the default of each, and what it needs."""
+        found: dict[str, tuple[Any, str]] = {}
+        if self.row_kind != "sequence":
+            needs = f"needs sequence rows (training_rows 'sequence'), and these are {self.row_kind} rows"
+            if self.min_context not in (None, self._default_min_context):
+                found["min_context"] = (self._default_min_context, needs)
+            if self.batch_unit != "rows":
+                found["batch_unit"] = ("rows", needs)
+        weights = self.system.divergences
+        if self.divergence_share != 1 and not any(getattr(self, name) for name in weights):
+            needs = f"needs {' or '.join(weights)} above 0" if weights else f"needs a divergence: {self.title} has none"
+            found["divergence_share"] = (1.0, needs)
+        return found
 
     def _check_system(self) -> None:
         """Refuse a backbone, a method, training rows and item sources that do not fit together."""
@@ -173,12 +197,19 @@ _DERIVED = (
 """The options whose defaults depend on other options: the backbone, the method, the mixture, the length or the rows."""
 
 
+_WITHOUT_EFFECT = ("min_context", "batch_unit", "divergence_share")
+"""The options that `Config.without_effect` knows."""
+
+
 def without_derived(values: dict[str, Any]) -> dict[str, Any]:
     """Return a run's fields without those that are what its backbone, method and mixture make of an option not given.
 
     With another method, say, they become that method's own defaults; with the same one they become what they were.
     """
     try:
+        run = Config(**{**values, "provenance": {}})
+        # What had no effect on the run is refused where it is chosen: its default says the same.
+        values = values | {name: getattr(run, name) for name in _WITHOUT_EFFECT if name in values}
         own = Config(**{name: value for name, value in values.items() if name not in _DERIVED})
     except (ConfigError, TypeError):  # said where the fields are used
         return values

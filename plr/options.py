@@ -276,7 +276,8 @@ class RecommenderOptions(Options):
         temperature: of the item softmax: logits are h·E / temperature. By default the backbone's: 0.07 for
             unisrec, whose scores are cosines, and 1 for the others.
         divergence_share: base, PLR, ERL: the share of a step's histories, drawn at random, from which the divergences
-            of kl_weight and consistency_weight are estimated; their weights stay, and a mean over some is unbiased.
+            of kl_weight and consistency_weight, where above 0, are estimated; their weights stay, and a mean over some
+            is unbiased.
     """
 
     temperature: float | None = option(None, POSITIVE, TEMPERATURE)
@@ -489,15 +490,16 @@ class TrainingOptions(Options):
         targets_per_row: sequence rows: deal a user's targets at random, in each epoch anew, to rows of at most this
             many, each with dropout masks of its own; 0: one row has them all.
         min_context: sequence rows: a history longer than max_length is cut into windows that overlap, so that each
-            target has at least this many items before it, or all there are. By default 1 for base (no overlap), and
-            three quarters of max_length for the other methods.
+            target has at least this many items before it, or all there are. By default 1 for base and BERT4Rec's Cloze
+            (no overlap), and three quarters of max_length for the other methods: where methods are compared on
+            sequence rows, give all the same.
         batch_order: length, rows of like length together, of which little is padded, or shuffled. By default length,
             and shuffled for sequence rows that are counted by rows: of like length together, the few targets of short
             sequences would weigh as much in a step as the many of long ones.
         batch_size: training rows per step. A prefix row has one target; a sequence row has as many as its user (in a
             window), or up to targets_per_row: a step has that many times more targets. Losses are means over targets.
-        batch_unit: what batch_size counts: rows, or targets; then a step has about as many with sequence rows as with
-            prefix rows.
+        batch_unit: sequence rows: what batch_size counts: rows, or targets; then a step has about as many with sequence
+            rows as with prefix rows.
         epochs: at most this many.
         patience: stop after this many epochs without a better validation NDCG@10.
         refit: after the best epoch is found on the validation rows, retrain for that many epochs on training and

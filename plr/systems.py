@@ -34,6 +34,7 @@ class Method:
         row_kinds: the training rows it can have, the preferred ones first: "prefix" (one row per history and target),
             "sequence" (one row per sequence, a target at every position).
         no_sequences: why it cannot have the latter.
+        divergences: the options that weigh its divergences between distributions, which `divergence_share` estimates.
         post_training: what phase "rpt" trains, where the method has one.
     """
 
@@ -41,6 +42,7 @@ class Method:
     description: str = ""
     row_kinds: tuple[RowKind, ...] = ("prefix",)
     no_sequences: str = ""
+    divergences: tuple[str, ...] = ()
     post_training: Method | None = None
 
 
@@ -103,11 +105,17 @@ BACKBONES = {
 }
 
 METHODS = {
-    "base": Method("base.BaseRecommender", "the bare backbone, no reasoning", row_kinds=("sequence", "prefix")),
+    "base": Method(
+        "base.BaseRecommender",
+        "the bare backbone, no reasoning",
+        row_kinds=("sequence", "prefix"),
+        divergences=("consistency_weight",),
+    ),
     "erl": Method(
         "erl.ERLRecommender",
         "one stream, the mean of its steps, kept apart by their divergence (ReaRec, arXiv 2503.22675)",
         row_kinds=("prefix", "sequence"),
+        divergences=("kl_weight",),
     ),
     "prl": Method(
         "prl.PRLRecommender",
@@ -128,6 +136,7 @@ METHODS = {
         "plr.PLRRecommender",
         "parallel reasoning streams over the cached prefix, mixed by a gate (PLR, arXiv 2601.03153)",
         row_kinds=("prefix", "sequence"),
+        divergences=("kl_weight", "consistency_weight"),
     ),
 }
 

@@ -6,7 +6,7 @@ from dataclasses import fields
 
 import pytest
 
-from plr.config import Config
+from plr.config import Config, read_fields, without_derived
 from plr.errors import ConfigError
 from plr.options import EncoderOptions, LARESPostTrainingOptions, Options, PLROptions, PRLOptions
 
@@ -68,6 +68,50 @@ def test_a_configuration_is_an_object_of_every_kind_of_options():
 )
 def test_sequences_are_shuffled_unless_batches_are_filled_by_targets(given, expected):
     assert Config(**given).batch_order == expected
+
+
+WITHOUT_EFFECT = [
+    ({"method": "plr", "min_context": 10}, "min_context needs sequence rows (training_rows 'sequence'), and these are"),
+    ({"method": "base", "training_rows": "prefix", "batch_unit": "targets"}, "batch_unit needs sequence rows"),
+    ({"method": "plr", "divergence_share": 0.5}, "divergence_share needs kl_weight or consistency_weight above 0; fou"),
+    ({"method": "base", "divergence_share": 0.5, "kl_weight": 1}, "divergence_share needs consistency_weight above 0"),
+    ({"method": "prl", "divergence_share": 0.5}, "divergence_share needs a divergence: sasrec + prl has none; found"),
+]
+
+
+@pytest.mark.parametrize(("given", "message"), WITHOUT_EFFECT)
+def test_an_option_that_would_do_nothing_is_refused_unless_a_run_has_it(given, message, tmp_path):
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        Config(**given)
+    # A run of an earlier version may have it: it reads, and resumes, as what it did.
+    run = Config(**given, provenance={"plr": "1.0"})
+    without = {name: value for name, value in given.items() if name in ("method", "training_rows", "kl_weight")}
+    assert run.decisive() == Config(**without).decisive()
+    run.save(tmp_path / "config.yaml")
+    written = (tmp_path / "config.yaml").read_text()
+    ((name, value),) = (given.items() - without.items())
+    assert f"\n{name}: {value}\n" not in written
+    (tmp_path / "config.yaml").write_text(re.sub(rf"(?m)^{name}: .*", f"{name}: {value}", written))
+    assert Config.load(tmp_path / "config.yaml").decisive() == run.decisive()
+    fields_of_run = read_fields(tmp_path / "config.yaml")
+    assert fields_of_run[name] == value
+    del fields_of_run["provenance"]
+    assert Config(**without_derived(fields_of_run)).decisive() == run.decisive()
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"method": "plr", "training_rows": "sequence", "min_context": 10, "batch_unit": "targets"},
+        {"method": "plr", "min_context": 38},  # what a run's config.yaml holds
+        {"method": "base", "training_rows": "prefix", "min_context": 1},
+        {"method": "erl", "divergence_share": 0.5},
+        {"method": "plr", "consistency_weight": 0.1, "divergence_share": 0.5},
+    ],
+)
+def test_what_has_an_effect_or_is_the_default_is_taken(given):
+    config = Config(**given)
+    assert {name: getattr(config, name) for name in given} == given
 
 
 def test_runs_of_earlier_versions_had_batches_of_like_length(tmp_path):

@@ -209,7 +209,7 @@ def test_the_context_of_windows_follows_the_length_and_the_method():
     assert small_config(method="base", backbone="bert4rec-cloze").min_context == 1
     assert [small_config(max_length=length).min_context for length in (1, 2, 3, 4, 50)] == [1, 2, 3, 3, 38]
     with pytest.raises(ConfigError, match=r"min_context must be at most max_length=12; found 13"):
-        small_config(min_context=13)
+        small_config(training_rows="sequence", min_context=13)
 
 
 def test_counted_targets_by_their_number():
