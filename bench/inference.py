@@ -16,7 +16,7 @@ from collections.abc import Callable
 from functools import partial
 from itertools import accumulate, pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -25,11 +25,32 @@ from torch.nn import functional
 from bench.records import RESULTS, Spread, write_record, write_text
 from plr.config import Config
 from plr.models import build_model
+from plr.models.layers.transformer import TransformerLayer
 from plr.models.recommender import RecommenderModel
 from plr.serving import Engine
 from plr_kernels import extension
 
 LENGTH, K = 50, 10
+
+
+class PlainLayer(nn.Module):
+    """One layer of it."""
+
+    def __init__(self, layer: TransformerLayer) -> None:
+        super().__init__()
+        self.heads = layer.heads
+        self.qkv = nn.Linear(layer.query.in_features, 3 * layer.query.out_features)
+        self.qkv.weight.data = torch.cat([layer.query.weight, layer.key_value.weight]).detach()
+        self.qkv.bias.data = torch.cat([layer.query.bias, layer.key_value.bias]).detach()
+        self.output, self.ffn_in, self.ffn_out = map(plain, (layer.attention_output, layer.ffn_in, layer.ffn_out))
+        self.attention_norm, self.ffn_norm = layer.attention_norm, layer.ffn_norm
+
+    def forward(self, states: Tensor) -> Tensor:
+        """[B, L, d] -> [B, L, d]."""
+        query, key, value = self.qkv(states).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4).unbind()
+        attended = functional.scaled_dot_product_attention(query, key, value, is_causal=True)
+        states = self.attention_norm(states + self.output(attended.transpose(1, 2).flatten(2)))
+        return self.ffn_norm(states + self.ffn_out(functional.gelu(self.ffn_in(states))))
 
 
 class PlainSASRec(nn.Module):
@@ -38,27 +59,15 @@ class PlainSASRec(nn.Module):
     def __init__(self, model: RecommenderModel) -> None:
         super().__init__()
         encoder = model.encoder
-        self.heads = encoder.options.heads
         self.table = model.item_table().detach()
         self.position, self.input_norm = encoder.position, encoder.input_norm
-        self.qkv = nn.ModuleList()
-        self.rest = nn.ModuleList()
-        for layer in encoder.layers:
-            qkv = nn.Linear(encoder.options.dim, 3 * encoder.options.dim)
-            qkv.weight.data = torch.cat([layer.query.weight, layer.key_value.weight]).detach()
-            qkv.bias.data = torch.cat([layer.query.bias, layer.key_value.bias]).detach()
-            self.qkv.append(qkv)
-            linear = [plain(each) for each in (layer.attention_output, layer.ffn_in, layer.ffn_out)]
-            self.rest.append(nn.ModuleList([*linear, layer.attention_norm, layer.ffn_norm]))
+        self.layers = nn.ModuleList(PlainLayer(cast(TransformerLayer, layer)) for layer in encoder.layers)
 
     def forward(self, item_ids: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         """[B, L] and [B] -> scores and items [B, K]."""
         states = self.input_norm(self.table[item_ids] + self.position.weight[: item_ids.shape[1]])  # [B, L, d]
-        for qkv, (output, ffn_in, ffn_out, attention_norm, ffn_norm) in zip(self.qkv, self.rest, strict=True):
-            query, key, value = qkv(states).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4).unbind()
-            attended = functional.scaled_dot_product_attention(query, key, value, is_causal=True)
-            states = attention_norm(states + output(attended.transpose(1, 2).flatten(2)))
-            states = ffn_norm(states + ffn_out(functional.gelu(ffn_in(states))))
+        for layer in self.layers:
+            states = layer(states)
         last = states[torch.arange(len(lengths)), lengths - 1]  # [B, d]
         return (last @ self.table.T).topk(K)
 
@@ -83,7 +92,7 @@ def build(system: str, items: int, dim: int) -> RecommenderModel:
     model = build_model(Config(**SYSTEMS[system], dim=dim, max_length=LENGTH, seed=1), items).eval()
     with torch.no_grad():
         for parameter in model.parameters():
-            parameter += 0.05 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1))
+            parameter.add_(0.05 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)))
         model.item_table().normal_(std=3 * dim**-0.5, generator=torch.Generator().manual_seed(2))
     return model
 
