@@ -22,9 +22,12 @@ namespace plr_kernels {
 // For few states: the time is that of reading the items once from where they are.
 class GemvSweep {
  public:
-  // Whether the products can be computed so, and there are few enough.
-  static bool suits(const Matrix& states, int64_t most_states) {
-    return states.rows <= most_states && states.columns >= kLanes;
+  // For rows of `streams` states each. GemmSweep computes 16 rows at a time, where each has several states, and so takes
+  // as long as this for fewer of them.
+  static bool suits(const Matrix& states, int64_t streams) {
+    constexpr int64_t few_rows = 8, few_rows_of_streams = 5, most_states = 32;
+    return states.rows <= std::min(most_states, streams * (streams == 1 ? few_rows : few_rows_of_streams)) &&
+           states.columns >= kLanes;
   }
 
   GemvSweep(const Context& context, const Matrix& states, const Matrix& items)
@@ -33,7 +36,7 @@ class GemvSweep {
         states_(states.rows),
         vectors_step_(panels_size(1, states.columns)),
         vectors_(states.rows * vectors_step_) {
-    constexpr int64_t block_bytes = 1 << 15;  // of items, that stay in the first-level cache
+    constexpr int64_t block_bytes = 1 << 17;  // of items: enough that what is done per block takes no time
     constexpr int64_t task_bytes = 1 << 19;
     const int64_t item_bytes = items.columns * bytes_of(items.type);
     block_ = std::clamp<int64_t>(block_bytes / item_bytes / kLanes * kLanes, kLanes, 1024);
@@ -67,17 +70,23 @@ class GemvSweep {
     });
   }
 
-  // The scores [states] of one item.
-  void of_item(int64_t item, float* scores) const {
-    context_.kernels.gemv(items_, item, 1, vectors_.data(), vectors_step_, states_, scores, 1);
+  // The scores of one item and states [first, first + count).
+  void of_item(int64_t item, int64_t first, int64_t count, float* scores) const {
+    if (count == 1 && states_ > 1) {  // among several vectors as in `run`
+      float pair[2];
+      const int64_t start = std::min(first, states_ - 2);
+      context_.kernels.gemv(items_, item, 1, vectors_.data() + start * vectors_step_, vectors_step_, 2, pair, 1);
+      scores[0] = pair[first - start];
+      return;
+    }
+    context_.kernels.gemv(items_, item, 1, vectors_.data() + first * vectors_step_, vectors_step_, count, scores, 1);
   }
 
-  // The scores [ids, count] of listed items and states [first_state, … + count).
-  void of_items(const std::vector<int64_t>& ids, int64_t first_state, int64_t count, float* scores) const {
-    Buffer all(states_);
+  // The scores [ids, count] of listed items and states [first, first + count).
+  void of_items(const std::vector<int64_t>& ids, int64_t first, int64_t count, float* scores) const {
     for (const int64_t id : ids) {
-      of_item(id, all.data());
-      scores = std::copy_n(all.data() + first_state, count, scores);
+      of_item(id, first, count, scores);
+      scores += count;
     }
   }
 

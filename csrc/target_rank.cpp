@@ -192,11 +192,11 @@ void rank_by_gemv(const Context& context, const RankCall& call) {
   if (call.is_mixture()) lse = log_sum_exp(context, sweep, call.scale);
 
   Bars bars(context, call, rows);
-  Buffer all(sweep.states()), target_scores(streams * kLanes);
+  Buffer of_target(streams), target_scores(streams * kLanes);
   for (int64_t row = 0; row < rows; ++row) {
-    sweep.of_item(call.targets[row], all.data());
+    sweep.of_item(call.targets[row], row * streams, streams, of_target.data());
     for (int64_t m = 0; m < streams; ++m) {
-      std::fill_n(target_scores.data() + m * kLanes, kLanes, all[row * streams + m]);
+      std::fill_n(target_scores.data() + m * kLanes, kLanes, of_target[m]);
     }
     bars.set(
         row, target_scores.data(), [&](int64_t) { return row; }, lse,
@@ -296,10 +296,10 @@ void rank_by_gemm(const Context& context, const RankCall& call, int64_t first_ro
 }
 
 void rank(const Context& context, const RankCall& call) {
-  constexpr int64_t few_states = 32, few_rows = 8, rows_together = 1024;
+  constexpr int64_t rows_together = 1024;
   const int64_t rows = call.rows();
   if (rows == 0) return;
-  if (rows <= few_rows && GemvSweep::suits(call.states, few_states)) {
+  if (GemvSweep::suits(call.states, call.streams)) {
     rank_by_gemv(context, call);
     return;
   }

@@ -74,8 +74,7 @@ void top_items(const Context& context, const Matrix& states, const Matrix& items
                const ExcludedIds& excluded, float* scores, int64_t* ids) {
   check_items_fit_keys(items.rows);
   const BestItemsOutput output{scores, ids, k};
-  constexpr int64_t few_rows = 8;
-  if (GemvSweep::suits(states, few_rows)) {
+  if (GemvSweep::suits(states, 1)) {
     if (states.rows > 0) {
       top_items_by_rows(context, GemvSweep(context, states, items), items.rows, excluded, output);
     }

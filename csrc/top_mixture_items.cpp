@@ -39,9 +39,9 @@ struct MixtureCall {
   const Matrix& items;
   ExcludedIds excluded;
   BestItemsOutput output;
+  int64_t list_length;  // K'
 
   int64_t rows() const { return states.rows / streams; }
-  int64_t list_length() const { return std::min(items.rows, 2 * output.k + 32); }  // K'
 };
 
 float as_score(double log2_probability) { return static_cast<float>(log2_probability * kLn2); }
@@ -82,7 +82,7 @@ bool finish_row(const MixtureCall& call, int64_t row, const StreamOffsets& offse
   std::vector<int64_t> ids;
   for (int64_t m = 0; m < streams; ++m) {
     lists(m, keys);
-    if (static_cast<int64_t>(keys.size()) == call.list_length()) worst[m] = score_of(keys.back());
+    if (static_cast<int64_t>(keys.size()) == call.list_length) worst[m] = score_of(keys.back());
     for (const Key key : keys) ids.push_back(id_of(key));
   }
   std::sort(ids.begin(), ids.end());
@@ -187,7 +187,7 @@ int64_t by_rows(const Context& context, const MixtureCall& call, const Sweep& sw
   const int64_t rows = call.rows(), streams = call.streams;
   const int64_t block_items = sweep.block_items();
   const Exclusions exclusions(call.excluded, 0, rows, call.items.rows, block_items);
-  BestItems lists(context, sweep.states(), call.list_length(), call.items.rows, block_items);
+  BestItems lists(context, sweep.states(), call.list_length, call.items.rows, block_items);
   LogSumExp lse(context, sweep, call.scale);
   sweep.run([&](int64_t task, int thread, int64_t first_item, int64_t count, float* block) {
     const bool last = sweep.ends_task(task, first_item, count);
@@ -282,7 +282,7 @@ int64_t by_gemm(const Context& context, const MixtureCall& call, int64_t first_r
   const GemmSweep sweep(context, call.states, std::move(order), call.items, paired);
   const int64_t block_items = sweep.block_items();
   const Exclusions exclusions(call.excluded, first_row, rows, call.items.rows, block_items);
-  BestItems lists(context, sweep.states(), call.list_length(), call.items.rows, block_items);
+  BestItems lists(context, sweep.states(), call.list_length, call.items.rows, block_items);
   for (int64_t state = 0; state < sweep.states(); ++state) {
     if (sweep.order()[state] < 0) lists.close(state);
   }
@@ -346,15 +346,16 @@ int64_t top_mixture_items(const Context& context, const Matrix& states, const fl
                           const Matrix& items, int64_t k, double temperature, const ExcludedIds& excluded,
                           float* scores, int64_t* ids) {
   check_items_fit_keys(items.rows);
-  constexpr int64_t few_states = 32, few_rows = 8;
-  const MixtureCall call{states, log_weights, streams, kLog2E / temperature, items, excluded, {scores, ids, k}};
-  const int64_t rows = call.rows();
+  const int64_t rows = states.rows / streams;
   if (rows == 0) return 0;
-  if (rows <= few_rows && GemvSweep::suits(states, few_states)) {
-    return by_rows(context, call, GemvSweep(context, states, items));
-  }
+  const bool few = GemvSweep::suits(states, streams);
+  // Longer lists prove more, and take a larger part of the time where products are blocked.
+  const int64_t list_length = std::min(items.rows, few ? 4 * k + 128 : 2 * k + 32);
+  const double scale = kLog2E / temperature;
+  const MixtureCall call{states, log_weights, streams, scale, items, excluded, {scores, ids, k}, list_length};
+  if (few) return by_rows(context, call, GemvSweep(context, states, items));
   const bool paired = GemmSweep::takes_pairs(context, states, items);
-  const int64_t together = BestItems::rows_together(call.list_length(), items.rows, streams);
+  const int64_t together = BestItems::rows_together(call.list_length, items.rows, streams);
   int64_t swept_twice = 0;
   for (int64_t first = 0; first < rows; first += together) {
     swept_twice += by_gemm(context, call, first, std::min(together, rows - first), paired);
@@ -377,7 +378,8 @@ int64_t top_mixture_items(const Context& context, const Matrix& states, const fl
                            kLog2E / temperature,
                            items.matrix(),
                            excluded.from_row(first),
-                           {scores + first * k, ids + first * k, k}};
+                           {scores + first * k, ids + first * k, k},
+                           std::min(items.matrix().rows, 4 * k + 128)};
     swept_twice += by_rows(context, call, PackedSweep(context, part, items));
   }
   return swept_twice;

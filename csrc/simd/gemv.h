@@ -27,8 +27,13 @@ inline void sum_lanes(const Vector (&sums)[Sums], float* result) {
   }
 }
 
-// Rows [first, first + Rows) of the matrix times Vectors vectors; `single` where there is only one vector in all.
-template <DataType type, int Rows, int Vectors, bool single>
+// How many bytes before their use rows of the matrix are fetched. The CPU sees by itself where reading goes on, but not
+// far enough ahead to keep memory busy while a tile's sums, and what is done with them, are computed.
+constexpr int64_t kGemvAhead = 16 * 1024;
+
+// Rows [first, first + Rows) of the matrix times Vectors vectors; `single` where there is only one vector in all,
+// `prefetch` to fetch later rows meanwhile.
+template <DataType type, int Rows, int Vectors, bool single, bool prefetch>
 inline void gemv_tile(const Matrix& matrix, int64_t first, const float* vectors, int64_t vectors_step, float* result,
                       int64_t result_step) {
   const void* rows[Rows];
@@ -37,6 +42,8 @@ inline void gemv_tile(const Matrix& matrix, int64_t first, const float* vectors,
   for (int i = 0; i < Rows; ++i) rows[i] = row_of(matrix, first + i);
 #pragma GCC unroll 16
   for (int i = 0; i < Rows * Vectors; ++i) sums[i] = zero();
+  const int64_t row_bytes = larger(matrix.stride * bytes_of(type), 1);
+  const int64_t ahead = smaller(kGemvAhead / row_bytes, matrix.rows - first - Rows) * row_bytes;
   int64_t column = 0;
   for (; column + kLanes <= matrix.columns; column += kLanes) {
     Vector b[Vectors];
@@ -44,6 +51,9 @@ inline void gemv_tile(const Matrix& matrix, int64_t first, const float* vectors,
     for (int j = 0; j < Vectors; ++j) b[j] = load(vectors + j * vectors_step + column);
 #pragma GCC unroll 16
     for (int i = 0; i < Rows; ++i) {
+      if (prefetch && column * bytes_of(type) % kCacheLine == 0) {
+        __builtin_prefetch(static_cast<const char*>(rows[i]) + ahead + column * bytes_of(type), 0, 2);
+      }
       const Vector a = load_upcast(rows[i], type, column);
 #pragma GCC unroll 4
       for (int j = 0; j < Vectors; ++j) sums[i * Vectors + j] = multiply_add(a, b[j], sums[i * Vectors + j]);
@@ -78,26 +88,30 @@ inline void gemv_tile(const Matrix& matrix, int64_t first, const float* vectors,
 }
 
 // The tile of `vectors_count` <= Vectors vectors.
-template <DataType type, int Rows, int Vectors>
+template <DataType type, int Rows, int Vectors, bool prefetch>
 inline void gemv_tile_for(const Matrix& matrix, int64_t first, const float* vectors, int64_t vectors_step,
                           int64_t vectors_count, float* result, int64_t result_step) {
   if constexpr (Vectors > 1) {
     if (vectors_count < Vectors) {
-      gemv_tile_for<type, Rows, Vectors - 1>(matrix, first, vectors, vectors_step, vectors_count, result, result_step);
+      gemv_tile_for<type, Rows, Vectors - 1, prefetch>(matrix, first, vectors, vectors_step, vectors_count, result,
+                                                       result_step);
       return;
     }
   }
-  gemv_tile<type, Rows, Vectors, false>(matrix, first, vectors, vectors_step, result, result_step);
+  gemv_tile<type, Rows, Vectors, false, prefetch>(matrix, first, vectors, vectors_step, result, result_step);
 }
 
 // `Rows` rows times all vectors.
 template <DataType type, int Rows>
 inline void gemv_rows(const Matrix& matrix, int64_t first, const float* vectors, int64_t vectors_step,
                       int64_t vectors_count, float* result, int64_t result_step) {
-  for (int64_t j = 0; j < vectors_count; j += kGemvVectors) {
-    gemv_tile_for<type, Rows, kGemvVectors>(matrix, first, vectors + j * vectors_step, vectors_step,
-                                            smaller(kGemvVectors, vectors_count - j), result + j * result_step,
-                                            result_step);
+  const auto tile = [&](int64_t j, auto function) {
+    function(matrix, first, vectors + j * vectors_step, vectors_step, smaller(kGemvVectors, vectors_count - j),
+             result + j * result_step, result_step);
+  };
+  tile(0, gemv_tile_for<type, Rows, kGemvVectors, true>);
+  for (int64_t j = kGemvVectors; j < vectors_count; j += kGemvVectors) {
+    tile(j, gemv_tile_for<type, Rows, kGemvVectors, false>);
   }
 }
 
@@ -108,9 +122,9 @@ void gemv(const Matrix& matrix, int64_t first, int64_t count, const float* vecto
     int64_t i = 0;
     if (vectors_count == 1) {
       for (; i + kDotRows <= count; i += kDotRows) {
-        gemv_tile<type, kDotRows, 1, true>(matrix, first + i, vectors, 0, result + i, 0);
+        gemv_tile<type, kDotRows, 1, true, true>(matrix, first + i, vectors, 0, result + i, 0);
       }
-      for (; i < count; ++i) gemv_tile<type, 1, 1, true>(matrix, first + i, vectors, 0, result + i, 0);
+      for (; i < count; ++i) gemv_tile<type, 1, 1, true, true>(matrix, first + i, vectors, 0, result + i, 0);
       return;
     }
     for (; i + kGemvRows <= count; i += kGemvRows) {
