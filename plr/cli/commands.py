@@ -16,13 +16,13 @@ from typing import Any, Literal, NamedTuple, TextIO, get_type_hints
 from jsonargparse import Namespace
 
 import plr
-from plr.cli.formats import FORMATS, format_of, rendered
 from plr.cli.parser import Parser
 from plr.cli.prepare import Request
 from plr.cli.prepare import run as prepare
 from plr.config import Config
 from plr.errors import ConfigError, UserError, shortened
 from plr.files import atomic_path
+from plr.formats import FORMATS, format_of, rendered
 from plr.options import is_text, names
 from plr.prepare import PrepareOptions
 from plr.presets import preset_path, preset_summaries
@@ -84,6 +84,8 @@ def _with_home(options: Namespace) -> Namespace:
 
 def _advice(arguments: list[str], options: Namespace | None = None) -> str:
     """Say how to go on with what a signal has ended, perhaps before its options were parsed."""
+    if arguments and arguments[0] == "reproduce":
+        return "; repeat the command to go on: what is finished stays"
     if not arguments or arguments[0] not in ("train", "demo"):
         return ""
     if options is not None and options.command == "train" and (Path(options.train.out) / "metrics.json").exists():
@@ -190,6 +192,35 @@ def _compare_options(compare: Parser) -> None:
     formats = Literal[tuple(FORMATS)]  # type: ignore[valid-type]
     compare.add_argument("--format", type=formats | None, default=None, help="default: what --out ends in, or a table")
     compare.add_argument("--out", type=str | None, default=None, help="a file to write to: .md, .tex, .html or .txt")
+
+
+def _reproduce_options(reproduce: Parser) -> None:
+    from plr.reproduce import EXPERIMENTS
+    from plr.reproduce.presets import BACKBONES, METHODS, PRESETS
+
+    listed = "; ".join(f"{name}: {text}" for name, text in EXPERIMENTS.items())
+    reproduce.add_argument("what", type=str, nargs="+", help=f"one or more of these, or all. {listed}")
+    reproduce.add_argument("--data", type=str, default="", help="as in plr train; table4 alone needs none")
+    reproduce.add_argument("--out", type=str, default="", help="folder for the runs and the report; repeat to go on")
+    sizes = "; ".join(f"{name}: {preset.description}" for name, preset in PRESETS.items())
+    kinds = Literal[tuple(PRESETS)]  # type: ignore[valid-type]
+    reproduce.add_argument("--preset", type=kinds, default="quick", help=f"sizes, budget and grids. {sizes}")
+    reproduce.add_argument("--seeds", type=int | None, default=None, help="runs of each system; default: the preset's")
+    reproduce.add_argument(
+        "--set",
+        type=str,
+        action="append",
+        default=[],
+        help="FIELD=VALUE, a field of plr train for all runs, or SYSTEM:FIELD=VALUE for those of a backbone or method; "
+        "may be given several times",
+    )
+    text = "of Table 2 and Figures 3 and 4, separated by commas; default: all of"
+    reproduce.add_argument("--backbones", type=str, default="", help=f"{text} {', '.join(BACKBONES)}")
+    reproduce.add_argument("--methods", type=str, default="", help=f"{text} {', '.join(METHODS)}")
+    text = "about so many interactions, of users drawn at random; 0: all; default: the preset's"
+    reproduce.add_argument("--sample", type=int | None, default=None, help=text)
+    reproduce.add_argument("--processes", type=int, default=1, help="how many runs are trained at a time")
+    reproduce.add_argument("--plan", action="store_true", help="say what would be trained and how long it would take")
 
 
 def _recommend_options(recommend: Parser) -> None:
@@ -332,6 +363,21 @@ def _compare(options: Namespace) -> None:
     print(f"saved in {options.out}")
 
 
+def _reproduce(options: Namespace) -> None:
+    from plr.reproduce.request import Request
+
+    values = options.as_dict()
+    plan = values.pop("plan")
+    listed = {name: names(values.pop(name)) if values[name] else () for name in ("backbones", "methods")}
+    settings = tuple(values.pop("set"))
+    request = Request(**{**values, **listed, "what": tuple(values["what"]), "settings": settings})
+    from plr.reproduce.reproduce import reproduce  # after the mistakes: it imports PyTorch
+
+    report = reproduce(request, _print, plan_only=plan)
+    if report is not None:
+        _print(f"report: {report}")
+
+
 def _recommend(options: Namespace) -> None:
     from plr.cli.tables import recommendation_table
     from plr.serving import Recommender
@@ -467,6 +513,13 @@ COMMANDS = {
         "system with intervals over users and seeds, effect sizes, and p-values corrected by Holm.",
         _compare_options,
         _compare,
+    ),
+    "reproduce": Command(
+        "reproduce the paper's tables, figures and theorems",
+        "Train what a table or figure of the PLR paper needs, measure it and write a report; repeat the command to go "
+        "on: a finished run is not trained again, and runs are shared by all tables and figures in the same folder.",
+        _reproduce_options,
+        _reproduce,
     ),
     "recommend": Command(
         "recommend for one history", "Recommend the next items for one history.", _recommend_options, _recommend

@@ -124,21 +124,47 @@ def reason(
     state, lengths = histories.open(parallel)  # [B, K·M, d]
     if triggers is not None:
         state = state + triggers.repeat(state.shape[1] // parallel, 1)
-    encoded = histories.encoded
     streams: list[KeyValue | None] = [None] * len(encoder.layers)
     states, attention = [], []
-    layer: TransformerLayer
     for t in range(steps):
-        state = encoder.step_input(step_input(t, state))
-        weights = []
-        for index, layer in enumerate(encoder.layers):  # type: ignore[assignment]  # a ModuleList's are Modules
-            prefix = encoded.prefix[index]
-            streams[index] = stream = layer.append(streams[index], state)
-            state, query = layer.step(state, prefix, lengths, stream)
-            if with_attention:
-                weights.append(layer.attention_weights(query, prefix, lengths, stream))
+        state, weights = take_step(
+            encoder, histories.encoded, lengths, step_input(t, state), streams, with_attention=with_attention
+        )
         states.append(state)
         attention.append(weights)
     return Reasoning(
         histories.gather(torch.stack(states, dim=2), parallel), attention if with_attention else None
     )
+
+
+def take_step(
+    encoder: SequenceEncoder,
+    encoded: Encoded,
+    lengths: Tensor,
+    inputs: Tensor,
+    streams: list[KeyValue | None],
+    *,
+    with_attention: bool = False,
+) -> tuple[Tensor, list[Tensor]]:
+    """Take one step of every stream, and append its keys and values to the streams' own.
+
+    Args:
+        encoder: whose layers take it.
+        encoded: the prefix.
+        lengths: int64 [B], or [B, X], how much of the prefix the streams read.
+        inputs: [B, X, d], before the shared input LayerNorm.
+        streams: each layer's keys and values of the steps before, None at first; replaced by those with this step's.
+        with_attention: also compute the attention weights.
+
+    Returns:
+        The states [B, X, d]; each layer's weights [B, H, X, P + S], none unless asked for.
+    """
+    state, weights = encoder.step_input(inputs), []
+    layer: TransformerLayer
+    for index, layer in enumerate(encoder.layers):  # type: ignore[assignment]  # a ModuleList's are Modules
+        prefix = encoded.prefix[index]
+        streams[index] = stream = layer.append(streams[index], state)
+        state, query = layer.step(state, prefix, lengths, stream)
+        if with_attention:
+            weights.append(layer.attention_weights(query, prefix, lengths, stream))
+    return state, weights

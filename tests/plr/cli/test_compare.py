@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from plr.cli.commands import main
-from plr.cli.formats import rendered
 from plr.config import Config
 from plr.evaluation import Ranking, metrics, save_ranking
+from plr.formats import rendered
 from plr.runs import RunFolder
 from plr.serving.compare import compare_runs
 

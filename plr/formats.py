@@ -8,7 +8,7 @@ from pathlib import Path
 
 from plr.errors import ConfigError
 
-__all__ = ["FORMATS", "format_of", "rendered"]
+__all__ = ["FORMATS", "format_of", "html_table", "rendered"]
 
 Rows = Sequence[Sequence[str]]  # the first one is the header
 
@@ -41,21 +41,27 @@ def _latex(rows: Rows, note: str) -> str:
 
 
 def _html(rows: Rows, note: str) -> str:
-    def line(row: Sequence[str], tag: str) -> str:
-        return "<tr>" + "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in row) + "</tr>"
-
-    head, *body = rows
     return "\n".join(
         [
             '<!doctype html>\n<meta charset="utf-8">\n<title>Comparison</title>',
             "<style>body{font:15px sans-serif}td,th{padding:.3em .7em;text-align:left}"
             "table{border-collapse:collapse}tr{border-bottom:1px solid #ccc}</style>",
-            f"<table>\n<thead>{line(head, 'th')}</thead>\n<tbody>",
-            *(line(row, "td") for row in body),
-            f"</tbody>\n</table>\n<p>{html.escape(note)}</p>",
+            html_table(rows),
+            f"<p>{html.escape(note)}</p>",
             "",
         ]
     )
+
+
+def html_table(rows: Rows) -> str:
+    """Return rows of cells, the first of them the header, as an HTML table."""
+
+    def line(row: Sequence[str], tag: str) -> str:
+        return "<tr>" + "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in row) + "</tr>"
+
+    head, *body = rows
+    rows_of_body = (line(row, "td") for row in body)
+    return "\n".join([f"<table>\n<thead>{line(head, 'th')}</thead>\n<tbody>", *rows_of_body, "</tbody>\n</table>"])
 
 
 FORMATS: dict[str, Callable[[Rows, str], str]] = {

@@ -1,0 +1,65 @@
+"""Systems side by side: means over seeds, and differences between them that are corrected as one family."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from plr.evaluation import Comparison, holm
+from plr.reproduce.results import Cell, Estimate
+from plr.reproduce.study import Run, Study, System
+from plr.serving.compare import compare_runs
+
+__all__ = ["COLUMNS", "METRICS", "Pair", "against", "difference_cells", "listed_runs", "metric_cells", "spread"]
+
+METRICS = ("recall@10", "recall@20", "ndcg@10", "ndcg@20")
+COLUMNS = ["NDCG@10 − reference", "95 % interval", "effect size", "p (Holm)"]
+
+Pair = tuple[System, System]
+
+
+def metric_cells(study: Study, runs: Sequence[Run], metrics: Sequence[str] = METRICS) -> list[Cell]:
+    """Return the mean and spread of each test metric over the runs."""
+    return [Estimate.of([study.test_metric(run, name) for run in runs]) for name in metrics]
+
+
+def against(study: Study, pairs: Sequence[Pair]) -> dict[Pair, tuple[Comparison, float]]:
+    """Compare each first system with the second on the seeds that both have.
+
+    Returns:
+        By pair its comparison of NDCG@10 by user, and its p-value corrected by Holm over all pairs; without the pairs
+        of which a system has no finished run.
+    """
+    found: dict[Pair, Comparison] = {}
+    for pair in dict.fromkeys(pairs):
+        of, reference = ({run.seed: run for run in study.done(system)} for system in pair)
+        seeds = sorted(set(of) & set(reference))
+        if seeds and pair[0] != pair[1]:
+            folders = [study.folder(runs[seed]).path for runs in (reference, of) for seed in seeds]
+            _, compared = compare_runs(folders)
+            assert compared.comparison is not None  # with the first system
+            found[pair] = compared.comparison
+    corrected = holm([comparison.p_value for comparison in found.values()]).tolist() if found else []
+    return {pair: (comparison, float(p)) for (pair, comparison), p in zip(found.items(), corrected, strict=True)}
+
+
+def difference_cells(found: tuple[Comparison, float] | None) -> list[Cell]:
+    """Return a comparison as the cells of COLUMNS."""
+    if found is None:
+        return [None] * len(COLUMNS)
+    comparison, p = found
+    interval = f"{comparison.low:+.4f} to {comparison.high:+.4f}"
+    return [f"{comparison.difference:+.4f}", interval, f"{comparison.effect_size:+.3f}", f"{p:.2g}"]
+
+
+def spread(study: Study) -> str:
+    """Return what the error bars of a plot are."""
+    seeds = len(study.seeds)
+    return f"error bars: standard deviation over {seeds} seeds" if seeds > 1 else "one seed, hence no error bars"
+
+
+def listed_runs(runs: Sequence[Run]) -> str:
+    """Return the names of the runs of one system, as `sasrec-base-seed{0,1}`."""
+    if not runs:
+        return ""
+    seeds = ",".join(str(run.seed) for run in runs)
+    return f"{runs[0].system.name}-seed{seeds if len(runs) == 1 else '{' + seeds + '}'}"

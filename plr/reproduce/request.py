@@ -1,0 +1,114 @@
+"""What a reproduction was asked for. Imports no PyTorch."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+from dataclasses import dataclass, fields
+from typing import Any
+
+import yaml
+
+from plr.config import Config
+from plr.errors import ConfigError
+from plr.reproduce import EXPERIMENTS
+from plr.reproduce.presets import BACKBONES, METHODS, PRESETS, Preset
+
+__all__ = ["Request", "settings_of"]
+
+_FIXED = frozenset(("data", "out", "backbone", "seed", "threads", "progress", "provenance", "cache", "phase", "init"))
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a reproduction was asked for.
+
+    Args:
+        what: table1 … table4, figure2 … figure5, theory, or all.
+        data: as in `plr train`; Table 4 alone needs none.
+        out: folder for the runs and the report.
+        preset: sizes, budgets and grids.
+        seeds: how many runs of each system, seeds 0, 1, …; None: the preset's.
+        settings: [SYSTEM:]FIELD=VALUE, fields of `plr train` for all runs, or for those of a backbone or method.
+        backbones, methods: of Table 2 and Figures 3 and 4; empty: the preset's.
+        sample: about so many interactions, of users drawn at random; 0: all; None: the preset's.
+        processes: how many runs are trained at a time.
+
+    Raises:
+        ConfigError: names the argument, what was found and what is accepted.
+    """
+
+    what: tuple[str, ...]
+    data: str = ""
+    out: str = ""
+    preset: str = "quick"
+    seeds: int | None = None
+    settings: tuple[str, ...] = ()
+    backbones: tuple[str, ...] = ()
+    methods: tuple[str, ...] = ()
+    sample: int | None = None
+    processes: int = 1
+
+    def __post_init__(self) -> None:
+        if not self.what:
+            raise ConfigError(f"name what to reproduce: {', '.join(EXPERIMENTS)} or all")
+        for name, given, known in (
+            ("what", self.what, (*EXPERIMENTS, "all")),
+            ("preset", (self.preset,), tuple(PRESETS)),
+            ("backbones", self.backbones, BACKBONES),
+            ("methods", self.methods, tuple(METHODS)),
+        ):
+            for each in given:
+                if each not in known:
+                    raise ConfigError(f"{name} must be of {', '.join(known)}; found {each!r}")
+        if not self.out:
+            raise ConfigError("--out is missing: name the folder for the runs and the report")
+        for name, value, least in (
+            ("seeds", self.seeds, 1),
+            ("sample", self.sample, 0),
+            ("processes", self.processes, 1),
+        ):
+            if value is not None and value < least:
+                raise ConfigError(f"{name} must be at least {least}; found {value}")
+        settings_of(self.settings, ())
+
+    @property
+    def names(self) -> list[str]:
+        """The tables and figures that are asked for, in the paper's order."""
+        return [name for name in EXPERIMENTS if name in self.what or "all" in self.what]
+
+    @property
+    def sizes(self) -> Preset:
+        """The preset."""
+        return PRESETS[self.preset]
+
+
+def settings_of(assignments: Iterable[str], systems: Iterable[str]) -> dict[str, Any]:
+    """Return what `[SYSTEM:]FIELD=VALUE` assignments set for one of the systems; values are YAML, later ones win.
+
+    Raises:
+        ConfigError: an assignment that is none, of a system or a field that does not exist or that is set elsewhere.
+    """
+    known = {each.name for each in fields(Config)}
+    chosen = {}
+    for assignment in assignments:
+        name, separator, value = assignment.partition("=")
+        if not separator:
+            raise ConfigError(f"--set takes FIELD=VALUE or SYSTEM:FIELD=VALUE; found {assignment!r}")
+        system, colon, name = name.rpartition(":")
+        if colon and system not in (*BACKBONES, *METHODS):
+            raise ConfigError(
+                f"--set {assignment}: SYSTEM is one of {', '.join((*BACKBONES, *METHODS))}; found {system!r}"
+            )
+        if name in _FIXED:
+            raise ConfigError(f"--set {assignment}: {name} is set by the reproduction itself")
+        if name not in known:
+            (nearest,) = difflib.get_close_matches(name, known, n=1, cutoff=0.0)
+            raise ConfigError(f"--set {assignment}: unknown field {name!r}, the nearest known is {nearest!r}")
+        try:
+            parsed = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise ConfigError(f"--set {assignment}: not a YAML value: {error}") from error
+        if not colon or system in systems:
+            chosen[name] = parsed
+    return chosen

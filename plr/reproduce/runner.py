@@ -1,0 +1,150 @@
+"""Training of the runs that are not finished, with what is left and how long it will take."""
+
+from __future__ import annotations
+
+import contextlib
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+
+import torch
+
+from plr.config import Config
+from plr.errors import EvaluationError, NonFiniteLossError, RunError
+from plr.reproduce.estimate import seconds_of_run
+from plr.reproduce.study import Run, Study, System
+from plr.runs import RunFolder
+from plr.signals import cleaned_up, raise_again
+from plr.training import train
+
+__all__ = ["duration", "estimates", "train_runs", "unfinished"]
+
+Say = Callable[[str], None]
+_DIVERGED = "its loss became NaN or infinite"
+
+
+def unfinished(study: Study, runs: Iterable[Run]) -> list[Run]:
+    """Return the runs that are still to be trained, each once.
+
+    Raises:
+        RunError: a folder holds a run of another configuration.
+    """
+    return [run for run in dict.fromkeys(runs) if not study.finished(run)]
+
+
+def estimates(study: Study, runs: Sequence[Run]) -> dict[Run, float]:
+    """Return about how many seconds each run will take if none stops early; that of a system is measured once."""
+    by_system: dict[System, float] = {}
+    with _threads(study.config(runs[0]).threads if runs else 0):
+        for run in runs:
+            if run.system not in by_system:
+                raise_again()
+                by_system[run.system] = seconds_of_run(study.config(run), study.dataset, study.folder(run))
+    return {run: by_system[run.system] for run in runs}
+
+
+@contextlib.contextmanager
+def _threads(count: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(count or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def train_runs(study: Study, runs: Sequence[Run], expected: dict[Run, float], say: Say) -> None:
+    """Train the runs in their order, as many at a time as the request says; finished ones are a line each.
+
+    A run whose loss becomes NaN or infinite is noted in `study.failed`, and the others go on.
+
+    Raises:
+        UserError: what makes a run impossible.
+    """
+    total, begun, done = sum(expected.values()), time.perf_counter(), 0.0
+
+    def over(run: Run, number: int, failed: str | None) -> None:
+        nonlocal done
+        done += expected[run]
+        spent = time.perf_counter() - begun
+        left = f"{len(runs) - number} left"
+        if number < len(runs):
+            left += f", about {duration((total - done) * spent / done)}"
+        if failed:
+            study.failed[run] = failed
+        say(f"[{number}/{len(runs)}] {run.name}: {failed or outcome(study.folder(run))}; {left}")
+
+    if study.request.processes > 1:
+        _in_processes(study, runs, over)
+        return
+    for number, run in enumerate(runs, start=1):
+        raise_again()
+        failed = None
+        try:
+            train(study.config(run), study.dataset)
+        except (NonFiniteLossError, EvaluationError) as error:
+            failed = f"{_DIVERGED} ({error})"
+        over(run, number, failed)
+
+
+def outcome(folder: RunFolder) -> str:
+    """Return what a finished run measured, in a few words."""
+    found = folder.read_metrics()
+    return f"NDCG@10 {found['test']['ndcg@10']:.4f}, best epoch {found['best_epoch']} of {found['epochs']}"
+
+
+def duration(seconds: float) -> str:
+    """Return seconds in words."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    if seconds < 5400:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h" if seconds < 172_800 else f"{seconds / 86_400:.1f} days"
+
+
+def _in_processes(study: Study, runs: Sequence[Run], over: Callable[[Run, int, str | None], None]) -> None:
+    """Train each run by a `plr train` of its own."""
+    waiting, number = list(runs), 0
+    running: dict[Run, subprocess.Popen[bytes]] = {}
+    plans = study.out / "plans"
+
+    def stop() -> None:
+        for process in running.values():
+            process.terminate()
+        for process in running.values():
+            process.wait()
+
+    with cleaned_up(stop):
+        while waiting or running:
+            while waiting and len(running) < study.request.processes:
+                run = waiting.pop(0)
+                running[run] = _started(study.config(run), plans)
+            time.sleep(0.2)
+            for run, process in list(running.items()):
+                if process.poll() is None:
+                    continue
+                del running[run]
+                failed = None
+                if process.returncode:
+                    said = _log(plans, run.name).read_text(encoding="utf-8", errors="replace").strip()
+                    if not any(words in said for words in ("is not finite", "training has diverged")):
+                        raise RunError(f"{run.name} ended with status {process.returncode}: {said[-1000:]}")
+                    failed = f"{_DIVERGED} ({said.splitlines()[-1]})"
+                number += 1
+                over(run, number, failed)
+
+
+def _log(plans: Path, name: str) -> Path:
+    return plans / f"{name}.log"
+
+
+def _started(config: Config, plans: Path) -> subprocess.Popen[bytes]:
+    name = Path(config.out).name
+    plan = plans / f"{name}.yaml"
+    config.save(plan)
+    with _log(plans, name).open("wb") as log:
+        return subprocess.Popen(
+            [sys.executable, "-m", "plr", "train", "--config", str(plan)], stdout=subprocess.DEVNULL, stderr=log
+        )

@@ -1,0 +1,49 @@
+"""Table 1: the statistics of the data."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from plr.prepare.amazon import TABLE_1
+from plr.reproduce.results import Section, Table
+from plr.reproduce.study import Run, Study
+
+
+def needs(study: Study) -> list[Run]:
+    """Return no run."""
+    return []
+
+
+def section(study: Study) -> Section:
+    """Return the statistics beside the paper's, and the rows of each split."""
+    dataset = study.dataset
+    users, items, interactions = dataset.num_users, dataset.num_items, len(dataset.items)
+    sizes = {"these data": {"users": users, "items": items, "interactions": interactions}}
+    sizes |= {f"paper: {name.replace('_', ' ')}": size for name, size in TABLE_1.items()}
+    statistics = Table(
+        "table1",
+        "Statistics, and those of the paper's three data sets",
+        ["data", "users", "items", "interactions", "sparsity"],
+        [
+            [
+                name,
+                size["users"],
+                size["items"],
+                size["interactions"],
+                f"{1 - size['interactions'] / (size['users'] * size['items']):.2%}",
+            ]
+            for name, size in sizes.items()
+        ],
+    )
+    lengths = np.diff(dataset.offsets.numpy())
+    counts = np.sort(dataset.popularity().numpy())[::-1]
+    head = counts[: max(1, items // 100)].sum() / max(counts.sum(), 1)
+    rows = Table(
+        "table1-rows",
+        f"Rows of the {dataset.split} split",
+        ["split", "rows"],
+        [[split, len(dataset.target_positions(split))] for split in ("train", "valid", "test")],
+        f"A user has {np.median(lengths):g} interactions in the median, {lengths.mean():.1f} in the mean and "
+        f"{lengths.max()} at most; the most popular 1 % of the items have {head:.0%} of the training interactions.",
+    )
+    return Section("table1", "Table 1: data", [statistics, rows])

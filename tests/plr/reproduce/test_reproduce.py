@@ -1,0 +1,265 @@
+"""The command: what it refuses, what it plans, and the same files whatever interrupts it."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from plr.cli import main
+from plr.config import Config
+from plr.data import open_prepared, prepare
+from plr.errors import ConfigError
+from plr.prepare.synthetic import generate
+from plr.reproduce import EXPERIMENTS
+from plr.reproduce.reproduce import reproduce
+from plr.reproduce.request import Request, settings_of
+from plr.reproduce.results import Estimate, Plot, Section, Table
+from plr.reproduce.sample import sampled
+from plr.reproduce.study import Run, Study, System
+
+TINY = (
+    "dim=8", "ffn_dim=8", "layers=1", "heads=1", "max_length=6", "epochs=1", "batch_size=512", "accelerator=cpu",
+    "divergence_share=0.5", "lr=0.01",
+)  # fmt: skip
+
+
+def requested(data, out, *what):
+    methods = ("base", "erl", "lares", "plr-states", "plr")
+    given = {"backbones": ("sasrec",), "methods": methods, "seeds": 1, "sample": 400, "settings": TINY}
+    return Request(what=what or ("all",), data=str(data), out=str(out), **given)
+
+
+def arguments(request):
+    """The same request as it is typed."""
+    settings = [part for each in request.settings for part in ("--set", each)]
+    lists = ["--backbones", ",".join(request.backbones), "--methods", ",".join(request.methods)]
+    options = ["--data", request.data, "--out", request.out, "--seeds", "1", "--sample", "400"]
+    return ["reproduce", *request.what, *options, *lists, *settings]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    path = tmp_path_factory.mktemp("data") / "made.csv"
+    generate(path, users=60, items=48)
+    return path
+
+
+@pytest.fixture(scope="module")
+def whole(data, tmp_path_factory):
+    """A finished reproduction of everything, and what the command said."""
+    out = tmp_path_factory.mktemp("whole") / "report"
+    said: list[str] = []
+    reproduce(requested(data, out), said.append)
+    return out, "\n".join(said)
+
+
+def results(out: Path) -> dict[str, bytes]:
+    """Return the files of a report by name, and the runs' weights."""
+    kinds = ("report.*", "tables/*", "figures/*", "sections/*", "runs/*/model.safetensors", "runs/*/ranks_test.parquet")
+    return {str(path.relative_to(out)): path.read_bytes() for kind in kinds for path in sorted(out.glob(kind))}
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"what": ("table9",)}, r"what must be of table1, .*, all; found 'table9'"),
+        ({"what": ()}, "name what to reproduce"),
+        ({"out": ""}, "--out is missing"),
+        ({"seeds": 0}, "seeds must be at least 1; found 0"),
+        ({"processes": 0}, "processes must be at least 1; found 0"),
+        ({"methods": ("base", "grl")}, r"methods must be of base, .*; found 'grl'"),
+        ({"settings": ("dim",)}, r"takes FIELD=VALUE or SYSTEM:FIELD=VALUE; found 'dim'"),
+        ({"settings": ("dims=3",)}, r"unknown field 'dims', the nearest known is 'dim'"),
+        ({"settings": ("gru:dim=3",)}, r"SYSTEM is one of sasrec, .*; found 'gru'"),
+        ({"settings": ("seed=3",)}, "seed is set by the reproduction itself"),
+    ],
+)
+def test_what_cannot_work_is_refused(given, message):
+    with pytest.raises(ConfigError, match=message):
+        Request(**{"what": ("all",), "out": "somewhere", **given})
+
+
+def test_data_are_needed_by_all_but_table_4(tmp_path, capsys):
+    assert main(["reproduce", "table2", "table4", "--out", str(tmp_path)]) == 2
+    assert "--data is missing: table2 is measured on data" in capsys.readouterr().err
+
+
+def test_settings_are_of_all_or_of_one_system_and_later_ones_win():
+    given = ("dim=8", "plr:dim=16", "bert4rec:lr=0.1", "ks=[5, 10]", "dim=32")
+    assert settings_of(given, ("sasrec", "base")) == {"dim": 32, "ks": [5, 10]}
+    assert settings_of(given[:2], ("sasrec", "plr")) == {"dim": 16}
+
+
+def study(data, out, preset="quick", **given):
+    return Study(Request(what=("all",), data=str(data), out=str(out), preset=preset, sample=0, **given))
+
+
+@pytest.mark.parametrize("preset", ["quick", "small", "paper"])
+def test_no_run_is_planned_twice(data, tmp_path, preset):
+    from importlib import import_module
+
+    made = study(data, tmp_path, preset)
+    modules = [import_module(f"plr.reproduce.{name}") for name in EXPERIMENTS]
+    planned = {run for module in modules for run in module.needs(made)}
+    names = {run.name for run in planned}
+    configurations = {json.dumps({**made.config(run).decisive(), "data": ""}, sort_keys=True) for run in planned}
+    assert len(names) == len(planned) == len(configurations)
+
+
+def test_a_change_to_what_a_system_has_is_none_and_derived_defaults_are_no_surprise(data, tmp_path):
+    made = study(data, tmp_path)
+    assert made.system("sasrec", "plr", streams=4, gate=True) == System("sasrec", "plr")
+    states = made.system("sasrec", "plr", mixture="states", kl_weight=0.0, fast_state="none")
+    config = made.config(Run(states, 0))
+    assert (config.kl_weight, config.fast_state) == (0.0, "none")
+
+
+def test_published_settings_of_a_method_are_its_own_and_sizes_are_equal(data, tmp_path):
+    made = study(data, tmp_path, "paper", settings=("unisrec:text_vectors=texts",))
+    erl, ours = (made.config_of(System("sasrec", method)) for method in ("erl", "plr-states"))
+    assert (erl.kl_weight, erl.temperature, ours.kl_limit) == (0.05, 0.07, 0.0)
+    assert {(each.dim, each.batch_size, each.hidden_dropout) for each in (erl, ours)} == {(256, 2048, 0.5)}
+    assert made.config_of(System("unisrec", "plr-states")).temperature == 0.07
+    assert "unisrec" in made.backbones
+    assert "unisrec" not in study(data, tmp_path).backbones
+
+
+def test_a_sample_has_whole_users_and_is_found_again(data, tmp_path):
+    config = Config(data=str(data))
+    folder = sampled(config, 200, tmp_path / "sample")
+    before = (folder / "manifest.json").stat().st_mtime_ns
+    assert sampled(config, 200, folder) == folder
+    assert (folder / "manifest.json").stat().st_mtime_ns == before
+    with pytest.raises(ValueError, match="another size"):
+        sampled(config, 100, folder)
+    sample, whole = open_prepared(folder, verify=True), prepare(data)
+    assert 200 <= len(sample.items) < 240
+    places = {user: place for place, user in enumerate(whole.user_ids)}
+    for number, user in enumerate(sample.user_ids):
+        own, theirs = (
+            [data.item_ids[int(item)] for item in data.items[data.offsets[place] : data.offsets[place + 1]]]
+            for data, place in ((sample, number), (whole, places[user]))
+        )
+        assert own == theirs
+        assert torch_equal(sample, number, whole, places[user])
+
+
+def torch_equal(sample, number, whole, place):
+    parts = [
+        each.roles[each.offsets[user] : each.offsets[user + 1]].tolist()
+        for each, user in ((sample, number), (whole, place))
+    ]
+    stops = [int(each.training_stop[user] - each.offsets[user]) for each, user in ((sample, number), (whole, place))]
+    return parts[0] == parts[1] and stops[0] == stops[1]
+
+
+def test_a_section_is_what_it_was_after_json_and_csv_has_all_digits():
+    table = Table("t", "caption", ["a", "b"], [["x", Estimate(1 / 3, 0.1)], [None, 2.5]], "note")
+    section = Section("table1", "Title", ["words", table, Plot("p", "caption", "<svg/>", table)])
+    assert Section.from_json(json.loads(json.dumps(section.to_json()))) == section
+    assert list(csv.reader(io.StringIO(table.csv()))) == [
+        ["a", "b", "b sd"],
+        ["x", repr(1 / 3), "0.1"],
+        ["", "2.5", ""],
+    ]
+
+
+class Page(HTMLParser):
+    """Collects what a page refers to, and that its elements are closed."""
+
+    def __init__(self):
+        super().__init__()
+        self.links, self.open, self.images = [], [], 0
+
+    def handle_starttag(self, tag, attributes):
+        self.links += [value for name, value in attributes if name in ("src", "href", "data")]
+        self.images += tag == "img"
+        if tag not in ("meta", "img"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+
+def test_the_report_has_everything_and_opens_without_a_network(whole):
+    out, said = whole
+    page = Page()
+    page.feed((out / "report.html").read_text())
+    assert not page.open
+    assert all(link.startswith(("#", "data:")) for link in page.links)
+    assert page.images == len(list((out / "figures").glob("*.svg"))) >= 10
+    markdown = (out / "report.md").read_text()
+    for name in EXPERIMENTS:
+        assert (out / "sections" / f"{name}.json").exists()
+    for title in ("Table 1", "Table 4", "Figure 2", "Figure 5", "Theorem 4.6"):
+        assert title in markdown
+    assert re.search(r"(\d+) of \1 runs to train: about", said)
+    assert "left, about" in said
+
+
+def test_every_number_names_a_run_that_is_there(whole):
+    out, _ = whole
+    runs = {path.name for path in (out / "runs").iterdir()}
+    for path in (out / "tables").glob("*.csv"):
+        for row in csv.DictReader(path.open()):
+            for name in (row.get("run"), row.get("runs")):
+                assert not name or name in runs, (path.name, name)
+
+
+def test_the_figures_are_those_of_the_runs(whole):
+    out, _ = whole
+    rows = list(csv.DictReader((out / "tables" / "table2.csv").open()))
+    for row in rows[1:]:
+        metrics = json.loads((out / "runs" / row["runs"] / "metrics.json").read_text())
+        assert float(row["ndcg@20"]) == metrics["test"]["ndcg@20"]
+    intact = [row for row in csv.DictReader((out / "tables" / "figure3.csv").open()) if row["removed"] == "0%"]
+    assert [float(row["ndcg@20"]) for row in intact] == pytest.approx([float(row["ndcg@20"]) for row in rows[1:]])
+    for row in csv.DictReader((out / "tables" / "figure4.csv").open()):
+        assert float(row["NDCG@20, as ranked"] if "NDCG@20, as ranked" in row else row["ndcg@20, as ranked"]) >= 0
+
+
+def test_killed_and_repeated_it_ends_with_the_same_files(data, whole, tmp_path):
+    """From what is left when runs, measurements, sections and the report are missing."""
+    finished, _ = whole
+    expected = results(finished)
+    out = tmp_path / "report"
+    shutil.copytree(finished, out)
+    names = ("erl", "plr-streams2", "plr-states-steps3", "plr-steps1")  # in the order in which they are trained
+    lost = [out / "runs" / f"sasrec-{name}-seed0" for name in names]
+    again = ("table2", "figure2", "figure4")  # and the sections of the others are kept
+    for folder in [*lost, out / "tables", out / "figures"]:
+        shutil.rmtree(folder)
+    for path in [*out.glob("report.*"), *sorted((out / "measured").glob("ceiling*.json"))[::2]]:
+        path.unlink()
+    for name in again:
+        (out / "sections" / f"{name}.json").unlink()
+    request = requested(data, out, *again)
+    command = [sys.executable, "-m", "plr", *arguments(request)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    deadline = time.monotonic() + 120
+    while not (lost[1] / "config.yaml").exists() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (out / "report.html").exists()
+    said: list[str] = []
+    reproduce(request, said.append)
+    assert results(out) == expected
+    assert f"{len(lost)} of" not in said[1]  # the first of them was finished before the kill
+
+
+def test_a_run_of_other_settings_is_not_taken_for_one(data, whole, capsys):
+    out, _ = whole
+    assert main([*arguments(requested(data, out)), "--set", "lr=0.5"]) == 2
+    assert "holds a run of another configuration (lr: 0.01 -> 0.5)" in capsys.readouterr().err
