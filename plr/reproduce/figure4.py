@@ -11,7 +11,7 @@ from plr.config import Config
 from plr.data import Batch
 from plr.evaluation import evaluation_batches, load_ranking, metrics
 from plr.evaluation.ranking import seen_items
-from plr.models import Recommender
+from plr.models import RecommenderModel
 from plr.models.methods.lares import LARESRecommender
 from plr.models.methods.plr import PLRRecommender
 from plr.models.methods.rearec import ReaRecRecommender
@@ -31,7 +31,7 @@ def needs(study: Study) -> list[Run]:
     return study.runs(study.table_2())
 
 
-def alternatives(model: Recommender, batch: Batch, table: torch.Tensor) -> Iterator[tuple[str, ItemScorer]]:
+def alternatives(model: RecommenderModel, batch: Batch, table: torch.Tensor) -> Iterator[tuple[str, ItemScorer]]:
     """Yield what an oracle may choose from, with the kind of the choice: each of KINDS has one scorer or more.
 
     Steps are ranked as the method would rank if it ended there: ReaRec's and LARES' by their state, h_0 included for

@@ -17,7 +17,7 @@ from plr.data import Batch, Rows, SequenceDataset
 from plr.errors import ConfigError, RunError
 from plr.files import atomic_path
 from plr.inputs import OPTIONS, load_dataset
-from plr.models import Recommender, build_model
+from plr.models import RecommenderModel, build_model
 from plr.reproduce.presets import METHODS, Preset
 from plr.reproduce.request import Request, settings_of
 from plr.reproduce.sample import sampled
@@ -214,7 +214,7 @@ class Study:
         """Return a test metric of a finished run."""
         return self.folder(run).read_metrics()["test"][name]
 
-    def model(self, run: Run) -> Recommender:
+    def model(self, run: Run) -> RecommenderModel:
         """Return the model of a finished run, in evaluation mode."""
         folder = self.folder(run)
         folder.check_hashes()

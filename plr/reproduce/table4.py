@@ -14,7 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from plr.config import Config
 from plr.data import Batch
-from plr.models import Recommender, build_model
+from plr.models import RecommenderModel, build_model
 from plr.models.encoder import Encoded
 from plr.prepare.amazon import TABLE_1
 from plr.reproduce import paper
@@ -183,5 +183,5 @@ def _timed(configs: dict[str, Config], items: int, rounds: int) -> dict[str, lis
 
 
 @torch.no_grad()
-def _answer(model: Recommender, table: Tensor, candidates: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+def _answer(model: RecommenderModel, table: Tensor, candidates: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
     return model.scorer(batch, table).top_items(candidates, min(TOP, len(candidates)))

@@ -30,7 +30,7 @@ from plr.reproduce.study import Run, Study, System
 
 TINY = (
     "dim=8", "ffn_dim=8", "layers=1", "heads=1", "max_length=6", "epochs=1", "batch_size=512", "accelerator=cpu",
-    "divergence_share=0.5", "lr=0.01",
+    "lr=0.01",
 )  # fmt: skip
 
 
