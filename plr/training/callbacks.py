@@ -12,11 +12,11 @@ import lightning.pytorch as lightning
 import torch
 from lightning.pytorch.callbacks import Callback, Checkpoint
 from safetensors.torch import save_file
-from torch import Tensor
 
 from plr.data import Rows
-from plr.evaluation import evaluation_batches, metrics, rank_rows
+from plr.evaluation import metrics
 from plr.files import atomic_path, sha256_of
+from plr.training.shared_ranking import rank_together
 
 MONITOR = "ndcg@10"
 
@@ -43,12 +43,8 @@ class Validation(Callback):
         """Rank, gather and log."""
         seconds = time.perf_counter() - self._start
         self.train_seconds.append(seconds)
-        batches = evaluation_batches(
-            self.rows, self.batch_size, pl_module.device, trainer.global_rank, trainer.world_size
-        )
-        ranking = rank_rows(pl_module.model, batches, exclude_seen=self.exclude_seen)
-        ranks = gather_rows(ranking.ranks) if trainer.world_size > 1 else ranking.ranks
-        values = metrics(ranks, self.ks)
+        ranking = rank_together(pl_module.model, self.rows, self.batch_size, exclude_seen=self.exclude_seen)
+        values = metrics(ranking.ranks, self.ks)
         for name, value in values.items():
             pl_module.log(
                 name, torch.tensor(value, dtype=torch.float64), prog_bar=name == MONITOR, rank_zero_only=False
@@ -123,21 +119,3 @@ def save_weights(model: torch.nn.Module, path: Path) -> None:
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
     with atomic_path(path) as aside:
         save_file(weights, aside)
-
-
-def gather_rows(values: Tensor) -> Tensor:
-    """Join float64 [R_i] of all ranks of a distributed run to [sum R_i], in rank order, on every rank."""
-    import torch.distributed as distributed
-
-    world_size = distributed.get_world_size()
-    device = torch.device("cuda", torch.cuda.current_device()) if distributed.get_backend() == "nccl" else "cpu"
-    count = torch.tensor([values.numel()], device=device)
-    counts = [torch.empty_like(count) for _ in range(world_size)]
-    distributed.all_gather(counts, count)
-    # all_gather wants equal shapes: pad to the longest, then cut.
-    longest = max(int(each) for each in counts)
-    padded = torch.zeros(longest, dtype=values.dtype, device=device)
-    padded[: values.numel()] = values.to(device)
-    parts = [torch.empty_like(padded) for _ in range(world_size)]
-    distributed.all_gather(parts, padded)
-    return torch.cat([part[: int(each)] for part, each in zip(parts, counts, strict=True)]).to(values.device)

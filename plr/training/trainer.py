@@ -21,14 +21,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from plr.config import Config
 from plr.data import SequenceDataset
 from plr.errors import RunError, UserError
-from plr.evaluation import (
-    evaluation_batches,
-    metrics,
-    rank_rows,
-    ranking_progress,
-    save_ranking,
-    write_metrics,
-)
+from plr.evaluation import Ranking, metrics, ranking_progress, save_ranking, write_metrics
 from plr.files import remove_leftovers, sha256_of
 from plr.inputs import load_dataset, load_item_data
 from plr.items import ItemData
@@ -46,6 +39,7 @@ from plr.training.memory import ReturnFreedMemory
 from plr.training.module import TrainingModule, training_rows
 from plr.training.processes import check_processes, cluster_environment, end_children, is_leader
 from plr.training.provenance import provenance
+from plr.training.shared_ranking import rank_together, share_of
 
 
 def train(config: Config, dataset: SequenceDataset | None = None) -> dict[str, Any]:
@@ -71,7 +65,7 @@ def train(config: Config, dataset: SequenceDataset | None = None) -> dict[str, A
         raise RunError("--out is missing: name the folder for the run")
     with terminable():
         check_processes(config)
-        _check_devices(config)
+        device = _device(config)
         if config.threads:
             torch.set_num_threads(config.threads)
         if dataset is None:
@@ -82,11 +76,16 @@ def train(config: Config, dataset: SequenceDataset | None = None) -> dict[str, A
         initial = InitialRun.of(config, dataset, item_data)
         with _alone(folder):
             _open_folder(folder, config, dataset, item_data, initial)
-            return _run(folder, config, dataset, item_data, initial)
+            return _run(folder, config, dataset, item_data, initial, device)
 
 
 def _run(
-    folder: RunFolder, config: Config, dataset: SequenceDataset, item_data: ItemData, initial: InitialRun | None
+    folder: RunFolder,
+    config: Config,
+    dataset: SequenceDataset,
+    item_data: ItemData,
+    initial: InitialRun | None,
+    device: torch.device,
 ) -> dict[str, Any]:
     """Train, and refit where that is wanted; then measure and complete the folder."""
     with _quiet():
@@ -94,9 +93,31 @@ def _run(
         refitted = None
         if config.refit:
             refitted = _refit(folder, config, dataset, item_data, initial, selection.best_epoch + 1)
-    if getattr(rank_zero_only, "rank", None) not in (None, 0):
+    rankings = {
+        split: _ranking(model.to(device), split, config, dataset)
+        for split, model in (("valid", selection.model), ("test", refitted or selection.model))
+    }
+    if not _is_first():
         return {}
-    return _finish(folder, config, dataset, item_data, selection, refitted)
+    return _finish(folder, config, dataset, item_data, selection, refitted, rankings)
+
+
+def _is_first() -> bool:
+    """Whether this is the first process of the run, once there are others."""
+    return getattr(rank_zero_only, "rank", None) in (None, 0)
+
+
+def _ranking(model: RecommenderModel, split: str, config: Config, dataset: SequenceDataset) -> Ranking:
+    """Rank a split's rows, shared among the run's processes, on the model's device."""
+    rows = dataset.rows(split, config.max_length)
+    rank, world_size = share_of(len(rows))
+    if world_size == 1 and not _is_first():  # nobody to share with: the first does it
+        return Ranking(*(torch.empty(0) for _ in range(3)))
+    own = len(range(rank, len(rows), world_size))
+    with ranking_progress(f"Ranking {split}", own, shown=config.progress and _is_first()) as advance:
+        return rank_together(
+            model, rows, config.eval_batch_size, exclude_seen=config.exclude_seen, on_batch=advance
+        )
 
 
 @contextlib.contextmanager
@@ -114,14 +135,15 @@ def _alone(folder: RunFolder) -> Iterator[None]:
         yield
 
 
-def _check_devices(config: Config) -> None:
-    """Refuse devices that are not there before anything is written."""
+def _device(config: Config) -> torch.device:
+    """Return this process's device; refuse devices that are not there before anything is written."""
     try:
         with _quiet():
-            lightning.Trainer(
+            trainer = lightning.Trainer(
                 accelerator=config.accelerator, devices=config.devices, logger=False, enable_checkpointing=False,
                 enable_progress_bar=False, enable_model_summary=False, plugins=[cluster_environment()],
             )  # fmt: skip
+            return trainer.strategy.root_device
     except MisconfigurationException as error:
         asked = f"--accelerator {config.accelerator} --devices {config.devices}"
         raise RunError(f"{asked} is not available: {' '.join(str(error).split())}") from error
@@ -278,8 +300,9 @@ def _finish(
     item_data: ItemData,
     selection: _Selection,
     refitted: RecommenderModel | None,
+    rankings: dict[str, Ranking],
 ) -> dict[str, Any]:
-    """Rank both held-out splits and complete the folder, metrics.json last."""
+    """Complete the folder with the ranks of both held-out splits, metrics.json last."""
     tested = refitted or selection.model
     save_weights(tested, folder.weights)
     result: dict[str, Any] = {
@@ -289,13 +312,9 @@ def _finish(
         "parameters": sum(parameter.numel() for parameter in tested.parameters()),
         "train_seconds_per_epoch": selection.train_seconds,
     }
-    for split, model in (("valid", selection.model), ("test", tested)):
-        rows = dataset.rows(split, config.max_length)
-        batches = evaluation_batches(rows, config.eval_batch_size, "cpu")
-        with ranking_progress(f"Ranking {split}", len(rows), shown=config.progress) as advance:
-            ranking = rank_rows(model, batches, exclude_seen=config.exclude_seen, on_batch=advance)
+    for split, ranking in rankings.items():
         save_ranking(folder.ranks(split), ranking, dataset.user_ids, dataset.item_ids)
-        result[split] = {**metrics(ranking.ranks, config.ks), "rows": len(rows)}
+        result[split] = {**metrics(ranking.ranks, config.ks), "rows": len(ranking)}
     result["data"] = {"split": dataset.split, **dataset.report}
     result["items"] = item_data.report()
     result["files"] = folder.hashes()

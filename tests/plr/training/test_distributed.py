@@ -6,6 +6,14 @@ import sys
 
 import polars as pl
 import pytest
+import torch
+
+from plr.data import prepare
+from plr.errors import EvaluationError, RunError
+from plr.evaluation import evaluation_batches, load_ranking, rank_rows
+from plr.runs import RunFolder
+from plr.serving import Recommender
+from plr.training import shared_ranking
 
 
 @pytest.mark.parametrize("method", ["plr", "lares", "plr --training_rows sequence --targets_per_row 2"])
@@ -23,3 +31,52 @@ def test_two_processes_train_one_run(method, small_data, tmp_path):
     # The metrics of an epoch are over the rows of both processes, hence those of the saved weights over all rows.
     logged = pl.read_csv(next(out.glob("logs/csv/*/metrics.csv")))
     assert abs(logged["ndcg@10"].max() - result["valid"]["ndcg@10"]) < 1e-9
+    # All ranked all rows together, the result that of one.
+    recommender = Recommender.load(out)
+    rows = prepare(small_data).rows("test", recommender.config.max_length)
+    batches = evaluation_batches(rows, recommender.config.eval_batch_size, "cpu")
+    alone, together = rank_rows(recommender.model, batches), load_ranking(RunFolder(out).ranks("test"))
+    for name in ("users", "targets", "ranks"):
+        assert torch.equal(getattr(alone, name), getattr(together, name)), name
+
+
+@pytest.mark.parametrize("batch_size", [3, 7, 100])
+@pytest.mark.parametrize("count", [2, 3])
+def test_shares_together_are_all_rows_in_the_order_of_one_process(small_data, monkeypatch, batch_size, count):
+    rows = prepare(small_data).rows("test", 5)
+
+    def ranked(model, batches, *, exclude_seen, on_batch):
+        found = [(batch.users, batch.targets, batch.targets * 100.0 + batch.users) for batch in batches]
+        return shared_ranking.Ranking(*(torch.cat(part).double() for part in zip(*found, strict=True)))
+
+    monkeypatch.setattr(shared_ranking, "rank_rows", ranked)
+    expected = shared_ranking.rank_together(None, rows, batch_size, exclude_seen=False)
+    own = []
+    for rank in range(count):  # each share by itself; then what gathering them gives
+        batches = evaluation_batches(rows, batch_size, "cpu", rank, count)
+        own.append(ranked(None, batches, exclude_seen=False, on_batch=None).ranks)
+    assert all(len(ranks) for ranks in own)
+    monkeypatch.setattr(shared_ranking, "share_of", lambda rows: (0, count))
+    monkeypatch.setattr(shared_ranking, "gather_rows", lambda values: values if len(values) == 1 else torch.cat(own))
+    found = shared_ranking.rank_together(None, rows, batch_size, exclude_seen=False)
+    for name in ("users", "targets", "ranks"):
+        assert getattr(found, name).tolist() == getattr(expected, name).tolist(), name
+
+
+def test_a_process_that_cannot_rank_ends_the_others(small_data, monkeypatch):
+    rows = prepare(small_data).rows("test", 5)
+    monkeypatch.setattr(shared_ranking, "share_of", lambda rows: (0, 2))
+
+    def broken(model, batches, **options):
+        raise EvaluationError("user 7: no")
+
+    failures = []
+    monkeypatch.setattr(shared_ranking, "gather_rows", lambda values: failures.append(values.tolist()) or torch.ones(2))
+    monkeypatch.setattr(shared_ranking, "rank_rows", broken)
+    with pytest.raises(EvaluationError, match="user 7"):
+        shared_ranking.rank_together(None, rows, 8, exclude_seen=False)
+    assert failures == [[1.0]]  # the others are told before this one leaves
+    fine = shared_ranking.Ranking(*(torch.zeros(3) for _ in range(3)))
+    monkeypatch.setattr(shared_ranking, "rank_rows", lambda *_, **__: fine)
+    with pytest.raises(RunError, match="another process of the run could not rank its rows"):
+        shared_ranking.rank_together(None, rows, 8, exclude_seen=False)
