@@ -10,6 +10,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TextIO, get_type_hints
 
@@ -29,10 +30,11 @@ from plr.presets import preset_path, preset_summaries
 from plr.signals import raise_again, status_of
 
 PATHS = frozenset(
-    ("cache", "data", "encoder", "features", "file", "folder", "init", "items", "like", "out", "plots", "raw", "run",
-     "source", "text_vectors")
+    ("cache", "data", "deny", "encoder", "features", "file", "folder", "init", "items", "like", "only", "out", "plots",
+     "raw", "run", "source", "text_vectors", "users")
 )  # fmt: skip
 """Arguments that name a file or a folder, or may do so."""
+_ROLES = ("user", "item", "rating", "timestamp")
 NEW_ITEMS = (
     "inductive unisrec: text vectors of items, or of items' texts, that came after training, "
     "made with `plr embed-text --like`"
@@ -86,6 +88,8 @@ def _advice(arguments: list[str], options: Namespace | None = None) -> str:
     """Say how to go on with what a signal has ended, perhaps before its options were parsed."""
     if arguments and arguments[0] == "reproduce":
         return "; repeat the command to go on: what is finished stays"
+    if arguments[:1] == ["recommend"] and "--users" in [each.partition("=")[0] for each in arguments]:
+        return "; repeat the command to resume after the last finished part"
     if not arguments or arguments[0] not in ("train", "demo"):
         return ""
     if options is not None and options.command == "train" and (Path(options.train.out) / "metrics.json").exists():
@@ -229,14 +233,38 @@ def _recommend_options(recommend: Parser) -> None:
         "--history",
         type=str,
         action="append",
-        required=True,
+        default=None,
         help='item ids, oldest first: "id id id"; ids with blanks as a JSON list, or each with a --history of its own',
     )
+    recommend.add_argument(
+        "--users",
+        type=str | None,
+        default=None,
+        help="file of users: interactions in any format of plr prepare, or rows of user and history (CSV, Parquet, "
+        "JSON lines); or a prepared folder",
+    )
+    recommend.add_argument(
+        "--out", type=str | None, default=None, help="file for --users: .parquet, .csv, .csv.gz, .jsonl or .jsonl.gz"
+    )
     recommend.add_argument("-k", type=int | None, default=None, help="how many items; 10, or all if there are fewer")
-    recommend.add_argument("--text_vectors", type=str | None, default=None, help=NEW_ITEMS)
     recommend.add_argument("--exclude_seen", type=bool | None, default=None, help="leave out items of the history")
+    recommend.add_argument("--only", type=str | None, default=None, help="file of items that may come, an id a line")
+    recommend.add_argument("--deny", type=str | None, default=None, help="file of items that must not, an id a line")
+    recommend.add_argument("--json", action="store_true", help="print the answer to --history as a JSON list")
     unknown = Literal["error", "skip"]
-    recommend.add_argument("--unknown", type=unknown, default="error", help="what to do with items never seen")
+    recommend.add_argument(
+        "--unknown",
+        type=unknown | None,
+        default=None,
+        help="what to do with items never seen: error is the default for --history; --users skips and counts them",
+    )
+    recommend.add_argument("--text_vectors", type=str | None, default=None, help=NEW_ITEMS)
+    recommend.add_argument("--device", type=str, default="cpu", help="where to compute: cpu, cuda, cuda:1")
+    formats = get_type_hints(Config)["format"]
+    recommend.add_argument("--format", type=formats | None, default=None, help="how to read --users; default: detected")
+    for role in _ROLES:
+        text = f"--users: name of the {role} column; default: the usual names, or that of the run"
+        recommend.add_argument(f"--{role}_column", type=str | None, default=None, help=text)
 
 
 def _similar_options(similar: Parser) -> None:
@@ -379,15 +407,101 @@ def _reproduce(options: Namespace) -> None:
 
 
 def _recommend(options: Namespace) -> None:
+    if (options.history is None) == (options.users is None):
+        raise ConfigError("give --history, or --users and --out")
+    of_users = ("out", "format", *(f"{role}_column" for role in _ROLES))
+    for name in of_users if options.users is None else ("json", "unknown"):
+        if options[name]:
+            other = "--users" if options.users is None else "--history"
+            raise ConfigError(f"--{name} belongs to {other}")
+    if options.users is not None and options.out is None:
+        raise ConfigError("--users needs --out, the file to write")
+    from plr.serving.bulk import read_item_list
+
+    lists = {name: options[name] and read_item_list(Path(options[name])) for name in ("only", "deny")}
+    device = _device(options.device)
+    if options.users is None:
+        _recommend_one(options, device, lists)
+    else:
+        _recommend_many(options, device, lists)
+
+
+def _recommend_one(options: Namespace, device: str, lists: dict[str, list[str] | None]) -> None:
     from plr.cli.tables import recommendation_table
     from plr.serving import Recommender
 
-    recommender = Recommender.load(options.run, text_vectors=options.text_vectors)
-    history = history_of(options.history, recommender.item_ids)
+    recommender = Recommender.load(options.run, device, text_vectors=options.text_vectors)
+    _tell_unknown(options, lists, recommender.item_ids)
     (answer,) = recommender.recommend(
-        [history], options.k, exclude_seen=options.exclude_seen, unknown=options.unknown
+        [history_of(options.history, recommender.item_ids)],
+        options.k,
+        exclude_seen=options.exclude_seen,
+        unknown=options.unknown or "error",
+        only=lists["only"],
+        exclude=lists["deny"],
     )
-    _print(recommendation_table(answer))
+    if options.json:
+        print(
+            json.dumps([{"item": each.item, "rank": rank, "score": each.score} for rank, each in enumerate(answer, 1)])
+        )
+    else:
+        _print(recommendation_table(answer))
+
+
+def _recommend_many(options: Namespace, device: str, lists: dict[str, list[str] | None]) -> None:
+    from plr.evaluation import ranking_progress
+    from plr.runs import RunFolder
+    from plr.serving.bulk import recommend_users
+
+    folder = RunFolder(Path(options.run))
+    folder.require_finished()
+    _tell_unknown(options, lists, folder.read_item_ids())
+    counts = recommend_users(
+        Path(options.run),
+        Path(options.users),
+        Path(options.out),
+        k=options.k,
+        exclude_seen=options.exclude_seen,
+        only=lists["only"],
+        deny=lists["deny"],
+        text_vectors=None if options.text_vectors is None else Path(options.text_vectors),
+        device=device,
+        reading={name: options[name] for name in ("format", *(f"{role}_column" for role in _ROLES))},
+        progress=partial(ranking_progress, "Recommending", unit="users", stderr=True),
+    )
+    if counts.unknown:
+        _note(
+            f"{counts.unknown:,} of {counts.interactions:,} interactions are with items never seen in training; they "
+            "are ignored"
+        )
+    if counts.popular:
+        _note(f"{counts.popular:,} users have no known item and got the most popular ones")
+    _print(f"{counts.users:,} users, {counts.rows:,} recommendations; saved in {options.out}")
+
+
+def _tell_unknown(options: Namespace, lists: dict[str, list[str] | None], item_ids: Sequence[str]) -> None:
+    """Say how many ids of the lists of items the run does not know."""
+    known = set(item_ids)
+    for name, ids in lists.items():
+        unknown = sum(item_id not in known for item_id in ids or ())
+        if unknown:
+            _note(f"{options[name]}: {unknown:,} of {len(ids or ()):,} ids are no items of the run")
+
+
+def _note(text: str) -> None:
+    print(f"plr: {text}", file=sys.stderr)
+
+
+def _device(name: str) -> str:
+    """Return the name of a device that can be used."""
+    import torch
+
+    try:
+        torch.zeros(1, device=name)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = (str(error).splitlines() or ["no such device"])[0]
+        raise ConfigError(f"--device {name} cannot be used: {reason}") from error
+    return name
 
 
 def _similar(options: Namespace) -> None:
@@ -522,7 +636,10 @@ COMMANDS = {
         _reproduce,
     ),
     "recommend": Command(
-        "recommend for one history", "Recommend the next items for one history.", _recommend_options, _recommend
+        "recommend for a history or a file of users",
+        "Recommend the next items for one history, or for every user of a file; repeat the command to resume.",
+        _recommend_options,
+        _recommend,
     ),
     "similar": Command(
         "items like an item", "Show the items whose vectors are nearest to an item's.", _similar_options, _similar

@@ -249,7 +249,7 @@ class Recommender:
         batch_size: int = 512,
     ) -> pl.DataFrame:
         """Return the frame of `recommend_frame` for histories that were read already."""
-        k = self._checked_k(k)
+        k = self.checked_k(k)
         known = users.items.lengths > 0
         some, none = np.flatnonzero(known), np.flatnonzero(~known)
         scores, items = np.empty((len(known), k), np.float32), np.empty((len(known), k), np.int64)
@@ -301,7 +301,7 @@ class Recommender:
         Raises:
             As `recommend`.
         """
-        k = self._checked_k(k)
+        k = self.checked_k(k)
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1; found {batch_size}")
         exclude_seen = self.config.exclude_seen if exclude_seen is None else exclude_seen
@@ -325,7 +325,12 @@ class Recommender:
                 scores[rows[block]], items[rows[block]] = (each.cpu().numpy() for each in found)
         return scores, items
 
-    def _checked_k(self, k: int | None) -> int:
+    def checked_k(self, k: int | None) -> int:
+        """Return how many items are asked for, as `recommend` takes it.
+
+        Raises:
+            TypeError, RequestError: k is no whole number, or outside 1..V.
+        """
         if k is None:
             return min(10, len(self.item_ids))
         if not isinstance(k, Integral):

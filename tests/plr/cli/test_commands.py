@@ -368,7 +368,7 @@ def test_mistakes_are_one_message_and_status_2(arguments, message, run, small_da
          "plr evaluate: --ks must be a list such as [5,10]; found 5; see plr evaluate --help"),
         ("recommend RUN --history i1 -k 2.5",
          "plr recommend: -k must be a whole number; found 2.5; see plr recommend --help"),
-        ("recommend", "plr recommend: RUN, --history must be given; see plr recommend --help"),
+        ("recommend", "plr recommend: RUN must be given; see plr recommend --help"),
         ("data show", "plr data show: FOLDER must be given; see plr data show --help"),
     ],
 )  # fmt: skip
