@@ -42,8 +42,3 @@ def mean_and_spread(values: Sequence[float]) -> str:
 def scores_of_runs(runs: Sequence[Mapping[str, Any]]) -> list[str]:
     """Return a cell for each of METRICS: its mean and spread over the test metrics of several runs."""
     return [mean_and_spread([run["test"][name] for run in runs]) for name in METRICS]
-
-
-def scores(metrics: Mapping[str, float]) -> list[str]:
-    """Return a cell for each of METRICS where nothing is random."""
-    return [f"{metrics[name]:.4f}" for name in METRICS]

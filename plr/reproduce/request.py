@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -83,27 +83,35 @@ class Request:
         return PRESETS[self.preset]
 
 
-def settings_of(assignments: Iterable[str], systems: Iterable[str]) -> dict[str, Any]:
+def settings_of(
+    assignments: Iterable[str],
+    systems: Iterable[str],
+    *,
+    known: Collection[str] | None = (*BACKBONES, *METHODS),
+) -> dict[str, Any]:
     """Return what `[SYSTEM:]FIELD=VALUE` assignments set for one of the systems; values are YAML, later ones win.
+
+    Args:
+        assignments: of all systems.
+        systems: the names that this one goes by.
+        known: the names that SYSTEM may be; None: any.
 
     Raises:
         ConfigError: an assignment that is none, of a system or a field that does not exist or that is set elsewhere.
     """
-    known = {each.name for each in fields(Config)}
-    chosen = {}
+    options = {each.name for each in fields(Config)}
+    systems, chosen = set(systems), {}
     for assignment in assignments:
         name, separator, value = assignment.partition("=")
         if not separator:
             raise ConfigError(f"--set takes FIELD=VALUE or SYSTEM:FIELD=VALUE; found {assignment!r}")
         system, colon, name = name.rpartition(":")
-        if colon and system not in (*BACKBONES, *METHODS):
-            raise ConfigError(
-                f"--set {assignment}: SYSTEM is one of {', '.join((*BACKBONES, *METHODS))}; found {system!r}"
-            )
+        if colon and known is not None and system not in known:
+            raise ConfigError(f"--set {assignment}: SYSTEM is one of {', '.join(known)}; found {system!r}")
         if name in _FIXED:
-            raise ConfigError(f"--set {assignment}: {name} is set by the reproduction itself")
-        if name not in known:
-            (nearest,) = difflib.get_close_matches(name, known, n=1, cutoff=0.0)
+            raise ConfigError(f"--set {assignment}: {name} is set by the command itself")
+        if name not in options:
+            (nearest,) = difflib.get_close_matches(name, options, n=1, cutoff=0.0)
             raise ConfigError(f"--set {assignment}: unknown field {name!r}, the nearest known is {nearest!r}")
         try:
             parsed = yaml.safe_load(value)

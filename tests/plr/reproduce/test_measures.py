@@ -16,9 +16,11 @@ from plr.reproduce import paper
 from plr.reproduce.figure3 import thinned_rows
 from plr.reproduce.figure4 import alternatives
 from plr.reproduce.figure5 import attention_of, jensen_shannon
+from plr.reproduce.learning_curves import learning_curve
 from plr.reproduce.table4 import PAPER_ITEMS, flops, paper_config
 from plr.reproduce.theory.contraction import local_lipschitz, step_functions
 from plr.reproduce.theory.ensemble import gaps, smallest_distance
+from plr.runs import RunFolder
 from tests.plr.models.helpers import random_batch
 
 ITEMS, STREAMS, STEPS = 29, 3, 2
@@ -176,3 +178,13 @@ def test_an_oracle_chooses_among_every_step_and_stream(model):
     streams = [scorer.states for kind, scorer in found if kind == "streams"]
     torch.testing.assert_close(torch.stack(streams, dim=1), outcome.streams)
     assert np.isfinite(found[0][1].scores(table).detach().numpy()).all()
+
+
+def test_a_resumed_runs_curve_is_whole_and_the_later_figure_counts(tmp_path):
+    # Two logs; the epoch that was interrupted after validation (1) was run again. Training's own lines have no metric.
+    for version, lines in (("version_9", "0,0.1\n0,\n1,0.2\n"), ("version_10", "1,0.25\n2,0.3\n")):
+        folder = tmp_path / "logs" / "csv" / version
+        folder.mkdir(parents=True)
+        (folder / "metrics.csv").write_text("epoch,ndcg@10\n" + lines)
+
+    assert learning_curve(RunFolder(tmp_path)) == {1: 0.1, 2: 0.25, 3: 0.3}

@@ -82,7 +82,7 @@ def results(out: Path) -> dict[str, bytes]:
         ({"settings": ("dim",)}, r"takes FIELD=VALUE or SYSTEM:FIELD=VALUE; found 'dim'"),
         ({"settings": ("dims=3",)}, r"unknown field 'dims', the nearest known is 'dim'"),
         ({"settings": ("gru:dim=3",)}, r"SYSTEM is one of sasrec, .*; found 'gru'"),
-        ({"settings": ("seed=3",)}, "seed is set by the reproduction itself"),
+        ({"settings": ("seed=3",)}, "seed is set by the command itself"),
     ],
 )
 def test_what_cannot_work_is_refused(given, message):
