@@ -97,7 +97,7 @@ PRESETS = {
         "a sample of the data and three epochs of small models: whether all works, in minutes; figures mean little",
         _SMALL | {"dim": 32, "ffn_dim": 64, "max_length": 20, "batch_size": 256, "epochs": 3, "lr": 3e-3, "threads": 1},
         seeds=2,
-        sample=12_000,
+        sample=8_000,
         users=256,
         rounds=15,
     ),

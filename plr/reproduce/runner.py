@@ -22,6 +22,7 @@ from plr.training import train
 __all__ = ["duration", "estimates", "train_runs", "unfinished"]
 
 Say = Callable[[str], None]
+_OVERHEAD, _START = 0.5, 6.0  # seconds a run takes beside its epochs: here, and in a process of its own
 _DIVERGED = "its loss became NaN or infinite"
 
 
@@ -41,7 +42,8 @@ def estimates(study: Study, runs: Sequence[Run]) -> dict[Run, float]:
         for run in runs:
             if run.system not in by_system:
                 raise_again()
-                by_system[run.system] = seconds_of_run(study.config(run), study.dataset, study.folder(run))
+                seconds = seconds_of_run(study.config(run), study.dataset, study.folder(run))
+                by_system[run.system] = seconds + (_START if study.request.processes > 1 else _OVERHEAD)
     return {run: by_system[run.system] for run in runs}
 
 
