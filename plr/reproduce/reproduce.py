@@ -9,7 +9,7 @@ from types import ModuleType
 
 import torch
 
-from plr.errors import ConfigError
+from plr.errors import ConfigError, RunError
 from plr.lock import locked
 from plr.reproduce.report import keep_section, kept_sections, write_report
 from plr.reproduce.request import Request
@@ -48,7 +48,10 @@ def reproduce(request: Request, say: Say = print, *, plan_only: bool = False) ->
         raise ConfigError(f"--data is missing: {', '.join(needs_data)} is measured on data; table4 alone needs none")
     if threads := study.config_of(System("sasrec", "base")).threads:
         torch.set_num_threads(threads)  # for what is measured too: another number sums in another order
-    study.out.mkdir(parents=True, exist_ok=True)
+    try:
+        study.out.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError) as error:
+        raise RunError(f"--out {study.out}: cannot create the folder: a file of that name exists") from error
     with locked(study.out):
         runs = _needed(study, modules)
         missing = unfinished(study, runs)

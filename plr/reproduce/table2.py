@@ -50,7 +50,7 @@ def _comparison(study: Study, cells: list[System], found: dict) -> Table:
         "Reference: the bare backbone. Differences are per user and averaged over the seeds that both have; "
         "bootstrap interval over users and runs; effect size: the mean difference in standard deviations of the "
         f"users' differences; p of the paired t-test over users, corrected by Holm over the {len(found)} comparisons "
-        "of this table and the next.",
+        "of this table and the next. LARES is its first phase, without reinforcement.",
     )
 
 
