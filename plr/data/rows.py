@@ -70,6 +70,24 @@ class CountedTargets(_Movable):
             sizes=self.sizes * views,
         )
 
+    def of_rows(self, rows: Tensor) -> tuple[CountedTargets, Tensor]:
+        """Return those of some rows, int64 [b] ascending, and which of the N they are: int64 [n]."""
+        most = self.positions.shape[1]
+        place = torch.full((self.positions.shape[0],), -1, dtype=torch.int64)
+        place[rows] = torch.arange(len(rows))
+        row, number = place[self.index // most], self.index % most
+        own = (row >= 0).nonzero()[:, 0]
+        row, number = row[own], number[own]
+        sizes = torch.bincount(number)
+        positions = self.positions[rows, : len(sizes)]
+        targets = CountedTargets(
+            positions=positions,
+            index=row * len(sizes) + number,
+            targets=self.targets[own],
+            sizes=tuple(sizes.tolist()),
+        )
+        return targets, own
+
     @classmethod
     def of(cls, targets: Tensor) -> CountedTargets:
         """Return those of targets int64 [B, L], -100 where none counts."""

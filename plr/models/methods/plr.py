@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from plr.data import Batch, CountedTargets
 from plr.models.encoder import SequenceEncoder
 from plr.models.items.encoders import ItemEncoder
+from plr.models.methods.history_buckets import in_buckets
 from plr.models.methods.reasoning import Histories, Reasoning, encode_histories, reason
 from plr.models.recommender import INITIAL_STD, Losses, RecommenderModel
 from plr.models.scoring import ItemScorer
@@ -105,12 +106,10 @@ class PLRRecommender(RecommenderModel):
         the contrastive loss compares histories with those of the same number in other rows.
         """
         options, table = self.options, self.item_table()
-        item_ids, lengths, targets, counted = batch.item_ids, batch.lengths, batch.each_target, batch.counted
+        targets = batch.each_target
         rows = targets.shape[0]  # N
-        if options.contrastive_weight or options.consistency_weight:
-            item_ids, lengths = item_ids.repeat(2, 1), lengths.repeat(2)
-            counted = None if counted is None else counted.repeat(2)
-        outcome = self._run(table, item_ids, lengths, counted)
+        views = 2 if options.contrastive_weight or options.consistency_weight else 1
+        outcome = self._run(table, batch.item_ids, batch.lengths, batch.counted, views=views)
         candidates = self.candidates(table)
 
         predicted = rows
@@ -133,9 +132,9 @@ class PLRRecommender(RecommenderModel):
         losses = {"next_item": next_item}
         if options.consistency_weight:
             compared = outcome.streams if options.mixes_distributions else outcome.slow[:, None]  # [2N, C, d]
-            views = torch.stack([compared[:rows], compared[rows:]], dim=2)  # [N, C, 2, d]
-            views = self.divergence_sample(views).flatten(0, 1)
-            divergence = pairwise_kl(self.queries(views), candidates, temperature=self.temperature)
+            pairs = torch.stack([compared[:rows], compared[rows:]], dim=2)  # [N, C, 2, d]
+            pairs = self.divergence_sample(pairs).flatten(0, 1)
+            divergence = pairwise_kl(self.queries(pairs), candidates, temperature=self.temperature)
             losses["consistency"] = options.consistency_weight * divergence
         if options.contrastive_weight:
             grouped = outcome.states.flatten(1, 2).transpose(0, 1)  # [M·T, 2N, d]
@@ -189,15 +188,26 @@ class PLRRecommender(RecommenderModel):
         lengths: Tensor,
         counted: CountedTargets | None = None,
         *,
+        views: int = 1,
         with_attention: bool = False,
     ) -> ParallelReasoning:
-        histories = encode_histories(self.encoder, self.embed(table, item_ids), lengths, counted)
-        fast = histories.fast  # [N, d]
-        if self.options.reasoning:
+        """Encode the N histories of the rows, `views` times, and reason."""
+        attention = None
+
+        def encoded_and_reasoned(
+            item_ids: Tensor, lengths: Tensor, counted: CountedTargets | None
+        ) -> tuple[Tensor, ...]:
+            nonlocal attention
+            histories = encode_histories(self.encoder, self.embed(table, item_ids), lengths, counted)
+            if not self.options.reasoning:
+                return (histories.fast,)
             reasoning = self.reason(histories, with_attention=with_attention)
-        else:
-            reasoning = Reasoning(self.heads(fast).unflatten(1, (self.options.streams, 1, -1)))
-        states = reasoning.states  # [N, M, T, d]
+            attention = reasoning.attention
+            return histories.fast, reasoning.states
+
+        fast, *reasoned = in_buckets(item_ids, lengths, counted, encoded_and_reasoned, views)  # [views·N, d]
+        # [views·N, M, T, d]
+        states = reasoned[0] if reasoned else self.heads(fast).unflatten(1, (self.options.streams, 1, -1))
         streams = states.mean(dim=2) if self.options.pooling == "mean" else states[:, :, -1]  # [N, M, d]
         if self.options.fast_state == "added":
             streams = streams + fast[:, None]
@@ -208,7 +218,7 @@ class PLRRecommender(RecommenderModel):
             states=states,
             streams=streams,
             gate_scores=self.gate_scores(fast),
-            attention=reasoning.attention,
+            attention=attention,
         )
 
     def reason(self, histories: Histories, *, with_attention: bool = False) -> Reasoning:

@@ -44,12 +44,8 @@ class PRLRecommender(ReaRecRecommender):
         weight = self.options.contrastive_weight
         assert weight is not None  # set when the options are made
         with_noise = weight > 0 and self.epoch >= self.options.warmup_epochs
-        if with_noise:
-            item_ids, lengths = batch.item_ids.repeat(2, 1), batch.lengths.repeat(2)
-            both = None if counted is None else counted.repeat(2)
-            states = self.states(table, item_ids, lengths, self._clean_and_noisy_input, both)  # [2N, K + 1, d]
-        else:
-            states = self.states(table, batch.item_ids, batch.lengths, counted=counted)  # [N, K + 1, d]
+        inputs, views = (self._clean_and_noisy_input, 2) if with_noise else (None, 1)
+        states = self.states(table, batch.item_ids, batch.lengths, inputs, counted, views)  # [views·N, K + 1, d]
         states = self.queries(states)
         clean, noisy = states[:histories], states[histories:]
 

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from plr.data import CountedTargets
 from plr.models.encoder import SequenceEncoder
 from plr.models.items.encoders import ItemEncoder
+from plr.models.methods.history_buckets import in_buckets
 from plr.models.methods.reasoning import StepInput, encode_histories, reason
 from plr.models.recommender import RecommenderModel
 from plr.options import StepsOptions
@@ -40,11 +41,19 @@ class ReaRecRecommender(RecommenderModel):
         lengths: Tensor,
         step_input: StepInput | None = None,
         counted: CountedTargets | None = None,
+        views: int = 1,
     ) -> Tensor:
-        """Return h_0..h_K [N, K + 1, d] of rows item_ids [B, L], lengths [B], or of the histories `counted` in them.
+        """Return h_0..h_K [views·N, K + 1, d] of rows item_ids [B, L], lengths [B], or of histories `counted` in them.
 
-        step_input replaces `self.step_input`, with the same arguments and result.
+        step_input replaces `self.step_input`, with the same arguments and result; it is given all views at once.
         """
-        histories = encode_histories(self.encoder, self.embed(table, item_ids), lengths, counted)
-        reasoning = reason(self.encoder, histories, None, step_input or self.step_input, self.options.steps)
-        return torch.cat([histories.fast[:, None], reasoning.states.squeeze(1)], dim=1)
+
+        def encoded_and_reasoned(
+            item_ids: Tensor, lengths: Tensor, counted: CountedTargets | None
+        ) -> tuple[Tensor, ...]:
+            histories = encode_histories(self.encoder, self.embed(table, item_ids), lengths, counted)
+            reasoning = reason(self.encoder, histories, None, step_input or self.step_input, self.options.steps)
+            return (torch.cat([histories.fast[:, None], reasoning.states.squeeze(1)], dim=1),)
+
+        (states,) = in_buckets(item_ids, lengths, counted, encoded_and_reasoned, views)
+        return states

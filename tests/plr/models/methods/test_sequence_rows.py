@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from plr.data import Batch, CountedTargets
 from plr.data.rows import IGNORED
 from plr.errors import ConfigError
+from plr.models.methods import history_buckets
 from tests.plr.models.helpers import (
     assert_backends_agree,
     assert_equal_gradients,
@@ -44,6 +45,13 @@ CONTRASTIVE = [
     {"method": "prl", "contrastive_weight": 0.5, "warmup_epochs": 0, "noise": 0.0},
     {"method": "lares", "trajectory_weight": 0.0},
 ]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _small_batches_are_cut_too():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(history_buckets, "_PASS", 2)
+        yield
 
 
 def named(options):
