@@ -27,11 +27,12 @@ from plr.formats import FORMATS, format_of, rendered
 from plr.options import is_text, names
 from plr.prepare import PrepareOptions
 from plr.presets import preset_path, preset_summaries
+from plr.server.options import ServerOptions
 from plr.signals import raise_again, status_of
 
 PATHS = frozenset(
     ("cache", "data", "deny", "encoder", "features", "file", "folder", "init", "items", "like", "only", "out", "plots",
-     "raw", "run", "source", "text_vectors", "users")
+     "raw", "run", "source", "text_vectors", "token_file", "users")
 )  # fmt: skip
 """Arguments that name a file or a folder, or may do so."""
 _ROLES = ("user", "item", "rating", "timestamp")
@@ -271,6 +272,19 @@ def _similar_options(similar: Parser) -> None:
     similar.add_argument("run", type=str, help="the run's folder")
     similar.add_argument("item", type=str, nargs="+", help="item ids")
     similar.add_argument("-k", type=int | None, default=None, help="how many; 10, or all if there are fewer")
+
+
+def _serve_options(serve: Parser) -> None:
+    help_of = argument_help(ServerOptions)
+    serve.add_argument("run", type=str, help=help_of["run"])
+    for name, kind in get_type_hints(ServerOptions).items():
+        if name == "run":
+            continue
+        names = [f"--{name}", *([f"--{name.replace('_', '-')}"] if "_" in name else [])]
+        if kind is bool:
+            serve.add_argument(*names, action="store_true", help=help_of[name])
+        else:
+            serve.add_argument(*names, type=kind, default=getattr(ServerOptions, name), help=help_of[name])
 
 
 def _embed_options(embed: Parser) -> None:
@@ -557,6 +571,13 @@ def _embed_text(options: Namespace) -> None:
     )
 
 
+def _serve(options: Namespace) -> None:
+    from plr.server.supervisor import run
+
+    if status := run(ServerOptions(**options.as_dict())):
+        sys.exit(status)
+
+
 def _systems(options: Namespace) -> None:
     from plr.cli.tables import systems_tables
 
@@ -643,6 +664,13 @@ COMMANDS = {
     ),
     "similar": Command(
         "items like an item", "Show the items whose vectors are nearest to an item's.", _similar_options, _similar
+    ),
+    "serve": Command(
+        "recommend over HTTP",
+        "Answer requests for recommendations and similar items over HTTP, as /openapi.json describes; SIGHUP loads the "
+        "run anew, SIGTERM answers what was asked and ends. Needs pip install 'plr[serve]'.",
+        _serve_options,
+        _serve,
     ),
     "embed-text": Command(
         "make text vectors of items",

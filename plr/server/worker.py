@@ -1,0 +1,118 @@
+"""A process that answers: uvicorn with the application, until it is told to end."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import socket
+import sys
+from typing import Any
+
+import uvicorn
+
+from plr.server.app import Application
+from plr.server.messages import Refusal
+from plr.server.options import ServerOptions
+from plr.server.processes import Channel
+
+__all__ = ["ENDING", "reloader", "serve"]
+
+ENDING = (signal.SIGTERM, signal.SIGUSR1)
+"""What a worker is told to end by: at once, or when its connections have ended."""
+
+KEEP_ALIVE = 5  # seconds that a connection without requests is kept
+_MOST_CONNECTIONS = 1000
+_SWITCH_INTERVAL = 0.0005  # seconds: the thread that computes must not keep the one that reads requests waiting
+
+
+class _Server(uvicorn.Server):
+    """uvicorn's server, which also hands over to the workers of another run.
+
+    SIGTERM: no new connections, what was asked is answered, connections are closed. SIGUSR1: the same, but every
+    connection may ask once more, until it has been idle for as long as any connection may be, so that no client finds
+    its connection closed that it would not have found closed anyway.
+    """
+
+    def __init__(self, application: Application, options: ServerOptions, lifeline: int, channel: Channel) -> None:
+        config = uvicorn.Config(
+            application,
+            lifespan="on",
+            ws="none",
+            log_config=None,
+            access_log=False,
+            proxy_headers=False,
+            server_header=False,
+            limit_concurrency=_MOST_CONNECTIONS,
+            timeout_keep_alive=KEEP_ALIVE,
+            timeout_graceful_shutdown=int(options.timeout) + 2,
+        )
+        super().__init__(config)
+        self._application, self._options, self._lifeline, self._channel = application, options, lifeline, channel
+        self._leaving: asyncio.Task[None] | None = None
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        loop = asyncio.get_running_loop()
+        loop.add_signal_handler(signal.SIGUSR1, self._hand_over)
+        loop.add_reader(self._lifeline, self._orphaned)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDING)
+        self._channel.send("serving")
+
+    def _orphaned(self) -> None:
+        asyncio.get_running_loop().remove_reader(self._lifeline)
+        self.should_exit = True
+
+    def _hand_over(self) -> None:
+        if self._leaving is None:
+            self._leaving = asyncio.get_running_loop().create_task(self._leave())
+
+    async def _leave(self) -> None:
+        for server in self.servers:
+            server.close()
+        self._channel.send("closed")
+        self._application.draining = True
+        loop = asyncio.get_running_loop()
+        end = loop.time() + self._options.timeout + KEEP_ALIVE + 1
+        while self.server_state.connections and loop.time() < end:
+            await asyncio.sleep(0.05)
+        self.should_exit = True
+
+
+def serve(
+    application: Application, options: ServerOptions, listener: socket.socket, lifeline: int, channel: Channel
+) -> int:
+    """Answer until SIGTERM, SIGUSR1 or the end of the process at the lifeline's other end; returns the exit status.
+
+    The two signals are blocked when this is called.
+    """
+    sys.setswitchinterval(_SWITCH_INTERVAL)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        # uvicorn sets its own, and raises what came once more in the end, which then changes nothing.
+        signal.signal(number, lambda *_: None)
+    server = _Server(application, options, lifeline, channel)
+    server.run(sockets=[listener])
+    return 0 if server.started else 1
+
+
+def reloader(channel: Channel) -> Any:
+    """Return what asks the supervisor for another run, and waits for the outcome."""
+
+    async def reload() -> str:
+        reading, writing = os.pipe()
+        channel.send("reload", answer_to=writing)
+        os.close(writing)
+        os.set_blocking(reading, False)
+        stream = asyncio.StreamReader()
+        transport, _ = await asyncio.get_running_loop().connect_read_pipe(
+            lambda: asyncio.StreamReaderProtocol(stream), os.fdopen(reading, "rb", buffering=0)
+        )
+        try:
+            outcome = (await stream.read()).decode()
+        finally:
+            transport.close()
+        if not outcome.startswith("+"):
+            raise Refusal(409, outcome.removeprefix("-") or "the server is being stopped")
+        return outcome[1:]
+
+    return reload
