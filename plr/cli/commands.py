@@ -188,6 +188,17 @@ def _evaluate_options(evaluate: Parser) -> None:
     evaluate.add_argument("--ks", type=tuple[int, ...] | None, default=None, help="the K of the metrics, e.g. [5,10]")
     evaluate.add_argument("--text_vectors", type=str | None, default=None, help=NEW_ITEMS)
     evaluate.add_argument("--exclude_seen", type=bool | None, default=None, help="do not rank items of the history")
+    evaluate.add_argument("--device", type=str, default="cpu", help="where to compute: cpu, cuda, cuda:1, mps")
+    segments = Literal["history", "popularity", "novelty"]
+    text = "metrics of parts of the rows: by history length, popularity of the target, new or known target"
+    evaluate.add_argument("--by", type=segments, nargs="+", default=[], help=text)
+    text = "--by history: the last length of each part but the longest, e.g. [5,10,20]; default: the quartiles"
+    evaluate.add_argument("--history_edges", type=tuple[int, ...] | None, default=None, help=text)
+    text = "also of the lists: precision, MAP, coverage, Gini, popularity, novelty, serendipity, category diversity"
+    evaluate.add_argument("--lists", action="store_true", help=text)
+    text = "also rank among so many sampled items, to compare with old tables; misleading otherwise"
+    evaluate.add_argument("--sampled", type=int | None, default=None, help=text)
+    evaluate.add_argument("--seed", type=int, default=0, help="of --sampled")
 
 
 def _compare_options(compare: Parser) -> None:
@@ -374,17 +385,34 @@ def _train(options: Namespace) -> None:
 
 
 def _evaluate(options: Namespace) -> None:
+    from plr.cli.judged import SAMPLED_WARNING, judged_tables, save_judged
     from plr.cli.tables import metrics_table
     from plr.serving.evaluate import evaluate_run
 
-    ks = options.ks
-    outcome = evaluate_run(Path(options.run), options.data, ks, options.exclude_seen, options.text_vectors)
+    outcome = evaluate_run(
+        Path(options.run),
+        options.data,
+        options.ks,
+        options.exclude_seen,
+        options.text_vectors,
+        device=_device(options.device),
+        by=options.by,
+        history_edges=options.history_edges,
+        lists=options.lists,
+        sampled=options.sampled,
+        seed=options.seed,
+    )
     _print(
         metrics_table({options.run: outcome.metrics}, columns=_columns(outcome.ks), title="Test, all items ranked"),
         f"{outcome.rows} test rows of {outcome.data}; all {outcome.items} items ranked; "
         "rank = 1 + better + others with the same score / 2",
+        *judged_tables(outcome),
         *outcome.notes,
     )
+    if outcome.sampled:
+        _note(SAMPLED_WARNING)
+    if options.by or options.lists or options.sampled:
+        _print(f"saved in {save_judged(Path(options.run), outcome, options.sampled, options.seed)}")
 
 
 def _compare(options: Namespace) -> None:
@@ -511,7 +539,8 @@ def _device(name: str) -> str:
     import torch
 
     try:
-        torch.zeros(1, device=name)
+        if torch.zeros(1, device=name).is_meta:
+            raise ConfigError(f"--device {name} cannot be used: it computes nothing")
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         reason = (str(error).splitlines() or ["no such device"])[0]
         raise ConfigError(f"--device {name} cannot be used: {reason}") from error
@@ -638,7 +667,9 @@ COMMANDS = {
     ),
     "evaluate": Command(
         "measure a finished run",
-        "Rank a finished run's test rows again, on its own data or on another file.",
+        "Rank a finished run's test rows again, on its own data or on another file. --by, --lists and --sampled "
+        "measure more, and write evaluation.json and evaluation.md into the run's folder; docs/metrics.md has the "
+        "equations.",
         _evaluate_options,
         _evaluate,
     ),

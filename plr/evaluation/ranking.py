@@ -35,11 +35,13 @@ class Ranking:
         users: int64 [R], the user of each row.
         targets: int64 [R], the item to be found.
         ranks: float64 [R], its rank, from 1 (best); halves come from ties.
+        equal: int64 [R], how many other items have its score; None where that was not kept.
     """
 
     users: Tensor
     targets: Tensor
     ranks: Tensor
+    equal: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.ranks)
@@ -65,7 +67,8 @@ def target_ranks(states: Tensor, items: Tensor, targets: Tensor, *, exclude: Ten
         EvaluationError: a score is not finite; the message names the row and the item.
         TypeError, ValueError: shapes, dtypes or ids that do not fit.
     """
-    return _ranks(ItemScorer(states), items, targets, exclude)
+    greater, equal = _counts(ItemScorer(states), items, targets, exclude)
+    return 1 + greater + equal.double() / 2
 
 
 @torch.no_grad()
@@ -97,7 +100,7 @@ def rank_rows(
         TypeError, ValueError: shapes, dtypes or ids that do not fit.
     """
     modes = [(module, module.training) for module in model.modules()]
-    users, targets, ranks = [], [], []
+    users, targets, ranks, ties = [], [], [], []
     try:
         model.eval()
         table = model.item_table()
@@ -107,9 +110,12 @@ def rank_rows(
             batch = batch.to(items.device)
             exclude = seen_items(batch.item_ids, batch.lengths) if exclude_seen else None
             try:
-                ranks.append(_ranks(model.scorer(batch, table), items, batch.targets, exclude).cpu())
+                counts = _counts(model.scorer(batch, table), items, batch.targets, exclude)
             except _NonFiniteScoreError as error:
                 raise EvaluationError(f"user {int(batch.users[error.row])}: {error}") from error
+            greater, equal = (count.cpu() for count in counts)  # Apple's GPUs have no float64
+            ranks.append(1 + greater + equal.double() / 2)
+            ties.append(equal)
             users.append(batch.users.cpu())
             targets.append(batch.targets.cpu())
             if on_batch is not None:
@@ -121,6 +127,7 @@ def rank_rows(
         users=torch.cat(users) if users else torch.empty(0, dtype=torch.int64),
         targets=torch.cat(targets) if targets else torch.empty(0, dtype=torch.int64),
         ranks=torch.cat(ranks) if ranks else torch.empty(0, dtype=torch.float64),
+        equal=torch.cat(ties) if ties else torch.empty(0, dtype=torch.int64),
     )
 
 
@@ -141,13 +148,14 @@ class _NonFiniteScoreError(EvaluationError):
 
 
 @torch.no_grad()
-def _ranks(scorer: ItemScorer, items: Tensor, targets: Tensor, exclude: Tensor | None) -> Tensor:
+def _counts(scorer: ItemScorer, items: Tensor, targets: Tensor, exclude: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Return how many other items score above the target and the same: int64 [R] each."""
     greater, equal = scorer.target_rank(items, targets, exclude=exclude)
     wrong = (greater < 0).nonzero()
     if len(wrong):
         row = int(wrong[0])
         raise _not_finite(scorer.of_rows(slice(row, row + 1)), items, row)
-    return 1 + greater + equal.double() / 2
+    return greater, equal
 
 
 def _not_finite(scorer: ItemScorer, items: Tensor, row: int) -> _NonFiniteScoreError:

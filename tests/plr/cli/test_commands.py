@@ -111,6 +111,53 @@ def test_evaluate_repeats_the_saved_metrics(run, capsys):
     assert "60 test rows" in printed
 
 
+@pytest.fixture(scope="module")
+def judged(run, tmp_path_factory):
+    """A prepared folder with categories, and the run's measures on it, from a copy of the run."""
+    folder = tmp_path_factory.mktemp("judged")
+    copied = shutil.copytree(run, folder / "run")
+    (folder / "items.csv").write_text(
+        "item,category\n" + "".join(f"i{number},{'odd' if number % 2 else 'even'}\n" for number in range(24))
+    )
+    data = (RunFolder(copied).require_finished()).data
+    assert main(["prepare", data, "--items", str(folder / "items.csv"), "--out", str(folder / "data")]) == 0
+    return copied, folder / "data"
+
+
+def test_evaluate_judges_by_segment_lists_and_samples(judged, capsys):
+    copied, data = judged
+    capsys.readouterr()
+    arguments = ["--data", str(data), "--ks", "[5,10]", "--lists", "--sampled", "100", "--device", "cpu"]
+    by = ["--by", "history", "popularity", "novelty", "--history_edges", "[3,6]"]
+    assert main(["evaluate", str(copied), *arguments, *by]) == 0
+    printed = capsys.readouterr()
+    assert "plr: metrics among sampled items mislead" in printed.err
+    found = json.loads((copied / "evaluation.json").read_text())
+    test, lists = found["test"], found["lists"]
+    for name in ("history", "popularity", "novelty"):
+        parts = found["segments"][name]["segments"].values()
+        assert sum(part["rows"] for part in parts) == found["rows"] == 60
+        mean = sum(part["rows"] * part["metrics"]["ndcg@10"] for part in parts) / 60
+        assert mean == pytest.approx(test["ndcg@10"])
+    assert lists["map@10"] == pytest.approx(test["mrr@10"])
+    assert lists["precision@5"] == pytest.approx(test["recall@5"] / 5)
+    assert {"coverage@5", "gini@5", "popularity@5", "novelty@5", "serendipity@5", "diversity@5"} <= set(lists)
+    assert found["sampled"]["metrics"] == test  # there are fewer than 100 other items
+    text = (copied / "evaluation.md").read_text()
+    assert "## By history" in text
+    assert "| diversity |" in text
+    assert f"saved in {copied / 'evaluation.json'}" in printed.out
+
+
+def test_a_sample_has_fewer_others_where_seen_items_are_left_out(judged, capsys):
+    copied, _ = judged
+    assert main(["evaluate", str(copied), "--sampled", "23", "--exclude_seen", "true", "--lists"]) == 0
+    found = json.loads((copied / "evaluation.json").read_text())
+    assert found["sampled"]["metrics"] == found["test"]
+    assert "diversity@10" not in found["lists"]
+    assert "no diversity: the data have no categories" in " ".join(capsys.readouterr().out.split())
+
+
 def test_evaluate_on_other_data_counts_what_the_run_does_not_know(run, small_data, tmp_path, capsys):
     other = tmp_path / "other.txt"
     other.write_text(small_data.read_text() + "new i0 i1 unknown i2 i3\nlost i1 i2 i3 never\n")
@@ -324,6 +371,11 @@ def test_seen_items_are_left_out_on_request(run):
         (["data", "show", "NOWHERE", "--samples", "-1"], "samples must be 0 or more; found -1"),
         (["evaluate", "RUN", "--ks", "[]"], "ks must be positive, one at least; found []"),
         (["evaluate", "RUN", "--data", "missing.txt"], "--data missing.txt: no such file"),
+        (["evaluate", "RUN", "--device", "nothing"], "--device nothing cannot be used: "),
+        (["evaluate", "RUN", "--device", "meta"], "--device meta cannot be used: it computes nothing"),
+        (["evaluate", "RUN", "--sampled", "0"], "sampled must be at least 1; found 0"),
+        (["evaluate", "RUN", "--history_edges", "[3]"], "give --by history with it"),
+        (["evaluate", "RUN", "--by", "history", "--history_edges", "[3,2]"], "ascending whole numbers from 1; found"),
     ],
 )  # fmt: skip
 def test_mistakes_are_one_message_and_status_2(arguments, message, run, small_data, tmp_path, capsys):

@@ -112,7 +112,7 @@ def test_a_mixtures_logits_beyond_float32_are_named(monkeypatch):
     monkeypatch.setattr("plr.models.scoring.target_mixture_rank", lambda *_, **__: (minus_one, minus_one))
     scorer = ItemScorer(torch.ones(2, 2, 3), torch.full((2, 2), 0.5).log())
     with pytest.raises(EvaluationError, match=r"row 1 for item 0 is -1.6.* and too large to be ranked in float32;"):
-        ranking._ranks(scorer, torch.ones(5, 3), torch.tensor([0, 1]), None)
+        ranking._counts(scorer, torch.ones(5, 3), torch.tensor([0, 1]), None)
 
 
 def test_an_excluded_item_and_an_overflow_must_be_finite_too():
