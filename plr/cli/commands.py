@@ -298,6 +298,21 @@ def _serve_options(serve: Parser) -> None:
             serve.add_argument(*names, type=kind, default=getattr(ServerOptions, name), help=help_of[name])
 
 
+def _export_options(export: Parser) -> None:
+    export.add_argument("run", type=str, help="the run's folder")
+    kinds = Literal["vectors", "torch", "onnx"]
+    export.add_argument(
+        "--to",
+        type=kinds,
+        required=True,
+        help="vectors: item vectors for an index of inner products, a folder; torch: a program that PyTorch alone "
+        "loads (.pt2); onnx: the same for ONNX Runtime (.onnx), with the extra plr[export]",
+    )
+    export.add_argument("--out", type=str, required=True, help="the folder or file to write, once it was checked")
+    export.add_argument("-k", type=int | None, default=None, help="how many items; 10, or all if there are fewer")
+    export.add_argument("--exclude_seen", type=bool | None, default=None, help="leave out items of the history")
+
+
 def _embed_options(embed: Parser) -> None:
     embed.add_argument("file", type=str, help="item texts: .tsv or .csv with a header, .jsonl or .parquet")
     embed.add_argument("--out", type=str, default="", help="the folder to be made")
@@ -557,6 +572,16 @@ def _similar(options: Namespace) -> None:
         _print(f"Nearest to {item}:", recommendation_table(answer))
 
 
+def _export(options: Namespace) -> None:
+    from plr.export import export_run
+
+    checked = export_run(options.run, options.to, options.out, k=options.k, exclude_seen=options.exclude_seen)
+    _print(
+        f"answers as the run does for {checked.histories} random histories: scores differ by {checked.error:.2g} from "
+        f"float64, {checked.allowed:.2g} is float32 rounding; saved in {options.out}"
+    )
+
+
 def history_of(given: list[str], item_ids: Sequence[str]) -> list[str]:
     """Return the item ids that --history names: those of one text, separated by blanks, or one of each of several.
 
@@ -702,6 +727,12 @@ COMMANDS = {
         "run anew, SIGTERM answers what was asked and ends. Needs pip install 'plr[serve]'.",
         _serve_options,
         _serve,
+    ),
+    "export": Command(
+        "a run for other programs: vectors, PyTorch, ONNX",
+        "Write a run as item vectors, as a PyTorch program or as an ONNX graph, checked against the run.",
+        _export_options,
+        _export,
     ),
     "embed-text": Command(
         "make text vectors of items",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import chain
+from itertools import chain, pairwise
 
 import numpy as np
 
@@ -36,6 +36,10 @@ class Ragged:
     def lengths(self) -> np.ndarray:
         """The lists' lengths, int64 [B]."""
         return np.diff(self.offsets)
+
+    def lists(self) -> list[np.ndarray]:
+        """Return each list by itself."""
+        return [self.ids[first:last] for first, last in pairwise(self.offsets.tolist())]
 
     def take(self, rows: np.ndarray) -> Ragged:
         """Return some of the lists."""

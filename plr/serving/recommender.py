@@ -20,9 +20,10 @@ from plr.data import Batch
 from plr.errors import RequestError, RunError, listed, shortened
 from plr.frames import as_polars, like
 from plr.models import RecommenderModel, build_model
+from plr.models.scoring import ItemScorer
 from plr.prepare.readers import Columns
 from plr.runs import RunFolder, load_weights
-from plr.serving.engine import Engine, why_not
+from plr.serving.engine import Engine, UserStates, why_not
 from plr.serving.filters import ItemFilter
 from plr.serving.histories import UserHistories, histories_of
 from plr.serving.item_numbers import ItemNumbers
@@ -325,6 +326,60 @@ class Recommender:
                 scores[rows[block]], items[rows[block]] = (each.cpu().numpy() for each in found)
         return scores, items
 
+    @property
+    def item_vectors(self) -> Tensor:
+        """The vectors that scores are taken against, [V, d] in the order of `item_ids`: of cosines, unit vectors."""
+        return self._candidates.cpu()
+
+    @torch.inference_mode()
+    def user_states(
+        self,
+        histories: Iterable[Sequence[str | int]],
+        *,
+        unknown: Literal["error", "skip"] = "error",
+        batch_size: int = 512,
+    ) -> UserStates:
+        """Return what ranks the `item_vectors` for each history, for an index of inner products.
+
+        With one state a history an item's score is its inner product with the state. A mixture of distributions has C
+        states and log-weights, s(v) = log Σ_c exp(log_weights[c]) softmax(states[c] item_vectorsᵀ / temperature)[v],
+        where the temperature is `model.temperature`.
+
+        Args:
+            histories, unknown, batch_size: as in `recommend`.
+
+        Returns:
+            states [B, d] and None, or states [B, C, d] and log_weights [B, C], on the CPU.
+
+        Raises:
+            As `recommend`.
+        """
+        if unknown not in ("error", "skip"):
+            raise ValueError(f'unknown must be "error" or "skip"; found {unknown!r}')
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1; found {batch_size}")
+        numbers = Ragged.of(
+            [self._to_numbers(place, history, unknown == "skip") for place, history in enumerate(histories)]
+        )
+        parts = [
+            self._states(numbers.take(np.arange(first, min(first + batch_size, len(numbers)))))
+            for first in range(0, max(1, len(numbers)), batch_size)
+        ]
+        log_weights = [part.log_weights for part in parts if part.log_weights is not None]
+        return UserStates(
+            torch.cat([part.states for part in parts]).cpu(), torch.cat(log_weights).cpu() if log_weights else None
+        )
+
+    def _states(self, histories: Ragged) -> UserStates:
+        engine = self.engine
+        if engine is not None:
+            users = engine.states(torch.from_numpy(histories.ids), torch.from_numpy(histories.offsets))
+        else:
+            scorer = self._scorer(histories)
+            users = UserStates(scorer.states, scorer.log_weights)
+        self._check_finite(users.states)
+        return users
+
     def checked_k(self, k: int | None) -> int:
         """Return how many items are asked for, as `recommend` takes it.
 
@@ -341,13 +396,20 @@ class Recommender:
 
     def _engine_top(self, engine: Engine, histories: Ragged, k: int, where: np.ndarray | None) -> Top:
         """Encode histories; return what ranks the items for them, those of a mask bool [V]."""
-        users = engine.states(torch.from_numpy(histories.ids), torch.from_numpy(histories.offsets))
-        self._check_finite(users.states)
+        users = self._states(histories)
         mask = _tensor(where)
         return lambda rows, exclude: engine.rank(users.of_rows(rows), k, exclude=_tensor(exclude), where=mask)
 
     def _top(self, histories: Ragged, k: int) -> Top:
         """Likewise with PyTorch."""
+        device = self._table.device
+        scorer = self._scorer(histories)
+        self._check_finite(scorer.states)
+        return lambda rows, exclude: scorer.of_rows(rows).top_items(
+            self._candidates, k, exclude=_tensor(exclude, device)
+        )
+
+    def _scorer(self, histories: Ragged) -> ItemScorer:
         device = self._table.device
         recent = histories.last(self.config.max_length)
         lengths = torch.from_numpy(recent.lengths)
@@ -357,11 +419,7 @@ class Recommender:
             targets=torch.full_like(lengths, -100).to(device),
             users=torch.arange(len(histories), device=device),
         )
-        scorer = self.model.scorer(batch, self._table)
-        self._check_finite(scorer.states)
-        return lambda rows, exclude: scorer.of_rows(rows).top_items(
-            self._candidates, k, exclude=_tensor(exclude, device)
-        )
+        return self.model.scorer(batch, self._table)
 
     @staticmethod
     def _check_finite(states: Tensor) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor
 ITEM_BLOCK = 4096
 
 
-def _best(scores: Tensor, k: int) -> Tensor:
+def best_columns(scores: Tensor, k: int) -> Tensor:
     """The columns [R, k] of each row's k best scores, best first, ties to the smaller column; NaN is above all."""
     width = scores.shape[1]
     # topk does not say which of equal scores it takes, but the k-th best one is sure.
@@ -57,7 +57,7 @@ def best_of_blocks(
         block_ids = torch.arange(start, start + width, device=states.device).expand(rows, width)
         # Everything before a block has smaller ids, and so have smaller columns of equal scores.
         scores, ids = torch.cat([scores, block_scores], dim=1), torch.cat([ids, block_ids], dim=1)
-        columns = _best(scores, min(k, scores.shape[1]))
+        columns = best_columns(scores, min(k, scores.shape[1]))
         scores, ids = scores.gather(1, columns), ids.gather(1, columns)
     return scores, ids.masked_fill(scores == -torch.inf, -1)
 

@@ -1,0 +1,214 @@
+"""plr export: files answer as their run, load without the project, and are not written where they would not."""
+
+import json
+import re
+import subprocess
+import sys
+import textwrap
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+import torch
+
+import plr
+from plr.cli import main
+from plr.config import Config
+from plr.errors import ConfigError, RunError
+from plr.export import export, export_run, program
+from plr.export.check import check_ranking
+from plr.runs import RunFolder
+from plr.serving.ragged import Ragged
+from plr.training import train
+
+PAGE = Path(__file__).parents[3] / "docs" / "export.md"
+MISSING = [name for name in ("onnx", "onnxscript", "onnxruntime") if find_spec(name) is None]
+needs_onnx = pytest.mark.skipif(bool(MISSING), reason=f"not installed: {', '.join(MISSING)}")
+
+
+def trained(folder, data, **changes):
+    values = {
+        "data": str(data), "out": str(folder), "dim": 8, "ffn_dim": 8, "max_length": 6, "layers": 1, "epochs": 1,
+        "method": "plr", "streams": 2, "steps": 1, "progress": False, "accelerator": "cpu", "threads": 1,
+    }  # fmt: skip
+    train(Config(**{**values, **changes}))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def mixture(small_data, tmp_path_factory):
+    return trained(tmp_path_factory.mktemp("mixture") / "beauty", small_data)
+
+
+@pytest.fixture(scope="module")
+def base(small_data, tmp_path_factory):
+    return trained(tmp_path_factory.mktemp("base") / "beauty", small_data, method="base", exclude_seen=True)
+
+
+def example(kind):
+    """The page's code for a format."""
+    blocks = re.findall(r"(?:^    .*\n|^\n)+", PAGE.read_text(encoding="utf-8"), re.MULTILINE)
+    (block,) = (textwrap.dedent(block) for block in blocks if f"beauty{kind}" in block and "import" in block)
+    return block
+
+
+@pytest.mark.parametrize("run", ["mixture", "base"])
+def test_vectors_rank_as_the_run(run, request, tmp_path, capsys):
+    folder = request.getfixturevalue(run)
+    out = tmp_path / "beauty-vectors"
+    assert main(["export", str(folder), "--to", "vectors", "--out", str(out)]) == 0
+    assert "answers as the run does" in capsys.readouterr().out
+    assert sorted(path.name for path in out.iterdir()) == ["items.parquet", "manifest.json", "vectors.npy"]
+    facts = json.loads((out / "manifest.json").read_text())
+    recommender = plr.Recommender.load(folder)
+    assert (facts["run"], facts["metric"], facts["dim"]) == ("beauty", "inner product", 8)
+    assert (facts["mixture"] is None) == (run == "base")
+    assert pl.read_parquet(out / "items.parquet")["item"].to_list() == recommender.item_ids
+    vectors = np.load(out / "vectors.npy")
+    history = recommender.item_ids[:9]
+    states, log_weights = recommender.user_states([history, history[:1]])
+    scores = states.double().numpy() @ vectors.T.astype(np.float64)
+    if log_weights is not None:  # the manifest's formula, written out
+        p = np.exp(scores / facts["temperature"])
+        scores = np.log((np.exp(log_weights.numpy())[:, :, None] * p / p.sum(-1, keepdims=True)).sum(1))
+    answers = recommender.recommend([history, history[:1]], 24, exclude_seen=False)
+    for row, answer in zip(scores, answers, strict=True):
+        assert [each.score for each in answer] == pytest.approx(
+            [row[recommender.item_ids.index(each.item)] for each in answer], abs=1e-5
+        )
+    export_run(folder, "vectors", out)  # again, in its place
+
+
+@pytest.mark.parametrize("run", ["mixture", "base"])
+def test_user_states_are_the_same_in_parts_and_by_pytorch(run, request):
+    recommender = plr.Recommender.load(request.getfixturevalue(run))
+    histories = [recommender.item_ids[: 1 + place] for place in range(9)]
+    whole, parts = recommender.user_states(histories), recommender.user_states(histories, batch_size=2)
+    assert torch.equal(whole.states, parts.states)
+    recommender._engine = None
+    torch.testing.assert_close(recommender.user_states(histories).states, whole.states, rtol=0, atol=1e-5)
+    with pytest.raises(ValueError, match="unknown must be"):
+        recommender.user_states(histories, unknown="drop")
+
+
+def run_example(kind, folder, *blocked):
+    """Run the page's code in a process that cannot import these packages; return the items of its history."""
+    code = f"import sys\nfor name in {blocked!r}: sys.modules[name] = None\n" + example(kind)
+    code += "\nprint(json.dumps([ids[item] for item in items[0].tolist()]))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def expected(folder, **options):
+    recommender = plr.Recommender.load(folder)
+    return [each.item for each in recommender.recommend([[recommender.item_ids[i] for i in (3, 14, 15)]], **options)[0]]
+
+
+def test_a_program_loads_with_torch_alone(mixture, tmp_path):
+    export_run(mixture, "torch", tmp_path / "beauty.pt2")
+    assert run_example(".pt2", tmp_path, "plr", "plr_kernels") == expected(mixture)
+    loaded = torch.export.load(tmp_path / "beauty.pt2")
+    spaces = {n.target.namespace for n in loaded.graph.nodes if isinstance(n.target, torch._ops.OpOverload)}
+    assert spaces == {"aten"}
+    for batch, width in ((1, 1), (1, 40), (7, 2)):
+        scores, items = loaded.module()(torch.ones(batch, width, dtype=torch.int64), torch.full((batch,), width))
+        assert scores.shape == items.shape == (batch, 10)
+    assert [path.name for path in tmp_path.iterdir()] == ["beauty.pt2"]
+
+
+@needs_onnx
+def test_a_graph_loads_with_onnx_runtime_alone(base, tmp_path):
+    export_run(base, "onnx", tmp_path / "beauty.onnx", k=5)
+    assert run_example(".onnx", tmp_path, "plr", "plr_kernels", "torch") == expected(base, k=5)
+
+
+def test_vectors_of_the_page_rank(base, tmp_path):
+    export_run(base, "vectors", tmp_path / "beauty-vectors")
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "beauty").symlink_to(base)
+    names = {"__name__": "page"}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path)
+        exec(example("-vectors"), names)
+    assert [names["ids"][item] for item in names["items"][0]] == expected(base, exclude_seen=False)
+
+
+def test_equal_scores_stand_by_their_number_and_few_items_leave_places(base):
+    recommender = plr.Recommender.load(base)
+    with torch.no_grad():
+        recommender.model.items.embedding.weight[4:] = recommender.model.items.embedding.weight[4]
+    recommender = plr.Recommender(recommender.model, recommender.item_ids, recommender.config)
+    ranking = program.Ranking(recommender, 24, True, ordered_top=False)
+
+    def answer(histories, k, exclude_seen):
+        found = ranking(torch.from_numpy(histories.padded(0)), torch.from_numpy(histories.lengths))
+        return tuple(each.detach().numpy() for each in found)
+
+    assert check_ranking(recommender, answer, 24, True).error < 1e-4
+    numbers = Ragged.of([[3, 9], list(range(20))])
+    assert np.array_equal(answer(numbers, 24, True)[1], recommender.rank(numbers, 24)[1])
+
+
+def off_by(change):
+    def answer(histories, k, exclude_seen):
+        scores, items = (each.copy() for each in change.recommender.rank(histories, k, exclude_seen=exclude_seen))
+        change(scores, items)
+        return scores, items
+
+    return answer
+
+
+def wrong_score(scores, items):
+    scores[0, 0] += 0.01
+
+
+def wrong_item(scores, items):
+    items[-1, -1] = (set(range(24)) - set(items[-1].tolist())).pop()
+
+
+def item_twice(scores, items):
+    items[-1, -1] = items[-1, 0]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [(wrong_score, r"up to 0\.01 away; float32 rounding explains"), (wrong_item, "away"), (item_twice, "item twice")],
+)
+def test_an_export_that_answers_otherwise_is_not_written(mixture, tmp_path, monkeypatch, change, message):
+    def load(recommender, *_):
+        change.recommender = recommender
+        return off_by(change)
+
+    out = tmp_path / "vectors"
+    monkeypatch.setattr(export, "load_vectors", load)
+    with pytest.raises(RunError, match=message):
+        export_run(mixture, "vectors", out)
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_cannot_be_is_refused(mixture, tmp_path, monkeypatch, capsys):
+    with pytest.raises(ConfigError, match=r"ends in \.pt2"):
+        export_run(mixture, "torch", tmp_path / "x.onnx")
+    with pytest.raises(ConfigError, match="one of vectors, torch, onnx; found 'aoti'"):
+        export_run(mixture, "aoti", tmp_path / "x")
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "notes").write_text("kept")
+    with pytest.raises(ConfigError, match="folder of something else"):
+        export_run(mixture, "vectors", tmp_path / "mine")
+    monkeypatch.setattr(export, "find_spec", lambda name: None)
+    assert main(["export", str(mixture), "--to", "onnx", "--out", str(tmp_path / "x.onnx")]) == 2
+    assert capsys.readouterr().err == (
+        "plr: onnx needs onnx, onnxscript, onnxruntime, not installed here: pip install 'plr[export]'\n"
+    )
+
+    def fails(*_, **__):
+        raise RuntimeError("no shape for this\nmore")
+
+    monkeypatch.setattr(torch.export, "export", fails)
+    with pytest.raises(RunError, match="cannot trace it: no shape for this"):
+        export_run(mixture, "torch", tmp_path / "x.pt2")
+    assert [path.name for path in tmp_path.iterdir()] == ["mine"]
+    assert RunFolder(mixture).require_finished()
