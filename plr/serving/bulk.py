@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-import zlib
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import asdict, dataclass
@@ -20,6 +19,7 @@ from plr.errors import DataError, RunError, listed
 from plr.files import atomic_path, remove_leftovers, sha256_of
 from plr.lock import LOCK, locked
 from plr.prepare.readers import open_plain
+from plr.prepare.readers.packed import UNREADABLE
 from plr.prepare.readers.source import unreadable
 from plr.runs import RunFolder
 from plr.serving.histories import UserHistories
@@ -208,7 +208,7 @@ def _hash(ids: Sequence[str] | None) -> str | None:
 
 
 def read_item_list(path: Path) -> list[str]:
-    """Read a file of item ids, one a line; blank lines are left out. It may be packed with gzip.
+    """Read a file of item ids, one a line; blank lines are left out. It may be packed.
 
     Raises:
         DataError: it cannot be read, or holds no id.
@@ -218,7 +218,7 @@ def read_item_list(path: Path) -> list[str]:
             ids = [line.strip() for line in file.read().decode("utf-8-sig").splitlines()]
     except FileNotFoundError as error:
         raise DataError("no such file", path) from error
-    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
+    except (*UNREADABLE, UnicodeDecodeError) as error:
         raise unreadable(path, error) from error
     ids = [item_id for item_id in ids if item_id]
     if not ids:

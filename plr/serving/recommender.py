@@ -199,8 +199,8 @@ class Recommender:
         *,
         exclude_seen: bool | None = None,
         unknown: Literal["error", "skip"] = "skip",
-        only: Iterable[Any] | None = None,
-        exclude: Iterable[Any] | None = None,
+        only: Iterable[Any] | Mapping[Any, Any] | None = None,
+        exclude: Iterable[Any] | Mapping[Any, Any] | None = None,
         where: Any = None,
         batch_size: int = 512,
     ) -> Any:
@@ -214,8 +214,9 @@ class Recommender:
                 or a row per history, with a list of item ids (or a text of them) in the column `history`. Columns have
                 the usual names or those of the run (`user_column`, …).
             unknown: "skip" ignores items that training never saw, and warns of them; "error" refuses them.
-            k, exclude_seen, only, exclude, where, batch_size: as in `recommend`; users stand in the order in which
-                they come in the frame.
+            only, exclude: as in `recommend`, lists being those of the users in the order in which they come in the
+                frame; or mappings from users to lists of item ids.
+            k, exclude_seen, where, batch_size: as in `recommend`.
 
         Returns:
             A frame of the same library (of polars for others): the user column as it was; item; rank, from 1; score;
@@ -236,6 +237,7 @@ class Recommender:
                 "they are ignored",
                 stacklevel=2,
             )
+        only, exclude = (_of_users(each, users.users) for each in (only, exclude))
         filters = self.filters(len(users.users), only, exclude, where)
         answers = self.answers(users, k, exclude_seen=exclude_seen, filters=filters, batch_size=batch_size)
         return like(histories, answers)
@@ -446,6 +448,10 @@ class Recommender:
         if not known:
             raise RequestError(f"history {place} holds no item that training has seen")
         return known
+
+
+def _of_users(given: Any, users: pl.Series) -> Any:
+    return [given.get(user) for user in users] or None if isinstance(given, Mapping) else given
 
 
 def _parts(filters: ItemFilter) -> tuple[Ragged | None, np.ndarray | None]:

@@ -6,7 +6,6 @@ import csv
 import hashlib
 import io
 import json
-import zlib
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,6 +22,8 @@ from plr.prepare.options import PrepareOptions
 from plr.prepare.readers import Columns, detect_format, find_interactions, open_plain
 from plr.prepare.readers.columns import find_columns
 from plr.prepare.readers.delimited import header_of, separator_of
+from plr.prepare.readers.kinds import refuse_other_kinds
+from plr.prepare.readers.packed import SUFFIXES, UNREADABLE
 from plr.prepare.readers.parquet import PARQUET_ERRORS, open_parquet, unreadable_parquet
 from plr.prepare.readers.source import unreadable
 from plr.prepare.sources import SourceFiles
@@ -35,7 +36,7 @@ _NOTHING: Mapping[str, str | None] = {}
 _ROLES = ("user", "item", "rating", "timestamp")
 _NAMED = ("csv", "recbole", "parquet", "huggingface")
 _JSON_LINES = (".jsonl", ".ndjson")
-_UNREADABLE = (OSError, EOFError, zlib.error, UnicodeDecodeError)
+_UNREADABLE = (*UNREADABLE, UnicodeDecodeError)
 _PARQUET_ROWS = 1 << 16  # read together
 _LONGEST_FIELD = 2**31 - 1  # of a CSV file, in characters; Python's own limit is 131,072
 
@@ -83,7 +84,9 @@ def open_user_file(
     path = find_interactions(path)
     if not path.exists():
         raise DataError("no such file", path)
-    if _suffix(path) in _JSON_LINES and path.is_file():
+    if path.is_file():
+        refuse_other_kinds(path, json=_suffix(path) in _JSON_LINES)
+    if path.is_file() and _suffix(path) in _JSON_LINES:
         return _lines(path, numbers, lambda: _json_rows(path, given.get("user_column")))
     file_format = given.get("format") or "auto"
     if file_format == "auto":
@@ -102,7 +105,7 @@ def open_user_file(
 
 
 def _suffix(path: Path) -> str:
-    suffixes = [suffix.lower() for suffix in path.suffixes if suffix.lower() != ".gz"]
+    suffixes = [suffix.lower() for suffix in path.suffixes if suffix.lower() not in SUFFIXES]
     return suffixes[-1] if suffixes else ""
 
 

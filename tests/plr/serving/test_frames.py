@@ -93,6 +93,12 @@ def test_filters_are_those_of_recommend(recommender):
     assert found.filter(pl.col("user") == "b").height == 1  # i1 is seen, i9 denied
 
 
+def test_filters_by_user(recommender):
+    denied = {"c": IDS[2:9], "a": ["i1"], "z": IDS}
+    found = recommender.recommend_frame(wide(HISTORIES), 6, exclude=denied, only={"a": IDS[:7]})
+    assert_answers(found, recommender, HISTORIES, 6, exclude=[[], ["i1"], IDS[2:9]], only=[None, IDS[:7], None])
+
+
 def test_unknown_items_are_ignored_and_counted_and_unknown_users_get_what_is_popular(recommender):
     histories = {"x": ["never"], "a": ["i5", "new"], "y": []}
     with pytest.warns(UserWarning, match="2 of 3 interactions are with items never seen in training"):
