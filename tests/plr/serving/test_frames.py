@@ -17,6 +17,7 @@ from plr.serving.filters import ItemFilter
 from plr.serving.histories import histories_of
 from plr.serving.item_numbers import ItemNumbers
 from plr.serving.popularity import most_popular
+from plr.serving.ragged import Ragged
 from tests.plr.models.helpers import small_config
 from tests.plr.serving.test_engine import trained
 
@@ -127,6 +128,8 @@ def test_popularity_obeys_filters(recommender):
         assert found.filter(pl.col("user") == user)["item"].to_list() == [
             IDS[item] for item in order if where[item] and IDS[item] in own_only and IDS[item] not in own_denied
         ]
+    denied = ItemFilter(ITEMS, denied=Ragged.of([order[:2], order[1:4]]))
+    assert most_popular(COUNTS, 2, 3, denied)[1].tolist() == [order[2:5], [order[0], *order[4:6]]]
     scores, items = most_popular(COUNTS, 2, 3, ItemFilter(ITEMS, shared=np.arange(ITEMS) < 2))
     assert items.tolist() == [[1, 0, -1]] * 2
     assert scores.tolist() == [[7, 0, -np.inf]] * 2
