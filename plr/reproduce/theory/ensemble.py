@@ -20,7 +20,8 @@ from plr.signals import raise_again
 
 __all__ = ["gaps", "parts", "smallest_distance"]
 
-_LOGITS = 2**25  # at most so many are held at a time
+_LOGITS = 2**24  # at most so many are held at a time
+_BLOCK, _NEAREST = 1024, 8
 
 
 @torch.no_grad()
@@ -79,13 +80,16 @@ def _of_block(log_p: Tensor, states: Tensor, log_gates: Tensor, targets: Tensor)
 @torch.no_grad()
 def smallest_distance(items: Tensor) -> float:
     """Return the distance between the two nearest of the vectors [V, d], V >= 2."""
-    nearest = math.inf
-    for first in range(0, len(items), 1024):
+    nearest, squares = math.inf, items.square().sum(dim=1)
+    for first in range(0, len(items), _BLOCK):
         raise_again()
-        distances = torch.cdist(items[first : first + 1024], items, compute_mode="donot_use_mm_for_euclid_dist")
-        own = torch.arange(len(distances))
+        block = items[first : first + _BLOCK]
+        # By a product, which is fast and loses digits of small distances; the nearest few are computed again.
+        distances = squares[first : first + _BLOCK, None] + squares - 2 * block @ items.T
+        own = torch.arange(len(block))
         distances[own, first + own] = math.inf
-        nearest = min(nearest, float(distances.min()))
+        candidates = distances.topk(min(_NEAREST, len(items) - 1), largest=False).indices
+        nearest = min(nearest, float((block[:, None] - items[candidates]).norm(dim=2).min()))
     return nearest
 
 

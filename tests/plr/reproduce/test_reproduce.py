@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from html.parser import HTMLParser
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -19,9 +20,9 @@ import pytest
 from plr.cli import main
 from plr.config import Config
 from plr.data import open_prepared, prepare
-from plr.errors import ConfigError
+from plr.errors import ConfigError, NonFiniteLossError
 from plr.prepare.synthetic import generate
-from plr.reproduce import EXPERIMENTS
+from plr.reproduce import EXPERIMENTS, runner
 from plr.reproduce.reproduce import reproduce
 from plr.reproduce.request import Request, settings_of
 from plr.reproduce.results import Estimate, Plot, Section, Table
@@ -107,14 +108,32 @@ def study(data, out, preset="quick", **given):
 
 @pytest.mark.parametrize("preset", ["quick", "small", "paper"])
 def test_no_run_is_planned_twice(data, tmp_path, preset):
-    from importlib import import_module
-
     made = study(data, tmp_path, preset)
     modules = [import_module(f"plr.reproduce.{name}") for name in EXPERIMENTS]
     planned = {run for module in modules for run in module.needs(made)}
     names = {run.name for run in planned}
     configurations = {json.dumps({**made.config(run).decisive(), "data": ""}, sort_keys=True) for run in planned}
     assert len(names) == len(planned) == len(configurations)
+
+
+def test_a_run_that_diverges_is_named_and_the_others_go_on(data, tmp_path, monkeypatch):
+    """Every run here: then tables and figures have nothing to show, and say so by having no rows."""
+
+    def diverge(config, dataset):
+        raise NonFiniteLossError("step 3: the loss term 'diversity' is not finite")
+
+    monkeypatch.setattr(runner, "train", diverge)
+    made, said = study(data, tmp_path, settings=TINY), []
+    modules = [import_module(f"plr.reproduce.{name}") for name in EXPERIMENTS if name != "table4"]
+    runs = list(dict.fromkeys(run for module in modules for run in module.needs(made)))
+    runner.train_runs(made, runs, dict.fromkeys(runs, 1.0), said.append)
+    assert set(made.failed) == set(runs)
+    assert re.fullmatch(
+        r"\[1/\d+\] sasrec-base-seed0: its loss became NaN .*'diversity'.*; \d+ left, about .*", said[0]
+    )
+    for module in modules:
+        section = module.section(made)
+        assert not any(name in json.dumps(section.to_json()) for name in ("seed0", "seed1")), section.name
 
 
 def test_a_change_to_what_a_system_has_is_none_and_derived_defaults_are_no_surprise(data, tmp_path):
