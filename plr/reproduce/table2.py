@@ -73,13 +73,13 @@ def _improvements(study: Study, rivals: list[Pair], found: dict) -> Table:
     rows: list[list[Cell]] = []
     for ours, rival in rivals:
         changes = [_relative(_mean(study, ours, name), _mean(study, rival, name)) for name in METRICS]
-        rows.append(
-            [BASES[ours.backbone], ours.label, rival.label, *changes, *difference_cells(found.get((ours, rival)))]
-        )
+        difference = difference_cells(found.get((ours, rival)))
+        runs = "; ".join(listed_runs(study.done(each)) for each in (ours, rival))
+        rows.append([BASES[ours.backbone], ours.label, rival.label, *changes, *difference, runs])
     return Table(
         "table2-improvement",
         "PLR against the best of the others on each backbone",
-        ["backbone", "method", "best rival", *(f"{name}, change" for name in METRICS), *COLUMNS],
+        ["backbone", "method", "best rival", *(f"{name}, change" for name in METRICS), *COLUMNS, "runs"],
         rows,
         "Reference: the best rival, chosen by its mean test NDCG@10, which favours the rival.",
     )
