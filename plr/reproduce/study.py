@@ -22,6 +22,7 @@ from plr.reproduce.presets import METHODS, Preset
 from plr.reproduce.request import Request, settings_of
 from plr.reproduce.sample import sampled
 from plr.runs import RunFolder, load_weights
+from plr.version import __version__
 
 __all__ = ["BASES", "LABELS", "Run", "Study", "System"]
 
@@ -263,9 +264,10 @@ class Study:
 
     @cached_property
     def identity(self) -> str:
-        """What the report's sections have in common: data, preset and settings."""
+        """What the report's sections have in common: version, data, preset and settings."""
         data = self.dataset.content_hash if self.has_data else ""
         parts = [
+            __version__,
             data,
             self.request.preset,
             sorted(self.request.settings),
