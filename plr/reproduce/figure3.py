@@ -77,7 +77,9 @@ def section(study: Study) -> Section:
     backbones = list(dict.fromkeys(system.backbone for system in systems))
     rows: list[list[Cell]] = []
     with canvas():
-        figure, axes = panels(len(METRICS), max(len(backbones), 1), sharey="row", sharex=True)
+        figure, axes = panels(
+            len(METRICS), max(len(backbones), 1), width=3.2 if len(backbones) > 1 else 4.8, sharey="row", sharex=True
+        )
         for system in systems:
             runs = study.done(system)
             found = [study.measured("robustness", run, partial(_robustness, study, run), seed=SEED) for run in runs]

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from functools import partial
 
 import torch
+from matplotlib.lines import Line2D
 
 from plr.config import Config
 from plr.data import Batch
@@ -35,7 +36,8 @@ def alternatives(model: RecommenderModel, batch: Batch, table: torch.Tensor) -> 
     """Yield what an oracle may choose from, with the kind of the choice: each of KINDS has one scorer or more.
 
     Steps are ranked as the method would rank if it ended there: ReaRec's and LARES' by their state, h_0 included for
-    ReaRec; PLR's by the mixture of the streams' states at that step. A stream is ranked by its own pooled state.
+    ReaRec; PLR's by the mixture of the streams' states at that step. A stream is ranked as if it were the only one,
+    with h_0 where the method ranks with it.
     """
     if isinstance(model, ReaRecRecommender):
         states = model.states(table, batch.item_ids, batch.lengths)  # [B, K + 1, d]
@@ -47,13 +49,16 @@ def alternatives(model: RecommenderModel, batch: Batch, table: torch.Tensor) -> 
             yield "steps", ItemScorer(model.queries(states[:, step]))
     elif isinstance(model, PLRRecommender):
         outcome = model.run(batch)
-        streams, steps = outcome.states.shape[1:3]
+        (streams, steps), fast = outcome.states.shape[1:3], model.options.fast_state
         for step in range(steps):
             yield "steps", _ended_at(model, outcome, outcome.states[:, :, step])
         for stream in range(streams):
-            yield "streams", ItemScorer(model.queries(outcome.streams[:, stream]))
+            pooled = outcome.streams[:, stream]  # h_0 is in it where it is added in training, too
+            yield "streams", ItemScorer(model.queries(pooled + outcome.fast if fast == "ranking" else pooled))
             for step in range(steps):
-                yield "steps and streams", ItemScorer(model.queries(outcome.states[:, stream, step]))
+                state = outcome.states[:, stream, step]
+                state = state + outcome.fast if fast in ("ranking", "added") else state
+                yield "steps and streams", ItemScorer(model.queries(state))
 
 
 def _ended_at(model: PLRRecommender, outcome, states: torch.Tensor) -> ItemScorer:
@@ -164,7 +169,7 @@ def _gap(own: list[Estimate], oracle: list[Estimate]) -> list[Cell]:
 def _drawn(rows: list[list[Cell]], backbones: list[str]) -> str:
     most = max((sum(row[0] == BASES[backbone] for row in rows) for backbone in backbones), default=1)
     with canvas():
-        figure, axes = panels(1, max(len(backbones), 1), width=4.6, height=0.8 + 0.32 * most, sharex=True)
+        figure, axes = panels(1, max(len(backbones), 1), width=4.6, height=1.1 + 0.32 * most, sharex=True)
         for panel, backbone in zip(axes[0], backbones, strict=False):
             own_rows = [row for row in rows if row[0] == BASES[backbone]][::-1]
             for place, row in enumerate(own_rows):
@@ -178,4 +183,9 @@ def _drawn(rows: list[list[Cell]], backbones: list[str]) -> str:
                 )
             panel.set_yticks(range(len(own_rows)), [f"{row[1]}, {row[2]} ({row[3]})" for row in own_rows], fontsize=7)
             panel.set(title=BASES[backbone], xlabel="NDCG@20, test", ylim=(-0.7, len(own_rows) - 0.3))
+        handles = [Line2D([], [], marker="o", linestyle="", color=PALETTE[6], label="as ranked")]
+        handles.append(
+            Line2D([], [], marker="o", linestyle="", color=PALETTE[5], mfc="white", label="best alternative")
+        )
+        figure.legend(handles=handles, loc="outside lower center", ncols=2, fontsize=8, frameon=False)
         return svg_of(figure)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from plr.data import Batch
 from plr.models.methods.plr import PLRRecommender
-from plr.reproduce.plots import canvas, panels, svg_of
+from plr.reproduce.plots import canvas, integers, panels, svg_of
 from plr.reproduce.results import Cell, Plot, Section, Table
 from plr.reproduce.study import Run, Study, System
 
@@ -151,6 +151,7 @@ def _map_plot(name: str, caption: str, maps: dict[str, list], run: Run) -> Plot:
             panel.set_yticks(range(len(labels)), labels, fontsize=7)
             panel.set_xlabel("items before the most recent one (0: the most recent)")
             panel.grid(False)
+            integers(panel)
             if len(maps) > 1:
                 panel.set_title(f"user {who}", fontsize=8)
             figure.colorbar(image, ax=panel, label="attention weight", pad=0.01)

@@ -29,7 +29,7 @@ def learning_curves(study: Study, runs: list[Run]) -> Plot:
     curves = {run: learning_curve(study.folder(run)) for run in runs}
     backbones = list(dict.fromkeys(run.system.backbone for run in runs))
     with canvas():
-        figure, axes = panels(1, len(backbones), width=4.2, sharey=True)
+        figure, axes = panels(1, len(backbones), width=3.2 if len(backbones) > 1 else 4.8, sharey=True)
         for place, backbone in enumerate(backbones):
             panel, named = axes[0][place], set()
             for run, curve in curves.items():

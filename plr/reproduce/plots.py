@@ -57,7 +57,7 @@ def line(
     """Draw means with a standard deviation to both sides, where there are several runs."""
     known = [each for each in deviations if each is not None]
     errors = known if len(known) == len(means) else None
-    axes.errorbar(x, means, yerr=errors, capsize=3, markersize=4, linewidth=1.2, label=label, **style_of(method))
+    axes.errorbar(x, means, yerr=errors, capsize=3, markersize=5.5, linewidth=1.2, label=label, **style_of(method))
 
 
 def integers(axes: Axes) -> None:

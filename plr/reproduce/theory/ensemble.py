@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from matplotlib.ticker import NullFormatter
 from torch import Tensor
 
 from plr.evaluation import paired_comparison
@@ -167,6 +168,7 @@ def _proposition_4_2(found: dict[Run, dict[str, Any]]) -> list[Part]:
             panel.plot(ends, ratios[1] * ends, color=PALETTE[0], linestyle="--", label=median)
             panel.set(title=run.system.label, xlabel="diversity of states D", ylabel="gap under the ensemble, nats")
             panel.set(xscale="log", yscale="log")
+            panel.xaxis.set_minor_formatter(NullFormatter())  # its labels would overlap
             panel.legend(fontsize=7)
         svg = svg_of(figure)
     header = ["method", "c as proved", "gap at the target ≥ c·D", "gap under the ensemble ≥ c·D", "least gap / D"]
