@@ -133,7 +133,7 @@ def test_vectors_of_the_page_rank(base, tmp_path):
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(tmp_path)
         exec(example("-vectors"), names)
-    assert [names["ids"][item] for item in names["items"][0]] == expected(base, exclude_seen=False)
+    assert names["ids"].gather(names["items"][0]).to_list() == expected(base, exclude_seen=False)
 
 
 def test_equal_scores_stand_by_their_number_and_few_items_leave_places(base):
