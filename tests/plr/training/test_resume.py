@@ -266,7 +266,7 @@ def test_options_of_other_methods_decide_nothing(method, quick, tmp_path, monkey
     lines = [line for line in path.read_text().splitlines() if not line.startswith(("mixture:", "streams:"))]
     path.write_text("\n".join([*lines, "streams: 2"]))  # as before there were mixtures
     if method == "plr":
-        with pytest.raises(RunError, match=r"mixture: 'states' -> 'distributions'.*, or give --config .*config.yaml,"):
+        with pytest.raises(RunError, match=r"mixture: 'states' -> 'distributions'.*; give --config .*config.yaml, or"):
             train(Config(**values))
     else:
         assert train(Config(**values))["test"]["rows"] == 60
