@@ -161,7 +161,7 @@ class Application:
             # Messages may hold ids, so the places alone are logged.
             places = "".join(traceback.format_list(traceback.extract_tb(error.__traceback__)))
             log.error("%s %s: %s\n%s", scope["method"], path, type(error).__name__, places)
-        if self.draining:
+        if self.draining and (b"connection", b"close") not in headers:
             headers.append((b"connection", b"close"))
         length = str(len(body)).encode()
         headers += [(b"content-type", media.encode()), (b"content-length", length), (b"cache-control", b"no-store")]
