@@ -724,7 +724,7 @@ COMMANDS = {
     "serve": Command(
         "recommend over HTTP",
         "Answer requests for recommendations and similar items over HTTP, as /openapi.json describes; SIGHUP loads the "
-        "run anew, SIGTERM answers what was asked and ends. Needs pip install 'plr[serve]'.",
+        "run anew, SIGTERM answers what was asked and ends. Needs pip install -e '.[serve]'.",
         _serve_options,
         _serve,
     ),

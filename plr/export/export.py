@@ -72,7 +72,7 @@ def _check_arguments(to: str, out: Path) -> None:
         raise ConfigError(f"out must be a folder; found the file {str(out)!r}")
     missing = [name for name in _ONNX_PACKAGES if to == "onnx" and find_spec(name) is None]
     if missing:
-        raise ConfigError(f"onnx needs {', '.join(missing)}, not installed here: pip install 'plr[export]'")
+        raise ConfigError(f"onnx needs {', '.join(missing)}, not installed here: pip install -e '.[export]'")
 
 
 def _is_own_folder(folder: Path) -> bool:

@@ -34,7 +34,7 @@ def require_extra() -> None:
     """
     missing = [name for name in ("uvicorn", "msgspec") if find_spec(name) is None]
     if missing:
-        raise RunError(f"plr serve needs {' and '.join(missing)}: pip install 'plr[serve]'")
+        raise RunError(f"plr serve needs {' and '.join(missing)}: pip install -e '.[serve]'")
     if not hasattr(os, "fork"):
         raise RunError("plr serve needs an operating system whose processes can fork: Linux or macOS")
 

@@ -201,7 +201,7 @@ def test_what_cannot_be_is_refused(mixture, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(export, "find_spec", lambda name: None)
     assert main(["export", str(mixture), "--to", "onnx", "--out", str(tmp_path / "x.onnx")]) == 2
     assert capsys.readouterr().err == (
-        "plr: onnx needs onnx, onnxscript, onnxruntime, not installed here: pip install 'plr[export]'\n"
+        "plr: onnx needs onnx, onnxscript, onnxruntime, not installed here: pip install -e '.[export]'\n"
     )
 
     def fails(*_, **__):

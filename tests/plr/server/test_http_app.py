@@ -20,7 +20,7 @@ from plr.serving.similar import similar_items
 from tests.plr.models.helpers import small_config, small_model
 from tests.plr.server.helpers import answers, ask, running
 
-SERVE = "plr serve needs the extra: pip install 'plr[serve]'"
+SERVE = "plr serve needs the extra: pip install -e '.[serve]'"
 Application = pytest.importorskip("plr.server.app", reason=SERVE, exc_type=ModuleNotFoundError).Application
 Refusal = pytest.importorskip("plr.server.messages", reason=SERVE, exc_type=ModuleNotFoundError).Refusal
 check = pytest.importorskip("plr.server.generation", reason=SERVE, exc_type=ModuleNotFoundError).check

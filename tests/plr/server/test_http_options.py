@@ -67,7 +67,7 @@ def test_the_token_of_a_file(write):
 def test_without_the_extra_one_line_says_what_to_install(monkeypatch, capsys, tmp_path):
     monkeypatch.setattr(supervisor, "find_spec", lambda name: None)
     assert main(["serve", str(tmp_path)]) == 2
-    assert capsys.readouterr().err == "plr: plr serve needs uvicorn and msgspec: pip install 'plr[serve]'\n"
+    assert capsys.readouterr().err == "plr: plr serve needs uvicorn and msgspec: pip install -e '.[serve]'\n"
 
 
 def test_the_supervisor_does_not_import_pytorch():

@@ -28,8 +28,8 @@ from plr.cli import main
 from plr.config import Config
 from plr.training import train
 
-pytest.importorskip("msgspec", reason="plr serve needs the extra: pip install 'plr[serve]'")
-pytest.importorskip("uvicorn", reason="plr serve needs the extra: pip install 'plr[serve]'")
+pytest.importorskip("msgspec", reason="plr serve needs the extra: pip install -e '.[serve]'")
+pytest.importorskip("uvicorn", reason="plr serve needs the extra: pip install -e '.[serve]'")
 
 TOKEN = "correct-horse-battery"
 BODY = {"histories": [["i1", "i2", "i3"], ["i7"]], "k": 5}
