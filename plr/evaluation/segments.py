@@ -91,7 +91,6 @@ def popularity_labels(counts: NDArray[np.int64], targets: NDArray[np.int64]) -> 
     more = interactions[::-1].cumsum()[::-1] - interactions  # with items of larger counts
     total = int(interactions.sum())
     place = (3 * more >= total).astype(np.int64) + (3 * more >= 2 * total)
-    place[values == 0] = 2
     rule = (
         "head: less than a third of the training interactions are with more popular items; mid: less than two thirds; "
         "tail: the rest"

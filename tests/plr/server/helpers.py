@@ -53,6 +53,7 @@ async def ask(app, method, path, body=b"", *, kind="application/json", headers=(
     await app(scope, receive, send)
     start, content = sent
     found = {name.decode(): value.decode() for name, value in start["headers"]}
+    assert len(found) == len(start["headers"])  # none twice
     assert int(found["content-length"]) == len(content["body"]) or method == "HEAD"
     return Answer(start["status"], found, content["body"])
 

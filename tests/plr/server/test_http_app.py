@@ -134,6 +134,25 @@ def test_requests_that_wait_are_answered_together_and_as_alone(application, reco
             assert answer.json["recommendations"] == as_json(recommender.recommend(**body))
 
 
+def test_answers_together_have_as_many_items_as_each_asks_for(application, recommender, gate):
+    bodies = [{"histories": [[f"i{n}"]] * (1 + n % 2), "k": 1 + (5 * n) % 7} for n in range(6)]
+    app = application()
+
+    async def main():
+        async with running(app):
+            first = asyncio.create_task(ask(app, "POST", "/recommend", bodies[0]))
+            await asyncio.to_thread(gate.entered.wait, 20)
+            others = [asyncio.create_task(ask(app, "POST", "/recommend", body)) for body in bodies[1:]]
+            await asyncio.sleep(0.1)
+            gate.opened.set()
+            return await asyncio.gather(first, *others)
+
+    found = asyncio.run(main())
+    assert gate.sizes == [1, sum(len(body["histories"]) for body in bodies[1:])]
+    for body, answer in zip(bodies, found, strict=True):
+        assert answer.json["recommendations"] == as_json(recommender.recommend(**body))
+
+
 def test_a_full_queue_and_time_that_is_over(application, gate):
     app = application(queue=4, timeout=0.3, **LIMITS)
 
@@ -336,8 +355,9 @@ def test_nothing_is_logged_of_requests(application, caplog):
 def test_clients_are_told_to_close_while_draining(application):
     app = application()
     app.draining = True
-    (answer,) = answers(app, ("GET", "/health"))
-    assert answer.headers["connection"] == "close"
+    too_large = ("POST", "/recommend", b" " * (app._options.max_body + 1))  # whose refusal says so by itself
+    for answer in answers(app, ("GET", "/health"), too_large):
+        assert answer.headers["connection"] == "close"
 
 
 def test_metrics_count_what_was_answered(application):

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import polars as pl
 import pytest
 import torch
 
@@ -43,6 +46,18 @@ def test_a_run_learns_and_resumes_exactly(options, quick, tmp_path, monkeypatch)
             train(Config(**{**values, "out": str(out)}))
     train(Config(**{**values, "out": str(out)}))
     assert_equal_runs(uninterrupted, out)
+
+
+@pytest.mark.parametrize("unit", ["rows", "targets"])
+def test_batches_hold_so_many_of_their_unit(unit, quick):
+    dataset = prepare(quick["data"])
+    values = {"method": "plr", "training_rows": "sequence", "max_length": 5, "batch_size": 8, "batch_unit": unit}
+    config = Config(**{**quick, **values, "epochs": 1})
+    train(config)
+    rows = training_rows(dataset, config)
+    count = len(rows) if unit == "rows" else int(rows.target_counts().sum())
+    (log,) = Path(config.out).glob("logs/csv/*/metrics.csv")
+    assert pl.read_csv(log)["step"].max() + 1 == -(-count // 8)
 
 
 def test_the_configured_rows(quick):
