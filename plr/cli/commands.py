@@ -557,7 +557,7 @@ def _device(name: str) -> str:
         if torch.zeros(1, device=name).is_meta:
             raise ConfigError(f"--device {name} cannot be used: it computes nothing")
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = (str(error).splitlines() or ["no such device"])[0]
+        reason = (str(error).splitlines() or ["no such device"])[0].partition(". ")[0]  # then it goes on and on
         raise ConfigError(f"--device {name} cannot be used: {reason}") from error
     return name
 

@@ -23,7 +23,7 @@ __all__ = ["Parser"]
 # another kind than its option's, and what is missing.
 _UNKNOWN = re.compile("unrecognized arguments: (.*)", re.IGNORECASE | re.DOTALL)
 _UNKNOWN_FIELD = re.compile(r"(?:Subcommand '([\w-]+)' )?does not accept (?:option|nested key) '([\w.]+)'")
-_OTHER_KIND = re.compile(r'Parser key "(\w+)":.*(?:Got|Given) value: (.*)', re.DOTALL)
+_OTHER_KIND = re.compile(r'Parser key "(\w+)"(?: element \d+)?:.*(?:Got|Given) value: (.*)', re.DOTALL)
 _MISSING = re.compile(r"the following arguments are required: ([\w.-]+(?:, [\w.-]+)*)")
 _KINDS = {int: "a whole number", float: "a finite number", bool: "true or false", str: "a text"}
 

@@ -10,6 +10,7 @@ from types import ModuleType
 import torch
 
 from plr.errors import ConfigError, RunError
+from plr.inputs import resolve
 from plr.lock import locked
 from plr.reproduce.report import keep_section, kept_sections, write_report
 from plr.reproduce.request import Request
@@ -46,6 +47,8 @@ def reproduce(request: Request, say: Say = print, *, plan_only: bool = False) ->
     needs_data = [name for name in modules if name != "table4"]
     if needs_data and not study.has_data:
         raise ConfigError(f"--data is missing: {', '.join(needs_data)} is measured on data; table4 alone needs none")
+    if study.has_data:
+        resolve(request.data)  # before a folder is made
     if threads := study.config_of(System("sasrec", "base")).threads:
         torch.set_num_threads(threads)  # for what is measured too: another number sums in another order
     try:

@@ -416,6 +416,8 @@ def test_mistakes_are_one_message_and_status_2(arguments, message, run, small_da
         ("train --min_rating x", "plr train: --min_rating must be a finite number; found x; see plr train --help"),
         ("train --gate maybe", "plr train: --gate must be true or false; found maybe; see plr train --help"),
         ("train --precision 16", "plr train: --precision must be one of 32, bf16; found 16; see plr train --help"),
+        ("evaluate RUN --by history age",
+         "plr evaluate: --by must be one of history, popularity, novelty; found age; see plr evaluate --help"),
         ("evaluate RUN --ks 5",
          "plr evaluate: --ks must be a list such as [5,10]; found 5; see plr evaluate --help"),
         ("recommend RUN --history i1 -k 2.5",

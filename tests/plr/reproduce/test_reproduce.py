@@ -94,6 +94,9 @@ def test_what_cannot_work_is_refused(given, message):
 def test_data_are_needed_by_all_but_table_4(tmp_path, capsys):
     assert main(["reproduce", "table2", "table4", "--out", str(tmp_path)]) == 2
     assert "--data is missing: table2 is measured on data" in capsys.readouterr().err
+    assert main(["reproduce", "table1", "--data", "nowhere", "--out", str(tmp_path / "new")]) == 2
+    assert "--data nowhere: no such file" in capsys.readouterr().err
+    assert not (tmp_path / "new").exists()
 
 
 def test_settings_are_of_all_or_of_one_system_and_later_ones_win():
