@@ -57,6 +57,8 @@ class Config(
         self._check_system()
         if self.temperature is None:  # set here, so that config.yaml says what was used
             self.temperature = BACKBONES[self.backbone].temperature
+        if self.from_run and self.new_items is None:
+            self.new_items = "content" if self.features or self.text_vectors else "neighbours"
         for name, (default, reason) in self.without_effect().items():
             if self.provenance is None:
                 raise ConfigError(f"{name} {reason}; found {getattr(self, name)!r}")
@@ -193,8 +195,13 @@ def read_fields(path: Path) -> dict[str, Any]:
 
 _DERIVED = (
     "temperature", "kl_weight", "contrastive_weight", "trigger_std", "fast_state", "min_context", "batch_order",
+    "new_items",
 )  # fmt: skip
 """The options whose defaults depend on other options: the backbone, the method, the mixture, the length or the rows."""
+
+
+OF_THE_DATA = ("train_time", "valid_time", "test_time")
+"""The times at which a run's data were cut: a run that goes on from it has other data."""
 
 
 _WITHOUT_EFFECT = ("min_context", "batch_unit", "divergence_share")

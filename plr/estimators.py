@@ -17,7 +17,7 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
-from plr.config import Config, without_derived
+from plr.config import OF_THE_DATA, Config, without_derived
 from plr.errors import ConfigError, RunError, shortened
 from plr.files import atomic_path, sha256_of
 from plr.frames import as_polars, is_frame
@@ -29,7 +29,7 @@ __all__ = ["PLR", "BERT4Rec", "Estimator", "SASRec", "UniSRec", "load"]
 
 INTERACTIONS = "interactions.parquet"
 """The frame that a run was fitted to, in its folder."""
-_OPTIONS = {each.name for each in fields(Config)} - {"data", "provenance"}
+_OPTIONS = {each.name for each in fields(Config)} - {"data", "provenance", "from_run", "new_items"}
 
 _OWN_DEFAULTS = {"progress": False}
 
@@ -96,16 +96,53 @@ class Estimator:
         Raises:
             UserError: as `plr train`: data or options that cannot be used, an `out` that holds a finished run.
         """
+        self._train(interactions, self.out, self._options)
+        return self
+
+    def fit_partial(self, interactions: Any, *, out: str | Path | None = None, **options: Any) -> Estimator:
+        """Go on from what was fitted, on newer interactions: `plr train --from`.
+
+        Weights and Adam's moments are kept, rows of items matched by their ids. Items that were not known start as
+        `new_items` says ("neighbours", "content" or "random"); those that the new interactions lack retire.
+
+        Args:
+            interactions: as for `fit`: all that the model should know of, or the recent ones.
+            out: the folder of the new run; None: a temporary one, removed with the object, until `save`. What was
+                fitted before stays in its folder.
+            options: for this run alone: epochs, lr, new_items, train_time … Those of `fit` hold otherwise, but for
+                `valid_time`, `test_time` and `train_time`, which belong to its data.
+
+        Returns:
+            The object itself.
+
+        Raises:
+            RunError: nothing was fitted yet, or `out` is what was fitted.
+            ConfigError: an option is unknown or out of range.
+            UserError: as `fit`.
+        """
+        if self._fitted is None:
+            raise RunError(f"this {type(self).__name__} is not fitted; call fit first")
+        known = _OPTIONS - {"out"} | {"new_items"}
+        for name in options:
+            if name not in known:
+                raise ConfigError(f"{type(self).__name__} has no option {name!r}; `plr train --help` lists them")
+        chosen = {name: value for name, value in self._options.items() if name not in OF_THE_DATA}
+        parent = self._fitted.path
+        self._train(interactions, out, chosen | options | {"from_run": str(parent)})
+        return self
+
+    def _train(self, interactions: Any, out: str | Path | None, options: dict[str, Any]) -> None:
+        """Train with these options in that folder, or a temporary one, and serve from it."""
         temporary = None
-        if self.out is None:
+        if out is None:
             temporary = tempfile.TemporaryDirectory(prefix="plr-")
-        folder = Path(temporary.name) / "run" if temporary else Path(str(self.out))
+        folder = Path(temporary.name) / "run" if temporary else Path(str(out))
         if is_frame(interactions):
             data = folder / INTERACTIONS
             self._write(interactions, RunFolder(folder))
-            config = self._config(self._options | {"format": "parquet"}, str(data), str(folder))
+            config = self._config(options | {"format": "parquet"}, str(data), str(folder))
         elif isinstance(interactions, (str, os.PathLike)):
-            config = self._config(self._options, os.fspath(interactions), str(folder))
+            config = self._config(options, os.fspath(interactions), str(folder))
         else:
             raise ConfigError(
                 "interactions must be a frame (pandas, polars, pyarrow, an Arrow stream) or the path of a file or of a "
@@ -113,7 +150,6 @@ class Estimator:
             )
         self.metrics_ = train(config)
         self._temporary, self._fitted, self._recommender = temporary, RunFolder(folder), None
-        return self
 
     def recommend(self, histories: Any, k: int | None = None, **options: Any) -> Any:
         """Return the k best items for each history, best first.

@@ -141,6 +141,11 @@ class RunOptions(Options):
         method: the reasoning on top of it; "base" is the bare backbone.
         phase: LARES: spt, self-supervised pre-training, or rpt, reinforcement post-training of the run `init`.
         init: LARES, phase rpt: the folder of a finished run of phase spt with the same data and sizes.
+        from_run: the folder of a finished run to go on from, on newer data, with its weights and Adam's moments, rows
+            of items matched by their ids. In `plr train` its options are taken over where none are given.
+        new_items: with from_run: where items that the run lacks start: neighbours, the mean of the known items that
+            they occur with in training; content, the mean of all known items, so that their features or text alone
+            tell them apart; or random. By default content where the model reads features or text, else neighbours.
     """
 
     data: str = option("")
@@ -149,6 +154,8 @@ class RunOptions(Options):
     method: MethodName = option("plr")
     phase: Literal["spt", "rpt"] = option("spt")
     init: str | None = option(None)
+    from_run: str | None = option(None)
+    new_items: Literal["neighbours", "content", "random"] | None = option(None)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -158,6 +165,10 @@ class RunOptions(Options):
             raise ConfigError("phase 'rpt' needs --init: the folder of a finished run of --method lares --phase spt")
         if self.phase != "rpt" and self.init:
             raise ConfigError(f"init is for phase 'rpt'; found phase {self.phase!r} with init {self.init!r}")
+        if self.phase == "rpt" and self.from_run:
+            raise ConfigError("from_run is not for phase 'rpt', which starts from the run that init names")
+        if self.new_items and not self.from_run:
+            raise ConfigError(f"new_items is for a run that goes on from another, from_run; found {self.new_items!r}")
 
 
 @dataclass

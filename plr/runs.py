@@ -71,6 +71,11 @@ class RunFolder:
         return self.path / "resume" / "refit.ckpt"
 
     @property
+    def start_point(self) -> Path:
+        """What an unfinished run that goes on from another begins with."""
+        return self.path / "resume" / "start.safetensors"
+
+    @property
     def best_so_far(self) -> Path:
         """The best weights of an unfinished run."""
         return self.path / "resume" / "best.safetensors"

@@ -17,6 +17,7 @@ from typing import Any, Literal, NamedTuple, TextIO, get_type_hints
 from jsonargparse import Namespace
 
 import plr
+from plr.cli.continued import options_of_parent
 from plr.cli.parser import Parser
 from plr.cli.prepare import Request
 from plr.cli.prepare import run as prepare
@@ -31,14 +32,18 @@ from plr.server.options import ServerOptions
 from plr.signals import raise_again, status_of
 
 PATHS = frozenset(
-    ("cache", "data", "deny", "encoder", "features", "file", "folder", "init", "items", "like", "only", "out", "plots",
-     "raw", "run", "source", "text_vectors", "token_file", "users")
+    ("cache", "data", "deny", "encoder", "features", "file", "folder", "from_run", "init", "items", "like", "only",
+     "out", "plots", "raw", "run", "source", "text_vectors", "token_file", "users")
 )  # fmt: skip
 """Arguments that name a file or a folder, or may do so."""
 _ROLES = ("user", "item", "rating", "timestamp")
 NEW_ITEMS = (
     "inductive unisrec: text vectors of items, or of items' texts, that came after training, "
     "made with `plr embed-text --like`"
+)
+FROM = (
+    "go on from a finished run on newer data, with its options where none are given: the folder of that run, whose "
+    "weights and Adam's moments are kept, rows of items matched by their ids"
 )
 
 
@@ -58,9 +63,9 @@ def _run(arguments: list[str], parsed: list[Namespace]) -> int:
             advice = "names of files must be UTF-8 text here; rename the file, or give a link to it"
             print(f"plr: {shortened(argument)}: {advice}", file=sys.stderr)
             return 2
-    options = _with_home(_parser(arguments).parse_args(_with_preset(arguments)))
-    parsed.append(options)
     try:
+        options = _with_home(_parser(arguments).parse_args(_with_preset(arguments)))
+        parsed.append(options)
         with _plain_warnings():
             COMMANDS[options.command].run(options[options.command])
     except Exception as error:
@@ -145,6 +150,8 @@ def _parser(arguments: list[str]) -> Parser:
         commands.add_subcommand(name, options, help=command.summary)
         if asked in (name, None):
             command.add_options(options)
+        if asked == name == "train":
+            options.set_defaults(options_of_parent(_with_preset(arguments)))
     return parser
 
 
@@ -179,7 +186,8 @@ def _train_options(train: Parser) -> None:
     text = "published settings, which --config and other options may change; `plr presets` describes each"
     train.add_argument("--preset", type=known | None, default=None, help=text)
     train.add_argument("--config", action="config", help="a YAML file of fields, e.g. a run's config.yaml")
-    train.add_class_arguments(Config, skip={"provenance"})
+    train.add_class_arguments(Config, skip={"provenance", "from_run"})
+    train.add_argument("--from", "--from_run", dest="from_run", type=str | None, default=None, help=FROM)
 
 
 def _evaluate_options(evaluate: Parser) -> None:

@@ -67,6 +67,7 @@ def _field(path: Path, name: str, values_of: _Values, item_ids: Sequence[str] | 
         name,
         offsets=torch.cat([counts.new_zeros(1), counts.cumsum(0)]),
         values=torch.tensor([number_of[value] for values in of_items for value in values]),
+        value_names=tuple(number_of),
     )
 
 

@@ -26,11 +26,13 @@ class FeatureField:
         name: the field's name.
         offsets: int64 [V + 1].
         values: int64 [N], value numbers 0..num_values-1, each of which some item has.
+        value_names: what each number stands for; None where the run was made before it was kept.
     """
 
     name: str
     offsets: Tensor
     values: Tensor
+    value_names: tuple[str, ...] | None = None
 
     @property
     def num_values(self) -> int:
@@ -116,6 +118,8 @@ class ItemData:
         """Write one safetensors file."""
         names = json.dumps([field.name for field in self.features])
         metadata = {"version": _VERSION, "num_items": str(self.num_items), "features": names}
+        if self.features and all(field.value_names is not None for field in self.features):
+            metadata["values"] = json.dumps([field.value_names for field in self.features])
         with atomic_path(path) as aside:
             save_file(self._tensors(), aside, metadata)
 
@@ -134,9 +138,16 @@ class ItemData:
             raise DataError(f"not a safetensors file ({error})", path) from error
         if metadata.get("version") != _VERSION:
             raise DataError(f"not item data of version {_VERSION}; its metadata are {metadata}", path)
+        names = json.loads(metadata["features"])
+        values = json.loads(metadata.get("values", "null"))  # null: of an earlier version
         features = tuple(
-            FeatureField(name, tensors[f"features.{number}.offsets"], tensors[f"features.{number}.values"])
-            for number, name in enumerate(json.loads(metadata["features"]))
+            FeatureField(
+                name,
+                tensors[f"features.{number}.offsets"],
+                tensors[f"features.{number}.values"],
+                None if values is None else tuple(values[number]),
+            )
+            for number, name in enumerate(names)
         )
         text = ItemText(tensors["text.vectors"], tensors["text.present"]) if "text.vectors" in tensors else None
         return cls(int(metadata["num_items"]), features, text)

@@ -69,6 +69,10 @@ class RecommenderModel(nn.Module):
         """Return the item vectors [V, d] that histories are made of."""
         return self.items.table()
 
+    def own_rows(self) -> tuple[str, ...]:
+        """Return the names of the parameters whose row v is item v's own."""
+        return tuple(f"items.{name}" for name in self.items.own_rows())
+
     def candidates(self, table: Tensor) -> Tensor:
         """Return the vectors [V, d] that scores are taken against: those of the table, or their unit vectors."""
         return functional.normalize(table, dim=-1) if self.items.cosine else table

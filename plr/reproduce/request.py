@@ -16,7 +16,8 @@ from plr.reproduce.presets import BACKBONES, METHODS, PRESETS, Preset
 
 __all__ = ["Request", "settings_of"]
 
-_FIXED = frozenset(("data", "out", "backbone", "seed", "threads", "progress", "provenance", "cache", "phase", "init"))
+_FIXED = frozenset(("data", "out", "backbone", "seed", "threads", "progress", "provenance", "cache", "phase", "init",
+                    "from_run", "new_items"))  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from plr.models import RecommenderModel
 from plr.signals import raise_again
 from plr.training.finite import FiniteGuard
 from plr.training.initial import filter_reachable
+from plr.training.start import Start
 
 
 class TrainingModule(lightning.LightningModule):
@@ -24,16 +25,22 @@ class TrainingModule(lightning.LightningModule):
     (seed, epoch): a resumed run needs the weights and the optimiser to go on exactly as an uninterrupted one.
     """
 
-    def __init__(self, model: RecommenderModel, rows: Rows | DealtRows, config: Config):
+    def __init__(
+        self, model: RecommenderModel, rows: Rows | DealtRows, config: Config, start: Start | None = None
+    ):
         super().__init__()
         self.model = model
         self.rows = rows
         self.config = config
+        self.start = start
         self.guard = FiniteGuard()
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        """Adam, as in the paper."""
-        return build_optimizer(self.model, self.config)
+        """Adam, as in the paper; with the moments that the run starts with, where it goes on from another."""
+        optimizer = build_optimizer(self.model, self.config)
+        if self.start is not None:
+            self.start.set_moments(self.model, optimizer)
+        return optimizer
 
     def train_dataloader(self) -> DataLoader:
         """Batches, grouped by length or not, gathered in the main process: a gather is cheaper than a queue."""

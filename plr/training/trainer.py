@@ -37,9 +37,14 @@ from plr.training.checkpoint import AtomicCheckpointIO, read_checkpoint
 from plr.training.initial import InitialRun
 from plr.training.memory import ReturnFreedMemory
 from plr.training.module import TrainingModule, training_rows
+from plr.training.parent import Parent
 from plr.training.processes import check_processes, cluster_environment, end_children, is_leader
 from plr.training.provenance import provenance
 from plr.training.shared_ranking import rank_together, share_of
+from plr.training.start import Start
+
+Origin = InitialRun | Start | None
+"""Where the weights come from: the first phase, a run on earlier data, or, None, the seed."""
 
 
 def train(config: Config, dataset: SequenceDataset | None = None) -> dict[str, Any]:
@@ -73,10 +78,35 @@ def train(config: Config, dataset: SequenceDataset | None = None) -> dict[str, A
         _check_rows(config, dataset)
         folder = RunFolder(Path(config.out))
         item_data = load_item_data(config, dataset.item_ids, folder.item_data)
-        initial = InitialRun.of(config, dataset, item_data)
+        origin = _origin(folder, config, dataset, item_data)
         with _alone(folder):
-            _open_folder(folder, config, dataset, item_data, initial)
-            return _run(folder, config, dataset, item_data, initial, device)
+            _open_folder(folder, config, dataset, item_data, origin)
+            return _run(folder, config, dataset, item_data, origin, device)
+
+
+def _origin(folder: RunFolder, config: Config, dataset: SequenceDataset, item_data: ItemData) -> Origin:
+    """Return where the run's weights come from; an unfinished run has kept what it began with."""
+    if config.from_run is None:
+        return InitialRun.of(config, dataset, item_data)
+    parent = _recorded_parent(folder)
+    if parent is not None and folder.start_point.exists():
+        try:
+            return Start.load(folder.start_point, parent["start"])
+        except RunError as error:
+            raise RunError(f"{error}; delete {folder.path} to begin again from --from {config.from_run}") from error
+    start = Parent.of(config).start(config, dataset, item_data)
+    if parent is not None and parent["digest"] != start.parent["digest"]:
+        raise RunError(
+            f"{folder.path}: holds an unfinished run that began at other weights than {config.from_run} has"
+        )
+    return start
+
+
+def _recorded_parent(folder: RunFolder) -> dict[str, Any] | None:
+    """Return what the folder's run says of its parent; None where there is no unfinished run with one."""
+    if folder.finished() or not folder.config.exists():
+        return None
+    return (Config.load(folder.config).provenance or {}).get("parent")
 
 
 def _run(
@@ -84,22 +114,24 @@ def _run(
     config: Config,
     dataset: SequenceDataset,
     item_data: ItemData,
-    initial: InitialRun | None,
+    origin: Origin,
     device: torch.device,
 ) -> dict[str, Any]:
     """Train, and refit where that is wanted; then measure and complete the folder."""
     with _quiet():
-        selection = _select(folder, config, dataset, item_data, initial)
+        selection = _select(folder, config, dataset, item_data, origin)
         refitted = None
         if config.refit:
-            refitted = _refit(folder, config, dataset, item_data, initial, selection.best_epoch + 1)
+            refitted = _refit(folder, config, dataset, item_data, origin, selection.best_epoch + 1)
     rankings = {
         split: _ranking(model.to(device), split, config, dataset)
         for split, model in (("valid", selection.model), ("test", refitted or selection.model))
     }
     if not _is_first():
         return {}
-    return _finish(folder, config, dataset, item_data, selection, refitted, rankings)
+    result = _finish(folder, config, dataset, item_data, selection, refitted, rankings, origin)
+    folder.start_point.unlink(missing_ok=True)  # of no use any more, and three times as large as the weights
+    return result
 
 
 def _is_first() -> bool:
@@ -175,11 +207,13 @@ class _Selection:
     train_seconds: float  # the median of the epochs
 
 
-def _untrained(config: Config, item_data: ItemData, initial: InitialRun | None) -> RecommenderModel:
-    """The model before its first step: with drawn weights, or with those of the first phase."""
+def _untrained(config: Config, item_data: ItemData, origin: Origin) -> RecommenderModel:
+    """The model before its first step: with drawn weights, with a parent's, or with those of the first phase."""
     model = build_model(config, item_data)
-    if initial is not None:
-        first = initial.load(item_data)
+    if isinstance(origin, Start):
+        origin.set_weights(model)
+    elif origin is not None:
+        first = origin.load(item_data)
         assert isinstance(model, PostTrainedLARES)
         assert isinstance(first, LARESRecommender)
         model.start_from(first)
@@ -187,10 +221,10 @@ def _untrained(config: Config, item_data: ItemData, initial: InitialRun | None) 
 
 
 def _select(
-    folder: RunFolder, config: Config, dataset: SequenceDataset, item_data: ItemData, initial: InitialRun | None
+    folder: RunFolder, config: Config, dataset: SequenceDataset, item_data: ItemData, origin: Origin
 ) -> _Selection:
     """Train with early stopping on the validation rows."""
-    model = _untrained(config, item_data, initial)
+    model = _untrained(config, item_data, origin)
     validation = Validation(
         dataset.rows("valid", config.max_length), config.eval_batch_size, config.ks, config.exclude_seen
     )
@@ -205,7 +239,7 @@ def _select(
         epochs = state["epoch"] + 1
     else:
         trainer = _trainer(folder.logs, config, config.epochs, callbacks)
-        _fit(trainer, model, config, dataset, folder.resume_point)
+        _fit(trainer, model, config, dataset, folder.resume_point, origin)
         epochs = trainer.current_epoch
     try:
         load_weights(model.cpu(), folder.best_so_far)
@@ -221,13 +255,13 @@ def _refit(
     config: Config,
     dataset: SequenceDataset,
     item_data: ItemData,
-    initial: InitialRun | None,
+    origin: Origin,
     epochs: int,
 ) -> RecommenderModel:
     """Retrain on training and validation rows, for as many epochs as were best without the latter."""
-    model = _untrained(config, item_data, initial)
+    model = _untrained(config, item_data, origin)
     trainer = _trainer(folder.logs / "refit", config, epochs, [ResumePoint(folder.refit_point)])
-    _fit(trainer, model, config, dataset.with_validation_in_training(), folder.refit_point)
+    _fit(trainer, model, config, dataset.with_validation_in_training(), folder.refit_point, origin)
     return model.cpu()
 
 
@@ -252,10 +286,16 @@ def _trainer(logs: Path, config: Config, epochs: int, callbacks: list[Callback])
 
 
 def _fit(
-    trainer: lightning.Trainer, model: RecommenderModel, config: Config, dataset: SequenceDataset, resume_point: Path
+    trainer: lightning.Trainer,
+    model: RecommenderModel,
+    config: Config,
+    dataset: SequenceDataset,
+    resume_point: Path,
+    origin: Origin,
 ) -> None:
     """Train on the data set's training rows, from the resume point if there is one."""
-    module = TrainingModule(model, training_rows(dataset, config), config)
+    start = origin if isinstance(origin, Start) else None
+    module = TrainingModule(model, training_rows(dataset, config), config, start)
     try:
         trainer.fit(module, ckpt_path=resume_point if resume_point.exists() else None)
     except BaseException as error:
@@ -301,6 +341,7 @@ def _finish(
     selection: _Selection,
     refitted: RecommenderModel | None,
     rankings: dict[str, Ranking],
+    origin: Origin,
 ) -> dict[str, Any]:
     """Complete the folder with the ranks of both held-out splits, metrics.json last."""
     tested = refitted or selection.model
@@ -317,17 +358,18 @@ def _finish(
         result[split] = {**metrics(ranking.ranks, config.ks), "rows": len(ranking)}
     result["data"] = {"split": dataset.split, **dataset.report}
     result["items"] = item_data.report()
+    if isinstance(origin, Start):
+        result["from"] = {**origin.parent, "items": origin.counts}
     result["files"] = folder.hashes()
     write_metrics(folder.metrics, result)
     return result
 
 
 def _open_folder(
-    folder: RunFolder, config: Config, dataset: SequenceDataset, item_data: ItemData, initial: InitialRun | None
+    folder: RunFolder, config: Config, dataset: SequenceDataset, item_data: ItemData, origin: Origin
 ) -> None:
     """Start a run folder or accept the unfinished run of the same configuration in it."""
-    init_hash = None if initial is None else initial.weights_hash
-    recorded = provenance(dataset.content_hash, item_data.content_hash, init_hash)
+    init_hash = origin.weights_hash if isinstance(origin, InitialRun) else None
     leader = is_leader()
     if folder.config.exists():
         earlier = Config.load(folder.config)
@@ -357,7 +399,7 @@ def _open_folder(
         if (earlier.provenance or {}).get("init_hash") != init_hash:
             raise RunError(f"{folder.path}: holds an unfinished run that began at other weights than {config.init} has")
         if leader:
-            _repair(folder, config, dataset, item_data)
+            _repair(folder, config, dataset, item_data, origin)
         return
     left = [path for path in (folder.metrics, folder.resume_point, folder.refit_point) if path.exists()]
     if left:
@@ -371,6 +413,12 @@ def _open_folder(
     folder.save_item_ids(dataset.item_ids)
     folder.save_popularity(dataset.training_popularity(config.refit))
     folder.save_item_data(item_data)
+    parent = None
+    if isinstance(origin, Start):
+        origin.save(folder.start_point)
+        parent = {**origin.parent, "start": sha256_of(folder.start_point)}
+        warnings.warn(origin.note(config.new_items), stacklevel=2)
+    recorded = provenance(dataset.content_hash, item_data.content_hash, init_hash, parent)
     Config(**{**asdict(config), "provenance": recorded}).save(folder.config)
 
 
@@ -379,7 +427,9 @@ def _refuse_finished(folder: RunFolder) -> None:
         raise RunError(f"{folder.path}: holds a finished run; choose another --out or delete the folder")
 
 
-def _repair(folder: RunFolder, config: Config, dataset: SequenceDataset, item_data: ItemData) -> None:
+def _repair(
+    folder: RunFolder, config: Config, dataset: SequenceDataset, item_data: ItemData, origin: Origin
+) -> None:
     """Write what the folder of an unfinished run has lost, and remove what a killed process left half-written."""
     for place in (folder.path, folder.resume_point.parent):
         place.mkdir(exist_ok=True)
@@ -390,6 +440,8 @@ def _repair(folder: RunFolder, config: Config, dataset: SequenceDataset, item_da
         folder.save_popularity(dataset.training_popularity(config.refit))
     if not folder.item_data.exists():
         folder.save_item_data(item_data)
+    if isinstance(origin, Start) and not folder.start_point.exists():
+        origin.save(folder.start_point)  # the same bytes: the parent's digest is
 
 
 @contextlib.contextmanager

@@ -193,3 +193,24 @@ def test_times_that_would_be_sorted_as_text_are_refused(fitted):
         fitted.recommend(frame)
     with pytest.raises(DataError, match=r"column 'item_id' .* 1 missing"):
         fitted.recommend(pl.DataFrame({"user_id": ["a", "a"], "item_id": ["i1", None]}))
+
+
+def test_fit_partial_goes_on_from_what_was_fitted(fitted, tmp_path):
+    model = plr.load(fitted.out)
+    newer = interactions(users=40, items=23)
+    with pytest.warns(UserWarning, match=r"20 items are known, 3 are new and start at random"):
+        assert model.fit_partial(newer, new_items="random", epochs=2) is model
+    assert model.metrics_["epochs"] == 2
+    assert model.get_params() == plr.load(fitted.out).get_params()  # what was for that run alone is gone
+    assert set(model.recommender.item_ids) == set(newer["item_id"])
+    model.save(tmp_path / "saved")
+    again = plr.load(tmp_path / "saved")
+    assert "from_run" not in again.get_params()
+    assert again.recommend([["i1", "i2"]], k=3) == model.recommend([["i1", "i2"]], k=3)
+    with pytest.warns(UserWarning, match="0 are new"):
+        again.fit_partial(newer, out=tmp_path / "third")
+    assert again.metrics_["from"]["run"] == str(tmp_path / "saved")
+    with pytest.raises(RunError, match="not fitted"):
+        plr.SASRec(**SMALL).fit_partial(newer)
+    with pytest.raises(ConfigError, match="no option 'epoch'"):
+        again.fit_partial(newer, epoch=1)

@@ -28,6 +28,10 @@ class ItemEncoder(nn.Module):
         """Return the item vectors [V, d], with gradients: computed once per step, for inputs and scores alike."""
         raise NotImplementedError
 
+    def own_rows(self) -> tuple[str, ...]:
+        """Return the names of the parameters whose row v is item v's own: a run on newer data matches them by item."""
+        return ("embedding.weight",)
+
 
 class IdItemEncoder(ItemEncoder):
     """One learned vector per item.

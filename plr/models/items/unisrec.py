@@ -49,6 +49,10 @@ class TextItemEncoder(ItemEncoder):
         table = torch.where(self.present[:, None], self.adaptor(self.vectors), self.missing.weight)
         return table if self.embedding is None else table + self.embedding.weight
 
+    def own_rows(self) -> tuple[str, ...]:
+        """Return the id embedding's, where there is one."""
+        return () if self.embedding is None else super().own_rows()
+
 
 def text_items(data: ItemData, dim: int, options: UniSRecOptions) -> ItemEncoder:
     """Return vectors [V, dim] of the items' texts.

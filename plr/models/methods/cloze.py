@@ -42,6 +42,10 @@ class ClozeRecommender(RecommenderModel):
         self.item_bias = nn.Parameter(torch.zeros(items.num_items))
         self.initialize()
 
+    def own_rows(self) -> tuple[str, ...]:
+        """Return those of the items, and the items' biases."""
+        return (*super().own_rows(), "item_bias")
+
     def losses(self, batch: Batch) -> Losses:
         """Return {"masked_item": mean cross-entropy over the masked positions}; batch.targets are [B, L]."""
         if batch.targets.ndim != 2:
