@@ -96,6 +96,10 @@ struct RankedItems {
 }  // namespace
 
 void bind_engine(py::module_& module) {
+  py::class_<Session>(module, "Session", "What an engine keeps of a history; see csrc/engine/session.h.")
+      .def_property_readonly("length", &Session::length)
+      .def_property_readonly("bytes", &Session::bytes);
+
   py::class_<Engine>(module, "Engine", "From histories to what ranks the items for them; see csrc/engine/engine.h.")
       .def(py::init(&make_engine))
       .def("states", [](const Engine& engine, int threads, Address ids, Address offsets, int64_t histories,
@@ -104,6 +108,13 @@ void bind_engine(py::module_& module) {
         const auto* starts = pointer<const int64_t>(offsets);
         const Threads team = Threads::of_its_own(threads, engine.work(starts[histories] - starts[0], histories));
         engine.states(team, pointer<const int64_t>(ids), starts, histories, pointer<float>(states),
+                      pointer<float>(log_weights));
+      })
+      .def("new_session", &Engine::new_session, py::keep_alive<0, 1>())
+      .def("append", [](const Engine& engine, Session& session, Address ids, int64_t count, Address states,
+                        Address log_weights) {
+        const py::gil_scoped_release release;
+        engine.append(session, pointer<const int64_t>(ids), count, pointer<float>(states),
                       pointer<float>(log_weights));
       });
 

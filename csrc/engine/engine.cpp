@@ -27,6 +27,13 @@ Buffer packed(const Kernels& kernels, const float* rows, int64_t count, int64_t 
   return result;
 }
 
+void copy_row(Panels source, int64_t row, MutablePanels target, int64_t to, int64_t dim) {
+  for (int64_t column = 0; column < dim; column += kPanelColumns) {
+    std::copy_n(source.data + row * kPanelColumns + column * source.rows, kPanelColumns,
+                target.data + to * kPanelColumns + column * target.rows);
+  }
+}
+
 void normalize(float* state, int64_t dim) {
   double squares = 0.0;
   for (int64_t d = 0; d < dim; ++d) squares += static_cast<double>(state[d]) * state[d];
@@ -124,6 +131,40 @@ void Engine::states(const Threads& threads, const int64_t* ids, const int64_t* o
   });
 }
 
+void Engine::append(Session& session, const int64_t* ids, int64_t count, float* states, float* log_weights) const {
+  const int64_t begin = session.length(), length = begin + count;
+  if (!causal_) throw std::invalid_argument("a session needs a causal encoder: items change what came before them here");
+  if (!session.belongs_to(layers_)) throw std::invalid_argument("the session is another engine's");
+  if (count < 1 || length > max_length_) {
+    throw std::invalid_argument("a session of " + std::to_string(begin) + " items takes 1 to " +
+                                std::to_string(max_length_ - begin) + " more (max_length " +
+                                std::to_string(max_length_) + "), found " + std::to_string(count));
+  }
+  for (int64_t j = 0; j < count; ++j) {
+    if (ids[j] < 0 || ids[j] >= table_.rows) {
+      throw std::invalid_argument("ids must be in [0, V) (V=" + std::to_string(table_.rows) + "), found " +
+                                  std::to_string(ids[j]));
+    }
+  }
+  session.reserve(length);
+  thread_local Arena arena;
+  const Released released{arena};
+  const MutablePanels x = arena.panels(count, dim_);
+  for (int64_t j = 0; j < count; ++j) kernels_.load_rows(table_, ids[j], 1, x.data + j * kPanelColumns, x.rows);
+  input_norm_(kernels_, count, view(x), from_row(Panels{position_.data(), max_length_}, begin), x);
+  std::vector<KeysValues> read;
+  for (std::size_t i = 0; i < layers_.size(); ++i) {
+    read.push_back(session.kept(i));
+    layers_[i].keep(kernels_, begin, count, session.room(), view(x), read.back(), arena);
+    if (i + 1 < layers_.size()) layers_[i].extend(kernels_, begin, count, session.room(), read.back(), x, arena);
+  }
+  const Histories histories{{0, length}, {0, session.room() / kPanelColumns}};
+  const MutablePanels last = arena.panels(1, dim_);
+  copy_row(view(x), count - 1, last, 0, dim_);
+  finish_group(histories, read, last, arena, {states, log_weights});
+  session.set_length(length);
+}
+
 void Engine::run_group(const int64_t* ids, const int64_t* offsets, int64_t count, Arena& arena, Output output) const {
   Histories histories{{0}, {0}};
   for (int64_t i = 0; i < count; ++i) {
@@ -140,11 +181,14 @@ void Engine::run_group(const int64_t* ids, const int64_t* offsets, int64_t count
   // The last layer for the last positions only: tokens that read the whole history and have no entries of their own.
   const MutablePanels last = arena.panels(count, dim_);
   for (int64_t i = 0; i < count; ++i) {
-    const float* source = x.data + (histories.first_row[i + 1] - 1) * kPanelColumns;
-    for (int64_t column = 0; column < dim_; column += kPanelColumns) {
-      std::copy_n(source + column * x.rows, kPanelColumns, last.data + i * kPanelColumns + column * last.rows);
-    }
+    copy_row(view(x), histories.first_row[i + 1] - 1, last, i, dim_);
   }
+  finish_group(histories, read, last, arena, output);
+}
+
+void Engine::finish_group(const Histories& histories, const std::vector<KeysValues>& read, MutablePanels last,
+                          Arena& arena, Output output) const {
+  const int64_t count = histories.count();
   layers_.back().step(kernels_, histories, 1, read.back(), {}, last, arena);
   float* fast = arena.take(count * dim_);
   kernels_.store_rows(last.data, last.rows, count, dim_, 1.0f, {fast, DataType::float32, dim_}, 0);

@@ -14,6 +14,7 @@
 #include "../threads.h"
 #include "layer.h"
 #include "linear.h"
+#include "session.h"
 
 namespace plr_kernels {
 
@@ -58,6 +59,13 @@ class Engine {
   void states(const Threads& threads, const int64_t* ids, const int64_t* offsets, int64_t histories, float* states,
               float* log_weights) const;
 
+  // A history without items yet, whose keys and values are kept.
+  Session new_session() const { return Session(layers_); }
+
+  // Appends items to a session of this engine: states [states_per_row, d] and log_weights [states_per_row] are then
+  // those of its whole history, to the bit. Causal encoders only, and max_length items at most.
+  void append(Session& session, const int64_t* ids, int64_t count, float* states, float* log_weights) const;
+
   // Multiply-adds of a call, roughly.
   double work(int64_t rows, int64_t histories) const;
 
@@ -67,6 +75,9 @@ class Engine {
     float* log_weights;
   };
   void run_group(const int64_t* ids, const int64_t* offsets, int64_t histories, Arena& arena, Output output) const;
+  // From the last layer's last positions, [histories, d], on.
+  void finish_group(const Histories& histories, const std::vector<KeysValues>& read, MutablePanels last, Arena& arena,
+                    Output output) const;
   MutablePanels embed(const int64_t* ids, const int64_t* offsets, const Histories& histories, Arena& arena) const;
   // What is pooled of the streams, [histories, streams, d].
   float* streams_of(const Histories& histories, const std::vector<KeysValues>& read, const float* fast,

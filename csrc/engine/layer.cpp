@@ -13,15 +13,18 @@ WeightAndBias second_half(const WeightAndBias& both, int64_t dim) {
   return {both.weight + dim * dim, both.bias + dim};
 }
 
-// key [count, D] -> panels of its transpose, `panel_step` numbers from one panel of 32 keys to the next.
-void transpose_keys(Panels key, int64_t count, int64_t dim, float* target, int64_t panel_step) {
-  for (int64_t first = 0; first < count; first += kPanelColumns) {
-    const int64_t keys = std::min(kPanelColumns, count - first);
-    float* panel = target + first / kPanelColumns * panel_step;
+// key [count, D] of positions from `begin` on -> panels of its transpose, `panel_step` numbers from one panel of 32 keys
+// to the next.
+void transpose_keys(Panels key, int64_t begin, int64_t count, int64_t dim, float* target, int64_t panel_step) {
+  for (int64_t done = 0; done < count;) {
+    const int64_t position = begin + done, lane = position % kPanelColumns;
+    const int64_t keys = std::min(kPanelColumns - lane, count - done);
+    float* panel = target + position / kPanelColumns * panel_step + lane;
     for (int64_t d = 0; d < dim; ++d) {
-      const float* column = key.data + (d / kPanelColumns * key.rows + first) * kPanelColumns + d % kPanelColumns;
+      const float* column = key.data + (d / kPanelColumns * key.rows + done) * kPanelColumns + d % kPanelColumns;
       for (int64_t i = 0; i < keys; ++i) panel[d * kPanelColumns + i] = column[i * kPanelColumns];
     }
+    done += keys;
   }
 }
 
@@ -61,7 +64,7 @@ KeysValues Layer::keys_values(const Kernels& kernels, const Histories& histories
     float* target = result.key + histories.first_key_panel[history] * heads_ * head_keys;
     const int64_t panels = histories.first_key_panel[history + 1] - histories.first_key_panel[history];
     for (int64_t head = 0; head < heads_; ++head) {
-      transpose_keys(of_head(keys, head), histories.length(history), head_dim_, target + head * panels * head_keys,
+      transpose_keys(of_head(keys, head), 0, histories.length(history), head_dim_, target + head * panels * head_keys,
                      head_keys);
     }
   }
@@ -76,31 +79,60 @@ void Layer::encode(const Kernels& kernels, const Histories& histories, bool caus
     query_(kernels, std::min(kTileRows, rows - first), from_row(view(x), first), from_row(query, first));
   }
   AttendCall call{};
-  call.dim = head_dim_;
-  call.scale = static_cast<float>(kLog2E / std::sqrt(static_cast<double>(head_dim_)));
   call.causal = causal;
   call.memory = arena.take(attend_memory(histories.longest(), 0));
   for (int64_t history = 0; history < histories.count(); ++history) {
     const int64_t first_row = histories.first_row[history], length = histories.length(history);
     const int64_t first_panel = histories.first_key_panel[history];
-    const int64_t panels = histories.first_key_panel[history + 1] - first_panel;
-    for (int64_t head = 0; head < heads_; ++head) {
-      call.key = read.key + (first_panel * heads_ + head * panels) * head_keys;
-      call.value = of_head(from_row(view(read.value), first_row), head);
-      for (int64_t first = 0; first < length; first += kQueryRows) {
-        call.rows = std::min(kQueryRows, length - first);
-        call.keys = causal ? first + call.rows : length;
-        call.output = of_head(from_row(query, first_row + first), head);
-        call.query = view(call.output);
-        kernels.attend(call);
-      }
-    }
+    attend(kernels, call, 0, length, length, read.key + first_panel * heads_ * head_keys,
+           histories.first_key_panel[history + 1] - first_panel, from_row(view(read.value), first_row),
+           from_row(query, first_row));
   }
-  const int64_t tile = std::min(kTileRows, rows);
-  const MutablePanels inner = arena.panels(tile, ffn_in_.out()), outer = arena.panels(tile, ffn_out_.out());
+  sublayers(kernels, rows, view(query), x, arena);
+}
+
+void Layer::keep(const Kernels& kernels, int64_t begin, int64_t rows, int64_t room, Panels x, const KeysValues& kept,
+                 Arena& arena) const {
+  const int64_t head_keys = head_dim_ * kPanelColumns;
+  const MutablePanels key = arena.panels(rows, key_.out());
   for (int64_t first = 0; first < rows; first += kTileRows) {
-    sublayers(kernels, std::min(kTileRows, rows - first), from_row(view(query), first), from_row(x, first), inner,
-              outer);
+    const int64_t count = std::min(kTileRows, rows - first);
+    key_(kernels, count, from_row(x, first), from_row(key, first));
+    value_(kernels, count, from_row(x, first), from_row(kept.value, begin + first));
+  }
+  for (int64_t head = 0; head < heads_; ++head) {
+    transpose_keys(of_head(view(key), head), begin, rows, head_dim_,
+                   kept.key + head * (room / kPanelColumns) * head_keys, head_keys);
+  }
+}
+
+void Layer::extend(const Kernels& kernels, int64_t begin, int64_t rows, int64_t room, const KeysValues& kept,
+                   MutablePanels x, Arena& arena) const {
+  const MutablePanels query = arena.panels(rows, query_.out());
+  for (int64_t first = 0; first < rows; first += kTileRows) {
+    query_(kernels, std::min(kTileRows, rows - first), from_row(view(x), first), from_row(query, first));
+  }
+  AttendCall call{};
+  call.causal = true;
+  call.memory = arena.take(attend_memory(begin + rows, 0));
+  attend(kernels, call, begin, rows, begin + rows, kept.key, room / kPanelColumns, view(kept.value), query);
+  sublayers(kernels, rows, view(query), x, arena);
+}
+
+void Layer::attend(const Kernels& kernels, AttendCall& call, int64_t begin, int64_t rows, int64_t length,
+                   const float* key, int64_t panels, Panels value, MutablePanels query) const {
+  call.dim = head_dim_;
+  call.scale = static_cast<float>(kLog2E / std::sqrt(static_cast<double>(head_dim_)));
+  for (int64_t head = 0; head < heads_; ++head) {
+    call.key = key + head * panels * head_dim_ * kPanelColumns;
+    call.value = of_head(value, head);
+    for (int64_t first = 0; first < rows; first += kQueryRows) {
+      call.rows = std::min(kQueryRows, rows - first);
+      call.keys = call.causal ? begin + first + call.rows : length;
+      call.output = of_head(from_row(query, first), head);
+      call.query = view(call.output);
+      kernels.attend(call);
+    }
   }
 }
 
@@ -145,23 +177,22 @@ void Layer::step(const Kernels& kernels, const Histories& histories, int64_t str
       }
     }
   }
+  sublayers(kernels, rows, view(query), x, arena);
+}
+
+void Layer::sublayers(const Kernels& kernels, int64_t rows, Panels attended, MutablePanels x, Arena& arena) const {
   const int64_t tile = std::min(kTileRows, rows);
   const MutablePanels inner = arena.panels(tile, ffn_in_.out()), outer = arena.panels(tile, ffn_out_.out());
   for (int64_t first = 0; first < rows; first += kTileRows) {
-    sublayers(kernels, std::min(kTileRows, rows - first), from_row(view(query), first), from_row(x, first), inner,
-              outer);
+    const int64_t count = std::min(kTileRows, rows - first);
+    const MutablePanels part = from_row(x, first);
+    attention_output_(kernels, count, from_row(attended, first), outer);
+    attention_norm_(kernels, count, view(part), view(outer), part);
+    ffn_in_(kernels, count, view(part), inner);
+    kernels.gelu_rows(count, ffn_in_.out(), inner);
+    ffn_out_(kernels, count, view(inner), outer);
+    ffn_norm_(kernels, count, view(part), view(outer), part);
   }
-}
-
-// x -> norm(y + ffn(y)) with y = norm(x + attention_output(attended)).
-void Layer::sublayers(const Kernels& kernels, int64_t rows, Panels attended, MutablePanels x, MutablePanels inner,
-                      MutablePanels outer) const {
-  attention_output_(kernels, rows, attended, outer);
-  attention_norm_(kernels, rows, view(x), view(outer), x);
-  ffn_in_(kernels, rows, view(x), inner);
-  kernels.gelu_rows(rows, ffn_in_.out(), inner);
-  ffn_out_(kernels, rows, view(inner), outer);
-  ffn_norm_(kernels, rows, view(x), view(outer), x);
 }
 
 MutablePanels Layer::of_head(MutablePanels matrix, int64_t head) const {

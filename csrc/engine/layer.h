@@ -26,7 +26,7 @@ struct Histories {
   int64_t longest() const;
 };
 
-// What queries read of a layer. Keys are panels of their transpose: [panels of 32 keys][heads][D][32].
+// What queries read of a layer. Keys are panels of their transpose, each history's [heads][panels of 32 keys][D][32].
 struct KeysValues {
   float* key;
   MutablePanels value;  // [rows, heads · head_step]
@@ -43,6 +43,17 @@ class Layer {
   void encode(const Kernels& kernels, const Histories& histories, bool causal, const KeysValues& read, MutablePanels x,
               Arena& arena) const;
 
+  // Of one history, the keys and values of positions from `begin` on, x [rows, d], into what is kept of it: with
+  // room for `room` positions, a multiple of 32.
+  void keep(const Kernels& kernels, int64_t begin, int64_t rows, int64_t room, Panels x, const KeysValues& kept,
+            Arena& arena) const;
+  // These positions, in place, each reading what is kept up to itself: what `encode` makes of them under a causal mask.
+  void extend(const Kernels& kernels, int64_t begin, int64_t rows, int64_t room, const KeysValues& kept,
+              MutablePanels x, Arena& arena) const;
+  int64_t heads() const { return heads_; }
+  int64_t keys_size(int64_t room) const { return room * heads_ * head_dim_; }
+  int64_t values_size(int64_t room) const { return panels_size(room, value_.out()); }
+
   // Keys and values of the tokens x [rows, d] of streams, both [rows, heads · head_step].
   struct Suffix {
     std::vector<MutablePanels> key, value;  // of each step
@@ -54,8 +65,12 @@ class Layer {
             const Suffix& suffix, MutablePanels x, Arena& arena) const;
 
  private:
-  void sublayers(const Kernels& kernels, int64_t rows, Panels attended, MutablePanels x, MutablePanels inner,
-                 MutablePanels outer) const;
+  // Queries of all heads at positions from `begin` on, [rows, heads · head_step], become what they attend to; of one
+  // history with `length` positions, whose heads' keys are `panels` panels apart.
+  void attend(const Kernels& kernels, AttendCall& call, int64_t begin, int64_t rows, int64_t length, const float* key,
+              int64_t panels, Panels value, MutablePanels query) const;
+  // x [rows, d] -> norm(y + ffn(y)) with y = norm(x + attention_output(attended)), in place.
+  void sublayers(const Kernels& kernels, int64_t rows, Panels attended, MutablePanels x, Arena& arena) const;
   Panels of_head(Panels matrix, int64_t head) const;
   MutablePanels of_head(MutablePanels matrix, int64_t head) const;
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import _has_any_global_hook
@@ -48,7 +49,7 @@ class UserStates(NamedTuple):
     states: Tensor
     log_weights: Tensor | None
 
-    def of_rows(self, rows: slice) -> UserStates:
+    def of_rows(self, rows: slice | np.ndarray) -> UserStates:
         """Return those of some of the histories."""
         return UserStates(self.states[rows], None if self.log_weights is None else self.log_weights[rows])
 
@@ -103,6 +104,8 @@ class Engine:
     Attributes:
         table: float32 [V, d], the item vectors that histories are made of.
         candidates: float32 [V, d], those that are ranked.
+        causal: whether an item leaves what was computed of those before it as it is.
+        max_length: how many of a history's last items are read.
 
     Raises:
         EngineError: the engine cannot take the model; the message says why.
@@ -116,7 +119,8 @@ class Engine:
         from plr_kernels.extension import as_matrix, resources
 
         self.temperature = model.temperature
-        self._snapshot = _snapshot(model)
+        self.causal, self.max_length = model.encoder.causal, model.encoder.max_length
+        self._snapshot = snapshot(model)
         self._resources, self._instruction_set = resources, resources()[0]
         with torch.no_grad(), torch.autocast("cpu", enabled=False):
             self.table = model.item_table().detach().clone(memory_format=torch.contiguous_format)
@@ -146,18 +150,25 @@ class Engine:
         """
         _check_histories(ids, offsets)
         ids, offsets = ids.contiguous(), offsets.contiguous()
-        rows, components = len(offsets) - 1, self._components
-        log_weights = None if components is None else _empty(rows, components)
-        states = _empty(rows, self._dim) if components is None else _empty(rows, components, self._dim)
-        self._engine.states(
-            self._resources()[1],
-            ids.data_ptr(),
-            offsets.data_ptr(),
-            rows,
-            states.data_ptr(),
-            0 if log_weights is None else log_weights.data_ptr(),
-        )
-        return UserStates(states, log_weights)
+        rows = len(offsets) - 1
+        users = self._new_states(rows)
+        self._engine.states(self._resources()[1], ids.data_ptr(), offsets.data_ptr(), rows, *_addresses(users))
+        return users
+
+    def _new_states(self, rows: int) -> UserStates:
+        if self._components is None:
+            return UserStates(_empty(rows, self._dim), None)
+        return UserStates(_empty(rows, self._components, self._dim), _empty(rows, self._components))
+
+    def kept_history(self) -> KeptHistory:
+        """Return a history without items yet, to be appended to.
+
+        Raises:
+            EngineError: the encoder is not causal.
+        """
+        if not self.causal:
+            raise EngineError("nothing of a history can be kept: the encoder is not causal, an item changes them all")
+        return KeptHistory(self, self._engine)
 
     def top(
         self, ids: Tensor, offsets: Tensor, k: int, *, exclude: Tensor | None = None, where: Tensor | None = None
@@ -262,7 +273,52 @@ class Engine:
 
         What is written past PyTorch's counts of changes, through `weight.data` or a NumPy view, cannot be noticed.
         """
-        return self._snapshot == _snapshot(model) and chosen_backend() in ("auto", "cpp")
+        return self._snapshot == snapshot(model) and chosen_backend() in ("auto", "cpp")
+
+
+class KeptHistory:
+    """A history whose keys and values of each layer an engine keeps, 4 bytes · 2 · layers · d a position.
+
+    An item that is appended is computed alone, and the states are those of `Engine.states` for the whole history, to the
+    bit. For one thread at a time; of `Engine.kept_history`.
+
+    Attributes:
+        engine: whose it is.
+    """
+
+    def __init__(self, engine: Engine, compiled: Any) -> None:
+        self.engine = engine
+        self._compiled, self._kept = compiled, compiled.new_session()
+
+    @property
+    def length(self) -> int:
+        """How many items there are."""
+        return self._kept.length
+
+    @property
+    def bytes(self) -> int:
+        """How much memory the keys and values take."""
+        return self._kept.bytes
+
+    def append(self, ids: Tensor) -> UserStates:
+        """Append items; return what ranks the items for the history then, B = 1.
+
+        Args:
+            ids: int64 [N], N >= 1, oldest first; with those before at most max_length.
+
+        Raises:
+            TypeError, ValueError: not of that kind, an id outside [0, V), or more than max_length items; nothing has
+                been appended then.
+        """
+        _check_numbers("ids", ids)
+        ids = ids.contiguous()
+        users = self.engine._new_states(1)
+        self._compiled.append(self._kept, ids.data_ptr(), len(ids), *_addresses(users))
+        return users
+
+
+def _addresses(users: UserStates) -> tuple[int, int]:
+    return users.states.data_ptr(), 0 if users.log_weights is None else users.log_weights.data_ptr()
 
 
 def _empty(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -270,8 +326,8 @@ def _empty(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
     return torch.empty(shape, dtype=dtype, device="cpu")
 
 
-def _snapshot(model: RecommenderModel) -> list[Any]:
-    """What tells that a model has been changed: its tensors' versions, every module's mode and number of hooks."""
+def snapshot(model: RecommenderModel) -> list[Any]:
+    """Return what tells that a model has been changed: its tensors' versions, every module's mode and number of hooks."""
     weights = [
         (tensor.data_ptr(), None if tensor.is_inference() else tensor._version)
         for tensor in (*model.parameters(), *model.buffers())
@@ -289,13 +345,17 @@ def _check_floats(name: str, tensor: Any) -> None:
         raise TypeError(f"{name} must be a float32 tensor on the CPU; found {found}")
 
 
+def _check_numbers(name: str, tensor: Tensor) -> None:
+    if not isinstance(tensor, Tensor) or tensor.dtype != torch.int64 or tensor.device.type != "cpu":
+        found = f"{tensor.dtype} on {tensor.device}" if isinstance(tensor, Tensor) else type(tensor).__name__
+        raise TypeError(f"{name} must be an int64 tensor on the CPU; found {found}")
+    if tensor.ndim != 1:
+        raise ValueError(f"{name} must have one dimension; found shape {list(tensor.shape)}")
+
+
 def _check_histories(ids: Tensor, offsets: Tensor) -> None:
-    for name, tensor in (("ids", ids), ("offsets", offsets)):
-        if not isinstance(tensor, Tensor) or tensor.dtype != torch.int64 or tensor.device.type != "cpu":
-            found = f"{tensor.dtype} on {tensor.device}" if isinstance(tensor, Tensor) else type(tensor).__name__
-            raise TypeError(f"{name} must be an int64 tensor on the CPU; found {found}")
-        if tensor.ndim != 1:
-            raise ValueError(f"{name} must have one dimension; found shape {list(tensor.shape)}")
+    _check_numbers("ids", ids)
+    _check_numbers("offsets", offsets)
     if len(offsets) < 1 or int(offsets[0]) < 0 or int(offsets[-1]) > len(ids):
         ends = [int(offsets[0]), int(offsets[-1])] if len(offsets) else []
         raise ValueError(f"offsets must be B + 1 numbers from 0 to {len(ids)}, the number of ids; found {ends}")

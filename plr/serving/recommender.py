@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
+from hashlib import sha256
 from numbers import Integral
 from pathlib import Path
 from typing import Any, Literal
@@ -23,13 +24,14 @@ from plr.models import RecommenderModel, build_model
 from plr.models.scoring import ItemScorer
 from plr.prepare.readers import Columns
 from plr.runs import RunFolder, load_weights
-from plr.serving.engine import Engine, UserStates, why_not
+from plr.serving.engine import Engine, UserStates, snapshot, why_not
 from plr.serving.filters import ItemFilter
 from plr.serving.histories import UserHistories, histories_of
 from plr.serving.item_numbers import ItemNumbers
 from plr.serving.new_items import with_new_items
 from plr.serving.popularity import most_popular, popularity_of_run
 from plr.serving.ragged import Ragged
+from plr.serving.session import Session
 
 SOURCES = ("popularity", "model")
 MOST_EXCLUDED = 2**20
@@ -76,6 +78,7 @@ class Recommender:
             self._table = model.item_table().detach()  # [V, d]
             self._candidates = model.candidates(self._table)  # [V, d]
         self._engine = Engine(self.model) if why_not(self.model) is None else None
+        self._fingerprint: tuple[list[Any], bytes] | None = None
 
     @property
     def engine(self) -> Engine | None:
@@ -187,10 +190,48 @@ class Recommender:
         )
         filters = self.filters(len(numbers), only, exclude, where)
         scores, items = self.rank(numbers, k, exclude_seen=exclude_seen, filters=filters, batch_size=batch_size)
+        return self.objects(scores, items)
+
+    def objects(self, scores: np.ndarray, items: np.ndarray) -> list[list[Recommendation]]:
+        """Return what `rank` found as `recommend` does."""
         return [
             [Recommendation(self.item_ids[item], score) for score, item in zip(*row, strict=True) if item >= 0]
             for row in zip(scores.tolist(), items.tolist(), strict=True)
         ]
+
+    def session(
+        self, history: Iterable[str | int] = (), *, unknown: Literal["error", "skip"] = "error"
+    ) -> Session:
+        """Return a history to which items are appended, and whose answers cost what is new of it.
+
+        Args:
+            history: item ids as in the training file, oldest first; may be empty.
+            unknown: as in `recommend`; of items that are appended too.
+
+        Raises:
+            As `recommend`.
+        """
+        return Session(self, history, unknown=unknown)
+
+    def session_from_bytes(self, content: bytes) -> Session:
+        """Return the session that `Session.to_bytes` wrote.
+
+        Raises:
+            RunError: no session, a damaged one, one of another version or of another run.
+        """
+        return Session.from_bytes(self, content)
+
+    @property
+    def fingerprint(self) -> bytes:
+        """The SHA-256 of item ids and weights: of another run, another one."""
+        state = snapshot(self.model)
+        if self._fingerprint is None or self._fingerprint[0] != state:
+            found = sha256("\n".join(f"{len(item)} {item}" for item in self.item_ids).encode())
+            for name, tensor in sorted(self.model.state_dict().items()):
+                found.update(f"\n{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
+                found.update(tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy())
+            self._fingerprint = state, found.digest()
+        return self._fingerprint[1]
 
     def recommend_frame(
         self,
@@ -290,6 +331,7 @@ class Recommender:
         exclude_seen: bool | None = None,
         filters: ItemFilter | None = None,
         batch_size: int = 512,
+        states: UserStates | None = None,
     ) -> tuple[np.ndarray, np.ndarray]:
         """Return the k best items for each history as numbers: `recommend` without ids and objects.
 
@@ -297,6 +339,7 @@ class Recommender:
             histories: B lists of item numbers, none empty, oldest first.
             k, exclude_seen, batch_size: as in `recommend`.
             filters: what each history may get.
+            states: what the engine has made of the histories, where that is known.
 
         Returns:
             scores [B, k] and items int64 [B, k], best first; −inf and −1 where fewer are left.
@@ -322,7 +365,10 @@ class Recommender:
             engine, where = self.engine, None
             if engine is not None and allowed is not None and len(allowed) == 1:
                 where, allowed = allowed[0], None
-            top = self._top(part, k) if engine is None else self._engine_top(engine, part, k, where)
+            if engine is None:
+                top = self._top(part, k)
+            else:
+                top = self._engine_top(engine, self._states(part) if states is None else states.of_rows(rows), k, where)
             for block in _blocks(len(rows), denied, allowed):
                 found = top(block, _left_out(block, denied, allowed))
                 scores[rows[block]], items[rows[block]] = (each.cpu().numpy() for each in found)
@@ -396,9 +442,8 @@ class Recommender:
             raise RequestError(f"k must be in 1..{len(self.item_ids)}, the number of items; found {k}")
         return int(k)
 
-    def _engine_top(self, engine: Engine, histories: Ragged, k: int, where: np.ndarray | None) -> Top:
-        """Encode histories; return what ranks the items for them, those of a mask bool [V]."""
-        users = self._states(histories)
+    def _engine_top(self, engine: Engine, users: UserStates, k: int, where: np.ndarray | None) -> Top:
+        """Return what ranks the items for histories, those of a mask bool [V]."""
         mask = _tensor(where)
         return lambda rows, exclude: engine.rank(users.of_rows(rows), k, exclude=_tensor(exclude), where=mask)
 
@@ -428,17 +473,22 @@ class Recommender:
         if not bool(torch.isfinite(states).all()):
             raise RunError("the user embedding of a history is not finite; the weights are damaged")
 
-    def _to_numbers(self, place: int, history: Sequence[str | int], skip: bool) -> list[int]:
-        if isinstance(history, str) or not isinstance(history, Iterable):
-            raise TypeError(f"history {place} must be a sequence of item ids; found {shortened(history)}")
+    def numbers_of(self, items: Iterable[str | int]) -> tuple[list[int], list[str]]:
+        """Return the numbers of the items that training has seen, and the ids of the others."""
         known: list[int] = []
         unknown: list[str] = []
-        for item in map(str, history):
+        for item in map(str, items):
             index = self._index.get(item)
             if index is None:
                 unknown.append(item)
             else:
                 known.append(index)
+        return known, unknown
+
+    def _to_numbers(self, place: int, history: Sequence[str | int], skip: bool) -> list[int]:
+        if isinstance(history, str) or not isinstance(history, Iterable):
+            raise TypeError(f"history {place} must be a sequence of item ids; found {shortened(history)}")
+        known, unknown = self.numbers_of(history)
         if unknown and not skip:
             raise RequestError(
                 f"history {place}: items never seen in training: {listed(dict.fromkeys(unknown))}; leave them out or "

@@ -1,0 +1,184 @@
+"""A user's history that grows: what was computed of it is kept, and an item that is appended is computed alone."""
+
+from __future__ import annotations
+
+import hashlib
+import struct
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import torch
+
+from plr.errors import RequestError, RunError, listed
+from plr.serving.engine import Engine, KeptHistory, UserStates
+from plr.serving.filters import ItemFilter
+from plr.serving.ragged import Ragged
+
+if TYPE_CHECKING:
+    from plr.serving.recommender import Recommendation, Recommender
+
+__all__ = ["Session"]
+
+_MAGIC = b"plr session\n"
+_VERSION = 1
+_HEADER = struct.Struct("<12sI32sQ")  # magic, version, the run's fingerprint, items
+_DIGEST = 32
+
+
+class Session:
+    """A history to which items are appended, and recommendations for it.
+
+        session = recommender.session(["item3", "item14"])
+        session.append("item7")
+        session.recommend(k=10)
+
+    Answers are those of `Recommender.recommend` for the whole history, to the bit where the engine computes them. Up to
+    max_length items of a causal model the engine keeps each layer's keys and values, and computes what was appended
+    since the last answer alone. Beyond, every position moves with each new item, and the last max_length items are
+    encoded anew for every answer, as are all histories where the model is not causal or PyTorch computes it. A session
+    is for one thread at a time.
+
+    Args:
+        recommender: of the run.
+        history: item ids as in the training file, oldest first; may be empty.
+        unknown: "error" refuses an item that training never saw, here and in `append`; "skip" ignores it.
+
+    Raises:
+        RequestError: an unknown item.
+        TypeError, ValueError: an argument of another kind.
+    """
+
+    def __init__(
+        self,
+        recommender: Recommender,
+        history: Iterable[str | int] = (),
+        *,
+        unknown: Literal["error", "skip"] = "error",
+    ) -> None:
+        if unknown not in ("error", "skip"):
+            raise ValueError(f'unknown must be "error" or "skip"; found {unknown!r}')
+        self._recommender, self._unknown = recommender, unknown
+        self._items: list[int] = []
+        self._kept: KeptHistory | None = None
+        self._states: UserStates | None = None
+        self._states_of: tuple[Engine, int] | None = None
+        self.extend(history)
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    @property
+    def history(self) -> list[str]:
+        """The ids of all items that the run knows, oldest first."""
+        return [self._recommender.item_ids[item] for item in self._items]
+
+    @property
+    def bytes_kept(self) -> int:
+        """How much memory the kept keys and values take."""
+        return 0 if self._kept is None else self._kept.bytes
+
+    def append(self, item: str | int) -> None:
+        """Append an item, the newest.
+
+        Raises:
+            RequestError: training never saw it, and unknown items are refused.
+            TypeError: it is no item id.
+        """
+        if isinstance(item, bool) or not isinstance(item, (str, int, np.integer)):
+            raise TypeError(f"an item must be an id, a text or a whole number; found {item!r}")
+        self.extend([item])
+
+    def extend(self, items: Iterable[str | int]) -> None:
+        """Append items, oldest first: all of them, or none where one is refused.
+
+        Raises:
+            As `append`.
+        """
+        numbers, unknown = self._recommender.numbers_of(items)
+        if unknown and self._unknown == "error":
+            raise RequestError(
+                f"items never seen in training: {listed(dict.fromkeys(unknown))}; leave them out or skip them "
+                '(unknown="skip")'
+            )
+        self._items.extend(numbers)
+
+    def recommend(
+        self,
+        k: int | None = None,
+        *,
+        exclude_seen: bool | None = None,
+        only: Iterable[str | int] | None = None,
+        exclude: Iterable[str | int] | None = None,
+        where: Any = None,
+    ) -> list[Recommendation]:
+        """Return the k best items for the history, best first: as `Recommender.recommend` does for one history.
+
+        Raises:
+            As there; RequestError: the history holds no item yet.
+        """
+        scores, items = self.rank(k, exclude_seen=exclude_seen, filters=self._recommender.filters(1, only, exclude, where))
+        return self._recommender.objects(scores, items)[0]
+
+    def rank(
+        self, k: int | None = None, *, exclude_seen: bool | None = None, filters: ItemFilter | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Return scores [1, k] and items int64 [1, k], as `Recommender.rank` does for the one history."""
+        if not self._items:
+            raise RequestError("the session's history holds no item yet; append one")
+        history = Ragged.of([self._items])
+        return self._recommender.rank(
+            history, k, exclude_seen=exclude_seen, filters=filters, states=self._current_states()
+        )
+
+    def _current_states(self) -> UserStates | None:
+        """Return what ranks the items now, of what is kept as far as that goes; None where it does not."""
+        engine = self._recommender.engine
+        if engine is None or not engine.causal or len(self._items) > engine.max_length:
+            self._kept = self._states = self._states_of = None
+            return None
+        if self._states_of is not None and self._states_of == (engine, len(self._items)):
+            return self._states
+        if self._kept is None or self._kept.engine is not engine:  # none yet, or of the model as it was before
+            self._kept = engine.kept_history()
+        new = np.array(self._items[self._kept.length :], np.int64)
+        self._states = self._kept.append(torch.from_numpy(new))
+        self._states_of = engine, len(self._items)
+        return self._states
+
+    def to_bytes(self) -> bytes:
+        """Return the session for `Recommender.session_from_bytes`: the history, the run's fingerprint and a checksum.
+
+        What was computed is left out: it takes hundreds of times the room, and is made again, to the same bits on the
+        same kind of processor, with the first answer.
+        """
+        head = _HEADER.pack(_MAGIC, _VERSION, self._recommender.fingerprint, len(self._items))
+        content = head + bytes([self._unknown == "skip"]) + np.array(self._items, "<i8").tobytes()
+        return content + hashlib.sha256(content).digest()
+
+    @classmethod
+    def from_bytes(cls, recommender: Recommender, content: bytes) -> Session:
+        """Return the session that `to_bytes` wrote.
+
+        Raises:
+            TypeError: it is no bytes.
+            RunError: no session, a damaged one, one of another version or of another run.
+        """
+        if not isinstance(content, (bytes, bytearray, memoryview)):
+            raise TypeError(f"a session is read from bytes; found {type(content).__name__}")
+        content = bytes(content)
+        if content[: len(_MAGIC)] != _MAGIC:
+            raise RunError("these bytes are no session: they do not begin as `Session.to_bytes` writes them")
+        if len(content) < _HEADER.size + 1 + _DIGEST:
+            raise RunError(f"the session is damaged: it was cut off after {len(content)} bytes")
+        _, version, fingerprint, count = _HEADER.unpack_from(content)
+        if version != _VERSION:
+            raise RunError(f"the session has format version {version}; this version of plr reads {_VERSION}")
+        numbers = content[_HEADER.size + 1 : -_DIGEST]
+        if hashlib.sha256(content[:-_DIGEST]).digest() != content[-_DIGEST:] or len(numbers) != 8 * count:
+            raise RunError("the session is damaged: its checksum is that of other bytes")
+        if fingerprint != recommender.fingerprint:
+            raise RunError("the session is of another run: items or weights differ; begin it anew with its history")
+        session = cls(recommender, unknown="skip" if content[_HEADER.size] else "error")
+        session._items = np.frombuffer(numbers, "<i8").tolist()
+        return session
