@@ -3,5 +3,6 @@
 from plr.errors import RequestError
 from plr.serving.engine import Engine
 from plr.serving.recommender import Recommendation, Recommender
+from plr.serving.session import Session
 
-__all__ = ["Engine", "Recommendation", "Recommender", "RequestError"]
+__all__ = ["Engine", "Recommendation", "Recommender", "RequestError", "Session"]

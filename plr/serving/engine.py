@@ -279,8 +279,8 @@ class Engine:
 class KeptHistory:
     """A history whose keys and values of each layer an engine keeps, 4 bytes · 2 · layers · d a position.
 
-    An item that is appended is computed alone, and the states are those of `Engine.states` for the whole history, to the
-    bit. For one thread at a time; of `Engine.kept_history`.
+    An item that is appended is computed alone, and the states are those of `Engine.states` for the whole history, to
+    the bit. For one thread at a time; of `Engine.kept_history`.
 
     Attributes:
         engine: whose it is.
@@ -327,7 +327,7 @@ def _empty(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
 
 
 def snapshot(model: RecommenderModel) -> list[Any]:
-    """Return what tells that a model has been changed: its tensors' versions, every module's mode and number of hooks."""
+    """Return what tells that a model has been changed: its tensors' versions, every module's mode and hooks."""
     weights = [
         (tensor.data_ptr(), None if tensor.is_inference() else tensor._version)
         for tensor in (*model.parameters(), *model.buffers())

@@ -350,6 +350,8 @@ class Recommender:
         k = self.checked_k(k)
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1; found {batch_size}")
+        if states is not None:
+            self._check_finite(states.states)
         exclude_seen = self.config.exclude_seen if exclude_seen is None else exclude_seen
         wide = self._candidates.dtype == torch.float64
         scores = np.empty((len(histories), k), np.float64 if wide else np.float32)
@@ -368,7 +370,8 @@ class Recommender:
             if engine is None:
                 top = self._top(part, k)
             else:
-                top = self._engine_top(engine, self._states(part) if states is None else states.of_rows(rows), k, where)
+                users = self._states(part) if states is None else states.of_rows(rows)
+                top = self._engine_top(engine, users, k, where)
             for block in _blocks(len(rows), denied, allowed):
                 found = top(block, _left_out(block, denied, allowed))
                 scores[rows[block]], items[rows[block]] = (each.cpu().numpy() for each in found)

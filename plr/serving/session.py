@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import struct
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
 
-from plr.errors import RequestError, RunError, listed
+from plr.errors import RequestError, RunError, listed, shortened
 from plr.serving.engine import Engine, KeptHistory, UserStates
 from plr.serving.filters import ItemFilter
 from plr.serving.ragged import Ragged
@@ -86,7 +86,7 @@ class Session:
             TypeError: it is no item id.
         """
         if isinstance(item, bool) or not isinstance(item, (str, int, np.integer)):
-            raise TypeError(f"an item must be an id, a text or a whole number; found {item!r}")
+            raise TypeError(f"an item must be an id, a text or a whole number; found {shortened(item)}")
         self.extend([item])
 
     def extend(self, items: Iterable[str | int]) -> None:
@@ -95,6 +95,8 @@ class Session:
         Raises:
             As `append`.
         """
+        if isinstance(items, str) or not isinstance(items, Iterable):
+            raise TypeError(f"a session takes a sequence of item ids; found {shortened(items)}")
         numbers, unknown = self._recommender.numbers_of(items)
         if unknown and self._unknown == "error":
             raise RequestError(
@@ -117,7 +119,8 @@ class Session:
         Raises:
             As there; RequestError: the history holds no item yet.
         """
-        scores, items = self.rank(k, exclude_seen=exclude_seen, filters=self._recommender.filters(1, only, exclude, where))
+        filters = self._recommender.filters(1, only, exclude, where)
+        scores, items = self.rank(k, exclude_seen=exclude_seen, filters=filters)
         return self._recommender.objects(scores, items)[0]
 
     def rank(
@@ -180,5 +183,8 @@ class Session:
         if fingerprint != recommender.fingerprint:
             raise RunError("the session is of another run: items or weights differ; begin it anew with its history")
         session = cls(recommender, unknown="skip" if content[_HEADER.size] else "error")
-        session._items = np.frombuffer(numbers, "<i8").tolist()
+        items = np.frombuffer(numbers, "<i8")
+        if count and not 0 <= items.min() <= items.max() < len(recommender.item_ids):
+            raise RunError("the session is damaged: it holds items that the run does not have")
+        session._items = items.tolist()
         return session
