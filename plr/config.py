@@ -104,6 +104,8 @@ class Config(
         if self.divergence_share != 1 and not any(getattr(self, name) for name in weights):
             needs = f"needs {' or '.join(weights)} above 0" if weights else f"needs a divergence: {self.title} has none"
             found["divergence_share"] = (1.0, needs)
+        if self.optimizer == "adamw" and not self.weight_decay:
+            found["optimizer"] = ("adam", "needs weight_decay above 0: without one adamw is adam")
         return found
 
     def _check_system(self) -> None:
@@ -204,7 +206,7 @@ OF_THE_DATA = ("train_time", "valid_time", "test_time")
 """The times at which a run's data were cut: a run that goes on from it has other data."""
 
 
-_WITHOUT_EFFECT = ("min_context", "batch_unit", "divergence_share")
+_WITHOUT_EFFECT = ("min_context", "batch_unit", "divergence_share", "optimizer")
 """The options that `Config.without_effect` knows."""
 
 

@@ -515,8 +515,17 @@ class TrainingOptions(Options):
         patience: stop after this many epochs without a better validation NDCG@10.
         refit: after the best epoch is found on the validation rows, retrain for that many epochs on training and
             validation rows together, and test that model; the validation metrics stay those of the first one.
-        lr: learning rate of Adam.
-        weight_decay: L2 penalty of Adam.
+        accumulate_batches: batches per step of the optimiser: their gradients, weighed by their targets, make that of
+            one batch so many times as large. The last step of an epoch has what is left. Terms that compare the
+            histories of a batch with each other (contrastive ones) and `kl_limit` stay within each batch.
+        lr: learning rate; where warmup_steps or schedule change it, the highest.
+        schedule: what follows the warm-up: constant, lr; linear, from lr in equal parts down towards 0, which would be
+            reached one step after the last of `epochs` epochs; cosine, the same way along half a cosine. Training that
+            stops early, and a refit, follow the schedule of all `epochs`.
+        warmup_steps: steps of the optimiser over which the learning rate rises: step i of W has i/W of lr.
+        optimizer: adam, or adamw, which differ in weight_decay alone.
+        weight_decay: adam: an L2 penalty, weight_decay times each weight is added to its gradient; adamw: each step
+            first multiplies every weight by 1 - weight_decay times the learning rate (decoupled, arXiv 1711.05101).
         clip: largest gradient norm; 0 does not clip.
         precision: "32", or "bf16" for automatic mixed precision.
         seed: seed of all random numbers.
@@ -531,11 +540,21 @@ class TrainingOptions(Options):
     epochs: int = option(200, at_least(1))
     patience: int = option(10, at_least(1))
     refit: bool = option(False)
+    accumulate_batches: int = option(1, at_least(1))
     lr: float = option(1e-3, POSITIVE, between(1e-12, 10, "about so far Adam moves each weight in a step"))
+    schedule: Literal["constant", "linear", "cosine"] = option("constant")
+    warmup_steps: int = option(0, at_least(0))
+    optimizer: Literal["adam", "adamw"] = option("adam")
     weight_decay: float = option(0.0, finite_from(0), between(1e-12, 1e6, "its square times a weight's must be finite"))
     clip: float = option(0.0, finite_from(0), between(1e-6, 1e18, "Adam takes smaller gradients for zero"))
     precision: Literal["32", "bf16"] = option("32")
     seed: int = option(0, at_least(0), BELOW_2_63)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.optimizer == "adamw":
+            accepted = f"below 1 / lr = {1 / self.lr:g} for optimizer 'adamw', which takes lr times it off each weight"
+            self.require("weight_decay", self.lr * self.weight_decay < 1, accepted)
 
 
 @dataclass

@@ -54,6 +54,10 @@ class RecommenderModel(nn.Module):
         """Return the training loss as named, weighted, signed scalars; their sum is minimised."""
         raise NotImplementedError
 
+    def target_count(self, batch: Batch) -> int | Tensor:
+        """Return how many targets the means of `losses(batch)`, called just before, are over: a number or a scalar."""
+        return len(batch.each_target)
+
     def user_embedding(self, batch: Batch, table: Tensor | None = None) -> Tensor:
         """Return the embedding [B, d] of the user behind each history, as `queries` makes it.
 

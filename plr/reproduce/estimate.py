@@ -12,7 +12,7 @@ from plr.data import LengthGroupedBatches, SameTargetPositives, SequenceDataset
 from plr.inputs import load_item_data
 from plr.models import build_model
 from plr.runs import RunFolder
-from plr.training.module import RowDataset, build_optimizer, training_rows
+from plr.training.module import RowDataset, batch_order, build_optimizer, training_rows
 
 __all__ = ["seconds_of_run"]
 
@@ -48,8 +48,6 @@ def seconds_of_run(config: Config, dataset: SequenceDataset, folder: RunFolder) 
     (few, short), (many, long) = times
     by_row = max(long - short, 0.0) / max(many - few, 1) or long / many
     by_step = max(long - many * by_row, 0.0)
-    steps = len(LengthGroupedBatches(rows.lengths, config.batch_size, shuffle=False))
-    if config.batch_unit == "targets":
-        steps = -(-int(rows.target_counts().sum()) // config.batch_size)
+    steps = len(batch_order(rows, config))
     validation = len(dataset.target_positions("valid")) * by_row * _FORWARD
     return config.epochs * (steps * by_step + len(rows) * by_row + validation)

@@ -13,16 +13,19 @@ from plr.config import Config
 from plr.data import Batch, DealtRows, LengthGroupedBatches, Rows, SameTargetPositives, SequenceDataset
 from plr.models import RecommenderModel
 from plr.signals import raise_again
+from plr.training.accumulation import AccumulatedMean
 from plr.training.finite import FiniteGuard
 from plr.training.initial import filter_reachable
+from plr.training.schedule import check_warmup, is_scheduled, learning_rate, steps_of
 from plr.training.start import Start
 
 
 class TrainingModule(lightning.LightningModule):
-    """Trains `model` on `rows` with Adam; validation and checkpoints are callbacks' work.
+    """Trains `model` on `rows`; validation and checkpoints are callbacks' work.
 
-    Everything random in a step is drawn from generators seeded with (seed, step, rank), and the order of the rows from
-    (seed, epoch): a resumed run needs the weights and the optimiser to go on exactly as an uninterrupted one.
+    Everything random in a batch is drawn from generators seeded with (seed, number of the batch, rank), and the order
+    of the rows from (seed, epoch), the learning rate is a function of the step's number, and an epoch ends with a step:
+    a resumed run needs the weights and the optimiser to go on exactly as an uninterrupted one.
     """
 
     def __init__(
@@ -34,9 +37,10 @@ class TrainingModule(lightning.LightningModule):
         self.config = config
         self.start = start
         self.guard = FiniteGuard()
+        self.accumulated = AccumulatedMean(config.accumulate_batches) if config.accumulate_batches > 1 else None
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        """Adam, as in the paper; with the moments that the run starts with, where it goes on from another."""
+        """Adam, as in the paper, or AdamW; with the moments that the run starts with, where it goes on from another."""
         optimizer = build_optimizer(self.model, self.config)
         if self.start is not None:
             self.start.set_moments(self.model, optimizer)
@@ -58,22 +62,12 @@ class TrainingModule(lightning.LightningModule):
         if self.model.same_target_positives:
             assert isinstance(rows, Rows)
             positives = SameTargetPositives(rows, self.config.seed)
-        order = LengthGroupedBatches(
-            rows.lengths,
-            self.config.batch_size,
-            shuffle=True,
-            seed=self.config.seed,
-            grouped=self.config.batch_order == "length",
-            counts=self._counts(rows),
-            rank=self.global_rank,
-            world_size=self.trainer.world_size,
-        )
+        order = batch_order(rows, self.config, rank=self.global_rank, world_size=self.trainer.world_size)
         return DataLoader(RowDataset(rows, order, positives), sampler=order, batch_size=None, collate_fn=_as_it_is)
 
-    def _counts(self, rows: Rows | DealtRows) -> Tensor | None:
-        """The targets of each row, where batches are filled by them and rows have several."""
-        several = self.config.row_kind == "sequence" and self.config.batch_unit == "targets"
-        return rows.target_counts() if several else None
+    def on_train_start(self) -> None:
+        """Refuse a warm-up that the rows within reach have become too few for."""
+        check_warmup(self.config, steps_of(self.config, int(self.trainer.num_training_batches)))
 
     def on_train_epoch_start(self) -> None:
         """Tell the model the epoch; a resumed run's is that of the uninterrupted one."""
@@ -82,7 +76,9 @@ class TrainingModule(lightning.LightningModule):
     def on_train_batch_start(self, batch: Batch, batch_index: int) -> None:
         """Seed the step. Not the epoch: whether its data loader draws before or after the hook depends on resuming."""
         raise_again()
-        torch.manual_seed(step_seed(self.config.seed, self.global_step, self.global_rank))
+        batches = self.config.accumulate_batches
+        number = self.global_step * batches + batch_index % batches  # without accumulation, the step's
+        torch.manual_seed(step_seed(self.config.seed, number, self.global_rank))
 
     def training_step(self, batch: Batch, batch_index: int) -> Tensor:
         """Sum the model's loss terms, watched and logged by name."""
@@ -95,7 +91,16 @@ class TrainingModule(lightning.LightningModule):
             self.log(f"train/{name}", value, on_step=False, on_epoch=True, batch_size=size)
         total = torch.stack(list(losses.values())).sum()
         self.log("loss", total.detach(), prog_bar=True, on_step=False, on_epoch=True, batch_size=size)
-        return total
+        return total if self.accumulated is None else self.accumulated.weighted(total, self.model.target_count(batch))
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Complete the gradient, before it is clipped, and set the step's learning rate."""
+        if self.accumulated is not None:
+            self.accumulated.settle(self.model.parameters(), processes=self.trainer.world_size)
+        if is_scheduled(self.config):
+            steps = steps_of(self.config, int(self.trainer.num_training_batches))
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate(self.config, self.global_step, steps)
 
     def on_train_batch_end(self, outputs: Any, batch: Batch, batch_index: int) -> None:
         """After the last batch, read what the guard noted on the device: callbacks end the epoch before the module."""
@@ -129,13 +134,31 @@ def training_rows(dataset: SequenceDataset, config: Config) -> Rows | DealtRows:
     return DealtRows(rows, config.targets_per_row, config.seed) if config.targets_per_row else rows
 
 
+def batch_order(
+    rows: Rows | DealtRows, config: Config, *, rank: int = 0, world_size: int = 1
+) -> LengthGroupedBatches:
+    """Return a process's training batches, filled by targets where that is configured and rows have several."""
+    several = config.row_kind == "sequence" and config.batch_unit == "targets"
+    return LengthGroupedBatches(
+        rows.lengths,
+        config.batch_size,
+        shuffle=True,
+        seed=config.seed,
+        grouped=config.batch_order == "length",
+        counts=rows.target_counts() if several else None,
+        rank=rank,
+        world_size=world_size,
+    )
+
+
 def build_optimizer(model: torch.nn.Module, config: Config) -> torch.optim.Optimizer:
-    """Adam in one pass over the weights: the item table is most of them, and its moments are twice its size.
+    """Adam or AdamW in one pass over the weights: the item table is most of them, and its moments twice its size.
 
     Lightning does not clip gradients under automatic mixed precision for an optimiser of one pass.
     """
     one_pass = not (config.clip and config.precision == "bf16")
-    return torch.optim.Adam(model.parameters(), lr=config.lr, weight_decay=config.weight_decay, fused=one_pass)
+    kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[config.optimizer]
+    return kind(model.parameters(), lr=config.lr, weight_decay=config.weight_decay, fused=one_pass)
 
 
 def step_seed(seed: int, step: int, rank: int) -> int:

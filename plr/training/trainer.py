@@ -36,10 +36,11 @@ from plr.training.callbacks import MONITOR, BestWeights, OwnSignals, ResumePoint
 from plr.training.checkpoint import AtomicCheckpointIO, read_checkpoint
 from plr.training.initial import InitialRun
 from plr.training.memory import ReturnFreedMemory
-from plr.training.module import TrainingModule, training_rows
+from plr.training.module import TrainingModule, batch_order, training_rows
 from plr.training.parent import Parent
 from plr.training.processes import check_processes, cluster_environment, end_children, is_leader
 from plr.training.provenance import provenance
+from plr.training.schedule import check_warmup, steps_of
 from plr.training.shared_ranking import rank_together, share_of
 from plr.training.start import Start
 
@@ -195,6 +196,9 @@ def _check_rows(config: Config, dataset: SequenceDataset) -> None:
                 f"{config.data}: the {dataset.split} split leaves {found[split]} rows for {split}; "
                 f"at least {required}"
             )
+    if config.warmup_steps:
+        order = batch_order(training_rows(dataset, config), config, world_size=config.devices)
+        check_warmup(config, steps_of(config, len(order)))
 
 
 @dataclass(frozen=True)
@@ -271,6 +275,7 @@ def _trainer(logs: Path, config: Config, epochs: int, callbacks: list[Callback])
         accelerator=config.accelerator,
         devices=config.devices,
         max_epochs=epochs,
+        accumulate_grad_batches=config.accumulate_batches,
         precision=precision,
         gradient_clip_val=config.clip or None,
         callbacks=[*([TQDMProgressBar()] if config.progress else []), *callbacks, ReturnFreedMemory(), OwnSignals()],

@@ -8,7 +8,7 @@ import pytest
 
 from plr.config import Config, read_fields, without_derived
 from plr.errors import ConfigError
-from plr.options import EncoderOptions, LARESPostTrainingOptions, Options, PLROptions, PRLOptions
+from plr.options import EncoderOptions, LARESPostTrainingOptions, Options, PLROptions, PRLOptions, TrainingOptions
 
 OPTIONS = [kind for kind in Config.__mro__ if issubclass(kind, Options) and kind not in (Config, Options)]
 
@@ -26,6 +26,15 @@ OPTIONS = [kind for kind in Config.__mro__ if issubclass(kind, Options) and kind
         (EncoderOptions, {"input_dropout": 1}, "input_dropout must be in [0, 1); found 1.0"),
         (Config, {"ks": [0, 5]}, "ks must be positive; found (0, 5)"),
         (Config, {"seed": 2**63}, "seed must be below 2^63; found 9223372036854775808"),
+        (TrainingOptions, {"warmup_steps": -1}, "warmup_steps must be 0 or more; found -1"),
+        (TrainingOptions, {"accumulate_batches": 0}, "accumulate_batches must be at least 1; found 0"),
+        (TrainingOptions, {"optimizer": "sgd"}, "optimizer must be one of adam, adamw; found 'sgd'"),
+        (TrainingOptions, {"schedule": "step"}, "schedule must be one of constant, linear, cosine; found 'step'"),
+        (
+            TrainingOptions,
+            {"optimizer": "adamw", "lr": 0.1, "weight_decay": 10},
+            "weight_decay must be below 1 / lr = 10 for optimizer 'adamw', which takes lr times it off each weight; f",
+        ),
         (Config, {"temperature": 0}, "temperature must be a finite number above 0; found 0.0"),
         (Config, {"backbone": "gru"}, "backbone must be one of "),
     ],
@@ -76,6 +85,7 @@ WITHOUT_EFFECT = [
     ({"method": "plr", "divergence_share": 0.5}, "divergence_share needs kl_weight or consistency_weight above 0; fou"),
     ({"method": "base", "divergence_share": 0.5, "kl_weight": 1}, "divergence_share needs consistency_weight above 0"),
     ({"method": "prl", "divergence_share": 0.5}, "divergence_share needs a divergence: sasrec + prl has none; found"),
+    ({"optimizer": "adamw"}, "optimizer needs weight_decay above 0: without one adamw is adam; found 'adamw'"),
 ]
 
 

@@ -53,6 +53,7 @@ class ClozeRecommender(RecommenderModel):
         table = self.item_table()
         item_ids, lengths, predictable = whole_sequences(batch)
         places, counts = self.draw_masked(predictable)
+        self._masked = counts.sum()
         drawn = torch.arange(places.shape[1], device=places.device) < counts[:, None]  # [B, K]
         targets = item_ids.gather(1, places).masked_fill(~drawn, -100)
         # Added, not set: a place that does not count may be the same as the one that does.
@@ -66,6 +67,10 @@ class ClozeRecommender(RecommenderModel):
             temperature=self.temperature,
         )
         return {"masked_item": loss}
+
+    def target_count(self, batch: Batch) -> Tensor:
+        """Return how many items the last call of `losses` masked: int64, a scalar."""
+        return self._masked
 
     def user_embedding(self, batch: Batch, table: Tensor | None = None) -> Tensor:
         """Return the query [B, d + 1] of a mask token appended to each history."""

@@ -88,7 +88,7 @@ class LARESRecommender(RecommenderModel):
         table, counted = self.item_table(), batch.counted
         if counted is not None and self.same_target_positives:
             raise ValueError("sequence rows have no positives of the same target; set trajectory_weight to 0")
-        rows = len(batch.each_target) // 2 if self.same_target_positives else len(batch.each_target)  # N
+        rows = self.target_count(batch)  # N
         sizes = (rows,) if counted is None else counted.sizes
         steps = self.sample_steps()
         states = self.queries(
@@ -108,6 +108,10 @@ class LARESRecommender(RecommenderModel):
             step = self._alignment(final, states[:rows, drawn], sizes) if steps > 1 else final.new_zeros(())
             losses["step"] = self.options.step_weight * step
         return losses
+
+    def target_count(self, batch: Batch) -> int:
+        """Return N, without the positives."""
+        return len(batch.each_target) // (2 if self.same_target_positives else 1)
 
     def user_embedding(self, batch: Batch, table: Tensor | None = None) -> Tensor:
         """Return the last position's state after m steps, [B, d]."""

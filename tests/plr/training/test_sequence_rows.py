@@ -23,6 +23,8 @@ from tests.plr.training.test_resume import Killed, assert_equal_runs
         {"method": "erl", "targets_per_row": 1},
         {"method": "prl", "warmup_epochs": 1},
         {"method": "base", "targets_per_row": 3, "min_context": 2},
+        {"method": "base", "accumulate_batches": 3, "schedule": "cosine", "warmup_steps": 3, "optimizer": "adamw",
+         "weight_decay": 0.01, "lr": 0.03, "batch_size": 8},
     ],
     ids=lambda options: " ".join(map(str, options.values())),
 )
