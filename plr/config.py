@@ -149,10 +149,13 @@ class Config(
         elsewhere = {"out", "cache", "progress", "provenance", "threads"}
         return {name: value for name, value in asdict(self).items() if name not in elsewhere}
 
+    def plain(self) -> dict[str, Any]:
+        """Return all fields as values of YAML."""
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
+
     def save(self, path: Path) -> None:
         """Write all fields as YAML; the file can be given back as --config."""
-        values = asdict(self)
-        values = {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
+        values = self.plain()
         with atomic_path(path) as aside:
             aside.write_text(yaml.safe_dump(values, sort_keys=False, allow_unicode=True), encoding="utf-8")
 

@@ -24,6 +24,7 @@ from plr.frames import as_polars, is_frame
 from plr.runs import RunFolder
 from plr.serving import Recommender
 from plr.training import train
+from plr.training.handed import Handed
 
 __all__ = ["PLR", "BERT4Rec", "Estimator", "SASRec", "UniSRec", "load"]
 
@@ -82,24 +83,36 @@ class Estimator:
         self._options = given
         return self
 
-    def fit(self, interactions: Any) -> Estimator:
+    def fit(self, interactions: Any, *, callbacks: Any = (), logger: Any = None) -> Estimator:
         """Train on interactions, and validate and test on those held out.
 
         Args:
             interactions: a frame with a row per interaction, and columns as in a CSV or Parquet file of `plr train`
                 (user, item and, for a split by time, timestamp, under the usual names or those of `user_column` …); or
                 what `data` may be: the path of a file or of a prepared folder.
+            callbacks: one or several of Lightning's callbacks, or your own subclasses of it: as for
+                `plr.training.train`.
+            logger: one or several of Lightning's loggers (W&B, MLflow, TensorBoard, CSV), beside the run's own.
 
         Returns:
             The object itself. Repeated after an interruption with the same `out`, it resumes.
 
         Raises:
+            ConfigError: callbacks or logger are none of Lightning's.
             UserError: as `plr train`: data or options that cannot be used, an `out` that holds a finished run.
         """
-        self._train(interactions, self.out, self._options)
+        self._train(interactions, self.out, self._options, Handed.of(callbacks, logger))
         return self
 
-    def fit_partial(self, interactions: Any, *, out: str | Path | None = None, **options: Any) -> Estimator:
+    def fit_partial(
+        self,
+        interactions: Any,
+        *,
+        out: str | Path | None = None,
+        callbacks: Any = (),
+        logger: Any = None,
+        **options: Any,
+    ) -> Estimator:
         """Go on from what was fitted, on newer interactions: `plr train --from`.
 
         Weights and Adam's moments are kept, rows of items matched by their ids. Items that were not known start as
@@ -109,6 +122,7 @@ class Estimator:
             interactions: as for `fit`: all that the model should know of, or the recent ones.
             out: the folder of the new run; None: a temporary one, removed with the object, until `save`. What was
                 fitted before stays in its folder.
+            callbacks, logger: as for `fit`.
             options: for this run alone: epochs, lr, new_items, train_time … Those of `fit` hold otherwise, but for
                 `valid_time`, `test_time` and `train_time`, which belong to its data.
 
@@ -128,10 +142,11 @@ class Estimator:
                 raise ConfigError(f"{type(self).__name__} has no option {name!r}; `plr train --help` lists them")
         chosen = {name: value for name, value in self._options.items() if name not in OF_THE_DATA}
         parent = self._fitted.path
-        self._train(interactions, out, chosen | options | {"from_run": str(parent)})
+        own = chosen | options | {"from_run": str(parent)}
+        self._train(interactions, out, own, Handed.of(callbacks, logger))
         return self
 
-    def _train(self, interactions: Any, out: str | Path | None, options: dict[str, Any]) -> None:
+    def _train(self, interactions: Any, out: str | Path | None, options: dict[str, Any], handed: Handed) -> None:
         """Train with these options in that folder, or a temporary one, and serve from it."""
         temporary = None
         if out is None:
@@ -148,7 +163,7 @@ class Estimator:
                 "interactions must be a frame (pandas, polars, pyarrow, an Arrow stream) or the path of a file or of a "
                 f"prepared folder; found {shortened(interactions)}"
             )
-        self.metrics_ = train(config)
+        self.metrics_ = train(config, callbacks=handed.callbacks, logger=handed.loggers)
         self._temporary, self._fitted, self._recommender = temporary, RunFolder(folder), None
 
     def recommend(self, histories: Any, k: int | None = None, **options: Any) -> Any:

@@ -96,10 +96,16 @@ class ResumePoint(Checkpoint):
 
     def __init__(self, path: Path):
         self.path = path
+        self.stopped = False
 
     def on_train_epoch_end(self, trainer: lightning.Trainer, pl_module: Any) -> None:
         """Write the checkpoint aside and rename it."""
+        self.stopped = trainer.should_stop
         trainer.save_checkpoint(self.path)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Keep whether a callback has ended training, which Lightning forgets."""
+        return {"stopped": self.stopped}
 
 
 class OwnSignals(Callback):

@@ -6,15 +6,15 @@ import contextlib
 import logging
 import statistics
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as lightning
 import torch
-from lightning.pytorch.callbacks import Callback, EarlyStopping, TQDMProgressBar
-from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from lightning.pytorch.callbacks import Callback, EarlyStopping, ProgressBar, TQDMProgressBar
+from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
@@ -34,6 +34,7 @@ from plr.runs import RunFolder, load_weights
 from plr.signals import raise_again, terminable
 from plr.training.callbacks import MONITOR, BestWeights, OwnSignals, ResumePoint, Validation, save_weights
 from plr.training.checkpoint import AtomicCheckpointIO, read_checkpoint
+from plr.training.handed import Handed
 from plr.training.initial import InitialRun
 from plr.training.memory import ReturnFreedMemory
 from plr.training.module import TrainingModule, batch_order, training_rows
@@ -48,7 +49,13 @@ Origin = InitialRun | Start | None
 """Where the weights come from: the first phase, a run on earlier data, or, None, the seed."""
 
 
-def train(config: Config, dataset: SequenceDataset | None = None) -> dict[str, Any]:
+def train(
+    config: Config,
+    dataset: SequenceDataset | None = None,
+    *,
+    callbacks: Callback | Iterable[Callback] = (),
+    logger: Logger | Iterable[Logger] | None = None,
+) -> dict[str, Any]:
     """Train the configured recommender and write its run folder.
 
     A folder that holds an unfinished run of the same configuration is resumed after its last finished epoch, and
@@ -57,16 +64,23 @@ def train(config: Config, dataset: SequenceDataset | None = None) -> dict[str, A
     Args:
         config: where from, what, how and where to.
         dataset: the prepared data, where the caller already has them; otherwise they are read from config.data.
+        callbacks: Lightning's or the caller's own, of the training whose epochs are validated (not of a refit). At the
+            end of an epoch they find its validation metrics in `trainer.callback_metrics`. Their state is kept for
+            resuming, and has to consist of tensors and plain values.
+        logger: loggers of Lightning beside the run's own CSV and TensorBoard logs, which get the run's options as
+            hyperparameters and the same figures.
 
     Returns:
         The content of metrics.json.
 
     Raises:
+        ConfigError: callbacks or logger are something else.
         RunError: the folder holds a finished run or one of another configuration, there is no such device, or the data
             have too few rows.
         NonFiniteLossError: a loss term became NaN or infinite.
         KeyboardInterrupt: on SIGINT, as everywhere; SystemExit: on SIGTERM, with status 143.
     """
+    handed = Handed.of(callbacks, logger)
     if not config.out:
         raise RunError("--out is missing: name the folder for the run")
     with terminable():
@@ -82,7 +96,7 @@ def train(config: Config, dataset: SequenceDataset | None = None) -> dict[str, A
         origin = _origin(folder, config, dataset, item_data)
         with _alone(folder):
             _open_folder(folder, config, dataset, item_data, origin)
-            return _run(folder, config, dataset, item_data, origin, device)
+            return _run(folder, config, dataset, item_data, origin, device, handed)
 
 
 def _origin(folder: RunFolder, config: Config, dataset: SequenceDataset, item_data: ItemData) -> Origin:
@@ -117,10 +131,11 @@ def _run(
     item_data: ItemData,
     origin: Origin,
     device: torch.device,
+    handed: Handed,
 ) -> dict[str, Any]:
     """Train, and refit where that is wanted; then measure and complete the folder."""
     with _quiet():
-        selection = _select(folder, config, dataset, item_data, origin)
+        selection = _select(folder, config, dataset, item_data, origin, handed)
         refitted = None
         if config.refit:
             refitted = _refit(folder, config, dataset, item_data, origin, selection.best_epoch + 1)
@@ -225,7 +240,12 @@ def _untrained(config: Config, item_data: ItemData, origin: Origin) -> Recommend
 
 
 def _select(
-    folder: RunFolder, config: Config, dataset: SequenceDataset, item_data: ItemData, origin: Origin
+    folder: RunFolder,
+    config: Config,
+    dataset: SequenceDataset,
+    item_data: ItemData,
+    origin: Origin,
+    handed: Handed,
 ) -> _Selection:
     """Train with early stopping on the validation rows."""
     model = _untrained(config, item_data, origin)
@@ -234,7 +254,8 @@ def _select(
     )
     best = BestWeights(folder.best_so_far)
     stopping = EarlyStopping(MONITOR, mode="max", patience=config.patience, check_on_train_epoch_end=True)
-    callbacks = [validation, stopping, best, ResumePoint(folder.resume_point)]
+    # What was handed in sees an epoch's metrics, and is kept in its resume point.
+    callbacks = [validation, stopping, *handed.callbacks, best, ResumePoint(folder.resume_point)]
     if _over(folder.resume_point, config.epochs, stopping):
         # Lightning does not keep that a run has stopped: it would train one epoch more.
         state = read_checkpoint(folder.resume_point)
@@ -242,7 +263,8 @@ def _select(
             callback.load_state_dict(_state_of(callback, state, folder.resume_point))
         epochs = state["epoch"] + 1
     else:
-        trainer = _trainer(folder.logs, config, config.epochs, callbacks)
+        trainer = _trainer(folder.logs, config, config.epochs, callbacks, handed.loggers)
+        handed.log_options(config)
         _fit(trainer, model, config, dataset, folder.resume_point, origin)
         epochs = trainer.current_epoch
     try:
@@ -269,8 +291,12 @@ def _refit(
     return model.cpu()
 
 
-def _trainer(logs: Path, config: Config, epochs: int, callbacks: list[Callback]) -> lightning.Trainer:
+def _trainer(
+    logs: Path, config: Config, epochs: int, callbacks: list[Callback], loggers: Iterable[Logger] = ()
+) -> lightning.Trainer:
     precision: Any = {"32": "32-true", "bf16": "bf16-mixed"}[config.precision]
+    shown = any(isinstance(each, ProgressBar) for each in callbacks)  # the caller's own progress bar
+    own = [TQDMProgressBar()] if config.progress and not shown else []
     return lightning.Trainer(
         accelerator=config.accelerator,
         devices=config.devices,
@@ -278,14 +304,14 @@ def _trainer(logs: Path, config: Config, epochs: int, callbacks: list[Callback])
         accumulate_grad_batches=config.accumulate_batches,
         precision=precision,
         gradient_clip_val=config.clip or None,
-        callbacks=[*([TQDMProgressBar()] if config.progress else []), *callbacks, ReturnFreedMemory(), OwnSignals()],
+        callbacks=[*own, *callbacks, ReturnFreedMemory(), OwnSignals()],
         plugins=[AtomicCheckpointIO(), cluster_environment()],
         default_root_dir=logs,  # else checkpoints that Slurm's jobs left in the working folder would be taken
-        logger=[CSVLogger(logs, name="csv"), TensorBoardLogger(logs, name="tensorboard")],
+        logger=[CSVLogger(logs, name="csv"), TensorBoardLogger(logs, name="tensorboard"), *loggers],
         limit_val_batches=0,
         num_sanity_val_steps=0,
         enable_model_summary=False,
-        enable_progress_bar=config.progress,
+        enable_progress_bar=config.progress or shown,
         use_distributed_sampler=False,
     )
 
@@ -320,7 +346,8 @@ def _over(resume_point: Path, epochs: int, stopping: EarlyStopping) -> bool:
         return False
     state = read_checkpoint(resume_point)
     stopped = _state_of(stopping, state, resume_point)["wait_count"] >= stopping.patience
-    return stopped or state["epoch"] + 1 >= epochs
+    by_another = state["callbacks"].get(ResumePoint.__name__, {}).get("stopped", False)  # an earlier plr did not say
+    return stopped or by_another or state["epoch"] + 1 >= epochs
 
 
 def _state_of(callback: Callback, state: dict[str, Any], resume_point: Path) -> dict[str, Any]:

@@ -5,6 +5,9 @@ from pathlib import Path
 
 import polars as pl
 import pytest
+import yaml
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.loggers import CSVLogger
 
 import plr
 from plr.cli.commands import main
@@ -214,3 +217,49 @@ def test_fit_partial_goes_on_from_what_was_fitted(fitted, tmp_path):
         plr.SASRec(**SMALL).fit_partial(newer)
     with pytest.raises(ConfigError, match="no option 'epoch'"):
         again.fit_partial(newer, epoch=1)
+
+
+class Noted(Callback):
+    """A user's callback: notes each epoch's validation metric, and ends training after the second."""
+
+    def __init__(self):
+        self.found = []
+
+    def on_train_epoch_end(self, trainer, pl_module):
+        self.found.append(float(trainer.callback_metrics["ndcg@10"]))
+        trainer.should_stop = len(self.found) == 2
+
+    def state_dict(self):
+        return {"found": self.found}
+
+    def load_state_dict(self, state_dict):
+        self.found = state_dict["found"]
+
+
+def test_callbacks_and_loggers_of_lightning_are_handed_through(tmp_path):
+    frame, noted = interactions(), Noted()
+    options = SMALL | {"split": "leave-one-out", "epochs": 4, "patience": 4}
+    logger = CSVLogger(tmp_path / "logs", name="mine")
+    model = plr.SASRec(out=tmp_path / "run", **options).fit(frame, callbacks=[noted], logger=logger)
+    assert model.metrics_["epochs"] == len(noted.found) == 2
+    logged = pl.read_csv(Path(logger.log_dir) / "metrics.csv")["ndcg@10"].drop_nulls().to_list()
+    assert logged == noted.found
+    assert max(logged) == model.metrics_["valid"]["ndcg@10"]
+    assert yaml.safe_load((Path(logger.log_dir) / "hparams.yaml").read_text())["dim"] == 8
+    (own,) = (tmp_path / "run").glob("logs/csv/*/metrics.csv")  # the run's own log stays
+    assert pl.read_csv(own)["ndcg@10"].drop_nulls().to_list() == logged
+
+    # Killed after the callback had ended it, a run trains no further.
+    (tmp_path / "run" / "metrics.json").unlink()
+    again = Noted()
+    assert plr.SASRec(out=tmp_path / "run", **options).fit(frame, callbacks=again).metrics_["files"] == (
+        model.metrics_["files"]
+    )
+    assert again.found == []
+
+
+@pytest.mark.parametrize("given", [{"callbacks": [print]}, {"callbacks": 3}, {"logger": True}, {"logger": ["wandb"]}])
+def test_what_is_no_callback_or_logger_is_refused(given, tmp_path):
+    with pytest.raises(ConfigError, match=rf"{next(iter(given))} must be .*; found "):
+        plr.SASRec(out=tmp_path / "run", **SMALL).fit(interactions(), **given)
+    assert not (tmp_path / "run").exists()
