@@ -17,6 +17,7 @@ from plr.items import ItemData
 from plr.items.features import read_features
 from plr.options import RawDataOptions
 from plr.prepare.folder import is_prepared
+from plr.prepare.options import PrepareOptions
 from plr.text import TextVectors
 
 
@@ -70,11 +71,12 @@ def load_dataset(config: Config, data: str | None = None, run: Path | None = Non
         if data is None:
             _refuse_options(config, path)
         return open_prepared(path, verify=True)  # a damaged byte would train something else, silently
-    return prepare(
-        path,
-        **{name: getattr(config, name) for name in OPTIONS},
-        cache_dir=config.cache,
-    )
+    options = {name: getattr(config, name) for name in OPTIONS}
+    try:
+        PrepareOptions(**options)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    return prepare(path, **options, cache_dir=config.cache)
 
 
 def load_item_data(config: Config, item_ids: Sequence[str] | pl.Series, saved: Path) -> ItemData:

@@ -184,7 +184,14 @@ class RawDataOptions(Options):
         timestamp_column: name of the timestamp column.
         min_rating: keep interactions rated at least this.
         core: keep users and items with at least this many interactions, repeatedly until all have; 0 keeps all.
-        split: auto takes time where there are timestamps, leave-one-out otherwise.
+        split: time, leave-one-out, leave-k-out, or users, whole users held out; auto takes time where there are
+            timestamps, leave-one-out otherwise.
+        leave_k: leave-k-out: how many of each user's last interactions are for the test, and as many before them for
+            validation; users: how many of a held-out user's last ones are targets.
+        valid_users: users split: the share of users held out for validation.
+        test_users: users split: the share of users held out for the test.
+        split_seed: users split: which users.
+        train_time: time split: training targets begin here; what is earlier stands in histories alone.
         valid_time: time split: validation starts here (same unit as the file); default the 80 % quantile.
         test_time: time split: test starts here; default the 90 % quantile.
     """
@@ -198,7 +205,12 @@ class RawDataOptions(Options):
     timestamp_column: str | None = option(None)
     min_rating: float | None = option(None, FINITE)
     core: int = option(0, at_least(0))
-    split: Literal["auto", "leave-one-out", "time"] = option("auto")
+    split: Literal["auto", "leave-one-out", "leave-k-out", "users", "time"] = option("auto")
+    leave_k: int = option(1, at_least(1))
+    valid_users: float = option(0.1, INSIDE_ZERO_AND_ONE)
+    test_users: float = option(0.1, INSIDE_ZERO_AND_ONE)
+    split_seed: int = option(0)
+    train_time: int | None = option(None)
     valid_time: int | None = option(None)
     test_time: int | None = option(None)
 

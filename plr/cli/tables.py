@@ -30,6 +30,7 @@ __all__ = [
 
 _SIZES = ("users", "items", "interactions")
 _REASONS = {
+    "before_train_time": "before train_time",
     "low_rated": "target rated too low",
     "short_history": "history too short",
     "empty_history": "nothing of the history known",

@@ -34,7 +34,7 @@ class SequenceDataset:
         training_stop: int64 [U], the flat position after each user's last training interaction.
         users: The external ids of the users.
         vocabulary: The external ids of the items.
-        split: "leave-one-out" or "time".
+        split: "leave-one-out", "leave-k-out", "users" or "time".
         report: What every filter dropped and what is left, ready for JSON.
         content_hash: SHA-256 (hex) of the source files' bytes and the options.
         item_features: The Parquet file whose row i tells about item i (``item_id``, and where known ``title``,

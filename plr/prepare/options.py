@@ -10,6 +10,16 @@ from plr.prepare.readers import FORMATS, Columns
 
 __all__ = ["PrepareOptions"]
 
+_OF_TIME = ("train_time", "valid_time", "test_time", "low_rated", "min_history", "unseen", "untitled")
+_OF_USERS = ("valid_users", "test_users", "split_seed")
+_SPLITS_WITH = {
+    **dict.fromkeys(_OF_TIME, ("time", "auto")),
+    **dict.fromkeys(_OF_USERS, ("users",)),
+    "leave_k": ("leave-k-out", "users"),
+}
+"""Which splits know an option."""
+_LATER = ("missing_ids", "leave_k", "valid_users", "test_users", "split_seed", "train_time")
+
 
 @dataclass(frozen=True)
 class PrepareOptions:
@@ -29,7 +39,14 @@ class PrepareOptions:
             as a target.
         min_interactions: drop users with fewer interactions; 0 drops none.
         core: keep users and items with at least this many interactions, repeatedly until all have; 0 keeps all.
-        split: time or leave-one-out; auto takes time where the file has timestamps.
+        split: time; leave-one-out; leave-k-out, the last k interactions of each user for the test and the k before them
+            for validation; or users, whole users held out. auto takes time where the file has timestamps, else
+            leave-one-out.
+        leave_k: leave-k-out: k; users: how many of a held-out user's last interactions are targets.
+        valid_users: users split: the share of users held out for validation.
+        test_users: users split: the share of users held out for the test.
+        split_seed: users split: which users.
+        train_time: time split: training targets begin here; what is earlier stands in histories alone.
         valid_time: time split: validation starts here, in the unit of the timestamps; default the 80 % quantile.
         test_time: time split: test starts here; default the 90 % quantile.
         min_history: time split: a row needs at least this many interactions before its target, in training, validation
@@ -50,7 +67,12 @@ class PrepareOptions:
     low_rated: Literal["drop", "history"] = "drop"
     min_interactions: int = 0
     core: int = 0
-    split: Literal["auto", "leave-one-out", "time"] = "auto"
+    split: Literal["auto", "leave-one-out", "leave-k-out", "users", "time"] = "auto"
+    leave_k: int = 1
+    valid_users: float = 0.1
+    test_users: float = 0.1
+    split_seed: int = 0
+    train_time: float | None = None
     valid_time: float | None = None
     test_time: float | None = None
     min_history: tuple[int, int, int] = (1, 1, 1)
@@ -59,13 +81,13 @@ class PrepareOptions:
 
     def __post_init__(self) -> None:
         self._one_of("format", ("auto", *FORMATS))
-        self._one_of("split", ("auto", "leave-one-out", "time"))
+        self._one_of("split", ("auto", "leave-one-out", "leave-k-out", "users", "time"))
         self._one_of("missing_ids", ("keep", "drop"))
         self._one_of("duplicates", ("keep", "drop"))
         self._one_of("low_rated", ("drop", "history"))
         self._one_of("unseen", ("drop-items", "drop-rows"))
         self._one_of("untitled", ("keep", "drop-rows"))
-        for name in ("min_rating", "valid_time", "test_time"):
+        for name in ("min_rating", "train_time", "valid_time", "test_time"):
             value = getattr(self, name)
             if value is not None and not math.isfinite(value):
                 raise ValueError(f"{name} must be a finite number; found {value}")
@@ -77,16 +99,28 @@ class PrepareOptions:
                 "min_history must be three numbers (training, validation, test) of at least 1; "
                 f"found {self.min_history}"
             )
-        if self.split == "leave-one-out":
-            if self.valid_time is not None or self.test_time is not None:
-                raise ValueError("valid_time and test_time belong to the time split, not to leave-one-out")
-            for name in ("low_rated", "min_history", "unseen", "untitled"):
-                if getattr(self, name) != getattr(PrepareOptions, name):
-                    raise ValueError(f"{name}={getattr(self, name)!r} belongs to the time split, not to leave-one-out")
+        self._check_split()
         if self.low_rated == "history" and self.min_rating is None:
             raise ValueError("low_rated='history' needs min_rating")
         if self.untitled == "drop-rows" and self.unseen != "drop-rows":
             raise ValueError("untitled='drop-rows' needs unseen='drop-rows'")
+
+    def _check_split(self) -> None:
+        """Refuse what another split than the chosen one has."""
+        if self.leave_k < 1:
+            raise ValueError(f"leave_k must be at least 1; found {self.leave_k}")
+        for name in ("valid_users", "test_users"):
+            if not 0 < getattr(self, name) < 1:
+                raise ValueError(f"{name} must be in (0, 1); found {getattr(self, name)}")
+        if self.valid_users + self.test_users >= 1:
+            raise ValueError(
+                f"valid_users and test_users must leave users to train on, below 1 together; found {self.valid_users} "
+                f"and {self.test_users}"
+            )
+        for name, splits in _SPLITS_WITH.items():
+            if self.split not in splits and getattr(self, name) != getattr(PrepareOptions, name):
+                named = " and the ".join(each for each in splits if each != "auto")
+                raise ValueError(f"{name}={getattr(self, name)!r} belongs to the {named} split, not to {self.split}")
 
     @property
     def columns(self) -> Columns:
@@ -98,17 +132,18 @@ class PrepareOptions:
         """Whether an option is set that only the time split knows."""
         return self.split == "time" or any(
             getattr(self, name) != getattr(PrepareOptions, name)
-            for name in ("valid_time", "test_time", "low_rated", "min_history", "unseen", "untitled")
+            for name in _OF_TIME
         )
 
     def as_json(self) -> dict[str, Any]:
         """Return the fields, equal for options that mean the same."""
         values = asdict(self)
-        for name in ("min_rating", "valid_time", "test_time"):
+        for name in ("min_rating", "train_time", "valid_time", "test_time"):
             values[name] = _plain(values[name])
         values["min_history"] = list(self.min_history)
-        if self.missing_ids == "keep":  # an option that data sets prepared before it do not name
-            del values["missing_ids"]
+        for name in _LATER:  # that data sets prepared before them do not name
+            if values[name] == getattr(PrepareOptions, name):
+                del values[name]
         return values
 
     def _one_of(self, name: str, accepted: tuple[str, ...]) -> None:

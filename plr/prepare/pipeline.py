@@ -24,7 +24,7 @@ from plr.prepare.options import PrepareOptions
 from plr.prepare.readers import find_interactions
 from plr.prepare.readers.kinds import refuse_odd_name
 from plr.prepare.sources import Place, SourceFiles
-from plr.prepare.split import SPLITS, Split, default_cuts, leave_one_out, time_split
+from plr.prepare.split import SPLITS, Split, default_cuts, held_out_users, leave_out, time_split
 from plr.prepare.timestamps import first_of_another_unit, unit_of
 
 __all__ = ["Preparation", "warn_about", "write_folder"]
@@ -222,16 +222,22 @@ class Preparation:
 
     def _split(self, interactions: Interactions, untitled: np.ndarray | None) -> Split:
         options, path = self.options, self.sources.paths[0]
+        if options.split == "leave-k-out":
+            return leave_out(interactions, options.leave_k, "leave-k-out")
+        if options.split == "users":
+            return held_out_users(
+                interactions, options.valid_users, options.test_users, options.split_seed, options.leave_k
+            )
         if interactions.timestamp is None:
             if options.needs_time_split:
                 raise DataError(
                     "the time split needs a timestamp column, and the file has none (name it with timestamp_column)",
                     path,
                 )
-            return leave_one_out(interactions)
+            return leave_out(interactions)
         if options.split == "leave-one-out":
-            return leave_one_out(interactions)
-        for name in ("valid_time", "test_time"):
+            return leave_out(interactions)
+        for name in ("train_time", "valid_time", "test_time"):
             given, unit = getattr(options, name), self._report["time_unit"]
             if given is not None and unit is not None and unit_of(given) not in (None, unit):
                 raise DataError(
@@ -245,12 +251,16 @@ class Preparation:
         test_time = cuts[1] if options.test_time is None else values["test_time"]
         if test_time < valid_time:
             raise DataError(f"test_time {test_time} is before valid_time {valid_time}", path)
+        train_time = values.get("train_time")
+        if train_time is not None and train_time >= valid_time:
+            raise DataError(f"train_time {train_time} is not before valid_time {valid_time}", path)
         if options.untitled == "drop-rows" and untitled is None:
             raise DataError("untitled='drop-rows' needs item metadata: name the file with --items", path)
         return time_split(
             interactions,
             valid_time,
             test_time,
+            train_time=train_time,
             positive=interactions.positive,
             min_history=options.min_history,
             unseen=options.unseen,
@@ -264,8 +274,14 @@ def _nothing_left(made: Split, report: dict[str, Any]) -> str:
         f"no training row is left: {len(made.roles)} interactions of {len(made.offsets) - 1} users, none of whom has "
         f"two in training{_dropped(report)}"
     )
+    if made.report["split"] == "users":
+        return f"{text}. {sum(made.report['held_out_users'].values())} users are held out: give smaller shares"
+    if made.report["split"] == "leave-k-out":
+        return f"{text}. Leave-k-out needs users with at least 2k + 2 interactions, or with two and fewer than 2k + 1"
     if "valid_time" not in made.report:
         return f"{text}. Leave-one-out needs users with at least four interactions"
+    if "train_time" in made.report:
+        text += f"; training targets begin at train_time {made.report['train_time']}"
     if made.report["valid_time"] == made.report["test_time"]:
         text += "; validation and test begin at one time, as they do where most timestamps are equal"
     return (

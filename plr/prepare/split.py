@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -10,7 +11,7 @@ import numpy as np
 from plr.prepare.blocks import BLOCK, by_blocks, in_threads, mark
 from plr.prepare.interactions import Interactions, gather, is_first, user_blocks
 
-__all__ = ["SPLITS", "Split", "default_cuts", "leave_one_out", "time_split"]
+__all__ = ["SPLITS", "Split", "default_cuts", "held_out_users", "leave_out", "time_split"]
 
 _SAMPLE = 1 << 16
 SPLITS = ("train", "valid", "test")
@@ -34,30 +35,31 @@ class Split:
     report: dict
 
 
-def leave_one_out(interactions: Interactions) -> Split:
-    """Split off each user's last interaction as test and the one before as validation target.
+def leave_out(interactions: Interactions, k: int = 1, name: str = "leave-one-out") -> Split:
+    """Split off each user's last k interactions as test and the k before them as validation targets.
 
-    That of users with at least three; the others' belong to training whole. Every training interaction but
-    a user's first is a training target. All items of the file are in the vocabulary.
+    That of users with at least 2k + 1; the others' belong to training whole. Every training interaction but
+    a user's first is a training target. The history of a held-out target is all that is before it, held-out
+    interactions too. All items of the file are in the vocabulary.
     """
     offsets = interactions.offsets
     length = np.diff(offsets)
-    split_off = length >= 3
-    training_stop = offsets[1:] - 2 * split_off
-    last = offsets[1:][split_off] - 1
+    split_off = length >= 2 * k + 1
+    training_stop = offsets[1:] - 2 * k * split_off
+    stops = offsets[1:][split_off]
     roles = np.ones(len(interactions), dtype=np.uint8)
     roles[offsets[:-1]] = 0
-    roles[last - 1] = 2
-    roles[last] = 3
+    for back in range(1, 2 * k + 1):
+        roles[stops - back] = 3 if back <= k else 2
     return Split(
         interactions,
         offsets,
         roles,
         training_stop,
         {
-            "split": "leave-one-out",
+            "split": name,
             "notes": [
-                "Leave-one-out leaks across users: a user's training interactions may be later than "
+                f"{name.capitalize()} leaks across users: a user's training interactions may be later than "
                 "another's test target. Its figures compare with published ones; to judge a system "
                 "prefer the time split."
             ],
@@ -67,6 +69,63 @@ def leave_one_out(interactions: Interactions) -> Split:
             "users_too_short_to_test": int((~split_off).sum()),
         },
     )
+
+
+def held_out_users(interactions: Interactions, valid_users: float, test_users: float, seed: int, k: int = 1) -> Split:
+    """Hold users out of training wholly; the last k interactions of each are targets of validation, or of the test.
+
+    Which users, `drawn` says: of each by itself, so that users stay where they are when others come or go. The
+    vocabulary holds the items of the users who are left; interactions of held-out users with another item leave
+    their sequences, and what is last is so among the rest. A user's first interaction is never a target: of one with at
+    most k those that follow it are. Every interaction of the other users but the first is a training target.
+    """
+    share = drawn(interactions.user_ids.to_list(), seed)
+    part = np.where(share < test_users, 2, np.where(share < test_users + valid_users, 1, 0)).astype(np.uint8)
+    before = {name: int((part == code).sum()) for code, name in ((1, "valid"), (2, "test"))}
+    period = gather(part, interactions.user())
+    seen = np.zeros(len(interactions.item_ids), dtype=bool)
+    mark(seen, interactions.item, period == 0)
+    known = gather(seen, interactions.item)
+    kept = interactions if known.all() else interactions.take(known)
+    period = period[known]
+    offsets = kept.offsets
+    roles = np.ones(len(kept), dtype=np.uint8)
+    held_out = period > 0
+    roles[held_out] = 0
+    length = np.diff(offsets)
+    for back in range(1, k + 1):
+        last = offsets[1:][length > back] - back
+        roles[last] = period[last] + np.uint8(1)
+    roles[offsets[:-1]] = 0
+    of_user = period[offsets[:-1]]
+    testable = {name: int(((of_user == code) & (length > 1)).sum()) for code, name in ((1, "valid"), (2, "test"))}
+    return Split(
+        kept,
+        offsets,
+        roles,
+        np.where(of_user == 0, offsets[1:], offsets[:-1]),
+        {
+            "split": "users",
+            "notes": [
+                f"{before['valid']:,} users are held out for validation and {before['test']:,} for the test; training "
+                "holds nothing of theirs. Their times are not looked at: others' training interactions may be later."
+            ],
+            "dropped_rows": {
+                name: {"unseen_target": 0, "empty_history": 0, "share": 0.0} for name in ("valid", "test")
+            },
+            "held_out_users": before,
+            "users_too_short_to_test": sum(before.values()) - sum(testable.values()),
+            "unseen_items": int((~seen).sum()),
+            "interactions_with_unseen_items": int((~known).sum()),
+        },
+    )
+
+
+def drawn(user_ids: Sequence[str], seed: int) -> np.ndarray:
+    """Return a number in [0, 1) for each user: float64 [U], of BLAKE2b of the seed and the id, so of nothing else."""
+    numbers = (hashlib.blake2b(f"{seed}:{user_id}".encode(), digest_size=8).digest() for user_id in user_ids)
+    words = np.frombuffer(b"".join(numbers), dtype=">u8")
+    return (words >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 
 def default_cuts(timestamps: np.ndarray) -> tuple[int, int]:
@@ -101,6 +160,7 @@ def time_split(
     valid_time: float,
     test_time: float,
     *,
+    train_time: float | None = None,
     positive: np.ndarray | None = None,
     min_history: Sequence[int] = (1, 1, 1),
     unseen: str = "drop-items",
@@ -108,10 +168,10 @@ def time_split(
 ) -> Split:
     """Split by absolute time.
 
-    A target before ``valid_time`` trains, one before ``test_time`` validates, later ones test. Its history is
-    all of the user's earlier interactions (at equal times: those before it in the file). A row is dropped,
-    and counted in the report, when its target is not ``positive`` or its history is shorter than
-    ``min_history``. Items that training does not know are treated in one of two ways:
+    A target before ``valid_time`` (and not before ``train_time``, where that is given) trains, one before
+    ``test_time`` validates, later ones test. Its history is all of the user's earlier interactions (at equal times:
+    those before it in the file). A row is dropped, and counted in the report, when its target is not ``positive`` or
+    its history is shorter than ``min_history``. Items that training does not know are treated in one of two ways:
 
     - ``unseen="drop-items"``: the vocabulary holds the items of the training period. Interactions with another
       item leave the sequences: as targets of validation and test they are dropped, and they are removed from
@@ -124,6 +184,7 @@ def time_split(
         interactions: With timestamps.
         valid_time: In the unit of the timestamps.
         test_time: Likewise, at least ``valid_time``.
+        train_time: Likewise, before ``valid_time``: what is earlier stands in histories, and is no target.
         positive: bool [N], which interactions may be targets; None = all.
         min_history: The least length of a history in training, validation and test, each at least 1.
         unseen: "drop-items" or "drop-rows".
@@ -138,14 +199,22 @@ def time_split(
         np.add(late.view(np.uint8), later.view(np.uint8), out=period[block])
 
     by_blocks(place, len(times))
+    early = None if train_time is None else times < train_time
     make: Callable[..., Split] = _drop_items if unseen == "drop-items" else _drop_rows
-    split = make(interactions, period, positive, np.asarray(min_history), untitled)
+    split = make(interactions, period, positive, np.asarray(min_history), untitled, early)
     split.report.update(split="time", notes=[], valid_time=valid_time, test_time=test_time)
+    if train_time is not None:
+        split.report["train_time"] = train_time
     return split
 
 
 def _drop_items(
-    interactions: Interactions, period: np.ndarray, positive: np.ndarray | None, min_history: np.ndarray, _: None
+    interactions: Interactions,
+    period: np.ndarray,
+    positive: np.ndarray | None,
+    min_history: np.ndarray,
+    _: None,
+    early: np.ndarray | None,
 ) -> Split:
     seen = np.zeros(len(interactions.item_ids), dtype=bool)
 
@@ -154,6 +223,8 @@ def _drop_items(
 
     by_blocks(see, len(period))
     tally = _Tally(period, ~is_first(interactions.offsets))
+    if early is not None:
+        tally.drop("before_train_time", early)
     if positive is not None:
         tally.drop("low_rated", ~positive)
     kept = interactions
@@ -195,10 +266,13 @@ def _drop_rows(
     positive: np.ndarray | None,
     min_history: np.ndarray,
     untitled: np.ndarray | None,
+    early: np.ndarray | None,
 ) -> Split:
     user, item = interactions.user(), interactions.item
     offsets = interactions.offsets
     tally = _Tally(period, ~is_first(offsets))
+    if early is not None:
+        tally.drop("before_train_time", early)
     if positive is not None:
         tally.drop("low_rated", ~positive)
     if untitled is not None:

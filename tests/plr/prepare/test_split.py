@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import tempfile
 import warnings
@@ -89,6 +90,126 @@ def test_leave_one_out_against_its_definition(interactions, timed):
         assert not expected["train"]
         return
     assert {split: prefix_rows(dataset, split) for split in expected} == expected
+
+
+@settings(max_examples=60, deadline=None)
+@given(INTERACTIONS, st.booleans(), st.integers(1, 4))
+def test_leave_k_out_against_its_definition(interactions, timed, k):
+    expected = {"train": Counter(), "valid": Counter(), "test": Counter()}
+    for user, pairs in in_time_order(interactions, timed=timed).items():
+        items = [item for item, _ in pairs]
+        for place in range(1, len(items)):
+            left = len(items) - place
+            held_out = "test" if left <= k else "valid" if left <= 2 * k else "train"
+            expected[held_out if len(items) > 2 * k else "train"][user, tuple(items[:place]), items[place]] += 1
+    dataset = build(interactions, timed=timed, split="leave-k-out", leave_k=k)
+    if dataset is None:
+        assert not expected["train"]
+        return
+    assert {split: prefix_rows(dataset, split) for split in expected} == expected
+    if k == 1:
+        one = build(interactions, timed=timed, split="leave-one-out")
+        for name in ("items", "offsets", "roles", "training_stop"):
+            assert torch.equal(getattr(dataset, name), getattr(one, name))
+
+
+USERS = {"split": "users", "valid_users": 0.3, "test_users": 0.3}
+
+
+def held_out(user: str, seed: int) -> str:
+    """Which part a user belongs to, by the definition in docs/data.md."""
+    number = int.from_bytes(hashlib.blake2b(f"{seed}:{user}".encode(), digest_size=8).digest(), "big") / 2**64
+    return "test" if number < 0.3 else "valid" if number < 0.6 else "train"
+
+
+@settings(max_examples=100, deadline=None)
+@given(INTERACTIONS, st.booleans(), st.integers(1, 3), st.integers(0, 50))
+def test_users_are_held_out_by_the_definition(interactions, timed, k, seed):
+    users = in_time_order(interactions, timed=timed)
+    part = {user: held_out(user, seed) for user in users}
+    seen = {item for user, pairs in users.items() if part[user] == "train" for item, _ in pairs}
+    expected = {"train": Counter(), "valid": Counter(), "test": Counter()}
+    for user, pairs in users.items():
+        items = [item for item, _ in pairs if item in seen]
+        for place in range(1, len(items)):
+            if part[user] == "train" or len(items) - place <= k:
+                expected[part[user]][user, tuple(items[:place]), items[place]] += 1
+    dataset = build(interactions, timed=timed, **USERS, split_seed=seed, leave_k=k)
+    if dataset is None:
+        assert not expected["train"]
+        return
+    assert {split: prefix_rows(dataset, split) for split in expected} == expected
+    assert dataset.item_ids.to_list() == sorted(seen)
+
+
+@settings(max_examples=60, deadline=None)
+@given(INTERACTIONS, st.sampled_from([{"split": "leave-k-out", "leave_k": 2}, USERS]), st.sampled_from([2, 100]))
+def test_training_holds_no_held_out_target(interactions, options, max_length):
+    """Neither as a target nor in a history, of prefix rows and of sequence rows; nor is it counted as popular."""
+    dataset = build(interactions, timed=True, **options)
+    if dataset is None:
+        return
+    held = dataset.roles > 1
+    used = torch.zeros(len(dataset.items), dtype=torch.bool)
+    for kind in ("prefix", "sequence"):
+        rows = dataset.rows("train", max_length, kind=kind)
+        for start, length in zip(rows.starts.tolist(), rows.lengths.tolist(), strict=True):
+            used[start : start + length + 1] = True  # the history and the target behind it
+    assert not (used & held).any()
+    users = torch.repeat_interleave(torch.arange(dataset.num_users), dataset.offsets.diff())
+    if options is USERS:  # nothing at all of a held-out user
+        testable = torch.tensor([held_out(user, 0) != "train" for user in dataset.user_ids])
+        assert not (used & testable[users]).any()
+    counted = torch.arange(len(dataset.items)) < dataset.training_stop[users]
+    assert not (counted & held).any()
+    assert torch.equal(dataset.popularity(), dataset.items[counted].bincount(minlength=dataset.num_items))
+    if options is USERS:  # a refit trains on validation users, and on nobody of the test
+        refit = dataset.with_validation_in_training().rows("train", max_length, kind="sequence")
+        assert not {held_out(dataset.user_ids[user], 0) for user in refit.users.tolist()} & {"test"}
+
+
+def test_a_user_stays_held_out_when_others_come(write):
+    def text(users):
+        return "user,item\n" + "".join(f"u{user},i{(user + step) % 4}\n" for user in users for step in range(5))
+
+    def roles(dataset):
+        return {
+            dataset.user_ids[user]: dataset.roles[dataset.offsets[user] : dataset.offsets[user + 1]].max().item()
+            for user in range(dataset.num_users)
+        }
+
+    few, many = (prepare(write("a.csv", text(users)), **USERS) for users in (range(0, 60, 2), range(60)))
+    assert set(roles(few).values()) == {1, 2, 3}
+    assert roles(few).items() <= roles(many).items()
+    assert roles(few) != roles(prepare(write("a.csv", text(range(0, 60, 2))), **USERS, split_seed=1))
+    assert few.report["held_out_users"] == {
+        split: sum(role == code for role in roles(few).values()) for code, split in ((2, "valid"), (3, "test"))
+    }
+
+
+@settings(max_examples=60, deadline=None)
+@given(INTERACTIONS, st.integers(0, 8), st.integers(1, 6), st.sampled_from(["drop-items", "drop-rows"]))
+def test_training_targets_begin_at_train_time(interactions, train_time, more, unseen):
+    """Rows of training are those of the whole period whose target is late enough, and all else is as it is without."""
+    cuts = {"valid_time": train_time + more, "test_time": train_time + more + 2}
+    late = build(interactions, timed=True, train_time=train_time, unseen=unseen, **cuts)
+    whole = build(interactions, timed=True, unseen=unseen, **cuts)
+    if late is None or unseen == "drop-rows":  # whose vocabulary is that of the rows that are kept
+        return
+    assert torch.equal(late.items, whole.items)
+    assert torch.equal(late.training_stop, whole.training_stop)
+    dropped = whole.roles != late.roles
+    assert (whole.roles[dropped] == 1).all()
+    assert (late.roles[dropped] == 0).all()
+    assert int(dropped.sum()) <= late.report["dropped_rows"]["train"]["before_train_time"]
+    times = {(f"u{user}", f"i{item}"): [] for user, item, _ in interactions}
+    for user, item, time in interactions:
+        times[f"u{user}", f"i{item}"].append(time)
+    for user, _, target in prefix_rows(late, "train"):
+        assert any(train_time <= time < train_time + more for time in times[user, target])
+    gone = prefix_rows(whole, "train") - prefix_rows(late, "train")
+    for user, _, target in gone:
+        assert any(time < train_time for time in times[user, target])
 
 
 @settings(max_examples=60, deadline=None)
@@ -373,6 +494,12 @@ def test_users_with_few_interactions_go_once(interactions, least):
         ({"min_history": (0, 1, 1)}, "min_history must be three numbers"),
         ({"min_interactions": -1}, "min_interactions must not be negative"),
         ({"split": "leave-one-out", "unseen": "drop-rows"}, "belongs to the time split"),
+        ({"split": "users", "valid_time": 3}, "valid_time=3 belongs to the time split, not to users"),
+        ({"split": "time", "leave_k": 2}, "leave_k=2 belongs to the leave-k-out and the users split, not to time"),
+        ({"split": "leave-k-out", "split_seed": 2}, "split_seed=2 belongs to the users split, not to leave-k-out"),
+        ({"split": "leave-k-out", "leave_k": 0}, "leave_k must be at least 1; found 0"),
+        ({"split": "users", "valid_users": 0}, r"valid_users must be in \(0, 1\); found 0"),
+        ({"split": "users", "valid_users": 0.5, "test_users": 0.5}, "below 1 together; found 0.5 and 0.5"),
     ],
 )
 def test_options_that_make_no_sense(write, options, message):
