@@ -26,13 +26,15 @@ from plr.server.messages import (
     Recommendations,
     Refusal,
     Requests,
+    SessionState,
     SimilarItems,
 )
 from plr.server.metrics import MetricsMemory
 from plr.server.openapi import document
 from plr.server.options import ServerOptions
 from plr.server.routes import Route
-from plr.serving import Recommender
+from plr.server.sessions import Sessions
+from plr.serving import Recommender, Session
 from plr.serving.similar import Neighbours
 
 __all__ = ["Application"]
@@ -86,6 +88,7 @@ class Application:
         items = len(recommender.item_ids)
         self._requests = Requests(Limits.of(options, items))
         self._batches = Batches(self._compute, queue=options.queue, batch=options.batch, counters=self._counters)
+        self._sessions = Sessions(options.sessions, options.session_memory << 20)  # of the thread that computes
         self._is_running = False
         self.draining = False
         self._ready = Ready(
@@ -95,7 +98,7 @@ class Application:
         computed = (400, 401, 408, 413, 415, 422, 429, 500, 503, 504)
         routes = [
             Route("POST", "/recommend", "The best items for each history.", self._recommend,
-                  self._requests.recommend, Recommendations, statuses=computed),
+                  self._requests.recommend, Recommendations, statuses=(*computed, 404, 409)),
             Route("POST", "/similar", "The items nearest to each item.", self._similar,
                   self._requests.similar, SimilarItems, statuses=computed),
             Route("GET", "/health", "Whether the process answers.", self._health, response=Health),
@@ -254,6 +257,11 @@ class Application:
             raise Refusal(422, str(error)) from None
 
     async def _recommend(self, request: Any, due: float) -> Any:
+        if request.session is not msgspec.UNSET:
+            if not self._options.sessions:
+                raise Refusal(422, "session: this server keeps none (--sessions 0); send histories")
+            # Alone: what a failed request of several had appended would be appended again when each is asked alone.
+            return await self._submit("session", object(), request, 1, due)
         # A list of allowed items is read once for all histories of its request, which is therefore answered alone.
         option = (request.exclude_seen, request.unknown, None if request.only is None else object())
         answer = await self._submit("recommend", option, request, len(request.histories), due)
@@ -265,6 +273,8 @@ class Application:
     def _compute(self, group: tuple[str, Any], requests: list[Any]) -> list[Any]:
         """Answer requests of one group by one call; a user's best k are the first of a larger k's."""
         kind, option = group
+        if kind == "session":
+            return [self._of_session(request) for request in requests]
         k = max(request.k for request in requests)
         if kind == "similar":
             rows = self._neighbours([item for request in requests for item in request.items], k)
@@ -285,6 +295,34 @@ class Application:
             answers.append([row[: request.k] for row in rows[first : first + count]])
             first += count
         return answers
+
+    def _of_session(self, request: Any) -> Recommendations:
+        """Begin a session or go on with it; where that is refused it stays as it was."""
+        asked = request.session
+        filters = self._recommender.filters(1, request.only, request.exclude)
+        if asked.history is not msgspec.UNSET:
+            session = self._recommender.session(asked.history, unknown=request.unknown)
+        else:
+            session = self._known_session(asked)
+            session.unknown = request.unknown
+            session.extend(asked.append or ())
+        ranked = session.rank(request.k, exclude_seen=request.exclude_seen, filters=filters)
+        self._sessions.put(asked.id, session)
+        return Recommendations(self._recommender.objects(*ranked), SessionState(asked.id, len(session)))
+
+    def _known_session(self, asked: Any) -> Session:
+        session = self._sessions.get(asked.id)
+        if session is None:
+            text = "the session is not here: it was never begun, or left for others"
+            raise Refusal(404, f"{text}; send its history as session.history")
+        if len(session) != asked.length:
+            text = f"session.length must be {len(session)}, what the session holds; found {asked.length}"
+            raise Refusal(409, f"{text}; send its history as session.history")
+        length, most = len(session) + len(asked.append or ()), self._options.max_history
+        if length > most:
+            text = f"session.append: the session would have {length} items; at most {most} are accepted"
+            raise Refusal(422, f"{text}; begin it anew with its latest as session.history")
+        return session
 
     async def _health(self, _: Any, __: float) -> Any:
         return Health()

@@ -7,13 +7,16 @@ from collections.abc import Sequence
 from typing import Annotated, Any, Literal, NamedTuple
 
 import msgspec
-from msgspec import Meta, Struct
+from msgspec import UNSET, Meta, Struct, UnsetType
 
 from plr.errors import shortened
 from plr.server.options import ServerOptions
 from plr.serving import Recommendation
 
-__all__ = ["Failure", "Health", "Limits", "Message", "Ready", "Recommendations", "Refusal", "Requests", "SimilarItems"]
+__all__ = [
+    "Failure", "Health", "Limits", "Message", "Ready", "Recommendations", "Refusal", "Requests", "SessionState",
+    "SimilarItems",
+]  # fmt: skip
 
 
 class Refusal(Exception):
@@ -24,10 +27,18 @@ class Refusal(Exception):
         self.status, self.message, self.headers = status, message, headers
 
 
+class SessionState(Struct):
+    """A session as it is now: how many items it holds, which its next request says."""
+
+    id: str
+    length: int
+
+
 class Recommendations(Struct):
-    """For each history its items, best first; fewer than k where filters leave fewer."""
+    """For each history, or the session's, its items, best first; fewer than k where filters leave fewer."""
 
     recommendations: list[list[Recommendation]]
+    session: SessionState | UnsetType = UNSET
 
 
 class SimilarItems(Struct):
@@ -81,6 +92,9 @@ class Limits(NamedTuple):
         return cls(options.max_histories, options.max_history, options.max_ids, *ks)
 
 
+_LONGEST_ID = 128
+
+
 def _array(of: Any, least: int, most: int, description: str) -> Any:
     """A list type whose schema has its limits; decoding leaves them to `check`, which says what was found."""
     return Annotated[list[of], Meta(extra_json_schema={"minItems": least, "maxItems": most}, description=description)]
@@ -91,6 +105,7 @@ class Requests:
 
     Attributes:
         recommend, similar: the types of the bodies.
+        session: that of a session in the former.
     """
 
     def __init__(self, limits: Limits) -> None:
@@ -99,17 +114,32 @@ class Requests:
         ids = _array(item, 0, limits.ids, "Item ids; those that training never saw are ignored.")
         history = _array(item, 1, limits.history, "Item ids as in the training file, oldest first.")
         histories = _array(history, 1, limits.histories, "One history for each user.")
+        part = _array(item, 0, limits.history, "Item ids to append, oldest first.")
+        name = Annotated[str, Meta(extra_json_schema={"minLength": 1, "maxLength": _LONGEST_ID})]
+        length = Annotated[int, Meta(extra_json_schema={"minimum": 0}, description="As the last answer said.")]
+        self.session: Any = msgspec.defstruct(
+            "SessionRequest",
+            [
+                ("id", name),
+                ("history", history | UnsetType, UNSET),
+                ("length", length | UnsetType, UNSET),
+                ("append", part | UnsetType, UNSET),
+            ],
+            namespace={"__doc__": "Begins a session (history), or goes on with it (length, append)."},
+            forbid_unknown_fields=True,
+        )
         self.recommend: Any = msgspec.defstruct(
             "RecommendRequest",
             [
-                ("histories", histories),
+                ("histories", histories | UnsetType, UNSET),
                 ("k", _k(limits.k), min(10, limits.k)),
                 ("exclude", ids | None, None),
                 ("only", ids | None, None),
                 ("exclude_seen", bool | None, None),
                 ("unknown", Literal["error", "skip"], "error"),
+                ("session", self.session | UnsetType, UNSET),
             ],
-            namespace={"__doc__": "Which histories get recommendations, how many, and of which items."},
+            namespace={"__doc__": "Which histories, or which session, get recommendations, how many, of which items."},
             forbid_unknown_fields=True,
         )
         self.similar: Any = msgspec.defstruct(
@@ -144,14 +174,37 @@ class Requests:
             _check_length("items", request.items, 1, limits.histories, "items")
             _check_k(request.k, limits.similar_k)
             return
-        _check_length("histories", request.histories, 1, limits.histories, "histories")
-        for place, history in enumerate(request.histories):
-            if not 1 <= len(history) <= limits.history:
-                _check_length(f"histories[{place}]", history, 1, limits.history, "items")
+        if (request.histories is UNSET) == (request.session is UNSET):
+            found = "neither" if request.session is UNSET else "both"
+            raise Refusal(422, f"the body must have histories or session, one of the two; found {found}")
+        if request.histories is not UNSET:
+            _check_length("histories", request.histories, 1, limits.histories, "histories")
+            for place, history in enumerate(request.histories):
+                if not 1 <= len(history) <= limits.history:
+                    _check_length(f"histories[{place}]", history, 1, limits.history, "items")
+        else:
+            self._check_session(request.session)
         for name in ("exclude", "only"):
             if (ids := getattr(request, name)) is not None:
                 _check_length(name, ids, 0, limits.ids, "ids")
         _check_k(request.k, limits.k)
+
+
+    def _check_session(self, session: Any) -> None:
+        if not 1 <= len(session.id) <= _LONGEST_ID:
+            raise Refusal(422, f"session.id must have 1 to {_LONGEST_ID} characters; found {len(session.id)}")
+        if (session.history is UNSET) == (session.length is UNSET):
+            found = "neither" if session.history is UNSET else "both"
+            text = "session must have history, to begin it, or length, to go on with it"
+            raise Refusal(422, f"{text}; found {found}")
+        if session.history is not UNSET:
+            _check_length("session.history", session.history, 1, self.limits.history, "items")
+            if session.append is not UNSET:
+                raise Refusal(422, "session.append goes with session.length; a history holds all items")
+        elif session.length < 0:
+            raise Refusal(422, f"session.length must be at least 0; found {shortened(session.length)}")
+        elif session.append is not UNSET:
+            _check_length("session.append", session.append, 0, self.limits.history, "items")
 
 
 def _k(most: int) -> Any:

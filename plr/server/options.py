@@ -33,6 +33,8 @@ class ServerOptions(Options):
         max_ids: ids of a list in exclude or only.
         queue: users of a worker that may wait, the others get status 429.
         batch: users that are answered at once, where they wait.
+        sessions: sessions that a worker keeps, those asked for last; 0: none.
+        session_memory: MiB of memory for them, of each worker.
         timeout: seconds from the first byte of a request to its answer.
     """
 
@@ -50,6 +52,8 @@ class ServerOptions(Options):
     max_ids: int = option(10_000, at_least(1))
     queue: int = option(1024, at_least(1))
     batch: int = option(64, at_least(1))
+    sessions: int = option(1000, at_least(0))
+    session_memory: int = option(256, at_least(1))
     timeout: float = option(10.0, POSITIVE)
 
     def __post_init__(self) -> None:

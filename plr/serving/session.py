@@ -39,6 +39,9 @@ class Session:
     encoded anew for every answer, as are all histories where the model is not causal or PyTorch computes it. A session
     is for one thread at a time.
 
+    Attributes:
+        unknown: as given; what is appended later is taken by what it says then.
+
     Args:
         recommender: of the run.
         history: item ids as in the training file, oldest first; may be empty.
@@ -58,7 +61,7 @@ class Session:
     ) -> None:
         if unknown not in ("error", "skip"):
             raise ValueError(f'unknown must be "error" or "skip"; found {unknown!r}')
-        self._recommender, self._unknown = recommender, unknown
+        self._recommender, self.unknown = recommender, unknown
         self._items: list[int] = []
         self._kept: KeptHistory | None = None
         self._states: UserStates | None = None
@@ -98,7 +101,7 @@ class Session:
         if isinstance(items, str) or not isinstance(items, Iterable):
             raise TypeError(f"a session takes a sequence of item ids; found {shortened(items)}")
         numbers, unknown = self._recommender.numbers_of(items)
-        if unknown and self._unknown == "error":
+        if unknown and self.unknown == "error":
             raise RequestError(
                 f"items never seen in training: {listed(dict.fromkeys(unknown))}; leave them out or skip them "
                 '(unknown="skip")'
@@ -156,7 +159,7 @@ class Session:
         same kind of processor, with the first answer.
         """
         head = _HEADER.pack(_MAGIC, _VERSION, self._recommender.fingerprint, len(self._items))
-        content = head + bytes([self._unknown == "skip"]) + np.array(self._items, "<i8").tobytes()
+        content = head + bytes([self.unknown == "skip"]) + np.array(self._items, "<i8").tobytes()
         return content + hashlib.sha256(content).digest()
 
     @classmethod

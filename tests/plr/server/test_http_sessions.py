@@ -1,0 +1,180 @@
+"""Sessions over HTTP: begun with a history, gone on with by what is new; those asked for last are kept."""
+
+from __future__ import annotations
+
+import pytest
+
+import plr
+from plr.server.options import ServerOptions
+from tests.plr.models.helpers import small_config, small_model
+from tests.plr.server.helpers import answers
+
+SERVE = "plr serve needs the extra: pip install -e '.[serve]'"
+Application = pytest.importorskip("plr.server.app", reason=SERVE, exc_type=ModuleNotFoundError).Application
+Sessions = pytest.importorskip("plr.server.sessions", reason=SERVE, exc_type=ModuleNotFoundError).Sessions
+
+ITEMS = 29
+
+
+@pytest.fixture(scope="module")
+def recommender():
+    return plr.Recommender(small_model(ITEMS).float(), [f"i{item}" for item in range(ITEMS)], small_config())
+
+
+@pytest.fixture
+def application(recommender):
+    return lambda **options: Application(recommender, ServerOptions("runs/first", **options))
+
+
+def begin(history, name="s", **options):
+    return "POST", "/recommend", {"session": {"id": name, "history": history}, **options}
+
+
+def go_on(length, append=(), name="s", **options):
+    return "POST", "/recommend", {"session": {"id": name, "length": length, "append": list(append)}, **options}
+
+
+def as_json(rows):
+    return [[{"item": each.item, "score": each.score} for each in row] for row in rows]
+
+
+def test_answers_are_those_for_the_whole_history(application, recommender):
+    history = [f"i{5 * place % ITEMS}" for place in range(20)]  # beyond max_length, 12
+    first, *others, asked = answers(
+        application(),
+        begin(history[:2], k=4),
+        *(go_on(length, history[length : length + 1], k=4, exclude=["i3"]) for length in range(2, len(history))),
+        go_on(len(history), only=["i7", "i8"], exclude_seen=True),
+    )
+    assert first.json["session"] == {"id": "s", "length": 2}
+    assert first.json["recommendations"] == as_json(recommender.recommend([history[:2]], 4))
+    for place, answer in enumerate(others):
+        assert answer.json["session"] == {"id": "s", "length": place + 3}
+        expected = recommender.recommend([history[: place + 3]], 4, exclude=["i3"])
+        assert answer.json["recommendations"] == as_json(expected)
+    expected = recommender.recommend([history], 10, only=["i7", "i8"], exclude_seen=True)
+    assert asked.json["recommendations"] == as_json(expected)
+
+
+def test_histories_have_no_session_in_their_answer(application):
+    (answer,) = answers(application(), ("POST", "/recommend", {"histories": [["i1"]]}))
+    assert set(answer.json) == {"recommendations"}
+
+
+def test_a_session_that_is_not_as_the_client_says_is_not_gone_on_with(application, recommender):
+    unknown, begun, behind, again, retried = answers(
+        application(), go_on(2, ["i3"]), begin(["i1", "i2"]), go_on(1, ["i3"]), go_on(2, ["i3"]), go_on(2, ["i3"])
+    )
+    assert (unknown.status, begun.status, behind.status, again.status, retried.status) == (404, 200, 409, 200, 409)
+    assert unknown.error == (
+        "the session is not here: it was never begun, or left for others; send its history as session.history"
+    )
+    assert retried.error == (
+        "session.length must be 3, what the session holds; found 2; send its history as session.history"
+    )
+    assert again.json["recommendations"] == as_json(recommender.recommend([["i1", "i2", "i3"]]))
+
+
+def test_what_is_refused_changes_nothing(application):
+    limits = {"max_history": 4, "max_k": 7}
+    begun, *refused, fine = answers(
+        application(**limits),
+        begin(["i1", "i2"]),
+        go_on(2, ["i3", "x"]),
+        go_on(2, ["i3"], only=["x"]),
+        go_on(2, ["i3"], k=8),
+        go_on(2, ["i3", "i4", "i5"]),
+        begin(["x"], unknown="skip"),
+        begin(["i1"] * 5),
+        go_on(2, ["x", "i3"], unknown="skip"),
+    )
+    assert begun.status == fine.status == 200
+    assert fine.json["session"]["length"] == 3
+    for answer, message in zip(
+        refused,
+        (
+            "items never seen in training: 'x'",
+            "only names no item",
+            "k must be from 1 to 7; found 8",
+            "session.append: the session would have 5 items; at most 4 are accepted; begin it anew with its latest",
+            "the session's history holds no item yet",
+            "session.history must have 1 to 4 items; found 5",
+        ),
+        strict=True,
+    ):
+        assert answer.status == 422
+        assert message in answer.error
+
+
+@pytest.mark.parametrize(
+    ("session", "message"),
+    [
+        ("s", "session must be an object; found a text"),
+        ({"history": ["i1"]}, "session: object missing required field `id`"),
+        ({"id": "s"}, "session must have history, to begin it, or length, to go on with it; found neither"),
+        ({"id": "s", "history": ["i1"], "length": 0}, "found both"),
+        ({"id": "s", "history": ["i1"], "append": ["i2"]}, "session.append goes with session.length"),
+        ({"id": "s", "history": []}, "session.history must have 1 to 1000 items; found 0"),
+        ({"id": "", "history": ["i1"]}, "session.id must have 1 to 128 characters; found 0"),
+        ({"id": "s" * 129, "history": ["i1"]}, "session.id must have 1 to 128 characters; found 129"),
+        ({"id": 3, "history": ["i1"]}, "session.id must be a text; found a whole number"),
+        ({"id": "s", "length": -1}, "session.length must be at least 0; found -1"),
+        ({"id": "s", "length": 1.5}, "session.length must be a whole number; found a number"),
+        ({"id": "s", "length": None}, "session.length must be a whole number; found null"),
+        ({"id": "s", "length": 1, "append": "i1"}, "session.append must be an array; found a text"),
+        ({"id": "s", "length": 1, "items": []}, "session has unknown field `items`"),
+    ],
+)
+def test_what_is_no_session_is_named(application, session, message):
+    (refused,) = answers(application(), ("POST", "/recommend", {"session": session}))
+    assert refused.status == 422
+    assert message in refused.error
+
+
+def test_a_body_has_histories_or_a_session(application):
+    neither, both, none_kept = answers(
+        application(sessions=0),
+        ("POST", "/recommend", {}),
+        ("POST", "/recommend", {"histories": [["i1"]], "session": {"id": "s", "history": ["i1"]}}),
+        begin(["i1"]),
+    )
+    assert neither.error == "the body must have histories or session, one of the two; found neither"
+    assert both.error == "the body must have histories or session, one of the two; found both"
+    assert (none_kept.status, none_kept.error) == (
+        422, "session: this server keeps none (--sessions 0); send histories",
+    )  # fmt: skip
+
+
+def test_the_session_that_was_not_asked_for_longest_goes(application):
+    *_, kept, gone, newest = answers(
+        application(sessions=2),
+        begin(["i1"], "a"),
+        begin(["i2"], "b"),
+        go_on(1, ["i3"], "a"),
+        begin(["i4"], "c"),
+        go_on(2, ["i3"], "a"),
+        go_on(1, ["i3"], "b"),
+        go_on(1, ["i3"], "c"),
+    )
+    assert (kept.status, gone.status, newest.status) == (200, 404, 200)
+
+
+def test_memory_bounds_the_sessions(recommender):
+    def of(length):
+        session = recommender.session([f"i{item}" for item in range(length)])
+        session.recommend(3)
+        return session
+
+    sessions = Sessions(100, 3 * of(3).bytes_kept)
+    for name in "abcdef":
+        sessions.put(name, of(3))
+    assert 1 <= len(sessions) <= 2
+    assert sessions.get("a") is None
+    assert sessions.get("f") is not None
+    assert 0 < sessions.bytes <= 3 * of(3).bytes_kept
+    sessions.put("f", of(3))
+    assert len(sessions) <= 2
+    tiny = Sessions(100, 1)
+    tiny.put("a", of(3))
+    tiny.put("b", of(3))
+    assert (len(tiny), tiny.get("a")) == (1, None)
