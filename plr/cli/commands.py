@@ -92,6 +92,8 @@ def _with_home(options: Namespace) -> Namespace:
 
 def _advice(arguments: list[str], options: Namespace | None = None) -> str:
     """Say how to go on with what a signal has ended, perhaps before its options were parsed."""
+    if arguments[:2] == ["data", "get"]:
+        return "; repeat the command to go on: what has come is kept"
     if arguments and arguments[0] == "reproduce":
         return "; repeat the command to go on: what is finished stays"
     if arguments[:1] == ["recommend"] and "--users" in [each.partition("=")[0] for each in arguments]:
@@ -179,6 +181,18 @@ def _data_options(data: Parser) -> None:
     show.add_argument("--samples", type=int, default=3, help="how many sequences to show")
     show.add_argument("--seed", type=int, default=0, help="which sequences")
     looks.add_subcommand("show", show, help="statistics, histograms and sample sequences; checks all hashes")
+    looks.add_subcommand("list", Parser(description="Name the public sets."), help="the public sets that get fetches")
+    get = Parser(
+        description="Fetch a public set: resumed where it broke off, checked against its SHA-256 where that is known "
+        "beforehand, else recorded and expected from then on, and renamed into place."
+    )
+    get.add_argument("name", type=str, help="of the set; plr data list names them")
+    get.add_argument("--out", type=str | None, default=None, help="the folder; default: raw/NAME")
+    text = "where from instead: the file's address, or a folder's, which ends in /; the SHA-256 must be the same"
+    get.add_argument("--url", type=str | None, default=None, help=text)
+    get.add_argument("--sha256", type=str | None, default=None, help="what the set's only file must be instead")
+    get.add_argument("--metadata", action="store_true", help="amazon-2023: item metadata too, which are large")
+    looks.add_subcommand("get", get, help="fetch a public set by its name")
 
 
 def _train_options(train: Parser) -> None:
@@ -376,9 +390,17 @@ def _prepare(options: Namespace) -> None:
 
 
 def _data(options: Namespace) -> None:
+    chosen = options[options.look]
+    if options.look in ("list", "get"):
+        from plr.cli.get import get, listed
+
+        if options.look == "list":
+            listed()
+        else:
+            get(chosen.name, chosen.out, url=chosen.url, sha256=chosen.sha256, metadata=chosen.metadata)
+        return
     from plr.cli.show import show
 
-    chosen = options[options.look]
     show(Path(chosen.folder), plots=chosen.plots and Path(chosen.plots), samples=chosen.samples, seed=chosen.seed)
 
 
@@ -691,7 +713,12 @@ COMMANDS = {
         _prepare_options,
         _prepare,
     ),
-    "data": Command("look at a prepared folder", "Look at a prepared folder.", _data_options, _data),
+    "data": Command(
+        "fetch public sets, look at a prepared folder",
+        "Fetch a public set, or look at a prepared folder.",
+        _data_options,
+        _data,
+    ),
     "train": Command(
         "train one system",
         "Train, validate and test one system; repeat the command to resume.",

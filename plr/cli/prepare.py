@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -134,19 +134,26 @@ def _options(defaults: dict[str, Any], given: dict[str, Any]) -> PrepareOptions:
 
 
 def _fetch(domain: str, raw: Path, base: str, console: Console) -> None:
-    columns = (*Progress.get_default_columns(), DownloadColumn(), TransferSpeedColumn())
-    with Progress(*columns, console=console, transient=True) as progress:
+    with downloads(console) as bar:
         for name, url in urls(domain, base).items():
-            with _bar(progress, name) as advance:
+            with bar(name) as advance:
                 download(url, raw / name, on_progress=advance)
             print_line(console, f"{raw / name} from {url}")
 
 
 @contextmanager
-def _bar(progress: Progress, name: str) -> Iterator[Any]:
-    task = progress.add_task(name, total=None)
-    yield lambda there, size: progress.update(task, completed=there, total=size)
-    progress.remove_task(task)
+def downloads(console: Console) -> Iterator[Callable[[str], AbstractContextManager[Any]]]:
+    """Show how far downloads are: yields what makes a bar with a name, which yields what `download` tells."""
+    columns = (*Progress.get_default_columns(), DownloadColumn(), TransferSpeedColumn())
+    with Progress(*columns, console=console, transient=True) as progress:
+
+        @contextmanager
+        def bar(name: str) -> Iterator[Any]:
+            task = progress.add_task(name, total=None)
+            yield lambda there, size: progress.update(task, completed=there, total=size)
+            progress.remove_task(task)
+
+        yield bar
 
 
 def _notes(report: dict[str, Any]) -> list[str]:

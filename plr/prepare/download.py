@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import socket
 import time
 import urllib.error
+import urllib.parse
 import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -20,7 +23,7 @@ try:
 except ImportError:  # not on Windows
     fcntl = None  # type: ignore[assignment]
 
-__all__ = ["RECORD", "download"]
+__all__ = ["RECORD", "Progress", "download", "recorded_sha256"]
 
 RECORD = "downloads.json"
 """The file beside the downloads that says where each is from, its size and its SHA-256."""
@@ -38,6 +41,7 @@ def download(
     path: Path,
     *,
     sha256: str | None = None,
+    size: int | None = None,
     on_progress: Progress | None = None,
     pause: float = 1.0,
 ) -> None:
@@ -51,11 +55,13 @@ def download(
         url: The address, http or https.
         path: Where to.
         sha256: What the file's hash (hex) must be, where known.
+        size: How many bytes it must have, where known: a server that announces another number is left at once.
         on_progress: Told how far it is.
         pause: Seconds before the second try; doubled with each further one.
 
     Raises:
-        DataError: the server refuses, the transfer breaks off again and again, or the hash is another.
+        DataError: the server cannot be reached or refuses, the transfer breaks off again and again, or size or hash
+            are others.
     """
     if not url.startswith(("http://", "https://")):
         raise DataError(f"cannot fetch {url!r}: an address begins with http:// or https://")
@@ -63,7 +69,7 @@ def download(
     with _alone(path.parent):
         record = _Record(path.parent / RECORD)
         if not (path.exists() and record.holds(path, sha256)):
-            _fetch(url, path, record, sha256, on_progress, pause)
+            _fetch(url, path, record, sha256, size, on_progress, pause)
 
 
 @contextmanager
@@ -81,8 +87,9 @@ def _alone(folder: Path) -> Iterator[None]:
 
 
 def _fetch(
-    url: str, path: Path, record: _Record, sha256: str | None, on_progress: Progress | None, pause: float
-) -> None:
+    url: str, path: Path, record: _Record, sha256: str | None, size: int | None, on_progress: Progress | None,
+    pause: float,
+) -> None:  # fmt: skip
     part = path.with_name(f"{path.name}.part")
     tag = part.with_name(f"{part.name}.json")
     problem: OSError | HTTPException
@@ -90,7 +97,7 @@ def _fetch(
         if attempt:
             time.sleep(pause * 2 ** (attempt - 1))
         try:
-            _transfer(url, part, tag, on_progress)
+            _transfer(url, part, tag, size, on_progress)
             break
         except urllib.error.HTTPError as error:
             if error.code == 416:  # what is there is not the beginning of what the server has now
@@ -100,6 +107,13 @@ def _fetch(
             problem = error
         except (OSError, HTTPException) as error:
             problem = error
+            if attempt and (reason := _unreachable(error)) is not None:
+                host = urllib.parse.urlsplit(url).netloc
+                raise DataError(
+                    f"{url}: {host} cannot be reached ({reason}); is there a network? What is already there is kept, "
+                    "repeat the command to go on",
+                    path,
+                ) from error
     else:
         there = part.stat().st_size if part.exists() else 0
         raise DataError(
@@ -115,7 +129,16 @@ def _fetch(
     record.add(path, url, found)
 
 
-def _transfer(url: str, part: Path, tag: Path, on_progress: Progress | None) -> None:
+def _unreachable(error: OSError | HTTPException) -> str | None:
+    """Return why no server was reached, in the system's words; None where one was."""
+    reason = error.reason if isinstance(error, urllib.error.URLError) else None
+    refused = (errno.ECONNREFUSED, errno.ENETUNREACH, errno.EHOSTUNREACH, errno.ENETDOWN, errno.EADDRNOTAVAIL)
+    if isinstance(reason, socket.gaierror) or (isinstance(reason, OSError) and reason.errno in refused):
+        return reason.strerror or str(reason)
+    return None
+
+
+def _transfer(url: str, part: Path, tag: Path, expected: int | None, on_progress: Progress | None) -> None:
     """Fetch what is missing of the file; raises where the connection ends before the file does."""
     there = part.stat().st_size if part.exists() else 0
     request = urllib.request.Request(url)
@@ -127,6 +150,8 @@ def _transfer(url: str, part: Path, tag: Path, on_progress: Progress | None) -> 
         if response.status != 206:
             there = 0  # the whole file comes, for it has changed or the server knows no ranges
         size = _size(response, there)
+        if expected is not None and size is not None and size != expected:
+            raise DataError(f"{url}: the server has a file of {size:,} bytes; expected {expected:,}")
         label = response.headers.get("ETag") or response.headers.get("Last-Modified")
         if label is not None and not label.startswith("W/"):
             with atomic_path(tag) as aside:
@@ -134,13 +159,18 @@ def _transfer(url: str, part: Path, tag: Path, on_progress: Progress | None) -> 
         else:
             tag.unlink(missing_ok=True)  # without it nothing says that a later answer belongs to this file
         with open(part, "ab" if there else "wb") as file:
-            while chunk := response.read(_CHUNK):
+            while chunk := response.read1(_CHUNK):  # what has come, so that an interruption loses none of it
                 file.write(chunk)
                 there += len(chunk)
                 if on_progress is not None:
                     on_progress(there, size)
     if size is not None and there != size:
         raise OSError(f"{there} of {size} bytes")
+
+
+def recorded_sha256(path: Path) -> str | None:
+    """Return the SHA-256 (hex) that downloads.json beside the file has of it, if any."""
+    return _Record(path.parent / RECORD).sha256(path.name)
 
 
 def _size(response: HTTPResponse, there: int) -> int | None:
@@ -158,6 +188,11 @@ class _Record:
             self._entries = {name: entry for name, entry in entries.items() if {"bytes", "sha256"} <= {*entry}}
         except (OSError, ValueError, AttributeError, TypeError):  # none, or damaged
             self._entries = {}
+
+    def sha256(self, name: str) -> str | None:
+        """Return the recorded hash of the file of that name."""
+        found = self._entries.get(name, {}).get("sha256")
+        return found if isinstance(found, str) else None
 
     def holds(self, path: Path, sha256: str | None) -> bool:
         """Return whether the file is as it was recorded, and what is asked for."""
