@@ -33,7 +33,7 @@ from plr.signals import raise_again, status_of
 
 PATHS = frozenset(
     ("cache", "data", "deny", "encoder", "features", "file", "folder", "from_run", "init", "items", "like", "only",
-     "out", "plots", "raw", "run", "source", "text_vectors", "token_file", "users")
+     "out", "plots", "raw", "run", "source", "space", "text_vectors", "token_file", "users")
 )  # fmt: skip
 """Arguments that name a file or a folder, or may do so."""
 _ROLES = ("user", "item", "rating", "timestamp")
@@ -94,7 +94,7 @@ def _advice(arguments: list[str], options: Namespace | None = None) -> str:
     """Say how to go on with what a signal has ended, perhaps before its options were parsed."""
     if arguments[:2] == ["data", "get"]:
         return "; repeat the command to go on: what has come is kept"
-    if arguments and arguments[0] == "reproduce":
+    if arguments and arguments[0] in ("reproduce", "tune"):
         return "; repeat the command to go on: what is finished stays"
     if arguments[:1] == ["recommend"] and "--users" in [each.partition("=")[0] for each in arguments]:
         return "; repeat the command to resume after the last finished part"
@@ -259,6 +259,26 @@ def _reproduce_options(reproduce: Parser) -> None:
     reproduce.add_argument("--sample", type=int | None, default=None, help=text)
     reproduce.add_argument("--processes", type=int, default=1, help="how many runs are trained at a time")
     reproduce.add_argument("--plan", action="store_true", help="say what would be trained and how long it would take")
+
+
+def _tune_options(tune: Parser) -> None:
+    from plr.tune.request import PRUNERS, Request
+
+    help_of = argument_help(Request)
+    tune.add_argument("--data", type=str, default="", help=help_of["data"])
+    tune.add_argument("--out", type=str, default="", help=help_of["out"])
+    text = "separated by commas; what is tuned, each BACKBONE-METHOD; the first is what the others are compared with"
+    tune.add_argument("--systems", type=str, default=",".join(Request.systems), help=text)
+    tune.add_argument("--space", type=str | None, default=None, help=help_of["space"])
+    for name in ("trials", "seeds"):
+        tune.add_argument(f"--{name}", type=int, default=getattr(Request, name), help=help_of[name])
+    text = f"{help_of['settings']} May be given several times"
+    tune.add_argument("--set", type=str, action="append", default=[], help=text)
+    kinds = Literal[tuple(PRUNERS)]  # type: ignore[valid-type]
+    text = "; ".join(f"{name}: {meaning}" for name, meaning in PRUNERS.items())
+    tune.add_argument("--pruner", type=kinds, default=Request.pruner, help=text)
+    tune.add_argument("--seed", type=int, default=Request.seed, help=help_of["seed"])
+    tune.add_argument("--plan", action="store_true", help="say what would be trained and how long it would take")
 
 
 def _recommend_options(recommend: Parser) -> None:
@@ -489,6 +509,18 @@ def _reproduce(options: Namespace) -> None:
     from plr.reproduce.reproduce import reproduce  # after the mistakes: it imports PyTorch
 
     report = reproduce(request, _print, plan_only=plan)
+    if report is not None:
+        _print(f"report: {report}")
+
+
+def _tune(options: Namespace) -> None:
+    from plr.tune.request import Request
+    from plr.tune.tune import tune
+
+    values = options.as_dict()
+    plan, settings = values.pop("plan"), tuple(values.pop("set"))
+    request = Request(**{**values, "systems": names(values["systems"]), "settings": settings})
+    report = tune(request, _print, plan_only=plan)
     if report is not None:
         _print(f"report: {report}")
 
@@ -746,6 +778,13 @@ COMMANDS = {
         "on: a finished run is not trained again, and runs are shared by all tables and figures in the same folder.",
         _reproduce_options,
         _reproduce,
+    ),
+    "tune": Command(
+        "search settings of systems, and test the chosen ones",
+        "Try as many settings of each system on the validation rows, then train and test the chosen ones with several "
+        "seeds; repeat the command to go on. Needs pip install -e '.[tune]'.",
+        _tune_options,
+        _tune,
     ),
     "recommend": Command(
         "recommend for a history or a file of users",

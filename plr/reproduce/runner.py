@@ -19,7 +19,7 @@ from plr.runs import RunFolder
 from plr.signals import cleaned_up, raise_again
 from plr.training import train
 
-__all__ = ["duration", "estimates", "train_runs", "unfinished"]
+__all__ = ["Progress", "duration", "estimates", "train_runs", "unfinished"]
 
 Say = Callable[[str], None]
 _OVERHEAD, _START = 0.5, 6.0  # seconds a run takes beside its epochs: here, and in a process of its own
@@ -65,30 +65,48 @@ def train_runs(study: Study, runs: Sequence[Run], expected: dict[Run, float], sa
     Raises:
         UserError: what makes a run impossible.
     """
-    total, begun, done = sum(expected.values()), time.perf_counter(), 0.0
+    progress = Progress(len(runs), sum(expected.values()), say)
 
-    def over(run: Run, number: int, failed: str | None) -> None:
-        nonlocal done
-        done += expected[run]
-        spent = time.perf_counter() - begun
-        left = f"{len(runs) - number} left"
-        if number < len(runs):
-            left += f", about {duration((total - done) * spent / done)}"
+    def over(run: Run, failed: str | None) -> None:
         if failed:
             study.failed[run] = failed
-        say(f"[{number}/{len(runs)}] {run.name}: {failed or outcome(study.folder(run))}; {left}")
+        progress.over(f"{run.name}: {failed or outcome(study.folder(run))}", expected[run])
 
     if study.request.processes > 1:
         _in_processes(study, runs, over)
         return
-    for number, run in enumerate(runs, start=1):
+    for run in runs:
         raise_again()
         failed = None
         try:
             train(study.config(run), study.dataset)
         except (NonFiniteLossError, EvaluationError) as error:
             failed = f"{_DIVERGED} ({error})"
-        over(run, number, failed)
+        over(run, failed)
+
+
+class Progress:
+    """Says what is over, what is left, and how long that will take, from the time that the former took.
+
+    Args:
+        count: of pieces of work.
+        seconds: that all of them were expected to take.
+        say: called with a line for each.
+    """
+
+    def __init__(self, count: int, seconds: float, say: Say):
+        self._count, self._number = count, 0
+        self._left, self._done, self._begun = seconds, 0.0, time.perf_counter()
+        self._say = say
+
+    def over(self, line: str, seconds: float) -> None:
+        """Say that a piece is over, which was expected to take so many seconds."""
+        self._number, self._left, self._done = self._number + 1, self._left - seconds, self._done + seconds
+        left = f"{self._count - self._number} left"
+        if self._number < self._count:
+            spent = time.perf_counter() - self._begun
+            left += f", about {duration(self._left * spent / self._done)}"
+        self._say(f"[{self._number}/{self._count}] {line}; {left}")
 
 
 def outcome(folder: RunFolder) -> str:
@@ -106,9 +124,9 @@ def duration(seconds: float) -> str:
     return f"{seconds / 3600:.1f} h" if seconds < 172_800 else f"{seconds / 86_400:.1f} days"
 
 
-def _in_processes(study: Study, runs: Sequence[Run], over: Callable[[Run, int, str | None], None]) -> None:
+def _in_processes(study: Study, runs: Sequence[Run], over: Callable[[Run, str | None], None]) -> None:
     """Train each run by a `plr train` of its own."""
-    waiting, number = list(runs), 0
+    waiting = list(runs)
     running: dict[Run, subprocess.Popen[bytes]] = {}
     plans = study.out / "plans"
 
@@ -134,8 +152,7 @@ def _in_processes(study: Study, runs: Sequence[Run], over: Callable[[Run, int, s
                     if not any(words in said for words in ("is not finite", "training has diverged")):
                         raise RunError(f"{run.name} ended with status {process.returncode}: {said[-1000:]}")
                     failed = f"{_DIVERGED} ({said.splitlines()[-1]})"
-                number += 1
-                over(run, number, failed)
+                over(run, failed)
 
 
 def _log(plans: Path, name: str) -> Path:

@@ -81,6 +81,35 @@ def train(
         KeyboardInterrupt: on SIGINT, as everywhere; SystemExit: on SIGTERM, with status 143.
     """
     handed = Handed.of(callbacks, logger)
+    with _begun(config, dataset) as (run, device):
+        return _run(*run, device, handed)
+
+
+def train_without_test(
+    config: Config, dataset: SequenceDataset | None = None, *, callbacks: Callback | Iterable[Callback] = ()
+) -> float:
+    """Train as `train` does until the best epoch is known: no refit, no test row is looked at, no result is written.
+
+    Args:
+        config, dataset, callbacks: as for `train`. A folder that holds such a run is resumed, also by `train`.
+
+    Returns:
+        NDCG@10 on the validation rows after the best epoch.
+
+    Raises:
+        As `train`.
+    """
+    handed = Handed.of(callbacks, None)
+    with _begun(config, dataset) as (run, _), _quiet():
+        return _select(*run, handed).best_value
+
+
+_Opened = tuple[RunFolder, Config, SequenceDataset, ItemData, Origin]
+
+
+@contextlib.contextmanager
+def _begun(config: Config, dataset: SequenceDataset | None) -> Iterator[tuple[_Opened, torch.device]]:
+    """Check what was asked for, read the data, and hold the run's folder, begun or resumed; yields the device too."""
     if not config.out:
         raise RunError("--out is missing: name the folder for the run")
     with terminable():
@@ -96,7 +125,7 @@ def train(
         origin = _origin(folder, config, dataset, item_data)
         with _alone(folder):
             _open_folder(folder, config, dataset, item_data, origin)
-            return _run(folder, config, dataset, item_data, origin, device, handed)
+            yield (folder, config, dataset, item_data, origin), device
 
 
 def _origin(folder: RunFolder, config: Config, dataset: SequenceDataset, item_data: ItemData) -> Origin:
@@ -223,6 +252,7 @@ class _Selection:
     model: RecommenderModel
     best_epoch: int  # from 0
     epochs: int
+    best_value: float  # of MONITOR, after that epoch
     train_seconds: float  # the median of the epochs
 
 
@@ -261,6 +291,9 @@ def _select(
         state = read_checkpoint(folder.resume_point)
         for callback in (validation, best):
             callback.load_state_dict(_state_of(callback, state, folder.resume_point))
+        for other in handed.callbacks:
+            if other.state_key in state["callbacks"]:
+                other.load_state_dict(state["callbacks"][other.state_key])
         epochs = state["epoch"] + 1
     else:
         trainer = _trainer(folder.logs, config, config.epochs, callbacks, handed.loggers)
@@ -273,7 +306,7 @@ def _select(
             raise RunError(f"{folder.best_so_far}: not as the run wrote it: its SHA-256 is another")
     except RunError as error:
         raise RunError(f"{error}; delete {folder.resume_point.parent} to train from the start") from error
-    return _Selection(model, best.best_epoch, epochs, statistics.median(validation.train_seconds))
+    return _Selection(model, best.best_epoch, epochs, best.best_value, statistics.median(validation.train_seconds))
 
 
 def _refit(

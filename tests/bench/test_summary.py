@@ -3,11 +3,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import pytest
-
-from bench.summary import METRICS, mean_and_spread, scores_of_runs, trained
-from plr.config import Config
-from plr.runs import RunFolder
+from bench.summary import METRICS, mean_and_spread, scores_of_runs
 
 RESULTS = Path(__file__).parents[2] / "bench" / "results"
 
@@ -37,11 +33,10 @@ def test_the_committed_tables_have_the_cells_of_their_records():
         assert any(line.startswith(begin) for line in systems_lines), begin
 
 
-def test_a_finished_run_of_other_settings_is_not_taken_for_one(tmp_path):
-    folder = RunFolder(tmp_path)
-    config = Config(data="d", out=str(tmp_path), method="base", lr=0.001)
-    config.save(folder.config)
-    folder.metrics.write_text("{}")
-    assert trained(config) == folder
-    with pytest.raises(SystemExit, match=r"another configuration \(lr: 0\.001 -> 0\.002\)"):
-        trained(Config(data="d", out=str(tmp_path), method="base", lr=0.002))
+def test_the_committed_search_has_what_its_record_has():
+    record, lines = committed("tuning-beauty")
+    for name, found in record["methods"].items():
+        (row,) = (line for line in lines if line.startswith(f"| {name} |"))
+        best = max(trial["ndcg@10"] for trial in found["trials"])
+        assert f"| {found['trials'][0]['ndcg@10']:.4f}, {best:.4f} |" in row
+        assert " | ".join(scores_of_runs(found["final"])) in row

@@ -1,0 +1,367 @@
+"""Trials of the systems: settings drawn by Optuna, kept in its storage, trained until validation says enough."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import time
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as lightning
+import optuna
+from lightning.pytorch.callbacks import Callback
+from optuna.trial import FrozenTrial, TrialState
+
+from plr.config import Config
+from plr.data import SequenceDataset
+from plr.errors import ConfigError, EvaluationError, NonFiniteLossError, RunError
+from plr.inputs import load_dataset
+from plr.models.registry import options_of_other_methods
+from plr.options import UniSRecOptions
+from plr.runs import RunFolder
+from plr.training import train
+from plr.training.callbacks import MONITOR
+from plr.training.trainer import train_without_test
+from plr.tune.request import Request
+from plr.tune.space import DEFAULT_SPACE, Choices, Space, Spec
+from plr.tune.systems import System
+
+__all__ = ["Search", "Trial", "plainly"]
+
+_STARTUP = 5  # trials that are drawn at random, the default settings among them
+_WARM_UP = 2  # epochs that no trial is ended in
+_MOST_REFUSED = 100
+_COUNTED = (TrialState.COMPLETE, TrialState.PRUNED)
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A finished trial.
+
+    Attributes:
+        number: from 0; 0 has the default settings.
+        settings: the searched options.
+        state: "complete", "pruned" or "failed", where its loss became NaN or infinite.
+        by_epoch: NDCG@10 on the validation rows, epoch by epoch.
+        seconds: of training and validating, without what an interrupted command had spent on it.
+        failure: what the error said, of a failed one.
+    """
+
+    number: int
+    settings: dict[str, Any]
+    state: str
+    by_epoch: list[float]
+    seconds: float
+    failure: str = ""
+
+    @property
+    def validation(self) -> float | None:
+        """The best epoch's."""
+        return max(self.by_epoch, default=None)
+
+    @property
+    def best_epoch(self) -> int:
+        """Its number, from 1."""
+        return self.by_epoch.index(max(self.by_epoch)) + 1
+
+    def __str__(self) -> str:
+        if self.validation is None:
+            return f"its loss became NaN or infinite ({self.failure})"
+        ended = {"pruned": ", ended early", "failed": f", then {self.failure}"}.get(self.state, "")
+        place = f"best epoch {self.best_epoch} of {len(self.by_epoch)}{ended}"
+        return f"validation NDCG@10 {self.validation:.4f}, {place}; {plainly(self.settings)}"
+
+
+class Search:
+    """The trials of all systems, and the runs of the settings that they chose.
+
+    Args:
+        request: what was asked for.
+
+    Raises:
+        ConfigError, DataError: the request cannot be met: names what of it.
+    """
+
+    def __init__(self, request: Request):
+        self.request = request
+        self.out = Path(request.out)
+        path = DEFAULT_SPACE if request.space is None else Path(request.space)
+        if not path.is_file():
+            raise ConfigError(f"--space {path}: no such file")
+        space = Space(path)
+        self.searched: dict[System, dict[str, Spec]] = {}
+        self._fixed: dict[System, dict[str, Any]] = {}
+        entries = space.of({system: self._foreign(system) for system in request.tuned})
+        for system, (searched, fixed) in entries.items():
+            given = request.set_for(system)
+            self._fixed[system] = fixed | given
+            self.searched[system] = {name: spec for name, spec in searched.items() if name not in given}
+            if not self.searched[system]:
+                raise ConfigError(f"{space.path}: nothing is searched for {system.name}")
+            self._check(space, system)
+
+    @cached_property
+    def dataset(self) -> SequenceDataset:
+        """The data of all runs."""
+        return load_dataset(self.defaults(self.request.tuned[0]))
+
+    def defaults(self, system: System) -> Config:
+        """Return the configuration of a system's first trial."""
+        return self._config(system, {}, self._trial_folder(system, 0))
+
+    def trials(self, system: System) -> list[Trial]:
+        """Return a system's finished trials, in their order."""
+        return [_finished(number, each) for number, each in enumerate(self._counted(system))]
+
+    def chosen(self, system: System) -> Trial | None:
+        """Return the trial with the best validation, the first of equals; None where none came to its end."""
+        complete = [trial for trial in self.trials(system) if trial.state == "complete"]
+        return max(complete, key=lambda trial: trial.validation or 0.0, default=None)
+
+    def config_of(self, system: System, trial: Trial, seed: int = 0, out: Path | None = None) -> Config:
+        """Return the configuration of a trial's settings."""
+        values = trial.settings if trial.number else {}
+        return self._config(system, values, self._trial_folder(system, trial.number) if out is None else out, seed)
+
+    def final(self, system: System, trial: Trial, seed: int) -> RunFolder:
+        """Return the run of a trial's settings with a seed, finished or not."""
+        return RunFolder(self.out / "runs" / f"{system.name}-trial{trial.number}-seed{seed}")
+
+    def train_final(self, system: System, trial: Trial, seed: int) -> None:
+        """Train, validate and test that run."""
+        train(self.config_of(system, trial, seed, self.final(system, trial, seed).path), self.dataset)
+
+    def open(self) -> None:
+        """Open the storage, and remove the folders of trials that had ended when a command was killed.
+
+        Raises:
+            RunError: it holds another search.
+        """
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        for system in self.request.tuned:
+            study, now = self._study(system), self._identity(system)
+            before = study.user_attrs.get("search")
+            if before is None:
+                study.set_user_attr("search", now)
+            elif changed := _differences(before, now):
+                raise RunError(
+                    f"{self.out}: holds another search of {system.name} ({'; '.join(changed)}); choose another --out, "
+                    "or delete the folder"
+                )
+            for number in range(len(self._counted(system))):
+                shutil.rmtree(self._trial_folder(system, number), ignore_errors=True)
+
+    def run_trial(self, system: System) -> Trial:
+        """Make a system's next trial, or go on with the one that was interrupted.
+
+        No test row is looked at, and of the run nothing is left but what the storage has.
+        """
+        number = len(self._counted(system))
+        trial, config = self._asked(system, number)
+        report, begun = _Report(trial), time.perf_counter()
+        kept: dict[str, Any] = {"settings": self._settings(system, config), "state": "complete"}
+        try:
+            train_without_test(config, self.dataset, callbacks=[report])
+        except (NonFiniteLossError, EvaluationError) as error:
+            kept |= {"state": "failed", "failure": str(error)}
+        else:
+            if report.pruned:
+                kept["state"] = "pruned"
+        trial.set_user_attr("plr", {**kept, "by_epoch": report.values, "seconds": time.perf_counter() - begun})
+        if kept["state"] == "complete":
+            self._study(system).tell(trial, max(report.values))
+        else:
+            self._study(system).tell(trial, state=TrialState.PRUNED)
+        shutil.rmtree(self._trial_folder(system, number), ignore_errors=True)
+        return self.trials(system)[-1]
+
+    def _asked(self, system: System, number: int) -> tuple[optuna.Trial, Config]:
+        """Return the trial of that number with its configuration.
+
+        Its random numbers depend on the seed, the system and the number: a repeated command draws what the killed one
+        had drawn, and one that was begun has its parameters again.
+        """
+        study, folder = self._study(system), RunFolder(self._trial_folder(system, number))
+        fixed = {} if number else self._inside(system)
+        for left in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+            if folder.config.exists():
+                fixed = left.params
+            study.tell(left.number, state=TrialState.FAIL)  # counts for nothing; the same comes again
+        refused = 0
+        while True:
+            study.sampler = optuna.samplers.TPESampler(
+                n_startup_trials=_STARTUP, multivariate=False, seed=_seed(self.request.seed, system, number, refused)
+            )
+            if fixed and not study.get_trials(deepcopy=False, states=(TrialState.WAITING,)):
+                study.enqueue_trial(fixed)
+            trial = study.ask()
+            names = [name for name in self.searched[system] if number or name in fixed]
+            values = {name: _drawn(trial, name, self.searched[system][name]) for name in names}
+            try:
+                return trial, self._config(system, values if number else {}, folder.path)
+            except ConfigError as error:
+                trial.set_user_attr("refused", str(error))
+                study.tell(trial, state=TrialState.FAIL)
+                refused, fixed = refused + 1, {}
+                if refused == _MOST_REFUSED:
+                    raise ConfigError(
+                        f"{refused} settings of {system.name} drawn from the search space were refused, the last with: "
+                        f"{error}"
+                    ) from error
+
+    def _inside(self, system: System) -> dict[str, Any]:
+        """Return those of the default settings that the search space holds, from which the sampler learns."""
+        config = self.defaults(system)
+        values = {name: getattr(config, name) for name in self.searched[system]}
+        return {name: value for name, value in values.items() if self.searched[system][name].holds(value)}
+
+    def _settings(self, system: System, config: Config) -> dict[str, Any]:
+        return {name: getattr(config, name) for name in self.searched[system]}
+
+    def _config(self, system: System, values: Mapping[str, Any], out: Path, seed: int = 0) -> Config:
+        """Return the configuration of drawn values; one without an effect beside the others has its default."""
+        own: dict[str, Any] = {"data": self.request.data, "out": str(out), "seed": seed, "progress": False}
+        given = {**system.settings, **self._fixed[system]}
+        try:
+            Config(**own, **given)  # what was asked for has to have an effect
+            drawn = Config(**own, **{**given, **values}, provenance={})
+        except ConfigError as error:
+            raise ConfigError(f"{system.name}: {error}") from error
+        return Config(**{each.name: getattr(drawn, each.name) for each in fields(Config) if each.name != "provenance"})
+
+    def _check(self, space: Space, system: System) -> None:
+        """Refuse a space of which some value cannot be taken at all."""
+        self.defaults(system)
+        for name, spec in self.searched[system].items():
+            for value in spec.edges():
+                try:
+                    self._config(system, {name: value}, self.out)
+                except ConfigError as error:
+                    raise ConfigError(f"{space.path}: {error}") from error
+
+    def _foreign(self, system: System) -> set[str]:
+        """Return the options that decide nothing in a system."""
+        config = Config(**{**system.settings, **self._needed(system)})
+        text = set() if system.backbone == "unisrec" else {each.name for each in fields(UniSRecOptions)}
+        return options_of_other_methods(config) | text
+
+    def _needed(self, system: System) -> dict[str, Any]:
+        return {"text_vectors": "given"} if system.backbone == "unisrec" else {}
+
+    def _study(self, system: System) -> optuna.Study:
+        return self._studies[system]
+
+    @cached_property
+    def _studies(self) -> dict[System, optuna.Study]:
+        from sqlalchemy import URL  # of Optuna's
+
+        path = self.out / "trials.db"
+        try:
+            storage = optuna.storages.RDBStorage(URL.create("sqlite", database=str(path)).render_as_string())
+            return {
+                system: optuna.create_study(
+                    study_name=system.name,
+                    storage=storage,
+                    direction="maximize",
+                    pruner=_PRUNERS[self.request.pruner],
+                    load_if_exists=True,
+                )
+                for system in self.request.tuned
+            }
+        except Exception as error:  # of SQLAlchemy's and of Optuna's
+            raise RunError(f"{path}: not a storage of trials that can be used ({error})") from error
+
+    def _counted(self, system: System) -> list[FrozenTrial]:
+        return self._study(system).get_trials(deepcopy=False, states=_COUNTED)
+
+    def _trial_folder(self, system: System, number: int) -> Path:
+        return self.out / "trials" / f"{system.name}-{number}"
+
+    def _identity(self, system: System) -> dict[str, Any]:
+        """Return what decides a search's trials beside their number."""
+        settings = {name: value for name, value in self.defaults(system).decisive().items() if name != "data"}
+        space = {name: spec.plain() for name, spec in self.searched[system].items()}
+        found = {"data": self.dataset.content_hash, "seed": self.request.seed, "pruner": self.request.pruner}
+        return json.loads(json.dumps(found | {"space": space, "settings": settings}))
+
+
+_PRUNERS = {
+    "median": optuna.pruners.MedianPruner(n_startup_trials=_STARTUP - 1, n_warmup_steps=_WARM_UP),
+    "none": optuna.pruners.NopPruner(),
+}
+
+
+class _Report(Callback):
+    """Tells Optuna each epoch's validation metric and ends the run where the pruner says so; kept with the run."""
+
+    def __init__(self, trial: optuna.Trial):
+        self.trial = trial
+        self.values: list[float] = []
+        self.pruned = False
+
+    def on_train_epoch_end(self, trainer: lightning.Trainer, pl_module: Any) -> None:
+        """Report."""
+        self._add(float(trainer.callback_metrics[MONITOR]))
+        self.pruned = self.trial.should_prune()
+        if self.pruned:
+            trainer.should_stop = True
+
+    def _add(self, value: float) -> None:
+        self.trial.report(value, step=len(self.values))
+        self.values.append(value)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Keep the metrics of earlier epochs."""
+        return {"values": self.values, "pruned": self.pruned}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Report them again: to Optuna the trial that goes on is another one."""
+        self.values, self.pruned = [], state_dict["pruned"]
+        for value in state_dict["values"]:
+            self._add(value)
+
+
+def plainly(settings: Mapping[str, Any]) -> str:
+    """Return settings in a line."""
+    return ", ".join(
+        f"{name} {value:.3g}" if isinstance(value, float) else f"{name} {value}" for name, value in settings.items()
+    )
+
+
+def _drawn(trial: optuna.Trial, name: str, spec: Spec) -> Any:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        if isinstance(spec, Choices):
+            return trial.suggest_categorical(name, spec.values)
+        if spec.whole:
+            return trial.suggest_int(name, int(spec.low), int(spec.high), step=int(spec.step or 1), log=spec.log)
+        return trial.suggest_float(name, spec.low, spec.high, step=spec.step, log=spec.log)
+
+
+def _finished(number: int, trial: FrozenTrial) -> Trial:
+    return Trial(number=number, **trial.user_attrs["plr"])
+
+
+def _seed(seed: int, system: System, number: int, refused: int) -> int:
+    """Return a 32-bit seed."""
+    return int.from_bytes(hashlib.sha256(f"{seed} {system.name} {number} {refused}".encode()).digest()[:4], "big")
+
+
+def _differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """Name what has changed, of the settings each."""
+    found = []
+    for name, value in now.items():
+        earlier = before.get(name)
+        if isinstance(value, dict) and isinstance(earlier, dict):
+            for key in dict.fromkeys((*earlier, *value)):
+                if earlier.get(key) != value.get(key):
+                    found.append(f"{name} of {key}: {earlier.get(key)!r} -> {value.get(key)!r}")
+        elif earlier != value:
+            found.append(f"{name}: {earlier!r} -> {value!r}" if name != "data" else "the data are other ones")
+    return found

@@ -1,0 +1,137 @@
+"""From a request to the chosen settings: trials in turns, the best of each system, their runs with several seeds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from plr.errors import EvaluationError, NonFiniteLossError, RunError
+from plr.inputs import resolve
+from plr.lock import locked
+from plr.signals import raise_again
+from plr.tune.request import Request
+
+if TYPE_CHECKING:
+    from plr.tune.search import Search, Trial
+    from plr.tune.systems import System
+
+__all__ = ["tune"]
+
+Say = Callable[[str], None]
+
+
+def tune(request: Request, say: Say = print, *, plan_only: bool = False) -> Path | None:
+    """Search settings of every system by validation, then train and test the chosen ones with several seeds.
+
+    Finished trials and runs are kept, interrupted ones go on: the same request, repeated, ends with the same settings.
+    With more trials, seeds or systems it goes on from what is there.
+
+    Args:
+        request: what, on which data, where to.
+        say: called with each line of progress.
+        plan_only: say what would be trained and how long it would take, and train nothing.
+
+    Returns:
+        The report, or None with `plan_only`.
+
+    Raises:
+        RunError: Optuna is missing, or the folder holds another search.
+        UserError: what else makes the request impossible.
+    """
+    if find_spec("optuna") is None:
+        raise RunError("plr tune needs Optuna: pip install -e '.[tune]'")
+    from plr.tune.search import Search
+
+    resolve(request.data)
+    search = Search(request)
+    _ = search.dataset  # read before a folder is made
+    try:
+        search.out.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError) as error:
+        raise RunError(f"--out {search.out}: cannot create the folder: a file of that name exists") from error
+    with locked(search.out):
+        search.open()
+        return _tuned(search, say, plan_only)
+
+
+def _tuned(search: Search, say: Say, plan_only: bool) -> Path | None:
+    from plr.reproduce.estimate import seconds_of_run
+    from plr.reproduce.runner import Progress, duration
+    from plr.runs import RunFolder
+    from plr.tune.report import write_best, write_report
+
+    request, dataset = search.request, search.dataset
+    say(
+        f"{dataset.num_users:,} users, {dataset.num_items:,} items, {len(dataset.items):,} interactions, split by "
+        f"{dataset.split}"
+    )
+    done = {system: len(search.trials(system)) for system in request.tuned}
+    # Trial by trial: an interrupted search has as many of each system.
+    missing = [
+        (system, number) for number in range(request.trials) for system in request.tuned if number >= done[system]
+    ]
+    finals = _finals_left(search, missing)
+    seconds = {}
+    for system in request.tuned if missing or finals else ():
+        raise_again()
+        config = search.defaults(system)
+        seconds[system] = seconds_of_run(config, dataset, RunFolder(Path(config.out)))
+    work = [system for system, _ in missing] + [system for system, _ in finals]
+    say(
+        f"{len(missing)} of {request.trials * len(request.tuned)} trials and {len(finals)} of "
+        f"{request.seeds * len(request.tuned)} final runs to train: about "
+        f"{duration(sum(seconds[system] for system in work))}, less where they stop early or are ended"
+    )
+    if plan_only:
+        for system, each in seconds.items():
+            say(f"  {system.name}: {work.count(system)} × {duration(each)}")
+        return None
+    progress = Progress(len(work), sum(seconds[system] for system in work), say)
+    for system, number in missing:
+        raise_again()
+        trial = search.run_trial(system)
+        progress.over(f"{system.name} trial {number}: {trial}", seconds[system])
+    best = {system: _chosen(search, system) for system in request.tuned}
+    for system, trial in best.items():
+        say(f"best of {system.name}: trial {trial.number}, {write_best(search, system, trial)}")
+    report = write_report(search, best, [])
+    for seed in range(request.seeds):  # seed by seed: an interrupted test is complete for the first ones
+        for system, trial in best.items():
+            raise_again()
+            if not search.final(system, trial, seed).finished():
+                _train(search, system, trial, seed)
+                found = search.final(system, trial, seed).read_metrics()["test"]["ndcg@10"]
+                progress.over(f"{system.name} seed {seed}: test NDCG@10 {found:.4f}", seconds[system])
+        report = write_report(search, best, range(seed + 1))
+    return report
+
+
+def _finals_left(search: Search, missing: list[tuple[System, int]]) -> list[tuple[System, int]]:
+    """Return the final runs to be trained, as far as it is known: more trials may choose other settings."""
+    open_systems = {system for system, _ in missing}
+    left = []
+    for seed in range(search.request.seeds):
+        for system in search.request.tuned:
+            trial = None if system in open_systems else search.chosen(system)
+            if trial is None or not search.final(system, trial, seed).finished():
+                left.append((system, seed))
+    return left
+
+
+def _chosen(search: Search, system: System) -> Trial:
+    trial = search.chosen(system)
+    if trial is None:
+        raise RunError(f"none of the {search.request.trials} trials of {system.name} came to its end; see {search.out}")
+    return trial
+
+
+def _train(search: Search, system: System, trial: Trial, seed: int) -> None:
+    try:
+        search.train_final(system, trial, seed)
+    except (NonFiniteLossError, EvaluationError) as error:
+        raise RunError(
+            f"{system.name}, seed {seed} of the chosen trial {trial.number}: {error}; --trials with a larger number "
+            "goes on searching"
+        ) from error
