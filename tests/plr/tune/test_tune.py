@@ -1,0 +1,277 @@
+"""plr tune: what it refuses, what it draws, and the same trials whatever interrupts it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import optuna
+import polars as pl
+import pytest
+
+from plr.cli import main
+from plr.config import Config
+from plr.data import SequenceDataset
+from plr.errors import ConfigError, NonFiniteLossError, RunError
+from plr.runs import RunFolder
+from plr.training.module import TrainingModule
+from plr.tune import search as searching
+from plr.tune import tune as tuning
+from plr.tune.request import Request
+from plr.tune.space import Choices, Range, Space
+from plr.tune.systems import SYSTEMS
+from plr.tune.tune import tune
+
+SPACE = """
+lr: {low: 1e-3, high: 0.03, log: true}
+optimizer: [adam, adamw]
+weight_decay: [0.0, 0.01]
+epochs: 3
+plr:
+  streams: [1, 2]
+"""
+TINY = ("dim=8", "ffn_dim=8", "layers=1", "heads=1", "max_length=6", "batch_size=64", "accelerator=cpu")
+
+
+def requested(data, out, **changes):
+    given = {"systems": ("sasrec-base", "sasrec-plr"), "trials": 2, "seeds": 1, "settings": TINY}
+    return Request(data=str(data), out=str(out), space=str(space_beside(out)), **{**given, **changes})
+
+
+def space_beside(out: Path, text: str = SPACE) -> Path:
+    path = out.parent / "space.yaml"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="module")
+def whole(small_data, tmp_path_factory):
+    """A finished search, and what the command said."""
+    out = tmp_path_factory.mktemp("whole") / "search"
+    said: list[str] = []
+    tune(requested(small_data, out), said.append)
+    return out, said
+
+
+def record(out: Path) -> dict:
+    """Return what a search found, without how long it took."""
+    found = json.loads((out / "trials.json").read_text())
+    for system in found["systems"].values():
+        for trial in system["trials"]:
+            del trial["seconds"]
+    return found
+
+
+def test_every_system_has_as_many_trials_and_the_first_is_the_default(whole):
+    out, said = whole
+    systems = record(out)["systems"]
+    assert list(systems) == ["sasrec-base", "sasrec-plr"]
+    for found in systems.values():
+        assert [trial["number"] for trial in found["trials"]] == [0, 1]
+        assert found["trials"][0]["settings"]["lr"] == 0.001
+        assert found["trials"][1]["settings"]["lr"] != 0.001
+        assert all(len(trial["by_epoch"]) == 3 for trial in found["trials"])
+    assert "streams" in systems["sasrec-plr"]["trials"][0]["settings"]
+    assert "streams" not in systems["sasrec-base"]["trials"][0]["settings"]
+    frame = pl.read_csv(out / "trials.csv")
+    assert frame["trial"].to_list() == [0, 1, 0, 1]
+    assert len([line for line in said if line.startswith("[")]) == 6  # four trials, two final runs
+    assert not list((out / "trials").iterdir())  # nothing is left of trials
+
+
+def test_the_chosen_settings_are_those_of_the_best_validation_and_alone_are_tested(whole):
+    out, _ = whole
+    for name, found in record(out)["systems"].items():
+        best = max(found["trials"], key=lambda trial: max(trial["by_epoch"]))
+        assert found["chosen"] == best["number"]
+        (final,) = found["final"]
+        run = RunFolder(out / final["run"])
+        assert final["valid"]["ndcg@10"] == max(best["by_epoch"])  # the same run again, to the bit
+        assert {name: getattr(Config.load(run.config), name) for name in best["settings"]} == best["settings"]
+        given = Config.load(out / "best" / f"{name}.yaml")
+        assert given.decisive() == Config.load(run.config).decisive()
+    report = (out / "report.md").read_text()
+    assert "NDCG@10 − sasrec-base" in report
+    assert report.count("\n| sasrec-plr |") == 3
+
+
+def test_a_finished_search_repeated_trains_nothing(whole, small_data, monkeypatch):
+    out, _ = whole
+    before = (out / "report.md").read_bytes()
+    monkeypatch.setattr(TrainingModule, "training_step", None)
+    said: list[str] = []
+    tune(requested(small_data, out), said.append)
+    assert any("0 of 4 trials and 0 of 2 final runs" in line for line in said)
+    assert (out / "report.md").read_bytes() == before
+
+
+class Killed(BaseException):
+    pass
+
+
+def test_killed_in_the_middle_of_a_trial_it_ends_as_undisturbed_and_looks_at_no_test_row(
+    whole, small_data, tmp_path, monkeypatch
+):
+    looked_at = set()
+    rows = SequenceDataset.rows
+
+    def watched(self, split, *arguments, **options):
+        looked_at.add(split)
+        return rows(self, split, *arguments, **options)
+
+    step, count = TrainingModule.training_step, 0
+
+    def killing_step(self, batch, index):
+        nonlocal count
+        if self.config.lr != 0.001 and self.current_epoch == 2 and not count:  # the second trial's last epoch
+            count += 1
+            raise Killed
+        return step(self, batch, index)
+
+    monkeypatch.setattr(SequenceDataset, "rows", watched)
+    monkeypatch.setattr(TrainingModule, "training_step", killing_step)
+    request = requested(small_data, tmp_path / "killed", systems=("sasrec-base",), seeds=0)
+    with pytest.raises(Killed):
+        tune(request, lambda line: None)
+    assert (tmp_path / "killed" / "trials" / "sasrec-base-1" / "resume" / "last.ckpt").exists()
+    epochs = []
+    begin = TrainingModule.on_train_epoch_start
+
+    def begun(self):
+        epochs.append(self.current_epoch)
+        begin(self)
+
+    monkeypatch.setattr(TrainingModule, "on_train_epoch_start", begun)
+    tune(request, lambda line: None)
+    assert epochs == [2]
+    found, expected = (record(out)["systems"]["sasrec-base"]["trials"] for out in (tmp_path / "killed", whole[0]))
+    assert found == expected
+    assert looked_at == {"train", "valid"}
+
+
+def test_a_pruned_trial_ends_and_is_not_chosen(small_data, tmp_path, monkeypatch):
+    monkeypatch.setattr(optuna.Trial, "should_prune", lambda self: self.number == 1)
+    tune(requested(small_data, tmp_path / "pruned", systems=("sasrec-base",), seeds=0), lambda line: None)
+    found = record(tmp_path / "pruned")["systems"]["sasrec-base"]
+    assert [(trial["state"], len(trial["by_epoch"])) for trial in found["trials"]] == [("complete", 3), ("pruned", 1)]
+    assert found["chosen"] == 0
+
+
+def test_a_trial_that_diverges_counts_and_all_that_do_are_an_error(small_data, tmp_path, monkeypatch):
+    def diverged(*arguments, **options):
+        raise NonFiniteLossError("step 3: the loss term 'next_item' is not finite")
+
+    monkeypatch.setattr(searching, "train_without_test", diverged)
+    said: list[str] = []
+    with pytest.raises(RunError, match="none of the 2 trials of sasrec-base came to its end"):
+        tune(requested(small_data, tmp_path / "diverged", systems=("sasrec-base",)), said.append)
+    assert len([line for line in said if "NaN or infinite" in line]) == 2
+
+
+def test_another_search_is_not_mixed_with_it(whole, small_data, tmp_path):
+    out = tmp_path / "search"
+    shutil.copytree(whole[0], out)
+    with pytest.raises(RunError, match=r"holds another search of sasrec-base.*settings of dim: 8 -> 4"):
+        tune(requested(small_data, out, settings=(*TINY, "dim=4")))
+    request = requested(small_data, out)
+    space_beside(out, SPACE.replace("0.03", "0.04"))
+    with pytest.raises(RunError, match=r"space of lr: .*0.03.* -> .*0.04"):
+        tune(request)
+
+
+def test_optuna_is_named_where_it_is_missing(small_data, tmp_path, monkeypatch):
+    monkeypatch.setattr(tuning, "find_spec", lambda name: None)
+    with pytest.raises(RunError, match=r"plr tune needs Optuna: pip install -e '\.\[tune\]'"):
+        tune(requested(small_data, tmp_path / "search"))
+
+
+def test_the_plan_trains_nothing_and_help_needs_no_pytorch(small_data, tmp_path, capsys):
+    settings = [part for each in (*TINY, "epochs=2") for part in ("--set", each)]
+    options = ["--data", str(small_data), "--out", str(tmp_path / "plan"), "--trials", "3", "--plan"]
+    assert main(["tune", *options, *settings]) == 0  # with the space that comes with plr
+    said = capsys.readouterr().out
+    assert "6 of 6 trials and 6 of 6 final runs to train: about" in said
+    assert not (tmp_path / "plan" / "runs").exists()
+    code = "import sys\nfrom plr.cli import main\ntry: main(['tune', '--help'])\nexcept SystemExit: pass\n"
+    code += "sys.exit('torch' in sys.modules or 'optuna' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], stdout=subprocess.DEVNULL).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"data": ""}, "--data is missing"),
+        ({"out": ""}, "--out is missing"),
+        ({"trials": 0}, "trials must be at least 1; found 0"),
+        ({"seeds": -1}, "seeds must be at least 0; found -1"),
+        ({"systems": ("sasrec-grl",)}, r"systems must be BACKBONE-METHOD.*; found 'sasrec-grl', the nearest known is"),
+        ({"systems": ("bert4rec-cloze-plr",)}, "found 'bert4rec-cloze-plr'"),
+        ({"systems": ("sasrec-plr", "sasrec-plr")}, "found 'sasrec-plr' twice"),
+        ({"pruner": "best"}, "pruner must be one of median, none; found 'best'"),
+        ({"settings": ("seed=3",)}, "seed is set by the command itself"),
+        ({"settings": ("gru:dim=3",)}, r"SYSTEM is one of .*sasrec-plr-states.*; found 'gru'"),
+    ],
+)
+def test_requests_that_cannot_be_met(given, message):
+    with pytest.raises(ConfigError, match=message):
+        Request(**{"data": "d", "out": "o", **given})
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("lrr: [0.1]", "lrr: neither an option nor a system, the nearest known is 'lr'"),
+        ("data: [a, b]", "data: not an option that can be searched; --set fixes options of all runs"),
+        ("seed: [1, 2]", "seed: not an option that can be searched"),
+        ("lr: []", r"lr: choices must be single values, one at least; found \[\]"),
+        ("lr: [0.1, 0.1]", "lr: choices must be different ones"),
+        ("lr: {low: 0.1}", r"lr: expected a list of choices, \{low: A, high: B\}"),
+        ("lr: {low: 0.1, high: 0.01}", "lr: low must be below high"),
+        ("lr: {low: 0, high: 0.01, log: true}", "with log above 0"),
+        ("lr: {low: 0.1, high: many}", "lr: high must be a finite number; found 'many'"),
+        ("layers: {low: 1, high: 2.5}", "layers: high must be a whole number; found 2.5"),
+        ("layers: {low: 1, high: 3, step: 0.5}", "layers: step must be a whole number; found 0.5"),
+        ("mixture: {low: 1, high: 2}", "mixture: not a number, hence a list of choices"),
+        ("plr: 3", "plr: expected lines of 'option: …' below it; found 3"),
+        ("plr: {streams: [0]}\nlr: [0.1]", r"sasrec-plr: streams must be at least 1; found 0"),
+        ("lr: {low: 0.1, high: 20}", "sasrec-base: lr must be from 1e-12 to 10"),
+        ("base: {streams: [2]}\nlr: [0.1]", "base: streams decides nothing in sasrec-base"),
+        ("plr: {streams: [2]}", "nothing is searched for sasrec-base"),
+        ("lr: [1", "not valid YAML"),
+    ],
+)
+def test_spaces_that_cannot_be_searched(text, message, small_data, tmp_path):
+    request = requested(small_data, tmp_path / "search")
+    space_beside(tmp_path / "search", text)
+    with pytest.raises(ConfigError, match=message) as refused:
+        searching.Search(request)
+    assert "space.yaml" in str(refused.value)
+
+
+def test_the_more_special_entry_holds_and_numbers_are_read_as_numbers(tmp_path):
+    path = space_beside(
+        tmp_path / "search",
+        "lr: {low: 1e-4, high: 1e-2, log: true}\ndim: [8, 16]\nlayers: {low: 1, high: 4, step: 2}\n"
+        "sasrec: {dim: 32}\nplr: {dim: [4]}\nsasrec-plr: {dim: [2], streams: [1, 2]}\n",
+    )
+    found = Space(path).of({SYSTEMS[name]: {"streams"} if "base" in name else set() for name in (
+        "sasrec-plr", "bert4rec-plr", "sasrec-base", "bert4rec-base")})  # fmt: skip
+    searched = {system.name: each for system, (each, _) in found.items()}
+    assert searched["bert4rec-base"]["lr"] == Range(1e-4, 1e-2, log=True)
+    assert searched["bert4rec-base"]["layers"] == Range(1, 3, step=2, whole=True)
+    assert {name: each.get("dim") for name, each in searched.items()} == {
+        "sasrec-plr": Choices((2,)), "bert4rec-plr": Choices((4,)), "sasrec-base": None,
+        "bert4rec-base": Choices((8, 16)),
+    }  # fmt: skip
+    assert found[SYSTEMS["sasrec-base"]][1] == {"dim": 32}
+
+
+def test_the_space_that_comes_with_plr_is_one_for_every_system(small_data, tmp_path):
+    names = tuple(name for name in SYSTEMS if not name.startswith("unisrec"))
+    search = searching.Search(Request(data=str(small_data), out=str(tmp_path), systems=names, settings=TINY))
+    assert all(len(found) >= 3 for found in search.searched.values())
+    assert "mask_probability" in search.searched[SYSTEMS["bert4rec-cloze-base"]]
+    assert "consistency_weight" not in search.searched[SYSTEMS["bert4rec-cloze-base"]]
