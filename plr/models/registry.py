@@ -43,7 +43,7 @@ def options_of_other_methods(config: Config) -> set[str]:
 
 
 def _option_names(system: Method) -> set[str]:
-    taken = get_type_hints(named("methods", system.model).__init__)["options"]
+    taken = get_type_hints(named("methods", system.model))["options"]  # the class's: it may inherit its __init__
     return {each.name for each in fields(taken)}
 
 

@@ -10,6 +10,7 @@ from plr.data import CountedTargets
 from plr.errors import ConfigError
 from plr.items import ItemData, ItemText
 from plr.models import build_model
+from plr.models.registry import options_of_other_methods
 from plr.systems import BACKBONES, METHODS, REFUSALS, method_of, row_kinds
 from tests.plr.models.helpers import random_batch, small_config
 
@@ -62,3 +63,17 @@ def test_unknown_names_are_refused_with_the_known_ones():
 def test_the_number_of_items_is_enough_where_nothing_else_is_known():
     one, two = build_model(small_config(), 29), build_model(small_config(), ItemData(29))
     assert all(torch.equal(a, b) for a, b in zip(one.parameters(), two.parameters(), strict=True))
+
+
+@pytest.mark.parametrize(
+    ("method", "own", "other"),
+    [
+        ("erl", {"steps", "kl_weight", "kl_limit"}, {"streams", "noise"}),
+        ("prl", {"steps", "noise", "warmup_epochs", "contrastive_weight"}, {"kl_weight", "streams"}),
+        ("base", {"consistency_weight"}, {"kl_weight", "mask_probability"}),
+    ],
+)
+def test_the_options_of_other_methods_are_not_the_methods_own(method, own, other):
+    found = options_of_other_methods(Config(method=method))
+    assert not own & found
+    assert other <= found
