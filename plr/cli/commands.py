@@ -11,6 +11,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
+from inspect import get_annotations
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TextIO, get_type_hints
 
@@ -18,14 +19,14 @@ from jsonargparse import Namespace
 
 import plr
 from plr.cli.continued import options_of_parent
-from plr.cli.parser import Parser
+from plr.cli.parser import Parser, show_in_groups
 from plr.cli.prepare import Request
 from plr.cli.prepare import run as prepare
 from plr.config import Config
 from plr.errors import ConfigError, UserError, shortened
 from plr.files import atomic_path
 from plr.formats import FORMATS, format_of, rendered
-from plr.options import is_text, names
+from plr.options import Options, is_text, names
 from plr.prepare import PrepareOptions
 from plr.presets import preset_path, preset_summaries
 from plr.server.options import ServerOptions
@@ -36,6 +37,8 @@ PATHS = frozenset(
      "out", "plots", "raw", "run", "source", "space", "text_vectors", "token_file", "users")
 )  # fmt: skip
 """Arguments that name a file or a folder, or may do so."""
+FIRST = ("data", "out", "method", "dim", "epochs")
+"""The options of `plr train` that one sets first."""
 _ROLES = ("user", "item", "rating", "timestamp")
 NEW_ITEMS = (
     "inductive unisrec: text vectors of items, or of items' texts, that came after training, "
@@ -202,6 +205,13 @@ def _train_options(train: Parser) -> None:
     train.add_argument("--config", action="config", help="a YAML file of fields, e.g. a run's config.yaml")
     train.add_class_arguments(Config, skip={"provenance", "from_run"})
     train.add_argument("--from", "--from_run", dest="from_run", type=str | None, default=None, help=FROM)
+    groups = {"set these first": list(FIRST)}
+    for kind in (each for each in reversed(Config.__mro__) if issubclass(each, Options) and each is not Config):
+        title = (kind.__doc__ or "").partition("\n")[0].partition(". ")[0].removesuffix(".")
+        own = [name for name in get_annotations(kind) if name not in (*FIRST, "from_run")]
+        groups |= {title: own} if own else {}
+    show_in_groups(train, "help, and options from files and other runs", groups)
+    train.usage = "plr train --data DATA --out OUT [--method METHOD] [--dim DIM] [--epochs EPOCHS] [more options]"
 
 
 def _evaluate_options(evaluate: Parser) -> None:

@@ -8,6 +8,7 @@ import os
 import re
 import sys
 import types
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal, NoReturn, Union, get_args, get_origin
 
@@ -17,7 +18,7 @@ from jsonargparse import ArgumentParser, Namespace
 from plr.config import read_fields, without_derived
 from plr.errors import ConfigError
 
-__all__ = ["Parser"]
+__all__ = ["Parser", "show_in_groups"]
 
 # The messages of jsonargparse, 4.35 and later, about arguments that no option takes, a field of a file, a value of
 # another kind than its option's, and what is missing.
@@ -68,6 +69,25 @@ class Parser(ArgumentParser):
         command = parser.prog.replace(" [options]", "")
         sys.stderr.write(f"{command}: {' '.join(message.split())}; see {command} --help\n")
         sys.exit(2)
+
+
+def show_in_groups(parser: argparse.ArgumentParser, first: str, groups: Mapping[str, Iterable[str]]) -> None:
+    """Let the help show options by groups; it changes nothing but the help.
+
+    Args:
+        parser: has the options.
+        first: the title that stands before the options that are in no group.
+        groups: the names of the options under each title. The first group stands before those, the others behind.
+    """
+    actions = {action.dest: action for action in parser._actions}
+    shown = []
+    for title, names in groups.items():
+        group = argparse._ArgumentGroup(parser, title)
+        group._group_actions = [actions.pop(name) for name in names]
+        shown.append(group)
+    rest = argparse._ArgumentGroup(parser, first)
+    rest._group_actions = list(actions.values())
+    parser._action_groups = [shown[0], rest, *shown[1:]]
 
 
 def _about_unknown(parser: argparse.ArgumentParser, found: list[str]) -> str:

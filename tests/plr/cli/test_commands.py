@@ -10,6 +10,7 @@ import resource
 import shutil
 import subprocess
 import sys
+from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
@@ -30,6 +31,18 @@ from plr.systems import BACKBONES, METHODS, REFUSALS
 from plr.training import train
 from plr_kernels.dispatch import backend
 from tests.plr.models.helpers import small_config, small_model
+
+
+def test_the_help_of_training_shows_what_one_sets_first_and_every_option_once(capsys):
+    with pytest.raises(SystemExit):
+        main(["train", "--help"])
+    text = capsys.readouterr().out
+    shown = re.findall(r"^  --(\w+)", text, re.MULTILINE)
+    assert shown[:5] == ["data", "out", "method", "dim", "epochs"]
+    known = {each.name for each in fields(Config)} - {"provenance", "from_run"} | {"preset", "config", "print_config"}
+    assert sorted(shown) == sorted(known | {"from"})
+    assert len(text[: text.index("\n\n")]) < 120  # the usage is a line
+
 
 
 @pytest.fixture(scope="module")
