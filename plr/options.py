@@ -577,11 +577,14 @@ class EvaluationOptions(Options):
         eval_batch_size: rows per evaluation batch.
         ks: the K of Recall@K, NDCG@K, MRR@K and HR@K; 10 is always among them.
         exclude_seen: do not rank items of the history (in evaluation its last max_length, which the model sees).
+        rank_with: what computes the users' states where rows are ranked: the model, or the inference engine where it
+            takes the model on CPUs, which is faster and rounds otherwise.
     """
 
     eval_batch_size: int = option(512, at_least(1))
     ks: tuple[int, ...] = option((10, 20), EACH_POSITIVE)
     exclude_seen: bool = option(False)
+    rank_with: Literal["model", "engine"] = option("model")
 
     def __post_init__(self) -> None:
         super().__post_init__()

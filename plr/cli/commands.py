@@ -220,6 +220,8 @@ def _evaluate_options(evaluate: Parser) -> None:
     evaluate.add_argument("--ks", type=tuple[int, ...] | None, default=None, help="the K of the metrics, e.g. [5,10]")
     evaluate.add_argument("--text_vectors", type=str | None, default=None, help=NEW_ITEMS)
     evaluate.add_argument("--exclude_seen", type=bool | None, default=None, help="do not rank items of the history")
+    text = "what computes the users' states, as in plr train; default: as the run did"
+    evaluate.add_argument("--rank_with", type=Literal["model", "engine"] | None, default=None, help=text)
     evaluate.add_argument("--device", type=str, default="cpu", help="where to compute: cpu, cuda, cuda:1, mps")
     segments = Literal["history", "popularity", "novelty"]
     text = "metrics of parts of the rows: by history length, popularity of the target, new or known target"
@@ -476,6 +478,7 @@ def _evaluate(options: Namespace) -> None:
         lists=options.lists,
         sampled=options.sampled,
         seed=options.seed,
+        rank_with=options.rank_with,
     )
     _print(
         metrics_table({options.run: outcome.metrics}, columns=_columns(outcome.ks), title="Test, all items ranked"),

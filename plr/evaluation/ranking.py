@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from plr.data import Batch
     from plr.models.recommender import RecommenderModel
 
+    ScorerOf = Callable[[RecommenderModel], Callable[[Batch], ItemScorer] | None]
+
 
 @dataclass(frozen=True)
 class Ranking:
@@ -78,6 +80,7 @@ def rank_rows(
     *,
     exclude_seen: bool = False,
     on_batch: Callable[[int], None] | None = None,
+    scorer_of: ScorerOf | None = None,
 ) -> Ranking:
     """Rank the target of every row of the batches with the model, in evaluation mode and without gradients.
 
@@ -91,6 +94,8 @@ def rank_rows(
         exclude_seen: leave the items of each row's history (as far as the row holds it) out of the ranking;
             a target that was seen before still counts.
         on_batch: called with the number of rows after each batch, for a progress bar.
+        scorer_of: takes the model, in evaluation mode, and returns what makes the batches' scorers in its place, or
+            None.
 
     Returns:
         Ranking of all rows in their order; empty where there are no batches.
@@ -105,12 +110,14 @@ def rank_rows(
         model.eval()
         table = model.item_table()
         items = model.candidates(table)
+        scorer = None if scorer_of is None else scorer_of(model)
         for batch in batches:
             raise_again()
             batch = batch.to(items.device)
             exclude = seen_items(batch.item_ids, batch.lengths) if exclude_seen else None
             try:
-                counts = _counts(model.scorer(batch, table), items, batch.targets, exclude)
+                users_scorer = model.scorer(batch, table) if scorer is None else scorer(batch)
+                counts = _counts(users_scorer, items, batch.targets, exclude)
             except _NonFiniteScoreError as error:
                 raise EvaluationError(f"user {int(batch.users[error.row])}: {error}") from error
             greater, equal = (count.cpu() for count in counts)  # Apple's GPUs have no float64

@@ -31,6 +31,8 @@ from plr.evaluation import (
 )
 from plr.inputs import load_dataset
 from plr.serving import Recommender
+from plr.serving.engine import why_not
+from plr.serving.engine_scorer import engine_scorer
 from plr.serving.ragged import Ragged
 
 
@@ -74,6 +76,7 @@ def evaluate_run(
     lists: bool = False,
     sampled: int | None = None,
     seed: int = 0,
+    rank_with: str | None = None,
 ) -> Evaluation:
     """Rank the test rows with a finished run's weights.
 
@@ -90,6 +93,7 @@ def evaluate_run(
         lists: also the metrics of the lists that are recommended; the items of `exclude_seen` never come in them.
         sampled: also rank among so many sampled items; None: do not.
         seed: of that sample.
+        rank_with: what computes the users' states, model or engine; None does as the run did.
 
     Raises:
         ConfigError: a cut-off or `sampled` is below 1, history edges are not ascending, or `by` names nothing known.
@@ -140,8 +144,13 @@ def evaluate_run(
     order = torch.cat(list(LengthGroupedBatches(rows.lengths, config.eval_batch_size, shuffle=False)))
     batches = evaluation_batches(rows, config.eval_batch_size, "cpu")
     exclude_seen = config.exclude_seen if exclude_seen is None else exclude_seen
+    scorer_of = engine_scorer if (rank_with or config.rank_with) == "engine" else None
+    if scorer_of is not None and (reason := why_not(recommender.model)) is not None:
+        notes.append(f"ranked with the model, for the engine cannot take it: {reason}")
     with ranking_progress("Ranking test", len(rows), shown=config.progress) as advance:
-        ranking = rank_rows(recommender.model, batches, exclude_seen=exclude_seen, on_batch=advance)
+        ranking = rank_rows(
+            recommender.model, batches, exclude_seen=exclude_seen, on_batch=advance, scorer_of=scorer_of
+        )
     ks = tuple(ks or config.ks)
     rows = rows.take(order)
     segments = {}

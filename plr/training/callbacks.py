@@ -27,11 +27,11 @@ class Validation(Callback):
     Each rank of a distributed run takes its share of the rows; the metrics are over all of them.
     """
 
-    def __init__(self, rows: Rows, batch_size: int, ks: tuple[int, ...], exclude_seen: bool):
+    def __init__(self, rows: Rows, batch_size: int, ks: tuple[int, ...], exclude_seen: bool, rank_with: str):
         self.rows = rows
         self.batch_size = batch_size
         self.ks = ks
-        self.exclude_seen = exclude_seen
+        self.exclude_seen, self.rank_with = exclude_seen, rank_with
         self.train_seconds: list[float] = []
         self._start = 0.0
 
@@ -43,7 +43,9 @@ class Validation(Callback):
         """Rank, gather and log."""
         seconds = time.perf_counter() - self._start
         self.train_seconds.append(seconds)
-        ranking = rank_together(pl_module.model, self.rows, self.batch_size, exclude_seen=self.exclude_seen)
+        ranking = rank_together(
+            pl_module.model, self.rows, self.batch_size, exclude_seen=self.exclude_seen, rank_with=self.rank_with
+        )
         values = metrics(ranking.ranks, self.ks)
         for name, value in values.items():
             pl_module.log(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 import torch.distributed as distributed
@@ -12,6 +13,7 @@ from plr.data import LengthGroupedBatches, Rows
 from plr.errors import RunError, UserError
 from plr.evaluation import Ranking, evaluation_batches, rank_rows
 from plr.models import RecommenderModel
+from plr.serving.engine_scorer import engine_scorer
 
 __all__ = ["rank_together", "share_of"]
 
@@ -32,6 +34,7 @@ def rank_together(
     batch_size: int,
     *,
     exclude_seen: bool,
+    rank_with: str = "model",
     on_batch: Callable[[int], None] | None = None,
 ) -> Ranking:
     """Rank the target of every row on the model's device; every process gets the ranks of all, in the same order.
@@ -41,6 +44,7 @@ def rank_together(
         rows: all rows, in every process.
         batch_size: rows that one process ranks at a time.
         exclude_seen: as for `rank_rows`.
+        rank_with: as in the options: model or engine.
         on_batch: called with the number of this process's rows after each batch.
 
     Raises:
@@ -49,10 +53,12 @@ def rank_together(
     """
     rank, world_size = share_of(len(rows))
     batches = evaluation_batches(rows, batch_size, "cpu", rank, world_size)
+    scorer_of = engine_scorer if rank_with == "engine" else None
+    rank_share = partial(rank_rows, exclude_seen=exclude_seen, on_batch=on_batch, scorer_of=scorer_of)
     if world_size == 1:
-        return rank_rows(model, batches, exclude_seen=exclude_seen, on_batch=on_batch)
+        return rank_share(model, batches)
     try:
-        own, error = rank_rows(model, batches, exclude_seen=exclude_seen, on_batch=on_batch).ranks, None
+        own, error = rank_share(model, batches).ranks, None
     except UserError as raised:
         own, error = torch.empty(0, dtype=torch.float64), raised
     failed = gather_rows(torch.tensor([float(error is not None)]))

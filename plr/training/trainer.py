@@ -193,8 +193,9 @@ def _ranking(model: RecommenderModel, split: str, config: Config, dataset: Seque
     own = len(range(rank, len(rows), world_size))
     with ranking_progress(f"Ranking {split}", own, shown=config.progress and _is_first()) as advance:
         return rank_together(
-            model, rows, config.eval_batch_size, exclude_seen=config.exclude_seen, on_batch=advance
-        )
+            model, rows, config.eval_batch_size, exclude_seen=config.exclude_seen, rank_with=config.rank_with,
+            on_batch=advance,
+        )  # fmt: skip
 
 
 @contextlib.contextmanager
@@ -280,8 +281,9 @@ def _select(
     """Train with early stopping on the validation rows."""
     model = _untrained(config, item_data, origin)
     validation = Validation(
-        dataset.rows("valid", config.max_length), config.eval_batch_size, config.ks, config.exclude_seen
-    )
+        dataset.rows("valid", config.max_length), config.eval_batch_size, config.ks, config.exclude_seen,
+        config.rank_with,
+    )  # fmt: skip
     best = BestWeights(folder.best_so_far)
     stopping = EarlyStopping(MONITOR, mode="max", patience=config.patience, check_on_train_epoch_end=True)
     # What was handed in sees an epoch's metrics, and is kept in its resume point.

@@ -45,7 +45,7 @@ def test_two_processes_train_one_run(method, small_data, tmp_path):
 def test_shares_together_are_all_rows_in_the_order_of_one_process(small_data, monkeypatch, batch_size, count):
     rows = prepare(small_data).rows("test", 5)
 
-    def ranked(model, batches, *, exclude_seen, on_batch):
+    def ranked(model, batches, *, exclude_seen, on_batch, scorer_of=None):
         found = [(batch.users, batch.targets, batch.targets * 100.0 + batch.users) for batch in batches]
         return shared_ranking.Ranking(*(torch.cat(part).double() for part in zip(*found, strict=True)))
 
