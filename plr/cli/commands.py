@@ -193,7 +193,8 @@ def _data_options(data: Parser) -> None:
     get.add_argument("--out", type=str | None, default=None, help="the folder; default: raw/NAME")
     text = "where from instead: the file's address, or a folder's, which ends in /; the SHA-256 must be the same"
     get.add_argument("--url", type=str | None, default=None, help=text)
-    get.add_argument("--sha256", type=str | None, default=None, help="what the set's only file must be instead")
+    text = "64 digits: of the set's only file, instead of the known ones"
+    get.add_argument("--sha256", type=str | None, default=None, help=text)
     get.add_argument("--metadata", action="store_true", help="amazon-2023: item metadata too, which are large")
     looks.add_subcommand("get", get, help="fetch a public set by its name")
 
