@@ -8,6 +8,7 @@
 #include <cstdint>
 #include <functional>
 #include <limits>
+#include <memory>
 #include <stdexcept>
 #include <string>
 #include <vector>
@@ -31,7 +32,8 @@ class BestItems {
  public:
   // For `rows` rows; a block has at most `block_items` items.
   BestItems(const Context& context, int64_t rows, int64_t k, int64_t items, int64_t block_items)
-      : kernels_(context.kernels), k_(k), found_size_(block_items * kLanes), found_(found_size_ * context.threads.count()) {
+      : kernels_(context.kernels), k_(k), found_size_(block_items * kLanes),
+        found_(new uint32_t[found_size_ * context.threads.count()]) {
     candidates_.reserve(context.threads.count());
     const int64_t padded_rows = round_up(rows, kLanes);
     for (int thread = 0; thread < context.threads.count(); ++thread) {
@@ -51,21 +53,31 @@ class BestItems {
     for (Candidates& of_thread : candidates_) of_thread.close(row);
   }
 
+  // Calls visit(i) for those of the scores [count] of a row that are not at most its bound, in order; the scores up to
+  // the next multiple of 16 are overwritten.
+  template <class Visit>
+  void above(int thread, int64_t row, float* scores, int64_t count, const Visit& visit) {
+    constexpr int64_t together = 16 * kLanes;  // few, as the first of a block raise the bound
+    std::fill(scores + count, scores + round_up(count, kLanes), kNoCandidate);
+    uint32_t* found = found_.get() + found_size_ * thread;
+    for (int64_t first = 0; first < count; first += together) {
+      float bounds[kLanes];
+      std::fill_n(bounds, kLanes, bound(thread, row));
+      const int64_t vectors = round_up(std::min(together, count - first), kLanes) / kLanes;
+      const int64_t survivors = kernels_.find_above(scores + first, kLanes, vectors, bounds, found);
+      for (int64_t i = 0; i < survivors; ++i) visit(first + found[i]);
+    }
+  }
+
   // The scores [count] of one row; those up to the next multiple of 16 are overwritten.
   void add_row(int thread, int64_t row, float* scores, int64_t count, int64_t first_item) {
-    std::fill(scores + count, scores + round_up(count, kLanes), kNoCandidate);
-    Candidates& best = candidates_[thread];
-    float bounds[kLanes];
-    std::fill_n(bounds, kLanes, best.bounds()[row]);
-    uint32_t* found = found_.data() + found_size_ * thread;
-    const int64_t survivors = kernels_.find_above(scores, kLanes, round_up(count, kLanes) / kLanes, bounds, found);
-    for (int64_t i = 0; i < survivors; ++i) best.push(row, scores[found[i]], first_item + found[i]);
+    above(thread, row, scores, count, [&](int64_t i) { push(thread, row, scores[i], first_item + i); });
   }
 
   // The scores of 16 rows from `row` on, those of an item `step` numbers after those of the one before.
   void add_lanes(int thread, int64_t row, const float* scores, int64_t step, int64_t count, int64_t first_item) {
     Candidates& best = candidates_[thread];
-    uint32_t* found = found_.data() + found_size_ * thread;
+    uint32_t* found = found_.get() + found_size_ * thread;
     const int64_t survivors = kernels_.find_above(scores, step, count, best.bounds() + row, found);
     for (int64_t i = 0; i < survivors; ++i) {
       const int64_t item = found[i] / kLanes, lane = found[i] % kLanes;
@@ -73,24 +85,39 @@ class BestItems {
     }
   }
 
+  // What a row's k-th best of a thread reaches at least.
+  float bound(int thread, int64_t row) const { return candidates_[thread].bounds()[row]; }
+
   void push(int thread, int64_t row, float score, int64_t id) { candidates_[thread].push(row, score, id); }
 
   // The best of a row, best first, at most k.
   void best(int64_t row, std::vector<Key>& keys) const {
     keys.clear();
     for (const Candidates& of_thread : candidates_) of_thread.append_to(keys, row);
-    if (static_cast<int64_t>(keys.size()) > k_) {
-      select(kernels_, keys.data(), static_cast<int64_t>(keys.size()), k_);
-      keys.resize(k_);
-    }
+    best_of(keys);
     std::sort(keys.begin(), keys.end(), std::greater<Key>());
+  }
+
+  // The score of a row's k-th best, -inf where there are fewer.
+  float worst(int64_t row, std::vector<Key>& keys) const {
+    keys.clear();
+    for (const Candidates& of_thread : candidates_) of_thread.append_to(keys, row);
+    best_of(keys);
+    return static_cast<int64_t>(keys.size()) == k_ ? score_of(*std::min_element(keys.begin(), keys.end())) : kNoCandidate;
+  }
+
+  // Leaves the k largest, in any order.
+  void best_of(std::vector<Key>& keys) const {
+    if (static_cast<int64_t>(keys.size()) <= k_) return;
+    select(kernels_, keys.data(), static_cast<int64_t>(keys.size()), k_);
+    keys.resize(k_);
   }
 
  private:
   const Kernels& kernels_;
   int64_t k_;
   int64_t found_size_;
-  std::vector<uint32_t> found_;
+  std::unique_ptr<uint32_t[]> found_;  // not initialised
   std::vector<Candidates> candidates_;  // of each thread
 };
 

@@ -14,6 +14,7 @@
 #include "encoder.h"
 #include "matrix.h"
 #include "panels.h"
+#include "quantized.h"
 
 namespace plr_kernels {
 
@@ -158,6 +159,15 @@ struct Kernels {
   // whether there is more than one vector, not on where they stand.
   void (*gemv)(const Matrix& matrix, int64_t first, int64_t count, const float* vectors, int64_t vectors_step,
                int64_t vectors_count, float* result, int64_t result_step);
+
+  // upper [s * upper_step + i]: the bound of the score of item i of `count` groups from group `first` on, for state s
+  // (quantized_items.h).
+  void (*quantized_bounds)(const QuantizedGroups& groups, int64_t first, int64_t count, const QuantizedState* states,
+                           int64_t states_count, float* upper, int64_t upper_step);
+
+  // For how many states at once the k best items of a table of so many numbers are found faster by these bounds than by
+  // scores; quantized_bounds is null where never.
+  int64_t (*most_quantized_states)(int64_t numbers, int64_t k);
 
   // c [a.rows, columns] = a b for a float32 matrix as it lies in memory and the panel b [k, columns]; columns is 16 or
   // 32. Meanwhile prefetches rows [first_prefetched, … + prefetched_count) of a matrix with as many columns, of any

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <optional>
 #include <vector>
 
 #include "buffer.h"
@@ -11,14 +12,20 @@
 #include "matrix.h"
 #include "operators.h"
 #include "panels.h"
+#include "quantized_items.h"
 #include "score_blocks.h"
 
 namespace plr_kernels {
 
-// Panels of the transpose of float32 items [V, D]: [V / 32][D][32], zeros behind the last item.
+// Panels of the transpose of float32 items [V, D]: [V / 32][D][32], zeros behind the last item. Where asked for and of
+// use, as 8-bit integers, too.
 class PackedItems {
  public:
-  PackedItems(const Kernels& kernels, const Matrix& items) : matrix_(items), panels_(panels_size(items.columns, items.rows)) {
+  PackedItems(const Kernels& kernels, const Matrix& items, bool quantize = false)
+      : matrix_(items), panels_(panels_size(items.columns, items.rows)) {
+    if (quantize && kernels.quantized_bounds != nullptr && QuantizedItems::takes(items.columns)) {
+      quantized_.emplace(items.rows, items.columns);
+    }
     Buffer rows(panels_size(kPanelColumns, items.columns));
     for (int64_t first = 0; first < items.rows; first += kPanelColumns) {
       const int64_t count = std::min(kPanelColumns, items.rows - first);
@@ -30,17 +37,27 @@ class PackedItems {
           panel[d * kPanelColumns + i] = i < count ? column[i * kPanelColumns] : 0.0f;
         }
       }
+      if (quantized_) quantized_->put(first, count, rows.data());
     }
+    constexpr int64_t most_unbounded = 64;  // one in so many is scored at each call
+    if (quantized_ && quantized_->unbounded() * most_unbounded > items.rows) quantized_.reset();
   }
 
   // As they were given.
   const Matrix& matrix() const { return matrix_; }
   // 32 items from `first` on, a multiple of 32.
   Panels panel(int64_t first) const { return {panels_.data() + first * matrix_.columns, matrix_.columns}; }
+  // Null where there are none.
+  const QuantizedItems* quantized() const { return quantized_ ? &*quantized_ : nullptr; }
+  // For how many states at once they find the k best faster.
+  int64_t quantized_states(const Kernels& kernels, int64_t k) const {
+    return quantized_ ? kernels.most_quantized_states(matrix_.rows * matrix_.columns, k) : 0;
+  }
 
  private:
   Matrix matrix_;
   Buffer panels_;
+  std::optional<QuantizedItems> quantized_;
 };
 
 // A sweep as GemvSweep's, with scores by `gemm`: each the sum of its products one after the other, in every tile. So a
@@ -99,21 +116,34 @@ class PackedSweep {
         column[d * kPanelColumns] = row[d / kPanelColumns * kPanelColumns * states_ + d % kPanelColumns];
       }
     }
-    Buffer rows(panels_size(all, dim)), products(panels_size(all, count));
-    for (int64_t i = 0; i < all; ++i) {
-      context_.kernels.load_rows(items, ids[i], 1, rows.data() + i * kPanelColumns, all);
-    }
-    context_.kernels.gemm(all, round_up(count, kLanes), dim, {rows.data(), all}, {transposed.data(), dim}, 1.0f, false,
-                          {products.data(), all});
-    for (int64_t i = 0; i < all; ++i) {
-      for (int64_t state = 0; state < count; ++state) {
-        const int64_t panel = state / kPanelColumns * all + i;
-        scores[i * count + state] = products[panel * kPanelColumns + state % kPanelColumns];
+    for (const int64_t id : ids) fetch_row(id);
+    const int64_t together = std::min<int64_t>(all, 48);  // in memory that is small enough to be reused
+    Buffer rows(panels_size(together, dim)), products(panels_size(together, count));
+    for (int64_t first = 0; first < all; first += together) {
+      const int64_t some = std::min(together, all - first);
+      for (int64_t i = 0; i < some; ++i) {
+        context_.kernels.load_rows(items, ids[first + i], 1, rows.data() + i * kPanelColumns, some);
+      }
+      context_.kernels.gemm(some, round_up(count, kLanes), dim, {rows.data(), some}, {transposed.data(), dim}, 1.0f,
+                            false, {products.data(), some});
+      for (int64_t i = 0; i < some; ++i) {
+        for (int64_t state = 0; state < count; ++state) {
+          const int64_t panel = state / kPanelColumns * some + i;
+          scores[(first + i) * count + state] = products[panel * kPanelColumns + state % kPanelColumns];
+        }
       }
     }
   }
 
  private:
+  // Rows that lie apart are waited for together.
+  void fetch_row(int64_t id) const {
+    constexpr int64_t cache_line = 64;
+    const auto* bytes = static_cast<const char*>(row_of(items_.matrix(), id));
+    const int64_t size = items_.matrix().columns * bytes_of(items_.matrix().type);
+    for (int64_t byte = 0; byte < size; byte += cache_line) __builtin_prefetch(bytes + byte);
+  }
+
   const Context& context_;
   const PackedItems& items_;
   int64_t states_;
@@ -127,11 +157,26 @@ inline Matrix rows_of(const Matrix& matrix, int64_t first, int64_t count) {
   return {row_of(matrix, first), matrix.type, count, matrix.columns, matrix.stride};
 }
 
-// As the operators of these names (operators.h); a row's answer does not depend on the other rows.
-void top_items(const Context& context, const Matrix& states, const PackedItems& items, int64_t k,
-               const ExcludedIds& excluded, float* scores, int64_t* ids);
+// How often integers did instead of a sweep in float32.
+struct QuantizedCounts {
+  int64_t rows = 0;      // for which they did
+  int64_t rescored = 0;  // items that were scored in float32 for those
+};
+
+// As the operators of these names (operators.h); a row's answer does not depend on the other rows. Where the items are
+// there as integers, these do for up to `quantized_states` states; −1: for as many as is faster.
+QuantizedCounts top_items(const Context& context, const Matrix& states, const PackedItems& items, int64_t k,
+                          const ExcludedIds& excluded, int64_t quantized_states, float* scores, int64_t* ids);
 int64_t top_mixture_items(const Context& context, const Matrix& states, const float* log_weights, int64_t streams,
                           const PackedItems& items, int64_t k, double temperature, const ExcludedIds& excluded,
                           float* scores, int64_t* ids);
+
+// top_items by the integers of the items: writes all rows but those that are open.
+struct QuantizedAnswer {
+  std::vector<int64_t> open;  // rows that bounds do not hold for, or prove so little of that a sweep is faster
+  int64_t rescored = 0;       // items that were scored in float32
+};
+QuantizedAnswer top_items_by_integers(const Context& context, const Matrix& states, const PackedItems& items, int64_t k,
+                                      const ExcludedIds& excluded, float* scores, int64_t* ids);
 
 }  // namespace plr_kernels

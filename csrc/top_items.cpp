@@ -6,7 +6,9 @@
 #include <vector>
 
 #include "best_items.h"
+#include "buffer.h"
 #include "exclusions.h"
+#include "matrix.h"
 #include "operators.h"
 #include "packed_items.h"
 #include "panels.h"
@@ -68,6 +70,26 @@ void top_items_by_gemm(const Context& context, const Matrix& states, int64_t fir
   write(context, best, first_row, rows, output);
 }
 
+// Some rows in float32.
+void top_items_of_rows(const Context& context, const Matrix& states, const std::vector<int64_t>& rows,
+                       const PackedItems& items, const ExcludedIds& excluded, const BestItemsOutput& output) {
+  if (rows.empty()) return;
+  const int64_t dim = states.columns, count = static_cast<int64_t>(rows.size()), k = output.k;
+  Buffer copied(count * dim), scores(count * k);
+  std::vector<int64_t> excluded_ids(count * excluded.columns), ids(count * k);
+  for (int64_t i = 0; i < count; ++i) {
+    std::copy_n(static_cast<const float*>(row_of(states, rows[i])), dim, copied.data() + i * dim);
+    std::copy_n(excluded.ids + rows[i] * excluded.columns, excluded.columns, excluded_ids.data() + i * excluded.columns);
+  }
+  const Matrix some{copied.data(), DataType::float32, count, dim, dim};
+  top_items_by_rows(context, PackedSweep(context, some, items), items.matrix().rows,
+                    {excluded_ids.data(), excluded.columns, excluded.allowed}, {scores.data(), ids.data(), k});
+  for (int64_t i = 0; i < count; ++i) {
+    std::copy_n(scores.data() + i * k, k, output.scores + rows[i] * k);
+    std::copy_n(ids.data() + i * k, k, output.ids + rows[i] * k);
+  }
+}
+
 }  // namespace
 
 void top_items(const Context& context, const Matrix& states, const Matrix& items, int64_t k,
@@ -87,15 +109,26 @@ void top_items(const Context& context, const Matrix& states, const Matrix& items
   }
 }
 
-void top_items(const Context& context, const Matrix& states, const PackedItems& items, int64_t k,
-               const ExcludedIds& excluded, float* scores, int64_t* ids) {
+QuantizedCounts top_items(const Context& context, const Matrix& states, const PackedItems& items, int64_t k,
+                          const ExcludedIds& excluded, int64_t quantized_states, float* scores, int64_t* ids) {
   const int64_t count = items.matrix().rows;
   check_items_fit_keys(count);
+  if (quantized_states < 0) quantized_states = items.quantized_states(context.kernels, k);
+  QuantizedCounts counts;
   for (int64_t first = 0; first < states.rows; first += PackedSweep::kMostStates) {
     const Matrix part = rows_of(states, first, std::min(PackedSweep::kMostStates, states.rows - first));
-    top_items_by_rows(context, PackedSweep(context, part, items), count, excluded.from_row(first),
-                      {scores + first * k, ids + first * k, k});
+    const ExcludedIds of_part = excluded.from_row(first);
+    const BestItemsOutput output{scores + first * k, ids + first * k, k};
+    if (items.quantized() == nullptr || part.rows > quantized_states) {
+      top_items_by_rows(context, PackedSweep(context, part, items), count, of_part, output);
+      continue;
+    }
+    const QuantizedAnswer answer = top_items_by_integers(context, part, items, k, of_part, output.scores, output.ids);
+    counts.rows += part.rows - static_cast<int64_t>(answer.open.size());
+    counts.rescored += answer.rescored;
+    top_items_of_rows(context, part, answer.open, items, of_part, output);
   }
+  return counts;
 }
 
 }  // namespace plr_kernels

@@ -119,13 +119,16 @@ void bind_engine(py::module_& module) {
       });
 
   py::class_<RankedItems>(module, "PackedItems", "Items to be ranked; see csrc/packed_items.h.")
-      .def(py::init([](const std::string& instruction_set, const MatrixArguments& items) {
+      .def(py::init([](const std::string& instruction_set, const MatrixArguments& items, bool quantize) {
         const Kernels& kernels = kernels_of(instruction_set);
-        return std::make_unique<RankedItems>(RankedItems{kernels, PackedItems(kernels, matrix(items))});
+        return std::make_unique<RankedItems>(RankedItems{kernels, PackedItems(kernels, matrix(items), quantize)});
       }))
+      .def("quantized_states",
+           [](const RankedItems& items, int64_t k) { return items.packed.quantized_states(items.kernels, k); })
       .def("top", [](const RankedItems& items, int threads, const MatrixArguments& states_arguments,
                      Address log_weights, int64_t streams, int64_t k, double temperature, Address exclude,
-                     int64_t excluded_columns, Address allowed, Address scores, Address ids) {
+                     int64_t excluded_columns, Address allowed, int64_t quantized_states, Address scores,
+                     Address ids) {
         const py::gil_scoped_release release;
         const Matrix states = matrix(states_arguments), &all = items.packed.matrix();
         // For fewer states than these, reading the items takes longer than the multiply-adds.
@@ -134,12 +137,15 @@ void bind_engine(py::module_& module) {
             threads, rows * static_cast<double>(all.rows) * static_cast<double>(all.columns));
         const Context context{items.kernels, team};
         const ExcludedIds excluded{pointer<const int64_t>(exclude), excluded_columns, pointer<const bool>(allowed)};
+        QuantizedCounts counts;
         if (log_weights == 0) {
-          top_items(context, states, items.packed, k, excluded, pointer<float>(scores), pointer<int64_t>(ids));
+          counts = top_items(context, states, items.packed, k, excluded, quantized_states, pointer<float>(scores),
+                             pointer<int64_t>(ids));
         } else {
           top_mixture_items(context, states, pointer<const float>(log_weights), streams, items.packed, k, temperature,
                             excluded, pointer<float>(scores), pointer<int64_t>(ids));
         }
+        return std::make_pair(counts.rows, counts.rescored);
       });
 }
 

@@ -12,6 +12,7 @@
 #include "gemm.h"
 #include "gemv.h"
 #include "mixture.h"
+#include "quantized.h"
 #include "ranking.h"
 #include "rows.h"
 #include "softmax.h"
@@ -44,6 +45,8 @@ constexpr Kernels table(const char* name) {
           update_lane_softmax,
           mix_streams,
           gemv,
+          kQuantizedBounds,
+          most_quantized_states,
           gemm_unpacked<Singles>,
           fill_rows,
           normalize_rows,

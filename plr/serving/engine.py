@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -36,6 +37,8 @@ _KNOWN = (
 
 GATHERED = 8
 """From one allowed item in so many on, those are ranked apart: they are copied for it."""
+LEAST_QUANTIZED = 2**17
+"""So many numbers in a table, and it is kept as integers, too."""
 
 
 class UserStates(NamedTuple):
@@ -129,13 +132,15 @@ class Engine:
             self._engine = _cpp.Engine(self._instruction_set, description, as_matrix(self.table))
             self.candidates = model.candidates(self.table).contiguous()
             self._as_matrix = as_matrix
-            self._pack = lambda items: _cpp.PackedItems(self._instruction_set, as_matrix(items))
-            self._ranked = self._pack(self.candidates)
+            self._pack = partial(_cpp.PackedItems, self._instruction_set)
         reasoning = description["reasoning"]
         self._dim = self.table.shape[1]
         self._components = None
         if reasoning is not None and reasoning["mixes_distributions"]:
             self._components = reasoning["streams"] + (reasoning["fast_state"] == "component")
+        # A mixture's probabilities take the float32 scores of all items: csrc/quantized_items.h.
+        quantize = self._components is None and self.candidates.numel() >= LEAST_QUANTIZED
+        self._ranked = self._pack(as_matrix(self.candidates), quantize)
 
     def states(self, ids: Tensor, offsets: Tensor) -> UserStates:
         """Encode histories, and reason.
@@ -219,10 +224,16 @@ class Engine:
             check_shape("where", where, "V", {"V": count})
             where = where.contiguous()
         states = states.contiguous().view(-1, states.shape[-1])
-        if where is not None and log_weights is None and GATHERED * int(where.sum()) <= count:
+        if where is not None and log_weights is None and self._gathered(rows, k) * int(where.sum()) <= count:
             return self._rank_gathered(states, k, exclude, where.nonzero()[:, 0])
         log_weights = None if log_weights is None else log_weights.contiguous()
         return self._rank(self._ranked, states, log_weights, k, exclude, where)
+
+    def _gathered(self, rows: int, k: int) -> int:
+        """Return from one allowed item in how many on those are ranked apart."""
+        if rows > self._ranked.quantized_states(k):
+            return GATHERED
+        return min(16 * GATHERED, max(GATHERED, 32 * GATHERED // max(rows, 1)))  # all of them take few rows less time
 
     def _rank_gathered(
         self, states: Tensor, k: int, exclude: Tensor | None, allowed: Tensor
@@ -237,7 +248,7 @@ class Engine:
             places = torch.searchsorted(allowed, exclude).clamp_(max=count - 1)
             exclude = torch.where(allowed[places] == exclude, places, -1)
         gathered = self.candidates[allowed]
-        ranked = self._pack(gathered)  # which keeps the address, not the tensor
+        ranked = self._pack(self._as_matrix(gathered), False)  # which keeps the address, not the tensor
         few = min(k, count)
         scores[:, :few], places = self._rank(ranked, states, None, few, exclude, None)
         items[:, :few] = torch.where(places >= 0, allowed[places], -1)
@@ -263,6 +274,7 @@ class Engine:
             self.temperature,
             *((0, 0) if exclude is None else (exclude.data_ptr(), exclude.shape[1])),
             0 if where is None else where.data_ptr(),
+            -1,  # integers where they are faster
             scores.data_ptr(),
             items.data_ptr(),
         )

@@ -216,6 +216,28 @@ def test_ranking_is_that_of_its_own_scores(name, method, rows, monkeypatch):
     assert all(second == first + 1 for first, second in pair)
 
 
+@pytest.mark.parametrize("name", SETS)
+def test_integers_answer_as_float32_does(name, monkeypatch):
+    """A table large enough to be kept as integers: what they say is what it says without them, filtered or not."""
+    monkeypatch.setattr(extension, "_instruction_set", name)
+    model = trained(4100, method="base", dim=64)
+    engine = Engine(model)
+    assert (engine._ranked.quantized_states(3) > 0) == (name != "generic")
+    ids, offsets = ragged([1 + row % 12 for row in range(40)], 4100)
+    users = engine.states(ids, offsets)
+    exclude = torch.randint(-1, 4100, (40, 9), generator=torch.Generator().manual_seed(1))
+    wheres = [None, *(torch.arange(4100) % one_in == 0 for one_in in (2, 20, 300))]
+    found = [
+        engine.rank(users.of_rows(slice(row, row + 1)), 3, exclude=exclude[row : row + 1], where=where)
+        for where in wheres
+        for row in range(40)
+    ]
+    engine._ranked = engine._pack(engine._as_matrix(engine.candidates), False)
+    expected = [engine.rank(users, 3, exclude=exclude, where=where) for where in wheres]
+    for part in (0, 1):
+        assert torch.equal(torch.cat([each[part] for each in found]), torch.cat([each[part] for each in expected]))
+
+
 def test_a_recommender_says_what_computes_its_answers():
     model = trained(method="plr")
     recommender = Recommender(model, [f"i{item}" for item in range(ITEMS)], small_config())
