@@ -110,7 +110,7 @@ def _complete(path: Path, mode: int) -> None:
     files = (file for file in path.rglob("*") if file.is_file()) if path.is_dir() else (path,)
     for file in files:
         file.chmod(mode)
-        with open(file, "rb") as handle:
+        with open(file, "r+b" if os.name == "nt" else "rb") as handle:  # Windows flushes only what may be written
             os.fsync(handle.fileno())
 
 
@@ -133,8 +133,11 @@ def _replace(temporary: Path, path: Path, folders: bool) -> None:
             os.replace(temporary, path)
             return
         except OSError as error:
-            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST) and not (os.name == "nt" and path.is_dir()):
                 raise
+            if os.name == "nt" and not any(path.iterdir()):  # not even an empty folder is replaced there
+                path.rmdir()
+                continue
             if not folders:
                 raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path)) from error
         former = _sibling(path)

@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import socket
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -43,9 +44,12 @@ def locked(folder: Path) -> Iterator[None]:
     def release() -> None:
         while held:
             descriptor = held.pop()
-            if _is_still(descriptor, path):
+            still = _is_still(descriptor, path)
+            if still and fcntl is not None:
                 path.unlink()  # before the lock goes: who waits for it sees that the file is another
             os.close(descriptor)
+            if still and fcntl is None:  # Windows removes no open file
+                path.unlink()
 
     with cleaned_up(release):
         with deferred():
@@ -56,7 +60,7 @@ def locked(folder: Path) -> Iterator[None]:
 def _acquire(path: Path) -> int:
     """Return the open lock file, which is now this process's."""
     while True:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
         try:
             if not _try_lock(descriptor, path):
                 os.close(descriptor)
@@ -81,7 +85,7 @@ def _acquire_without_locks(path: Path) -> int:
         while True:
             try:
                 os.link(mine, path)
-                return os.open(path, os.O_RDWR | os.O_CLOEXEC)
+                return os.open(path, os.O_RDWR)
             except FileExistsError:
                 pass
             with suppress(FileNotFoundError):
@@ -156,13 +160,33 @@ def process_is_gone(pid: Any, boot: Any = None, begun: Any = None) -> bool:
         return True
     if not isinstance(pid, int) or isinstance(pid, bool) or pid < 1:
         return True
+    if not _exists(pid):
+        return True
+    return begun is not None and _begun(pid) is not None and begun != _begun(pid)
+
+
+def _exists(pid: int) -> bool:
+    """Whether a process has the number, this user's or another's."""
+    if sys.platform == "win32":  # where os.kill(pid, 0) sends Ctrl-C
+        import ctypes
+
+        kernel = ctypes.WinDLL("kernel32", use_last_error=True)
+        kernel.OpenProcess.restype = ctypes.c_void_p
+        synchronize, invalid_parameter, still_running = 0x100000, 87, 0x102
+        handle = kernel.OpenProcess(synchronize, False, pid)
+        if not handle:
+            return ctypes.get_last_error() != invalid_parameter
+        try:
+            return kernel.WaitForSingleObject(ctypes.c_void_p(handle), 0) == still_running
+        finally:
+            kernel.CloseHandle(ctypes.c_void_p(handle))
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
-        return True
+        return False
     except OSError:  # another user's
         pass
-    return begun is not None and _begun(pid) is not None and begun != _begun(pid)
+    return True
 
 
 def _in_use(path: Path, owner: dict[str, Any]) -> str:

@@ -21,6 +21,7 @@ INTERRUPTED = 128 + signal.SIGINT
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _PATIENCE = 1.0  # seconds that a first signal has for the cleaning up, in which a second one changes nothing
+_HAS_ALARM = hasattr(signal, "setitimer")  # not on Windows: there `raise_again` alone finds what was lost
 _RETRY = 0.05  # seconds until the exception is raised once more, where it was raised in a destructor and lost
 
 
@@ -90,22 +91,26 @@ def terminable() -> Iterator[None]:
     usual = (signal.SIG_DFL, signal.default_int_handler)
     former: dict[int, Any] = {number: signal.getsignal(number) for number in _SIGNALS}
     former = {number: handler for number, handler in former.items() if handler in usual}
-    alarm, hook = signal.getsignal(signal.SIGALRM), sys.unraisablehook
+    alarm, hook = signal.getsignal(signal.SIGALRM) if _HAS_ALARM else None, sys.unraisablehook
     _state.depth, _state.received = 1, None
     try:
         with _as_the_signal_says():
-            signal.signal(signal.SIGALRM, _retry)
-            sys.unraisablehook = _unraisable(hook)
+            if _HAS_ALARM:
+                signal.signal(signal.SIGALRM, _retry)
+                sys.unraisablehook = _unraisable(hook)
             for number in former:
                 signal.signal(number, _handle)
             yield
     finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
+        if _HAS_ALARM:
+            signal.setitimer(signal.ITIMER_REAL, 0)
         while _state.received is not None and _undone:  # nothing is raised any more
             with suppress(OSError):
                 _undone.popitem()[1]()
         sys.unraisablehook = hook
-        for number, handler in [*former.items(), (signal.SIGALRM, alarm)]:
+        if _HAS_ALARM:
+            former[signal.SIGALRM] = alarm
+        for number, handler in former.items():
             signal.signal(number, handler)
         _state.depth, _state.received = 0, None
 

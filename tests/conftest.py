@@ -15,6 +15,15 @@ os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(_COMPILED)
 torch.set_num_threads(1)
 
 
+@pytest.fixture(autouse=True, scope="session")
+def _nothing_for_other_runs_of_pytest():
+    """What this run was told, and that it is one of several processes, is not for the runs that tests start."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in [name for name in os.environ if name == "PYTEST_ADDOPTS" or name.startswith("PYTEST_XDIST")]:
+            patch.delenv(name)
+        yield
+
+
 @pytest.fixture
 def _default_dtype_restored():
     before = torch.get_default_dtype()
