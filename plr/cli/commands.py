@@ -33,8 +33,9 @@ from plr.server.options import ServerOptions
 from plr.signals import raise_again, status_of
 
 PATHS = frozenset(
-    ("cache", "data", "deny", "encoder", "features", "file", "folder", "from_run", "init", "items", "like", "only",
-     "out", "plots", "raw", "run", "source", "space", "text_vectors", "token_file", "users")
+    ("cache", "categories", "data", "deny", "encoder", "features", "file", "folder", "from_run", "init", "items",
+     "like", "only", "out", "plots", "popularity_data", "raw", "run", "source", "space", "text_vectors", "token_file",
+     "users")
 )  # fmt: skip
 """Arguments that name a file or a folder, or may do so."""
 FIRST = ("data", "out", "method", "dim", "epochs")
@@ -317,6 +318,16 @@ def _recommend_options(recommend: Parser) -> None:
     recommend.add_argument("--exclude_seen", type=bool | None, default=None, help="leave out items of the history")
     recommend.add_argument("--only", type=str | None, default=None, help="file of items that may come, an id a line")
     recommend.add_argument("--deny", type=str | None, default=None, help="file of items that must not, an id a line")
+    text = "how many items of a category an answer may hold; with --categories"
+    recommend.add_argument("--at_most", type=int | None, default=None, help=text)
+    text = "the items' categories: a file as for plr train --features, or a prepared folder"
+    recommend.add_argument("--categories", type=str | None, default=None, help=text)
+    text = "field of --categories; default: categories, or the only one"
+    recommend.add_argument("--category_field", type=str | None, default=None, help=text)
+    text = "--users: who has no known item gets what was popular in the last so many days; default: in all of training"
+    recommend.add_argument("--popularity_days", type=float | None, default=None, help=text)
+    text = "--users: interactions in which that is counted; default: what the run was trained on, read again"
+    recommend.add_argument("--popularity_data", type=str | None, default=None, help=text)
     recommend.add_argument("--json", action="store_true", help="print the answer to --history as a JSON list")
     unknown = Literal["error", "skip"]
     recommend.add_argument(
@@ -542,9 +553,9 @@ def _tune(options: Namespace) -> None:
 def _recommend(options: Namespace) -> None:
     if (options.history is None) == (options.users is None):
         raise ConfigError("give --history, or --users and --out")
-    of_users = ("out", "format", *(f"{role}_column" for role in _ROLES))
+    of_users = ("out", "format", "popularity_days", "popularity_data", *(f"{role}_column" for role in _ROLES))
     for name in of_users if options.users is None else ("json", "unknown"):
-        if options[name]:
+        if options[name] is not None and options[name] is not False:
             other = "--users" if options.users is None else "--history"
             raise ConfigError(f"--{name} belongs to {other}")
     if options.users is not None and options.out is None:
@@ -572,6 +583,9 @@ def _recommend_one(options: Namespace, device: str, lists: dict[str, list[str] |
         unknown=options.unknown or "error",
         only=lists["only"],
         exclude=lists["deny"],
+        at_most=options.at_most,
+        categories=options.categories,
+        category_field=options.category_field,
     )
     if options.json:
         print(
@@ -598,6 +612,11 @@ def _recommend_many(options: Namespace, device: str, lists: dict[str, list[str] 
         only=lists["only"],
         deny=lists["deny"],
         text_vectors=None if options.text_vectors is None else Path(options.text_vectors),
+        at_most=options.at_most,
+        categories=None if options.categories is None else Path(options.categories),
+        category_field=options.category_field,
+        popularity_days=options.popularity_days,
+        popularity_data=None if options.popularity_data is None else Path(options.popularity_data),
         device=device,
         reading={name: options[name] for name in ("format", *(f"{role}_column" for role in _ROLES))},
         progress=partial(ranking_progress, "Recommending", unit="users", stderr=True),

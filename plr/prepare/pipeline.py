@@ -103,11 +103,15 @@ def _already_there(out: Path, job: Preparation) -> dict[str, Any] | None:
 class Preparation:
     """One preparation: what goes in, and the steps."""
 
-    def __init__(self, sources: SourceFiles, options: PrepareOptions, protocol: str | None = None) -> None:
+    def __init__(
+        self, sources: SourceFiles, options: PrepareOptions, protocol: str | None = None, *, keeps_times: bool = False
+    ) -> None:
         self.sources = sources
         self.options = options
         self.protocol = protocol
         self.features: pl.DataFrame | None = None
+        self.times: np.ndarray | None = None  # int64 [N] of what was built, where they are kept
+        self._keeps_times = keeps_times
         self._report: dict[str, Any] = {}
 
     def content_hash(self) -> str:
@@ -153,6 +157,7 @@ class Preparation:
         if not (made.roles == 1).any():
             raise DataError(_nothing_left(made, report), self.sources.paths[0])
         kept = made.interactions
+        self.times = kept.timestamp if self._keeps_times else None
         report |= made.report | _size(kept)
         report["rows"] = {part: int(np.count_nonzero(made.roles == code)) for code, part in enumerate(SPLITS, start=1)}
         if kept.timestamp is not None:

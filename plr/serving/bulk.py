@@ -22,6 +22,7 @@ from plr.prepare.readers import open_plain
 from plr.prepare.readers.packed import UNREADABLE
 from plr.prepare.readers.source import unreadable
 from plr.runs import RunFolder
+from plr.serving.categories import CategoryLimit
 from plr.serving.histories import UserHistories
 from plr.serving.recommender import Recommender
 from plr.serving.tables import TableFormat, table_format
@@ -72,6 +73,11 @@ def recommend_users(
     only: Sequence[str] | None = None,
     deny: Sequence[str] | None = None,
     text_vectors: Path | None = None,
+    at_most: int | None = None,
+    categories: Path | None = None,
+    category_field: str | None = None,
+    popularity_days: float | None = None,
+    popularity_data: Path | None = None,
     device: str = "cpu",
     reading: dict[str, str | None] | None = None,
     progress: Progress = lambda total: nullcontext(lambda count: None),
@@ -89,6 +95,8 @@ def recommend_users(
         only: ids of the items that may be recommended.
         deny: ids of those that must not be.
         text_vectors, device: as in `Recommender.load`.
+        at_most, categories, category_field: as in `CategoryLimit.of`.
+        popularity_days, popularity_data: as in `Recommender.popularity_of`.
         reading: format, user_column, item_column, rating_column, timestamp_column of the file of users.
         progress: shows it.
 
@@ -100,6 +108,10 @@ def recommend_users(
     table = table_format(out)
     recommender = Recommender.load(run, device, text_vectors=text_vectors)
     k, filters = recommender.checked_k(k), recommender.filters(0, only, deny)
+    limit = CategoryLimit.of(recommender.item_ids, at_most, categories, category_field)
+    popularity = None
+    if popularity_days is not None or popularity_data is not None:
+        popularity = recommender.popularity_of(popularity_days, popularity_data)
     file = open_user_file(users, recommender.numbers, recommender.config, reading or {})
     job = {
         "users": file.content_hash,
@@ -111,6 +123,7 @@ def recommend_users(
         "text_vectors": None if text_vectors is None else sha256_of(text_vectors / "manifest.json"),
         "device": device,
         "block": BLOCK,
+        **_chosen(limit, popularity),
     }
     folder = parts_folder(out)
     folder.mkdir(parents=True, exist_ok=True)
@@ -118,7 +131,8 @@ def recommend_users(
         counts = _resume(folder, job, out)
         with progress(file.total) as advance:
             advance(counts.users)
-            answers = partial(recommender.answers, k=k, exclude_seen=exclude_seen, filters=filters)
+            answers = partial(recommender.answers, k=k, exclude_seen=exclude_seen, filters=filters, limit=limit,
+                              popularity=popularity)  # fmt: skip
             _write_parts(folder, table, file, counts, answers, advance)
         _join(folder, table, counts.users, out)
         for path in folder.iterdir():
@@ -176,7 +190,7 @@ def _resume(folder: Path, job: dict[str, Any], out: Path) -> BulkCounts:
         raise RunError(f"{folder}: parts of {out.name} are to be written here, and it holds {listed(sorted(foreign))}")
     if (folder / _JOB).exists() and (folder / _DONE).exists():
         earlier = _read_json(folder / _JOB)
-        differing = [name for name in job if earlier.get(name) != job[name]]
+        differing = [name for name in {**earlier, **job} if earlier.get(name) != job.get(name)]
         if differing:
             raise RunError(
                 f"{folder}: holds parts of an interrupted command with other {', '.join(differing)}; repeat that "
@@ -201,6 +215,17 @@ def _read_json(path: Path) -> dict[str, Any]:
     except ValueError as error:
         raise DataError(f"damaged ({error}); delete its folder", path) from error
     return content
+
+
+def _chosen(limit: CategoryLimit | None, popularity: np.ndarray | None) -> dict[str, Any]:
+    """Return what tells jobs apart by options that jobs of earlier versions do not name."""
+    chosen: dict[str, Any] = {}
+    if limit is not None:
+        digest = hashlib.sha256(limit.categories.offsets.tobytes() + limit.categories.ids.tobytes())
+        chosen |= {"at_most": limit.most, "categories": digest.hexdigest()}
+    if popularity is not None:
+        chosen["popularity"] = hashlib.sha256(popularity.tobytes()).hexdigest()
+    return chosen
 
 
 def _hash(ids: Sequence[str] | None) -> str | None:

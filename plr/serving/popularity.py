@@ -2,16 +2,32 @@
 
 from __future__ import annotations
 
+from numbers import Real
 from pathlib import Path
 
 import numpy as np
+import polars as pl
 
-from plr.errors import DataError, RunError, UserError
-from plr.inputs import load_dataset
+from plr.config import Config
+from plr.data import SequenceDataset
+from plr.errors import ConfigError, DataError, RunError, UserError
+from plr.inputs import OPTIONS, load_dataset, resolve
+from plr.prepare.folder import is_prepared
+from plr.prepare.options import PrepareOptions
+from plr.prepare.pipeline import Preparation
+from plr.prepare.readers import detect_format, find_interactions
+from plr.prepare.sources import SourceFiles
+from plr.prepare.timestamps import unit_of
 from plr.runs import RunFolder
+from plr.serving.categories import CategoryLimit
 from plr.serving.filters import ItemFilter
+from plr.serving.item_numbers import ItemNumbers
 
-__all__ = ["most_popular", "popularity_of_run"]
+__all__ = ["check_days", "most_popular", "popularity_of_run", "recent_popularity"]
+
+PER_DAY = {"seconds": 86_400, "milliseconds": 86_400 * 10**3, "microseconds": 86_400 * 10**6,
+           "nanoseconds": 86_400 * 10**9}  # fmt: skip
+"""A day in each unit of times."""
 
 
 def popularity_of_run(path: Path) -> np.ndarray:
@@ -44,7 +60,98 @@ def popularity_of_run(path: Path) -> np.ndarray:
     return dataset.training_popularity(config.refit).numpy()
 
 
-def most_popular(counts: np.ndarray, users: int, k: int, filters: ItemFilter) -> tuple[np.ndarray, np.ndarray]:
+def recent_popularity(
+    run: Path | None, config: Config, numbers: ItemNumbers, days: float | None, data: str | Path | None
+) -> np.ndarray:
+    """Return how often each item occurs in interactions, those of the last days: int64 [V].
+
+    Args:
+        run: the run's folder.
+        config: its configuration; of other data its names of columns and `min_rating` hold.
+        numbers: of its items.
+        days: before the latest interaction; None: all.
+        data: a file of interactions; None: what the run was trained on.
+
+    Raises:
+        RunError: the run's data are not there, have changed, or hold no times.
+        DataError: the file cannot be used, or has no times of a known unit.
+    """
+    item_ids, items, times, unit, path = (
+        _of_training(run, config) if data is None else _of_file(Path(data), config)
+    )
+    if days is not None:
+        if times is None or unit not in PER_DAY:
+            found = "none" if times is None else f"times of no known unit (from {times.min()} to {times.max()})"
+            raise DataError(f"popularity of the last days needs times, and it has {found}", path)
+        items = items[times > times.max() - days * PER_DAY[unit]]
+    of_items = numbers.of(item_ids)
+    found_items = of_items[items]
+    return np.bincount(found_items[found_items >= 0], minlength=len(numbers)).astype(np.int64)
+
+
+Times = tuple[pl.Series, np.ndarray, np.ndarray | None, str | None, Path]
+"""Item ids, the items and times of interactions as numbers, the unit of the times, and the file."""
+
+
+def _of_training(run: Path | None, config: Config) -> Times:
+    """Return what a run was trained on, read again: the prepared data set in it has no times."""
+    assert run is not None
+    path = resolve(config.data, f"{run} was trained on")
+    if is_prepared(path):
+        raise RunError(
+            f"popularity of the last days needs times, and {run} was trained on the prepared folder {path}, which "
+            "holds none; name a file of interactions (popularity_data)"
+        )
+    options = PrepareOptions(**{name: getattr(config, name) for name in OPTIONS})
+    job = Preparation(SourceFiles([find_interactions(path)], options), options, keeps_times=True)
+    dataset = SequenceDataset.of(job.build())
+    if dataset.content_hash != (config.provenance or {}).get("data_hash"):
+        raise RunError(f"{config.data} has changed since {run} was trained; name interactions (popularity_data)")
+    if config.refit:
+        dataset = dataset.with_validation_in_training()
+    offsets, stops = dataset.offsets.numpy(), dataset.training_stop.numpy()
+    inside = np.arange(len(dataset.items)) < np.repeat(stops, np.diff(offsets))
+    times = None if job.times is None else job.times[inside]
+    return dataset.item_ids, dataset.items.numpy()[inside], times, dataset.report.get("time_unit"), path
+
+
+def _of_file(path: Path, config: Config) -> Times:
+    if is_prepared(path):
+        raise DataError("a prepared folder holds no times; name a file of interactions", path)
+    columns = (config.user_column, config.item_column, config.rating_column, config.timestamp_column)
+    path = find_interactions(path)
+    if not path.exists():
+        raise DataError("no such file", path)
+    file_format = detect_format(path)
+    named = columns if file_format in ("csv", "recbole", "parquet", "huggingface") else (None,) * 4
+    options = PrepareOptions(file_format, *named, min_rating=config.min_rating)
+    sources = SourceFiles([path], options)
+    try:
+        interactions, _ = sources.read()
+    except DataError as error:
+        raise sources.first_cause(error) from error.__cause__
+    except ValueError as error:
+        raise ConfigError(f"{path}: {error}") from error
+    if interactions.positive is not None:
+        interactions = interactions.take(interactions.positive)
+    times = interactions.timestamp
+    unit = None if times is None or not len(times) else unit_of(int(times.max()))
+    return interactions.item_ids, interactions.item, times, unit, path
+
+
+def check_days(days: float | None) -> None:
+    """Refuse what is no number of days.
+
+    Raises:
+        ConfigError: it is none.
+    """
+    if days is not None and not (isinstance(days, Real) and not isinstance(days, bool) and 0 < days < np.inf):
+        raise ConfigError(f"popularity_days must be a number above 0; found {days!r}")
+
+
+def most_popular(
+    counts: np.ndarray, users: int, k: int, filters: ItemFilter, limit: CategoryLimit | None = None
+) -> tuple[np.ndarray, np.ndarray]:
     """Return scores float32 [users, k] and items int64 [users, k], the most popular first, ties to the smaller number.
 
     Args:
@@ -52,7 +159,10 @@ def most_popular(counts: np.ndarray, users: int, k: int, filters: ItemFilter) ->
         users: how many.
         k: how many items of each.
         filters: what each user may get; −inf and −1 fill up where fewer are left.
+        limit: how many items of a category each may get.
     """
+    if limit is not None:
+        return limit.fill(lambda rows, wide: most_popular(counts, len(rows), wide, filters.take(rows)), users, k)
     order = np.argsort(-counts, kind="stable")
     allowed, denied = filters.allowed(), filters.denied
     scores = np.full((users, k), -np.inf, dtype=np.float32)

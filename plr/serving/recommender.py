@@ -24,12 +24,13 @@ from plr.models import RecommenderModel, build_model
 from plr.models.scoring import ItemScorer
 from plr.prepare.readers import Columns
 from plr.runs import RunFolder, load_weights
+from plr.serving.categories import CategoryLimit
 from plr.serving.engine import Engine, UserStates, snapshot, why_not
 from plr.serving.filters import ItemFilter
 from plr.serving.histories import UserHistories, histories_of
 from plr.serving.item_numbers import ItemNumbers
 from plr.serving.new_items import with_new_items
-from plr.serving.popularity import most_popular, popularity_of_run
+from plr.serving.popularity import check_days, most_popular, popularity_of_run, recent_popularity
 from plr.serving.ragged import Ragged
 from plr.serving.session import Session
 
@@ -68,11 +69,13 @@ class Recommender:
         item_ids: Sequence[str],
         config: Config,
         popularity: Callable[[], np.ndarray] | None = None,
+        run: Path | None = None,
     ):
         self.model = model.eval()
         self.item_ids = list(item_ids)
         self.config = config
         self._read_popularity = popularity
+        self._run = run
         self._index = {item_id: index for index, item_id in enumerate(self.item_ids)}
         with torch.no_grad():
             self._table = model.item_table().detach()  # [V, d]
@@ -100,6 +103,28 @@ class Recommender:
             raise RunError("popularity is known of a run alone; this recommender was made of a model")
         counts = self._read_popularity()
         return np.concatenate([counts, np.zeros(len(self.item_ids) - len(counts), np.int64)])
+
+    def popularity_of(
+        self, days: float | None = None, data: str | Path | None = None
+    ) -> np.ndarray:
+        """Return how often each item occurs, in the last days alone, or in other data: int64 [V].
+
+        Args:
+            days: the last so many days before the latest interaction, in which the counts are; None: all.
+            data: a file of interactions, in any format that the run's data may have; None: what the run was trained on,
+                which is read again for `days`.
+
+        Raises:
+            ConfigError: days is not above 0.
+            RunError: of a run the data are not there, have changed, or are a prepared folder, which holds no times.
+            DataError: the file cannot be used, or has no times.
+        """
+        check_days(days)
+        if days is None and data is None:
+            return self.popularity
+        if self._run is None and data is None:
+            raise RunError("the data are known of a run alone, and this recommender was made of a model; give them")
+        return recent_popularity(self._run, self.config, self.numbers, days, data)
 
     @cached_property
     def numbers(self) -> ItemNumbers:
@@ -146,7 +171,7 @@ class Recommender:
             model = build_model(config, item_data).float()
             load_weights(model, folder.weights)
         folder.check_hashes()
-        return cls(model.to(device), item_ids, config, partial(popularity_of_run, folder.path))
+        return cls(model.to(device), item_ids, config, partial(popularity_of_run, folder.path), folder.path)
 
     def recommend(
         self,
@@ -158,6 +183,9 @@ class Recommender:
         only: Iterable[Any] | None = None,
         exclude: Iterable[Any] | None = None,
         where: Any = None,
+        at_most: int | None = None,
+        categories: Mapping[Any, Any] | str | Path | None = None,
+        category_field: str | None = None,
         batch_size: int = 512,
     ) -> list[list[Recommendation]]:
         """Return the k best items for each history, best first; ties go to the smaller item number.
@@ -175,9 +203,15 @@ class Recommender:
             exclude: item ids that must not be recommended, or for each history a list of its own.
             where: bool [V] or [histories, V], the items that may be recommended, by their numbers: `item_ids` has
                 them in order.
+            at_most: how many items of a category an answer may hold. It is what a walk down the whole ranking takes:
+                each item none of whose categories has so many yet.
+            categories: with at_most: from item ids to a category or a list of them; or a file of item features, or a
+                prepared folder. An item counts in each of its categories; one without any may always come.
+            category_field: which field of that file; None: "categories", or the only one.
             batch_size: histories per forward pass.
 
         Raises:
+            ConfigError: one of at_most and categories without the other, or an at_most below 1.
             RequestError: an unknown item, a history in which no known item is left, a k outside 1..V, or filters that
                 leave no item.
             TypeError, ValueError: an argument of another kind, or a batch_size below 1.
@@ -189,7 +223,14 @@ class Recommender:
             [self._to_numbers(place, history, unknown == "skip") for place, history in enumerate(histories)]
         )
         filters = self.filters(len(numbers), only, exclude, where)
-        scores, items = self.rank(numbers, k, exclude_seen=exclude_seen, filters=filters, batch_size=batch_size)
+        scores, items = self.rank(
+            numbers,
+            k,
+            exclude_seen=exclude_seen,
+            filters=filters,
+            limit=CategoryLimit.of(self.item_ids, at_most, categories, category_field),
+            batch_size=batch_size,
+        )
         return self.objects(scores, items)
 
     def objects(self, scores: np.ndarray, items: np.ndarray) -> list[list[Recommendation]]:
@@ -243,6 +284,11 @@ class Recommender:
         only: Iterable[Any] | Mapping[Any, Any] | None = None,
         exclude: Iterable[Any] | Mapping[Any, Any] | None = None,
         where: Any = None,
+        at_most: int | None = None,
+        categories: Mapping[Any, Any] | str | Path | None = None,
+        category_field: str | None = None,
+        popularity_days: float | None = None,
+        popularity_data: str | Path | None = None,
         batch_size: int = 512,
     ) -> Any:
         """Return the k best items for each user of a frame, as a frame: no object is made for an item.
@@ -257,11 +303,13 @@ class Recommender:
             unknown: "skip" ignores items that training never saw, and warns of them; "error" refuses them.
             only, exclude: as in `recommend`, lists being those of the users in the order in which they come in the
                 frame; or mappings from users to lists of item ids.
-            k, exclude_seen, where, batch_size: as in `recommend`.
+            k, exclude_seen, where, at_most, categories, category_field, batch_size: as in `recommend`.
+            popularity_days, popularity_data: what the most popular items are, as in `popularity_of`.
 
         Returns:
             A frame of the same library (of polars for others): the user column as it was; item; rank, from 1; score;
-            and source: "model", or "popularity", where the score is how often the item occurs in training.
+            and source: "model", or "popularity", where the score is how often the item occurs in training, or in the
+            last days.
 
         Raises:
             As `recommend`; DataError: a column is missing or holds something else.
@@ -280,7 +328,22 @@ class Recommender:
             )
         only, exclude = (_of_users(each, users.users) for each in (only, exclude))
         filters = self.filters(len(users.users), only, exclude, where)
-        answers = self.answers(users, k, exclude_seen=exclude_seen, filters=filters, batch_size=batch_size)
+        limit = CategoryLimit.of(self.item_ids, at_most, categories, category_field)
+        none = bool((users.items.lengths == 0).any())
+        popularity = None
+        if popularity_days is not None or popularity_data is not None:
+            # Checked in any case, and counted where somebody gets it.
+            check_days(popularity_days)
+            popularity = self.popularity_of(popularity_days, popularity_data) if none else None
+        answers = self.answers(
+            users,
+            k,
+            exclude_seen=exclude_seen,
+            filters=filters,
+            limit=limit,
+            popularity=popularity,
+            batch_size=batch_size,
+        )
         return like(histories, answers)
 
     def answers(
@@ -290,9 +353,14 @@ class Recommender:
         *,
         exclude_seen: bool | None = None,
         filters: ItemFilter | None = None,
+        limit: CategoryLimit | None = None,
+        popularity: np.ndarray | None = None,
         batch_size: int = 512,
     ) -> pl.DataFrame:
-        """Return the frame of `recommend_frame` for histories that were read already."""
+        """Return the frame of `recommend_frame` for histories that were read already.
+
+        popularity [V] is what `popularity_of` returned; None: `popularity`, of all of training.
+        """
         k = self.checked_k(k)
         known = users.items.lengths > 0
         some, none = np.flatnonzero(known), np.flatnonzero(~known)
@@ -302,11 +370,13 @@ class Recommender:
             k,
             exclude_seen=exclude_seen,
             filters=None if filters is None else filters.take(some),
+            limit=limit,
             batch_size=batch_size,
         )
         if len(none):
             own = ItemFilter(len(self.item_ids)) if filters is None else filters.take(none)
-            scores[none], items[none] = most_popular(self.popularity, len(none), k, own)
+            counts = self.popularity if popularity is None else popularity
+            scores[none], items[none] = most_popular(counts, len(none), k, own, limit)
         row, column = (items >= 0).nonzero()
         return pl.DataFrame(
             [
@@ -330,6 +400,7 @@ class Recommender:
         *,
         exclude_seen: bool | None = None,
         filters: ItemFilter | None = None,
+        limit: CategoryLimit | None = None,
         batch_size: int = 512,
         states: UserStates | None = None,
     ) -> tuple[np.ndarray, np.ndarray]:
@@ -339,7 +410,8 @@ class Recommender:
             histories: B lists of item numbers, none empty, oldest first.
             k, exclude_seen, batch_size: as in `recommend`.
             filters: what each history may get.
-            states: what the engine has made of the histories, where that is known.
+            limit: how many items of a category.
+            states: what the engine has made of the histories, where that is known; not with a limit.
 
         Returns:
             scores [B, k] and items int64 [B, k], best first; −inf and −1 where fewer are left.
@@ -350,6 +422,15 @@ class Recommender:
         k = self.checked_k(k)
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1; found {batch_size}")
+        if limit is not None:
+
+            def ranked(rows: np.ndarray, wide: int) -> tuple[np.ndarray, np.ndarray]:
+                own = None if filters is None else filters.take(rows)
+                return self.rank(
+                    histories.take(rows), wide, exclude_seen=exclude_seen, filters=own, batch_size=batch_size
+                )
+
+            return limit.fill(ranked, len(histories), k)
         if states is not None:
             self._check_finite(states.states)
         exclude_seen = self.config.exclude_seen if exclude_seen is None else exclude_seen

@@ -1,0 +1,154 @@
+"""At most n items of a category in a list, exactly: a walk down the whole ranking, as far as it takes."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from numbers import Integral
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from plr.errors import ConfigError, listed, shortened
+from plr.items.features import read_features
+from plr.serving.ragged import Ragged
+
+__all__ = ["CategoryLimit"]
+
+CANDIDATES = 2**22
+"""The most candidates that are ranked together; of one history as many as it takes."""
+_FIELD = "categories"
+Ranked = Callable[[np.ndarray, int], tuple[np.ndarray, np.ndarray]]
+"""What ranks for some histories: their numbers int64 [n] and k, to scores and items [n, k], best first, -1 behind."""
+
+
+@dataclass(frozen=True, eq=False)
+class CategoryLimit:
+    """Lists in which no category has more than `most` items.
+
+    A list is what a walk down the ranking takes: each item none of whose categories has `most` items in the list yet.
+    An item counts in each of its categories; one without any is always taken.
+
+    Attributes:
+        most: n, at least 1.
+        categories: of each of V items the numbers of its categories, each once.
+    """
+
+    most: int
+    categories: Ragged
+
+    @classmethod
+    def of(
+        cls,
+        item_ids: Sequence[str],
+        at_most: Any,
+        categories: Mapping[Any, Any] | str | os.PathLike[str] | None,
+        field: str | None = None,
+    ) -> CategoryLimit | None:
+        """Read what a caller gives; None where both are None.
+
+        Args:
+            item_ids: of items 0..V-1.
+            at_most: n.
+            categories: from item ids to a category, or a list of them; or a file of item features (`plr train
+                --features`), or a prepared folder.
+            field: of the file; None: "categories", or the only one that there is.
+
+        Raises:
+            ConfigError: one of both is missing, the file has several fields, or n is below 1.
+            TypeError: of another kind.
+            DataError: the file cannot be used.
+        """
+        if at_most is None and categories is None:
+            return None
+        if at_most is None or categories is None:
+            raise ConfigError(
+                "at_most and categories belong together: how many items of a category a list may hold, and which "
+                "category each item has"
+            )
+        if not isinstance(at_most, Integral) or isinstance(at_most, bool):
+            raise TypeError(f"at_most must be a whole number; found {at_most!r}")
+        if at_most < 1:
+            raise ConfigError(f"at_most must be at least 1; found {at_most}")
+        if isinstance(categories, Mapping):
+            return cls(int(at_most), _of_mapping(item_ids, categories))
+        if not isinstance(categories, (str, os.PathLike)):
+            raise TypeError(
+                f"categories must be a mapping from item ids, or the path of a file; found {shortened(categories)}"
+            )
+        path = Path(categories)
+        fields = read_features(path, item_ids, None if field is None else [field])
+        named = [each for each in fields if each.name == _FIELD] if len(fields) > 1 else fields
+        if not named:
+            raise ConfigError(
+                f"{path}: has fields {listed(each.name for each in fields)}; say which holds the categories "
+                "(category_field)"
+            )
+        return cls(int(at_most), Ragged(named[0].values.numpy(), named[0].offsets.numpy()))
+
+    def fill(self, ranked: Ranked, rows: int, k: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return the lists: scores [rows, k] and items int64 [rows, k]; −inf and −1 where the ranking ends before.
+
+        Lists that 2k candidates do not fill are walked anew over four times as many, until all items are ranked.
+        """
+        scores, items = np.full((rows, k), -np.inf, np.float32), np.full((rows, k), -1, dtype=np.int64)
+        count = len(self.categories)
+        left, wide = np.arange(rows), min(count, 2 * k)
+        while len(left):
+            unfilled = []
+            together = max(1, CANDIDATES // wide)
+            for first in range(0, len(left), together):
+                part = left[first : first + together]
+                found, candidates = ranked(part, wide)
+                scores = scores.astype(found.dtype, copy=False)  # float64 of a model that is
+                taken = self._walk(candidates, k)
+                row, place = np.nonzero(taken)
+                column = (np.cumsum(taken, axis=1) - 1)[row, place]
+                scores[part[row], column], items[part[row], column] = found[row, place], candidates[row, place]
+                over = (taken.sum(axis=1) == k) | (candidates[:, -1] < 0)
+                unfilled.append(part[~over])
+            left = np.concatenate(unfilled) if wide < count else left[:0]
+            wide = min(count, 4 * wide)
+        return scores, items
+
+    def _walk(self, candidates: np.ndarray, k: int) -> np.ndarray:
+        """Return which of the candidates [n, K], best first, -1 behind, the walks take: bool [n, K], k at most."""
+        rows, wide = candidates.shape
+        lists = self.categories.take(np.maximum(candidates, 0).reshape(-1))
+        numbers = lists.padded(-1).reshape(rows, wide, -1)  # [n, K, C]
+        real = numbers >= 0
+        # A slot for each category that occurs in a row; the last for what is none, which is never full.
+        pairs = np.arange(rows)[:, None, None] * (int(self.categories.ids.max(initial=0)) + 1) + numbers
+        found, slots = np.unique(pairs[real], return_inverse=True)
+        slot = np.full(numbers.shape, len(found), dtype=np.int64)
+        slot[real] = slots.reshape(-1)
+        counts = np.zeros(len(found) + 1, dtype=np.int64)
+        taken, length = np.zeros((rows, wide), dtype=bool), np.zeros(rows, dtype=np.int64)
+        for place in range(wide):
+            here = slot[:, place]
+            taken[:, place] = (candidates[:, place] >= 0) & (counts[here] < self.most).all(axis=1) & (length < k)
+            np.add.at(counts, here[taken[:, place]].reshape(-1), 1)
+            counts[-1] = 0
+            length += taken[:, place]
+            if (length == k).all():
+                break
+        return taken
+
+
+def _of_mapping(item_ids: Sequence[str], categories: Mapping[Any, Any]) -> Ragged:
+    of_id = {str(item).strip(): given for item, given in categories.items()}
+    number: dict[str, int] = {}
+    lists = []
+    for item in item_ids:
+        given = of_id.get(item)
+        if isinstance(given, (str, Integral)):
+            given = [given]
+        elif given is None:
+            given = []
+        elif not isinstance(given, Iterable):
+            raise TypeError(f"categories of item {item!r} must be a category or a list; found {shortened(given)}")
+        names = {str(each).strip() for each in given if each is not None} - {""}
+        lists.append(sorted(number.setdefault(name, len(number)) for name in names))
+    return Ragged.of(lists)
