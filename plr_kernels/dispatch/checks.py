@@ -59,8 +59,10 @@ def check_shape(name: str, tensor: Tensor, layout: str, sizes: dict[str, int]) -
     shape = tensor.shape
     layouts = [alternative.split() for alternative in layout.split(" or ")]
     for dimensions in layouts:
-        fits = len(shape) == len(dimensions)
-        for dimension, size in zip(dimensions, shape, strict=False):
+        if len(shape) != len(dimensions):
+            continue
+        fits = True
+        for dimension, size in zip(dimensions, shape, strict=True):
             fits = fits and sizes.get(dimension, size) == size
         if fits:
             sizes.update(zip(dimensions, shape, strict=True))
