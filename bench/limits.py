@@ -99,13 +99,15 @@ def products(
     groups: int = 1,
     forward: int = 1,
     backward: int = 3,
+    both: int | None = None,
     dtype: torch.dtype = torch.float32,
     device: torch.device = CPU,
     edge: int = 1024,
 ) -> Limit:
     """The limit of an operator that needs `forward` and `backward` products of [rows, depth] by [depth, columns].
 
-    The backward passes of the losses recompute the scores, then a product for each of two gradients. The probes are
+    A backward pass that recomputes the scores takes a product for them, then one for each of two gradients; `both` is
+    for an operator that makes gradients in its forward pass, and counts its products as a whole. The probes are
     the product of that shape and a square one of `edge`, which on a CPU fits the caches, as torch.matmul and on a CPU
     as oneDNN compute them.
     """
@@ -115,7 +117,8 @@ def products(
     if dtype != torch.float32 and device == CPU:  # many CPUs multiply half-precision numbers faster as float32 ones
         probes |= _product_probes("this shape in float32", rows, columns, depth, torch.float32, device)
         probes |= _product_probes(f"{edge} squared in float32", edge, edge, edge, torch.float32, device)
-    work = {"forward": forward * groups * flop, "backward": backward * groups * flop}
+    counts = {"forward": forward, "backward": backward} if both is None else {"both": both}
+    work = {phase: count * groups * flop for phase, count in counts.items()}
     return Limit("flop", {phase: amount for phase, amount in work.items() if amount}, probes)
 
 

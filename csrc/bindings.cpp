@@ -87,6 +87,21 @@ PYBIND11_MODULE(_cpp, module) {
                              loss_gradient, pointer_to(for_states), pointer_to(for_items));
       });
 
+  module.def(
+      "pairwise_kl_gradients",
+      [](const std::string& instruction_set, int threads, bool rounds_float32, const MatrixArguments& states_arguments,
+         int64_t group, const MatrixArguments& items_arguments, double temperature, bool detach_reference,
+         int64_t chunk_states, const std::optional<MatrixArguments>& states_gradient,
+         const std::optional<MatrixArguments>& items_gradient) {
+        const py::gil_scoped_release release;
+        const Matrix states = matrix(states_arguments), items = matrix(items_arguments);
+        const auto for_states = mutable_matrix(states_gradient), for_items = mutable_matrix(items_gradient);
+        Threads team(threads, multiply_adds(states, items));
+        return pairwise_kl_gradients({kernels_of(instruction_set), team, rounds_float32}, states, group, items,
+                                     temperature, detach_reference, chunk_states, pointer_to(for_states),
+                                     pointer_to(for_items));
+      });
+
   module.def("linear_cross_entropy_forward",
              [](const std::string& instruction_set, int threads, bool rounds_float32,
                 const MatrixArguments& states_arguments, const MatrixArguments& items_arguments, Address targets,
@@ -115,6 +130,24 @@ PYBIND11_MODULE(_cpp, module) {
                                       pointer<const int64_t>(targets), temperature, ignore_index,
                                       pointer<const float>(statistics), pointer<const float>(losses_gradient),
                                       pointer_to(for_states), pointer_to(for_items));
+      });
+
+  module.def(
+      "cross_entropy_gradients",
+      [](const std::string& instruction_set, int threads, bool rounds_float32, const MatrixArguments& states_arguments,
+         const MatrixArguments& items_arguments, Address targets, int64_t streams, Address log_weights,
+         double temperature, int64_t ignore_index, bool mean, int64_t chunk_states, Address losses,
+         const std::optional<MatrixArguments>& states_gradient, Address weights_gradient,
+         const std::optional<MatrixArguments>& items_gradient) {
+        const py::gil_scoped_release release;
+        const Matrix states = matrix(states_arguments), items = matrix(items_arguments);
+        check_targets(pointer<const int64_t>(targets), states.rows / streams, items.rows, ignore_index);
+        const auto for_states = mutable_matrix(states_gradient), for_items = mutable_matrix(items_gradient);
+        Threads team(threads, multiply_adds(states, items));
+        cross_entropy_gradients({kernels_of(instruction_set), team, rounds_float32}, states, items,
+                                pointer<const int64_t>(targets), streams, pointer<const float>(log_weights),
+                                temperature, ignore_index, mean, chunk_states, pointer<float>(losses),
+                                pointer_to(for_states), pointer<float>(weights_gradient), pointer_to(for_items));
       });
 
   module.def("top_items", [](const std::string& instruction_set, int threads, bool rounds_float32,

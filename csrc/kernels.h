@@ -77,6 +77,10 @@ struct Kernels {
   void (*store_rows)(const float* panels, int64_t panels_rows, int64_t count, int64_t columns, float scale,
                      const MutableMatrix& target, int64_t first);
 
+  // The same, added to what the rows hold; a matrix of float32.
+  void (*add_rows)(const float* panels, int64_t panels_rows, int64_t count, int64_t columns, float scale,
+                   const MutableMatrix& target, int64_t first);
+
   // The Euclidean norms of rows [first, first + count) of a matrix, as they lie in memory.
   void (*row_norms)(const Matrix& source, int64_t first, int64_t count, float* norms);
 

@@ -2,12 +2,15 @@
 // logits of a row is g (p − [item = target]), g the gradient w.r.t. the row's loss.
 #include <algorithm>
 #include <cstdint>
+#include <memory>
 #include <utility>
 #include <vector>
 
 #include "buffer.h"
+#include "cross_entropy_chunk.h"
 #include "operators.h"
 #include "score_blocks.h"
+#include "score_chunks.h"
 #include "score_gradients.h"
 #include "states.h"
 #include "target_softmax.h"
@@ -18,14 +21,18 @@ namespace plr_kernels {
 namespace {
 
 // The rows whose target counts.
-States pack_counted(const Context& context, const Matrix& states, const Matrix& items, const int64_t* targets,
-                    double temperature, int64_t ignore_index) {
+std::vector<int64_t> counted_rows(const int64_t* targets, int64_t rows, int64_t ignore_index) {
   std::vector<int64_t> counted;
-  for (int64_t row = 0; row < states.rows; ++row) {
+  for (int64_t row = 0; row < rows; ++row) {
     if (targets[row] != ignore_index) counted.push_back(row);
   }
-  return pack_states(context, states, listed_order(std::move(counted)), kLog2E / temperature,
-                     takes_pairs(context, states, items));
+  return counted;
+}
+
+States pack_counted(const Context& context, const Matrix& states, const Matrix& items, const int64_t* targets,
+                    double temperature, int64_t ignore_index) {
+  return pack_states(context, states, listed_order(counted_rows(targets, states.rows, ignore_index)),
+                     kLog2E / temperature, takes_pairs(context, states, items));
 }
 
 }  // namespace
@@ -66,6 +73,28 @@ void linear_cross_entropy_backward(const Context& context, const Matrix& matrix,
                       [&](int64_t state, float& gradient) { gradient = -grad_scale[state] * prob_of_rest[state]; });
         clear_padding(states, block);
       });
+}
+
+void cross_entropy_gradients(const Context& context, const Matrix& states, const Matrix& items, const int64_t* targets,
+                             int64_t streams, const float* log_weights, double temperature, int64_t ignore_index,
+                             bool mean, int64_t chunk_states, float* losses, const MutableMatrix* states_gradient,
+                             float* weights_gradient, const MutableMatrix* items_gradient) {
+  const std::vector<int64_t> counted = counted_rows(targets, states.rows / streams, ignore_index);
+  const int64_t rows = static_cast<int64_t>(counted.size());
+  const double weight = mean && rows > 0 ? 1.0 / static_cast<double>(rows) : 1.0;
+  std::fill_n(losses, states.rows, 0.0f);
+  if (weights_gradient != nullptr) std::fill_n(weights_gradient, states.rows, 0.0f);
+  const CrossEntropyRows all{states, items,       targets,          temperature, losses,
+                             streams, log_weights, weights_gradient, weight};
+  const int64_t chunks = divided_up(rows, std::max<int64_t>(1, chunk_states / streams));
+  const int64_t largest = chunks == 0 ? 0 : round_up(divided_up(rows, chunks) * streams, kPanelColumns);
+  const Gradients gradients{states_gradient, items_gradient, static_cast<float>(weight / temperature)};
+  sweep_chunks({context, states, items, kPanelColumns, gradients}, chunks, largest,
+               [&](int64_t number, int64_t batch) {
+                 std::vector<int64_t> chunk(counted.begin() + rows * number / chunks,
+                                            counted.begin() + rows * (number + 1) / chunks);
+                 return std::make_unique<CrossEntropyChunk>(context, all, std::move(chunk), batch);
+               });
 }
 
 }  // namespace plr_kernels

@@ -28,6 +28,12 @@ void pairwise_kl_backward(const Context& context, const Matrix& states, int64_t 
                           double loss_gradient, const MutableMatrix* states_gradient,
                           const MutableMatrix* items_gradient);
 
+// The loss and its gradients in float32, null where not wanted. Takes memory for the scores of `chunk_states` states, or of
+// 16 groups, with all items.
+double pairwise_kl_gradients(const Context& context, const Matrix& states, int64_t group, const Matrix& items,
+                             double temperature, bool detach_reference, int64_t chunk_states,
+                             const MutableMatrix* states_gradient, const MutableMatrix* items_gradient);
+
 // targets and losses [rows]; statistics [3, rows]: the columns of TargetStatistics (target_softmax.h). Rows with the
 // target `ignore_index` are not computed: their loss is 0.
 void linear_cross_entropy_forward(const Context& context, const Matrix& states, const Matrix& items,
@@ -37,6 +43,15 @@ void linear_cross_entropy_backward(const Context& context, const Matrix& states,
                                    const int64_t* targets, double temperature, int64_t ignore_index,
                                    const float* statistics, const float* losses_gradient,
                                    const MutableMatrix* states_gradient, const MutableMatrix* items_gradient);
+
+// Gradients in float32, null where not wanted, of a sum or mean of losses over the rows that count: linear_cross_entropy of
+// states [rows, dim] where log_weights is null and streams 1, else mixture_cross_entropy of states [rows · streams, dim];
+// log_weights and their gradient [rows, streams]. losses: the cross-entropy of every state, 0 where its row does not
+// count. Takes memory for the scores of `chunk_states` states, or of one row's, with all items.
+void cross_entropy_gradients(const Context& context, const Matrix& states, const Matrix& items, const int64_t* targets,
+                             int64_t streams, const float* log_weights, double temperature, int64_t ignore_index,
+                             bool mean, int64_t chunk_states, float* losses, const MutableMatrix* states_gradient,
+                             float* weights_gradient, const MutableMatrix* items_gradient);
 
 // A view [groups · batch, dim], of whose rows only the directions count; norms below the floor count as the floor.
 struct View {

@@ -16,12 +16,14 @@
 // again, as the weight of an item in the middle, so that the rounding meets only what the items differ by.
 #include <algorithm>
 #include <cmath>
+#include <memory>
 #include <utility>
 #include <vector>
 
 #include "buffer.h"
 #include "operators.h"
 #include "score_blocks.h"
+#include "score_chunks.h"
 #include "score_gradients.h"
 #include "states.h"
 #include "targets.h"
@@ -30,10 +32,12 @@ namespace plr_kernels {
 
 namespace {
 
-States pack_groups(const Context& context, const Matrix& states, int64_t group, const Matrix& items,
-                   double temperature) {
-  return pack_states(context, states, grouped_order(states.rows / group, group), kLog2E / temperature,
-                     takes_pairs(context, states, items));
+// `batch` groups from number `first` on.
+States pack_groups(const Context& context, const Matrix& states, int64_t first, int64_t batch, int64_t group,
+                   const Matrix& items, double temperature) {
+  Order order = grouped_order(batch, group);
+  for (int64_t& row : order) row += row >= 0 ? first * group : 0;
+  return pack_states(context, states, std::move(order), kLog2E / temperature, takes_pairs(context, states, items));
 }
 
 // The number of a block's states that belong to whole groups; a half panel after the last group holds none.
@@ -67,6 +71,31 @@ struct DivergenceColumns {
     return {statistics, statistics + rows, statistics + 2 * rows, statistics + 3 * rows, statistics + 4 * rows};
   }
 };
+
+// From the statistics over all items and the argmax of every packed state to those of every row. Adds all r̄
+// to `total`.
+void store_statistics(const States& states, const DivergenceStatistics& all, const int64_t* argmax_of_state,
+                      int64_t group, const DivergenceColumns<float>& columns, int64_t* argmax, double& total) {
+  for (int64_t i = 0; i < whole_groups(states.count, group); ++i) {
+    const int64_t row = states.order[i];
+    if (row < 0) continue;
+    const double sum = 1.0 + all.sum_of_rest[i];
+    const double argmax_deviation = all.deviation[i] / sum;
+    const double mean_deviation = all.argmax_r[i] + argmax_deviation;
+    columns.maximum[row] = all.maximum[i];
+    columns.inverse_sum[row] = static_cast<float>(1.0 / sum);
+    columns.mean_deviation[row] = static_cast<float>(mean_deviation);
+    columns.prob_of_rest[row] = static_cast<float>(all.sum_of_rest[i] / sum);
+    columns.argmax_deviation[row] = static_cast<float>(argmax_deviation);
+    argmax[row] = argmax_of_state[i];
+    total += mean_deviation;
+  }
+}
+
+// 1 / (batch (group − 1)): what a state's r̄ counts in the loss.
+double share_of_pair(int64_t rows, int64_t group) {
+  return 1.0 / (static_cast<double>(rows / group) * static_cast<double>(group - 1));
+}
 
 // The same of every packed state, and its argmax.
 struct Distributions {
@@ -161,12 +190,165 @@ void subtract_sums(const States& states, const GradientSums& sums, const Matrix&
   }
 }
 
+// Replaces blocks of scores by the gradients w.r.t. them, but for what multiplies them all.
+class DivergenceGradient {
+ public:
+  DivergenceGradient(const Context& context, const States& states, const Matrix& items, int64_t group,
+                     bool detach_reference, const DivergenceColumns<const float>& columns, const int64_t* argmax)
+      : context_(context),
+        states_(states),
+        items_(items),
+        group_(group),
+        detach_reference_(detach_reference),
+        distributions_(states, columns, argmax),
+        by_item_(states.order, argmax),
+        memory_size_(4 * items_per_block(items.rows) * kLanes),
+        block_states_(states_per_block(group * kLanes, kKC)),
+        memory_(memory_size_ * context.threads.count()),
+        block_sums_(block_states_ * context.threads.count()),
+        sums_(context.threads.count(), states.count) {}
+
+  void operator()(const ScoreBlock& block) {
+    std::vector<float> argmax_gradients;  // before the scores are overwritten
+    by_item_.visit(block, [&](int64_t state, const float&) {
+      argmax_gradients.push_back(argmax_gradient(block, distributions_, state, group_, detach_reference_));
+    });
+    Scores scores = block;
+    scores.states = whole_groups(block.states, group_);
+    float* state_sums = block_sums_.data() + block.thread * block_states_;
+    context_.kernels.divergence_gradient(scores, group_, detach_reference_,
+                                         memory_.data() + block.thread * memory_size_,
+                                         distributions_.maximum.data() + block.first_state,
+                                         distributions_.inverse_sum.data() + block.first_state,
+                                         distributions_.mean_deviation.data() + block.first_state, state_sums);
+    auto next = argmax_gradients.begin();
+    by_item_.visit(block, [&](int64_t state, float& gradient) {
+      state_sums[state - block.first_state] += *next - gradient;
+      gradient = *next++;
+    });
+    for (int64_t i = 0; i < scores.states; ++i) sums_.add(block.thread, block.first_state + i, state_sums[i]);
+  }
+
+  // To be called with the gradient w.r.t. the states, which `scale` has multiplied.
+  void correct(double scale, const MutableMatrix& gradient) const {
+    if (!states_.paired && items_.type == DataType::float32) subtract_sums(states_, sums_, items_, scale, gradient);
+  }
+
+ private:
+  const Context& context_;
+  const States& states_;
+  const Matrix& items_;
+  const int64_t group_;
+  const bool detach_reference_;
+  const Distributions distributions_;
+  const Targets by_item_;
+  const int64_t memory_size_, block_states_;
+  Buffer memory_, block_sums_;
+  GradientSums sums_;
+};
+
+// What a pass that makes loss and gradients has for all its chunks (score_chunks.h).
+struct DivergencePass {
+  const Context& context;
+  const Matrix& states;
+  const Matrix& items;
+  int64_t group;
+  double temperature;
+  bool detach_reference;
+  float scale;          // of the gradients
+  Buffer statistics;    // [5, rows]
+  std::vector<int64_t> argmax;
+  double total = 0.0;   // of all r̄
+};
+
+// A chunk of groups.
+class DivergenceChunk {
+ public:
+  const States states;
+
+  DivergenceChunk(DivergencePass& pass, int64_t first, int64_t entries, int64_t batch)
+      : states(pack_groups(pass.context, pass.states, first, entries, pass.group, pass.items, pass.temperature)),
+        pass_(pass),
+        memory_size_(2 * items_per_block(pass.items.rows) * kLanes),
+        memory_(memory_size_ * pass.context.threads.count()),
+        of_block_(batch, states.count),
+        block_argmax_(batch * states.count),
+        parts_(pass.items.rows),
+        parts_statistics_(parts_.count, states.count),
+        parts_argmax_(parts_.count * states.count) {}
+
+  void visit(int64_t index, const ScoreBlock& block) {
+    Scores scores = block;
+    scores.states = whole_groups(block.states, pass_.group);
+    const DivergenceStatistics now = of_block_.of(index, block.first_state);
+    pass_.context.kernels.divergence_statistics(scores, pass_.group, memory_.data() + block.thread * memory_size_, now);
+    int64_t* item = block_argmax_.data() + index * states.count + block.first_state;
+    for (int64_t i = 0; i < scores.states; ++i) {
+      item[i] = block.first_item + static_cast<int64_t>(now.argmax[i]);
+      block.at(item[i], block.first_state + i) = now.maximum[i];  // where the statistics have left none
+    }
+  }
+
+  // The first block of a part of the items sets its statistics, the others are merged into them, as in the forward pass.
+  void merge(int64_t index, int64_t number) {
+    const int64_t part = parts_.of_block(number), count = states.count;
+    const DivergenceStatistics now = of_block_.of(index, 0), so_far = parts_statistics_.of(part, 0);
+    const int64_t* item = block_argmax_.data() + index * count;
+    int64_t* argmax = parts_argmax_.data() + part * count;
+    if (number * parts_.block != part * parts_.size) {
+      add(item, now, argmax, so_far);
+      return;
+    }
+    std::copy_n(item, count, argmax);
+    for (const auto member : {&DivergenceStatistics::maximum, &DivergenceStatistics::sum_of_rest,
+                              &DivergenceStatistics::argmax_r, &DivergenceStatistics::deviation}) {
+      std::copy_n(now.*member, count, so_far.*member);
+    }
+  }
+
+  void finish() {
+    const auto columns = DivergenceColumns<float>::of(pass_.statistics.data(), pass_.states.rows);
+    const DivergenceStatistics all = parts_statistics_.of(0, 0);
+    for (int64_t part = 1; part < parts_.count; ++part) {
+      add(parts_argmax_.data() + part * states.count, parts_statistics_.of(part, 0), parts_argmax_.data(), all);
+    }
+    store_statistics(states, all, parts_argmax_.data(), pass_.group, columns, pass_.argmax.data(), pass_.total);
+    const auto known = DivergenceColumns<const float>::of(pass_.statistics.data(), pass_.states.rows);
+    gradient_ = std::make_unique<DivergenceGradient>(pass_.context, states, pass_.items, pass_.group,
+                                                     pass_.detach_reference, known, pass_.argmax.data());
+  }
+
+  void to_gradient(const ScoreBlock& block) { (*gradient_)(block); }
+
+  void stored(const MutableMatrix& gradient) const { gradient_->correct(pass_.scale, gradient); }
+
+ private:
+  void add(const int64_t* item, const DivergenceStatistics& now, int64_t* argmax,
+           const DivergenceStatistics& so_far) const {
+    const int64_t count = whole_groups(states.count, pass_.group);
+    for (int64_t i = 0; i < count; ++i) {
+      if (now.maximum[i] > so_far.maximum[i]) argmax[i] = item[i];
+    }
+    pass_.context.kernels.merge_divergence(count, pass_.group, now, so_far);
+  }
+
+  DivergencePass& pass_;
+  const int64_t memory_size_;
+  Buffer memory_;
+  PartialStatistics of_block_;
+  std::vector<int64_t> block_argmax_;
+  const ItemChunks parts_;
+  PartialStatistics parts_statistics_;
+  std::vector<int64_t> parts_argmax_;
+  std::unique_ptr<DivergenceGradient> gradient_;  // after finish()
+};
+
 }  // namespace
 
 double pairwise_kl_forward(const Context& context, const Matrix& matrix, int64_t group, const Matrix& items,
                            double temperature, float* statistics, int64_t* argmax) {
   const Kernels& kernels = context.kernels;
-  const States states = pack_groups(context, matrix, group, items, temperature);
+  const States states = pack_groups(context, matrix, 0, matrix.rows / group, group, items, temperature);
   const ItemChunks chunks(items.rows);
   const int64_t block_states = visited_states(group * kLanes);
   PartialStatistics chunk_statistics(chunks.count, states.count);
@@ -200,64 +382,45 @@ double pairwise_kl_forward(const Context& context, const Matrix& matrix, int64_t
     kernels.merge_divergence(count, group, further, all);
   }
 
-  const auto columns = DivergenceColumns<float>::of(statistics, matrix.rows);
   double total = 0.0;
-  for (int64_t i = 0; i < count; ++i) {
-    const int64_t row = states.order[i];
-    if (row < 0) continue;
-    const double sum = 1.0 + all.sum_of_rest[i];
-    const double argmax_deviation = all.deviation[i] / sum;
-    const double mean_deviation = all.argmax_r[i] + argmax_deviation;
-    columns.maximum[row] = all.maximum[i];
-    columns.inverse_sum[row] = static_cast<float>(1.0 / sum);
-    columns.mean_deviation[row] = static_cast<float>(mean_deviation);
-    columns.prob_of_rest[row] = static_cast<float>(all.sum_of_rest[i] / sum);
-    columns.argmax_deviation[row] = static_cast<float>(argmax_deviation);
-    argmax[row] = chunk_argmax[i];
-    total += mean_deviation;
-  }
-  return total * kLn2 / (static_cast<double>(matrix.rows / group) * static_cast<double>(group - 1));
+  store_statistics(states, all, chunk_argmax.data(), group, DivergenceColumns<float>::of(statistics, matrix.rows),
+                   argmax, total);
+  return total * kLn2 * share_of_pair(matrix.rows, group);
 }
 
 void pairwise_kl_backward(const Context& context, const Matrix& matrix, int64_t group, const Matrix& items,
                           double temperature, bool detach_reference, const float* statistics, const int64_t* argmax,
                           double loss_gradient, const MutableMatrix* states_gradient,
                           const MutableMatrix* items_gradient) {
-  const States states = pack_groups(context, matrix, group, items, temperature);
-  const int64_t rows = matrix.rows;
-  const Distributions distributions(states, DivergenceColumns<const float>::of(statistics, rows), argmax);
-  const Targets by_item(states.order, argmax);
-  const int64_t memory_size = 4 * items_per_block(items.rows) * kLanes;
-  Buffer memory(memory_size * context.threads.count());
-  const int64_t block_states = states_per_block(group * kLanes, kKC);
-  Buffer block_sums(block_states * context.threads.count());
-  GradientSums sums(context.threads.count(), states.count);
-  const float scale = static_cast<float>(loss_gradient / temperature /
-                                         (static_cast<double>(rows / group) * static_cast<double>(group - 1)));
-  backward_through_scores(
-      context, states, matrix, items, group * kLanes, {states_gradient, items_gradient, scale},
-      [&](const ScoreBlock& block) {
-        std::vector<float> argmax_gradients;  // before the scores are overwritten
-        by_item.visit(block, [&](int64_t state, const float&) {
-          argmax_gradients.push_back(argmax_gradient(block, distributions, state, group, detach_reference));
-        });
-        Scores scores = block;
-        scores.states = whole_groups(block.states, group);
-        float* state_sums = block_sums.data() + block.thread * block_states;
-        context.kernels.divergence_gradient(scores, group, detach_reference, memory.data() + block.thread * memory_size,
-                                            distributions.maximum.data() + block.first_state,
-                                            distributions.inverse_sum.data() + block.first_state,
-                                            distributions.mean_deviation.data() + block.first_state, state_sums);
-        auto next = argmax_gradients.begin();
-        by_item.visit(block, [&](int64_t state, float& gradient) {
-          state_sums[state - block.first_state] += *next - gradient;
-          gradient = *next++;
-        });
-        for (int64_t i = 0; i < scores.states; ++i) sums.add(block.thread, block.first_state + i, state_sums[i]);
-      });
-  if (states_gradient != nullptr && !states.paired && states_gradient->type == DataType::float32) {
-    subtract_sums(states, sums, items, scale, *states_gradient);
+  const States states = pack_groups(context, matrix, 0, matrix.rows / group, group, items, temperature);
+  DivergenceGradient to_gradient(context, states, items, group, detach_reference,
+                                 DivergenceColumns<const float>::of(statistics, matrix.rows), argmax);
+  const float scale = static_cast<float>(loss_gradient / temperature * share_of_pair(matrix.rows, group));
+  backward_through_scores(context, states, matrix, items, group * kLanes, {states_gradient, items_gradient, scale},
+                          [&](const ScoreBlock& block) { to_gradient(block); });
+  if (states_gradient != nullptr && states_gradient->type == DataType::float32) {
+    to_gradient.correct(scale, *states_gradient);
   }
+}
+
+double pairwise_kl_gradients(const Context& context, const Matrix& states, int64_t group, const Matrix& items,
+                             double temperature, bool detach_reference, int64_t chunk_states,
+                             const MutableMatrix* states_gradient, const MutableMatrix* items_gradient) {
+  const int64_t rows = states.rows, entries = rows / group;
+  const double share = share_of_pair(rows, group);
+  const float scale = static_cast<float>(share / temperature);
+  DivergencePass pass{context,          states, items, group, temperature, detach_reference, scale,
+                      Buffer(5 * rows), std::vector<int64_t>(rows)};
+  // Chunks of nearly equal size, and of whole Vectors of groups.
+  const int64_t most = std::max<int64_t>(1, chunk_states / (group * kLanes)) * kLanes;
+  const int64_t each = round_up(divided_up(entries, divided_up(entries, most)), kLanes);
+  const int64_t largest = round_up(each * group, kPanelColumns);
+  sweep_chunks({context, states, items, group * kLanes, {states_gradient, items_gradient, scale}},
+               divided_up(entries, each), largest, [&](int64_t number, int64_t batch) {
+                 const int64_t first = number * each;
+                 return std::make_unique<DivergenceChunk>(pass, first, std::min(each, entries - first), batch);
+               });
+  return pass.total * kLn2 * share;
 }
 
 }  // namespace plr_kernels

@@ -46,6 +46,8 @@ struct ItemChunks {
     size = divided_up(divided_up(items, block), most_chunks) * block;
     count = divided_up(items, size);
   }
+  // The chunk of the item block with this number.
+  int64_t of_block(int64_t number) const { return number * block / size; }
   int64_t total;
   int64_t block;  // items
   int64_t size;   // items
@@ -118,10 +120,17 @@ class ScoreProducts {
   // the items; `second` from second_operand.
   void states_gradient(int64_t count, const float* by_item, int64_t block_items, const float* second, int64_t width,
                        float* gradient) const {
+    states_gradient(count, by_item, block_items, second, width, gradient, 0, states_.dim);
+  }
+
+  // Of the gradient, columns [first, end); first is a multiple of 32, and so is end unless it is dim.
+  void states_gradient(int64_t count, const float* by_item, int64_t block_items, const float* second, int64_t width,
+                       float* gradient, int64_t first, int64_t end) const {
     const int64_t each = states_.per_cell();
     const auto gemm_transposed = states_.paired ? kernels_.pairs.gemm_transposed : kernels_.gemm_transposed;
-    gemm_transposed(width, round_up(states_.dim, kLanes), divided_up(count, each), {by_item, block_items / each},
-                    {second, block_items / each}, {gradient, states_.count});
+    gemm_transposed(width, round_up(end - first, kLanes), divided_up(count, each), {by_item, block_items / each},
+                    {second + first * (block_items / each), block_items / each},
+                    {gradient + first * states_.count, states_.count});
   }
 
  private:

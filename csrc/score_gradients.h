@@ -44,8 +44,8 @@ void backward_through_scores(const Context& context, const States& states, const
                              const ToGradient& to_gradient) {
   const Kernels& kernels = context.kernels;
   const Threads& threads = context.threads;
+  if (gradients.states != nullptr) fill_zero(*gradients.states, states_matrix.rows, states.dim);
   if (states.count == 0) {
-    if (gradients.states != nullptr) fill_zero(*gradients.states, states_matrix.rows, states.dim);
     if (gradients.items != nullptr) fill_zero(*gradients.items, items.rows, items.columns);
     return;
   }

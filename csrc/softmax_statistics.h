@@ -1,6 +1,7 @@
 // Running log-sum-exp of every state over the items: the largest score m and Σ exp2(s − m).
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <limits>
 
@@ -23,7 +24,22 @@ class SoftmaxStatistics {
   // Adds a block of scores of a chunk's items.
   void update(const Kernels& kernels, int64_t chunk, const ScoreBlock& block) {
     const int64_t first = chunk * states_ + block.first_state;
-    kernels.update_softmax(block, maximum_.data() + first, sum_.data() + first);
+    Buffer now(2 * block.states);
+    of_block(kernels, block, now.data(), now.data() + block.states);
+    kernels.merge_softmax(block.states, now.data(), now.data() + block.states, maximum_.data() + first,
+                          sum_.data() + first);
+  }
+
+  // Largest score and sum of a block alone, [block.states] each.
+  static void of_block(const Kernels& kernels, const Scores& block, float* maximum, float* sum) {
+    std::fill_n(maximum, block.states, std::numeric_limits<float>::lowest());
+    std::fill_n(sum, block.states, 0.0f);
+    kernels.update_softmax(block, maximum, sum);
+  }
+
+  // Adds what of_block found for the blocks of all states.
+  void add(const Kernels& kernels, int64_t chunk, const float* maximum, const float* sum) {
+    kernels.merge_softmax(states_, maximum, sum, maximum_.data() + chunk * states_, sum_.data() + chunk * states_);
   }
 
   // To be called once, after the last update: makes chunk 0 hold the statistics of all items.

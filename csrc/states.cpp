@@ -140,7 +140,6 @@ void store_gradient(const Kernels& kernels, const Matrix& matrix, int64_t first,
 
 void store_states_gradient(const Context& context, const States& states, const Matrix& matrix, Buffer& panels,
                            float scale, const MutableMatrix& target) {
-  fill_zero(target, matrix.rows, states.dim);
   for_panels(context.threads, states.count, states.dim, [&](int64_t panel) {
     for (int64_t i = panel * kPanelColumns; i < (panel + 1) * kPanelColumns; ++i) {
       if (states.order[i] < 0) continue;

@@ -81,7 +81,7 @@ Buffer packed_column(const States& states, const float* column);
 void store_gradient(const Kernels& kernels, const Matrix& matrix, int64_t first, int64_t count, float* panels,
                     int64_t panels_rows, float scale, const MutableMatrix& target);
 
-// Likewise the gradient w.r.t. the packed states, panels [count, dim]; rows that are not packed become zero.
+// Likewise the gradient w.r.t. the packed states, panels [count, dim]; rows that are not packed stay as they are.
 void store_states_gradient(const Context& context, const States& states, const Matrix& matrix, Buffer& panels,
                            float scale, const MutableMatrix& target);
 

@@ -13,10 +13,10 @@ namespace plr_kernels {
 
 class Targets {
  public:
-  // targets: per row of the matrix of states
-  Targets(const Order& order, const int64_t* targets) {
+  // targets: per `streams` consecutive rows of the matrix of states
+  Targets(const Order& order, const int64_t* targets, int64_t streams = 1) {
     for (int64_t state = 0; state < static_cast<int64_t>(order.size()); ++state) {
-      if (order[state] >= 0) sorted_.emplace_back(targets[order[state]], state);
+      if (order[state] >= 0) sorted_.emplace_back(targets[order[state] / streams], state);
     }
     std::sort(sorted_.begin(), sorted_.end());
   }

@@ -1,8 +1,8 @@
 """Floating-point operations of the fused operators, for torch.utils.flop_counter.FlopCounterMode.
 
 Two per multiply-add of a matrix product, as PyTorch counts its own operators. A backward pass counts the scores, which
-it computes anew, and one product for each gradient that is wanted. Prefix entries beyond a query's length are not read,
-and not counted.
+it computes anew, and one product for each gradient that is wanted; where the forward pass makes the gradients, it
+counts one product and these. Prefix entries beyond a query's length are not read, and not counted.
 """
 
 from __future__ import annotations
@@ -81,3 +81,17 @@ def _backward(loss_gradient, states, items, *options, **__) -> int:
     # The last two flags say which gradients are wanted.
     needs = [option for option in options if isinstance(option, bool)][-2:]
     return (1 + sum(needs)) * _product(states, items)
+
+
+@register_flop_formula(
+    [ops.plr_kernels.pairwise_kl_with_gradients, ops.plr_kernels.linear_cross_entropy_with_gradients]
+)
+def _with_gradients(states, items, *options, **__) -> int:
+    needs = options[-2]  # of states and items
+    return (1 + sum(needs)) * _product(states, items)
+
+
+@register_flop_formula(ops.plr_kernels.mixture_cross_entropy_with_gradients)
+def _mixture_with_gradients(states, log_weights, items, *options, **__) -> int:
+    of_states, _, of_items = options[-2]
+    return (1 + of_states + of_items) * _product(states, items)

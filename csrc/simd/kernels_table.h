@@ -25,6 +25,7 @@ constexpr Kernels table(const char* name) {
   return {name,
           load_rows,
           store_rows,
+          add_rows,
           row_norms,
           remove_component,
           gemm<Singles>,

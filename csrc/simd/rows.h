@@ -116,5 +116,26 @@ void store_rows(const float* panels, int64_t panels_rows, int64_t count, int64_t
   }
 }
 
+void add_rows(const float* panels, int64_t panels_rows, int64_t count, int64_t columns, float scale,
+              const MutableMatrix& target, int64_t first) {
+  for (int64_t i = 0; i < count; ++i) {
+    float* row = static_cast<float*>(row_of(target, first + i));
+    for (int64_t column = 0; column < columns; column += kLanes) {
+      const float* source =
+          panels + (column / kPanelColumns * panels_rows + i) * kPanelColumns + column % kPanelColumns;
+      const int64_t left = columns - column;
+      const Vector sum =
+          multiply_add(load(source), broadcast(scale), load_padded(row, DataType::float32, column, left));
+      if (left >= kLanes) {
+        store(row + column, sum);
+      } else {
+        alignas(64) float padded[kLanes];
+        store(padded, sum);
+        __builtin_memcpy(row + column, padded, left * sizeof(float));
+      }
+    }
+  }
+}
+
 }  // namespace
 }  // namespace plr_kernels

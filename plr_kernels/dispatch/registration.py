@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from plr_kernels.dispatch.backend import Implementation, backend_module
-from plr_kernels.dispatch.gradients import new_gradients, only_wanted
+from plr_kernels.dispatch.gradients import may_overwrite, new_gradients, only_wanted, scale_in_place, scaled
 from plr_kernels.dispatch.precision import upcast
 
 Outputs = tuple[Tensor, ...]
@@ -145,3 +145,61 @@ def register_with_gradients(
         f"bool needs_{first}, bool needs_{second}, str backend) -> (Tensor, Tensor)",
     ).register_fake(new_backward_outputs)
     backward_op = getattr(torch.ops.plr_kernels, f"{operator}_backward")
+
+
+def register_gradients_in_forward(operator: str, *, tensors: str, differentiable: int, options: str) -> None:
+    """Define the loss of a fused backend that makes the gradients along with it: `<operator>_with_gradients`.
+
+    The op takes the tensors, all options, a bool for each differentiable tensor that says whether its gradient is
+    wanted, and the backend, and calls the function `with_gradients` of the backend's module. It returns the loss, a
+    scalar, and its gradients in float32, an empty tensor for one that is not wanted. They are kept for the backward
+    pass, which only multiplies them by the gradient w.r.t. the loss.
+
+    Args:
+        operator: the name.
+        tensors: "Tensor states, Tensor items, ...".
+        differentiable: how many of the tensors, the first ones, have gradients.
+        options: "float temperature, ...".
+    """
+
+    def forward(*arguments: Any) -> Outputs:
+        return backend_module(operator, arguments[-1]).with_gradients(*arguments[:-1])
+
+    def new_outputs(*arguments: Any) -> Outputs:
+        gradients = new_gradients(arguments[:differentiable], arguments[-2], dtype=torch.float32)
+        return arguments[0].new_empty((), dtype=torch.float32), *gradients
+
+    def save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: Outputs) -> None:
+        ctx.needs = inputs[-2]
+        ctx.others = len(inputs) - differentiable
+        ctx.set_materialize_grads(False)  # none are wanted w.r.t. gradients, which may be as large as the items
+        # The inputs, so that differentiating the gradients is refused.
+        ctx.save_for_backward(*inputs[:differentiable], *output[1:])
+        ctx.mark_non_differentiable(*output[1:])
+
+    def gradients(ctx: Any, loss_gradient: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+        saved = list(ctx.saved_tensors)  # to be asked for once
+        inputs, kept = saved[:differentiable], saved[differentiable:]
+        if may_overwrite(loss_gradient, *kept):
+            found = scale_in_place(loss_gradient, inputs, kept)
+        else:
+            found = torch.ops.plr_kernels.scaled_gradients(loss_gradient, inputs, kept)
+        return *only_wanted(found, ctx.needs), *(None,) * ctx.others
+
+    op = torch.library.custom_op(
+        f"plr_kernels::{operator}_with_gradients",
+        forward,
+        mutates_args=(),
+        schema=f"({tensors}, {options}, bool[] needs, str backend) -> ({', '.join(['Tensor'] * (1 + differentiable))})",
+    )
+    op.register_fake(new_outputs)
+    op.register_autograd(gradients, setup_context=save_for_backward)
+
+
+# Has no formula for autograd: differentiating twice raises.
+torch.library.custom_op(
+    "plr_kernels::scaled_gradients",
+    scaled,
+    mutates_args=(),
+    schema="(Tensor loss_gradient, Tensor[] inputs, Tensor[] gradients) -> Tensor[]",
+).register_fake(scaled)

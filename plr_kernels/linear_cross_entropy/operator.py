@@ -7,8 +7,14 @@ from torch import Tensor
 
 from plr_kernels.dispatch.backend import Implementation, checks_values, resolve
 from plr_kernels.dispatch.checks import check_ids, check_loss_options, check_states_and_items, check_targets
+from plr_kernels.dispatch.dispatcher import autograd_records
 from plr_kernels.dispatch.precision import floating_inputs, no_autocast
-from plr_kernels.dispatch.registration import register_reference, register_with_gradients
+from plr_kernels.dispatch.registration import (
+    register_gradients_in_forward,
+    register_reference,
+    register_with_gradients,
+)
+from plr_kernels.dispatch.workspace import rows_at_once
 from plr_kernels.linear_cross_entropy import reference
 
 _run_reference = register_reference(
@@ -24,12 +30,25 @@ register_with_gradients(
     statistics="Tensor statistics",
     new_result=lambda states: states.new_empty(states.shape[:1], dtype=torch.float32),
 )
+register_gradients_in_forward(
+    "linear_cross_entropy",
+    tensors="Tensor states, Tensor items, Tensor targets",
+    differentiable=2,
+    options="float temperature, SymInt ignore_index, str reduction, SymInt chunk",
+)
 
 
 def _run_fused(backend: str) -> Implementation:
     def run(
         states: Tensor, items: Tensor, targets: Tensor, temperature: float, ignore_index: int, reduction: str
     ) -> Tensor:
+        if backend == "cpp" and reduction != "none" and autograd_records(states, items):
+            chunk = rows_at_once(states.shape[0], items.shape[0])
+            if chunk > 0:
+                needs = [states.requires_grad, items.requires_grad]
+                return torch.ops.plr_kernels.linear_cross_entropy_with_gradients(
+                    states, items, targets, temperature, ignore_index, reduction, chunk, needs, backend
+                )[0]
         losses, _ = torch.ops.plr_kernels.linear_cross_entropy_forward(
             states, items, targets, temperature, ignore_index, backend
         )

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from torch import Tensor, logsumexp
+import torch
+from torch import Tensor
 
 from plr_kernels.dispatch.backend import Implementation, checks_values, resolve
 from plr_kernels.dispatch.checks import check_ids, check_loss_options, check_states_and_items, check_targets
-from plr_kernels.dispatch.precision import floating_inputs, no_autocast, upcast
-from plr_kernels.dispatch.registration import register_reference
+from plr_kernels.dispatch.dispatcher import autograd_records
+from plr_kernels.dispatch.precision import floating_inputs, no_autocast
+from plr_kernels.dispatch.registration import register_gradients_in_forward, register_reference
+from plr_kernels.dispatch.workspace import rows_at_once
 from plr_kernels.linear_cross_entropy import operator as linear_cross_entropy
-from plr_kernels.linear_cross_entropy.reference import reduced
 from plr_kernels.mixture_cross_entropy import reference
 
 _run_reference = register_reference(
@@ -17,6 +19,12 @@ _run_reference = register_reference(
     "(Tensor states, Tensor log_weights, Tensor items, Tensor targets, float temperature, SymInt ignore_index, "
     "str reduction) -> Tensor",
     reference.mixture_cross_entropy,
+)
+register_gradients_in_forward(
+    "mixture_cross_entropy",
+    tensors="Tensor states, Tensor log_weights, Tensor items, Tensor targets",
+    differentiable=3,
+    options="float temperature, SymInt ignore_index, str reduction, SymInt chunk",
 )
 
 
@@ -39,13 +47,17 @@ def _run_fused(backend: str) -> Implementation:
         reduction: str,
     ) -> Tensor:
         rows, streams, _ = states.shape
-        ignored = targets == ignore_index
+        if backend == "cpp" and reduction != "none" and autograd_records(states, log_weights, items):
+            chunk = rows_at_once(rows * streams, items.shape[0], streams)
+            if chunk > 0:
+                needs = [states.requires_grad, log_weights.requires_grad, items.requires_grad]
+                return torch.ops.plr_kernels.mixture_cross_entropy_with_gradients(
+                    states, log_weights, items, targets, temperature, ignore_index, reduction, chunk, needs, backend
+                )[0]
         losses = cross_entropies(
             states.flatten(0, 1), items, targets.repeat_interleave(streams), temperature, ignore_index, "none"
         ).view(rows, streams)
-        log_weights = upcast(log_weights).masked_fill(ignored[:, None], 0)
-        mixed = -logsumexp(log_weights - losses, dim=1)
-        return reduced(mixed.masked_fill(ignored, 0), targets, ignore_index, reduction)
+        return reference.mixed(losses, log_weights, targets, ignore_index, reduction)
 
     return run
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, log_softmax, logsumexp
 
+from plr_kernels.dispatch.precision import upcast
 from plr_kernels.linear_cross_entropy.reference import reduced
 
 
@@ -26,3 +27,11 @@ def mixture_cross_entropy(
     log_p_target = log_p.gather(2, index).squeeze(2)  # [R, M], −CE_m
     losses = -logsumexp(log_weights + log_p_target, dim=1)  # [R]
     return reduced(losses.masked_fill(ignored, 0), targets, ignore_index, reduction)
+
+
+def mixed(losses: Tensor, log_weights: Tensor, targets: Tensor, ignore_index: int, reduction: str) -> Tensor:
+    """The loss of mixtures from the cross-entropies [R, M] of their states, 0 where a row does not count."""
+    ignored = targets == ignore_index
+    log_weights = upcast(log_weights).masked_fill(ignored[:, None], 0)
+    mixture = -logsumexp(log_weights - losses, dim=1)
+    return reduced(mixture.masked_fill(ignored, 0), targets, ignore_index, reduction)

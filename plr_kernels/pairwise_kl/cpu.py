@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Final
 
 import torch
@@ -74,3 +75,30 @@ def backward(
         as_gradient(items_gradient, dim, needs_items),
     )
     return states_gradient, items_gradient
+
+
+def with_gradients(
+    states: Tensor, items: Tensor, temperature: float, detach_reference: bool, chunk: int, needs: Sequence[bool]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The loss and its gradients in float32, in one pass with the scores of `chunk` states at a time.
+
+    An empty tensor for a gradient that is not needed.
+    """
+    _, group, dim = states.shape
+    states_gradient, items_gradient = new_gradients((states, items), needs, dtype=torch.float32)
+    if states.shape[0] == 0 or group == 1:
+        return states.new_zeros((), dtype=torch.float32), states_gradient.zero_(), items_gradient.zero_()
+    states, items = row_contiguous(states), row_contiguous(items)
+    loss = _cpp.pairwise_kl_gradients(
+        *resources(),
+        rounds_float32(),
+        as_matrix(states),
+        group,
+        as_matrix(items),
+        temperature,
+        detach_reference,
+        chunk,
+        as_gradient(states_gradient, dim, needs[0]),
+        as_gradient(items_gradient, dim, needs[1]),
+    )
+    return states_gradient.new_tensor(loss), states_gradient, items_gradient

@@ -7,8 +7,14 @@ from torch import Tensor
 
 from plr_kernels.dispatch.backend import Implementation, resolve
 from plr_kernels.dispatch.checks import check_states_and_items, check_temperature
+from plr_kernels.dispatch.dispatcher import autograd_records
 from plr_kernels.dispatch.precision import floating_inputs, no_autocast
-from plr_kernels.dispatch.registration import register_reference, register_with_gradients
+from plr_kernels.dispatch.registration import (
+    register_gradients_in_forward,
+    register_reference,
+    register_with_gradients,
+)
+from plr_kernels.dispatch.workspace import rows_at_once
 from plr_kernels.pairwise_kl import reference
 
 _run_reference = register_reference(
@@ -26,10 +32,28 @@ register_with_gradients(
     statistics="Tensor statistics, Tensor argmaxes",
     new_result=lambda states: states.new_empty((), dtype=torch.float32),
 )
+register_gradients_in_forward(
+    "pairwise_kl",
+    tensors="Tensor states, Tensor items",
+    differentiable=2,
+    options="float temperature, bool detach_reference, SymInt chunk",
+)
+_LANES = 16  # groups that the C++ backend takes at once
 
 
 def _run_fused(backend: str) -> Implementation:
-    return lambda *arguments: torch.ops.plr_kernels.pairwise_kl_forward(*arguments, backend)[0]
+    def run(states: Tensor, items: Tensor, temperature: float, detach_reference: bool) -> Tensor:
+        if backend == "cpp" and autograd_records(states, items):
+            batch, group, _ = states.shape
+            chunk = rows_at_once(batch * group, items.shape[0], _LANES * group)
+            if chunk > 0:
+                needs = [states.requires_grad, items.requires_grad]
+                return torch.ops.plr_kernels.pairwise_kl_with_gradients(
+                    states, items, temperature, detach_reference, chunk, needs, backend
+                )[0]
+        return torch.ops.plr_kernels.pairwise_kl_forward(states, items, temperature, detach_reference, backend)[0]
+
+    return run
 
 
 # Backend name -> implementation with the arguments of the reference.

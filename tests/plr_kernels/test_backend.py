@@ -196,6 +196,8 @@ def test_an_installation_without_the_extension_says_so_once(chosen, warned):
             "PLR_KERNELS_INSTRUCTION_SET=avx1024",
             "the instruction set must be one of auto, .*generic on this CPU; found 'avx1024'",
         ),
+        ("PLR_KERNELS_WORKSPACE_MB=-1", "must be a whole number of megabytes, 0 or more; found '-1'"),
+        ("PLR_KERNELS_WORKSPACE_MB=", "must be a whole number of megabytes, 0 or more; found ''"),
     ],
 )
 def test_unusable_settings_are_found_on_import(setting, message):

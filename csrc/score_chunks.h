@@ -1,0 +1,166 @@
+// Loss and gradients in one pass over chunks of states. A chunk's scores with all items are kept until what the gradient
+// needs of each of its states is known, and are then replaced by their gradients: three products, where a forward and a
+// backward pass (score_blocks.h, score_gradients.h) take four. The memory is that of one chunk's scores.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <memory>
+#include <utility>
+
+#include "buffer.h"
+#include "kernels.h"
+#include "matrix.h"
+#include "operators.h"
+#include "panels.h"
+#include "score_blocks.h"
+#include "score_gradients.h"
+#include "states.h"
+
+namespace plr_kernels {
+
+// What is multiplied and where gradients go. The gradients are float32; that w.r.t. the items has contiguous rows.
+struct ChunkedPass {
+  const Context& context;
+  const Matrix& states;
+  const Matrix& items;
+  int64_t states_unit;  // what a block of states is a multiple of, but for a chunk's last one
+  Gradients gradients;
+};
+
+// Calls make_chunk(number, batch) for each number in [0, chunks), which returns a std::unique_ptr to an object with
+//   states                  a chunk of States, at most `chunk_states`
+//   visit(index, block)     sees the scores of a block, `index` < batch that of its items in their batch; must leave them
+//                           as they are, or as to_gradient expects them; blocks of different items in any order
+//   merge(index, number)    after a batch has been visited: for all its item blocks, in order, with their numbers
+//   finish()                after the last batch
+//   to_gradient(block)      replaces a block's scores by the gradients w.r.t. them; after finish()
+//   stored(gradient)        the gradient w.r.t. the chunk's states has been written to that matrix, where it is wanted
+// and writes gradients as backward_through_scores does; no state may be in two chunks.
+//
+// A chunk takes two sweeps over the items, the second of which is the first of the next chunk: an item block is read
+// once for both, and the scores of the next chunk take the place of the gradients of this one while they are in the cache.
+template <class MakeChunk>
+void sweep_chunks(const ChunkedPass& pass, int64_t chunks, int64_t chunk_states, const MakeChunk& make_chunk) {
+  const Kernels& kernels = pass.context.kernels;
+  const Threads& threads = pass.context.threads;
+  const Matrix& items = pass.items;
+  const MutableMatrix* to_states = pass.gradients.states;
+  const MutableMatrix* to_items = pass.gradients.items;
+  const float scale = pass.gradients.scale;
+  if (to_states != nullptr) fill_zero(*to_states, pass.states.rows, pass.states.columns);
+  if (chunks == 0) {
+    if (to_items != nullptr) fill_zero(*to_items, items.rows, items.columns);
+    return;
+  }
+  const int64_t block_items = items_per_block(items.rows);
+  const int64_t blocks = divided_up(items.rows, block_items);
+  const int64_t block_states = states_per_block(pass.states_unit, kKC);
+  const int64_t visited = visited_states(pass.states_unit);
+  // A thread's share of a batch stays in its second-level cache from one of the steps below to the next.
+  constexpr int64_t share_bytes = int64_t{1} << 20;
+  const int64_t scores_size = panels_size(block_items, chunk_states);
+  const int64_t most_cells = panels_size(block_items, 2 * items.columns);
+  const int64_t share = std::max<int64_t>(2, share_bytes / ((scores_size + most_cells / 2) * int64_t{sizeof(float)}));
+  const int64_t batch = std::min(blocks, share * threads.count());
+  const int64_t gradient_size = panels_size(block_items, items.columns);
+  const int64_t pairs_size = panels_size(block_items, block_states / 2);
+  const int64_t scratch_size = gradient_size + pairs_size;
+
+  HugeBuffer workspace(blocks * scores_size);
+  Buffer batch_items(batch * most_cells);
+  Buffer scratch(scratch_size * threads.count());
+  Buffer states_gradient(to_states != nullptr ? panels_size(chunk_states, items.columns) : 0);
+
+  using Chunk = decltype(make_chunk(int64_t{}, int64_t{}));
+  Chunk done, next;  // the one whose gradients are made, and the one whose scores are
+  for (int64_t number = 0; number <= chunks; ++number) {
+    done = std::move(next);
+    if (number < chunks) next = make_chunk(number, batch);
+    const States& either = done ? done->states : next->states;
+    const ScoreProducts item_products(kernels, either, items);
+    const int64_t item_cells = item_products.item_cells(block_items);
+    const int64_t width = done ? done->states.count : 0;
+    if (done && to_states != nullptr) std::fill_n(states_gradient.data(), panels_size(width, items.columns), 0.0f);
+
+    for (int64_t first_block = 0; first_block < blocks; first_block += batch) {
+      const int64_t in_batch = std::min(batch, blocks - first_block);
+      const auto first_of = [&](int64_t index) { return (first_block + index) * block_items; };
+      const auto items_of = [&](int64_t index) { return std::min(block_items, items.rows - first_of(index)); };
+      const auto cells_of = [&](int64_t index) { return batch_items.data() + index * item_cells; };
+      const auto scores_of = [&](int64_t index) { return workspace.data() + (first_block + index) * scores_size; };
+
+      // By item blocks: score gradients, gradient w.r.t. the items.
+      threads.run(in_batch, [&](int64_t index, int thread) {
+        const int64_t count = items_of(index);
+        item_products.load_items(first_of(index), count, cells_of(index), block_items, true);
+        if (!done) return;
+        const ScoreProducts products(kernels, done->states, items);
+        float* items_gradient = scratch.data() + scratch_size * thread;
+        for (int64_t state = 0; state < width; state += block_states) {
+          const int64_t part = std::min(block_states, width - state);
+          float* by_item = scores_of(index) + state * block_items;
+          const ScoreBlock block{{by_item, block_items, count, part}, first_of(index), state, thread};
+          done->to_gradient(block);
+          float* by_state = by_item;
+          if (done->states.paired) {
+            // In place: what is written of a panel lies before what is still to be read.
+            by_state = items_gradient + gradient_size;
+            kernels.pairs.pair_scores(block, {by_state, block_items},
+                                      {to_states != nullptr ? by_item : nullptr, block_items / 2});
+          }
+          if (to_items != nullptr) {
+            products.items_gradient(count, by_state, block_items, state, part, items_gradient);
+          }
+        }
+        if (to_items == nullptr) return;
+        const auto store = number == 1 ? kernels.store_rows : kernels.add_rows;
+        store(items_gradient, block_items, count, items.columns, scale, *to_items, first_of(index));
+      });
+
+      // By states: what the batch adds to the gradient w.r.t. them.
+      if (done && to_states != nullptr) {
+        const ScoreProducts products(kernels, done->states, items);
+        const int64_t panels = width / kPanelColumns;
+        const int64_t item_rows = block_items / done->states.per_cell();
+        // Few states are shared among many threads by columns, too.
+        const int64_t column_panels = divided_up(items.columns, kPanelColumns);
+        const int64_t parts = std::clamp<int64_t>(2 * threads.count() / panels, 1, column_panels);
+        threads.run(panels * parts, [&](int64_t task, int) {
+          const int64_t state = task / parts * kPanelColumns, part = task % parts;
+          const int64_t first = column_panels * part / parts * kPanelColumns;
+          const int64_t end = std::min(column_panels * (part + 1) / parts * kPanelColumns, items.columns);
+          // Pairs are packed by block of states.
+          const int64_t block = state / block_states * block_states;
+          for (int64_t index = 0; index < in_batch; ++index) {
+            products.states_gradient(items_of(index),
+                                     scores_of(index) + block * block_items + (state - block) * item_rows, block_items,
+                                     products.second_operand(cells_of(index), block_items), kPanelColumns,
+                                     states_gradient.data() + state * kPanelColumns, first, end);
+          }
+        });
+      }
+
+      // By item blocks: scores of the next chunk.
+      if (number == chunks) continue;
+      threads.run(in_batch, [&](int64_t index, int thread) {
+        const ScoreProducts products(kernels, next->states, items);
+        const int64_t count = items_of(index), states = next->states.count;
+        for (int64_t state = 0; state < states; state += visited) {
+          const int64_t part = std::min(visited, states - state);
+          float* scores = scores_of(index) + state * block_items;
+          products.scores(count, cells_of(index), block_items, state, part, scores);
+          next->visit(index, ScoreBlock{{scores, block_items, count, part}, first_of(index), state, thread});
+        }
+      });
+      for (int64_t index = 0; index < in_batch; ++index) next->merge(index, first_block + index);
+    }
+    if (done && to_states != nullptr) {
+      store_states_gradient(pass.context, done->states, pass.states, states_gradient, scale, *to_states);
+      done->stored(*to_states);
+    }
+    if (number < chunks) next->finish();
+  }
+}
+
+}  // namespace plr_kernels

@@ -1,0 +1,277 @@
+"""Losses that make their gradients in the forward pass, by chunks of rows, as PLR_KERNELS_WORKSPACE_MB allows."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+pytest.importorskip("plr_kernels._cpp", reason="the extension is not built")
+
+from bench.peers import extra_memory, training_step
+from plr_kernels import extension, linear_cross_entropy, use_backend
+from plr_kernels.dispatch import workspace
+from tests.plr_kernels.cpu.test_cpp import INSTRUCTION_SETS
+from tests.plr_kernels.harness import (
+    DTYPES,
+    LINEAR_CROSS_ENTROPY,
+    MIXTURE_CROSS_ENTROPY,
+    PAIRWISE_KL,
+    assert_accurate,
+    evaluate,
+    make_case,
+)
+
+OPS = torch.ops.plr_kernels
+
+
+def reduced(operator, reduction):
+    return dataclasses.replace(
+        operator, variant=f"-{reduction}", large=operator.large | {"reduction": reduction}
+    )
+
+
+OPERATORS = (
+    reduced(LINEAR_CROSS_ENTROPY, "mean"),
+    reduced(LINEAR_CROSS_ENTROPY, "sum"),
+    reduced(MIXTURE_CROSS_ENTROPY, "mean"),
+    reduced(MIXTURE_CROSS_ENTROPY, "sum"),
+    PAIRWISE_KL,
+    dataclasses.replace(PAIRWISE_KL, variant="-detached", large=PAIRWISE_KL.large | {"detach_reference": True}),
+)
+for_every_operator = pytest.mark.parametrize("operator", OPERATORS, ids=str)
+
+
+@pytest.fixture(autouse=True)
+def _on_cpp():
+    with use_backend("cpp"):
+        yield
+
+
+@pytest.fixture
+def rows_at_once(monkeypatch):
+    """Sets how many rows a chunk has; 0 for a forward and a backward pass."""
+
+    def use(rows):
+        monkeypatch.setattr(workspace, "_megabytes", 512 if rows else 0)
+        monkeypatch.setattr(workspace, "MOST_ROWS", rows)
+
+    return use
+
+
+# Rows beyond one chunk of 32 or 64, of 16 groups, of whole rows of a mixture, and chunks' ends in all places.
+SIZES = {"rows": 75, "batch": 37, "group": 3, "streams": 3, "vocabulary": 211, "dim": 19}
+
+
+def sizes_of(operator, **sizes):
+    wanted = SIZES | sizes
+    return {name: wanted.get(name, size) for name, size in operator.large.items()}
+
+
+@for_every_operator
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("instruction_set", INSTRUCTION_SETS)
+def test_chunks_are_as_accurate_as_the_plain_formula(monkeypatch, rows_at_once, operator, dtype, instruction_set):
+    monkeypatch.setattr(extension, "_instruction_set", instruction_set)
+    rows_at_once(32)
+    # The second has products of bfloat16 where there are such.
+    for sizes in ({}, {"vocabulary": 1031, "dim": 50}):
+        case = make_case(operator, sizes_of(operator, **sizes), dtype=dtype)
+        assert_accurate(evaluate(operator.public, case), operator, case)
+
+
+@for_every_operator
+@pytest.mark.parametrize("rows", [1, 2, 31, 32, 33, 63, 64, 65, 97])
+def test_any_number_of_rows(rows_at_once, operator, rows):
+    case = make_case(operator, sizes_of(operator, rows=rows, batch=rows))
+    for chunk in (32, 64, 256):
+        rows_at_once(chunk)
+        assert_accurate(evaluate(operator.public, case), operator, case)
+
+
+@pytest.mark.parametrize("operator", OPERATORS[:4], ids=str)
+@pytest.mark.parametrize("ignored", [0.5, 0.97, 1.1])
+def test_ignored_rows(rows_at_once, operator, ignored):
+    rows_at_once(32)
+    case = make_case(operator, sizes_of(operator, ignored=ignored, rows=90))
+    results = evaluate(operator.public, case)
+    assert_accurate(results, operator, case)
+    assert not results["gradient of states"][case.options["targets"] == -100].any()
+    case.tensors["states"][case.options["targets"] == -100] = torch.nan
+    for name, result in evaluate(operator.public, case).items():
+        assert torch.equal(result, results[name]), name
+
+
+@for_every_operator
+def test_the_loss_is_that_of_a_pass_without_gradients(rows_at_once, operator):
+    """To the bit, whatever the chunks: a row that is left out, counted twice or cut apart changes it."""
+    for vocabulary in (7, 211, 5003):  # one block of items, several, several in each part of them
+        case = make_case(operator, sizes_of(operator, vocabulary=vocabulary))
+        expected = operator.public(**case.tensors, **case.options)
+        for chunk in (0, 32, 64, 256):
+            rows_at_once(chunk)
+            assert torch.equal(evaluate(operator.public, case)["output"], expected)
+
+
+@pytest.mark.parametrize("streams", [1, 5])
+def test_chunks_of_one_row(streams):
+    generator = torch.Generator().manual_seed(0)
+    states, items = torch.randn(9, streams, 6, generator=generator), torch.randn(101, 6, generator=generator)
+    log_weights = torch.randn(9, streams, generator=generator).log_softmax(1)
+    targets = torch.randint(101, (9,), generator=generator)
+    targets[4] = -100
+
+    def run(chunk):
+        options = (targets, 0.7, -100, "sum", chunk)
+        if streams == 1:
+            return OPS.linear_cross_entropy_with_gradients(states[:, 0], items, *options, [True] * 2, "cpp")
+        arguments = (states, log_weights, items, *options, [True] * 3, "cpp")
+        return OPS.mixture_cross_entropy_with_gradients(*arguments)
+
+    for mine, together in zip(run(streams), run(9 * streams), strict=True):
+        torch.testing.assert_close(mine, together, rtol=1e-5, atol=1e-6)
+
+
+@for_every_operator
+def test_gradients_only_where_asked(rows_at_once, operator):
+    rows_at_once(32)
+    case = make_case(operator, sizes_of(operator))
+    full = evaluate(operator.public, case)
+    for count in range(1, len(case.tensors)):
+        for wanted in itertools.combinations(case.tensors, count):
+            for name, result in evaluate(operator.public, case, wanted).items():
+                assert torch.equal(result, full[name]), f"{name} for {wanted}"
+
+
+@for_every_operator
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_a_second_backward_pass_gives_the_same(rows_at_once, operator, dtype):
+    """And leaves what the first one gave alone, though the last one writes into what was kept."""
+    rows_at_once(32)
+    case = make_case(operator, sizes_of(operator), dtype=dtype)
+    leaves = [tensor.requires_grad_() for tensor in case.tensors.values()]
+    loss = 0.3 * operator.public(**case.tensors, **case.options)
+    first = torch.autograd.grad(loss, leaves, retain_graph=True)
+    before = [gradient.clone() for gradient in first]
+    second = torch.autograd.grad(loss, leaves, retain_graph=True)
+    third = torch.autograd.grad(loss, leaves)
+    for gradients in zip(before, first, second, third, strict=True):
+        assert all(torch.equal(gradient, gradients[0]) for gradient in gradients)
+    with pytest.raises(RuntimeError, match="second time"):
+        loss.backward()
+
+
+@for_every_operator
+def test_gradients_of_gradients_are_refused(rows_at_once, operator):
+    rows_at_once(32)
+    case = make_case(operator, sizes_of(operator))
+    leaves = [tensor.requires_grad_() for tensor in case.tensors.values()]
+    gradients = torch.autograd.grad(operator.public(**case.tensors, **case.options), leaves, create_graph=True)
+    with pytest.raises(RuntimeError, match="autograd"):
+        torch.autograd.grad(gradients[0].sum(), leaves)
+
+
+@for_every_operator
+def test_the_number_of_threads_changes_no_bit(rows_at_once, operator):
+    rows_at_once(64)
+    before = torch.get_num_threads()
+    case = make_case(operator, sizes_of(operator, rows=300, batch=150, vocabulary=5003, dim=40))
+    results = []
+    try:
+        for threads in (1, 2, 7):
+            torch.set_num_threads(threads)
+            results.append(evaluate(operator.public, case))
+    finally:
+        torch.set_num_threads(before)
+    for other in results[1:]:
+        for name, result in other.items():
+            assert torch.equal(result, results[0][name]), name
+
+
+def test_which_way_is_taken(rows_at_once):
+    """Counted in products of states and items: forward, backward."""
+    states, items = torch.randn(8, 4), torch.randn(9, 4)
+    targets = torch.arange(8)
+
+    def products(needs=(True, True), reduction="mean", grad=True):
+        leaves = [tensor.detach().requires_grad_(need) for tensor, need in zip((states, items), needs, strict=True)]
+        counts = []
+        with torch.set_grad_enabled(grad), FlopCounterMode(display=False) as counter:
+            loss = linear_cross_entropy(*leaves, targets, reduction=reduction)
+            counts.append(counter.get_total_flops())
+            if loss.requires_grad:
+                loss.sum().backward()
+                counts.append(counter.get_total_flops() - counts[0])
+        return [count / (2 * 8 * 9 * 4) for count in counts]
+
+    assert products() == [3, 0]
+    assert products((True, False)) == products((False, True)) == [2, 0]
+    assert products(reduction="none") == [1, 3]
+    assert products((False, False)) == products(grad=False) == [1]
+    rows_at_once(0)
+    assert products() == [1, 3]
+
+
+@pytest.mark.parametrize(
+    ("megabytes", "rows", "items", "group", "expected"),
+    [
+        (512, 1024, 87_969, 1, 256),
+        (0, 8, 5, 1, 0),
+        (64, 1024, 87_969, 1, 160),  # 190 are affordable
+        (32, 1024, 87_969, 1, 0),  # 95: fewer than pay
+        (32, 90, 87_969, 1, 0),  # not all at once
+        (32, 60, 87_969, 1, 64),  # all at once
+        (512, 1024, 87_969, 3, 255),
+        (512, 1024, 87_969, 300, 300),
+        (64, 1024, 87_969, 300, 0),  # a group needs more
+    ],
+)
+def test_rows_at_once(monkeypatch, megabytes, rows, items, group, expected):
+    monkeypatch.setattr(workspace, "_megabytes", megabytes)
+    assert workspace.rows_at_once(rows, items, group) == expected
+
+
+@pytest.mark.parametrize("rows", [512, 2048])
+def test_memory_does_not_grow_with_the_rows(rows):
+    vocabulary, dim = 20_011, 16
+    targets = torch.randint(vocabulary, (rows,))
+    step = training_step(
+        lambda *both: linear_cross_entropy(*both, targets),
+        torch.randn(rows, dim),
+        torch.randn(vocabulary, dim),
+        backend="cpp",
+    )
+    step()
+    extra = extra_memory(step)
+    if extra is None:
+        pytest.skip("the system does not tell the peak")
+    assert extra["both"] < 1.5 * 256 * 4 * vocabulary < 512 * 4 * vocabulary
+
+
+@pytest.mark.parametrize("needs", [[True, True], [True, False], [False, True]], ids=str)
+def test_opcheck(needs):
+    states, items, targets = torch.randn(8, 4), torch.randn(9, 4), torch.arange(8)
+    leaves = [tensor.requires_grad_(need) for tensor, need in zip((states, items), needs, strict=True)]
+    options = (0.7, -100, "mean", 32, needs, "cpp")
+    torch.library.opcheck(OPS.linear_cross_entropy_with_gradients.default, (*leaves, targets, *options))
+    groups = leaves[0].detach().view(2, 4, 4).requires_grad_(needs[0])
+    torch.library.opcheck(OPS.pairwise_kl_with_gradients.default, (groups, leaves[1], 0.7, False, 64, needs, "cpp"))
+    log_weights = torch.zeros(2, 4, requires_grad=True)
+    arguments = (groups, log_weights, leaves[1], targets[:2], *options[:4], [needs[0], True, needs[1]], "cpp")
+    torch.library.opcheck(OPS.mixture_cross_entropy_with_gradients.default, arguments)
+    kept = [tensor.detach().clone() for tensor in leaves]
+    inputs = [tensor.detach() for tensor in leaves]
+    torch.library.opcheck(OPS.scaled_gradients.default, (torch.tensor(0.5), inputs, kept))
+
+
+@for_every_operator
+def test_compiled(rows_at_once, operator):
+    rows_at_once(32)
+    case = make_case(operator, sizes_of(operator))
+    compiled = torch.compile(operator.public, fullgraph=True, backend="aot_eager")
+    expected = evaluate(operator.public, case)
+    for name, result in evaluate(compiled, case).items():
+        assert torch.equal(result, expected[name]), name
