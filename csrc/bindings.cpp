@@ -204,24 +204,27 @@ PYBIND11_MODULE(_cpp, module) {
 
   module.def("info_nce_forward", [](const std::string& instruction_set, int threads, bool rounds_float32,
                                     const MatrixArguments& view1_arguments, const MatrixArguments& view2_arguments,
-                                    float norm_floor, int64_t groups, double temperature, Address statistics) {
+                                    float norm_floor, Address labels, int64_t label_columns, int64_t groups,
+                                    double temperature, Address statistics) {
     const py::gil_scoped_release release;
     const View view1{matrix(view1_arguments), norm_floor}, view2{matrix(view2_arguments), norm_floor};
     Threads team(threads, multiply_adds(view1.vectors, view2.vectors) / static_cast<double>(groups));
-    return info_nce_forward({kernels_of(instruction_set), team, rounds_float32}, view1, view2, groups, temperature,
+    return info_nce_forward({kernels_of(instruction_set), team, rounds_float32}, view1, view2,
+                            {pointer<const int64_t>(labels), label_columns}, groups, temperature,
                             pointer<float>(statistics));
   });
 
   module.def("info_nce_backward", [](const std::string& instruction_set, int threads, bool rounds_float32,
                                      const MatrixArguments& view1_arguments, const MatrixArguments& view2_arguments,
-                                     float norm_floor, int64_t groups, double temperature, Address statistics,
-                                     double loss_gradient, const std::optional<MatrixArguments>& view1_gradient,
+                                     float norm_floor, Address labels, int64_t label_columns, int64_t groups,
+                                     double temperature, Address statistics, double loss_gradient, const std::optional<MatrixArguments>& view1_gradient,
                                      const std::optional<MatrixArguments>& view2_gradient) {
     const py::gil_scoped_release release;
     const View view1{matrix(view1_arguments), norm_floor}, view2{matrix(view2_arguments), norm_floor};
     const auto for_view1 = mutable_matrix(view1_gradient), for_view2 = mutable_matrix(view2_gradient);
     Threads team(threads, multiply_adds(view1.vectors, view2.vectors) / static_cast<double>(groups));
-    info_nce_backward({kernels_of(instruction_set), team, rounds_float32}, view1, view2, groups, temperature,
+    info_nce_backward({kernels_of(instruction_set), team, rounds_float32}, view1, view2,
+                      {pointer<const int64_t>(labels), label_columns}, groups, temperature,
                       pointer<const float>(statistics), loss_gradient, pointer_to(for_view1), pointer_to(for_view2));
   });
 

@@ -1,4 +1,5 @@
-// Contrastive loss between two views, both ways. With scores s_ij = u_i · w_j / temperature of unit vectors, the
+// Contrastive loss between two views, both ways, where rows with a label in common are no negatives of each other: their
+// scores become -inf as soon as they are computed. With scores s_ij = u_i · w_j / temperature of unit vectors, the
 // gradient w.r.t. s_ij is (softmax over j + softmax over i − 2 [i = j]) / (groups · batch).
 //
 // The first view takes the place of the states and the second that of the items. Unit vectors are made from the views
@@ -8,6 +9,7 @@
 #include <cstdint>
 #include <limits>
 #include <numeric>
+#include <utility>
 #include <vector>
 
 #include "buffer.h"
@@ -21,6 +23,56 @@
 namespace plr_kernels {
 
 namespace {
+
+// The rows of a group that have a label in common. Of each column of labels, the rows are sorted by label.
+class SharedLabels {
+ public:
+  SharedLabels(const Labels& labels, int64_t first_row, int64_t rows) : rows_(rows) {
+    for (int64_t column = 0; column < labels.columns; ++column) {
+      std::vector<std::pair<int64_t, int64_t>> sorted(rows);  // label, row
+      for (int64_t row = 0; row < rows; ++row) {
+        sorted[row] = {labels.data[(first_row + row) * labels.columns + column], row};
+      }
+      std::sort(sorted.begin(), sorted.end());
+      Column& found = columns_.emplace_back(Column{std::vector<int64_t>(rows), std::vector<Range>(rows)});
+      for (int64_t begin = 0, end = 0; begin < rows; begin = end) {
+        while (end < rows && sorted[end].first == sorted[begin].first) ++end;
+        for (int64_t place = begin; place < end; ++place) {
+          found.rows[place] = sorted[place].second;
+          found.alike[sorted[place].second] = {begin, end};
+        }
+      }
+    }
+  }
+
+  // Sets the scores of such pairs to -inf, but for each row's own; states in the order of all_rows().
+  void leave_out(const ScoreBlock& block) const {
+    const int64_t end_item = block.first_item + block.items;
+    const int64_t end_state = std::min(block.first_state + block.states, rows_);
+    for (const Column& column : columns_) {
+      for (int64_t state = block.first_state; state < end_state; ++state) {
+        const Range& alike = column.alike[state];
+        if (alike.end - alike.begin == 1) continue;
+        const auto end = column.rows.begin() + alike.end;
+        auto item = std::lower_bound(column.rows.begin() + alike.begin, end, block.first_item);
+        for (; item != end && *item < end_item; ++item) {
+          if (*item != state) block.at(*item, state) = -std::numeric_limits<float>::infinity();
+        }
+      }
+    }
+  }
+
+ private:
+  struct Range {
+    int64_t begin, end;
+  };
+  struct Column {
+    std::vector<int64_t> rows;  // those with one label one after the other, ascending
+    std::vector<Range> alike;   // per row, where in them those with its label stand
+  };
+  int64_t rows_;
+  std::vector<Column> columns_;
+};
 
 // A group of a view as unit vectors; finds their norms.
 Matrix unit_group(const Context& context, const View& view, int64_t group, int64_t batch, Buffer& norms) {
@@ -82,15 +134,17 @@ TargetStatistics<Number> direction_of(Number* statistics, int64_t rows, int64_t 
 }
 
 // One direction, of views whose products times the scale are the scores; returns the sum of its losses.
-double one_way(const Context& context, const Matrix& view, const Matrix& other, double scale,
+double one_way(const Context& context, const Matrix& view, const Matrix& other, double scale, const SharedLabels& labels,
                const TargetStatistics<float>& statistics) {
   const States states = pack_view(context, view, other, scale);
   double total = 0.0;
-  visit_target_softmax(context, states, other, Targets(states.order, all_rows(view.rows).data()),
-                       [&](int64_t state, const TargetSoftmax& softmax) {
-                         total += softmax.loss;
-                         softmax.store(state, statistics);
-                       });
+  visit_target_softmax(
+      context, states, other, Targets(states.order, all_rows(view.rows).data()),
+      [&](const ScoreBlock& block) { labels.leave_out(block); },
+      [&](int64_t state, const TargetSoftmax& softmax) {
+        total += softmax.loss;
+        softmax.store(state, statistics);
+      });
   return total;
 }
 
@@ -98,21 +152,21 @@ double one_way(const Context& context, const Matrix& view, const Matrix& other, 
 // probability is right only if its score and the maximum come from the same rounded numbers: here and in the backward
 // pass it is the first view that is scaled.
 double each_way(const Context& context, const Matrix& view1, const Matrix& view2, double temperature,
-                const TargetStatistics<float>& first, const TargetStatistics<float>& second) {
+                const SharedLabels& labels, const TargetStatistics<float>& first, const TargetStatistics<float>& second) {
   const double scale = kLog2E / temperature;
   if (takes_pairs(context, view1, view2)) {  // sums of products are scaled, not what is multiplied
-    return one_way(context, view1, view2, scale, first) + one_way(context, view2, view1, scale, second);
+    return one_way(context, view1, view2, scale, labels, first) + one_way(context, view2, view1, scale, labels, second);
   }
   const Buffer numbers = scaled(context, view1, scale);
   const Matrix scaled1{numbers.data(), DataType::float32, view1.rows, view1.columns, panels_size(1, view1.columns)};
-  return one_way(context, scaled1, view2, 1.0, first) + one_way(context, view2, scaled1, 1.0, second);
+  return one_way(context, scaled1, view2, 1.0, labels, first) + one_way(context, view2, scaled1, 1.0, labels, second);
 }
 
 // Both directions from one product; returns the sum of their losses. A cosine is at most 1, so 1 / temperature serves
 // all rows of both as the maximum. The sums leave the positives out, so that a small loss −log p = log(1 + Σ rest /
 // positive) is accurate too.
 double both_ways(const Context& context, const Matrix& view1, const Matrix& view2, double temperature,
-                 const TargetStatistics<float>& first, const TargetStatistics<float>& second) {
+                 const SharedLabels& labels, const TargetStatistics<float>& first, const TargetStatistics<float>& second) {
   const int64_t batch = view1.rows;
   const float bound = static_cast<float>(kLog2E / temperature);
   const States states = pack_view(context, view1, view2, kLog2E / temperature);
@@ -127,6 +181,7 @@ double both_ways(const Context& context, const Matrix& view1, const Matrix& view
       positive_scores[state] = score;
       score = -std::numeric_limits<float>::infinity();
     });
+    labels.leave_out(block);
     context.kernels.update_two_way_sums(block, bound, mask.data() + block.first_state,
                                         state_sum.data() + chunk * states.count + block.first_state,
                                         item_sum.data() + block.first_item * kLanes);
@@ -168,8 +223,8 @@ void for_each_group(const Context& context, int64_t groups, const Visit& visit) 
 
 }  // namespace
 
-double info_nce_forward(const Context& context, const View& view1, const View& view2, int64_t groups,
-                        double temperature, float* statistics) {
+double info_nce_forward(const Context& context, const View& view1, const View& view2, const Labels& labels,
+                        int64_t groups, double temperature, float* statistics) {
   const int64_t rows = view1.vectors.rows, batch = rows / groups;
   std::vector<double> losses(groups, 0.0);
   for_each_group(context, groups, [&](const Context& group_context, int64_t group) {
@@ -179,14 +234,15 @@ double info_nce_forward(const Context& context, const View& view1, const View& v
     const TargetStatistics<float> to_second = direction_of(statistics, rows, 0, group * batch);
     const TargetStatistics<float> to_first = direction_of(statistics, rows, 1, group * batch);
     const auto directions = bound_serves(temperature) ? both_ways : each_way;
-    losses[group] = directions(group_context, first, second, temperature, to_second, to_first);
+    const SharedLabels shared(labels, group * batch, batch);
+    losses[group] = directions(group_context, first, second, temperature, shared, to_second, to_first);
   });
   return std::accumulate(losses.begin(), losses.end(), 0.0) / static_cast<double>(rows);
 }
 
-void info_nce_backward(const Context& context, const View& view1, const View& view2, int64_t groups, double temperature,
-                       const float* statistics, double loss_gradient, const MutableMatrix* view1_gradient,
-                       const MutableMatrix* view2_gradient) {
+void info_nce_backward(const Context& context, const View& view1, const View& view2, const Labels& labels,
+                       int64_t groups, double temperature, const float* statistics, double loss_gradient,
+                       const MutableMatrix* view1_gradient, const MutableMatrix* view2_gradient) {
   const int64_t rows = view1.vectors.rows, batch = rows / groups;
   const float scale = static_cast<float>(loss_gradient / temperature / static_cast<double>(rows));
   for_each_group(context, groups, [&](const Context& group_context, int64_t group) {
@@ -196,6 +252,7 @@ void info_nce_backward(const Context& context, const View& view1, const View& vi
     const States states = pack_view(group_context, first, second, kLog2E / temperature);
     const Buffer mask = states_mask(states);
     const Targets positives(states.order, all_rows(batch).data());
+    const SharedLabels shared(labels, group * batch, batch);
     const TargetStatistics<const float> to_second = direction_of(statistics, rows, 0, group * batch);
     const TargetStatistics<const float> to_first = direction_of(statistics, rows, 1, group * batch);
     const Buffer maximum = packed_column(states, to_second.maximum);
@@ -208,6 +265,7 @@ void info_nce_backward(const Context& context, const View& view1, const View& vi
         {view1_gradient != nullptr ? &first_gradient : nullptr, view2_gradient != nullptr ? &second_gradient : nullptr,
          scale},
         [&](const ScoreBlock& block) {
+          shared.leave_out(block);
           // One bound is the maximum of all rows of both directions, and one exponential does.
           const float* item_maximum = bound_serves(temperature) ? nullptr : to_first.maximum + block.first_item;
           context.kernels.two_way_softmax_gradient(

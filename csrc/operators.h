@@ -59,13 +59,20 @@ struct View {
   float norm_floor;
 };
 
+// Labels [groups · batch, columns] of the rows of both views: rows of a group that have one in common, in the same
+// column, are no negatives of each other.
+struct Labels {
+  const int64_t* data;
+  int64_t columns;  // 0 where there are none
+};
+
 // statistics [2, 3, groups · batch]: of every row of view1 over those of view2, and of every row of view2 over those of
 // view1, the columns of TargetStatistics (target_softmax.h); the target is the positive. Returns the loss.
-double info_nce_forward(const Context& context, const View& view1, const View& view2, int64_t groups,
-                        double temperature, float* statistics);
-void info_nce_backward(const Context& context, const View& view1, const View& view2, int64_t groups, double temperature,
-                       const float* statistics, double loss_gradient, const MutableMatrix* view1_gradient,
-                       const MutableMatrix* view2_gradient);
+double info_nce_forward(const Context& context, const View& view1, const View& view2, const Labels& labels,
+                        int64_t groups, double temperature, float* statistics);
+void info_nce_backward(const Context& context, const View& view1, const View& view2, const Labels& labels,
+                       int64_t groups, double temperature, const float* statistics, double loss_gradient,
+                       const MutableMatrix* view1_gradient, const MutableMatrix* view2_gradient);
 
 // output [B, H, M, D] in the type of the inputs; lse [B, H, M], log2 of the sum of every softmax, null where not
 // wanted.

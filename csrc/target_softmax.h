@@ -58,10 +58,10 @@ inline TargetSoftmax with_target(double rest_maximum, double rest_sum, double ta
 }
 
 // Calls visit(state, softmax) with the TargetSoftmax of every state that is a row, in their order. One sweep over the
-// items.
-template <class Visit>
+// items; leave_out(block) may set scores to -inf, those of items that do not count.
+template <class LeaveOut, class Visit>
 void visit_target_softmax(const Context& context, const States& states, const Matrix& items, const Targets& targets,
-                          const Visit& visit) {
+                          const LeaveOut& leave_out, const Visit& visit) {
   Buffer target_scores(states.count);
   SoftmaxStatistics rest(ItemChunks(items.rows).count, states.count);
   visit_scores(context, states, items, kPanelColumns, [&](int64_t chunk, const ScoreBlock& block) {
@@ -69,6 +69,7 @@ void visit_target_softmax(const Context& context, const States& states, const Ma
       target_scores[state] = score;
       score = -std::numeric_limits<float>::infinity();
     });
+    leave_out(block);
     rest.update(context.kernels, chunk, block);
   });
   rest.merge(context.kernels);
@@ -76,6 +77,13 @@ void visit_target_softmax(const Context& context, const States& states, const Ma
     if (states.order[state] < 0) continue;
     visit(state, with_target(rest.maximum(state), rest.sum(state), target_scores[state]));
   }
+}
+
+// All items count.
+template <class Visit>
+void visit_target_softmax(const Context& context, const States& states, const Matrix& items, const Targets& targets,
+                          const Visit& visit) {
+  visit_target_softmax(context, states, items, targets, [](const ScoreBlock&) {}, visit);
 }
 
 }  // namespace plr_kernels

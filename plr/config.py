@@ -106,6 +106,11 @@ class Config(
             found["divergence_share"] = (1.0, needs)
         if self.optimizer == "adamw" and not self.weight_decay:
             found["optimizer"] = ("adam", "needs weight_decay above 0: without one adamw is adam")
+        if self.method == "plr":
+            if self.contrastive_negatives != "all" and not self.contrastive_weight:
+                found["contrastive_negatives"] = ("all", "needs contrastive_weight above 0")
+            if self.load_weight and not self.gate:
+                found["load_weight"] = (0.0, "needs the gate")
         return found
 
     def _check_system(self) -> None:
@@ -209,7 +214,7 @@ OF_THE_DATA = ("train_time", "valid_time", "test_time")
 """The times at which a run's data were cut: a run that goes on from it has other data."""
 
 
-_WITHOUT_EFFECT = ("min_context", "batch_unit", "divergence_share", "optimizer")
+_WITHOUT_EFFECT = ("min_context", "batch_unit", "divergence_share", "optimizer", "contrastive_negatives", "load_weight")
 """The options that `Config.without_effect` knows."""
 
 

@@ -476,6 +476,10 @@ class PLROptions(
         fast_state: PLR: the part of the encoder's own state h_0: none; added to the streams' states in training and
             ranking; component, of the mixture of distributions, with a gate of its own; ranking, added when ranking and
             not trained, Eq. 10 (mixture states). By default none, and ranking for mixture states.
+        contrastive_negatives: PLR: what the contrastive loss compares a history with: all of the batch, or others,
+            those of another user and with another target; the rest are false negatives.
+        load_weight: PLR: weight of a term against a gate that always takes the same streams: ln C − the entropy of the
+            batch's mean gate over the C that are mixed, 0 where all are used alike, ln C where one has all.
     """
 
     mixture: Literal["distributions", "states"] = option("distributions")
@@ -485,6 +489,8 @@ class PLROptions(
     reasoning: bool = option(True)
     pooling: Literal["mean", "last"] = option("mean")
     fast_state: Literal["none", "added", "component", "ranking"] | None = option(None)
+    contrastive_negatives: Literal["all", "others"] = option("all")
+    load_weight: float = option(0.0, finite_from(0))
 
     def __post_init__(self) -> None:
         super().__post_init__()

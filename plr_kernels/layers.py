@@ -101,9 +101,9 @@ class InfoNCE(nn.Module):
         check_temperature(temperature)
         self.temperature = temperature
 
-    def forward(self, view1: Tensor, view2: Tensor) -> Tensor:
-        """The loss, a scalar, of two views [G, B, D]."""
-        return info_nce(view1, view2, temperature=self.temperature)
+    def forward(self, view1: Tensor, view2: Tensor, labels: Tensor | None = None) -> Tensor:
+        """The loss, a scalar, of two views [G, B, D]; rows that share one of the labels [G, B, K] are no negatives."""
+        return info_nce(view1, view2, temperature=self.temperature, labels=labels)
 
     def extra_repr(self) -> str:
         """The options, for print(module)."""

@@ -10,6 +10,7 @@ from plr.errors import NonFiniteLossError
 ADVICE = {
     "diversity": "lower --kl_weight (the divergence between states has no upper bound) or set --clip 1",
     "contrastive": "raise --contrastive_temperature, lower --contrastive_weight or set --clip 1",
+    "load": "lower --load_weight or --lr, or set --clip 1",
     "noise_contrastive": "raise --temperature, lower --contrastive_weight or set --clip 1",
     "trajectory": "raise --contrastive_temperature, lower --trajectory_weight or set --clip 1",
     "step": "raise --contrastive_temperature, lower --step_weight or set --clip 1",

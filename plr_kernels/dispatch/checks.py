@@ -160,9 +160,11 @@ def check_states_and_items(
     return sizes
 
 
-def check_ids(name: str, ids: Tensor, layout: str, states: Tensor, sizes: dict[str, int]) -> None:
-    """Raise unless `ids` is an int64 tensor of that layout on the device of the states."""
-    check_integer(name, ids, (torch.int64,), "states", states)
+def check_ids(
+    name: str, ids: Tensor, layout: str, states: Tensor, sizes: dict[str, int], *, other_name: str = "states"
+) -> None:
+    """Raise unless `ids` is an int64 tensor of that layout on the device of the states, or what else is named."""
+    check_integer(name, ids, (torch.int64,), other_name, states)
     check_shape(name, ids, layout, sizes)
 
 

@@ -23,19 +23,26 @@ def new_statistics(view1: Tensor) -> Tensor:
     return view1.new_zeros((2, len(TARGET_STATISTICS), *view1.shape[:2]), dtype=torch.float32)
 
 
-def forward(view1: Tensor, view2: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+def _as_labels(labels: Tensor | None) -> tuple[int, int]:
+    """Contiguous labels [G, B, K] as the extension takes them: the address, and K; 0 of each without."""
+    return (0, 0) if labels is None else (labels.data_ptr(), labels.shape[2])
+
+
+def forward(view1: Tensor, view2: Tensor, labels: Tensor | None, temperature: float) -> tuple[Tensor, Tensor]:
     """The loss and, for the backward pass, the statistics."""
     groups, batch, _ = view1.shape
     statistics = new_statistics(view1)
     if groups == 0 or batch == 0:
         return view1.new_zeros((), dtype=torch.float32), statistics
     rows1, rows2 = row_contiguous(view1), row_contiguous(view2)
+    labels = None if labels is None else labels.contiguous()
     loss = _cpp.info_nce_forward(
         *resources(),
         rounds_float32(),
         as_matrix(rows1),
         as_matrix(rows2),
         NORM_FLOOR,
+        *_as_labels(labels),
         groups,
         temperature,
         statistics.data_ptr(),
@@ -47,6 +54,7 @@ def backward(
     loss_gradient: Tensor,
     view1: Tensor,
     view2: Tensor,
+    labels: Tensor | None,
     statistics: Tensor,
     temperature: float,
     needs_view1: bool,
@@ -58,12 +66,14 @@ def backward(
     if groups == 0 or batch == 0:
         return view1_gradient, view2_gradient
     rows1, rows2, statistics = row_contiguous(view1), row_contiguous(view2), statistics.contiguous()
+    labels = None if labels is None else labels.contiguous()
     _cpp.info_nce_backward(
         *resources(),
         rounds_float32(),
         as_matrix(rows1),
         as_matrix(rows2),
         NORM_FLOOR,
+        *_as_labels(labels),
         groups,
         temperature,
         statistics.data_ptr(),

@@ -73,6 +73,17 @@ def _similarities(left, right, scale, B, D: tl.constexpr, PRECISION: tl.constexp
     return products * (left.inverse_norm[:, None] * right.inverse_norm[None, :]) * scale
 
 
+@triton.jit
+def _alike(labels, rows, others, B, LABELS: tl.constexpr):
+    """Which pairs of a group have a label in common; labels [B, LABELS] of the group."""
+    alike = tl.zeros([rows.shape[0], others.shape[0]], tl.int1)
+    for column in tl.static_range(LABELS):
+        own = tl.load(labels + rows * LABELS + column, mask=rows < B, other=0)
+        other = tl.load(labels + others * LABELS + column, mask=others < B, other=0)
+        alike |= own[:, None] == other[None, :]
+    return alike
+
+
 @triton.jit(do_not_specialize=["G", "B"])
 def _norms_kernel(
     view1,
@@ -115,6 +126,7 @@ def _forward_kernel(
     view1_strides,
     view2,
     view2_strides,
+    labels,
     statistics,
     parts,
     diagonal,
@@ -123,6 +135,7 @@ def _forward_kernel(
     G,
     B,
     D: tl.constexpr,
+    LABELS: tl.constexpr,
     PRECISION: tl.constexpr,
     BLOCK: tl.constexpr,
     BLOCK_D: tl.constexpr,
@@ -145,6 +158,8 @@ def _forward_kernel(
     s = _similarities(vectors1, vectors2, scale, B, D, PRECISION, BLOCK_D)  # [BLOCK, BLOCK]
     # A row or column beyond B is computed too, on zeros, and not stored.
     in_sum = (rows1[:, None] != rows2[None, :]) & (rows1 < B)[:, None] & (rows2 < B)[None, :]
+    if LABELS > 0:
+        in_sum &= ~_alike(labels + group * B * LABELS, rows1, rows2, B, LABELS)
     off_diagonal = tl.where(in_sum, s, LOWEST)  # not −inf: there may be nothing off the diagonal
     part = tl.num_programs(1) * all_rows
     m = tl.max(off_diagonal, 1)
@@ -203,6 +218,7 @@ def _unit_gradient_kernel(
     other_view,
     other_view_strides,
     number,
+    labels,
     statistics,
     loss_gradient,
     factor,
@@ -212,6 +228,7 @@ def _unit_gradient_kernel(
     G,
     B,
     D: tl.constexpr,
+    LABELS: tl.constexpr,
     GRAD_SCALE: tl.constexpr,
     PRECISION: tl.constexpr,
     BLOCK_R: tl.constexpr,
@@ -255,6 +272,8 @@ def _unit_gradient_kernel(
         s = _similarities(vectors, other_vectors, scale, B, D, PRECISION, BLOCK_D)  # [BLOCK_R, BLOCK_V]
         ds = tl.exp2(s - row_m[:, None]) * row_inverse_sum[:, None]  # P_ij
         ds += tl.exp2(s - other_m[None, :]) * other_inverse_sum[None, :]  # P_ji
+        if LABELS > 0:
+            ds = tl.where(_alike(labels + group * B * LABELS, rows, others, B, LABELS), 0.0, ds)
         ds = tl.where(rows[:, None] == others[None, :], -probs_of_rest[:, None], ds)
         # Beyond B there is s = 0, and 2^(0 − m) may be infinite.
         ds = tl.where((rows < B)[:, None] & (others < B)[None, :], ds, 0.0) * GRAD_SCALE
@@ -316,12 +335,17 @@ def _view_gradient_kernel(
         tl.store(gradient + offsets[:, None] * D + columns[None, :], dv.to(gradient.dtype.element_ty), mask=inside)
 
 
+def _as_labels(labels: Tensor | None, unused: Tensor) -> tuple[Tensor, int]:
+    """Labels [G, B, K] as the kernels take them, and K; 0 and any tensor without."""
+    return (unused, 0) if labels is None else (labels.contiguous(), labels.shape[2])
+
+
 def new_statistics(view1: Tensor) -> Tensor:
     """Memory for what is kept of both views' vectors for the backward pass: float32 [2, 4, G, B]."""
     return view1.new_empty((2, _STATISTICS.value, *view1.shape[:2]), dtype=torch.float32)
 
 
-def forward(view1: Tensor, view2: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+def forward(view1: Tensor, view2: Tensor, labels: Tensor | None, temperature: float) -> tuple[Tensor, Tensor]:
     """The loss and, for the backward pass, the statistics."""
     groups, batch, dim = view1.shape
     statistics = new_statistics(view1)
@@ -334,12 +358,14 @@ def forward(view1: Tensor, view2: Tensor, temperature: float) -> tuple[Tensor, T
     diagonal = view1.new_empty((groups, batch), dtype=torch.float32)
     losses = view1.new_empty((2, groups, batch), dtype=torch.float32)
     views = (*strided(view1), *strided(view2))
+    label_data, label_columns = _as_labels(labels, statistics)
     with torch.cuda.device_of(view1):
         _norms_kernel[(groups, launch.blocks(batch, row_options["BLOCK_R"]))](
             *views, statistics, groups, batch, D=dim, **row_options
         )
         _forward_kernel[(groups, tiles, tiles)](
             *views,
+            label_data,
             statistics,
             parts,
             diagonal,
@@ -348,6 +374,7 @@ def forward(view1: Tensor, view2: Tensor, temperature: float) -> tuple[Tensor, T
             groups,
             batch,
             D=dim,
+            LABELS=label_columns,
             PRECISION=dot_precision(),
             **options,
         )
@@ -361,6 +388,7 @@ def backward(
     loss_gradient: Tensor,
     view1: Tensor,
     view2: Tensor,
+    labels: Tensor | None,
     statistics: Tensor,
     temperature: float,
     needs_view1: bool,
@@ -373,6 +401,7 @@ def backward(
     if groups == 0 or batch == 0:
         return tuple(gradient.zero_() for gradient in gradients)
     statistics = statistics.contiguous()
+    label_data, label_columns = _as_labels(labels, statistics)
     options = launch.info_nce_backward(dim, view1.element_size())
     # A probability of 1/B is close to the smallest normal float16; no entry exceeds 2, scaled 2048.
     grad_scale = 1024 if view1.dtype == torch.float16 else 1
@@ -388,6 +417,7 @@ def backward(
                 *strided(views[this]),
                 *strided(views[that]),
                 this,
+                label_data,
                 statistics,
                 loss_gradient,
                 1 / (groups * batch * temperature * grad_scale),
@@ -397,6 +427,7 @@ def backward(
                 groups,
                 batch,
                 D=dim,
+                LABELS=label_columns,
                 GRAD_SCALE=grad_scale,
                 PRECISION=dot_precision(),
                 **options,

@@ -84,6 +84,8 @@ WITHOUT_EFFECT = [
     ({"method": "base", "training_rows": "prefix", "batch_unit": "targets"}, "batch_unit needs sequence rows"),
     ({"method": "plr", "divergence_share": 0.5}, "divergence_share needs kl_weight or consistency_weight above 0; fou"),
     ({"method": "base", "divergence_share": 0.5, "kl_weight": 1}, "divergence_share needs consistency_weight above 0"),
+    ({"method": "plr", "contrastive_negatives": "others"}, "contrastive_negatives needs contrastive_weight above 0; f"),
+    ({"method": "plr", "load_weight": 0.1, "gate": False}, "load_weight needs the gate; found 0.1"),
     ({"method": "prl", "divergence_share": 0.5}, "divergence_share needs a divergence: sasrec + prl has none; found"),
     ({"optimizer": "adamw"}, "optimizer needs weight_decay above 0: without one adamw is adam; found 'adamw'"),
 ]

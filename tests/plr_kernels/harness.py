@@ -144,9 +144,12 @@ def _make_pairwise_kl(generator, batch, group, vocabulary, dim, temperature, det
     return Case(tensors, {"temperature": temperature, "detach_reference": detach_reference})
 
 
-def _make_info_nce(generator, groups, batch, dim, temperature) -> Case:
+def _make_info_nce(generator, groups, batch, dim, temperature, labels=None) -> Case:
     tensors = {"view1": normal(generator, groups, batch, dim), "view2": normal(generator, groups, batch, dim)}
-    return Case(tensors, {"temperature": temperature})
+    options: Options = {"temperature": temperature}
+    if labels is not None:  # so many columns, of few different labels, of any size
+        options["labels"] = torch.randint(-2, 3, (groups, batch, labels), generator=generator) * 2**61
+    return Case(tensors, options)
 
 
 def _make_linear_cross_entropy(generator, rows, vocabulary, dim, temperature, ignored, reduction) -> Case:
@@ -257,7 +260,9 @@ PAIRWISE_KL = Operator(
 INFO_NCE = Operator(
     name="info_nce",
     public=plr_kernels.info_nce,
-    formula=info_nce_reference.info_nce,
+    formula=lambda view1, view2, temperature, labels=None: info_nce_reference.info_nce(
+        view1, view2, labels, temperature
+    ),
     implementations=info_nce_operator.IMPLEMENTATIONS,
     sizes=st.fixed_dictionaries(
         {
@@ -265,6 +270,7 @@ INFO_NCE = Operator(
             "batch": st.integers(0, 9),
             "dim": _dims,
             "temperature": _temperatures,
+            "labels": st.sampled_from([None, 0, 1, 2]),
         }
     ),
     small={"groups": 2, "batch": 3, "dim": 3, "temperature": 0.7},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from itertools import groupby
 
@@ -99,7 +100,7 @@ class PLRRecommender(RecommenderModel):
                 self.heads.weight.mul_(dim**-0.5 / INITIAL_STD)  # streams as large as h_0
 
     def losses(self, batch: Batch) -> Losses:
-        """Return {"next_item", "consistency", "contrastive", "diversity"}; without those whose weight is 0.
+        """Return {"next_item", "consistency", "contrastive", "diversity", "load"}; without those whose weight is 0.
 
         The two dropout views are one batch of 2B rows. With consistency (R-Drop) both predict the next item; else
         prediction and divergence use the first B. With sequence rows all means are over the N targets that count, and
@@ -117,7 +118,10 @@ class PLRRecommender(RecommenderModel):
             predicted, targets = 2 * rows, targets.repeat(2)
         if options.mixes_distributions:
             gates = outcome.gates.detach()
-            self.extra_metrics = {"gate_entropy": torch.special.entr(gates).sum(dim=1).mean()}
+            self.extra_metrics = {
+                "gate_entropy": torch.special.entr(gates).sum(dim=1).mean(),
+                "load_entropy": torch.special.entr(gates.mean(dim=0)).sum(),
+            }
             next_item = mixture_cross_entropy(
                 self.queries(outcome.streams[:predicted]),
                 outcome.log_gates[:predicted],
@@ -139,7 +143,9 @@ class PLRRecommender(RecommenderModel):
         if options.contrastive_weight:
             grouped = outcome.states.flatten(1, 2).transpose(0, 1)  # [M·T, 2N, d]
             sizes = (rows,) if batch.counted is None else batch.counted.sizes
-            contrastive = _contrast(grouped[:, :rows], grouped[:, rows:], sizes, options.contrastive_temperature)
+            labels = _labels(batch) if options.contrastive_negatives == "others" else None
+            views = (grouped[:, :rows], grouped[:, rows:])
+            contrastive = _contrast(*views, labels, sizes, options.contrastive_temperature)
             losses["contrastive"] = options.contrastive_weight * contrastive
         if options.kl_weight:
             states = self.divergence_sample(outcome.states[:rows].flatten(1, 2))  # [N, M·T, d]
@@ -147,6 +153,9 @@ class PLRRecommender(RecommenderModel):
             if options.kl_limit:
                 divergence = divergence.clamp(max=options.kl_limit)
             losses["diversity"] = -options.kl_weight * divergence
+        if options.load_weight:
+            load = outcome.gates[:rows].mean(dim=0)  # [C]
+            losses["load"] = options.load_weight * (math.log(len(load)) - torch.special.entr(load).sum())
         return losses
 
     def user_embedding(self, batch: Batch, table: Tensor | None = None) -> Tensor:
@@ -233,8 +242,20 @@ class PLRRecommender(RecommenderModel):
         )
 
 
-def _contrast(view1: Tensor, view2: Tensor, sizes: tuple[int, ...], temperature: float) -> Tensor:
-    """Eq. 8 of views [G, N, d] of N histories, each compared within its group of so many; as printed with one group."""
+def _labels(batch: Batch) -> Tensor:
+    """Of each of the N histories its user and its target, int64 [N, 2]: one with either is a false negative."""
+    counted = batch.counted
+    users = batch.users if counted is None else batch.users[counted.index // counted.positions.shape[1]]
+    return torch.stack([users, batch.each_target], dim=1)
+
+
+def _contrast(
+    view1: Tensor, view2: Tensor, labels: Tensor | None, sizes: tuple[int, ...], temperature: float
+) -> Tensor:
+    """Eq. 8 of views [G, N, d] of N histories, each compared within its group of so many; as printed with one group.
+
+    With labels [N, K], those with one in common are not compared.
+    """
     terms, first = [], 0
     for size, same in groupby(sizes):  # groups of one size are one call
         count = len(list(same))
@@ -242,5 +263,8 @@ def _contrast(view1: Tensor, view2: Tensor, sizes: tuple[int, ...], temperature:
         first = own.stop
         # [G·count, size, d]
         groups = (view[:, own].unflatten(1, (count, size)).flatten(0, 1) for view in (view1, view2))
-        terms.append((count * size / view1.shape[1]) * info_nce(*groups, temperature=temperature))
+        alike = None
+        if labels is not None:
+            alike = labels[own].unflatten(0, (count, size)).repeat(view1.shape[0], 1, 1)  # [G·count, size, K]
+        terms.append((count * size / view1.shape[1]) * info_nce(*groups, temperature=temperature, labels=alike))
     return torch.stack(terms).sum()

@@ -64,11 +64,12 @@ def linear_cross_entropy(dim=256, dtype=torch.bfloat16, rows=2048, vocabulary=88
     kernels.backward(losses, states, items, targets, statistics, 1.0, -100, True, True)
 
 
-def info_nce(dim=256, dtype=torch.bfloat16, groups=4, batch=2048):
+def info_nce(dim=256, dtype=torch.bfloat16, groups=4, batch=2048, labels=0):
     kernels = backend_module("info_nce", "triton")
     view = meta(groups, batch, dim, dtype=dtype)
-    loss, statistics = kernels.forward(view, view, 1.0)
-    kernels.backward(loss, view, view, statistics, 1.0, True, False)
+    shared = meta(groups, batch, labels, dtype=torch.int64) if labels else None
+    loss, statistics = kernels.forward(view, view, shared, 1.0)
+    kernels.backward(loss, view, view, shared, statistics, 1.0, True, False)
 
 
 def top_items(k=20, dim=256, dtype=torch.bfloat16, rows=2048, vocabulary=88001):
@@ -111,6 +112,7 @@ CASES = [
     (functools.partial(stream_attention, streams=10, per_query=True), 90),
     *((functools.partial(pairwise_kl, group=25), capability) for capability in (80, 90, 100)),
     (functools.partial(pairwise_kl, group=9), 90),
+    (functools.partial(info_nce, labels=2), 90),
     *((functools.partial(run, k=100), 90) for run in (top_items, top_mixture_items)),
 ]
 

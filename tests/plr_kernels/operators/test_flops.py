@@ -31,7 +31,7 @@ def test_losses(needs, products):
     with torch._subclasses.FakeTensorMode(allow_non_fake_inputs=True):
         assert counted("pairwise_kl_forward", groups, items, 1.0, False, "triton") == PRODUCT
         assert counted("linear_cross_entropy_forward", states, items, targets, 1.0, -100, "triton") == PRODUCT
-        assert counted("info_nce_forward", view1, view2, 1.0, "triton") == 2 * 2 * 6 * 6 * DIM
+        assert counted("info_nce_forward", view1, view2, None, 1.0, "triton") == 2 * 2 * 6 * 6 * DIM
         assert counted("top_items_forward", states, items, 3, None, "triton") == PRODUCT
         assert counted("target_rank_forward", states, items, targets, None, "triton") == PRODUCT
         log_weights = meta(3, 4)

@@ -30,15 +30,17 @@ def cosine(a, b):
     return dot / math.sqrt(sum(x * x for x in a)) / math.sqrt(sum(x * x for x in b))
 
 
-def row_by_row(view1, view2, temperature):
-    """Eq. 8 as printed, in Python floats."""
+def row_by_row(view1, view2, temperature, labels=None):
+    """Eq. 8 as printed, in Python floats; of rows with a label in common, only i = j counts."""
+    labels = [[[]] * view1.shape[1]] * len(view1) if labels is None else labels.tolist()
     losses = []
-    for first, second in zip(view1.double().tolist(), view2.double().tolist(), strict=True):
+    for first, second, own in zip(view1.double().tolist(), view2.double().tolist(), labels, strict=True):
         loss = 0.0
         for i in range(len(first)):
+            counts = [i == j or all(a != b for a, b in zip(own[i], own[j], strict=True)) for j in range(len(own))]
             for anchors, others in ((first, second), (second, first)):
                 similarities = [math.exp(cosine(anchors[i], other) / temperature) for other in others]
-                loss -= math.log(similarities[i] / sum(similarities))
+                loss -= math.log(similarities[i] / sum(s for s, j in zip(similarities, counts, strict=True) if j))
         losses.append(loss / len(first))
     return sum(losses) / len(losses)
 
@@ -48,6 +50,32 @@ def test_equals_row_by_row(target, sizes):
     case = make(target, **sizes)
     expected = row_by_row(*case.tensors.values(), case.options["temperature"])
     assert info_nce(**case.tensors, **case.options).item() == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("temperature", [0.6, 0.01])
+@pytest.mark.parametrize("labels", [1, 2])
+def test_rows_with_a_label_in_common_are_no_negatives(target, labels, temperature):
+    case = make(target, batch=9, labels=labels, temperature=temperature)
+    options = case.options
+    expected = row_by_row(*case.tensors.values(), options["temperature"], options["labels"])
+    assert info_nce(**case.tensors, **options).item() == pytest.approx(expected, rel=1e-5)
+    assert expected < 0.99 * info_nce(**case.tensors, temperature=temperature).item()
+    assert_accurate(evaluate(info_nce, case), INFO_NCE, case)
+
+
+@pytest.mark.parametrize("temperature", [0.6, 0.01])
+def test_labels_decide_by_being_equal_alone(target, temperature):
+    case = make(target, batch=67, labels=1, temperature=temperature)
+    views, labels = case.tensors.values(), case.options["labels"]
+    masked = info_nce(*views, temperature=temperature, labels=labels)
+    assert torch.equal(info_nce(*views, temperature=temperature, labels=-3 - labels), masked)
+    all_different = torch.arange(67, device=labels.device).view(1, 67, 1).expand(2, 67, 1)
+    none = info_nce(*views, temperature=temperature)
+    assert torch.equal(info_nce(*views, temperature=temperature, labels=all_different), none)
+    assert torch.equal(info_nce(*views, temperature=temperature, labels=labels[..., :0]), none)
+    case.options["labels"] = torch.zeros_like(labels)  # nobody has a negative
+    for name, result in evaluate(info_nce, case).items():
+        assert not result.any(), name
 
 
 @pytest.mark.parametrize("sizes", [{"groups": 0}, {"batch": 0}, {"batch": 1}], ids=str)
@@ -96,6 +124,11 @@ WRONG_ARGUMENTS = {
     },
     "temperature must be above 0, found 0.0": {"temperature": 0.0},
     "temperature must be a number, found str": {"temperature": "1"},
+    r"labels must have shape \[G=2, B=4, K\], found \[2, 4\]": {"labels": torch.zeros(2, 4, dtype=torch.int64)},
+    "labels must have dtype torch.int64, found torch.int32": {"labels": torch.zeros(2, 4, 1, dtype=torch.int32)},
+    "labels must be on the device of view1, cpu, found meta": {
+        "labels": torch.zeros(2, 4, 1, dtype=torch.int64, device="meta")
+    },
 }
 
 

@@ -214,7 +214,7 @@ def evaluate_without_values(operator, case):
 def test_opcheck_of_every_registered_operator():
     checks = {
         "pairwise_kl": lambda case: (*case.tensors.values(), 0.7, True),
-        "info_nce": lambda case: (*case.tensors.values(), 0.7),
+        "info_nce": lambda case: (*case.tensors.values(), case.options.get("labels"), 0.7),
         "linear_cross_entropy": lambda case: (*case.tensors.values(), case.options["targets"], 0.7, -100, "mean"),
         "mixture_cross_entropy": lambda case: (*case.tensors.values(), case.options["targets"], 0.7, -100, "mean"),
         "stream_attention": lambda case: (

@@ -1,9 +1,12 @@
 """PLR's equations as printed (mixture states), one by one, in float64."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch.nn import functional
 
+from plr.data import CountedTargets
 from plr.models import build_model
 from plr_kernels import info_nce, pairwise_kl
 from tests.plr.models import helpers
@@ -97,6 +100,32 @@ def test_loss_terms_and_their_signs():
     divergence = pairwise_kl(states, model.item_table())
     assert divergence > 0
     close(losses["diversity"], -0.3 * divergence)
+
+
+@pytest.mark.parametrize("rows", ["prefix", "sequence"])
+def test_false_negatives_are_histories_of_the_same_user_or_with_the_same_target(rows):
+    """Without dropout both views are equal."""
+    model = small_model(contrastive_weight=0.8, contrastive_negatives="others", streams=2, steps=2)
+    batch = random_batch((3, 5, 2, 4, 5))
+    users = torch.tensor([0, 1, 0, 2, 3])
+    if rows == "prefix":
+        targets = torch.tensor([7, 8, 9, 8, 6])  # rows 0 and 2 are of one user, 1 and 3 have one target
+        batch, sizes, alike = replace(batch, targets=targets, users=users), (5,), {(0, 2), (1, 3)}
+    else:
+        targets = torch.full((5, 5), -100)
+        targets[:, 0] = torch.tensor([7, 8, 9, 8, 6])
+        targets[:4, 1] = torch.tensor([3, 3, 4, 5])  # second targets of rows 0 and 1 are alike, 0 and 2 one user's
+        batch = replace(batch, targets=targets, users=users, counted=CountedTargets.of(targets))
+        sizes, alike = (5, 4), {(0, 2), (1, 3), (5, 6), (5, 7)}
+    states = model._run(model.item_table(), batch.item_ids, batch.lengths, batch.counted).states.flatten(1, 2)
+    expected, first = 0.0, 0
+    for size in sizes:
+        for unit in torch.nn.functional.normalize(states[first : first + size], dim=2).unbind(1):  # [size, d]
+            for i in range(size):
+                counts = [j for j in range(size) if not {(first + i, first + j), (first + j, first + i)} & alike]
+                expected -= 2 * torch.log_softmax(unit[i] @ unit[counts].T, dim=0)[counts.index(i)]
+        first += size
+    close(model.losses(batch)["contrastive"], 0.8 * expected / (4 * first))
 
 
 def test_beyond_the_limit_divergence_is_no_longer_rewarded():

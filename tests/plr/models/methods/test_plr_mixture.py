@@ -1,5 +1,7 @@
 """PLR as a mixture of distributions: its loss and ranking against the formulas, h_0's parts, two views, former runs."""
 
+import math
+
 import pytest
 import torch
 
@@ -135,7 +137,28 @@ def test_equal_streams_stay_equal_and_the_default_start_keeps_them_apart():
 def test_gate_entropy_is_logged():
     model = small_model(streams=4, gate=False)
     model.losses(random_batch())
-    assert model.extra_metrics["gate_entropy"].item() == pytest.approx(torch.log(torch.tensor(4.0)).item(), rel=1e-6)
+    assert model.extra_metrics["gate_entropy"].item() == pytest.approx(math.log(4), rel=1e-6)
+    assert model.extra_metrics["load_entropy"].item() == pytest.approx(math.log(4), rel=1e-6)
+
+
+@pytest.mark.parametrize("options", [{}, {"fast_state": "component"}, {"mixture": "states"}], ids=str)
+def test_the_load_term_is_zero_where_all_are_used_alike_and_pulls_there(options):
+    model, batch = small_model(streams=3, load_weight=0.7, **options), random_batch()
+    gates = model.run(batch).gates
+    mean = [sum(column) / 4 for column in gates.T.tolist()]
+    expected = 0.7 * (math.log(len(mean)) + sum(share * math.log(share) for share in mean))
+    losses = model.losses(batch)
+    assert list(losses)[-1] == "load"
+    assert losses["load"].item() == pytest.approx(expected, rel=1e-9)
+    torch.optim.SGD(model.parameters(), 1e-3).step(lambda: model.losses(batch)["load"].backward())
+    assert model.losses(batch)["load"] < losses["load"]
+    with torch.no_grad():
+        for parameter in model.gate.parameters():
+            parameter.zero_()
+        if model.fast_gate is not None:
+            for parameter in model.fast_gate.parameters():
+                parameter.zero_()
+    assert model.losses(batch)["load"].item() == pytest.approx(0, abs=1e-12)
 
 
 def test_a_mixture_has_no_single_embedding():

@@ -41,7 +41,7 @@ METHODS = [
 ]
 CONTRASTIVE = [
     {"method": "plr", "mixture": "states", "kl_limit": 0.0},
-    {"method": "plr", "contrastive_weight": 0.5, "contrastive_temperature": 0.3},
+    {"method": "plr", "contrastive_weight": 0.5, "contrastive_temperature": 0.3, "contrastive_negatives": "others"},
     {"method": "prl", "contrastive_weight": 0.5, "warmup_epochs": 0, "noise": 0.0},
     {"method": "lares", "trajectory_weight": 0.0},
 ]
