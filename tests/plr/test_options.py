@@ -97,7 +97,7 @@ def test_an_option_that_would_do_nothing_is_refused_unless_a_run_has_it(given, m
         Config(**given)
     # A run of an earlier version may have it: it reads, and resumes, as what it did.
     run = Config(**given, provenance={"plr": "1.0"})
-    without = {name: value for name, value in given.items() if name in ("method", "training_rows", "kl_weight")}
+    without = {name: value for name, value in given.items() if name in ("method", "training_rows", "kl_weight", "gate")}
     assert run.decisive() == Config(**without).decisive()
     run.save(tmp_path / "config.yaml")
     written = (tmp_path / "config.yaml").read_text()

@@ -144,8 +144,9 @@ class PLRRecommender(RecommenderModel):
             grouped = outcome.states.flatten(1, 2).transpose(0, 1)  # [M·T, 2N, d]
             sizes = (rows,) if batch.counted is None else batch.counted.sizes
             labels = _labels(batch) if options.contrastive_negatives == "others" else None
-            views = (grouped[:, :rows], grouped[:, rows:])
-            contrastive = _contrast(*views, labels, sizes, options.contrastive_temperature)
+            contrastive = _contrast(
+                grouped[:, :rows], grouped[:, rows:], labels, sizes, options.contrastive_temperature
+            )
             losses["contrastive"] = options.contrastive_weight * contrastive
         if options.kl_weight:
             states = self.divergence_sample(outcome.states[:rows].flatten(1, 2))  # [N, M·T, d]

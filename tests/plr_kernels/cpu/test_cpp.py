@@ -330,10 +330,9 @@ def test_target_outside_the_items_raises_without_the_public_checks():
 
 @pytest.mark.parametrize("operator", [PAIRWISE_KL, INFO_NCE, LINEAR_CROSS_ENTROPY], ids=str)
 def test_opcheck(operator):
-    case = make_case(operator, operator.small)
+    case = make_case(operator, operator.small | ({"labels": 1} if operator is INFO_NCE else {}))
     tensors = [tensor.requires_grad_() for tensor in case.tensors.values()]
-    if operator is LINEAR_CROSS_ENTROPY:
-        tensors.append(case.options["targets"])
+    tensors += [case.options[name] for name in ("targets", "labels") if name in case.options]
     between = {"pairwise_kl": (True,), "info_nce": (), "linear_cross_entropy": (-100,)}[operator.name]
     ops = torch.ops.plr_kernels
     forward = getattr(ops, f"{operator.name}_forward").default
