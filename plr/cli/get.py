@@ -69,9 +69,11 @@ def get(
             size = f"{found.path.stat().st_size:,} bytes"
             checked = (
                 "as expected" if found.known
+                else "known neither beforehand nor from an earlier download" if not found.recorded
                 else "not known beforehand: recorded in downloads.json, and expected from now on"
             )  # fmt: skip
-            print_line(console, f"{found.path} from {found.url}: {size}, SHA-256 {found.sha256}, {checked}")
+            origin = f"from {found.url}" if found.recorded else "was there already"
+            print_line(console, f"{found.path} {origin}: {size}, SHA-256 {found.sha256}, {checked}")
             if found.unpacked:
                 print_line(console, f"unpacked: {', '.join(map(str, found.unpacked))}")
     print_line(console, f"terms of use: {chosen.page}")

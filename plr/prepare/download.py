@@ -55,7 +55,8 @@ def download(
         url: The address, http or https.
         path: Where to.
         sha256: What the file's hash (hex) must be, where known.
-        size: How many bytes it must have, where known: a server that announces another number is left at once.
+        size: How many bytes it must have, where known: a server that announces another number, or
+            sends more, is left at once.
         on_progress: Told how far it is.
         pause: Seconds before the second try; doubled with each further one.
 
@@ -162,8 +163,14 @@ def _transfer(url: str, part: Path, tag: Path, expected: int | None, on_progress
             while chunk := response.read1(_CHUNK):  # what has come, so that an interruption loses none of it
                 file.write(chunk)
                 there += len(chunk)
+                if expected is not None and there > expected:  # of a server that announces no size
+                    break
                 if on_progress is not None:
                     on_progress(there, size)
+    if expected is not None and there > expected:
+        part.unlink()
+        tag.unlink(missing_ok=True)
+        raise DataError(f"{url}: the server sends more than the expected {expected:,} bytes")
     if size is not None and there != size:
         raise OSError(f"{there} of {size} bytes")
 

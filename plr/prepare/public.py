@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from plr.errors import ConfigError, DataError, shortened
-from plr.files import atomic_path
+from plr.files import atomic_path, sha256_of
 from plr.prepare.amazon import urls
 from plr.prepare.download import Progress, download, recorded_sha256
 
@@ -169,6 +169,7 @@ class Fetched:
         url: where from.
         sha256: hex.
         known: whether that was known beforehand, in this catalogue or from an earlier call.
+        recorded: whether downloads.json has it; not of a file that was put there by hand.
         unpacked: what was unpacked of it.
     """
 
@@ -176,6 +177,7 @@ class Fetched:
     url: str
     sha256: str
     known: bool
+    recorded: bool
     unpacked: tuple[Path, ...]
 
 
@@ -208,7 +210,9 @@ def fetch(
     pinned = recorded_sha256(path) if wanted is None else wanted
     download(source, path, sha256=pinned, size=size, on_progress=on_progress, pause=pause)
     unpacked = tuple(_unpack(path, file.members)) if file.members else ()
-    return Fetched(path, source, recorded_sha256(path) or pinned or "", pinned is not None, unpacked)
+    recorded = recorded_sha256(path)
+    found = recorded or pinned or sha256_of(path)
+    return Fetched(path, source, found, pinned is not None, recorded is not None, unpacked)
 
 
 def _unpack(archive: Path, members: tuple[str, ...]) -> list[Path]:

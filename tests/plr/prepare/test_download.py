@@ -26,7 +26,7 @@ class Server:
     def __init__(self) -> None:
         self.files: dict[str, bytes] = {}
         self.cut, self.cuts = 0, 0
-        self.ranges = True
+        self.ranges = self.tells_size = True
         self.asked: list[str | None] = []
         handler = functools.partial(_Handler, self)
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
@@ -63,7 +63,8 @@ class _Handler(BaseHTTPRequestHandler):
             return
         self.send_response(206 if start else 200)
         self.send_header("ETag", tag)
-        self.send_header("Content-Length", str(len(content) - start))
+        if owner.tells_size:
+            self.send_header("Content-Length", str(len(content) - start))
         self.end_headers()
         rest = content[start:]
         if owner.cuts > 0:

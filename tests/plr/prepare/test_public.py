@@ -114,6 +114,27 @@ def test_a_file_of_another_size_is_not_fetched(server, tiny, tmp_path):
     assert [path.name for path in (tmp_path / "raw").iterdir()] == []
 
 
+def test_more_than_expected_of_a_server_that_tells_no_size_is_left(server, tiny, tmp_path):
+    server.files["/tiny.zip"] = ARCHIVE * 100
+    server.tells_size = False
+    with pytest.raises(DataError, match=f"sends more than the expected {len(ARCHIVE):,} bytes"):
+        run("tiny", str(tmp_path / "raw"))
+    assert [path.name for path in (tmp_path / "raw").iterdir()] == []
+    server.files["/tiny.zip"] = ARCHIVE
+    assert "as expected" in run("tiny", str(tmp_path / "raw"))
+
+
+def test_a_file_put_there_by_hand_is_said_to_be_that(server, monkeypatch, tmp_path):
+    file = PublicFile("tiny.zip", f"{server.url}/tiny.zip")
+    monkeypatch.setitem(public.SETS, "tiny", PublicSet("tiny", "a tiny one", (file,), "https://example.org"))
+    (tmp_path / "tiny.zip").write_bytes(ARCHIVE)
+    said = run("tiny", str(tmp_path))
+    assert f"tiny.zip was there already: {len(ARCHIVE):,} bytes, SHA-256 {SHA256}, known neither beforehand" in said
+    assert server.url not in said
+    assert server.asked == []
+    assert not (tmp_path / RECORD).exists()
+
+
 def test_interruptions_and_what_was_cut_off(server, tiny, tmp_path):
     server.cut, server.cuts = 60, 2
     run("tiny", str(tmp_path / "a"))
