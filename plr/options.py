@@ -161,12 +161,12 @@ class RunOptions(Options):
         super().__post_init__()
         if self.phase == "rpt" and self.method != "lares":
             raise ConfigError(f"phase 'rpt' is a phase of method 'lares'; found method {self.method!r}")
+        if self.phase == "rpt" and self.from_run:
+            raise ConfigError("from_run is not for phase 'rpt', which starts from the run that init names")
         if self.phase == "rpt" and not self.init:
             raise ConfigError("phase 'rpt' needs --init: the folder of a finished run of --method lares --phase spt")
         if self.phase != "rpt" and self.init:
             raise ConfigError(f"init is for phase 'rpt'; found phase {self.phase!r} with init {self.init!r}")
-        if self.phase == "rpt" and self.from_run:
-            raise ConfigError("from_run is not for phase 'rpt', which starts from the run that init names")
         if self.new_items and not self.from_run:
             raise ConfigError(f"new_items is for a run that goes on from another, from_run; found {self.new_items!r}")
 

@@ -119,7 +119,7 @@ def _begun(config: Config, dataset: SequenceDataset | None) -> Iterator[tuple[_O
             torch.set_num_threads(config.threads)
         if dataset is None:
             dataset = load_dataset(config)
-        _check_rows(config, dataset)
+        check_rows(config, dataset)
         folder = RunFolder(Path(config.out))
         item_data = load_item_data(config, dataset.item_ids, folder.item_data)
         origin = _origin(folder, config, dataset, item_data)
@@ -227,8 +227,12 @@ def _device(config: Config) -> torch.device:
         raise RunError(f"{asked} is not available: {' '.join(str(error).split())}") from error
 
 
-def _check_rows(config: Config, dataset: SequenceDataset) -> None:
-    """Refuse data on which no epoch could be chosen or nothing be measured before anything is written."""
+def check_rows(config: Config, dataset: SequenceDataset) -> None:
+    """Refuse data too small to choose an epoch, to measure or to end a warm-up, before anything is written.
+
+    Raises:
+        RunError: they are too few.
+    """
     needed = {"valid": config.devices, "test": 1}
     found = {split: len(dataset.target_positions(split)) for split in needed}
     if config.devices > 1:  # every process takes a share of these

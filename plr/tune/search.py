@@ -27,7 +27,7 @@ from plr.options import UniSRecOptions
 from plr.runs import RunFolder
 from plr.training import train
 from plr.training.callbacks import MONITOR
-from plr.training.trainer import train_without_test
+from plr.training.trainer import check_rows, train_without_test
 from plr.tune.request import Request
 from plr.tune.space import DEFAULT_SPACE, Choices, Space, Spec
 from plr.tune.systems import System
@@ -204,8 +204,12 @@ class Search:
             names = [name for name in self.searched[system] if number or name in fixed]
             values = {name: _drawn(trial, name, self.searched[system][name]) for name in names}
             try:
-                return trial, self._config(system, values if number else {}, folder.path)
-            except ConfigError as error:
+                config = self._config(system, values if number else {}, folder.path)
+                check_rows(config, self.dataset)
+                return trial, config
+            except (ConfigError, RunError) as error:
+                if not number:  # the default settings: no other draw would change them
+                    raise
                 trial.set_user_attr("refused", str(error))
                 study.tell(trial, state=TrialState.FAIL)
                 refused, fixed = refused + 1, {}

@@ -132,3 +132,9 @@ def test_runs_of_earlier_versions_had_batches_of_like_length(tmp_path):
         line = "" if provenance == "null" else f"provenance: {provenance}\n"
         path.write_text(f"method: base\n{line}")
         assert Config.load(path).batch_order == expected
+
+
+def test_going_on_from_a_post_trained_run_is_refused_for_what_it_is():
+    """Not for the lack of --init, with which it would be refused as well."""
+    with pytest.raises(ConfigError, match="from_run is not for phase 'rpt'"):
+        Config(method="lares", phase="rpt", from_run="run")

@@ -275,3 +275,18 @@ def test_the_space_that_comes_with_plr_is_one_for_every_system(small_data, tmp_p
     assert all(len(found) >= 3 for found in search.searched.values())
     assert "mask_probability" in search.searched[SYSTEMS["bert4rec-cloze-base"]]
     assert "consistency_weight" not in search.searched[SYSTEMS["bert4rec-cloze-base"]]
+
+
+def test_settings_that_the_data_refuse_are_drawn_again(small_data, tmp_path):
+    """A warm-up of more steps than the data give is known only with the data: the search has to go on."""
+    asked = requested(small_data, tmp_path / "search", systems=("sasrec-base",), trials=4, seeds=0)
+    space_beside(tmp_path / "search", "epochs: 1\nwarmup_steps: [0, 1, 1000000]\n")
+    tune(asked, lambda line: None)
+    trials = record(tmp_path / "search")["systems"]["sasrec-base"]["trials"]
+    assert [trial["settings"]["warmup_steps"] <= 1 for trial in trials] == [True] * 4
+
+
+def test_a_search_whose_defaults_the_data_refuse_says_so(small_data, tmp_path):
+    asked = requested(small_data, tmp_path / "search", settings=(*TINY, "warmup_steps=1000000"))
+    with pytest.raises(RunError, match="warmup_steps must be below"):
+        tune(asked, lambda line: None)
