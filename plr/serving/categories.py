@@ -18,7 +18,7 @@ from plr.serving.ragged import Ragged
 __all__ = ["CategoryLimit"]
 
 CANDIDATES = 2**22
-"""The most candidates that are ranked together; of one history as many as it takes."""
+"""The most candidates that are ranked together, times the most categories of an item; of one history all it takes."""
 _FIELD = "categories"
 Ranked = Callable[[np.ndarray, int], tuple[np.ndarray, np.ndarray]]
 """What ranks for some histories: their numbers int64 [n] and k, to scores and items [n, k], best first, -1 behind."""
@@ -94,11 +94,11 @@ class CategoryLimit:
         Lists that 2k candidates do not fill are walked anew over four times as many, until all items are ranked.
         """
         scores, items = np.full((rows, k), -np.inf, np.float32), np.full((rows, k), -1, dtype=np.int64)
-        count = len(self.categories)
+        count, widest = len(self.categories), max(1, int(self.categories.lengths.max(initial=0)))
         left, wide = np.arange(rows), min(count, 2 * k)
         while len(left):
             unfilled = []
-            together = max(1, CANDIDATES // wide)
+            together = max(1, CANDIDATES // (wide * widest))
             for first in range(0, len(left), together):
                 part = left[first : first + together]
                 found, candidates = ranked(part, wide)

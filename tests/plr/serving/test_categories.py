@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import hypothesis.strategies as st
+import numpy as np
 import polars as pl
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -15,6 +16,7 @@ from plr.config import Config
 from plr.errors import ConfigError, DataError, RunError
 from plr.serving import Recommender
 from plr.serving.bulk import recommend_users
+from plr.serving.ragged import Ragged
 from plr.training import train
 from tests.plr.serving.test_filters import IDS, ITEMS, METHODS, histories, ids, recommender_of
 
@@ -204,3 +206,17 @@ def test_an_interrupted_command_with_another_limit_is_refused(run, tmp_path, mon
     recommend_users(run / "run", users, tmp_path / "out.csv", k=3, at_most=1, categories=kinds)
     assert len(pl.read_csv(tmp_path / "out.csv")) == 6  # one item each
     assert pl.read_csv(tmp_path / "out.csv")["rank"].to_list() == [1] * 6
+
+
+def test_items_with_many_categories_are_walked_fewer_at_a_time(monkeypatch):
+    monkeypatch.setattr(limits, "CANDIDATES", 64)
+    together = []
+
+    def ranked(rows, wide):
+        together.append(len(rows))
+        return np.zeros((len(rows), wide), np.float32), np.tile(np.arange(wide), (len(rows), 1))
+
+    limit = limits.CategoryLimit(1, Ragged.of([[item, 8, 9, 10] for item in range(8)]))
+    _, items = limit.fill(ranked, 4, 2)  # 2k = 4 candidates of 4 categories for each of 4 lists, then 8
+    assert together == [4, 2, 2]
+    assert items.tolist() == [[0, -1]] * 4
