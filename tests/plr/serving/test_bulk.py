@@ -211,7 +211,7 @@ def test_the_parts_are_locked(run, tmp_path):
 def test_the_command(run, recommender, tmp_path, capsys):
     users, out = as_file("wide.csv", tmp_path), tmp_path / "out.csv"
     (tmp_path / "only.txt").write_text("\ni1\n i2 \nsold out\n" + "".join(f"i{n}\n" for n in range(5, 20)))
-    (tmp_path / "deny.txt.gz").write_bytes(gzip.compress(b"i7\ni8\n"))
+    (tmp_path / "deny.txt.gz").write_bytes(gzip.compress(b"i7\ni8\n", mtime=0))
     lists = ["--only", str(tmp_path / "only.txt"), "--deny", str(tmp_path / "deny.txt.gz")]
     assert main(["recommend", str(run), "--users", str(users), "--out", str(out), "-k", "3", *lists]) == 0
     printed, said = capsys.readouterr()
@@ -273,7 +273,7 @@ def test_arguments_that_make_no_sense(arguments, message, run, tmp_path, capsys,
         ("u.csv", "user,history\na,i1,i2\n", "u.csv:2: 3 fields; the header has 2"),
         ("u.csv", 'user,history\na,"i1\n', "u.csv:2: cannot be read: unexpected end of data"),
         ("u.csv", b"user,history\na,\xff\n", "u.csv:2: byte 0xff"),
-        ("u.csv.gz", gzip.compress(b"user,history\na,i1\n")[:-9], "the gzip file ends too early"),
+        ("u.csv.gz", gzip.compress(b"user,history\na,i1\n", mtime=0)[:-9], "the gzip file ends too early"),
         ("u.jsonl", b"PK\x03\x04...", "a zip archive"),
         ("u.csv", "user,when\na,i1\n", "no item column"),
         ("u.csv", "", "the file is empty"),
