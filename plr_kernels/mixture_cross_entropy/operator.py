@@ -86,7 +86,9 @@ def mixture_cross_entropy(
     `ignore_index` count for nothing: their loss is 0, and the mean is over the others (0, with zero gradients, where
     there is none).
 
-    Products of float32 numbers follow `torch.set_float32_matmul_precision`, as it is in each of the two passes.
+    Products of float32 numbers follow `torch.set_float32_matmul_precision`, as it is in each pass. On the C++ backend
+    the gradients are made in the forward pass (`PLR_KERNELS_WORKSPACE_MB` bounds the memory for that): where none are
+    wanted in the end, `torch.no_grad()` saves them.
 
     Args:
         states: [R, M, D], M >= 1, float32, bfloat16, float16 or (reference backend) float64.

@@ -66,7 +66,9 @@ def pairwise_kl(states: Tensor, items: Tensor, *, temperature: float = 1.0, deta
     The mean, over b and over the N(N − 1) ordered pairs i != j, of KL(p_i || p_j) with
     p_i = softmax(states[b, i] itemsᵀ / temperature). N = 1 and B = 0 give 0, with zero gradients.
 
-    Products of float32 numbers follow `torch.set_float32_matmul_precision`, as it is in each of the two passes.
+    Products of float32 numbers follow `torch.set_float32_matmul_precision`, as it is in each pass. On the C++ backend
+    the gradients are made in the forward pass (`PLR_KERNELS_WORKSPACE_MB` bounds the memory for that): where none are
+    wanted in the end, `torch.no_grad()` saves them.
 
     Args:
         states: [B, N, D], N >= 1: for PLR the N = T·M reasoning states of a user; float32, bfloat16, float16
