@@ -3,14 +3,18 @@
 Both are optional: where they cannot be built, the installation succeeds and says what is missing.
 """
 
+import os
 import platform
 import sys
 from pathlib import Path
 
 from setuptools import setup
+from setuptools.errors import CompileError
 
 SOURCES = Path("csrc")
-ON_X86 = platform.machine().lower() in ("x86_64", "amd64")
+# On macOS ARCHFLAGS names what is compiled for, where that is not this machine.
+_ARCHITECTURES = os.environ.get("ARCHFLAGS", "") if sys.platform == "darwin" else ""
+ON_X86 = "arm64" not in _ARCHITECTURES if _ARCHITECTURES else platform.machine().lower() in ("x86_64", "amd64")
 # Only these files may use more than the baseline instruction set: which of them runs is decided when the process runs.
 X86_FLAGS = {
     "kernels_avx2.cpp": ["-mavx2", "-mfma", "-mf16c"],
@@ -43,6 +47,9 @@ def extension_options():
         warned = False
 
         def build_extension(self, extension):
+            if self.compiler.compiler_type == "msvc":  # `optional` lets the installation go on
+                self._warn_once("MSVC lacks what the sources use of GNU's C++ (vector types, 128-bit integers)")
+                raise CompileError("no compiler for C++ with GNU's extensions")
             compile_file = self.compiler._compile
 
             def compile_with_file_flags(obj, src, ext, cc_args, extra_postargs, pp_opts):
@@ -53,10 +60,13 @@ def extension_options():
             try:
                 super().build_extension(extension)
             except Exception as error:  # each version of setuptools has its own
-                if not self.warned:  # both extensions lack the same
-                    warn(error)
-                self.warned = True
+                self._warn_once(error)
                 raise
+
+        def _warn_once(self, reason):
+            if not self.warned:  # both extensions lack the same
+                warn(reason)
+            self.warned = True
 
     sources = [path for folder in ("", "engine", "simd") for path in (SOURCES / folder).glob("*.cpp")]
     compile_arguments = ["-O3", "-pthread"]
