@@ -27,7 +27,7 @@ def test_training_step(benchmark, groups, batch, dim, rounds):
     leaves = torch.randn(groups, batch, dim), torch.randn(groups, batch, dim)
 
     def plain(view1, view2):
-        return formula(view1, view2, 0.1)
+        return formula(view1, view2, None, 0.1)
 
     implementations = {
         OURS: training_step(lambda *views: info_nce(*views, temperature=0.1), *leaves, backend="cpp"),

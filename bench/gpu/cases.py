@@ -170,7 +170,7 @@ def contrast(sizes: Sizes, device: torch.device, dtype: torch.dtype) -> Case:
     views = tuple(_normal(device, dtype, 1.0, sizes.streams, sizes.batch, sizes.dim) for _ in range(2))
 
     def formula(view1: Tensor, view2: Tensor) -> Tensor:
-        return info_nce_formula(view1, view2, 0.1)
+        return info_nce_formula(view1, view2, None, 0.1)
 
     implementations = {
         OURS: lambda view1, view2: info_nce(view1, view2, temperature=0.1),
