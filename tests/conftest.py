@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,10 @@ import torch
 # said another one would be taken as it is, and counts wrongly. So each set has a folder of its own.
 _COMPILED = Path(__file__).parents[1] / ".pytest_cache" / f"compiled-{torch.backends.cpu.get_cpu_capability()}"
 os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(_COMPILED)
+
+# A worker of pytest-xdist was started by python -c; several devices need a program in a file, as pytest is.
+if not Path(sys.argv[0]).is_file():
+    sys.argv[0] = __file__
 
 # The tests' tensors are small: a second thread costs more in waiting than it saves in computing.
 torch.set_num_threads(1)

@@ -28,7 +28,7 @@ DEVICE = "cpu" if TRITON_INTERPRETED else "cuda"
 ARGUMENTS = {
     "stream_attention": lambda case: (case.options["prefix_lengths"], case.options["seed"], 0.5, 0.3),
     "pairwise_kl": lambda case: (0.7, True),
-    "info_nce": lambda case: (0.7,),
+    "info_nce": lambda case: (case.options["labels"], 0.7),
     "linear_cross_entropy": lambda case: (case.options["targets"], 0.7, -100),
 }
 
@@ -39,7 +39,7 @@ WITH_OPS = [operator for operator in OPERATORS if operator.name in ARGUMENTS]
 
 @pytest.mark.parametrize("operator", WITH_OPS, ids=str)
 def test_opcheck(operator):
-    case = make_case(operator, operator.small, device=DEVICE)
+    case = make_case(operator, operator.small | ({"labels": 1} if operator is INFO_NCE else {}), device=DEVICE)
     tensors = [tensor.requires_grad_() for tensor in case.tensors.values()]
     overload = getattr(torch.ops.plr_kernels, operator.name + "_forward").default
     torch.library.opcheck(overload, (*tensors, *ARGUMENTS[operator.name](case), "triton"))
