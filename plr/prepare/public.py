@@ -202,21 +202,39 @@ def fetch(
         on_progress, pause: as in `download`.
 
     Raises:
-        DataError: as `download`; an archive that is damaged or lacks a member.
+        DataError: as `download`; an archive that is damaged or lacks a member; a file of a member's name that is there
+            and did not come from the archive.
     """
     source = file.url if url is None else f"{url}{file.name}" if url.endswith("/") else url
     path = folder / file.name
     wanted, size = (file.sha256, file.size) if sha256 is None else (sha256.lower(), None)
     pinned = recorded_sha256(path) if wanted is None else wanted
+    ours = recorded_sha256(path) is not None  # an earlier call fetched it, and unpacked it or was about to
+    if not ours and not path.exists():
+        _refuse_others(path, file.members)
     download(source, path, sha256=pinned, size=size, on_progress=on_progress, pause=pause)
-    unpacked = tuple(_unpack(path, file.members)) if file.members else ()
+    unpacked = tuple(_unpack(path, file.members, replace=ours)) if file.members else ()
     recorded = recorded_sha256(path)
     found = recorded or pinned or sha256_of(path)
     return Fetched(path, source, found, pinned is not None, recorded is not None, unpacked)
 
 
-def _unpack(archive: Path, members: tuple[str, ...]) -> list[Path]:
-    """Write members of a zip archive beside it, each renamed into place when it is whole."""
+def _refuse_others(archive: Path, members: tuple[str, ...]) -> None:
+    """Refuse to unpack where a file has a member's name, before the archive is here to compare it with."""
+    for member in members:
+        if (path := archive.with_name(PurePosixPath(member).name)).exists():
+            raise _another(path, archive)
+
+
+def _another(path: Path, archive: Path) -> DataError:
+    return DataError(f"is there already and is not known to be of {archive.name}; choose another folder (--out)", path)
+
+
+def _unpack(archive: Path, members: tuple[str, ...], *, replace: bool) -> list[Path]:
+    """Write members of a zip archive beside it, each renamed into place when it is whole.
+
+    With `replace` a file that differs from its member is damaged, and made again; else it is somebody's, and refused.
+    """
     paths = []
     try:
         with zipfile.ZipFile(archive) as packed:
@@ -224,6 +242,8 @@ def _unpack(archive: Path, members: tuple[str, ...]) -> list[Path]:
                 info = packed.getinfo(member)
                 path = archive.with_name(PurePosixPath(member).name)
                 if not _is_same(path, info):
+                    if path.exists() and not replace:
+                        raise _another(path, archive)
                     with atomic_path(path) as aside, packed.open(info) as source, open(aside, "wb") as target:
                         shutil.copyfileobj(source, target, 1 << 20)
                 paths.append(path)

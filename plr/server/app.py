@@ -297,7 +297,7 @@ class Application:
         return answers
 
     def _of_session(self, request: Any) -> Recommendations:
-        """Begin a session or go on with it; where that is refused it stays as it was."""
+        """Begin a session or go on with it; where that is refused it stays as it was; if ranking fails it is left."""
         asked = request.session
         filters = self._recommender.filters(1, request.only, request.exclude)
         if asked.history is not msgspec.UNSET:
@@ -306,7 +306,12 @@ class Application:
             session = self._known_session(asked)
             session.unknown = request.unknown
             session.extend(asked.append or ())
-        ranked = session.rank(request.k, exclude_seen=request.exclude_seen, filters=filters)
+        try:
+            ranked = session.rank(request.k, exclude_seen=request.exclude_seen, filters=filters)
+        except BaseException:
+            if asked.history is msgspec.UNSET:
+                self._sessions.drop(asked.id)  # it has the new items already, and its client was not told so
+            raise
         self._sessions.put(asked.id, session)
         return Recommendations(self._recommender.objects(*ranked), SessionState(asked.id, len(session)))
 

@@ -34,13 +34,14 @@ class Sessions:
 
     def put(self, name: str, session: Session) -> None:
         """Keep a session, new or as it has become, as the one asked for last."""
-        self._drop(name)
+        self.drop(name)
         size = session.bytes_kept + _ITEM * len(session) + _EACH
         self._sessions[name] = session, size
         self.bytes += size
         while len(self._sessions) > self._most or (self.bytes > self._most_bytes and len(self._sessions) > 1):
-            self._drop(next(iter(self._sessions)))
+            self.drop(next(iter(self._sessions)))
 
-    def _drop(self, name: str) -> None:
+    def drop(self, name: str) -> None:
+        """Forget a session, if it is here."""
         if (found := self._sessions.pop(name, None)) is not None:
             self.bytes -= found[1]

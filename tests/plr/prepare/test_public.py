@@ -76,6 +76,23 @@ def test_a_set_is_fetched_checked_unpacked_and_prepared(server, tiny, tmp_path):
     assert (folder / "movies.dat").exists()
 
 
+@pytest.mark.parametrize("archive", [None, ARCHIVE], ids=["to be fetched", "put there by hand"])
+def test_a_file_of_the_users_own_is_not_replaced(server, tiny, tmp_path, archive):
+    (tmp_path / "movies.dat").write_text("my own")
+    if archive is not None:
+        (tmp_path / "tiny.zip").write_bytes(archive)
+    message = "movies.dat: is there already and is not known to be of tiny.zip; choose another folder"
+    for _ in range(2):  # nor where the command is repeated
+        with pytest.raises(DataError, match=re.escape(message)):
+            run("tiny", str(tmp_path))
+        assert (tmp_path / "movies.dat").read_text() == "my own"
+    assert not server.asked
+    (tmp_path / "movies.dat").unlink()
+    run("tiny", str(tmp_path))
+    run("tiny", str(tmp_path))
+    assert (tmp_path / "movies.dat").read_text().startswith("1::One")
+
+
 def test_what_is_not_known_beforehand_is_recorded_and_expected_from_then_on(server, tmp_path):
     file = PublicFile("tiny.zip", f"{server.url}/tiny.zip")
     found = fetch(file, tmp_path, pause=0)

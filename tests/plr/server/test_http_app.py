@@ -104,15 +104,8 @@ def gate(recommender, monkeypatch):
     return Gate(recommender, monkeypatch)
 
 
-def test_requests_that_wait_are_answered_together_and_as_alone(application, recommender, gate):
-    bodies = [
-        {"histories": [[f"i{(3 * n + m) % ITEMS}" for m in range(1 + n % 5)]] * (1 + n % 2), "k": 1 + n % 7}
-        for n in range(12)
-    ]
-    bodies[3]["exclude"] = ["i1", "i2"]
-    bodies[5]["only"] = ["i1", "i2"]
-    bodies[7]["histories"] = [["x"]]
-    app = application()
+def answered_together(app, bodies, gate):
+    """The answers to requests of which the first is computed while the others come in, and wait."""
 
     async def main():
         async with running(app):
@@ -123,7 +116,18 @@ def test_requests_that_wait_are_answered_together_and_as_alone(application, reco
             gate.opened.set()
             return await asyncio.gather(first, *others)
 
-    found = asyncio.run(main())
+    return asyncio.run(main())
+
+
+def test_requests_that_wait_are_answered_together_and_as_alone(application, recommender, gate):
+    bodies = [
+        {"histories": [[f"i{(3 * n + m) % ITEMS}" for m in range(1 + n % 5)]] * (1 + n % 2), "k": 1 + n % 7}
+        for n in range(12)
+    ]
+    bodies[3]["exclude"] = ["i1", "i2"]
+    bodies[5]["only"] = ["i1", "i2"]
+    bodies[7]["histories"] = [["x"]]
+    found = answered_together(application(), bodies, gate)
     # The first alone; all but one that wait, which fail for one and are asked alone; that with `only`.
     assert (gate.sizes[0], gate.sizes[1]) == (1, sum(len(body["histories"]) for body in bodies[1:]) - 2)
     for body, answer in zip(bodies, found, strict=True):
@@ -136,18 +140,7 @@ def test_requests_that_wait_are_answered_together_and_as_alone(application, reco
 
 def test_answers_together_have_as_many_items_as_each_asks_for(application, recommender, gate):
     bodies = [{"histories": [[f"i{n}"]] * (1 + n % 2), "k": 1 + (5 * n) % 7} for n in range(6)]
-    app = application()
-
-    async def main():
-        async with running(app):
-            first = asyncio.create_task(ask(app, "POST", "/recommend", bodies[0]))
-            await asyncio.to_thread(gate.entered.wait, 20)
-            others = [asyncio.create_task(ask(app, "POST", "/recommend", body)) for body in bodies[1:]]
-            await asyncio.sleep(0.1)
-            gate.opened.set()
-            return await asyncio.gather(first, *others)
-
-    found = asyncio.run(main())
+    found = answered_together(application(), bodies, gate)
     assert gate.sizes == [1, sum(len(body["histories"]) for body in bodies[1:])]
     for body, answer in zip(bodies, found, strict=True):
         assert answer.json["recommendations"] == as_json(recommender.recommend(**body))

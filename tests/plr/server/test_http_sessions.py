@@ -178,3 +178,21 @@ def test_memory_bounds_the_sessions(recommender):
     tiny.put("a", of(3))
     tiny.put("b", of(3))
     assert (len(tiny), tiny.get("a")) == (1, None)
+
+
+def test_a_session_whose_ranking_fails_is_left(application, recommender, monkeypatch):
+    """It holds the new items already: the client, who was told of no success, would send them again."""
+    app, rank = application(), recommender.rank
+    calls = iter([False, True, False])
+
+    def failing(*arguments, **options):
+        if next(calls):
+            raise RuntimeError("a failure of the server's own")
+        return rank(*arguments, **options)
+
+    monkeypatch.setattr(recommender, "rank", failing)
+    begun, failed, repeated, anew = answers(
+        app, begin(["i1"]), go_on(1, ["i2"]), go_on(1, ["i2"]), begin(["i1", "i2"])
+    )
+    assert [each.status for each in (begun, failed, repeated, anew)] == [200, 500, 404, 200]
+    assert anew.json["session"]["length"] == 2
