@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from plr.errors import RequestError, RunError, listed, shortened
-from plr.serving.engine import Engine, KeptHistory, UserStates
+from plr.serving.engine import KeptHistory, UserStates
 from plr.serving.filters import ItemFilter
 from plr.serving.ragged import Ragged
 
@@ -65,7 +65,7 @@ class Session:
         self._items: list[int] = []
         self._kept: KeptHistory | None = None
         self._states: UserStates | None = None
-        self._states_of: tuple[Engine, int] | None = None
+        self._states_length = 0  # of which they are
         self.extend(history)
 
     def __len__(self) -> int:
@@ -141,15 +141,15 @@ class Session:
         """Return what ranks the items now, of what is kept as far as that goes; None where it does not."""
         engine = self._recommender.engine
         if engine is None or not engine.causal or len(self._items) > engine.max_length:
-            self._kept = self._states = self._states_of = None
+            self._kept = self._states = None  # the model may have changed, and what was kept is of what it was
             return None
-        if self._states_of is not None and self._states_of == (engine, len(self._items)):
+        if self._states is not None and self._states_length == len(self._items):
             return self._states
-        if self._kept is None or self._kept.engine is not engine:  # none yet, or of the model as it was before
+        if self._kept is None:
             self._kept = engine.kept_history()
         new = np.array(self._items[self._kept.length :], np.int64)
         self._states = self._kept.append(torch.from_numpy(new))
-        self._states_of = engine, len(self._items)
+        self._states_length = len(self._items)
         return self._states
 
     def to_bytes(self) -> bytes:

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from plr.data import SequenceDataset, prepare
@@ -144,6 +144,7 @@ def test_users_are_held_out_by_the_definition(interactions, timed, k, seed):
 
 @settings(max_examples=60, deadline=None)
 @given(INTERACTIONS, st.sampled_from([{"split": "leave-k-out", "leave_k": 2}, USERS]), st.sampled_from([2, 100]))
+@example([(user, item, item) for user in range(8) for item in range(5)], USERS, 100)  # has users of all three parts
 def test_training_holds_no_held_out_target(interactions, options, max_length):
     """Neither as a target nor in a history, of prefix rows and of sequence rows; nor is it counted as popular."""
     dataset = build(interactions, timed=True, **options)
