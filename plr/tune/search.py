@@ -116,8 +116,9 @@ class Search:
         return self._config(system, {}, self._trial_folder(system, 0))
 
     def trials(self, system: System) -> list[Trial]:
-        """Return a system's finished trials, in their order."""
-        return [_finished(number, each) for number, each in enumerate(self._counted(system))]
+        """Return a system's finished trials, in their order; no more than are asked for, as for all systems."""
+        asked_for = self._counted(system)[: self.request.trials]
+        return [_finished(number, each) for number, each in enumerate(asked_for)]
 
     def chosen(self, system: System) -> Trial | None:
         """Return the trial with the best validation, the first of equals; None where none came to its end."""

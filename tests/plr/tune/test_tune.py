@@ -112,6 +112,17 @@ class Killed(BaseException):
     pass
 
 
+def test_fewer_trials_than_there_are_is_a_search_of_so_many(whole, small_data, tmp_path):
+    """A command with more may have been killed between two systems' trials."""
+    out = tmp_path / "fewer"
+    shutil.copytree(whole[0], out)
+    tune(requested(small_data, out, trials=1), lambda line: None)
+    for found in record(out)["systems"].values():
+        assert [trial["number"] for trial in found["trials"]] == [0]
+        assert found["chosen"] == 0
+    assert "- 1 trials of each system" in (out / "report.md").read_text()
+
+
 def test_killed_in_the_middle_of_a_trial_it_ends_as_undisturbed_and_looks_at_no_test_row(
     whole, small_data, tmp_path, monkeypatch
 ):
