@@ -86,4 +86,5 @@ def test_a_run_validates_and_is_measured_with_the_engine(quick, monkeypatch, met
     assert any("the engine cannot take it" in note for note in evaluation.notes) == (not uses)
     by_model = evaluate_run(quick["out"], rank_with="model")
     assert len(made) == (5 if uses else 0)
-    assert by_model.metrics["mrr"] == pytest.approx(evaluation.metrics["mrr"], abs=0.02)
+    # Where two scores round alike a rank may move by one: of one row, and at most from 1 to 2.
+    assert by_model.metrics["mrr"] == pytest.approx(evaluation.metrics["mrr"], abs=0.5 / by_model.rows)
