@@ -351,7 +351,7 @@ def forward(view1: Tensor, view2: Tensor, labels: Tensor | None, temperature: fl
     statistics = new_statistics(view1)
     if groups == 0 or batch == 0:
         return view1.new_zeros((), dtype=torch.float32), statistics
-    options = launch.info_nce_forward(view1.element_size())
+    options = launch.info_nce_forward(view1.element_size(), labels is not None)
     row_options, loss_options = launch.row_products(dim), launch.info_nce_losses()
     tiles = launch.blocks(batch, options["BLOCK"])
     parts = view1.new_empty((2, 2, tiles, groups, batch), dtype=torch.float32)

@@ -255,12 +255,15 @@ def row_products(dim: int) -> Options:
     return options(4, 1, BLOCK_R=16, BLOCK_D=min(power_of_two(dim, 16), WIDEST_BLOCK))
 
 
-def info_nce_forward(element_size: int) -> Options:
-    """One tile per program: a batch of 2048 in 4 groups is 1024 programs of 128 × 128."""
+def info_nce_forward(element_size: int, has_labels: bool) -> Options:
+    """One tile per program: a batch of 2048 in 4 groups is 1024 programs of 128 × 128.
+
+    Which pairs have a label in common takes registers that a tile of that size does not leave with every Triton.
+    """
     if TRITON_INTERPRETED:
         return options(4, 1, BLOCK=128, BLOCK_D=32)
     if element_size == 2:
-        return options(8, 3, BLOCK=128, BLOCK_D=64)
+        return options(4, 3, BLOCK=64, BLOCK_D=64) if has_labels else options(8, 3, BLOCK=128, BLOCK_D=64)
     return options(4, 3, BLOCK=64, BLOCK_D=32)
 
 

@@ -151,6 +151,9 @@ class Properties:
 def chip(monkeypatch, tmp_path):
     """The program on a GPU that is none."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    # What optimisers ask: a PyTorch built with CUDA would look for a driver.
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda check_available=False: None)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: Properties.name)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: Properties)
     monkeypatch.setattr(program, "RESULTS", tmp_path)
