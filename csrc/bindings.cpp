@@ -35,6 +35,19 @@ void check_targets(const int64_t* targets, int64_t rows, int64_t items) {
   }
 }
 
+void check_candidates(const CandidateLists& candidates, int64_t rows, int64_t items) {
+  for (int64_t i = 0; i < candidates.count * (candidates.shared ? 1 : rows); ++i) {
+    if (candidates.ids[i] < -1 || candidates.ids[i] >= items) {
+      throw std::invalid_argument("candidates must be in [0, V), or -1 as padding (V=" + std::to_string(items) +
+                                  "), found " + std::to_string(candidates.ids[i]));
+    }
+  }
+}
+
+double candidate_work(const Matrix& states, int64_t count) {
+  return static_cast<double>(states.rows) * static_cast<double>(count) * static_cast<double>(states.columns);
+}
+
 // What ranking takes, in multiply-adds.
 double ranking_work(const Matrix& states, const Matrix& items) {
   // For fewer rows than this, reading the items takes longer than the multiply-adds.
@@ -148,6 +161,46 @@ PYBIND11_MODULE(_cpp, module) {
                                 pointer<const int64_t>(targets), streams, pointer<const float>(log_weights),
                                 temperature, ignore_index, mean, chunk_states, pointer<float>(losses),
                                 pointer_to(for_states), pointer<float>(weights_gradient), pointer_to(for_items));
+      });
+
+  module.def(
+      "candidate_cross_entropy_forward",
+      [](const std::string& instruction_set, int threads, const MatrixArguments& states_arguments,
+         const MatrixArguments& items_arguments, Address targets, Address ids, int64_t count, bool shared,
+         Address log_q, bool softmax, double positive_power, double temperature, int64_t ignore_index, Address losses,
+         Address weights, Address target_weights) {
+        const py::gil_scoped_release release;
+        const Matrix states = matrix(states_arguments), items = matrix(items_arguments);
+        const CandidateLists candidates{pointer<const int64_t>(ids), count, shared, pointer<const float>(log_q)};
+        check_targets(pointer<const int64_t>(targets), states.rows, items.rows, ignore_index);
+        check_candidates(candidates, states.rows, items.rows);
+        Threads team(threads, candidate_work(states, count));
+        candidate_cross_entropy_forward({kernels_of(instruction_set), team}, states, items,
+                                        pointer<const int64_t>(targets), candidates,
+                                        {softmax, positive_power, temperature, ignore_index}, pointer<float>(losses),
+                                        pointer<float>(weights), pointer<float>(target_weights));
+      });
+
+  module.def(
+      "candidate_cross_entropy_backward",
+      [](const std::string& instruction_set, int threads, const MatrixArguments& states_arguments,
+         const MatrixArguments& items_arguments, Address targets, Address ids, int64_t count, bool shared,
+         Address log_q, bool softmax, double positive_power, double temperature, int64_t ignore_index, Address weights,
+         Address target_weights, Address losses_gradient, const std::optional<MatrixArguments>& states_gradient,
+         const std::optional<MatrixArguments>& items_gradient) {
+        const py::gil_scoped_release release;
+        const Matrix states = matrix(states_arguments), items = matrix(items_arguments);
+        const CandidateLists candidates{pointer<const int64_t>(ids), count, shared, pointer<const float>(log_q)};
+        check_targets(pointer<const int64_t>(targets), states.rows, items.rows, ignore_index);
+        check_candidates(candidates, states.rows, items.rows);
+        const auto for_states = mutable_matrix(states_gradient), for_items = mutable_matrix(items_gradient);
+        Threads team(threads, candidate_work(states, count));
+        candidate_cross_entropy_backward({kernels_of(instruction_set), team}, states, items,
+                                         pointer<const int64_t>(targets), candidates,
+                                         {softmax, positive_power, temperature, ignore_index},
+                                         pointer<const float>(weights), pointer<const float>(target_weights),
+                                         pointer<const float>(losses_gradient), pointer_to(for_states),
+                                         pointer_to(for_items));
       });
 
   module.def("top_items", [](const std::string& instruction_set, int threads, bool rounds_float32,

@@ -118,6 +118,18 @@ struct Kernels {
   void (*divergence_gradient)(Scores scores, int64_t group, bool detach_reference, float* memory, const float* maximum,
                               const float* inverse_sum, const float* mean_deviation, float* sums);
 
+  // result [i * step] = scale · row ids[i] of a matrix times a vector, which has zeros up to a multiple of 16, for `count`
+  // ids; 0 for a negative one.
+  void (*gathered_dots)(const Matrix& items, const int64_t* ids, int64_t count, const float* vector, float scale,
+                        float* result, int64_t step);
+
+  // sum += Σ weights [i * step] · row ids[i] of a matrix, without negative ids; sum has room for a multiple of 16.
+  void (*gathered_sum)(const Matrix& items, const int64_t* ids, int64_t count, const float* weights, int64_t step,
+                       float* sum);
+
+  // scores -> scale · σ(s ln 2), and per state softplus = Σ log2(1 + exp2(s)); scale [states].
+  void (*sigmoid_terms)(Scores scores, const float* scale, float* softplus);
+
   // Adds exp2(s − bound) to `state_sum` [states] and, where the state's `mask` [states] is 1, not 0, to `item_sum`
   // [items, 16], whose 16 lanes are still to be added up.
   void (*update_two_way_sums)(Scores scores, float bound, const float* mask, float* state_sum, float* item_sum);

@@ -53,6 +53,33 @@ void cross_entropy_gradients(const Context& context, const Matrix& states, const
                              bool mean, int64_t chunk_states, float* losses, const MutableMatrix* states_gradient,
                              float* weights_gradient, const MutableMatrix* items_gradient);
 
+// Lists of items: ids [count], one list for all rows, or [rows, count]; -1 fills a list up. log_q is as ids, or null.
+struct CandidateLists {
+  const int64_t* ids;
+  int64_t count;
+  bool shared;
+  const float* log_q;
+};
+
+// How a state, its target and its candidates become a loss: cross-entropy over them, or a sigmoid for each.
+struct CandidateLoss {
+  bool softmax;
+  double positive_power;  // of the target's sigmoid
+  double temperature;
+  int64_t ignore_index;
+};
+
+// targets and losses [rows]. Kept for the backward pass: the loss' derivatives w.r.t. the logits of the candidates,
+// weights [round_up(rows, 32) · count] (candidate_cross_entropy.cpp), and of the target, target_weights [rows].
+void candidate_cross_entropy_forward(const Context& context, const Matrix& states, const Matrix& items,
+                                     const int64_t* targets, const CandidateLists& candidates,
+                                     const CandidateLoss& loss, float* losses, float* weights, float* target_weights);
+void candidate_cross_entropy_backward(const Context& context, const Matrix& states, const Matrix& items,
+                                      const int64_t* targets, const CandidateLists& candidates,
+                                      const CandidateLoss& loss, const float* weights, const float* target_weights,
+                                      const float* losses_gradient, const MutableMatrix* states_gradient,
+                                      const MutableMatrix* items_gradient);
+
 // A view [groups · batch, dim], of whose rows only the directions count; norms below the floor count as the floor.
 struct View {
   Matrix vectors;

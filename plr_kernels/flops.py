@@ -95,3 +95,20 @@ def _with_gradients(states, items, *options, **__) -> int:
 def _mixture_with_gradients(states, log_weights, items, *options, **__) -> int:
     of_states, _, of_items = options[-2]
     return (1 + of_states + of_items) * _product(states, items)
+
+
+def _candidate_product(states: tuple[int, ...], candidates: tuple[int, ...]) -> int:
+    """Every state with its target and its candidates."""
+    return 2 * states[0] * states[1] * (candidates[-1] + 1)
+
+
+@register_flop_formula(ops.plr_kernels.candidate_cross_entropy_forward)
+def _candidate_forward(states, items, targets, candidates, *_, **__) -> int:
+    return _candidate_product(states, candidates)
+
+
+@register_flop_formula(ops.plr_kernels.candidate_cross_entropy_backward)
+def _candidate_backward(losses_gradient, states, items, targets, candidates, *options, **__) -> int:
+    # What the forward pass keeps serves: a product for each gradient.
+    needs = [option for option in options if isinstance(option, bool)][-2:]
+    return sum(needs) * _candidate_product(states, candidates)

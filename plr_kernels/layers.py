@@ -5,7 +5,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from plr_kernels.dispatch.checks import check_dropout_p, check_loss_options, check_number, check_temperature
+from plr_kernels.candidate_cross_entropy import candidate_cross_entropy, candidate_mixture_cross_entropy
+from plr_kernels.dispatch.checks import (
+    check_candidate_options,
+    check_dropout_p,
+    check_loss_options,
+    check_number,
+    check_temperature,
+)
 from plr_kernels.info_nce import info_nce
 from plr_kernels.linear_cross_entropy import linear_cross_entropy
 from plr_kernels.mixture_cross_entropy import mixture_cross_entropy
@@ -162,3 +169,106 @@ class MixtureCrossEntropy(LinearCrossEntropy):
             ignore_index=self.ignore_index,
             reduction=self.reduction,
         )
+
+
+class CandidateCrossEntropy(LinearCrossEntropy):
+    """Loss of each state's target against a list of candidates; see `plr_kernels.candidate_cross_entropy`.
+
+    Args:
+        kind: "softmax" or "bce".
+        positive_power: bce: the power of the target's sigmoid, 0 or more.
+        temperature: what the scores are divided by, above 0.
+        ignore_index: the target of rows that do not count.
+        reduction: "mean", "sum", or "none" for the loss of every row.
+        sparse_gradient: the gradient w.r.t. the items as a sparse tensor of the rows that a call names.
+    """
+
+    def __init__(
+        self,
+        *,
+        kind: str = "softmax",
+        positive_power: float = 1.0,
+        temperature: float = 1.0,
+        ignore_index: int = -100,
+        reduction: str = "mean",
+        sparse_gradient: bool = False,
+    ) -> None:
+        super().__init__(temperature=temperature, ignore_index=ignore_index, reduction=reduction)
+        check_candidate_options(kind, positive_power)
+        self.kind = kind
+        self.positive_power = positive_power
+        self.sparse_gradient = sparse_gradient
+
+    def forward(  # type: ignore[override]
+        self, states: Tensor, items: Tensor, targets: Tensor, candidates: Tensor, log_q: Tensor | None = None
+    ) -> Tensor:
+        """The loss of states [R, D] and int64 targets [R] against the rows of items [V, D] that candidates name."""
+        return candidate_cross_entropy(
+            states,
+            items,
+            targets,
+            candidates,
+            log_q=log_q,
+            kind=self.kind,
+            positive_power=self.positive_power,
+            temperature=self.temperature,
+            ignore_index=self.ignore_index,
+            reduction=self.reduction,
+            sparse_gradient=self.sparse_gradient,
+        )
+
+    def extra_repr(self) -> str:
+        """The options, for print(module)."""
+        return (
+            f"kind={self.kind!r}, positive_power={self.positive_power}, {super().extra_repr()}, "
+            f"sparse_gradient={self.sparse_gradient}"
+        )
+
+
+class CandidateMixtureCrossEntropy(LinearCrossEntropy):
+    """Negative log-likelihood under a mixture over candidates; see `plr_kernels.candidate_mixture_cross_entropy`.
+
+    Args:
+        temperature: what the scores are divided by, above 0.
+        ignore_index: the target of rows that do not count.
+        reduction: "mean", "sum", or "none" for the loss of every row.
+        sparse_gradient: the gradient w.r.t. the items as a sparse tensor of the rows that a call names.
+    """
+
+    def __init__(
+        self,
+        *,
+        temperature: float = 1.0,
+        ignore_index: int = -100,
+        reduction: str = "mean",
+        sparse_gradient: bool = False,
+    ) -> None:
+        super().__init__(temperature=temperature, ignore_index=ignore_index, reduction=reduction)
+        self.sparse_gradient = sparse_gradient
+
+    def forward(  # type: ignore[override]
+        self,
+        states: Tensor,
+        log_weights: Tensor,
+        items: Tensor,
+        targets: Tensor,
+        candidates: Tensor,
+        log_q: Tensor | None = None,
+    ) -> Tensor:
+        """The loss of states [R, M, D] with log_weights [R, M] and int64 targets [R] against candidates of items."""
+        return candidate_mixture_cross_entropy(
+            states,
+            log_weights,
+            items,
+            targets,
+            candidates,
+            log_q=log_q,
+            temperature=self.temperature,
+            ignore_index=self.ignore_index,
+            reduction=self.reduction,
+            sparse_gradient=self.sparse_gradient,
+        )
+
+    def extra_repr(self) -> str:
+        """The options, for print(module)."""
+        return f"{super().extra_repr()}, sparse_gradient={self.sparse_gradient}"

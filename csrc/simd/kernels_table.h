@@ -5,6 +5,7 @@
 #include "../kernels.h"
 #include "attention/batch_head.h"
 #include "bfloat16_pairs.h"
+#include "candidates.h"
 #include "divergence.h"
 #include "encoder/attend.h"
 #include "encoder/gelu.h"
@@ -36,6 +37,9 @@ constexpr Kernels table(const char* name) {
           divergence_statistics,
           merge_divergence,
           divergence_gradient,
+          gathered_dots,
+          gathered_sum,
+          sigmoid_terms,
           update_two_way_sums,
           two_way_softmax_gradient,
           attention_forward,

@@ -177,6 +177,26 @@ def check_targets(targets: Tensor, vocabulary: int, ignore_index: int | None = N
         check_values("targets", targets, 0, vocabulary, "in [0, V) or ignore_index", besides=ignore_index, **sizes)
 
 
+def check_candidates(candidates: Tensor, vocabulary: int) -> None:
+    """Raise if a candidate is none of the vocabulary's, nor -1."""
+    check_values("candidates", candidates, -1, vocabulary, "in [0, V), or -1 as padding", V=vocabulary)
+
+
+def check_log_q(log_q: Any, candidates: Tensor, states: Tensor) -> Tensor | None:
+    """The correction as the operators compute with it, without a gradient. Raise unless it fits the candidates."""
+    if log_q is None:
+        return None
+    check_tensor("log_q", log_q)
+    if log_q.dtype not in FLOATING_DTYPES:
+        accepted = ", ".join(str(dtype) for dtype in FLOATING_DTYPES)
+        raise TypeError(f"log_q must have one of the dtypes {accepted}, found {log_q.dtype}")
+    check_device("log_q", log_q, "states", states)
+    if log_q.shape != candidates.shape:
+        accepted = list(candidates.shape)
+        raise ValueError(f"log_q must have the shape of candidates, {accepted}, found {list(log_q.shape)}")
+    return log_q.detach().to(torch.float64 if states.dtype == torch.float64 else torch.float32)
+
+
 def check_exclude(exclude: Tensor | None, vocabulary: int) -> None:
     """Raise if an excluded item is none of the vocabulary's, nor -1."""
     if exclude is not None:
@@ -196,3 +216,13 @@ def check_loss_options(temperature: Any, ignore_index: Any, reduction: Any) -> N
     check_index("ignore_index", ignore_index)
     if reduction not in ("mean", "sum", "none"):
         raise ValueError(f"reduction must be 'mean', 'sum' or 'none', found {reduction!r}")
+
+
+def check_candidate_options(kind: Any, positive_power: Any) -> None:
+    """Raise unless these say what a loss over candidates is made of."""
+    if kind not in ("softmax", "bce"):
+        raise ValueError(f"kind must be 'softmax' or 'bce', found {kind!r}")
+    check_number("positive_power", positive_power)
+    if positive_power < 0 or (kind == "softmax" and positive_power != 1):
+        accepted = "0 or more" if kind == "bce" else "1 with kind 'softmax'"
+        raise ValueError(f"positive_power must be {accepted}, found {positive_power}")

@@ -85,6 +85,7 @@ def register_with_gradients(
     result: str,
     statistics: str,
     new_result: Callable[[Tensor], Tensor],
+    statistics_of: int = 1,
 ) -> None:
     """Define the two passes of a loss on fused backends, `<operator>_forward` and `<operator>_backward`.
 
@@ -100,6 +101,7 @@ def register_with_gradients(
         result: the result's name; its gradient's is <result>_gradient.
         statistics: "Tensor statistics, ...", as many as `new_statistics` of a backend's module returns.
         new_result: from the first tensor, uninitialised memory for the result.
+        statistics_of: how many of the tensors, the first ones, `new_statistics` takes.
     """
     all_options = f"{options}, {backward_options}" if backward_options else options
     first, second = (tensor.split()[1] for tensor in tensors.split(", ")[:2])
@@ -110,7 +112,7 @@ def register_with_gradients(
         return backend_module(operator, arguments[-1]).forward(*arguments[:forward_count])
 
     def new_outputs(*arguments: Any) -> Outputs:
-        kept = backend_module(operator, arguments[-1]).new_statistics(arguments[0])
+        kept = backend_module(operator, arguments[-1]).new_statistics(*arguments[:statistics_of])
         return new_result(arguments[0]), *((kept,) if isinstance(kept, Tensor) else kept)
 
     def backward(*arguments: Any) -> Outputs:

@@ -15,6 +15,8 @@ import torch
 from torch import Tensor
 
 import plr_kernels
+from plr_kernels.candidate_cross_entropy import operator as candidate_cross_entropy_operator
+from plr_kernels.candidate_cross_entropy import reference as candidate_cross_entropy_reference
 from plr_kernels.dispatch.backend import TRITON_INTERPRETED, runnable_backends
 from plr_kernels.info_nce import operator as info_nce_operator
 from plr_kernels.info_nce import reference as info_nce_reference
@@ -363,8 +365,172 @@ MIXTURE_CROSS_ENTROPY = Operator(
     output_terms=_largest_logit,
 )
 
+
+
+def _candidates(generator, rows, vocabulary, count, per_row, with_log_q, ignored) -> Options:
+    """Targets, candidates that name some of them and some items twice, padding, and log_q, which is float32 always."""
+    targets = torch.randint(vocabulary, (rows,), generator=generator)
+    targets[torch.rand(rows, generator=generator) < ignored] = -100
+    shape = (rows, count) if per_row else (count,)
+    candidates = torch.randint(vocabulary, shape, generator=generator)
+    candidates[torch.rand(shape, generator=generator) < 0.1] = -1
+    log_q = normal(generator, *shape).float() if with_log_q else None
+    return {"targets": targets, "candidates": candidates, "log_q": log_q}
+
+
+def _make_candidate_cross_entropy(
+    generator, rows, vocabulary, dim, count, per_row, with_log_q, kind, power, temperature, ignored, reduction
+) -> Case:
+    tensors = {"states": normal(generator, rows, dim), "items": normal(generator, vocabulary, dim)}
+    options = _candidates(generator, rows, vocabulary, count, per_row, with_log_q, ignored)
+    options |= {"kind": kind, "positive_power": power if kind == "bce" else 1.0}
+    return Case(tensors, options | {"temperature": temperature, "reduction": reduction})
+
+
+def _largest_corrected_logit(case: Case) -> float:
+    """The same with the correction of candidates' scores."""
+    log_q = case.options["log_q"]
+    rows = case.tensors["states"].shape[0] if case.options["reduction"] == "sum" else 1
+    corrected = rows * log_q.abs().max().item() if log_q is not None and log_q.numel() else 0.0
+    return _largest_logit(case) + corrected
+
+
+CANDIDATE_CROSS_ENTROPY = Operator(
+    name="candidate_cross_entropy",
+    public=plr_kernels.candidate_cross_entropy,
+    formula=lambda states, items, targets, candidates, log_q, kind, positive_power, temperature, reduction: (
+        candidate_cross_entropy_reference.candidate_cross_entropy(
+            states, items, targets, candidates, log_q, kind, positive_power, temperature, -100, reduction
+        )
+    ),
+    implementations=candidate_cross_entropy_operator.IMPLEMENTATIONS,
+    sizes=st.fixed_dictionaries(
+        {
+            "rows": st.integers(0, 9) | st.just(35),
+            "vocabulary": st.integers(1, 40),
+            "dim": _dims,
+            "count": st.integers(1, 9) | st.just(70),
+            "per_row": st.booleans(),
+            "with_log_q": st.booleans(),
+            "kind": st.sampled_from(["softmax", "bce"]),
+            "power": st.sampled_from([0.0, 0.1, 1.0]),
+            "temperature": _temperatures,
+            "ignored": st.sampled_from([0.0, 0.3, 1.0]),
+            "reduction": st.sampled_from(["mean", "sum", "none"]),
+        }
+    ),
+    small={
+        "rows": 4,
+        "vocabulary": 5,
+        "dim": 3,
+        "count": 4,
+        "per_row": False,
+        "with_log_q": True,
+        "kind": "softmax",
+        "power": 0.3,
+        "temperature": 0.7,
+        "ignored": 0.3,
+        "reduction": "mean",
+    },
+    large={
+        "rows": 131,
+        "vocabulary": 503,
+        "dim": 50,
+        "count": 300,
+        "per_row": False,
+        "with_log_q": True,
+        "kind": "softmax",
+        "power": 0.3,
+        "temperature": 1.0,
+        "ignored": 0.2,
+        "reduction": "none",
+    },
+    make=_make_candidate_cross_entropy,
+    output_terms=_largest_corrected_logit,
+)
+
+CANDIDATE_BCE = dataclasses.replace(
+    CANDIDATE_CROSS_ENTROPY,
+    variant="-bce",
+    sizes=CANDIDATE_CROSS_ENTROPY.sizes.map(lambda sizes: sizes | {"kind": "bce"}),
+    small=CANDIDATE_CROSS_ENTROPY.small | {"kind": "bce", "per_row": True},
+    large=CANDIDATE_CROSS_ENTROPY.large | {"kind": "bce", "per_row": True, "count": 70},
+)
+
+
+def _make_candidate_mixture(
+    generator, rows, streams, vocabulary, dim, count, per_row, with_log_q, temperature, ignored, reduction
+) -> Case:
+    tensors = {
+        "states": normal(generator, rows, streams, dim),
+        "log_weights": torch.log_softmax(normal(generator, rows, streams), dim=1),
+        "items": normal(generator, vocabulary, dim),
+    }
+    options = _candidates(generator, rows, vocabulary, count, per_row, with_log_q, ignored)
+    return Case(tensors, options | {"temperature": temperature, "reduction": reduction})
+
+
+CANDIDATE_MIXTURE_CROSS_ENTROPY = Operator(
+    name="candidate_mixture_cross_entropy",
+    public=plr_kernels.candidate_mixture_cross_entropy,
+    formula=lambda states, log_weights, items, targets, candidates, log_q, temperature, reduction: (
+        candidate_cross_entropy_reference.candidate_mixture_cross_entropy(
+            states, log_weights, items, targets, candidates, log_q, temperature, -100, reduction
+        )
+    ),
+    implementations=candidate_cross_entropy_operator.MIXTURE_IMPLEMENTATIONS,
+    sizes=st.fixed_dictionaries(
+        {
+            "rows": st.integers(0, 7),
+            "streams": st.integers(1, 5),
+            "vocabulary": st.integers(1, 40),
+            "dim": _dims,
+            "count": st.integers(1, 9),
+            "per_row": st.booleans(),
+            "with_log_q": st.booleans(),
+            "temperature": _temperatures,
+            "ignored": st.sampled_from([0.0, 0.3, 1.0]),
+            "reduction": st.sampled_from(["mean", "sum", "none"]),
+        }
+    ),
+    small={
+        "rows": 4,
+        "streams": 3,
+        "vocabulary": 5,
+        "dim": 3,
+        "count": 4,
+        "per_row": False,
+        "with_log_q": True,
+        "temperature": 0.7,
+        "ignored": 0.3,
+        "reduction": "mean",
+    },
+    large={
+        "rows": 67,
+        "streams": 3,
+        "vocabulary": 503,
+        "dim": 50,
+        "count": 70,
+        "per_row": False,
+        "with_log_q": False,
+        "temperature": 1.0,
+        "ignored": 0.2,
+        "reduction": "none",
+    },
+    make=_make_candidate_mixture,
+    output_terms=_largest_corrected_logit,
+)
+
 # top_items has no gradients and its ids are exact: test_top_items.py holds its tests.
-LOSSES = (PAIRWISE_KL, INFO_NCE, LINEAR_CROSS_ENTROPY, MIXTURE_CROSS_ENTROPY)
+LOSSES = (
+    PAIRWISE_KL,
+    INFO_NCE,
+    LINEAR_CROSS_ENTROPY,
+    MIXTURE_CROSS_ENTROPY,
+    CANDIDATE_CROSS_ENTROPY,
+    CANDIDATE_BCE,
+    CANDIDATE_MIXTURE_CROSS_ENTROPY,
+)
 OPERATORS = (STREAM_ATTENTION, STREAM_ATTENTION_PER_QUERY, *LOSSES)
 
 

@@ -12,6 +12,8 @@ pytest.importorskip("plr_kernels._cpp", reason="the extension is not built")
 from bench.peers import extra_memory, training_step
 from plr_kernels import extension, info_nce, linear_cross_entropy, pairwise_kl, use_backend
 from tests.plr_kernels.harness import (
+    CANDIDATE_BCE,
+    CANDIDATE_CROSS_ENTROPY,
     DTYPES,
     INFO_NCE,
     LAYOUTS,
@@ -24,7 +26,14 @@ from tests.plr_kernels.harness import (
 )
 
 # test_stream_attention.py has more on the last.
-OPERATORS = (PAIRWISE_KL, INFO_NCE, LINEAR_CROSS_ENTROPY, STREAM_ATTENTION)
+OPERATORS = (
+    PAIRWISE_KL,
+    INFO_NCE,
+    LINEAR_CROSS_ENTROPY,
+    STREAM_ATTENTION,
+    CANDIDATE_CROSS_ENTROPY,
+    CANDIDATE_BCE,
+)
 INSTRUCTION_SETS = [
     name for name in ("avx512_bf16", "avx512", "avx2", "generic") if extension._cpp.instruction_set(name)
 ]

@@ -42,6 +42,13 @@ def test_losses(needs, products):
         assert counted("pairwise_kl_backward", meta(), *arguments, *needs, "triton") == products * PRODUCT
         arguments = (states, items, targets, meta(3, ROWS), 1.0, -100)
         assert counted("linear_cross_entropy_backward", meta(ROWS), *arguments, *needs, "triton") == products * PRODUCT
+        listed = (states, items, targets, meta(4).long(), None)
+        options = ("softmax", 1.0, 1.0, -100)
+        product = 2 * ROWS * (4 + 1) * DIM
+        assert counted("candidate_cross_entropy_forward", *listed, *options, "cpp") == product
+        arguments = (*listed, meta(1, 4, 32), meta(ROWS), *options)
+        backward = counted("candidate_cross_entropy_backward", meta(ROWS), *arguments, *needs, "cpp")
+        assert backward == (products - 1) * product
 
 
 def test_stream_attention():

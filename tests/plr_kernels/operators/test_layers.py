@@ -6,7 +6,15 @@ import pytest
 import torch
 
 import plr_kernels
-from plr_kernels import InfoNCE, LinearCrossEntropy, MixtureCrossEntropy, PairwiseKL, StreamAttention
+from plr_kernels import (
+    CandidateCrossEntropy,
+    CandidateMixtureCrossEntropy,
+    InfoNCE,
+    LinearCrossEntropy,
+    MixtureCrossEntropy,
+    PairwiseKL,
+    StreamAttention,
+)
 from tests.plr_kernels.harness import STREAM_ATTENTION, make_case
 
 
@@ -24,6 +32,18 @@ def test_losses_hand_on_their_options():
         streams, log_weights, items, targets, temperature=0.5, ignore_index=-1, reduction="sum"
     )
     assert torch.equal(layer(streams, log_weights, items, targets), expected)
+    listed = {"temperature": 0.5, "ignore_index": -1, "reduction": "sum"}
+    candidates, log_q = torch.tensor([0, 3, 6]), torch.randn(3)
+    layer = CandidateCrossEntropy(kind="bce", positive_power=0.3, **listed)
+    expected = plr_kernels.candidate_cross_entropy(
+        states, items, targets, candidates, log_q=log_q, kind="bce", positive_power=0.3, **listed
+    )
+    assert torch.equal(layer(states, items, targets, candidates, log_q), expected)
+    layer = CandidateMixtureCrossEntropy(**listed)
+    expected = plr_kernels.candidate_mixture_cross_entropy(
+        streams, log_weights, items, targets, candidates, log_q=log_q, **listed
+    )
+    assert torch.equal(layer(streams, log_weights, items, targets, candidates, log_q), expected)
     assert torch.equal(
         InfoNCE(temperature=0.5)(groups, groups + 1), plr_kernels.info_nce(groups, groups + 1, temperature=0.5)
     )
@@ -77,6 +97,15 @@ def test_attention_with_drawn_seed_compiles(case):
         (StreamAttention(dropout_p=0.2), "StreamAttention(scale=None, dropout_p=0.2)"),
         (PairwiseKL(), "PairwiseKL(temperature=1.0, detach_reference=False)"),
         (InfoNCE(temperature=0.1), "InfoNCE(temperature=0.1)"),
+        (
+            CandidateCrossEntropy(kind="bce", positive_power=0.5),
+            "CandidateCrossEntropy(kind='bce', positive_power=0.5, temperature=1.0, ignore_index=-100, "
+            "reduction='mean', sparse_gradient=False)",
+        ),
+        (
+            CandidateMixtureCrossEntropy(sparse_gradient=True),
+            "CandidateMixtureCrossEntropy(temperature=1.0, ignore_index=-100, reduction='mean', sparse_gradient=True)",
+        ),
         (LinearCrossEntropy(), "LinearCrossEntropy(temperature=1.0, ignore_index=-100, reduction='mean')"),
     ],
 )

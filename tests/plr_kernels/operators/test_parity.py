@@ -212,11 +212,24 @@ def evaluate_without_values(operator, case):
 
 
 def test_opcheck_of_every_registered_operator():
+    def listed(case):
+        return [case.options[name] for name in ("targets", "candidates", "log_q")]
+
     checks = {
         "pairwise_kl": lambda case: (*case.tensors.values(), 0.7, True),
         "info_nce": lambda case: (*case.tensors.values(), case.options.get("labels"), 0.7),
         "linear_cross_entropy": lambda case: (*case.tensors.values(), case.options["targets"], 0.7, -100, "mean"),
         "mixture_cross_entropy": lambda case: (*case.tensors.values(), case.options["targets"], 0.7, -100, "mean"),
+        "candidate_cross_entropy": lambda case: (
+            *case.tensors.values(),
+            *listed(case),
+            case.options["kind"],
+            case.options["positive_power"],
+            0.7,
+            -100,
+            "mean",
+        ),
+        "candidate_mixture_cross_entropy": lambda case: (*case.tensors.values(), *listed(case), 0.7, -100, "mean"),
         "stream_attention": lambda case: (
             *case.tensors.values(),
             case.options["prefix_lengths"],
