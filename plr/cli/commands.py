@@ -19,7 +19,7 @@ from jsonargparse import Namespace
 
 import plr
 from plr.cli.continued import options_of_parent
-from plr.cli.parser import Parser, show_in_groups
+from plr.cli.parser import Parser, options_of, show_in_groups
 from plr.cli.prepare import Request
 from plr.cli.prepare import run as prepare
 from plr.config import Config
@@ -40,6 +40,7 @@ PATHS = frozenset(
 """Arguments that name a file or a folder, or may do so."""
 FIRST = ("data", "out", "method", "dim", "epochs")
 """The options of `plr train` that one sets first."""
+_OF_READING = re.compile(rf"(?<![\w'\"])(?<!plr prepare )--(?:{'|'.join(PrepareOptions.__dataclass_fields__)})\b")
 _ROLES = ("user", "item", "rating", "timestamp")
 NEW_ITEMS = (
     "inductive unisrec: text vectors of items, or of items' texts, that came after training, "
@@ -67,10 +68,13 @@ def _run(arguments: list[str], parsed: list[Namespace]) -> int:
             advice = "names of files must be UTF-8 text here; rename the file, or give a link to it"
             print(f"plr: {shortened(argument)}: {advice}", file=sys.stderr)
             return 2
+    known = None
     try:
-        options = _with_home(_parser(arguments).parse_args(_with_preset(arguments)))
+        parser = _parser(arguments)
+        options = _with_home(parser.parse_args(_with_preset(arguments)))
         parsed.append(options)
-        with _plain_warnings():
+        known = options_of(parser, options.command)
+        with _plain_warnings(known):
             COMMANDS[options.command].run(options[options.command])
     except Exception as error:
         raise_again()  # of which it may be the consequence
@@ -79,7 +83,7 @@ def _run(arguments: list[str], parsed: list[Namespace]) -> int:
             advice = "lower --batch_size, --eval_batch_size, --dim or --max_length"
             print(f"plr: too little memory ({reason}); {advice}", file=sys.stderr)
         elif isinstance(error, (UserError, OSError)) or _about_kernels(error):
-            print(f"plr: {error}", file=sys.stderr)
+            print(f"plr: {_with_command(str(error), known)}", file=sys.stderr)
         else:
             raise
         return 2
@@ -124,9 +128,19 @@ def _out_of_memory(error: Exception) -> bool:
     )
 
 
+def _with_command(message: str, known: set[str] | None) -> str:
+    """Say of options of reading files that they are those of plr prepare, where the command has none of that name."""
+    if known is None:  # the options were not parsed yet
+        return message
+    return _OF_READING.sub(lambda found: found[0] if found[0] in known else f"plr prepare {found[0]}", message)
+
+
 @contextmanager
-def _plain_warnings() -> Iterator[None]:
-    """Print plr's own warnings as a line each, as they come, without the place in the code; others as Python does."""
+def _plain_warnings(known: set[str]) -> Iterator[None]:
+    """Print plr's own warnings as a line each, as they come, without the place in the code; others as Python does.
+
+    `known`: the command's options.
+    """
     own = str(Path(plr.__file__).parent)
 
     with warnings.catch_warnings():
@@ -138,7 +152,7 @@ def _plain_warnings() -> Iterator[None]:
             line: str | None = None,
         ) -> None:  # fmt: skip
             if category is UserWarning and filename.startswith(own):
-                print(f"plr: {message}", file=sys.stderr)
+                print(f"plr: {_with_command(str(message), known)}", file=sys.stderr)
             else:
                 others(message, category, filename, lineno, file, line)
 

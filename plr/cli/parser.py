@@ -18,7 +18,7 @@ from jsonargparse import ArgumentParser, Namespace
 from plr.config import read_fields, without_derived
 from plr.errors import ConfigError
 
-__all__ = ["Parser", "show_in_groups"]
+__all__ = ["Parser", "options_of", "show_in_groups"]
 
 # The messages of jsonargparse, 4.35 and later, about arguments that no option takes, a field of a file, a value of
 # another kind than its option's, and what is missing.
@@ -69,6 +69,11 @@ class Parser(ArgumentParser):
         command = parser.prog.replace(" [options]", "")
         sys.stderr.write(f"{command}: {' '.join(message.split())}; see {command} --help\n")
         sys.exit(2)
+
+
+def options_of(parser: argparse.ArgumentParser, command: str) -> set[str]:
+    """Return the options that a command has, as they are typed."""
+    return set(_of_subcommand(parser, command)._option_string_actions)
 
 
 def show_in_groups(parser: argparse.ArgumentParser, first: str, groups: Mapping[str, Iterable[str]]) -> None:

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.client import HTTPException, HTTPResponse
 from pathlib import Path
+from typing import Any
 
 from plr.errors import DataError
 from plr.files import atomic_path, sha256_of
@@ -147,7 +148,7 @@ def _transfer(url: str, part: Path, tag: Path, expected: int | None, on_progress
     if known is not None:
         request.add_header("Range", f"bytes={there}-")
         request.add_header("If-Range", known)
-    with urllib.request.urlopen(request, timeout=_TIMEOUT) as response:
+    with _OPENER.open(request, timeout=_TIMEOUT) as response:
         if response.status != 206:
             there = 0  # the whole file comes, for it has changed or the server knows no ranges
         size = _size(response, there)
@@ -183,6 +184,26 @@ def recorded_sha256(path: Path) -> str | None:
 def _size(response: HTTPResponse, there: int) -> int | None:
     length = response.headers.get("Content-Length")
     return None if length is None else there + int(length)
+
+
+class _Redirects(urllib.request.HTTPRedirectHandler):
+    """Follows where a server sends, but from https to nothing that anybody on the way could read or change."""
+
+    def redirect_request(self, req: Any, fp: Any, code: int, msg: str, headers: Any, newurl: str) -> Any:
+        """Return the next request.
+
+        Raises:
+            DataError: it would not be encrypted, as the one before was.
+        """
+        if req.full_url.lower().startswith("https:") and not newurl.lower().startswith("https:"):
+            raise DataError(
+                f"{req.full_url}: the server sends on to {newurl}, which is not encrypted: what comes from there "
+                "could be anybody's; name an address that stays with https"
+            )
+        return super().redirect_request(req, fp, code, msg, headers, newurl)
+
+
+_OPENER = urllib.request.build_opener(_Redirects)
 
 
 class _Record:

@@ -95,7 +95,7 @@ class Parent:
             DataError, RunError: the parent's files are damaged, or its items have other features or text vectors.
 
         Warns:
-            UserWarning: that Adam begins anew, for the parent has no moments.
+            UserWarning: that Adam begins anew, for the parent has no moments; that they are another optimiser's.
         """
         with torch.device("cpu"):
             before, known = self.folder.read_item_ids(), self.folder.read_item_data(self.config)
@@ -107,6 +107,13 @@ class Parent:
             self._check_shapes(parent, model, matches)
             weights = self._weights(parent, model, matches, config, dataset)
             moments = self._moments(parent, matches)
+        if moments and self.config.optimizer != config.optimizer:
+            warnings.warn(
+                f"--from {self.folder.path}: was trained with optimizer {self.config.optimizer!r}, this run is with "
+                f"{config.optimizer!r}: the moments are kept, though weight_decay is part of the gradients that adam "
+                "averages, and not of adamw's",
+                stacklevel=2,
+            )
         described = {
             "run": config.from_run,
             "digest": digest_of(self.folder),
@@ -149,7 +156,9 @@ class Parent:
         names = [name for name, _ in parent.named_parameters()]
         try:
             state = read_checkpoint(path)["optimizer_states"][0]["state"]
-            moments = {names[number]: self._checked(parent, names[number], each) for number, each in state.items()}
+            moments = {
+                names[number]: self._checked(path, parent, names[number], each) for number, each in state.items()
+            }
         except (LookupError, TypeError, AttributeError, RunError) as error:
             reason = error if isinstance(error, RunError) else f"{path}: holds no moments of Adam for this model"
             raise RunError(f"--from {self.folder.path}: {reason}; without that file they start anew") from error
@@ -164,13 +173,23 @@ class Parent:
         return moments
 
     @staticmethod
-    def _checked(parent: RecommenderModel, name: str, state: dict[str, Any]) -> dict[str, Tensor]:
-        """Return a parameter's part of the optimiser's state, float32 on the CPU."""
+    def _checked(path: Path, parent: RecommenderModel, name: str, state: dict[str, Any]) -> dict[str, Tensor]:
+        """Return a parameter's part of the optimiser's state in the file, float32 on the CPU."""
         shape = parent.get_parameter(name).shape
         if any(state[kind].shape != shape for kind in MOMENTS):
             raise LookupError(name)
         step = torch.as_tensor(state["step"], dtype=torch.float32)
-        return {**{kind: state[kind].float() for kind in MOMENTS}, "step": step.reshape(())}
+        checked = {**{kind: state[kind].float() for kind in MOMENTS}, "step": step.reshape(())}
+        for kind, tensor in checked.items():
+            bad = ~torch.isfinite(tensor)
+            if kind != "exp_avg":  # a mean of squares, a count
+                bad |= tensor < 0
+            if bad.any():
+                raise RunError(
+                    f"{path}: {kind} of {name} cannot be Adam's: {int(bad.sum()):,} of {tensor.numel():,} numbers are "
+                    f"{tensor[bad][0].item()} or the like"
+                )
+        return checked
 
     def _matches_of_values(self, before: list[str], known: ItemData, item_data: ItemData) -> dict[str, RowMatch]:
         """Return how the rows of features' values match, by their parameter's name."""

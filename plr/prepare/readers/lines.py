@@ -24,15 +24,16 @@ CONTROL_BYTES = bytes(byte for byte in range(32) if byte not in b"\t\n\v\f\r")
 """Bytes that no line of ids may hold."""
 
 _COMMENT = (
-    "the line begins with {user!r}, as comments do; delete it, or leave such lines out with --skip_bad_lines. "
+    "the line begins with {user!r}, as comments do; delete it, or leave such lines out with "
+    "plr prepare --skip_bad_lines. "
 )
 _MOVE = "If the line holds ids, put another first"
 _FIRST = _COMMENT + _MOVE
 _ALONE = _COMMENT + "Ids that begin so can be read from a CSV with a header"
 _JOINED = _COMMENT + "Where ids begin so, name the format with --format"
 _HEADER = (
-    "the line is a header, which this format has none of; delete it, or leave it out with --skip_bad_lines. A file "
-    "with a header is separated by commas, semicolons or tabs (--format csv). " + _MOVE
+    "the line is a header, which this format has none of; delete it, or leave it out with plr prepare "
+    "--skip_bad_lines. A file with a header is separated by commas, semicolons or tabs (--format csv). " + _MOVE
 )
 _NEVER = "\x01"  # a control byte, refused before: so every line is one field
 

@@ -26,7 +26,7 @@ CLOSED_EARLY = 'a quote (") is opened, and closed before the end of its field'
 TOO_LONG = f'a quote (") is opened and not closed within {LONGEST:,} lines'
 WITHIN = 'a quote (") stands within a field that does not begin with one'
 
-REMEDY = '; write a quote within a quoted field twice (""), or leave such lines out with --skip_bad_lines'
+REMEDY = '; write a quote within a quoted field twice (""), or leave such lines out with plr prepare --skip_bad_lines'
 _PROBLEMS = ("", CLOSED_EARLY, NEVER_CLOSED, TOO_LONG, WITHIN)  # by the number that a scan has for each
 _BLOCK = 1 << 22
 _QUOTE, _NEWLINE, _RETURN = b'"\n\r'

@@ -175,7 +175,7 @@ def about_comment(line: str) -> str:
         return ""
     return (
         f"; the line begins with {line.lstrip()[0]!r}, as comments do: delete it, or leave such lines out with "
-        "--skip_bad_lines"
+        "plr prepare --skip_bad_lines"
     )
 
 

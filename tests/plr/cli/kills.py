@@ -25,6 +25,8 @@ import traceback
 from dataclasses import dataclass, field
 from pathlib import Path
 
+USERS = "recommend users"
+BLOCK = 16  # users in a part, of 120: so that a signal hits between parts
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGKILL)
 SMALL = [
     "--dim=8", "--ffn_dim=8", "--layers=1", "--heads=1", "--max_length=8", "--batch_size=64", "--epochs=4",
@@ -115,7 +117,7 @@ def _catches(process: int) -> bool:
 def result_of(out: Path) -> dict[str, str]:
     """Return the hashes of what a command has made, without what time and chance decide."""
     hashes = {}
-    for file in sorted(out.rglob("*")):
+    for file in [out] if out.is_file() else sorted(out.rglob("*")):
         name = str(file.relative_to(out))
         if not file.is_file() or name.startswith("logs/") or file.suffix == ".ckpt":
             continue
@@ -145,6 +147,7 @@ def make_jobs(folder: Path) -> list[Job]:
         Job("train PLR", [*train, "--method", "plr", "--streams", "2", "--refit", "false"], folder / "plr"),
         Job("evaluate", ["evaluate", str(folder / "base")]),
         Job("recommend", ["recommend", str(folder / "plr"), "--history", "i1 i2"]),
+        Job(USERS, ["recommend", str(folder / "plr"), "--users", str(data)], folder / "recommendations.csv"),
     ]
     for job in jobs:
         out = [] if job.out is None else ["--out", str(job.out)]
@@ -178,9 +181,11 @@ def disturb(job: Job, folder: Path, chance: random.Random, kills: int, whole: bo
         finished = ended.status == 0 or done
         if finished:
             break
-    if not finished or job.name == "prepare":
+    if not finished or job.name in ("prepare", USERS):
         ended = run(arguments)
         assert ended.status == 0, f"repeated: {ended}"
+    if job.name == USERS:
+        assert not list(folder.glob("*.parts")), "parts are left"
     if out is not None:
         differing = sorted(set(result_of(out).items()) ^ set(job.expected.items()))
         assert not differing, f"differs: {differing}"
@@ -238,7 +243,7 @@ def main() -> int:
                 counts.update(hits)
             shutil.rmtree(folder)
         for (name, sent, status), count in sorted(counts.items()):
-            print(f"{name:12} {sent:8} status {status:4}: {count}")
+            print(f"{name:15} {sent:8} status {status:4}: {count}")
     print(f"{done} signals, {wrong} wrong ends")
     return int(wrong > 0)
 
@@ -246,9 +251,12 @@ def main() -> int:
 def _import_all() -> None:
     """Import what the commands import, so that a fork need not."""
     import plr.cli.tables
+    import plr.serving.bulk
     import plr.serving.evaluate
     import plr.text
-    import plr.training  # noqa: F401
+    import plr.training
+
+    plr.serving.bulk.BLOCK = BLOCK  # in the forks
 
 
 if __name__ == "__main__":

@@ -171,6 +171,32 @@ def test_a_sample_has_fewer_others_where_seen_items_are_left_out(judged, capsys)
     assert "no diversity: the data have no categories" in " ".join(capsys.readouterr().out.split())
 
 
+def test_an_interrupted_file_of_users_says_how_to_go_on(monkeypatch, capsys):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("plr.cli.commands._recommend_many", interrupted)
+    assert main(["recommend", "run", "--users=users.csv", "--out", "answers.csv"]) == 130
+    assert "interrupted; repeat the command to resume after the last finished part" in capsys.readouterr().err
+
+
+def test_a_message_about_a_file_names_no_option_that_the_command_lacks(run, write, capsys):
+    """Those of reading that only plr prepare has, or the command that was given has not."""
+    lines = "user_id,item_id,timestamp\n" + "".join(f"u{n % 9},i{n % 7},{1600000000 + n}\n" for n in range(60))
+    comment, times = write("comment.csv", lines + "# end\n"), write("times.csv", lines.replace("timestamp", "when"))
+    commands = (
+        ["evaluate", str(run), "--data"], ["train", "--out", "o", "--data"], ["prepare", "--out", "o"],
+        ["recommend", str(run), "--out", "o.csv", "--users"],
+    )  # fmt: skip
+    for command in commands:
+        assert main([*command, str(comment)]) == 2
+        assert "leave such lines out with plr prepare --skip_bad_lines" in capsys.readouterr().err
+    for command in commands:
+        assert main([*command, str(times)]) == 2
+        named = "plr prepare --timestamp_column" if command[0] == "evaluate" else "--timestamp_column"
+        assert f"name it with {named}, or give {named} none" in capsys.readouterr().err
+
+
 def test_evaluate_on_other_data_counts_what_the_run_does_not_know(run, small_data, tmp_path, capsys):
     other = tmp_path / "other.txt"
     other.write_text(small_data.read_text() + "new i0 i1 unknown i2 i3\nlost i1 i2 i3 never\n")

@@ -8,6 +8,7 @@ import hashlib
 import json
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from http.client import HTTPConnection, HTTPSConnection
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -25,6 +26,7 @@ class Server:
 
     def __init__(self) -> None:
         self.files: dict[str, bytes] = {}
+        self.elsewhere: dict[str, str] = {}
         self.cut, self.cuts = 0, 0
         self.ranges = self.tells_size = True
         self.asked: list[str | None] = []
@@ -51,6 +53,11 @@ class _Handler(BaseHTTPRequestHandler):
         wanted = self.headers.get("Range")
         owner.asked.append(wanted)
         content = owner.files.get(self.path)
+        if self.path in owner.elsewhere:
+            self.send_response(302)
+            self.send_header("Location", owner.elsewhere[self.path])
+            self.end_headers()
+            return
         if content is None:
             self.send_error(404)
             return
@@ -192,6 +199,26 @@ def test_refusals(server, tmp_path):
     assert len(server.asked) == 1  # it makes no sense to ask again
     with pytest.raises(DataError, match="http"):
         download("file:///etc/hostname", tmp_path / "x")
+
+
+def test_from_https_it_goes_on_to_https_alone(server, tmp_path, monkeypatch):
+    """https without TLS: what is asked and answered is the same."""
+    monkeypatch.setattr(HTTPSConnection, "connect", HTTPConnection.connect)
+    secure = server.url.replace("http:", "https:")
+    server.elsewhere = {
+        "/plain": f"{server.url}/file.gz", "/kept": f"{secure}/file.gz", "/twice": f"{secure}/plain",
+        "/own": "/file.gz", "/ftp": "ftp://127.0.0.1/file.gz",
+    }  # fmt: skip
+    for name in ("plain", "twice"):
+        said = rf"^{secure}/plain: the server sends on to {server.url}/file.gz, which is not encrypted"
+        with pytest.raises(DataError, match=said):
+            download(f"{secure}/{name}", tmp_path / name, pause=0)
+    with pytest.raises(DataError, match=r"sends on to ftp://127.0.0.1/file.gz, which is not encrypted"):
+        download(f"{secure}/ftp", tmp_path / "ftp", pause=0)
+    assert not list(tmp_path.iterdir())
+    for number, address in enumerate((f"{secure}/kept", f"{secure}/own", f"{server.url}/plain", f"{server.url}/kept")):
+        download(address, tmp_path / str(number), pause=0)
+        assert (tmp_path / str(number)).read_bytes() == CONTENT
 
 
 def test_prepare_downloads_what_it_needs(server, tmp_path):

@@ -259,7 +259,10 @@ def test_a_first_line_that_is_no_header(write, name):
 
 @pytest.mark.parametrize("comment", ["# said he", "#1,2,3,4,5", "% \t::"])
 def test_a_comment_among_the_lines_of_a_table(write, comment):
-    remedy = "; the line begins with '[#%]', as comments do: delete it, or leave such lines out with --skip_bad_lines"
+    remedy = (
+        "; the line begins with '[#%]', as comments do: delete it, or leave such lines out with plr prepare "
+        "--skip_bad_lines"
+    )
     for name, text, options in (
         ("a.csv", "user,item,timestamp\na,x,1\n", {}),
         ("a.dat", "1::2::3::4\n1::3::3::5\n", {"format": "movielens"}),

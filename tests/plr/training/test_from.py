@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
+import warnings
 from dataclasses import asdict
 from pathlib import Path
 
@@ -222,6 +224,36 @@ def test_without_the_parents_moments_adam_begins_anew(parents, going_on, tmp_pat
         train(going_on(from_run=str(bare), out=str(tmp_path / "anew")))
     one, other = (load_file(tmp_path / run / "model.safetensors") for run in ("next", "anew"))
     assert any(not torch.equal(one[name], other[name]) for name in one)
+
+
+@pytest.mark.parametrize(
+    ("kind", "number"), [("exp_avg", float("nan")), ("exp_avg_sq", -1.0), ("exp_avg_sq", float("inf")), ("step", -1.0)]
+)
+def test_moments_that_cannot_be_are_refused(kind, number, parents, going_on, tmp_path):
+    damaged = tmp_path / "damaged"
+    shutil.copytree(parents("ids"), damaged)
+    path = damaged / "resume" / "last.ckpt"
+    checkpoint = torch.load(path, weights_only=True)
+    checkpoint["optimizer_states"][0]["state"][0][kind].view(-1)[-1] = number
+    torch.save(checkpoint, path)
+    name, parameter = next(iter(build_model(Config.load(damaged / "config.yaml"), ItemData(24)).named_parameters()))
+    of = 1 if kind == "step" else parameter.numel()
+    said = rf"last.ckpt: {kind} of {re.escape(name)} cannot be Adam's: 1 of {of} numbers are {number} .*; without that"
+    with pytest.raises(RunError, match=said):
+        train(going_on(from_run=str(damaged)))
+    assert not (tmp_path / "next").exists()
+
+
+def test_moments_of_the_other_optimizer_are_kept_with_a_warning(parents, going_on, tmp_path):
+    other = {"optimizer": "adamw", "weight_decay": 0.1}
+    with pytest.warns(UserWarning, match="was trained with optimizer 'adam', this run is with 'adamw': the moments"):
+        train(going_on(**other, epochs=1))
+    back = {"from_run": str(tmp_path / "next"), "out": str(tmp_path / "back"), "epochs": 1}
+    with pytest.warns(UserWarning, match="was trained with optimizer 'adamw', this run is with 'adam'"):
+        train(going_on(**back))
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*optimizer")
+        train(going_on(**back | other | {"out": str(tmp_path / "same")}))
 
 
 @pytest.mark.parametrize("refit", [False, True])
