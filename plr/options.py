@@ -390,8 +390,8 @@ class ConsistencyOptions(RecommenderOptions):
     """Two dropout masks that should predict the same (R-Drop, arXiv 2106.14448): the bare backbone and PLR.
 
     Args:
-        consistency_weight: base, PLR: weight of the symmetric divergence between the item distributions that each state
-            (PLR: each stream's) has under two dropout masks (R-Drop).
+        consistency_weight: base, PLR: weight of the symmetric divergence between the item distributions that a state
+            (PLR's mixture: one stream's, drawn by the gate) has under two dropout masks (R-Drop).
     """
 
     consistency_weight: float = option(0.0, finite_from(0))

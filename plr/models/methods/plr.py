@@ -135,9 +135,7 @@ class PLRRecommender(RecommenderModel):
             )
         losses = {"next_item": next_item}
         if options.consistency_weight:
-            compared = outcome.streams if options.mixes_distributions else outcome.slow[:, None]  # [2N, C, d]
-            pairs = torch.stack([compared[:rows], compared[rows:]], dim=2)  # [N, C, 2, d]
-            pairs = self.divergence_sample(pairs).flatten(0, 1)
+            pairs = self.divergence_sample(self._views(outcome))
             divergence = pairwise_kl(self.queries(pairs), candidates, temperature=self.temperature)
             losses["consistency"] = options.consistency_weight * divergence
         if options.contrastive_weight:
@@ -158,6 +156,21 @@ class PLRRecommender(RecommenderModel):
             load = outcome.gates[:rows].mean(dim=0)  # [C]
             losses["load"] = options.load_weight * (math.log(len(load)) - torch.special.entr(load).sum())
         return losses
+
+    def _views(self, outcome: ParallelReasoning) -> Tensor:
+        """The states [N, 2, d] of two views of N histories, the N after the N, that consistency draws together.
+
+        Of a mixture of distributions it is one stream of each history, drawn by the views' mean gate ḡ: the mean over
+        histories then estimates Σ_m ḡ_m KL_m without bias, which with the divergence of the gates bounds that of the
+        mixtures from above. Were all streams to count alike, one that the gate neglects would only learn to be
+        constant, and the gate would end with one stream.
+        """
+        if not self.options.mixes_distributions:
+            return outcome.slow.unflatten(0, (2, -1)).transpose(0, 1)
+        gates = outcome.gates.detach().unflatten(0, (2, -1)).mean(dim=0)  # [N, C]
+        drawn = torch.multinomial(gates, 1).repeat(2, 1)  # [2N, 1]
+        states = outcome.streams.take_along_dim(drawn[:, :, None], dim=1)[:, 0]  # [2N, d]
+        return states.unflatten(0, (2, -1)).transpose(0, 1)
 
     def user_embedding(self, batch: Batch, table: Tensor | None = None) -> Tensor:
         """Return what one inner product ranks by, [B, d]: z_final (Eq. 10), or z_rea where h_0 is in it or left out.
