@@ -192,8 +192,9 @@ def check_log_q(log_q: Any, candidates: Tensor, states: Tensor) -> Tensor | None
         raise TypeError(f"log_q must have one of the dtypes {accepted}, found {log_q.dtype}")
     check_device("log_q", log_q, "states", states)
     if log_q.shape != candidates.shape:
-        accepted = list(candidates.shape)
-        raise ValueError(f"log_q must have the shape of candidates, {accepted}, found {list(log_q.shape)}")
+        raise ValueError(
+            f"log_q must have the shape of candidates, {list(candidates.shape)}, found {list(log_q.shape)}"
+        )
     return log_q.detach().to(torch.float64 if states.dtype == torch.float64 else torch.float32)
 
 
