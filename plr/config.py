@@ -55,6 +55,7 @@ class Config(
     def __post_init__(self) -> None:
         super().__post_init__()
         self._check_system()
+        self._check_loss()
         if self.temperature is None:  # set here, so that config.yaml says what was used
             self.temperature = BACKBONES[self.backbone].temperature
         if self.from_run and self.new_items is None:
@@ -106,6 +107,16 @@ class Config(
             found["divergence_share"] = (1.0, needs)
         if self.optimizer == "adamw" and not self.weight_decay:
             found["optimizer"] = ("adam", "needs weight_decay above 0: without one adamw is adam")
+        if self.loss == "softmax":
+            needs = "needs a loss that samples items: loss sampled_softmax, bce or gbce"
+            defaults = {"negatives": 256, "sampler": "uniform", "sparse_adam": True}
+            for name, default in defaults.items():
+                if getattr(self, name) != default:
+                    found[name] = (default, needs)
+        if not self.logq and self.loss != "sampled_softmax":
+            found["logq"] = (True, "needs loss sampled_softmax: the others have no correction")
+        if self.gbce_t != 0.75 and self.loss != "gbce":
+            found["gbce_t"] = (0.75, "needs loss gbce")
         if self.method == "plr":
             if self.contrastive_negatives != "all" and not self.contrastive_weight:
                 found["contrastive_negatives"] = ("all", "needs contrastive_weight above 0")
@@ -147,6 +158,37 @@ class Config(
             raise ConfigError(
                 "targets_per_row is for sequence rows of a causal backbone; "
                 f"found {self.targets_per_row} with {self.row_kind} rows on backbone {self.backbone!r}"
+            )
+
+    def _check_loss(self) -> None:
+        """Refuse a loss on sampled items that the rest of the configuration cannot have."""
+        if self.loss == "softmax":
+            return
+        if self.system.no_sampling:
+            raise ConfigError(
+                f"loss must be softmax for method {self.method!r} on backbone {self.backbone!r}; found {self.loss!r}: "
+                f"{self.system.no_sampling}"
+            )
+        if self.loss in ("bce", "gbce") and self.mixes_distributions:
+            raise ConfigError(
+                f"loss must be softmax or sampled_softmax for mixture 'distributions', found {self.loss!r}: the "
+                "streams' softmax distributions are mixed, and sigmoids leave each stream's sum over the items "
+                "untrained; take mixture states"
+            )
+        if self.loss == "gbce" and self.sampler != "uniform":
+            raise ConfigError(
+                "sampler must be uniform for loss 'gbce', the power of which follows from uniform negatives; "
+                f"found {self.sampler!r}"
+            )
+        if self.devices > 1 and self.sampler in ("in_batch", "mixed"):
+            raise ConfigError(
+                f"sampler must be uniform or popularity with several devices, found {self.sampler!r} with "
+                f"{self.devices}: each process has the targets of its own rows alone"
+            )
+        if self.sparse_adam and self.weight_decay:
+            raise ConfigError(
+                f"weight_decay must be 0 with sparse_adam, which would decay only the items that a step names; found "
+                f"{self.weight_decay:g}. sparse_adam false takes the whole table"
             )
 
     def decisive(self) -> dict[str, Any]:
@@ -214,7 +256,10 @@ OF_THE_DATA = ("train_time", "valid_time", "test_time")
 """The times at which a run's data were cut: a run that goes on from it has other data."""
 
 
-_WITHOUT_EFFECT = ("min_context", "batch_unit", "divergence_share", "optimizer", "contrastive_negatives", "load_weight")
+_WITHOUT_EFFECT = (
+    "min_context", "batch_unit", "divergence_share", "optimizer", "contrastive_negatives", "load_weight", "negatives",
+    "sampler", "logq", "gbce_t", "sparse_adam",
+)  # fmt: skip
 """The options that `Config.without_effect` knows."""
 
 

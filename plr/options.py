@@ -301,10 +301,25 @@ class RecommenderOptions(Options):
         divergence_share: base, PLR, ERL: the share of a step's histories, drawn at random, from which the divergences
             of kl_weight and consistency_weight, where above 0, are estimated; their weights stay, and a mean over some
             is unbiased.
+        loss: what a target is predicted among: softmax, all items; sampled_softmax, itself and sampled ones; bce, a
+            sigmoid for the target and for each sampled item; gbce, the same with the target's to a power below 1
+            (gSASRec, arXiv 2308.07192). With all but softmax a step reads, and changes, the items that it names alone;
+            divergences are between distributions over the sampled ones. Validation ranks all items whatever the loss.
+        negatives: how many items are sampled for a step, the same for all of its targets; where mixed, of each kind.
+        sampler: where they come from: uniform, all items alike; popularity, as often as they are targets in training;
+            in_batch, the batch's targets, all where it has no more; mixed, uniform ones and those of in_batch.
+        logq: sampled_softmax: whether the logarithm of how often an item is expected among the sampled ones is
+            subtracted from its score, so that the sum over them estimates that over all items without bias.
+        gbce_t: gbce: t, from 0, bce, to 1, where the target's sigmoid is calibrated.
     """
 
     temperature: float | None = option(None, POSITIVE, TEMPERATURE)
     divergence_share: float = option(1.0, Check("in (0, 1]", lambda value: 0 < value <= 1))
+    loss: Literal["softmax", "sampled_softmax", "bce", "gbce"] = option("softmax")
+    negatives: int = option(256, at_least(1))
+    sampler: Literal["uniform", "popularity", "in_batch", "mixed"] = option("uniform")
+    logq: bool = option(True)
+    gbce_t: float = option(0.75, ZERO_TO_ONE)
 
     @property
     def mixes_distributions(self) -> bool:
@@ -544,6 +559,9 @@ class TrainingOptions(Options):
         optimizer: adam, or adamw, which differ in weight_decay alone.
         weight_decay: adam: an L2 penalty, weight_decay times each weight is added to its gradient; adamw: each step
             first multiplies every weight by 1 - weight_decay times the learning rate (decoupled, arXiv 1711.05101).
+        sparse_adam: where the loss samples items: Adam changes the vectors of the items that a step names alone, and
+            their moments, instead of the whole table's: what has no gradient is not moved by its moments either (lazy
+            Adam, as torch.optim.SparseAdam).
         clip: largest gradient norm; 0 does not clip.
         precision: "32", or "bf16" for automatic mixed precision.
         seed: seed of all random numbers.
@@ -564,6 +582,7 @@ class TrainingOptions(Options):
     warmup_steps: int = option(0, at_least(0))
     optimizer: Literal["adam", "adamw"] = option("adam")
     weight_decay: float = option(0.0, finite_from(0), between(1e-12, 1e6, "its square times a weight's must be finite"))
+    sparse_adam: bool = option(True)
     clip: float = option(0.0, finite_from(0), between(1e-6, 1e18, "Adam takes smaller gradients for zero"))
     precision: Literal["32", "bf16"] = option("32")
     seed: int = option(0, at_least(0), BELOW_2_63)

@@ -36,6 +36,7 @@ class Method:
         no_sequences: why it cannot have the latter.
         divergences: the options that weigh its divergences between distributions, which `divergence_share` estimates.
         post_training: what phase "rpt" trains, where the method has one.
+        no_sampling: why it cannot be trained on sampled items.
     """
 
     model: str
@@ -44,6 +45,7 @@ class Method:
     no_sequences: str = ""
     divergences: tuple[str, ...] = ()
     post_training: Method | None = None
+    no_sampling: str = ""
 
 
 @dataclass(frozen=True)
@@ -90,7 +92,11 @@ BACKBONES = {
         "(BERT4Rec as published, Sun et al. 2019); a baseline of its own",
         causal=False,
         row_kinds=("sequence",),
-        base=Method("cloze.ClozeRecommender", row_kinds=("sequence",)),
+        base=Method(
+            "cloze.ClozeRecommender",
+            row_kinds=("sequence",),
+            no_sampling="Cloze scores an item by its vector and a bias of its own, and of the biases there are all",
+        ),
         extra_positions=1,
     ),
     "unisrec": Backbone(
@@ -130,7 +136,9 @@ METHODS = {
         post_training=Method(
             "lares_post_training.PostTrainedLARES",
             no_sequences="post-training chooses its rows by their targets",
+            no_sampling="post-training rewards ranks among all items, and compares log-probabilities over all",
         ),
+        no_sampling="post-training compares log-probabilities over all items with those of this phase",
     ),
     "plr": Method(
         "plr.PLRRecommender",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -9,6 +11,7 @@ from torch.nn import functional
 from plr.data import Batch
 from plr.models.encoder import SequenceEncoder
 from plr.models.items.encoders import ItemEncoder
+from plr.models.sampled_items import ItemSampler, SampledItems, positive_power
 from plr.models.scoring import ItemScorer
 from plr.options import RecommenderOptions
 from plr.systems import COSINE_TEMPERATURE
@@ -35,11 +38,13 @@ class RecommenderModel(nn.Module):
         epoch: the epoch being trained, from 0; training sets it before each.
         extra_metrics: what the last call of `losses` measured beside its terms, by name, for the logs.
         reference: a frozen model that training compares with; its rows are those whose targets it ranks well.
+        sampler: where the loss is on sampled items, what samples them; training sets it.
     """
 
     same_target_positives: bool = False
     epoch: int = 0
     reference: RecommenderModel | None = None
+    sampler: ItemSampler | None = None
 
     def __init__(self, items: ItemEncoder, encoder: SequenceEncoder, options: RecommenderOptions):
         super().__init__()
@@ -72,6 +77,28 @@ class RecommenderModel(nn.Module):
     def item_table(self) -> Tensor:
         """Return the item vectors [V, d] that histories are made of."""
         return self.items.table()
+
+    def step_items(self, batch: Batch) -> tuple[Batch, Tensor, Tensor | SampledItems]:
+        """Return what a training step computes with: its batch, its item vectors, and what its targets are told from.
+
+        With a loss over all items these are the batch, the table and its candidates. Else the vectors are those of the
+        items alone that the batch and its sampled items name, [U, d], and the batch numbers these.
+
+        Raises:
+            RuntimeError: the loss samples items, and there is no sampler.
+        """
+        options = self.options
+        if options.loss == "softmax":
+            table = self.item_table()
+            return batch, table, self.candidates(table)
+        if self.sampler is None:
+            raise RuntimeError(f"loss {options.loss!r} needs the model's sampler: set it to an ItemSampler")
+        drawn, log_q = self.sampler.draw(batch.each_target)
+        batch, sampled, named = numbered_anew(batch, drawn)
+        table = self.items.rows(named)
+        power = positive_power(options, len(drawn), self.items.num_items)
+        kind = "softmax" if options.loss == "sampled_softmax" else "bce"
+        return batch, table, SampledItems(self.candidates(table), sampled, log_q, kind, power)
 
     def own_rows(self) -> tuple[str, ...]:
         """Return the names of the parameters whose row v is item v's own."""
@@ -110,3 +137,24 @@ class RecommenderModel(nn.Module):
         """Score every item for each history, [B, V]: for small sets; ranking and serving work in blocks instead."""
         table = self.item_table()
         return self.scorer(batch, table).scores(self.candidates(table))
+
+
+def numbered_anew(batch: Batch, others: Tensor) -> tuple[Batch, Tensor, Tensor]:
+    """Number the items of a batch, and others [K], from 0 on, in their order.
+
+    Returns:
+        The batch and the others in the new numbers, and the items [U] that they stand for, ascending.
+    """
+    lengths, places = batch.lengths[:, None], torch.arange(batch.item_ids.shape[1], device=batch.item_ids.device)
+    # What fills a row up is an item of the batch: none is named that has no gradient.
+    item_ids = torch.where(places < lengths, batch.item_ids, batch.item_ids[:1, :1])
+    named, numbers = torch.unique(
+        torch.cat([item_ids.flatten(), batch.each_target, others]), return_inverse=True
+    )
+    of_items, of_targets, of_others = numbers.split([item_ids.numel(), len(batch.each_target), len(others)])
+    if batch.counted is None:
+        batch = replace(batch, item_ids=of_items.view_as(item_ids), targets=of_targets)
+    else:
+        counted = replace(batch.counted, targets=of_targets)
+        batch = replace(batch, item_ids=of_items.view_as(item_ids), counted=counted)
+    return batch, of_others, named

@@ -16,8 +16,12 @@ from plr.signals import raise_again
 from plr.training.accumulation import AccumulatedMean
 from plr.training.finite import FiniteGuard
 from plr.training.initial import filter_reachable
+from plr.training.lazy_adam import LazyAdam
 from plr.training.schedule import check_warmup, is_scheduled, learning_rate, steps_of
 from plr.training.start import Start
+
+SAMPLING = -1
+"""In the place of a rank, for what all of a run's processes draw alike: a step's sampled items."""
 
 
 class TrainingModule(lightning.LightningModule):
@@ -37,6 +41,8 @@ class TrainingModule(lightning.LightningModule):
         self.config = config
         self.start = start
         self.guard = FiniteGuard()
+        if config.loss != "softmax" and config.sparse_adam:
+            sparse_table_gradients(model)
         self.accumulated = AccumulatedMean(config.accumulate_batches) if config.accumulate_batches > 1 else None
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
@@ -78,6 +84,8 @@ class TrainingModule(lightning.LightningModule):
         raise_again()
         batches = self.config.accumulate_batches
         number = self.global_step * batches + batch_index % batches  # without accumulation, the step's
+        if self.model.sampler is not None:
+            self.model.sampler.seed = step_seed(self.config.seed, number, SAMPLING)
         torch.manual_seed(step_seed(self.config.seed, number, self.global_rank))
 
     def training_step(self, batch: Batch, batch_index: int) -> Tensor:
@@ -97,10 +105,28 @@ class TrainingModule(lightning.LightningModule):
         """Complete the gradient, before it is clipped, and set the step's learning rate."""
         if self.accumulated is not None:
             self.accumulated.settle(self.model.parameters(), processes=self.trainer.world_size)
+        for parameter in self.model.parameters():  # of several batches a row of the table has a gradient each
+            if parameter.grad is not None and parameter.grad.is_sparse:
+                parameter.grad = parameter.grad.coalesce()
         if is_scheduled(self.config):
             steps = steps_of(self.config, int(self.trainer.num_training_batches))
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(self.config, self.global_step, steps)
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: torch.optim.Optimizer,
+        gradient_clip_val: int | float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clip the norm; that of sparse gradients, too, which PyTorch refuses: their rows are distinct by now."""
+        gradients = [each.grad for each in self.model.parameters() if each.grad is not None]
+        if not gradient_clip_val or not any(each.is_sparse for each in gradients):
+            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
+            return
+        values = [each.values() if each.is_sparse else each for each in gradients]
+        norm = torch.nn.utils.get_total_norm(values)
+        torch._foreach_mul_(values, (gradient_clip_val / (norm + 1e-6)).clamp(max=1.0))  # as clip_grad_norm_ does
 
     def on_train_batch_end(self, outputs: Any, batch: Batch, batch_index: int) -> None:
         """After the last batch, read what the guard noted on the device: callbacks end the epoch before the module."""
@@ -158,7 +184,17 @@ def build_optimizer(model: torch.nn.Module, config: Config) -> torch.optim.Optim
     """
     one_pass = not (config.clip and config.precision == "bf16")
     kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[config.optimizer]
+    if config.loss != "softmax" and config.sparse_adam:
+        kind = LazyAdam  # the configuration has no weight_decay then
     return kind(model.parameters(), lr=config.lr, weight_decay=config.weight_decay, fused=one_pass)
+
+
+def sparse_table_gradients(model: RecommenderModel) -> None:
+    """Let looked-up rows of the items' own vectors have sparse gradients."""
+    for name in model.own_rows():
+        module = model.get_submodule(name.rpartition(".")[0])
+        assert isinstance(module, torch.nn.Embedding)  # as methods that sample items have them
+        module.sparse = True
 
 
 def step_seed(seed: int, step: int, rank: int) -> int:

@@ -30,6 +30,7 @@ from plr.models import RecommenderModel, build_model
 from plr.models.methods.lares import LARESRecommender
 from plr.models.methods.lares_post_training import PostTrainedLARES
 from plr.models.registry import options_of_other_methods
+from plr.models.sampled_items import ItemSampler
 from plr.runs import RunFolder, load_weights
 from plr.signals import raise_again, terminable
 from plr.training.callbacks import MONITOR, BestWeights, OwnSignals, ResumePoint, Validation, save_weights
@@ -221,10 +222,15 @@ def _device(config: Config) -> torch.device:
                 accelerator=config.accelerator, devices=config.devices, logger=False, enable_checkpointing=False,
                 enable_progress_bar=False, enable_model_summary=False, plugins=[cluster_environment()],
             )  # fmt: skip
-            return trainer.strategy.root_device
+            device = trainer.strategy.root_device
     except MisconfigurationException as error:
         asked = f"--accelerator {config.accelerator} --devices {config.devices}"
         raise RunError(f"{asked} is not available: {' '.join(str(error).split())}") from error
+    if config.devices > 1 and device.type == "cuda" and config.loss != "softmax" and config.sparse_adam:
+        raise RunError(
+            f"sparse_adam must be false with --devices {config.devices} on GPUs: NCCL adds no sparse gradients up"
+        )
+    return device
 
 
 def check_rows(config: Config, dataset: SequenceDataset) -> None:
@@ -365,6 +371,9 @@ def _fit(
 ) -> None:
     """Train on the data set's training rows, from the resume point if there is one."""
     start = origin if isinstance(origin, Start) else None
+    if config.loss != "softmax":
+        counts = torch.bincount(dataset.target_items("train"), minlength=dataset.num_items)
+        model.sampler = ItemSampler(config, counts)
     module = TrainingModule(model, training_rows(dataset, config), config, start)
     try:
         trainer.fit(module, ckpt_path=resume_point if resume_point.exists() else None)

@@ -87,8 +87,16 @@ WITHOUT_EFFECT = [
     ({"method": "plr", "contrastive_negatives": "others"}, "contrastive_negatives needs contrastive_weight above 0; f"),
     ({"method": "plr", "load_weight": 0.1, "gate": False}, "load_weight needs the gate; found 0.1"),
     ({"method": "prl", "divergence_share": 0.5}, "divergence_share needs a divergence: sasrec + prl has none; found"),
+    ({"negatives": 64}, "negatives needs a loss that samples items: loss sampled_softmax, bce or gbce; found 64"),
+    ({"sampler": "popularity"}, "sampler needs a loss that samples items: loss sampled_softmax, bce or gbce; found 'p"),
+    ({"sparse_adam": False}, "sparse_adam needs a loss that samples items"),
+    ({"loss": "bce", "method": "base", "logq": False}, "logq needs loss sampled_softmax: the others have no correct"),
+    ({"loss": "bce", "method": "base", "gbce_t": 0.5}, "gbce_t needs loss gbce; found 0.5"),
     ({"optimizer": "adamw"}, "optimizer needs weight_decay above 0: without one adamw is adam; found 'adamw'"),
 ]
+
+
+KEPT = ("method", "training_rows", "kl_weight", "gate", "loss")
 
 
 @pytest.mark.parametrize(("given", "message"), WITHOUT_EFFECT)
@@ -97,7 +105,7 @@ def test_an_option_that_would_do_nothing_is_refused_unless_a_run_has_it(given, m
         Config(**given)
     # A run of an earlier version may have it: it reads, and resumes, as what it did.
     run = Config(**given, provenance={"plr": "1.0"})
-    without = {name: value for name, value in given.items() if name in ("method", "training_rows", "kl_weight", "gate")}
+    without = {name: value for name, value in given.items() if name in KEPT}
     assert run.decisive() == Config(**without).decisive()
     run.save(tmp_path / "config.yaml")
     written = (tmp_path / "config.yaml").read_text()
@@ -122,6 +130,37 @@ def test_an_option_that_would_do_nothing_is_refused_unless_a_run_has_it(given, m
     ],
 )
 def test_what_has_an_effect_or_is_the_default_is_taken(given):
+    config = Config(**given)
+    assert {name: getattr(config, name) for name in given} == given
+
+
+SAMPLED = {"loss": "sampled_softmax"}
+APART = [
+    ({**SAMPLED, "method": "lares"}, "loss must be softmax for method 'lares' on backbone 'sasrec'; found 'sam"),
+    ({**SAMPLED, "method": "base", "backbone": "bert4rec-cloze"}, "loss must be softmax for method 'base' on backbone"),
+    ({"loss": "bce", "method": "plr"}, "loss must be softmax or sampled_softmax for mixture 'distributions'"),
+    ({"loss": "gbce", "method": "base", "sampler": "popularity"}, "sampler must be uniform for loss 'gbce', the power"),
+    ({**SAMPLED, "sampler": "in_batch", "devices": 2}, "sampler must be uniform or popularity with several dev"),
+    ({**SAMPLED, "weight_decay": 0.1}, "weight_decay must be 0 with sparse_adam, which would decay only the items"),
+]
+
+
+@pytest.mark.parametrize(("given", "message"), APART)
+def test_losses_on_sampled_items_that_do_not_go_with_the_rest_are_refused(given, message):
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        Config(**given)
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {**SAMPLED, "weight_decay": 0.1, "sparse_adam": False},
+        {**SAMPLED, "sampler": "popularity", "devices": 2},
+        {"loss": "bce", "method": "plr", "mixture": "states", "sampler": "mixed"},
+        {"loss": "gbce", "method": "prl", "gbce_t": 1.0},
+    ],
+)
+def test_losses_on_sampled_items_that_do_are_taken(given):
     config = Config(**given)
     assert {name: getattr(config, name) for name in given} == given
 

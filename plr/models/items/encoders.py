@@ -28,6 +28,10 @@ class ItemEncoder(nn.Module):
         """Return the item vectors [V, d], with gradients: computed once per step, for inputs and scores alike."""
         raise NotImplementedError
 
+    def rows(self, ids: Tensor) -> Tensor:
+        """Return the rows `ids` (int64 [U], each once) of the table, [U, d], with gradients: of these rows alone."""
+        raise NotImplementedError
+
     def own_rows(self) -> tuple[str, ...]:
         """Return the names of the parameters whose row v is item v's own: a run on newer data matches them by item."""
         return ("embedding.weight",)
@@ -49,6 +53,10 @@ class IdItemEncoder(ItemEncoder):
     def table(self) -> Tensor:
         """Return the item vectors [V, d], with gradients."""
         return self.embedding.weight
+
+    def rows(self, ids: Tensor) -> Tensor:
+        """Return the rows `ids` of the table."""
+        return self.embedding(ids)
 
 
 class FeatureItemEncoder(ItemEncoder):
@@ -77,6 +85,13 @@ class FeatureItemEncoder(ItemEncoder):
             table = table + field()
         return table
 
+    def rows(self, ids: Tensor) -> Tensor:
+        """Return the rows `ids` of the table."""
+        rows = self.embedding(ids)
+        for field in self.fields:
+            rows = rows + field(ids)
+        return rows
+
 
 def id_items(data: ItemData, dim: int, options: Options) -> ItemEncoder:
     """Return vectors [V, dim] of the items' ids, and of their features where there are any; no option decides."""
@@ -99,11 +114,15 @@ class FieldMean(nn.Module):
         self.register_buffer("offsets", offsets, persistent=False)
         self.register_buffer("values", values, persistent=False)
 
-    def forward(self) -> Tensor:
-        """Return [V, d]."""
-        return functional.embedding_bag(
-            self.values, self.embedding.weight, self.offsets, mode="mean", include_last_offset=True
-        )
+    def forward(self, ids: Tensor | None = None) -> Tensor:
+        """Return [V, d], or the rows `ids` (int64 [U]) of it."""
+        values, offsets = self.values, self.offsets
+        if ids is not None:
+            first, counts = offsets[ids], offsets.diff()[ids]
+            offsets = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
+            shift = torch.repeat_interleave(first - offsets[:-1], counts)
+            values = values[shift + torch.arange(len(shift), device=shift.device)]
+        return functional.embedding_bag(values, self.embedding.weight, offsets, mode="mean", include_last_offset=True)
 
 
 def _with_missing(field: FeatureField) -> tuple[Tensor, Tensor]:

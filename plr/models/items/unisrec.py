@@ -49,6 +49,11 @@ class TextItemEncoder(ItemEncoder):
         table = torch.where(self.present[:, None], self.adaptor(self.vectors), self.missing.weight)
         return table if self.embedding is None else table + self.embedding.weight
 
+    def rows(self, ids: Tensor) -> Tensor:
+        """Return the rows `ids` of the table: no other text is read."""
+        rows = torch.where(self.present[ids, None], self.adaptor(self.vectors[ids]), self.missing.weight)
+        return rows if self.embedding is None else rows + self.embedding(ids)
+
     def own_rows(self) -> tuple[str, ...]:
         """Return the id embedding's, where there is one."""
         return () if self.embedding is None else super().own_rows()

@@ -9,12 +9,12 @@ from plr.models.encoder import SequenceEncoder
 from plr.models.items.encoders import ItemEncoder
 from plr.models.methods.reasoning import BOTH_WAYS
 from plr.models.recommender import Losses, RecommenderModel
+from plr.models.sampled_items import linear_cross_entropy, pairwise_kl
 from plr.options import ConsistencyOptions
-from plr_kernels import linear_cross_entropy, pairwise_kl
 
 
 class BaseRecommender(RecommenderModel):
-    """Full softmax cross-entropy on the encoder's state: of every position of a sequence, or of a prefix's last.
+    """The loss of `--loss` on the encoder's state: of every position of a sequence, or of a prefix's last.
 
     Args:
         items: the item encoder.
@@ -34,7 +34,8 @@ class BaseRecommender(RecommenderModel):
 
         With R-Drop also {"consistency"}, and the two masks' views are one batch of 2B rows.
         """
-        table, counted = self.item_table(), batch.counted
+        batch, table, candidates = self.step_items(batch)
+        counted = batch.counted
         if counted is not None and not self.encoder.causal:
             raise ValueError(BOTH_WAYS)
         weight = self.options.consistency_weight
@@ -51,7 +52,7 @@ class BaseRecommender(RecommenderModel):
             places, targets = counted.in_rows(batch.item_ids.shape[1])
             # As the rows lie and not as `counted` has them: so whole sequences were always trained.
             states = encoded.hidden.view(views, -1, encoded.hidden.shape[2])[:, places].flatten(0, 1)
-        queries, candidates = self.queries(states), self.candidates(table)  # [views·N, d], [V, d]
+        queries = self.queries(states)  # [views·N, d]
         losses = {
             "next_item": linear_cross_entropy(
                 queries, candidates, targets.repeat(views), temperature=self.temperature

@@ -7,8 +7,8 @@ from torch import Tensor
 from plr.data import Batch
 from plr.models.methods.rearec import ReaRecRecommender
 from plr.models.recommender import Losses
+from plr.models.sampled_items import linear_cross_entropy, pairwise_kl
 from plr.options import ERLOptions
-from plr_kernels import linear_cross_entropy, pairwise_kl
 
 
 class ERLRecommender(ReaRecRecommender):
@@ -27,8 +27,7 @@ class ERLRecommender(ReaRecRecommender):
 
     def losses(self, batch: Batch) -> Losses:
         """Return {"next_item", "diversity"}, the latter only where its weight is not 0."""
-        table = self.item_table()
-        candidates = self.candidates(table)
+        batch, table, candidates = self.step_items(batch)
         states = self.states(table, batch.item_ids, batch.lengths, counted=batch.counted)  # [N, K + 1, d]
         losses = {
             "next_item": linear_cross_entropy(

@@ -15,9 +15,10 @@ from plr.models.items.encoders import ItemEncoder
 from plr.models.methods.history_buckets import in_buckets
 from plr.models.methods.reasoning import Histories, Reasoning, encode_histories, reason
 from plr.models.recommender import INITIAL_STD, Losses, RecommenderModel
+from plr.models.sampled_items import linear_cross_entropy, mixture_cross_entropy, pairwise_kl
 from plr.models.scoring import ItemScorer
 from plr.options import PLROptions
-from plr_kernels import info_nce, linear_cross_entropy, mixture_cross_entropy, pairwise_kl
+from plr_kernels import info_nce
 
 
 @dataclass(frozen=True)
@@ -106,12 +107,12 @@ class PLRRecommender(RecommenderModel):
         prediction and divergence use the first B. With sequence rows all means are over the N targets that count, and
         the contrastive loss compares histories with those of the same number in other rows.
         """
-        options, table = self.options, self.item_table()
+        options = self.options
+        batch, table, candidates = self.step_items(batch)
         targets = batch.each_target
         rows = targets.shape[0]  # N
         views = 2 if options.contrastive_weight or options.consistency_weight else 1
         outcome = self._run(table, batch.item_ids, batch.lengths, batch.counted, views=views)
-        candidates = self.candidates(table)
 
         predicted = rows
         if options.consistency_weight:

@@ -8,8 +8,8 @@ from torch import Tensor
 from plr.data import Batch
 from plr.models.methods.rearec import ReaRecRecommender
 from plr.models.recommender import Losses
+from plr.models.sampled_items import SampledItems, linear_cross_entropy
 from plr.options import PRLOptions
-from plr_kernels import linear_cross_entropy
 
 
 class PRLRecommender(ReaRecRecommender):
@@ -38,7 +38,7 @@ class PRLRecommender(ReaRecRecommender):
 
         Nor is the last during the warm-up: `self.epoch`, which training sets, counts from 0.
         """
-        table = self.item_table()
+        batch, table, candidates = self.step_items(batch)
         targets = batch.each_target  # [N]
         histories, counted = targets.shape[0], batch.counted
         weight = self.options.contrastive_weight
@@ -49,7 +49,7 @@ class PRLRecommender(ReaRecRecommender):
         states = self.queries(states)
         clean, noisy = states[:histories], states[histories:]
 
-        losses = self._predictions(clean, self.candidates(table), targets)
+        losses = self._predictions(clean, candidates, targets)
         if with_noise:
             sizes = (histories,) if counted is None else counted.sizes
             losses["noise_contrastive"] = weight * self._noise_contrast(clean, noisy, sizes)
@@ -60,8 +60,8 @@ class PRLRecommender(ReaRecRecommender):
         table = self.item_table() if table is None else table
         return self.queries(self.states(table, batch.item_ids, batch.lengths)[:, -1])
 
-    def _predictions(self, states: Tensor, candidates: Tensor, targets: Tensor) -> Losses:
-        """The cross-entropies of states [N, K + 1, d], all in one pass over the items [V, d]."""
+    def _predictions(self, states: Tensor, candidates: Tensor | SampledItems, targets: Tensor) -> Losses:
+        """The cross-entropies of states [N, K + 1, d], all in one pass over the items."""
         if not self.options.progressive_weight:
             return {
                 "next_item": linear_cross_entropy(

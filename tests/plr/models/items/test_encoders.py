@@ -53,6 +53,17 @@ def test_gradients_are_those_of_the_definition():
         torch.testing.assert_close(one, two, rtol=1e-13, atol=1e-13)
 
 
+def test_some_rows_are_those_of_the_table_and_so_are_their_gradients():
+    items, ids = encoder(), torch.tensor([4, 1, 3])
+    weights = torch.randn(3, 6, dtype=torch.float64)
+    parameters = list(items.parameters())
+    torch.testing.assert_close(items.rows(ids), items.table()[ids], rtol=1e-14, atol=1e-14)
+    actual = torch.autograd.grad((items.rows(ids) * weights).sum(), parameters)
+    expected = torch.autograd.grad((items.table()[ids] * weights).sum(), parameters)
+    for one, two in zip(actual, expected, strict=True):
+        torch.testing.assert_close(one, two, rtol=1e-13, atol=1e-13)
+
+
 def test_items_without_a_value_share_a_learned_vector_and_not_zeros():
     items = encoder()
     items.table().sum().backward()

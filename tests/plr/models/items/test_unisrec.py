@@ -1,6 +1,7 @@
 """UniSRec's items: the adaptor against its formula, and what follows from items being their text."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from plr.items import ItemData, ItemText
 from plr.models import build_model
 from plr.models.items.unisrec import MixtureOfExpertsAdaptor
 from plr.models.layers.dropout import Dropout
+from plr.models.sampled_items import ItemSampler
 from tests.plr.models.helpers import random_batch, small_config
 
 ITEMS, WIDTH = 29, 11
@@ -192,3 +194,20 @@ def test_what_does_not_fit_is_refused():
         build_model(Config(backbone="unisrec", text_vectors="a folder"), 5)
     assert Config(backbone="unisrec", text_vectors="a folder", temperature=0.5).temperature == 0.5
     assert Config().temperature == 1.0
+
+
+def test_of_rows_alone_no_other_text_is_read(monkeypatch):
+    model = unisrec("transductive").eval()  # in training noise is drawn for each row
+    ids = torch.tensor([3, 17, 0, 8])
+    torch.testing.assert_close(model.items.rows(ids), model.items.table()[ids])
+    encoded = []
+    adaptor = type(model.items.adaptor)
+    forward = adaptor.forward
+    monkeypatch.setattr(adaptor, "forward", lambda self, texts: encoded.append(len(texts)) or forward(self, texts))
+    model.options = replace(model.options, loss="sampled_softmax", negatives=4)
+    model.sampler = ItemSampler(model.options, torch.ones(ITEMS, dtype=torch.int64))
+    batch = random_batch()
+    model.losses(batch)
+    real = torch.arange(batch.item_ids.shape[1]) < batch.lengths[:, None]
+    drawn, _ = model.sampler.draw(batch.targets)
+    assert encoded == [len(torch.cat([batch.item_ids[real], batch.targets, drawn]).unique())]
