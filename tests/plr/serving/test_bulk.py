@@ -8,6 +8,10 @@ import io
 import json
 import re
 import shutil
+import signal
+import subprocess
+import sys
+import time
 
 import polars as pl
 import pytest
@@ -173,6 +177,51 @@ def test_killed_anywhere_it_goes_on_and_the_file_is_the_same(form, name, run, tm
     assert set(asked) == set(HISTORIES)
     assert len(asked) < 2 * len(HISTORIES)  # a part that was not noted as done is computed again
     assert not parts_folder(out).exists()
+
+
+SLOWLY = """
+import sys, time
+import plr
+from plr.cli import main
+from plr.serving import bulk
+
+def slowly(*arguments, **options):
+    time.sleep(0.1)
+    return answers(*arguments, **options)
+
+bulk.BLOCK = 2
+answers, plr.Recommender.answers = plr.Recommender.answers, slowly
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.parametrize(("form", "name"), [("long.csv", "out.parquet"), ("wide.jsonl", "out.csv.gz")])
+def test_a_command_that_is_killed_twice_part_way_and_repeated_ends_with_the_same_bytes(
+    form, name, run, tmp_path, monkeypatch
+):
+    """By SIGKILL, of which no process knows; what was noted as done is not done again."""
+    monkeypatch.setattr(bulk, "BLOCK", 2)
+    users, whole, out = as_file(form, tmp_path), tmp_path / f"whole-{name}", tmp_path / name
+    recommend_users(run, users, whole, k=2)
+    command = [sys.executable, "-c", SLOWLY, "recommend", str(run), "--users", str(users), "--out", str(out), "-k", "2"]
+    done, users_done, parts = parts_folder(out) / "done.json", 0, {}
+    for _ in range(2):
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+        while process.poll() is None and (not done.exists() or json.loads(done.read_text())["users"] < users_done + 6):
+            time.sleep(0.002)
+        process.send_signal(signal.SIGKILL)
+        _, said = process.communicate()
+        assert process.returncode == -signal.SIGKILL, said
+        users_done = json.loads(done.read_text())["users"]
+        assert 6 <= users_done < 25
+        assert not out.exists()
+        kept = {path.name: path.stat().st_mtime_ns for path in done.parent.glob("part-*")}
+        assert parts.items() <= kept.items()
+        parts = {bulk._part(done.parent, bulk.table_format(out), first).name for first in range(0, users_done, 2)}
+        parts = {part: kept[part] for part in parts}
+    subprocess.run(command, check=True, capture_output=True)
+    assert out.read_bytes() == whole.read_bytes()
+    assert not done.parent.exists()
 
 
 def test_parts_of_another_command_are_not_gone_on_with(run, tmp_path, monkeypatch):
