@@ -35,6 +35,8 @@ from plr.server.options import ServerOptions
 from plr.server.routes import Route
 from plr.server.sessions import Sessions
 from plr.serving import Recommender, Session
+from plr.serving.categories import CategoryLimit
+from plr.serving.ragged import Ragged
 from plr.serving.similar import Neighbours
 
 __all__ = ["Application"]
@@ -64,6 +66,7 @@ class Application:
         recommender: the run.
         options: the limits, and the token, if there is one.
         neighbours: what answers /similar; None: made of the run.
+        categories: of the items, as `Recommender.categories_of` returns them; None: those of the options, if any.
         metrics: memory that other processes count in too, and the row that is this one's.
         reload: loads the run anew and returns a message; raises `Refusal`. None: /reload is not found.
 
@@ -77,11 +80,15 @@ class Application:
         options: ServerOptions,
         *,
         neighbours: Neighbours | None = None,
+        categories: Ragged | None = None,
         metrics: tuple[MetricsMemory, int] | None = None,
         reload: Callable[[], Awaitable[str]] | None = None,
     ) -> None:
         self._recommender, self._options, self._reload = recommender, options, reload
         self._neighbours = Neighbours(recommender) if neighbours is None else neighbours
+        if categories is None and options.categories is not None:
+            categories = recommender.categories_of(options.categories, options.category_field)
+        self._categories = categories
         self._memory, row = (MetricsMemory(1), 0) if metrics is None else metrics
         self._counters = self._memory.counters(row)
         self._token = None if options.token is None else sha256(options.token.encode()).digest()
@@ -132,9 +139,11 @@ class Application:
         self._counters.start()
 
     def stop(self) -> None:
-        """End that thread."""
+        """End that thread; the sessions go with it."""
         if self._is_running:
             self._batches.stop()
+            self._sessions.clear()
+            self._counters.sessions(0, 0)
             self._is_running = False
 
     async def _live(self, receive: Receive, send: Send) -> None:
@@ -257,13 +266,16 @@ class Application:
             raise Refusal(422, str(error)) from None
 
     async def _recommend(self, request: Any, due: float) -> Any:
+        if request.at_most is not None and self._categories is None:
+            raise Refusal(422, "at_most: this server knows no categories of items; start it with --categories FILE")
         if request.session is not msgspec.UNSET:
             if not self._options.sessions:
                 raise Refusal(422, "session: this server keeps none (--sessions 0); send histories")
             # Alone: what a failed request of several had appended would be appended again when each is asked alone.
             return await self._submit("session", object(), request, 1, due)
         # A list of allowed items is read once for all histories of its request, which is therefore answered alone.
-        option = (request.exclude_seen, request.unknown, None if request.only is None else object())
+        only = None if request.only is None else object()
+        option = (request.exclude_seen, request.unknown, request.at_most, only)
         answer = await self._submit("recommend", option, request, len(request.histories), due)
         return Recommendations(answer)
 
@@ -280,7 +292,7 @@ class Application:
             rows = self._neighbours([item for request in requests for item in request.items], k)
             counts = [len(request.items) for request in requests]
         else:
-            exclude_seen, unknown, _ = option
+            exclude_seen, unknown, at_most, _ = option
             rows = self._recommender.recommend(
                 [history for request in requests for history in request.histories],
                 k,
@@ -288,6 +300,8 @@ class Application:
                 unknown=unknown,
                 only=requests[0].only,
                 exclude=_excluded(requests),
+                at_most=at_most,
+                categories=None if at_most is None else self._categories,
             )
             counts = [len(request.histories) for request in requests]
         answers, first = [], 0
@@ -300,6 +314,9 @@ class Application:
         """Begin a session or go on with it; where that is refused it stays as it was; if ranking fails it is left."""
         asked = request.session
         filters = self._recommender.filters(1, request.only, request.exclude)
+        limit = None
+        if request.at_most is not None and self._categories is not None:
+            limit = CategoryLimit(request.at_most, self._categories)
         if asked.history is not msgspec.UNSET:
             session = self._recommender.session(asked.history, unknown=request.unknown)
         else:
@@ -307,12 +324,14 @@ class Application:
             session.unknown = request.unknown
             session.extend(asked.append or ())
         try:
-            ranked = session.rank(request.k, exclude_seen=request.exclude_seen, filters=filters)
+            ranked = session.rank(request.k, exclude_seen=request.exclude_seen, filters=filters, limit=limit)
         except BaseException:
             if asked.history is msgspec.UNSET:
                 self._sessions.drop(asked.id)  # it has the new items already, and its client was not told so
+                self._counters.sessions(len(self._sessions), self._sessions.bytes)
             raise
         self._sessions.put(asked.id, session)
+        self._counters.sessions(len(self._sessions), self._sessions.bytes)
         return Recommendations(self._recommender.objects(*ranked), SessionState(asked.id, len(session)))
 
     def _known_session(self, asked: Any) -> Session:

@@ -27,6 +27,7 @@ from plr.server.options import ServerOptions
 from plr.server.processes import Channel, Signals, exit_status
 from plr.server.worker import ENDING, reloader, serve
 from plr.serving import Recommender
+from plr.serving.ragged import Ragged
 from plr.serving.similar import Neighbours
 
 __all__ = ["check", "main"]
@@ -60,7 +61,7 @@ def main() -> int:
     listener = socket.socket(fileno=settings["listener"])
     memory = MetricsMemory(settings["rows"], settings["metrics"])
     try:
-        recommender, neighbours = _load(options.run)
+        recommender, neighbours, categories = _load(options)
     except Exception as error:
         known = isinstance(error, (UserError, OSError))
         if not known:
@@ -72,25 +73,30 @@ def main() -> int:
     items = f"{len(recommender.item_ids):,} items"
     channel.send("loaded", f"{config.backbone}, {config.method}, {items}, answered by {computing}")
     signals = Signals((signal.SIGTERM, signal.SIGUSR1, signal.SIGCHLD, signal.SIGINT, signal.SIGHUP))
-    workers = _Workers(options, recommender, neighbours, memory, settings["row"], listener, channel, signals)
+    row = settings["row"]
+    workers = _Workers(options, recommender, neighbours, categories, memory, row, listener, channel, signals)
     return workers.run(settings["lifeline"])
 
 
-def _load(folder: str) -> tuple[Recommender, Neighbours]:
+def _load(options: ServerOptions) -> tuple[Recommender, Neighbours, Ragged | None]:
     torch.set_num_threads(1)  # before anything is computed: workers are forked, and OpenMP's threads are not
-    recommender = Recommender.load(folder)
+    recommender = Recommender.load(options.run)
     check(recommender)
-    return recommender, Neighbours(recommender)
+    categories = None
+    if options.categories is not None:
+        categories = recommender.categories_of(options.categories, options.category_field)
+    return recommender, Neighbours(recommender), categories
 
 
 class _Workers:
     """The forked processes."""
 
     def __init__(
-        self, options: ServerOptions, recommender: Recommender, neighbours: Neighbours, memory: MetricsMemory,
-        row: int, listener: socket.socket, channel: Channel, signals: Signals,
+        self, options: ServerOptions, recommender: Recommender, neighbours: Neighbours, categories: Ragged | None,
+        memory: MetricsMemory, row: int, listener: socket.socket, channel: Channel, signals: Signals,
     ) -> None:  # fmt: skip
         self._options, self._recommender, self._neighbours = options, recommender, neighbours
+        self._categories = categories
         self._memory, self._row = memory, row
         self._listener, self._channel, self._signals = listener, channel, signals
         self._places: dict[int, int] = {}  # of running workers, by their process id
@@ -172,6 +178,7 @@ class _Workers:
             self._recommender,
             options,
             neighbours=self._neighbours,
+            categories=self._categories,
             metrics=(self._memory, self._row + place),
             reload=reloader(self._channel),
         )

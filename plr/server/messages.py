@@ -137,6 +137,7 @@ class Requests:
                 ("only", ids | None, None),
                 ("exclude_seen", bool | None, None),
                 ("unknown", Literal["error", "skip"], "error"),
+                ("at_most", _at_most(limits.k) | None, None),
                 ("session", self.session | UnsetType, UNSET),
             ],
             namespace={"__doc__": "Which histories, or which session, get recommendations, how many, of which items."},
@@ -187,8 +188,9 @@ class Requests:
         for name in ("exclude", "only"):
             if (ids := getattr(request, name)) is not None:
                 _check_length(name, ids, 0, limits.ids, "ids")
+        if request.at_most is not None and not 1 <= request.at_most <= limits.k:
+            raise Refusal(422, f"at_most must be from 1 to {limits.k}; found {shortened(request.at_most)}")
         _check_k(request.k, limits.k)
-
 
     def _check_session(self, session: Any) -> None:
         if not 1 <= len(session.id) <= _LONGEST_ID:
@@ -209,6 +211,11 @@ class Requests:
 
 def _k(most: int) -> Any:
     return Annotated[int, Meta(extra_json_schema={"minimum": 1, "maximum": most}, description="How many items.")]
+
+
+def _at_most(most: int) -> Any:
+    text = "How many items of a category an answer may hold; where the server knows the items' categories."
+    return Annotated[int, Meta(extra_json_schema={"minimum": 1, "maximum": most}, description=text)]
 
 
 def _check_k(k: int, most: int) -> None:

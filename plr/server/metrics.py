@@ -28,6 +28,8 @@ _OTHERS = [
     ("plr_reloads_total", 'outcome="loaded"'),
     ("plr_reloads_total", 'outcome="refused"'),
     ("plr_worker_starts_total", ""),
+    ("plr_sessions", ""),
+    ("plr_sessions_bytes", ""),
 ]
 _PLACES = {key: place for place, key in enumerate([*_REQUESTS, *_BUCKETS, *_SUMS, *_OTHERS])}
 _WIDTH = len(_PLACES)
@@ -39,6 +41,8 @@ _HELP = {
     "plr_queue_users": ("gauge", "Histories that wait or are being answered."),
     "plr_reloads_total": ("counter", "Runs loaded beside the one that was served, by what came of it."),
     "plr_worker_starts_total": ("counter", "Workers started."),
+    "plr_sessions": ("gauge", "Sessions that are kept."),
+    "plr_sessions_bytes": ("gauge", "Memory that they are taken to need, what --session_memory bounds."),
 }
 
 
@@ -118,11 +122,17 @@ class Counters:
         """Set how many users wait or are being answered."""
         self._cells[_PLACES["plr_queue_users", ""]] = users
 
+    def sessions(self, count: int, size: int) -> None:
+        """Set how many sessions are kept, and their bytes."""
+        self._cells[_PLACES["plr_sessions", ""]] = count
+        self._cells[_PLACES["plr_sessions_bytes", ""]] = size
+
     def reload(self, outcome: str) -> None:
         """Count a run that was loaded, or refused."""
         self._add("plr_reloads_total", f'outcome="{outcome}"')
 
     def start(self) -> None:
-        """Count a worker that starts; what the row's former one had in its queue is gone."""
+        """Count a worker that starts; what the row's former one had in its queue, and its sessions, are gone."""
         self._add("plr_worker_starts_total")
         self.queue(0)
+        self.sessions(0, 0)

@@ -36,6 +36,9 @@ class ServerOptions(Options):
         sessions: sessions that a worker keeps, those asked for last; 0: none.
         session_memory: MiB of memory for them, of each worker.
         timeout: seconds from the first byte of a request to its answer.
+        categories: the items' categories, for at_most in requests: a file as for plr train --features, or a prepared
+            folder; read again with every run that is loaded.
+        category_field: field of categories; default: the one of that name, or the only one.
     """
 
     run: str
@@ -55,12 +58,16 @@ class ServerOptions(Options):
     sessions: int = option(1000, at_least(0))
     session_memory: int = option(256, at_least(1))
     timeout: float = option(10.0, POSITIVE)
+    categories: str | None = None
+    category_field: str | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self.require("queue", self.queue >= self.max_histories, f"at least max_histories, {self.max_histories}")
         if (self.token is not None) + (self.token_file is not None) + self.no_token > 1:
             raise ConfigError("of token, token_file and no_token one may be given")
+        if self.category_field is not None and self.categories is None:
+            raise ConfigError("category_field is a field of categories, which is missing")
         if self.token is not None:
             _check_token(self.token, "token")
 

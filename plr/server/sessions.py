@@ -41,6 +41,11 @@ class Sessions:
         while len(self._sessions) > self._most or (self.bytes > self._most_bytes and len(self._sessions) > 1):
             self.drop(next(iter(self._sessions)))
 
+    def clear(self) -> None:
+        """Forget all sessions."""
+        self._sessions.clear()
+        self.bytes = 0
+
     def drop(self, name: str) -> None:
         """Forget a session, if it is here."""
         if (found := self._sessions.pop(name, None)) is not None:

@@ -15,7 +15,7 @@ from plr.errors import ConfigError, listed, shortened
 from plr.items.features import read_features
 from plr.serving.ragged import Ragged
 
-__all__ = ["CategoryLimit"]
+__all__ = ["CategoryLimit", "numbered_categories"]
 
 CANDIDATES = 2**22
 """The most candidates that are ranked together, times the most categories of an item; of one history all it takes."""
@@ -44,7 +44,7 @@ class CategoryLimit:
         cls,
         item_ids: Sequence[str],
         at_most: Any,
-        categories: Mapping[Any, Any] | str | os.PathLike[str] | None,
+        categories: Mapping[Any, Any] | str | os.PathLike[str] | Ragged | None,
         field: str | None = None,
     ) -> CategoryLimit | None:
         """Read what a caller gives; None where both are None.
@@ -52,14 +52,12 @@ class CategoryLimit:
         Args:
             item_ids: of items 0..V-1.
             at_most: n.
-            categories: from item ids to a category, or a list of them; or a file of item features (`plr train
-                --features`), or a prepared folder.
-            field: of the file; None: "categories", or the only one that there is.
+            categories, field: as `numbered_categories` takes them, or what it returned.
 
         Raises:
-            ConfigError: one of both is missing, the file has several fields, or n is below 1.
+            ConfigError: one of both is missing, or n is below 1.
             TypeError: of another kind.
-            DataError: the file cannot be used.
+            As `numbered_categories`.
         """
         if at_most is None and categories is None:
             return None
@@ -72,21 +70,11 @@ class CategoryLimit:
             raise TypeError(f"at_most must be a whole number; found {at_most!r}")
         if at_most < 1:
             raise ConfigError(f"at_most must be at least 1; found {at_most}")
-        if isinstance(categories, Mapping):
-            return cls(int(at_most), _of_mapping(item_ids, categories))
-        if not isinstance(categories, (str, os.PathLike)):
-            raise TypeError(
-                f"categories must be a mapping from item ids, or the path of a file; found {shortened(categories)}"
-            )
-        path = Path(categories)
-        fields = read_features(path, item_ids, None if field is None else [field])
-        named = [each for each in fields if each.name == _FIELD] if len(fields) > 1 else fields
-        if not named:
-            raise ConfigError(
-                f"{path}: has fields {listed(each.name for each in fields)}; say which holds the categories "
-                "(category_field)"
-            )
-        return cls(int(at_most), Ragged(named[0].values.numpy(), named[0].offsets.numpy()))
+        if not isinstance(categories, Ragged):
+            categories = numbered_categories(item_ids, categories, field)
+        elif len(categories) != len(item_ids):
+            raise ValueError(f"categories must be those of {len(item_ids)} items; found {len(categories)}")
+        return cls(int(at_most), categories)
 
     def fill(self, ranked: Ranked, rows: int, k: int) -> tuple[np.ndarray, np.ndarray]:
         """Return the lists: scores [rows, k] and items int64 [rows, k]; −inf and −1 where the ranking ends before.
@@ -135,6 +123,39 @@ class CategoryLimit:
             if (length == k).all():
                 break
         return taken
+
+
+def numbered_categories(
+    item_ids: Sequence[str], categories: Mapping[Any, Any] | str | os.PathLike[str], field: str | None = None
+) -> Ragged:
+    """Return the numbers of the categories of items 0..V-1, of each item each once.
+
+    Args:
+        item_ids: of the items.
+        categories: from item ids to a category, or a list of them; or a file of item features (`plr train
+            --features`), or a prepared folder.
+        field: of the file; None: "categories", or the only one that there is.
+
+    Raises:
+        ConfigError: the file has several fields.
+        TypeError: categories of another kind.
+        DataError: the file cannot be used.
+    """
+    if isinstance(categories, Mapping):
+        return _of_mapping(item_ids, categories)
+    if not isinstance(categories, (str, os.PathLike)):
+        raise TypeError(
+            f"categories must be a mapping from item ids, or the path of a file; found {shortened(categories)}"
+        )
+    path = Path(categories)
+    fields = read_features(path, item_ids, None if field is None else [field])
+    named = [each for each in fields if each.name == _FIELD] if len(fields) > 1 else fields
+    if not named:
+        raise ConfigError(
+            f"{path}: has fields {listed(each.name for each in fields)}; say which holds the categories "
+            "(category_field)"
+        )
+    return Ragged(named[0].values.numpy(), named[0].offsets.numpy())
 
 
 def _of_mapping(item_ids: Sequence[str], categories: Mapping[Any, Any]) -> Ragged:

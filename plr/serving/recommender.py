@@ -24,7 +24,8 @@ from plr.models import RecommenderModel, build_model
 from plr.models.scoring import ItemScorer
 from plr.prepare.readers import Columns
 from plr.runs import RunFolder, load_weights
-from plr.serving.categories import CategoryLimit
+from plr.serving.categories import CategoryLimit, numbered_categories
+from plr.serving.device import usable_device
 from plr.serving.engine import Engine, UserStates, snapshot, why_not
 from plr.serving.filters import ItemFilter
 from plr.serving.histories import UserHistories, histories_of
@@ -157,12 +158,14 @@ class Recommender:
                 get theirs.
 
         Raises:
+            ConfigError: the device cannot be used.
             FileNotFoundError: there is no finished run.
             DataError: the text vectors do not fit the run, or a file of it is damaged.
             RunError: the weights are missing or damaged.
         """
         folder = RunFolder(Path(path))
         config = folder.require_finished()
+        device = usable_device(device)
         # Whatever the process has made its default device and dtype: a run is loaded as it was trained.
         with torch.device("cpu"):
             item_ids, item_data = folder.read_item_ids(), folder.read_item_data(config)
@@ -184,7 +187,7 @@ class Recommender:
         exclude: Iterable[Any] | None = None,
         where: Any = None,
         at_most: int | None = None,
-        categories: Mapping[Any, Any] | str | Path | None = None,
+        categories: Mapping[Any, Any] | str | Path | Ragged | None = None,
         category_field: str | None = None,
         batch_size: int = 512,
     ) -> list[list[Recommendation]]:
@@ -206,7 +209,8 @@ class Recommender:
             at_most: how many items of a category an answer may hold. It is what a walk down the whole ranking takes:
                 each item none of whose categories has so many yet.
             categories: with at_most: from item ids to a category or a list of them; or a file of item features, or a
-                prepared folder. An item counts in each of its categories; one without any may always come.
+                prepared folder; or what `categories_of` made of one, once for many calls. An item counts in each of its
+                categories; one without any may always come.
             category_field: which field of that file; None: "categories", or the only one.
             batch_size: histories per forward pass.
 
@@ -232,6 +236,19 @@ class Recommender:
             batch_size=batch_size,
         )
         return self.objects(scores, items)
+
+    def categories_of(
+        self, categories: Mapping[Any, Any] | str | Path, category_field: str | None = None
+    ) -> Ragged:
+        """Return the items' categories as numbers, read once for many calls with at_most.
+
+        Args:
+            categories, category_field: as in `recommend`.
+
+        Raises:
+            ConfigError, TypeError, DataError: they cannot be used.
+        """
+        return numbered_categories(self.item_ids, categories, category_field)
 
     def objects(self, scores: np.ndarray, items: np.ndarray) -> list[list[Recommendation]]:
         """Return what `rank` found as `recommend` does."""
@@ -285,7 +302,7 @@ class Recommender:
         exclude: Iterable[Any] | Mapping[Any, Any] | None = None,
         where: Any = None,
         at_most: int | None = None,
-        categories: Mapping[Any, Any] | str | Path | None = None,
+        categories: Mapping[Any, Any] | str | Path | Ragged | None = None,
         category_field: str | None = None,
         popularity_days: float | None = None,
         popularity_data: str | Path | None = None,
@@ -411,7 +428,7 @@ class Recommender:
             k, exclude_seen, batch_size: as in `recommend`.
             filters: what each history may get.
             limit: how many items of a category.
-            states: what the engine has made of the histories, where that is known; not with a limit.
+            states: what the engine has made of the histories, where that is known.
 
         Returns:
             scores [B, k] and items int64 [B, k], best first; −inf and −1 where fewer are left.
@@ -427,7 +444,12 @@ class Recommender:
             def ranked(rows: np.ndarray, wide: int) -> tuple[np.ndarray, np.ndarray]:
                 own = None if filters is None else filters.take(rows)
                 return self.rank(
-                    histories.take(rows), wide, exclude_seen=exclude_seen, filters=own, batch_size=batch_size
+                    histories.take(rows),
+                    wide,
+                    exclude_seen=exclude_seen,
+                    filters=own,
+                    batch_size=batch_size,
+                    states=None if states is None else states.of_rows(rows),
                 )
 
             return limit.fill(ranked, len(histories), k)

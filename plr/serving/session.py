@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import struct
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
 
 from plr.errors import RequestError, RunError, listed, shortened
+from plr.serving.categories import CategoryLimit
 from plr.serving.engine import KeptHistory, UserStates
 from plr.serving.filters import ItemFilter
 from plr.serving.ragged import Ragged
@@ -116,6 +118,9 @@ class Session:
         only: Iterable[str | int] | None = None,
         exclude: Iterable[str | int] | None = None,
         where: Any = None,
+        at_most: int | None = None,
+        categories: Mapping[Any, Any] | str | Path | Ragged | None = None,
+        category_field: str | None = None,
     ) -> list[Recommendation]:
         """Return the k best items for the history, best first: as `Recommender.recommend` does for one history.
 
@@ -123,18 +128,24 @@ class Session:
             As there; RequestError: the history holds no item yet.
         """
         filters = self._recommender.filters(1, only, exclude, where)
-        scores, items = self.rank(k, exclude_seen=exclude_seen, filters=filters)
+        limit = CategoryLimit.of(self._recommender.item_ids, at_most, categories, category_field)
+        scores, items = self.rank(k, exclude_seen=exclude_seen, filters=filters, limit=limit)
         return self._recommender.objects(scores, items)[0]
 
     def rank(
-        self, k: int | None = None, *, exclude_seen: bool | None = None, filters: ItemFilter | None = None
+        self,
+        k: int | None = None,
+        *,
+        exclude_seen: bool | None = None,
+        filters: ItemFilter | None = None,
+        limit: CategoryLimit | None = None,
     ) -> tuple[np.ndarray, np.ndarray]:
         """Return scores [1, k] and items int64 [1, k], as `Recommender.rank` does for the one history."""
         if not self._items:
             raise RequestError("the session's history holds no item yet; append one")
         history = Ragged.of([self._items])
         return self._recommender.rank(
-            history, k, exclude_seen=exclude_seen, filters=filters, states=self._current_states()
+            history, k, exclude_seen=exclude_seen, filters=filters, limit=limit, states=self._current_states()
         )
 
     def _current_states(self) -> UserStates | None:

@@ -146,6 +146,37 @@ def test_answers_together_have_as_many_items_as_each_asks_for(application, recom
         assert answer.json["recommendations"] == as_json(recommender.recommend(**body))
 
 
+CATEGORIES = {f"i{item}": [f"c{item % 3}", f"d{item // 10}"] for item in range(ITEMS) if item % 5}
+
+
+@pytest.mark.parametrize("given", ["categories", "file"])
+def test_at_most_so_many_of_a_category(recommender, gate, tmp_path, given):
+    """As the recommender answers; requests for the same number of them go together."""
+    path = tmp_path / "items.json"
+    path.write_text(json.dumps({item: {"kind": kinds, "shop": "s"} for item, kinds in CATEGORIES.items()}))
+    if given == "file":
+        options, categories = {"categories": str(path), "category_field": "kind"}, None
+    else:
+        options, categories = {}, recommender.categories_of(CATEGORIES)
+    app = Application(recommender, ServerOptions("runs/first", **options), categories=categories)
+    bodies = [
+        {"histories": [["i1"], ["i2", "i3"]], "k": 8, "at_most": 2},
+        {"histories": [["i1"]], "k": 9, "at_most": 1},
+        {"histories": [["i7"]], "k": 3, "at_most": 2, "exclude": ["i4"]},
+        {"histories": [["i1"]], "k": 9, "at_most": 1, "only": [f"i{item}" for item in range(9)], "exclude_seen": True},
+        {"histories": [["i1"]], "k": 5, "at_most": None},
+        {"histories": [["i8"], ["i9"]], "k": 7, "at_most": 2},
+    ]
+    found = answered_together(app, bodies, gate)
+    assert gate.sizes == [2, 1, 3, 1, 1]
+    plain = []
+    for body, answer in zip(bodies, found, strict=True):
+        limit = {} if body["at_most"] is None else {"categories": CATEGORIES}
+        assert answer.json["recommendations"] == as_json(recommender.recommend(**body, **limit))
+        plain.append(answer.json["recommendations"] == as_json(recommender.recommend(**body | {"at_most": None})))
+    assert plain.count(True) < 3  # the limit changed the other answers
+
+
 def test_a_full_queue_and_time_that_is_over(application, gate):
     app = application(queue=4, timeout=0.3, **LIMITS)
 
@@ -210,6 +241,10 @@ HISTORY = {"histories": [["i1"]]}
         ("/recommend", {**HISTORY, "unknown": "no"}, 422, "unknown: found 'no'; accepted are 'error', 'skip'"),
         ("/recommend", {"histories": [["i1", "x"]]}, 422, "history 0: items never seen in training: 'x'"),
         ("/recommend", {"histories": [["x"]], "unknown": "skip"}, 422, "history 0 holds no item"),
+        ("/recommend", {**HISTORY, "at_most": 0}, 422, "at_most must be from 1 to 7; found 0"),
+        ("/recommend", {**HISTORY, "at_most": 10**30}, 422, "at_most must be from 1 to 7; found 1000000"),
+        ("/recommend", {**HISTORY, "at_most": "2"}, 422, "at_most must be a whole number or null; found a text"),
+        ("/recommend", {**HISTORY, "at_most": 2}, 422, "at_most: this server knows no categories of items; start it"),
         ("/similar", {"items": []}, 422, "items must have 1 to 4 items; found 0"),
         ("/similar", {"items": ["i1", "x"]}, 422, "items never seen in training: 'x'"),
         ("/similar", {"items": ["i1"], "k": 8}, 422, "k must be from 1 to 7; found 8"),
@@ -399,6 +434,8 @@ def test_the_document_describes_what_is_accepted(application):
     fields = document["components"]["schemas"]["RecommendRequest"]["properties"]
     assert (fields["histories"]["minItems"], fields["histories"]["maxItems"]) == (1, 4)
     assert (fields["histories"]["items"]["minItems"], fields["histories"]["items"]["maxItems"]) == (1, 15)
+    (number,) = [each for each in fields["at_most"]["anyOf"] if each["type"] == "integer"]
+    assert (number["minimum"], number["maximum"]) == (1, 7)
     assert (fields["k"]["minimum"], fields["k"]["maximum"], fields["k"]["default"]) == (1, 7, 7)
     assert "securitySchemes" not in document["components"]
     async def with_token():
@@ -417,7 +454,7 @@ JSON = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner, max_size=3),
     max_leaves=6,
 )  # fmt: skip
-FIELDS = ("histories", "items", "k", "exclude", "only", "exclude_seen", "unknown", "where", "session")
+FIELDS = ("histories", "items", "k", "exclude", "only", "exclude_seen", "unknown", "at_most", "where", "session")
 SESSION = st.dictionaries(st.sampled_from(("id", "history", "length", "append")), JSON | st.just(["i1"]), max_size=4)
 BODIES = (
     st.dictionaries(
@@ -430,7 +467,8 @@ BODIES = (
 @settings(max_examples=60, deadline=None)
 @given(bodies=st.lists(BODIES.map(str.encode) | st.binary(max_size=30), min_size=1, max_size=8))
 def test_malformed_bodies_are_refused_and_nothing_breaks(recommender, bodies):
-    app = Application(recommender, ServerOptions("run", **LIMITS))
+    categories = recommender.categories_of(CATEGORIES)
+    app = Application(recommender, ServerOptions("run", **LIMITS), categories=categories)
     requests = [("POST", path, body) for body in bodies for path in ("/recommend", "/similar")]
     *found, fine = answers(app, *requests, ("POST", "/recommend", HISTORY))
     for answer in found:

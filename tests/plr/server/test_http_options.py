@@ -47,6 +47,7 @@ def test_an_address_that_cannot_be_had_is_named():
         ({"queue": 100}, "queue must be at least max_histories, 256; found 100"),
         ({"timeout": 0.0}, "timeout must be a finite number above 0; found 0.0"),
         ({"token": TOKEN, "no_token": True}, "of token, token_file and no_token one may be given"),
+        ({"category_field": "kind"}, "category_field is a field of categories, which is missing"),
         ({"token": "short"}, "token must have 16 characters or more, ASCII without blanks; found 5 characters"),
         ({"token": "sixteen letters…"}, "token must have 16 characters or more, ASCII without blanks; found 16"),
     ],

@@ -56,6 +56,28 @@ def test_answers_are_those_for_the_whole_history(application, recommender):
     assert asked.json["recommendations"] == as_json(expected)
 
 
+def test_at_most_so_many_of_a_category_in_a_session(recommender):
+    categories = {f"i{item}": [f"c{item % 3}", f"d{item // 10}"] for item in range(ITEMS) if item % 5}
+    app = Application(recommender, ServerOptions("run"), categories=recommender.categories_of(categories))
+    history = [f"i{5 * place % ITEMS}" for place in range(14)]  # beyond max_length, 12
+    found = answers(
+        app,
+        begin(history[:2], k=8, at_most=2),
+        *(go_on(length, history[length : length + 1], k=8, at_most=1, exclude=["i2"]) for length in range(2, 14)),
+        go_on(14, k=8),
+    )
+    limited = {"at_most": 1, "categories": categories, "exclude": ["i2"]}
+    expected = [
+        recommender.recommend([history[:2]], 8, at_most=2, categories=categories),
+        *(recommender.recommend([history[:length]], 8, **limited) for length in range(3, 15)),
+        recommender.recommend([history], 8),
+    ]
+    assert [answer.json["recommendations"] for answer in found] == list(map(as_json, expected))
+    session = recommender.session(history[:3])
+    assert [session.recommend(8, **limited)] == expected[1]
+    assert [session.recommend(8)] != expected[1]
+
+
 def test_histories_have_no_session_in_their_answer(application):
     (answer,) = answers(application(), ("POST", "/recommend", {"histories": [["i1"]]}))
     assert set(answer.json) == {"recommendations"}
@@ -178,6 +200,35 @@ def test_memory_bounds_the_sessions(recommender):
     tiny.put("a", of(3))
     tiny.put("b", of(3))
     assert (len(tiny), tiny.get("a")) == (1, None)
+
+
+def test_metrics_say_how_many_sessions_there_are_and_what_they_take(application, recommender, monkeypatch):
+    def gauges(answer):
+        lines = [line.split() for line in answer.body.decode().splitlines()]
+        assert ["#", "TYPE", "plr_sessions", "gauge"] in lines
+        return [float(line[1]) for name in ("plr_sessions", "plr_sessions_bytes") for line in lines if line[0] == name]
+
+    metrics = ("GET", "/metrics")
+    app, rank = application(sessions=2), recommender.rank
+    none, _, one, _, two, _, _, still, _, fewer = answers(
+        app, metrics, begin(["i1"], "a"), metrics, begin(["i2", "i3"], "b"), metrics, begin(["i4"], "c"),
+        begin(["x"], "d"), metrics, go_on(0, name="c"), metrics,
+    )  # fmt: skip
+    assert gauges(none) == [0, 0]
+    assert [gauges(each)[0] for each in (one, two, still, fewer)] == [1, 2, 2, 2]
+    assert 0 < gauges(one)[1] < gauges(two)[1]
+    assert gauges(still) == gauges(fewer)
+    (ended,) = answers(app, metrics)  # the life before is over, and its sessions with it
+    assert gauges(ended) == [0, 0]
+
+    def failing(*arguments, **options):
+        if options.get("states") is not None and len(options["states"].states) and arguments[0].lengths[0] == 2:
+            raise RuntimeError("a failure of the server's own")
+        return rank(*arguments, **options)
+
+    monkeypatch.setattr(recommender, "rank", failing)
+    *_, left = answers(app, begin(["i1"], "a"), begin(["i5"], "b"), go_on(1, ["i2"], "a"), metrics)
+    assert gauges(left)[0] == 1
 
 
 def test_a_session_whose_ranking_fails_is_left(application, recommender, monkeypatch):
