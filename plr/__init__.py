@@ -7,10 +7,14 @@ from typing import TYPE_CHECKING, Any
 from plr.version import __version__
 
 if TYPE_CHECKING:
+    from plr.api import compare, evaluate, train
     from plr.estimators import PLR, BERT4Rec, Estimator, SASRec, UniSRec, load
     from plr.serving import Recommender
 
-__all__ = ["PLR", "BERT4Rec", "Estimator", "Recommender", "SASRec", "UniSRec", "__version__", "load"]
+__all__ = [
+    "PLR", "BERT4Rec", "Estimator", "Recommender", "SASRec", "UniSRec", "__version__", "compare", "evaluate", "load",
+    "train",
+]  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:
@@ -19,6 +23,10 @@ def __getattr__(name: str) -> Any:
         from plr.serving import Recommender
 
         return Recommender
+    if name in ("compare", "evaluate", "train"):
+        from plr import api
+
+        return getattr(api, name)
     if name in __all__:
         from plr import estimators
 

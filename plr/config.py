@@ -256,6 +256,16 @@ OF_THE_DATA = ("train_time", "valid_time", "test_time")
 """The times at which a run's data were cut: a run that goes on from it has other data."""
 
 
+INTERACTIONS = "interactions.parquet"
+"""The frame that a run was trained on, in its folder."""
+
+
+def is_own_frame(config: Config) -> bool:
+    """Whether a run was trained on a frame, which its folder holds."""
+    data = Path(config.data)
+    return data.name == INTERACTIONS and data.parent == Path(config.out)
+
+
 _WITHOUT_EFFECT = (
     "min_context", "batch_unit", "divergence_share", "optimizer", "contrastive_negatives", "load_weight", "negatives",
     "sampler", "logq", "gbce_t", "sparse_adam",

@@ -10,29 +10,24 @@ Each is a run of `plr train` with the same options, and its folder is one that e
 
 from __future__ import annotations
 
-import os
 import shutil
 import tempfile
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
-from plr.config import OF_THE_DATA, Config, without_derived
-from plr.errors import ConfigError, RunError, shortened
-from plr.files import atomic_path, sha256_of
-from plr.frames import as_polars, is_frame
+from plr.api import OPTIONS, OWN_DEFAULTS, train_on
+from plr.config import OF_THE_DATA, Config, is_own_frame, without_derived
+from plr.errors import ConfigError, RunError
+from plr.files import atomic_path
+from plr.frames import is_frame
 from plr.runs import RunFolder
 from plr.serving import Recommender
-from plr.training import train
 from plr.training.handed import Handed
 
 __all__ = ["PLR", "BERT4Rec", "Estimator", "SASRec", "UniSRec", "load"]
 
-INTERACTIONS = "interactions.parquet"
-"""The frame that a run was fitted to, in its folder."""
-_OPTIONS = {each.name for each in fields(Config)} - {"data", "provenance", "from_run", "new_items"}
-
-_OWN_DEFAULTS = {"progress": False}
+_OPTIONS = OPTIONS - {"from_run", "new_items"} | {"out"}
 
 
 class Estimator:
@@ -152,18 +147,7 @@ class Estimator:
         if out is None:
             temporary = tempfile.TemporaryDirectory(prefix="plr-")
         folder = Path(temporary.name) / "run" if temporary else Path(str(out))
-        if is_frame(interactions):
-            data = folder / INTERACTIONS
-            self._write(interactions, RunFolder(folder))
-            config = self._config(options | {"format": "parquet"}, str(data), str(folder))
-        elif isinstance(interactions, (str, os.PathLike)):
-            config = self._config(options, os.fspath(interactions), str(folder))
-        else:
-            raise ConfigError(
-                "interactions must be a frame (pandas, polars, pyarrow, an Arrow stream) or the path of a file or of a "
-                f"prepared folder; found {shortened(interactions)}"
-            )
-        self.metrics_ = train(config, callbacks=handed.callbacks, logger=handed.loggers)
+        self.metrics_ = train_on(interactions, str(folder), options | self._fixed, handed)
         self._temporary, self._fitted, self._recommender = temporary, RunFolder(folder), None
 
     def recommend(self, histories: Any, k: int | None = None, **options: Any) -> Any:
@@ -215,8 +199,8 @@ class Estimator:
             copied = RunFolder(aside)
             config = Config.load(copied.config)
             config.out = str(target)
-            if (aside / INTERACTIONS).exists():
-                config.data = str(target / INTERACTIONS)
+            if copied.interactions.exists():
+                config.data = str(RunFolder(target).interactions)
             config.save(copied.config)
 
     @classmethod
@@ -227,9 +211,8 @@ class Estimator:
         known = {frozenset(system._fixed.items()): system for system in (PLR, SASRec, BERT4Rec, UniSRec)}
         system = known.get(frozenset({"backbone": config.backbone, "method": config.method}.items()), Estimator)
         chosen = without_derived(asdict(config))  # what followed from the options given was not given
-        own_frame = Path(config.data).name == INTERACTIONS and Path(config.data).parent == Path(config.out)
-        left_out = {*system._fixed, "out", *(["format"] if own_frame else [])}
-        usual = {each.name: getattr(Config, each.name) for each in fields(Config)} | _OWN_DEFAULTS
+        left_out = {*system._fixed, "out", *(["format"] if is_own_frame(config) else [])}
+        usual = {each.name: getattr(Config, each.name) for each in fields(Config)} | OWN_DEFAULTS
         options = {
             name: chosen[name] for name in sorted(_OPTIONS - left_out) if name in chosen and chosen[name] != usual[name]
         }
@@ -238,26 +221,17 @@ class Estimator:
         return estimator
 
     def _config(self, options: dict[str, Any], data: str, out: str) -> Config:
-        return Config(**{**_OWN_DEFAULTS, **options, **self._fixed, "data": data, "out": out})
+        return Config(**{**OWN_DEFAULTS, **options, **self._fixed, "data": data, "out": out})
 
-    def _write(self, interactions: Any, folder: RunFolder) -> None:
-        """Write a frame where the run's data are looked for; what a run is made from stays as it is.
+    def __fspath__(self) -> str:
+        """Return the fitted run's folder: `plr.evaluate` and `plr.compare` take the system itself.
 
         Raises:
-            RunError: the folder holds a finished run, or one of another frame.
+            RunError: nothing was fitted yet.
         """
-        if folder.finished():
-            raise RunError(f"{folder.path}: holds a finished run; choose another out")
-        frame, path = as_polars(interactions), folder.path / INTERACTIONS
-        with tempfile.TemporaryDirectory(prefix="plr-") as temporary:
-            made = Path(temporary) / INTERACTIONS
-            frame.write_parquet(made)
-            if path.exists():
-                if sha256_of(path) != sha256_of(made):
-                    raise RunError(f"{folder.path}: holds a run of another frame; choose another out, or delete it")
-                return
-            with atomic_path(path) as aside:
-                shutil.copyfile(made, aside)
+        if self._fitted is None:
+            raise RunError(f"this {type(self).__name__} is not fitted; call fit first")
+        return str(self._fitted.path)
 
     def __repr__(self) -> str:
         given = ", ".join(f"{name}={value!r}" for name, value in self.get_params().items() if value is not None)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import polars as pl
 
-from plr.config import Config
+from plr.config import Config, is_own_frame
 from plr.data import SequenceDataset, open_prepared, prepare
 from plr.errors import ConfigError, DataError, listed
 from plr.items import ItemData
@@ -18,6 +18,7 @@ from plr.items.features import read_features
 from plr.options import RawDataOptions
 from plr.prepare.folder import is_prepared
 from plr.prepare.options import PrepareOptions
+from plr.runs import RunFolder
 from plr.text import TextVectors
 
 
@@ -57,21 +58,29 @@ def _refuse_options(config: Config, path: Path) -> None:
         raise ConfigError(f"{path} is prepared already; {', '.join(given)} must be given to plr prepare instead")
 
 
-def load_dataset(config: Config, data: str | None = None, run: Path | None = None) -> SequenceDataset:
+def load_dataset(
+    config: Config, data: str | None = None, run: Path | None = None, data_format: str | None = None
+) -> SequenceDataset:
     """Prepare the configured data, or another file `data` with the same options; or open a prepared folder.
 
-    `run` is the folder that the configuration is from, where nobody named the data on the command line.
+    `run` is the folder that the configuration is from, where nobody named the data on the command line: the frame in it
+    is found where the folder has been moved. `data_format` is that of `data`, where it is not the configured one.
 
     Raises:
         ConfigError: an option of preparing is set, and the data are prepared already.
         DataError: the data cannot be used.
     """
-    path = resolve(data or config.data, "--data" if data or run is None else f"{run} was trained on")
+    if data is None and run is not None and is_own_frame(config) and RunFolder(run).interactions.exists():
+        path = RunFolder(run).interactions
+    else:
+        path = resolve(data or config.data, "--data" if data or run is None else f"{run} was trained on")
     if is_prepared(path):
         if data is None:
             _refuse_options(config, path)
         return open_prepared(path, verify=True)  # a damaged byte would train something else, silently
     options = {name: getattr(config, name) for name in OPTIONS}
+    if data_format is not None:
+        options["format"] = data_format
     try:
         PrepareOptions(**options)
     except ValueError as error:

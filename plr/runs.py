@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,9 +15,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from plr.config import Config
+from plr.config import INTERACTIONS, Config
 from plr.errors import DataError, RunError
 from plr.files import atomic_path, sha256_of
+from plr.frames import as_polars
 from plr.items import ItemData
 
 
@@ -54,6 +57,11 @@ class RunFolder:
     def metrics(self) -> Path:
         """The validation and test metrics of those weights."""
         return self.path / "metrics.json"
+
+    @property
+    def interactions(self) -> Path:
+        """The frame that the run was trained on, where it was one."""
+        return self.path / INTERACTIONS
 
     @property
     def logs(self) -> Path:
@@ -175,6 +183,25 @@ class RunFolder:
         if data.content_hash != recorded:
             raise DataError("not the item features or text vectors that the run was made with", self.item_data)
         return data
+
+    def save_interactions(self, frame: Any) -> None:
+        """Write the frame that the run is to be trained on; what one is made from already stays as it is.
+
+        Raises:
+            RunError: the folder holds a finished run, or one of another frame.
+        """
+        if self.finished():
+            raise RunError(f"{self.path}: holds a finished run; choose another out")
+        table = as_polars(frame)
+        with tempfile.TemporaryDirectory(prefix="plr-") as temporary:
+            made = Path(temporary) / INTERACTIONS
+            table.write_parquet(made)
+            if self.interactions.exists():
+                if sha256_of(self.interactions) != sha256_of(made):
+                    raise RunError(f"{self.path}: holds a run of another frame; choose another out, or delete it")
+                return
+            with atomic_path(self.interactions) as aside:
+                shutil.copyfile(made, aside)
 
     def read_item_ids(self) -> list[str]:
         """Read the item id map.

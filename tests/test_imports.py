@@ -88,7 +88,7 @@ def level_of(module):
 def test_the_test_sees_imports_in_functions_and_none_for_type_checkers():
     source = "if TYPE_CHECKING:\n    import a\nelse:\n    import b\ndef f():\n    if x:\n        from c import d\n"
     assert [ast.unparse(each) for each in import_statements(ast.parse(source))] == ["import b", "from c import d"]
-    assert "plr.training" in IMPORTS["plr.cli.commands"]  # in a function
+    assert "plr.api" in IMPORTS["plr.cli.commands"]  # in a function
 
 
 def test_every_module_has_a_level():

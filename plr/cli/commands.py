@@ -18,14 +18,14 @@ from typing import Any, Literal, NamedTuple, TextIO, get_type_hints
 from jsonargparse import Namespace
 
 import plr
-from plr.cli.continued import options_of_parent
+from plr.cli.continued import inherited_options
 from plr.cli.parser import Parser, options_of, show_in_groups
 from plr.cli.prepare import Request
 from plr.cli.prepare import run as prepare
 from plr.config import Config
 from plr.errors import ConfigError, UserError, shortened
 from plr.files import atomic_path
-from plr.formats import FORMATS, format_of, rendered
+from plr.formats import FORMATS, format_of
 from plr.options import Options, is_text, names
 from plr.prepare import PrepareOptions
 from plr.presets import preset_path, preset_summaries
@@ -171,7 +171,7 @@ def _parser(arguments: list[str]) -> Parser:
         if asked in (name, None):
             command.add_options(options)
         if asked == name == "train":
-            options.set_defaults(options_of_parent(_with_preset(arguments)))
+            options.set_defaults(inherited_options(_with_preset(arguments)))
     return parser
 
 
@@ -469,14 +469,14 @@ def _demo(options: Namespace) -> None:
 
 
 def _train(options: Namespace) -> None:
+    from plr.api import train
     from plr.cli.tables import metrics_table
-    from plr.training import train
 
     values = options.as_dict()
-    for name in ("config", "preset"):
+    for name in ("config", "preset"):  # whose values are among the others
         values.pop(name, None)
     config = Config(**values)
-    result = train(config)
+    result = train(**values)
     if not result:  # not the first process of a distributed run
         return
     _print(
@@ -488,24 +488,11 @@ def _train(options: Namespace) -> None:
 
 
 def _evaluate(options: Namespace) -> None:
+    from plr.api import evaluate
     from plr.cli.judged import SAMPLED_WARNING, judged_tables, save_judged
     from plr.cli.tables import metrics_table
-    from plr.serving.evaluate import evaluate_run
 
-    outcome = evaluate_run(
-        Path(options.run),
-        options.data,
-        options.ks,
-        options.exclude_seen,
-        options.text_vectors,
-        device=_device(options.device),
-        by=options.by,
-        history_edges=options.history_edges,
-        lists=options.lists,
-        sampled=options.sampled,
-        seed=options.seed,
-        rank_with=options.rank_with,
-    )
+    outcome = evaluate(**options.as_dict())
     _print(
         metrics_table({options.run: outcome.metrics}, columns=_columns(outcome.ks), title="Test, all items ranked"),
         f"{outcome.rows} test rows of {outcome.data}; all {outcome.items} items ranked; "
@@ -520,15 +507,10 @@ def _evaluate(options: Namespace) -> None:
 
 
 def _compare(options: Namespace) -> None:
-    from plr.cli.comparison import comparison_rows, explained
-    from plr.serving.compare import compare_runs
+    from plr.api import compare
 
     chosen = format_of(options.format, options.out)
-    if min(options.ks, default=0) < 1:
-        raise ConfigError(f"ks must be positive, one at least; found {list(options.ks)}")
-    metrics = [f"{kind}@{k}" for k in options.ks for kind in ("recall", "ndcg")]
-    systems = compare_runs(options.runs, metrics, options.metric)
-    text = rendered(comparison_rows(systems, metrics, options.metric), explained(systems, options.metric), chosen)
+    text = compare(options.runs, metric=options.metric, ks=options.ks).rendered(chosen)
     if options.out is None:
         print(text, end="")
         return
@@ -577,18 +559,17 @@ def _recommend(options: Namespace) -> None:
     from plr.serving.bulk import read_item_list
 
     lists = {name: options[name] and read_item_list(Path(options[name])) for name in ("only", "deny")}
-    device = _device(options.device)
     if options.users is None:
-        _recommend_one(options, device, lists)
+        _recommend_one(options, lists)
     else:
-        _recommend_many(options, device, lists)
+        _recommend_many(options, lists)
 
 
-def _recommend_one(options: Namespace, device: str, lists: dict[str, list[str] | None]) -> None:
+def _recommend_one(options: Namespace, lists: dict[str, list[str] | None]) -> None:
     from plr.cli.tables import recommendation_table
     from plr.serving import Recommender
 
-    recommender = Recommender.load(options.run, device, text_vectors=options.text_vectors)
+    recommender = Recommender.load(options.run, options.device, text_vectors=options.text_vectors)
     _tell_unknown(options, lists, recommender.item_ids)
     (answer,) = recommender.recommend(
         [history_of(options.history, recommender.item_ids)],
@@ -609,7 +590,7 @@ def _recommend_one(options: Namespace, device: str, lists: dict[str, list[str] |
         _print(recommendation_table(answer))
 
 
-def _recommend_many(options: Namespace, device: str, lists: dict[str, list[str] | None]) -> None:
+def _recommend_many(options: Namespace, lists: dict[str, list[str] | None]) -> None:
     from plr.evaluation import ranking_progress
     from plr.runs import RunFolder
     from plr.serving.bulk import recommend_users
@@ -631,7 +612,7 @@ def _recommend_many(options: Namespace, device: str, lists: dict[str, list[str] 
         category_field=options.category_field,
         popularity_days=options.popularity_days,
         popularity_data=None if options.popularity_data is None else Path(options.popularity_data),
-        device=device,
+        device=options.device,
         reading={name: options[name] for name in ("format", *(f"{role}_column" for role in _ROLES))},
         progress=partial(ranking_progress, "Recommending", unit="users", stderr=True),
     )
@@ -656,19 +637,6 @@ def _tell_unknown(options: Namespace, lists: dict[str, list[str] | None], item_i
 
 def _note(text: str) -> None:
     print(f"plr: {text}", file=sys.stderr)
-
-
-def _device(name: str) -> str:
-    """Return the name of a device that can be used."""
-    import torch
-
-    try:
-        if torch.zeros(1, device=name).is_meta:
-            raise ConfigError(f"--device {name} cannot be used: it computes nothing")
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = (str(error).splitlines() or ["no such device"])[0].partition(". ")[0]  # then it goes on and on
-        raise ConfigError(f"--device {name} cannot be used: {reason}") from error
-    return name
 
 
 def _similar(options: Namespace) -> None:

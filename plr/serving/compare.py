@@ -86,6 +86,8 @@ def compare_runs(
             metric_of_rows([1.0], name)
     except ValueError as error:
         raise ConfigError(str(error)) from error
+    if not paths:
+        raise ConfigError("there must be runs of two systems or more; none is given")
     systems = _collect([Path(path) for path in paths])
     if len(systems) < 2:
         raise ConfigError(

@@ -77,6 +77,7 @@ def evaluate_run(
     sampled: int | None = None,
     seed: int = 0,
     rank_with: str | None = None,
+    data_format: str | None = None,
 ) -> Evaluation:
     """Rank the test rows with a finished run's weights.
 
@@ -94,6 +95,7 @@ def evaluate_run(
         sampled: also rank among so many sampled items; None: do not.
         seed: of that sample.
         rank_with: what computes the users' states, model or engine; None does as the run did.
+        data_format: of `data`; None: the run's.
 
     Raises:
         ConfigError: a cut-off or `sampled` is below 1, history edges are not ascending, or `by` names nothing known.
@@ -116,7 +118,7 @@ def evaluate_run(
         raise ConfigError(f"sampled must be at least 1; found {sampled}")
     recommender = Recommender.load(path, device, text_vectors=text_vectors)
     config = recommender.config
-    dataset = load_dataset(config, data, Path(path))
+    dataset = load_dataset(config, data, Path(path), data_format)
     notes = list(dataset.report.get("notes", []))
     if data is None and dataset.content_hash != (config.provenance or {}).get("data_hash"):
         raise DataError(

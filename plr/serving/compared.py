@@ -1,13 +1,40 @@
-"""What `plr compare` shows."""
+"""Compared runs as a table."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
+from plr.formats import rendered
 from plr.serving.compare import ComparedSystem
 
+__all__ = ["ComparedRuns"]
 
-def comparison_rows(systems: Sequence[ComparedSystem], metrics: Sequence[str], metric: str) -> list[list[str]]:
+
+@dataclass(frozen=True)
+class ComparedRuns:
+    """Systems that ranked the same rows, the first of them the one that the others are compared with.
+
+    Attributes:
+        systems: their runs, metrics and differences.
+        metrics: those that are shown.
+        metric: the one that they are compared by.
+    """
+
+    systems: list[ComparedSystem]
+    metrics: Sequence[str]
+    metric: str
+
+    def rendered(self, chosen: str) -> str:
+        """Return the table, with what its figures are, as text, markdown, latex or html."""
+        rows = _rows(self.systems, self.metrics, self.metric)
+        return rendered(rows, _explained(self.systems, self.metric), chosen)
+
+    def __str__(self) -> str:
+        return self.rendered("text")
+
+
+def _rows(systems: Sequence[ComparedSystem], metrics: Sequence[str], metric: str) -> list[list[str]]:
     """Return a header and a row of cells per system: its metrics, then how it differs from the first in `metric`."""
     difference = f"{metric} - first"
     rows = [["system", "runs", *metrics, difference, "95 % interval", "effect size", "p (Holm)"]]
@@ -23,7 +50,7 @@ def comparison_rows(systems: Sequence[ComparedSystem], metrics: Sequence[str], m
     return rows
 
 
-def explained(systems: Sequence[ComparedSystem], metric: str) -> str:
+def _explained(systems: Sequence[ComparedSystem], metric: str) -> str:
     """Return what the table's figures are."""
     first, users = systems[0], next(system.comparison.n for system in systems if system.comparison)
     return (
