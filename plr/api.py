@@ -12,6 +12,7 @@ import os
 import tempfile
 from collections.abc import Iterable, Sequence
 from dataclasses import fields, replace
+from numbers import Integral
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -85,6 +86,8 @@ def train(
         >>> 0 < metrics["test"]["ndcg@10"] <= 1
         True
     """
+    if not isinstance(out, (str, os.PathLike)):
+        raise ConfigError(f"out must be the path of the run's folder; found {shortened(out)}")
     given: dict[str, Any] = {} if preset is None else read_fields(preset_path(preset))
     if from_run is not None:
         parent = os.fspath(from_run)
@@ -144,8 +147,10 @@ def evaluate(
         >>> plr.evaluate("runs/sasrec", frame.head(80)).rows
         10
     """
+    if isinstance(by, str):
+        raise ConfigError(f"by must be a list of history, popularity, novelty; found {by!r}")
     values: dict[str, Any] = {
-        "ks": None if ks is None else tuple(ks), "exclude_seen": exclude_seen, "device": device, "by": by,
+        "ks": None if ks is None else _cut_offs(ks), "exclude_seen": exclude_seen, "device": device, "by": by,
         "history_edges": history_edges, "lists": lists, "sampled": sampled, "seed": seed, "rank_with": rank_with,
         "text_vectors": None if text_vectors is None else os.fspath(text_vectors),
     }  # fmt: skip
@@ -196,11 +201,9 @@ def compare(
         >>> found.rendered("markdown").count("| sasrec")
         2
     """
-    if isinstance(runs, (str, os.PathLike)):
+    if isinstance(runs, (str, os.PathLike)) or not isinstance(runs, Iterable):
         raise ConfigError(f"runs must be a list of folders; found {shortened(runs)}")
-    if min(ks, default=0) < 1:
-        raise ConfigError(f"ks must be positive, one at least; found {list(ks)}")
-    metrics = tuple(f"{kind}@{k}" for k in ks for kind in ("recall", "ndcg"))
+    metrics = tuple(f"{kind}@{k}" for k in _cut_offs(ks) for kind in ("recall", "ndcg"))
     return ComparedRuns(compare_runs([os.fspath(run) for run in runs], metrics, metric), metrics, metric)
 
 
@@ -228,6 +231,15 @@ def train_on(data: Any, out: str, options: dict[str, Any], handed: Handed) -> di
     else:
         raise _no_data(data)
     return train_config(config, callbacks=handed.callbacks, logger=handed.loggers)
+
+
+def _cut_offs(ks: Any) -> tuple[int, ...]:
+    if not isinstance(ks, Iterable) or not all(isinstance(k, Integral) for k in ks):
+        raise ConfigError(f"ks must be a list of whole numbers; found {shortened(ks)}")
+    found = [int(k) for k in ks]
+    if min(found, default=0) < 1:
+        raise ConfigError(f"ks must be positive, one at least; found {found}")
+    return tuple(found)
 
 
 def _no_data(found: Any) -> ConfigError:

@@ -156,8 +156,8 @@ class Estimator:
         Args:
             histories: item ids, oldest first, for each; or a frame as `Recommender.recommend_frame` takes it.
             k: how many; None: 10, or all where there are fewer.
-            options: exclude_seen, unknown, only, exclude, where, batch_size of `Recommender.recommend` or
-                `recommend_frame`.
+            options: exclude_seen, unknown, only, exclude, where, at_most, categories, category_field, batch_size of
+                `Recommender.recommend` or `recommend_frame`, of the latter also popularity_days and popularity_data.
 
         Returns:
             For histories a list of `Recommendation` for each; for a frame one as `recommend_frame` returns it.

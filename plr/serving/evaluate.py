@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from numbers import Integral
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ import torch
 
 from plr.data import LengthGroupedBatches, Rows
 from plr.data.renumber import renumber
-from plr.errors import ConfigError, DataError
+from plr.errors import ConfigError, DataError, shortened
 from plr.evaluation import (
     SEGMENTS,
     Labels,
@@ -114,8 +115,12 @@ def evaluate_run(
             history_labels(np.ones(1, np.int64), history_edges)
         except ValueError as error:
             raise ConfigError(str(error)) from error
+    if sampled is not None and not isinstance(sampled, Integral):
+        raise ConfigError(f"sampled must be a whole number; found {shortened(sampled)}")
     if sampled is not None and sampled < 1:
         raise ConfigError(f"sampled must be at least 1; found {sampled}")
+    if rank_with not in (None, "model", "engine"):
+        raise ConfigError(f"rank_with must be model or engine; found {rank_with!r}")
     recommender = Recommender.load(path, device, text_vectors=text_vectors)
     config = recommender.config
     dataset = load_dataset(config, data, Path(path), data_format)
