@@ -4,7 +4,8 @@
 
 A run with random weights is written to a temporary folder, and files of its users: histories of 5 to 50 items as JSON
 lines and as Parquet, and the same as interactions in CSV. Each is answered by the command in a process of its own,
-whose CPU seconds and largest resident memory the system reports. What loading takes is measured with a single user.
+whose CPU seconds the system reports, and which reads its largest resident memory from /proc (Linux) when it is done.
+What loading takes is measured with a single user.
 """
 
 from __future__ import annotations
@@ -28,9 +29,18 @@ from bench.inference import SYSTEMS, build
 from bench.records import RESULTS, write_record
 from plr.config import Config
 from plr.runs import RunFolder
+from plr_kernels import extension
 
 SHORTEST, LONGEST, K = 5, 50, 10
 FORMS = ("jsonl", "parquet", "csv")
+# The system's own figure of a process that has ended begins with the memory of the one that started it.
+PROGRAM = """
+import sys
+from plr.cli import main
+status = main(sys.argv[1:])
+print(next(line for line in open("/proc/self/status") if line.startswith("VmHWM:")).split()[1])
+sys.exit(status)
+"""
 
 
 def write_run(folder: RunFolder, system: str, items: int, dim: int) -> None:
@@ -64,16 +74,19 @@ def run_command(folder: Path, users: int, form: str) -> dict[str, float]:
     """Seconds, CPU seconds and the largest resident memory in MiB of the command."""
     command = ["recommend", str(folder / "run"), "--users", str(folder / f"{users}.{form}"), "-k", str(K)]
     begin = time.perf_counter()
-    process = subprocess.Popen(
-        [sys.executable, "-m", "plr", *command, "--out", str(folder / f"{form}.parquet")], stdout=subprocess.DEVNULL
-    )
-    _, status, usage = os.wait4(process.pid, 0)
+    with tempfile.TemporaryFile("w+") as said:
+        process = subprocess.Popen(
+            [sys.executable, "-c", PROGRAM, *command, "--out", str(folder / f"{form}.parquet")], stdout=said
+        )
+        _, status, usage = os.wait4(process.pid, 0)
+        said.seek(0)
+        lines = said.read().splitlines()
     if status:
         raise SystemExit(f"plr {' '.join(command)} ended with status {os.waitstatus_to_exitcode(status)}")
     return {
         "seconds": time.perf_counter() - begin,
         "cpu_seconds": usage.ru_utime + usage.ru_stime,
-        "peak_mib": usage.ru_maxrss / 1024,
+        "peak_mib": int(lines[-1]) / 1024,
     }
 
 
@@ -85,6 +98,8 @@ def main() -> None:
     parser.add_argument("--dim", type=int, default=64)
     parser.add_argument("--systems", nargs="+", choices=SYSTEMS, default=["sasrec", "plr"])
     parser.add_argument("--forms", nargs="+", choices=FORMS, default=list(FORMS))
+    text = "what the record shall say of the machine and what else ran on it"
+    parser.add_argument("--machine", default="", help=text)
     parser.add_argument("--record", action="store_true", help="write bench/results/recommend_users.json")
     options = parser.parse_args()
     rows: list[dict[str, Any]] = []
@@ -112,6 +127,8 @@ def main() -> None:
     if options.record:
         record = {
             "command": f"python -m bench.recommend_users {' '.join(sys.argv[1:])}".strip(),
+            "machine": options.machine,
+            "instruction_set": extension.instruction_set(),
             "torch": torch.__version__,
             "threads": torch.get_num_threads(),
             "items": options.items,
