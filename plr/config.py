@@ -220,7 +220,7 @@ class Config(
             raise ConfigError(f"{path}: {error}") from error
 
 
-FORMER_VALUES = {"mixture": "states", "batch_order": "length"}
+FORMER_VALUES = {"mixture": "states", "batch_order": "length", "consistency_weight": 0.0}
 """What a run's config.yaml of an earlier version, which lacks the field, stands for where that is not the default."""
 
 
@@ -246,8 +246,8 @@ def read_fields(path: Path) -> dict[str, Any]:
 
 
 _DERIVED = (
-    "temperature", "kl_weight", "contrastive_weight", "trigger_std", "fast_state", "min_context", "batch_order",
-    "new_items",
+    "temperature", "kl_weight", "contrastive_weight", "consistency_weight", "trigger_std", "fast_state",
+    "min_context", "batch_order", "new_items",
 )  # fmt: skip
 """The options whose defaults depend on other options: the backbone, the method, the mixture, the length or the rows."""
 

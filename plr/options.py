@@ -406,10 +406,16 @@ class ConsistencyOptions(RecommenderOptions):
 
     Args:
         consistency_weight: base, PLR: weight of the symmetric divergence between the item distributions that a state
-            (PLR's mixture: one stream's, drawn by the gate) has under two dropout masks (R-Drop).
+            (PLR's mixture: one stream's, drawn by the gate) has under two dropout masks (R-Drop). By default 0, and 1
+            for PLR's mixture of distributions.
     """
 
-    consistency_weight: float = option(0.0, finite_from(0))
+    consistency_weight: float | None = option(None, finite_from(0))
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.consistency_weight is None:
+            self.consistency_weight = 1.0 if self.mixes_distributions else 0.0
 
 
 @dataclass

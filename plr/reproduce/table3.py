@@ -15,7 +15,8 @@ def variants(study: Study) -> dict[str, dict[str, System]]:
     """Return the variants of both forms by name, the full one last."""
     plain = {"kl_weight": 0.0, "contrastive_weight": 0.0}
     full = study.config_of(System(BACKBONE, "plr"))
-    mixed_states = {"mixture": "states", "fast_state": "none", "trigger_std": full.trigger_std, **plain}
+    kept = {"trigger_std": full.trigger_std, "consistency_weight": full.consistency_weight}
+    mixed_states = {"mixture": "states", "fast_state": "none", **kept, **plain}
     return {
         "plr-states": {
             "w/o MoRS": study.system(BACKBONE, "plr-states", gate=False),
@@ -27,6 +28,7 @@ def variants(study: Study) -> dict[str, dict[str, System]]:
         "plr": {
             "w/o mixture": study.system(BACKBONE, "plr", **mixed_states),
             "w/o gate": study.system(BACKBONE, "plr", gate=False),
+            "w/o consistency": study.system(BACKBONE, "plr", consistency_weight=0.0),
             "w/o reasoning": study.system(BACKBONE, "plr", reasoning=False),
             "with h_0": study.system(BACKBONE, "plr", fast_state="component"),
             "full": System(BACKBONE, "plr"),
@@ -48,6 +50,7 @@ def section(study: Study) -> Section:
         "plr-states": "MoRS is the gate (without: equal weights), RCL the contrastive term, KL the divergence term; "
         "w/o h_0 ranks by z_rea alone.",
         "plr": "w/o mixture: the gate mixes the streams' states, all else equal (no contrastive, no divergence term); "
+        "w/o consistency: one dropout mask, nothing draws two together; "
         "w/o reasoning: streams are linear maps of h_0; with h_0: the encoder's state is one more component, which the "
         "full form does not have.",
     }

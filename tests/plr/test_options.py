@@ -82,7 +82,10 @@ def test_sequences_are_shuffled_unless_batches_are_filled_by_targets(given, expe
 WITHOUT_EFFECT = [
     ({"method": "plr", "min_context": 10}, "min_context needs sequence rows (training_rows 'sequence'), and these are"),
     ({"method": "base", "training_rows": "prefix", "batch_unit": "targets"}, "batch_unit needs sequence rows"),
-    ({"method": "plr", "divergence_share": 0.5}, "divergence_share needs kl_weight or consistency_weight above 0; fou"),
+    (
+        {"method": "plr", "consistency_weight": 0, "divergence_share": 0.5},
+        "divergence_share needs kl_weight or consistency_weight above 0; found 0.5",
+    ),
     ({"method": "base", "divergence_share": 0.5, "kl_weight": 1}, "divergence_share needs consistency_weight above 0"),
     ({"method": "plr", "contrastive_negatives": "others"}, "contrastive_negatives needs contrastive_weight above 0; f"),
     ({"method": "plr", "load_weight": 0.1, "gate": False}, "load_weight needs the gate; found 0.1"),
@@ -96,7 +99,7 @@ WITHOUT_EFFECT = [
 ]
 
 
-KEPT = ("method", "training_rows", "kl_weight", "gate", "loss")
+KEPT = ("method", "training_rows", "kl_weight", "consistency_weight", "gate", "loss")
 
 
 @pytest.mark.parametrize(("given", "message"), WITHOUT_EFFECT)
@@ -163,6 +166,15 @@ def test_losses_on_sampled_items_that_do_not_go_with_the_rest_are_refused(given,
 def test_losses_on_sampled_items_that_do_are_taken(given):
     config = Config(**given)
     assert {name: getattr(config, name) for name in given} == given
+
+
+def test_only_the_mixture_of_distributions_is_consistent_by_default(tmp_path):
+    weights = [Config(**given).consistency_weight for given in ({}, {"mixture": "states"}, {"method": "base"})]
+    assert weights == [1, 0, 0]
+    # A run of a version without the option had none.
+    path = tmp_path / "config.yaml"
+    path.write_text("method: plr\nmixture: distributions\nprovenance: {plr: 1.0}\n")
+    assert Config.load(path).consistency_weight == 0
 
 
 def test_runs_of_earlier_versions_had_batches_of_like_length(tmp_path):

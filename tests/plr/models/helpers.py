@@ -18,6 +18,7 @@ def small_config(**changes) -> Config:
         "input_dropout": 0.0,
         "hidden_dropout": 0.0,
         "attention_dropout": 0.0,
+        "consistency_weight": 0.0,  # one view
         **changes,
     }
     return Config(**values)
