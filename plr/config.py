@@ -246,7 +246,7 @@ def read_fields(path: Path) -> dict[str, Any]:
 
 
 _DERIVED = (
-    "temperature", "kl_weight", "contrastive_weight", "consistency_weight", "trigger_std", "fast_state",
+    "temperature", "steps", "kl_weight", "contrastive_weight", "consistency_weight", "trigger_std", "fast_state",
     "min_context", "batch_order", "new_items",
 )  # fmt: skip
 """The options whose defaults depend on other options: the backbone, the method, the mixture, the length or the rows."""

@@ -345,10 +345,15 @@ class StepsOptions(RecommenderOptions):
     """Reasoning in a fixed number of steps: PLR, ERL and PRL.
 
     Args:
-        steps: PLR, ERL, PRL: number of reasoning steps T.
+        steps: PLR, ERL, PRL: number of reasoning steps T. By default 2, and 1 for PLR's mixture of distributions.
     """
 
-    steps: int = option(2, at_least(1))
+    steps: int | None = option(None, at_least(1))
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.steps is None:
+            self.steps = 1 if self.mixes_distributions else 2
 
 
 @dataclass
@@ -504,7 +509,7 @@ class PLROptions(
     """
 
     mixture: Literal["distributions", "states"] = option("distributions")
-    streams: int = option(4, at_least(1))
+    streams: int = option(2, at_least(1))
     trigger_std: float | None = option(None, finite_from(0))
     gate: bool = option(True)
     reasoning: bool = option(True)

@@ -15,7 +15,7 @@ def variants(study: Study) -> dict[str, dict[str, System]]:
     """Return the variants of both forms by name, the full one last."""
     plain = {"kl_weight": 0.0, "contrastive_weight": 0.0}
     full = study.config_of(System(BACKBONE, "plr"))
-    kept = {"trigger_std": full.trigger_std, "consistency_weight": full.consistency_weight}
+    kept = {name: getattr(full, name) for name in ("steps", "trigger_std", "consistency_weight")}
     mixed_states = {"mixture": "states", "fast_state": "none", **kept, **plain}
     return {
         "plr-states": {

@@ -168,9 +168,11 @@ def test_losses_on_sampled_items_that_do_are_taken(given):
     assert {name: getattr(config, name) for name in given} == given
 
 
-def test_only_the_mixture_of_distributions_is_consistent_by_default(tmp_path):
+def test_the_mixture_of_distributions_is_consistent_and_takes_one_step_by_default(tmp_path):
     weights = [Config(**given).consistency_weight for given in ({}, {"mixture": "states"}, {"method": "base"})]
     assert weights == [1, 0, 0]
+    steps = [Config(**given).steps for given in ({}, {"mixture": "states"}, {"method": "erl"}, {"steps": 3})]
+    assert steps == [1, 2, 2, 3]
     # A run of a version without the option had none.
     path = tmp_path / "config.yaml"
     path.write_text("method: plr\nmixture: distributions\nprovenance: {plr: 1.0}\n")

@@ -87,6 +87,7 @@ class PLRRecommender(RecommenderModel):
         dim = encoder.options.dim
         if options.reasoning:
             self.trigger = nn.Embedding(options.streams, dim)
+            assert options.steps is not None  # set when the options are made
             self.step_embedding = nn.Embedding(options.steps, dim)
         else:
             self.heads = nn.Linear(dim, options.streams * dim)
@@ -252,7 +253,7 @@ class PLRRecommender(RecommenderModel):
             histories,
             self.trigger.weight,
             lambda t, states: states + self.step_embedding.weight[t],
-            self.options.steps,
+            self.step_embedding.num_embeddings,
             with_attention=with_attention,
         )
 

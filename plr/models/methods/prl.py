@@ -30,8 +30,8 @@ class PRLRecommender(ReaRecRecommender):
 
     def temperatures(self) -> list[float]:
         """Return the temperatures of the states t = 0..K: τ·α^(K−t), falling to τ."""
-        options = self.options
-        return [self.temperature * options.temperature_scale ** (options.steps - t) for t in range(options.steps + 1)]
+        scale = self.options.temperature_scale
+        return [self.temperature * scale ** (self.steps - t) for t in range(self.steps + 1)]
 
     def losses(self, batch: Batch) -> Losses:
         """Return {"next_item", "progressive", "noise_contrastive"}; a term whose weight is 0 is not listed.
@@ -69,15 +69,15 @@ class PRLRecommender(ReaRecRecommender):
                 )
             }
         # A higher temperature of a state is a shorter state.
-        remaining = torch.arange(-self.options.steps, 1, device=states.device, dtype=states.dtype)  # t − K
+        remaining = torch.arange(-self.steps, 1, device=states.device, dtype=states.dtype)  # t − K
         shrink = self.options.temperature_scale**remaining  # τ / temperatures()
         every = linear_cross_entropy(
             (states * shrink[:, None]).flatten(0, 1),
             candidates,
-            targets.repeat_interleave(self.options.steps + 1),
+            targets.repeat_interleave(self.steps + 1),
             temperature=self.temperature,
             reduction="none",
-        ).unflatten(0, (-1, self.options.steps + 1))  # [N, K + 1]
+        ).unflatten(0, (-1, self.steps + 1))  # [N, K + 1]
         return {
             "next_item": every[:, -1].mean(),
             "progressive": self.options.progressive_weight * every[:, :-1].mean(),
@@ -94,7 +94,7 @@ class PRLRecommender(ReaRecRecommender):
                 * torch.stack(
                     [
                         linear_cross_entropy(own_noisy[:, t], own_clean[:, t], own, temperature=self.temperature)
-                        for t in range(1, self.options.steps + 1)
+                        for t in range(1, self.steps + 1)
                     ]
                 ).mean()
             )

@@ -27,7 +27,9 @@ class ReaRecRecommender(RecommenderModel):
 
     def __init__(self, items: ItemEncoder, encoder: SequenceEncoder, options: StepsOptions):
         super().__init__(items, encoder, options)
-        self.step_embedding = nn.Embedding(options.steps, encoder.options.dim)
+        assert options.steps is not None  # set when the options are made
+        self.steps = options.steps
+        self.step_embedding = nn.Embedding(self.steps, encoder.options.dim)
         self.initialize()
 
     def step_input(self, t: int, states: Tensor) -> Tensor:
@@ -52,7 +54,7 @@ class ReaRecRecommender(RecommenderModel):
             item_ids: Tensor, lengths: Tensor, counted: CountedTargets | None
         ) -> tuple[Tensor, ...]:
             histories = encode_histories(self.encoder, self.embed(table, item_ids), lengths, counted)
-            reasoning = reason(self.encoder, histories, None, step_input or self.step_input, self.options.steps)
+            reasoning = reason(self.encoder, histories, None, step_input or self.step_input, self.steps)
             return (torch.cat([histories.fast[:, None], reasoning.states.squeeze(1)], dim=1),)
 
         (states,) = in_buckets(item_ids, lengths, counted, encoded_and_reasoned, views)

@@ -11,6 +11,8 @@ from plr_kernels import use_backend
 def small_config(**changes) -> Config:
     values = {
         "method": "plr",
+        "streams": 4,
+        "steps": 2,
         "dim": 16,
         "heads": 2,
         "ffn_dim": 24,

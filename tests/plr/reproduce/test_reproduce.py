@@ -141,7 +141,7 @@ def test_a_run_that_diverges_is_named_and_the_others_go_on(data, tmp_path, monke
 
 def test_a_change_to_what_a_system_has_is_none_and_derived_defaults_are_no_surprise(data, tmp_path):
     made = study(data, tmp_path)
-    assert made.system("sasrec", "plr", streams=4, gate=True) == System("sasrec", "plr")
+    assert made.system("sasrec", "plr", streams=2, gate=True) == System("sasrec", "plr")
     states = made.system("sasrec", "plr", mixture="states", kl_weight=0.0, fast_state="none")
     config = made.config(Run(states, 0))
     assert (config.kl_weight, config.fast_state) == (0.0, "none")
@@ -257,7 +257,7 @@ def test_killed_and_repeated_it_ends_with_the_same_files(data, whole, tmp_path):
     expected = results(finished)
     out = tmp_path / "report"
     shutil.copytree(finished, out)
-    names = ("erl", "plr-streams2", "plr-states-steps3", "plr-steps1")  # in the order in which they are trained
+    names = ("erl", "plr-streams4", "plr-states-steps3", "plr-steps2")  # in the order in which they are trained
     lost = [out / "runs" / f"sasrec-{name}-seed0" for name in names]
     again = ("table2", "figure2", "figure4")  # and the sections of the others are kept
     for folder in [*lost, out / "tables", out / "figures"]:
