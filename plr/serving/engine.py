@@ -428,7 +428,7 @@ def _reasoning(model: RecommenderModel, kept: _Kept) -> dict[str, Any] | None:
         return None
     return {
         "streams": 1,
-        "steps": model.options.steps,
+        "steps": model.steps,
         "step_inputs": kept.address(model.step_embedding.weight),  # [T, 1, d]
         "pooling": "mean_with_start" if isinstance(model, ERLRecommender) else "last",
         "fast_state": "none",
@@ -441,7 +441,7 @@ def _parallel_reasoning(model: PLRRecommender, kept: _Kept) -> dict[str, Any]:
     options = model.options
     description: dict[str, Any] = {
         "streams": options.streams,
-        "steps": options.steps if options.reasoning else 0,
+        "steps": model.steps if options.reasoning else 0,
         "pooling": options.pooling,
         "fast_state": options.fast_state,
         "mixes_distributions": options.mixes_distributions,

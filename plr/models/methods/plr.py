@@ -85,10 +85,11 @@ class PLRRecommender(RecommenderModel):
     def __init__(self, items: ItemEncoder, encoder: SequenceEncoder, options: PLROptions):
         super().__init__(items, encoder, options)
         dim = encoder.options.dim
+        assert options.steps is not None  # set when the options are made
+        self.steps = options.steps
         if options.reasoning:
             self.trigger = nn.Embedding(options.streams, dim)
-            assert options.steps is not None  # set when the options are made
-            self.step_embedding = nn.Embedding(options.steps, dim)
+            self.step_embedding = nn.Embedding(self.steps, dim)
         else:
             self.heads = nn.Linear(dim, options.streams * dim)
         self.gate = nn.Linear(dim, options.streams) if options.gate else None
@@ -253,7 +254,7 @@ class PLRRecommender(RecommenderModel):
             histories,
             self.trigger.weight,
             lambda t, states: states + self.step_embedding.weight[t],
-            self.step_embedding.num_embeddings,
+            self.steps,
             with_attention=with_attention,
         )
 

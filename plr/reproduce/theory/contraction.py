@@ -70,7 +70,7 @@ def step_functions(model: PLRRecommender, batch: Batch, table: Tensor) -> list[t
     state = start + model.trigger.weight
     streams: list[KeyValue | None] = [None] * len(encoder.layers)
     found: list[tuple[StepFunction, Tensor]] = []
-    for t in range(model.options.steps):
+    for t in range(model.steps):
 
         def function(state: Tensor, t: int = t, before: tuple = tuple(streams)) -> Tensor:
             own = list(before)  # a step appends to it
