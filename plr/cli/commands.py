@@ -262,7 +262,7 @@ def _compare_options(compare: Parser) -> None:
 
 def _reproduce_options(reproduce: Parser) -> None:
     from plr.reproduce import EXPERIMENTS
-    from plr.reproduce.presets import BACKBONES, METHODS, PRESETS
+    from plr.reproduce.presets import BACKBONES, METHODS, ON_ASKING, PRESETS
 
     listed = "; ".join(f"{name}: {text}" for name, text in EXPERIMENTS.items())
     reproduce.add_argument("what", type=str, nargs="+", help=f"one or more of these, or all. {listed}")
@@ -282,7 +282,8 @@ def _reproduce_options(reproduce: Parser) -> None:
     )
     text = "of Table 2 and Figures 3 and 4, separated by commas; default: all of"
     reproduce.add_argument("--backbones", type=str, default="", help=f"{text} {', '.join(BACKBONES)}")
-    reproduce.add_argument("--methods", type=str, default="", help=f"{text} {', '.join(METHODS)}")
+    more = f"where it is named, also {', '.join(ON_ASKING)}: LARES' reinforcement phase, of the runs of lares"
+    reproduce.add_argument("--methods", type=str, default="", help=f"{text} {', '.join(METHODS)}; {more}")
     text = "about so many interactions, of users drawn at random; 0: all; default: the preset's"
     reproduce.add_argument("--sample", type=int | None, default=None, help=text)
     reproduce.add_argument("--processes", type=int, default=1, help="how many runs are trained at a time")

@@ -11,6 +11,7 @@ from plr.config import Config
 from plr.data import LengthGroupedBatches, SameTargetPositives, SequenceDataset
 from plr.inputs import load_item_data
 from plr.models import build_model
+from plr.models.methods.lares_post_training import PostTrainedLARES
 from plr.runs import RunFolder
 from plr.training.module import RowDataset, batch_order, build_optimizer, training_rows
 
@@ -27,7 +28,11 @@ def seconds_of_run(config: Config, dataset: SequenceDataset, folder: RunFolder) 
     by, within a factor of two or so.
     """
     device = "cuda" if config.accelerator != "cpu" and torch.cuda.is_available() else "cpu"
-    model = build_model(config, load_item_data(config, dataset.item_ids, folder.item_data)).to(device)
+    item_data = load_item_data(config, dataset.item_ids, folder.item_data)
+    model = build_model(config, item_data).to(device)
+    if isinstance(model, PostTrainedLARES):
+        # Drawn weights cost what those of the first phase do; which rows that will leave out is not known yet.
+        model.start_from(build_model(config, item_data).to(device))  # type: ignore[arg-type]
     rows = training_rows(dataset, config)
     positives = SameTargetPositives(rows, config.seed) if model.same_target_positives else None  # type: ignore[arg-type]
     optimizer = build_optimizer(model, config)

@@ -12,14 +12,16 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from plr.reproduce.presets import REINFORCED
+
 __all__ = ["PALETTE", "STYLES", "canvas", "integers", "legend_below", "line", "panels", "style_of", "svg_of"]
 
 # Okabe and Ito's palette, in an order in which neighbours differ in lightness too.
 PALETTE = ("#000000", "#E69F00", "#56B4E9", "#009E73", "#CC79A7", "#D55E00", "#0072B2", "#999999")
-MARKERS = "os^DvX"
+MARKERS = "os^DvXP"
 STYLES = {
     method: (PALETTE[place], MARKERS[place])
-    for place, method in enumerate(("base", "erl", "prl", "lares", "plr-states", "plr"))
+    for place, method in enumerate(("base", "erl", "prl", "lares", "plr-states", "plr", REINFORCED))
 }
 _RC: dict[Any, Any] = {
     "svg.hashsalt": "plr",

@@ -8,7 +8,7 @@ from typing import Any
 from plr.config import read_fields
 from plr.presets import preset_path
 
-__all__ = ["BACKBONES", "METHODS", "PRESETS", "Preset"]
+__all__ = ["BACKBONES", "METHODS", "ON_ASKING", "PRESETS", "REINFORCED", "Preset"]
 
 BACKBONES = ("sasrec", "bert4rec", "unisrec")
 METHODS: dict[str, dict[str, Any]] = {
@@ -20,6 +20,9 @@ METHODS: dict[str, dict[str, Any]] = {
     "plr": {"method": "plr"},
 }
 """The methods of Table 2 under equal settings; plr-states is the paper's, plr this project's default."""
+REINFORCED = "lares-rpt"
+ON_ASKING: dict[str, dict[str, Any]] = {REINFORCED: {"method": "lares", "phase": "rpt"}}
+"""Methods that are in Table 2 where they are named: LARES' second phase, of the run of the first with the same seed."""
 
 _SMALL = {
     "training_rows": "prefix",
@@ -47,7 +50,10 @@ _PAPER = {
     "epochs": 200,
     "patience": 10,
 }
-_PUBLISHED = {"erl": "rearec-erl", "prl": "rearec-prl", "lares": "lares", "plr-states": "plr-paper"}
+_PUBLISHED = {
+    "erl": "rearec-erl", "prl": "rearec-prl", "lares": "lares", "plr-states": "plr-paper",
+    REINFORCED: "lares-post-training",
+}  # fmt: skip
 
 
 def _published() -> dict[str, dict[str, Any]]:
@@ -58,7 +64,7 @@ def _published() -> dict[str, dict[str, Any]]:
         }
         if method in _PUBLISHED
         else values
-        for method, values in METHODS.items()
+        for method, values in (METHODS | ON_ASKING).items()
     }
 
 
@@ -80,7 +86,7 @@ class Preset:
 
     description: str
     common: dict[str, Any]
-    methods: dict[str, dict[str, Any]] = field(default_factory=lambda: METHODS)
+    methods: dict[str, dict[str, Any]] = field(default_factory=lambda: METHODS | ON_ASKING)
     seeds: int = 3
     sample: int = 0
     backbones: tuple[str, ...] = BACKBONES

@@ -78,8 +78,9 @@ def reproduce(request: Request, say: Say = print, *, plan_only: bool = False) ->
 
 
 def _needed(study: Study, modules: dict[str, ModuleType]) -> list[Run]:
-    """Return the runs that the tables and figures need, first seeds first."""
-    runs = dict.fromkeys(run for module in modules.values() for run in module.needs(study))
+    """Return the runs that the tables and figures need, first seeds first, and first phases before second ones."""
+    needed = (run for module in modules.values() for run in module.needs(study))
+    runs = dict.fromkeys(each for run in needed for each in (run.first_phase, run) if each is not None)
     return sorted(runs, key=lambda run: run.seed)  # stable: as the tables name them within a seed
 
 

@@ -12,7 +12,7 @@ import yaml
 from plr.config import Config
 from plr.errors import ConfigError
 from plr.reproduce import EXPERIMENTS
-from plr.reproduce.presets import BACKBONES, METHODS, PRESETS, Preset
+from plr.reproduce.presets import BACKBONES, METHODS, ON_ASKING, PRESETS, Preset
 
 __all__ = ["Request", "settings_of"]
 
@@ -31,7 +31,7 @@ class Request:
         preset: sizes, budgets and grids.
         seeds: how many runs of each system, seeds 0, 1, …; None: the preset's.
         settings: [SYSTEM:]FIELD=VALUE, fields of `plr train` for all runs, or for those of a backbone or method.
-        backbones, methods: of Table 2 and Figures 3 and 4; empty: the preset's.
+        backbones, methods: of Table 2 and Figures 3 and 4; empty: the preset's, without the methods of ON_ASKING.
         sample: about so many interactions, of users drawn at random; 0: all; None: the preset's.
         processes: how many runs are trained at a time.
 
@@ -57,7 +57,7 @@ class Request:
             ("what", self.what, (*EXPERIMENTS, "all")),
             ("preset", (self.preset,), tuple(PRESETS)),
             ("backbones", self.backbones, BACKBONES),
-            ("methods", self.methods, tuple(METHODS)),
+            ("methods", self.methods, (*METHODS, *ON_ASKING)),
         ):
             for each in given:
                 if each not in known:
@@ -88,7 +88,7 @@ def settings_of(
     assignments: Iterable[str],
     systems: Iterable[str],
     *,
-    known: Collection[str] | None = (*BACKBONES, *METHODS),
+    known: Collection[str] | None = (*BACKBONES, *METHODS, *ON_ASKING),
 ) -> dict[str, Any]:
     """Return what `[SYSTEM:]FIELD=VALUE` assignments set for one of the systems; values are YAML, later ones win.
 

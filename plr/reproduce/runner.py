@@ -7,12 +7,16 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
+import lightning.pytorch as lightning
 import torch
+from lightning.pytorch.callbacks import Callback
 
 from plr.config import Config
 from plr.errors import EvaluationError, NonFiniteLossError, RunError
+from plr.evaluation import ranking_progress
 from plr.reproduce.estimate import seconds_of_run
 from plr.reproduce.study import Run, Study, System
 from plr.runs import RunFolder
@@ -60,29 +64,58 @@ def _threads(count: int) -> Iterator[None]:
 def train_runs(study: Study, runs: Sequence[Run], expected: dict[Run, float], say: Say) -> None:
     """Train the runs in their order, as many at a time as the request says; finished ones are a line each.
 
-    A run whose loss becomes NaN or infinite is noted in `study.failed`, and the others go on.
+    A bar on a terminal moves with their epochs. A run whose loss becomes NaN or infinite is noted in `study.failed`, as
+    is the second phase of one, and the others go on.
 
     Raises:
         UserError: what makes a run impossible.
     """
     progress = Progress(len(runs), sum(expected.values()), say)
+    left = {run: study.config(run).epochs for run in runs}
 
-    def over(run: Run, failed: str | None) -> None:
-        if failed:
-            study.failed[run] = failed
-        progress.over(f"{run.name}: {failed or outcome(study.folder(run))}", expected[run])
+    shown = bool(runs) and sys.stdout.isatty()
+    with ranking_progress("Training", sum(left.values()), shown=shown, unit="epochs") as advance:
 
-    if study.request.processes > 1:
-        _in_processes(study, runs, over)
-        return
-    for run in runs:
-        raise_again()
-        failed = None
-        try:
-            train(study.config(run), study.dataset)
-        except (NonFiniteLossError, EvaluationError) as error:
-            failed = f"{_DIVERGED} ({error})"
-        over(run, failed)
+        def epoch_over(run: Run) -> None:
+            if left[run]:  # a refit has more
+                left[run] -= 1
+                advance(1)
+
+        def over(run: Run, failed: str | None) -> None:
+            if failed:
+                study.failed[run] = failed
+            advance(left[run])
+            left[run] = 0
+            progress.over(f"{run.name}: {failed or outcome(study.folder(run))}", expected[run])
+
+        if study.request.processes > 1:
+            _in_processes(study, runs, over, epoch_over)
+            return
+        for run in runs:
+            raise_again()
+            failed = _without_first_phase(study, run)
+            try:
+                if failed is None:
+                    train(study.config(run), study.dataset, callbacks=_Epochs(partial(epoch_over, run)))
+            except (NonFiniteLossError, EvaluationError) as error:
+                failed = f"{_DIVERGED} ({error})"
+            over(run, failed)
+
+
+class _Epochs(Callback):
+    """Calls a function after every epoch."""
+
+    def __init__(self, over: Callable[[], None]):
+        self._over = over
+
+    def on_train_epoch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        self._over()
+
+
+def _without_first_phase(study: Study, run: Run) -> str | None:
+    """Return why a second phase cannot begin, where its first one has failed."""
+    first = run.first_phase
+    return None if first is None or first not in study.failed else f"{first.name} has no result"
 
 
 class Progress:
@@ -124,10 +157,13 @@ def duration(seconds: float) -> str:
     return f"{seconds / 3600:.1f} h" if seconds < 172_800 else f"{seconds / 86_400:.1f} days"
 
 
-def _in_processes(study: Study, runs: Sequence[Run], over: Callable[[Run, str | None], None]) -> None:
-    """Train each run by a `plr train` of its own."""
+def _in_processes(
+    study: Study, runs: Sequence[Run], over: Callable[[Run, str | None], None], epoch_over: Callable[[Run], None]
+) -> None:
+    """Train each run by a `plr train` of its own; second phases wait for the first ones."""
     waiting = list(runs)
     running: dict[Run, subprocess.Popen[bytes]] = {}
+    written: dict[Run, int] = {}
     plans = study.out / "plans"
 
     def stop() -> None:
@@ -138,12 +174,24 @@ def _in_processes(study: Study, runs: Sequence[Run], over: Callable[[Run, str | 
 
     with cleaned_up(stop):
         while waiting or running:
-            while waiting and len(running) < study.request.processes:
-                run = waiting.pop(0)
-                running[run] = _started(study.config(run), plans)
+            pending = {*waiting, *running}
+            for run in [run for run in waiting if run.first_phase not in pending]:
+                if len(running) == study.request.processes:
+                    break
+                waiting.remove(run)
+                failed = _without_first_phase(study, run)
+                if failed is None:
+                    written[run] = _written(study.folder(run))
+                    running[run] = _started(study.config(run), plans)
+                else:
+                    over(run, failed)
             time.sleep(0.2)
             for run, process in list(running.items()):
                 if process.poll() is None:
+                    now = _written(study.folder(run))
+                    if now not in (0, written[run]):
+                        written[run] = now
+                        epoch_over(run)
                     continue
                 del running[run]
                 failed = None
@@ -153,6 +201,14 @@ def _in_processes(study: Study, runs: Sequence[Run], over: Callable[[Run, str | 
                         raise RunError(f"{run.name} ended with status {process.returncode}: {said[-1000:]}")
                     failed = f"{_DIVERGED} ({said.splitlines()[-1]})"
                 over(run, failed)
+
+
+def _written(folder: RunFolder) -> int:
+    """Return when the run's last epoch ended, in ns; 0 where none has, or all have."""
+    try:
+        return folder.resume_point.stat().st_mtime_ns
+    except FileNotFoundError:
+        return 0
 
 
 def _log(plans: Path, name: str) -> Path:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from plr.errors import ConfigError, RunError
 from plr.files import atomic_path
 from plr.inputs import OPTIONS, load_dataset
 from plr.models import RecommenderModel, build_model
-from plr.reproduce.presets import METHODS, Preset
+from plr.reproduce.presets import METHODS, REINFORCED, Preset
 from plr.reproduce.request import Request, settings_of
 from plr.reproduce.sample import sampled
 from plr.runs import RunFolder, load_weights
@@ -28,7 +28,8 @@ __all__ = ["BASES", "LABELS", "Run", "Study", "System"]
 
 BASES = {"sasrec": "SASRec", "bert4rec": "BERT4Rec", "unisrec": "UniSRec"}
 LABELS = {
-    "erl": "ReaRec-ERL", "prl": "ReaRec-PRL", "lares": "LARES", "plr-states": "PLR as printed", "plr": "PLR (mixture)",
+    "erl": "ReaRec-ERL", "prl": "ReaRec-PRL", "lares": "LARES", REINFORCED: "LARES, reinforced",
+    "plr-states": "PLR as printed", "plr": "PLR (mixture)",
 }  # fmt: skip
 
 
@@ -46,6 +47,11 @@ class System:
         return BASES[self.backbone] if self.method == "base" else LABELS[self.method]
 
     @property
+    def first_phase(self) -> System | None:
+        """The system whose run with the same seed a run of this one starts from; None: it starts from nothing."""
+        return replace(self, method="lares") if self.method == REINFORCED else None
+
+    @property
     def name(self) -> str:
         """As its runs' folders begin."""
         return "-".join([self.backbone, self.method, *(f"{name}{_short(value)}" for name, value in self.changes)])
@@ -61,6 +67,12 @@ class Run:
 
     system: System
     seed: int
+
+    @property
+    def first_phase(self) -> Run | None:
+        """The run that it starts from, where it is a second phase."""
+        first = self.system.first_phase
+        return None if first is None else Run(first, self.seed)
 
     @property
     def name(self) -> str:
@@ -136,7 +148,9 @@ class Study:
         values = self.preset.common | self.preset.methods[method]
         if backbone == "unisrec":  # its scores are cosines: what was published for dot products is not for it
             values = {name: value for name, value in values.items() if name != "temperature"}
-        values |= settings_of(self.request.settings, (backbone, method))
+        # What is set of LARES is set of both of its phases, which must have the same sizes.
+        named = (backbone, "lares", method) if method == REINFORCED else (backbone, method)
+        values |= settings_of(self.request.settings, named)
         if backbone != "unisrec":
             values.pop("text_vectors", None)
         else:
@@ -168,6 +182,12 @@ class Study:
 
     def _config(self, system: System, seed: int, **places: Any) -> Config:
         values = self.common(system.backbone, system.method) | dict(system.changes)
+        if (first := Run(system, seed).first_phase) is not None:
+            places["init"] = str(self.folder(first).path)
+            if values.get("refit"):
+                raise ConfigError(
+                    f"{system.name}: starts from a run that may not be refitted on the validation rows; set refit=false"
+                )
         if self._sample:  # it is a prepared folder
             values = {name: value for name, value in values.items() if name not in OPTIONS}
         if self.request.processes > 1:
@@ -197,7 +217,9 @@ class Study:
         earlier, now = Config.load(folder.config), self.config(run).decisive()
         before = earlier.decisive()
         changed = [
-            f"{name}: {before[name]!r} -> {now[name]!r}" for name in now if before[name] != now[name] and name != "data"
+            f"{name}: {before[name]!r} -> {now[name]!r}"
+            for name in now
+            if before[name] != now[name] and name not in ("data", "init")  # the folder may have moved
         ]
         if changed:
             raise RunError(
@@ -205,6 +227,12 @@ class Study:
             )
         if (earlier.provenance or {}).get("data_hash") != self.dataset.content_hash:
             raise RunError(f"{folder.path} holds a run on other data; choose another --out")
+        if run.first_phase is not None and self.folder(run.first_phase).finished():
+            weights = self.folder(run.first_phase).read_metrics()["files"]["model.safetensors"]
+            if (earlier.provenance or {}).get("init_hash") != weights:
+                raise RunError(
+                    f"{folder.path} starts from other weights than those of {run.first_phase.name}; delete its folder"
+                )
         return True
 
     def done(self, system: System, seeds: Iterable[int] | None = None) -> list[Run]:

@@ -6,6 +6,7 @@ from plr.evaluation import metrics, popularity_ranks
 from plr.reproduce import paper
 from plr.reproduce.comparison import COLUMNS, METRICS, Pair, against, difference_cells, listed_runs, metric_cells
 from plr.reproduce.learning_curves import learning_curves
+from plr.reproduce.presets import REINFORCED
 from plr.reproduce.results import Cell, Part, Section, Table
 from plr.reproduce.study import BASES, LABELS, Run, Study, System
 
@@ -50,8 +51,17 @@ def _comparison(study: Study, cells: list[System], found: dict) -> Table:
         "Reference: the bare backbone. Differences are per user and averaged over the seeds that both have; "
         "bootstrap interval over users and runs; effect size: the mean difference in standard deviations of the "
         f"users' differences; p of the paired t-test over users, corrected by Holm over the {len(found)} comparisons "
-        "of this table and the next. LARES is its first phase, without reinforcement.",
+        f"of this table and the next. {_phases(cells)}",
     )
+
+
+def _phases(cells: list[System]) -> str:
+    if any(system.method == REINFORCED for system in cells):
+        return (
+            f"{LABELS['lares']} is its first phase; {LABELS[REINFORCED]}: the second phase, each run from that of the "
+            "first with the same seed, with as many epochs again."
+        )
+    return "LARES is its first phase, without reinforcement."
 
 
 def _best_rivals(study: Study, cells: list[System]) -> list[Pair]:
@@ -110,9 +120,10 @@ def _agreement(study: Study, cells: list[System]) -> str:
     same = different = 0
     for one in cells:
         for other in cells:
-            if one.backbone != other.backbone or one.method >= other.method or "plr" in (one.method, other.method):
-                continue
             printed = paper.TABLE_2[one.backbone]
+            known = one.method in printed and other.method in printed
+            if one.backbone != other.backbone or one.method >= other.method or not known:
+                continue
             ahead = sum(a[2] > b[2] for a, b in zip(printed[one.method], printed[other.method], strict=True))
             measured = _mean(study, one, "ndcg@10") > _mean(study, other, "ndcg@10")
             same += measured == (ahead >= 2)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
 import json
@@ -23,6 +24,7 @@ from plr.data import open_prepared, prepare
 from plr.errors import ConfigError, NonFiniteLossError
 from plr.prepare.synthetic import generate
 from plr.reproduce import EXPERIMENTS, runner
+from plr.reproduce.reproduce import _needed as needed
 from plr.reproduce.reproduce import reproduce
 from plr.reproduce.request import Request, settings_of
 from plr.reproduce.results import Estimate, Plot, Section, Table
@@ -36,7 +38,7 @@ TINY = (
 
 
 def requested(data, out, *what):
-    methods = ("base", "erl", "lares", "plr-states", "plr")
+    methods = ("base", "erl", "lares", "plr-states", "plr", "lares-rpt")
     given = {"backbones": ("sasrec",), "methods": methods, "seeds": 1, "sample": 400, "settings": TINY}
     return Request(what=what or ("all",), data=str(data), out=str(out), **given)
 
@@ -122,7 +124,7 @@ def test_no_run_is_planned_twice(data, tmp_path, preset):
 def test_a_run_that_diverges_is_named_and_the_others_go_on(data, tmp_path, monkeypatch):
     """Every run here: then tables and figures have nothing to show, and say so by having no rows."""
 
-    def diverge(config, dataset):
+    def diverge(config, dataset, callbacks):
         raise NonFiniteLossError("step 3: the loss term 'diversity' is not finite")
 
     monkeypatch.setattr(runner, "train", diverge)
@@ -137,6 +139,95 @@ def test_a_run_that_diverges_is_named_and_the_others_go_on(data, tmp_path, monke
     for module in modules:
         section = module.section(made)
         assert not any(name in json.dumps(section.to_json()) for name in ("seed0", "seed1")), section.name
+
+
+def rpt(made, **given):
+    return made.config(Run(System("sasrec", "lares-rpt"), **given))
+
+
+def test_lares_second_phase_is_where_it_is_named_and_follows_the_first(data, tmp_path):
+    assert not {run for run in study(data, tmp_path).runs(study(data, tmp_path).table_2()) if run.first_phase}
+    methods = ("base", "lares-rpt")
+    made = study(data, tmp_path, methods=methods, settings=("lares:core_layers=2", "lares-rpt:lr=0.01"))
+    (planned,) = {tuple(needed(made, {"table2": import_module("plr.reproduce.table2")}))}
+    names = [run.name for run in planned]
+    assert sorted(names) == sorted(f"{each}-seed{seed}" for each in
+                                   ("sasrec-base", "sasrec-lares", "sasrec-lares-rpt", "bert4rec-base",
+                                    "bert4rec-lares", "bert4rec-lares-rpt") for seed in (0, 1))  # fmt: skip
+    for name in names:
+        if "rpt" in name:
+            assert names.index(name.replace("-rpt", "")) < names.index(name)
+    first, second = made.config(Run(System("sasrec", "lares"), 1)), rpt(made, seed=1)
+    assert (first.phase, second.phase, second.init) == ("spt", "rpt", first.out)
+    assert (first.core_layers, second.core_layers, first.lr, second.lr) == (2, 2, 3e-3, 0.01)
+    assert rpt(study(data, tmp_path, "paper", methods=methods), seed=0).reference_weight == 1.0
+    with pytest.raises(ConfigError, match=r"sasrec-lares-rpt: starts from a run that may not be refitted"):
+        rpt(study(data, tmp_path, methods=methods, settings=("refit=true",)), seed=0)
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_second_phase_without_its_first_one_is_named(data, tmp_path, monkeypatch, processes):
+    """And no process is started for it."""
+    made, said = study(data, tmp_path, settings=TINY, methods=("lares-rpt",), processes=processes), []
+    runs = [Run(System("sasrec", method), 0) for method in ("lares", "lares-rpt")]
+
+    def diverge(*arguments, **options):
+        raise NonFiniteLossError("a loss term is not finite")
+
+    class Diverged:
+        returncode = 2
+
+        def poll(self):
+            return 2
+
+    def started(config, plans):
+        assert config.phase == "spt"
+        plans.mkdir(parents=True, exist_ok=True)
+        runner._log(plans, runs[0].name).write_text("plr: the loss is not finite")
+        return Diverged()
+
+    monkeypatch.setattr(runner, "train", diverge)
+    monkeypatch.setattr(runner, "_started", started)
+    runner.train_runs(made, runs, dict.fromkeys(runs, 1.0), said.append)
+    assert made.failed[runs[1]] == "sasrec-lares-seed0 has no result"
+    assert said[1] == "[2/2] sasrec-lares-rpt-seed0: sasrec-lares-seed0 has no result; 0 left"
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_bar_moves_with_the_epochs_of_all_runs(data, tmp_path, monkeypatch, processes):
+    made = study(data, tmp_path, settings=(*TINY, "epochs=3", "patience=3"), methods=("base",), processes=processes)
+    runs, moved, bars = [Run(System("sasrec", "base"), seed) for seed in (0, 1)], [], []
+
+    @contextlib.contextmanager
+    def bar(what, total, **options):
+        bars.append((what, total, options["unit"]))
+        yield moved.append
+
+    monkeypatch.setattr(runner, "ranking_progress", bar)
+    runner.train_runs(made, runs, dict.fromkeys(runs, 1.0), lambda line: moved.append(line[:5]))
+    assert bars == [("Training", 6, "epochs")]
+    counts = [each for each in moved if isinstance(each, int)]
+    assert sum(counts) == 6
+    if processes == 1:
+        assert moved == [1, 1, 1, 0, "[1/2]", 1, 1, 1, 0, "[2/2]"]
+
+
+def test_a_run_that_stops_early_moves_the_bar_by_the_epochs_that_it_leaves_out(data, tmp_path, monkeypatch):
+    made, moved = study(data, tmp_path, settings=(*TINY, "epochs=5"), methods=("base",)), []
+
+    @contextlib.contextmanager
+    def bar(what, total, **options):
+        yield moved.append
+
+    def stops_early(config, dataset, callbacks):
+        callbacks.on_train_epoch_end(None, None)
+
+    monkeypatch.setattr(runner, "ranking_progress", bar)
+    monkeypatch.setattr(runner, "train", stops_early)
+    monkeypatch.setattr(runner, "outcome", lambda folder: "")
+    run = Run(System("sasrec", "base"), 0)
+    runner.train_runs(made, [run], {run: 1.0}, lambda line: None)
+    assert moved == [1, 4]
 
 
 def test_a_change_to_what_a_system_has_is_none_and_derived_defaults_are_no_surprise(data, tmp_path):
