@@ -90,6 +90,13 @@ def run_command(folder: Path, users: int, form: str) -> dict[str, float]:
     }
 
 
+def _sizes(system: str) -> dict[str, Any]:
+    """The options of a system that decide what an answer costs, as defaults were when it was measured."""
+    config = Config(**SYSTEMS[system])
+    names = ("layers",) if config.method == "base" else ("layers", "mixture", "streams", "steps")
+    return {name: getattr(config, name) for name in names}
+
+
 def main() -> None:
     """Measure, print, and write where a file is named."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -135,6 +142,7 @@ def main() -> None:
             "dim": options.dim,
             "lengths": [SHORTEST, LONGEST],
             "k": K,
+            "systems": {system: _sizes(system) for system in options.systems},
             "rows": rows,
         }
         write_record(RESULTS / "recommend_users.json", record)
