@@ -24,6 +24,7 @@ from plr.models import build_model
 from plr.models.sampled_items import ItemSampler
 from plr.training.module import build_optimizer, sparse_table_gradients
 
+PLR = {"streams": 4, "steps": 2, "consistency_weight": 0.0}
 WAYS = {
     "softmax": {},
     "sampled_softmax": {"loss": "sampled_softmax"},
@@ -57,7 +58,7 @@ def training_step(config: Config, items: int) -> Callable[[], None]:
 
 def measured(method: str, items: int, dim: int, rounds: int) -> dict[str, list[float]]:
     """Seconds of every way in each round, after one to warm up."""
-    shared = {"method": method, "dim": dim, "training_rows": "prefix"}
+    shared = {"method": method, "dim": dim, "training_rows": "prefix", **(PLR if method == "plr" else {})}
     steps = {name: training_step(Config(**shared, **way), items) for name, way in WAYS.items()}
     seconds: dict[str, list[float]] = {name: [] for name in steps}
     for number in range(rounds + 1):
@@ -92,7 +93,7 @@ def main() -> None:
         "threads": torch.get_num_threads(),
         "instruction_set": instruction_set(),
         "sizes": {"items": options.items, "dim": options.dim, "batch_size": config.batch_size,
-                  "max_length": config.max_length, "layers": config.layers, "negatives": config.negatives},
+                  "max_length": config.max_length, "layers": config.layers, "negatives": config.negatives, "plr": PLR},
         "processor_seconds": {}, "times_as_long": {},
     }  # fmt: skip
     for method in ("base", "plr"):
