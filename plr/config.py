@@ -180,11 +180,6 @@ class Config(
                 "sampler must be uniform for loss 'gbce', the power of which follows from uniform negatives; "
                 f"found {self.sampler!r}"
             )
-        if self.devices > 1 and self.sampler in ("in_batch", "mixed"):
-            raise ConfigError(
-                f"sampler must be uniform or popularity with several devices, found {self.sampler!r} with "
-                f"{self.devices}: each process has the targets of its own rows alone"
-            )
         if self.sparse_adam and self.weight_decay:
             raise ConfigError(
                 f"weight_decay must be 0 with sparse_adam, which would decay only the items that a step names; found "
@@ -193,7 +188,7 @@ class Config(
 
     def decisive(self) -> dict[str, Any]:
         """Return the fields that decide the result, for telling whether a run may be resumed."""
-        elsewhere = {"out", "cache", "progress", "provenance", "threads"}
+        elsewhere = {"out", "cache", "progress", "provenance", "threads", "devices"}
         return {name: value for name, value in asdict(self).items() if name not in elsewhere}
 
     def plain(self) -> dict[str, Any]:

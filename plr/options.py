@@ -551,8 +551,9 @@ class TrainingOptions(Options):
         batch_order: length, rows of like length together, of which little is padded, or shuffled. By default length,
             and shuffled for sequence rows that are counted by rows: of like length together, the few targets of short
             sequences would weigh as much in a step as the many of long ones.
-        batch_size: training rows per step. A prefix row has one target; a sequence row has as many as its user (in a
-            window), or up to targets_per_row: a step has that many times more targets. Losses are means over targets.
+        batch_size: training rows per step, of all devices together. A prefix row has one target; a sequence row has as
+            many as its user (in a window), or up to targets_per_row: a step has that many times more targets. Losses
+            are means over targets.
         batch_unit: sequence rows: what batch_size counts: rows, or targets; then a step has about as many with sequence
             rows as with prefix rows.
         epochs: at most this many.
@@ -633,7 +634,7 @@ class MachineOptions(Options):
 
     Args:
         accelerator: auto, cpu or gpu.
-        devices: number of devices.
+        devices: how many devices, or with accelerator cpu processes, train the run: each has a share of every batch.
         threads: CPU threads; 0 leaves torch's choice. Bit-equal results need an equal number.
         progress: show a progress bar.
     """

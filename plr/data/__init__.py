@@ -12,6 +12,7 @@ from plr.data.dealt import DealtRows
 from plr.data.opened import open_prepared, prepare
 from plr.data.positives import SameTargetPositives
 from plr.data.rows import Batch, CountedTargets, Rows
+from plr.data.share import Share
 from plr.errors import DataError
 from plr.prepare.options import PrepareOptions
 
@@ -25,6 +26,7 @@ __all__ = [
     "Rows",
     "SameTargetPositives",
     "SequenceDataset",
+    "Share",
     "open_prepared",
     "prepare",
 ]

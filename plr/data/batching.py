@@ -21,28 +21,24 @@ class LengthGroupedBatches:
     Not ``grouped``, they are permuted and cut: rows of any lengths stand together, and more is padded.
     Without ``shuffle`` rows are sorted by length, longest first, so that the largest batch is the first.
 
-    Under ``world_size`` ranks each takes every world_size-th batch of the one plan, and all take equally
-    many: nothing is dropped and nothing repeated, in training as in evaluation. For that the number of
-    batches is rounded up to a multiple of ``world_size``, and batch sizes differ by at most one. The
-    batches of one step are neighbours in length, so that no rank waits long for another.
+    Batch sizes differ by at most one: nothing is dropped and nothing repeated. The plan is that of any number of
+    processes; what each has of a batch, `Share` and `evaluation_batches` say.
 
     With ``counts`` a batch is filled by its targets: each has about as many, whether they are of few rows or of many.
     Of rows of one length, those with like numbers of targets then stand together.
 
     Args:
         lengths: int16 or wider [R], the length of every row.
-        batch_size: Rows per batch and rank, at most (where 1 does not go round among the ranks, 2). With ``counts``
-            targets, on average at most; a batch has more or fewer by about half of a row's.
+        batch_size: Rows per batch, at most. With ``counts`` targets, on average at most; a batch has more or fewer by
+            about half of a row's.
         counts: int64 [R], each at least 1, how many targets each row has, where batches are to be filled by them; with
             ``shuffle``.
         shuffle: True for training, False for evaluation.
         seed: Of the shuffling.
         grouped: False mixes all lengths in a batch, with ``shuffle``.
-        rank: This process, 0..world_size-1.
-        world_size: The number of processes.
 
     Raises:
-        ValueError: for arguments out of range, and for fewer rows than ranks (but for none at all).
+        ValueError: for arguments out of range.
     """
 
     def __init__(
@@ -54,40 +50,31 @@ class LengthGroupedBatches:
         seed: int = 0,
         grouped: bool = True,
         counts: Tensor | None = None,
-        rank: int = 0,
-        world_size: int = 1,
     ) -> None:
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1; found {batch_size}")
-        if not 0 <= rank < world_size:
-            raise ValueError(f"rank must be in 0..world_size-1; found rank {rank} of {world_size}")
         if seed < 0:
             raise ValueError(f"seed must not be negative; found {seed}")
-        if 0 < len(lengths) < world_size:
-            raise ValueError(f"{len(lengths)} rows cannot be shared among {world_size} ranks")
         self.batch_size = batch_size
         self.shuffle = shuffle
         self.seed = seed
         self.grouped = grouped
-        self.rank = rank
-        self.world_size = world_size
         self.epoch = 0
         self._lengths = lengths.numpy()
         self._counts = None if counts is None else counts.numpy()
         size = len(lengths) if self._counts is None else int(self._counts.sum())
-        self._steps = min(-(-size // (batch_size * world_size)), len(lengths) // world_size)
+        self._steps = min(-(-size // batch_size), len(lengths))
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the order of the next iteration (with ``shuffle``)."""
         self.epoch = epoch
 
     def __len__(self) -> int:
-        """Return the number of this rank's batches."""
+        """Return the number of batches."""
         return self._steps
 
     def __iter__(self) -> Iterator[Tensor]:
-        batches = self._steps * self.world_size
-        bounds = np.arange(batches + 1) * len(self._lengths) // max(batches, 1)
+        bounds = np.arange(self._steps + 1) * len(self._lengths) // max(self._steps, 1)
         if self.shuffle:
             random = np.random.Generator(np.random.PCG64([self.seed, self.epoch]))
             order, bounds = self._shuffled(random, bounds)
@@ -96,14 +83,13 @@ class LengthGroupedBatches:
             order, steps = np.argsort(~self._lengths, kind="stable"), np.arange(self._steps)
         rows = torch.from_numpy(order)
         for step in steps:
-            batch = step * self.world_size + self.rank
-            yield rows[bounds[batch] : bounds[batch + 1]]
+            yield rows[bounds[step] : bounds[step + 1]]
 
     def _shuffled(self, random: np.random.Generator, bounds: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return a permutation of the rows, where grouped sorted by length within each mega-batch, and the bounds."""
         order = random.permutation(len(self._lengths))
         batches = len(bounds) - 1
-        together = -(-_MEGA_BATCH // self.world_size) * self.world_size if self.grouped else max(batches, 1)
+        together = _MEGA_BATCH if self.grouped else max(batches, 1)
         for start in range(0, batches, together):
             stop = min(start + together, batches)
             first, last = bounds[start], bounds[stop]

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from plr.data.share import Share
 
 __all__ = ["IGNORED", "Batch", "CountedTargets", "Rows"]
 
@@ -112,7 +115,8 @@ class Batch(_Movable):
 
     ``item_ids`` int64 [B, L], padded with 0 (an item too: ``lengths`` says what is real); ``lengths`` int64
     [B], 1..L; ``targets`` int64 [B] (one per row) or [B, L] (one per position, -100 where padded or not counted);
-    ``users`` int64 [B]; ``counted``, the targets [B, L] that count, None with targets [B].
+    ``users`` int64 [B]; ``counted``, the targets [B, L] that count, None with targets [B]; ``share``, which rows these
+    are of a batch that several processes train on together, None where all of it is here.
     """
 
     item_ids: Tensor
@@ -120,6 +124,11 @@ class Batch(_Movable):
     targets: Tensor
     users: Tensor
     counted: CountedTargets | None = None
+    share: Share | None = None
+
+    def of(self, share: Share) -> Batch:
+        """Return the same rows, as those of a share."""
+        return replace(self, share=share)
 
     @property
     def each_target(self) -> Tensor:

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from plr.data import Batch
+from plr.data import Batch, Share
+from plr.models.collectives import total
 from plr.models.encoder import SequenceEncoder
 from plr.models.items.encoders import ItemEncoder
 from plr.models.sampled_items import ItemSampler, SampledItems, positive_power
@@ -56,12 +57,21 @@ class RecommenderModel(nn.Module):
         self.extra_metrics: dict[str, Tensor] = {}
 
     def losses(self, batch: Batch) -> Losses:
-        """Return the training loss as named, weighted, signed scalars; their sum is minimised."""
+        """Return the training loss as named, weighted, signed scalars; their sum is minimised.
+
+        With `batch.share` the rows are some of a batch, the terms those of the whole one (`plr.models.collectives`).
+        """
         raise NotImplementedError
 
-    def target_count(self, batch: Batch) -> int | Tensor:
-        """Return how many targets the means of `losses(batch)`, called just before, are over: a number or a scalar."""
-        return len(batch.each_target)
+    def target_counts(self, batch: Batch) -> tuple[int | Tensor, int | Tensor]:
+        """Return how many targets the means of `losses(batch)`, called just before, are over: numbers or scalars.
+
+        Those of these rows, and those of the whole batch, of which a process may have a share.
+        """
+        own = len(batch.each_target)
+        if batch.share is None:
+            return own, own
+        return 0 if batch.share.idle else own, batch.share.targets
 
     def user_embedding(self, batch: Batch, table: Tensor | None = None) -> Tensor:
         """Return the embedding [B, d] of the user behind each history, as `queries` makes it.
@@ -93,7 +103,10 @@ class RecommenderModel(nn.Module):
             return batch, table, self.candidates(table)
         if self.sampler is None:
             raise RuntimeError(f"loss {options.loss!r} needs the model's sampler: set it to an ItemSampler")
-        drawn, log_q = self.sampler.draw(batch.each_target)
+        share = batch.share
+        drawn, log_q = self.sampler.draw(
+            batch.each_target if share is None else share.whole.each_target.to(batch.item_ids.device)
+        )
         batch, sampled, named = numbered_anew(batch, drawn)
         table = self.items.rows(named)
         power = positive_power(options, len(drawn), self.items.num_items)
@@ -116,13 +129,41 @@ class RecommenderModel(nn.Module):
         """Look item_ids [B, L] up in the table [V, d] of this step -> [B, L, d]."""
         return functional.embedding(item_ids, table)
 
-    def divergence_sample(self, histories: Tensor) -> Tensor:
-        """Return a share of [N, ...], drawn at random, on which a mean divergence is estimated: all with share 1."""
-        share = self.options.divergence_share
-        if share == 1:
-            return histories
-        count = max(1, round(share * histories.shape[0]))
-        return histories[torch.randperm(histories.shape[0], device=histories.device)[:count]]
+    def divergence_sample(
+        self, histories: Tensor, share: Share | None, *, in_rows: bool = False
+    ) -> tuple[Tensor, float | None]:
+        """Return what of [n, ...] a mean divergence is estimated on: all, or `divergence_share` of it, at random.
+
+        Args:
+            histories: of this process.
+            share: which of the batch's they are; None where they are all.
+            in_rows: whether they are in the order of the rows, and not of `batch.counted`.
+
+        Returns:
+            The sample, and what its mean counts in that of all processes' (`mean_of_samples`); None without others. A
+            process of whose histories none were drawn has one that counts 0.
+        """
+        portion, device = self.options.divergence_share, histories.device
+        histories_of_all = len(histories) if share is None else share.targets  # N
+        wanted, drawn = histories_of_all, None
+        if portion != 1:
+            wanted = max(1, round(portion * histories_of_all))
+            generator = None if share is None else share.generator(device)
+            drawn = torch.randperm(histories_of_all, generator=generator, device=device)[:wanted]
+        if share is None:
+            return histories if drawn is None else histories[drawn], None
+        if share.idle:
+            return histories[:1], 0.0
+        if drawn is not None:
+            own = torch.isin(share.numbers(in_rows=in_rows).to(device), drawn).nonzero()[:, 0]
+            if not len(own):
+                return histories[:1], 0.0
+            histories = histories[own]
+        return histories, len(histories) / wanted
+
+    def mean_of_samples(self, mean: Tensor, weight: float | None) -> Tensor:
+        """Return the mean over all processes' samples, of each one's mean and what it counts."""
+        return mean if weight is None else total(mean * weight)
 
     def initialize(self, std: float = INITIAL_STD) -> None:
         """Draw all weights from N(0, std²), biases 0 and LayerNorm at identity, in the order of registration."""

@@ -46,7 +46,7 @@ class ItemSampler:
         """Return the items of a step, and for each the logarithm of how often it is expected among them.
 
         Args:
-            targets: int64 [N], of the step.
+            targets: int64 [N], of the step, in all processes.
 
         Returns:
             int64 [K] and float32 [K], or None where the loss is not corrected; on the device of the targets. Some may

@@ -27,17 +27,8 @@ class AccumulatedMean:
         self._targets = self._targets + targets
         return loss * targets
 
-    def settle(self, parameters: Iterable[Parameter], *, processes: int = 1) -> None:
-        """Turn the gradients of `batches` losses, each divided by `batches` as Lightning does, into those of the mean.
-
-        Args:
-            parameters: those with gradients; with several processes the gradients are means over these already.
-            processes: how many there are; the targets of all are counted.
-        """
+    def settle(self, parameters: Iterable[Parameter]) -> None:
+        """Turn the gradients of `batches` losses, divided by `batches` as Lightning does, into those of the mean."""
         gradients = [each.grad for each in parameters if each.grad is not None]
-        targets = self._targets
-        if processes > 1:
-            targets = torch.as_tensor(targets, dtype=torch.int64, device=gradients[0].device)
-            torch.distributed.all_reduce(targets)
+        torch._foreach_mul_(gradients, self.batches / self._targets)
         self._targets = 0
-        torch._foreach_mul_(gradients, self.batches * processes / targets)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import lightning.pytorch as lightning
@@ -10,7 +12,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from plr.config import Config
-from plr.data import Batch, DealtRows, LengthGroupedBatches, Rows, SameTargetPositives, SequenceDataset
+from plr.data import Batch, DealtRows, LengthGroupedBatches, Rows, SameTargetPositives, SequenceDataset, Share
 from plr.models import RecommenderModel
 from plr.signals import raise_again
 from plr.training.accumulation import AccumulatedMean
@@ -27,9 +29,10 @@ SAMPLING = -1
 class TrainingModule(lightning.LightningModule):
     """Trains `model` on `rows`; validation and checkpoints are callbacks' work.
 
-    Everything random in a batch is drawn from generators seeded with (seed, number of the batch, rank), and the order
-    of the rows from (seed, epoch), the learning rate is a function of the step's number, and an epoch ends with a step:
-    a resumed run needs the weights and the optimiser to go on exactly as an uninterrupted one.
+    Everything random in a batch is drawn from generators seeded with (seed, number of the batch), and the order of the
+    rows from (seed, epoch), the learning rate is a function of the step's number, and an epoch ends with a step: a
+    resumed run needs the weights and the optimiser to go on exactly as an uninterrupted one. Several processes have a
+    share of each batch, and their gradient is that of one; dropout's masks alone are of (seed, batch, process).
     """
 
     def __init__(
@@ -68,8 +71,9 @@ class TrainingModule(lightning.LightningModule):
         if self.model.same_target_positives:
             assert isinstance(rows, Rows)
             positives = SameTargetPositives(rows, self.config.seed)
-        order = batch_order(rows, self.config, rank=self.global_rank, world_size=self.trainer.world_size)
-        return DataLoader(RowDataset(rows, order, positives), sampler=order, batch_size=None, collate_fn=_as_it_is)
+        order = batch_order(rows, self.config)
+        dataset = RowDataset(rows, order, positives, self.global_rank, self.trainer.world_size)
+        return DataLoader(dataset, sampler=order, batch_size=None, collate_fn=_as_it_is)
 
     def on_train_start(self) -> None:
         """Refuse a warm-up that the rows within reach have become too few for."""
@@ -86,25 +90,41 @@ class TrainingModule(lightning.LightningModule):
         number = self.global_step * batches + batch_index % batches  # without accumulation, the step's
         if self.model.sampler is not None:
             self.model.sampler.seed = step_seed(self.config.seed, number, SAMPLING)
-        torch.manual_seed(step_seed(self.config.seed, number, self.global_rank))
+        if batch.share is None:
+            torch.manual_seed(step_seed(self.config.seed, number))
+        else:  # dropout's masks are each process's own; all else is drawn as one process draws it
+            torch.manual_seed(step_seed(self.config.seed, number, 1 + self.global_rank))
+            batch.share.seed(step_seed(self.config.seed, number))
+        self.model.items.share = batch.share
+
+    def on_train_end(self) -> None:
+        """Forget the last step's share."""
+        self.model.items.share = None
 
     def training_step(self, batch: Batch, batch_index: int) -> Tensor:
         """Sum the model's loss terms, watched and logged by name."""
         losses = self.model.losses(batch)
         self.guard.watch(losses, self.global_step)
-        size = batch.lengths.shape[0]
-        for name, loss in losses.items():
-            self.log(f"train/{name}", loss.detach(), on_step=False, on_epoch=True, batch_size=size)
-        for name, value in self.model.extra_metrics.items():
-            self.log(f"train/{name}", value, on_step=False, on_epoch=True, batch_size=size)
         total = torch.stack(list(losses.values())).sum()
-        self.log("loss", total.detach(), prog_bar=True, on_step=False, on_epoch=True, batch_size=size)
-        return total if self.accumulated is None else self.accumulated.weighted(total, self.model.target_count(batch))
+        measured = {f"train/{name}": value for name, value in (losses | self.model.extra_metrics).items()}
+        own, targets = self.model.target_counts(batch)
+        share, size = batch.share, len(batch)
+        if share is not None:
+            # The gradient is the mean of all processes': each weighs by the targets that it has of the batch's.
+            weighed = share.world_size * own
+            total, size = total * weighed / targets, share.size
+            measured = {name: value * weighed / targets for name, value in measured.items()}
+        for name, value in [*measured.items(), ("loss", total)]:
+            self.log(
+                name, value.detach(), prog_bar=name == "loss", on_step=False, on_epoch=True, batch_size=size,
+                sync_dist=share is not None,
+            )  # fmt: skip
+        return total if self.accumulated is None else self.accumulated.weighted(total, targets)
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Complete the gradient, before it is clipped, and set the step's learning rate."""
         if self.accumulated is not None:
-            self.accumulated.settle(self.model.parameters(), processes=self.trainer.world_size)
+            self.accumulated.settle(self.model.parameters())
         for parameter in self.model.parameters():  # of several batches a row of the table has a gradient each
             if parameter.grad is not None and parameter.grad.is_sparse:
                 parameter.grad = parameter.grad.coalesce()
@@ -135,22 +155,40 @@ class TrainingModule(lightning.LightningModule):
 
 
 class RowDataset(torch.utils.data.Dataset):
-    """Rows as a map from a tensor of row numbers to a batch: those rows, then their positives if there are any."""
+    """Rows as a map from a tensor of row numbers to a batch: those rows, then their positives if there are any.
 
-    def __init__(self, rows: Rows | DealtRows, order: LengthGroupedBatches, positives: SameTargetPositives | None):
+    Of several processes each has a share of it.
+    """
+
+    def __init__(
+        self,
+        rows: Rows | DealtRows,
+        order: LengthGroupedBatches,
+        positives: SameTargetPositives | None,
+        rank: int = 0,
+        world_size: int = 1,
+    ):
         self.rows = rows
         self.order = order
         self.positives = positives
+        self.rank, self.world_size = rank, world_size
+        self._counts = rows.target_counts() if world_size > 1 and _have_several(rows) else None
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def __getitem__(self, index: Tensor) -> Batch:
-        if isinstance(self.rows, DealtRows):
-            return self.rows.batch(index, self.order.epoch)
+        targets = len(index) if self._counts is None else int(self._counts[index].sum())
         if self.positives is not None:
             index = torch.cat([index, self.positives.draw(index, self.order.epoch)])
-        return self.rows.batch(index)
+        if isinstance(self.rows, DealtRows):
+            gather: Callable[[Tensor], Batch] = partial(self.rows.batch, epoch=self.order.epoch)
+        else:
+            gather = self.rows.batch
+        if self.world_size == 1:
+            return gather(index)
+        with_positives = self.positives is not None
+        return Share(gather, index, targets, self.rank, self.world_size, positives=with_positives).own()
 
 
 def training_rows(dataset: SequenceDataset, config: Config) -> Rows | DealtRows:
@@ -160,10 +198,8 @@ def training_rows(dataset: SequenceDataset, config: Config) -> Rows | DealtRows:
     return DealtRows(rows, config.targets_per_row, config.seed) if config.targets_per_row else rows
 
 
-def batch_order(
-    rows: Rows | DealtRows, config: Config, *, rank: int = 0, world_size: int = 1
-) -> LengthGroupedBatches:
-    """Return a process's training batches, filled by targets where that is configured and rows have several."""
+def batch_order(rows: Rows | DealtRows, config: Config) -> LengthGroupedBatches:
+    """Return the training batches, filled by targets where that is configured and rows have several."""
     several = config.row_kind == "sequence" and config.batch_unit == "targets"
     return LengthGroupedBatches(
         rows.lengths,
@@ -172,8 +208,6 @@ def batch_order(
         seed=config.seed,
         grouped=config.batch_order == "length",
         counts=rows.target_counts() if several else None,
-        rank=rank,
-        world_size=world_size,
     )
 
 
@@ -197,10 +231,15 @@ def sparse_table_gradients(model: RecommenderModel) -> None:
         module.sparse = True
 
 
-def step_seed(seed: int, step: int, rank: int) -> int:
-    """Return a 63-bit seed for one step of one rank."""
+def _have_several(rows: Rows | DealtRows) -> bool:
+    """Whether rows may have several targets."""
+    return isinstance(rows, DealtRows) or rows.every_position
+
+
+def step_seed(seed: int, step: int, stream: int = 0) -> int:
+    """Return a 63-bit seed for one of a step's sources of random numbers."""
     # splitmix64's mixing steps: neighbouring inputs give unrelated generators.
-    state = (seed * 0x9E3779B97F4A7C15 + step * 0xBF58476D1CE4E5B9 + rank * 0x94D049BB133111EB + 1) % 2**64
+    state = (seed * 0x9E3779B97F4A7C15 + step * 0xBF58476D1CE4E5B9 + stream * 0x94D049BB133111EB + 1) % 2**64
     state = ((state ^ (state >> 30)) * 0xBF58476D1CE4E5B9) % 2**64
     state = ((state ^ (state >> 27)) * 0x94D049BB133111EB) % 2**64
     return (state ^ (state >> 31)) % 2**63

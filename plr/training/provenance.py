@@ -8,6 +8,9 @@ from typing import Any
 
 from plr.version import __version__
 
+BATCH = {"batch_size": "of all devices"}
+"""What the records of runs on several devices lack that were made when batch_size was each device's."""
+
 PACKAGES = ("torch", "numpy", "lightning", "polars", "safetensors")
 
 
@@ -30,6 +33,7 @@ def provenance(
         **({} if item_data_hash is None else {"item_data_hash": item_data_hash}),
         **({} if init_hash is None else {"init_hash": init_hash}),
         **({} if parent is None else {"parent": parent}),
+        **BATCH,
         "plr": __version__,
         "python": platform.python_version(),
         **{package: version(package) for package in PACKAGES},

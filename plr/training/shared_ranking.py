@@ -9,9 +9,10 @@ import torch
 import torch.distributed as distributed
 from torch import Tensor
 
-from plr.data import LengthGroupedBatches, Rows
+from plr.data import Rows
 from plr.errors import RunError, UserError
 from plr.evaluation import Ranking, evaluation_batches, rank_rows
+from plr.evaluation.batches import share_of_order
 from plr.models import RecommenderModel
 from plr.serving.engine_scorer import engine_scorer
 
@@ -91,6 +92,4 @@ def gather_rows(values: Tensor) -> Tensor:
 
 def _order(rows: Rows, batch_size: int, rank: int, world_size: int) -> Tensor:
     """Return the numbers of a process's rows in the order in which it ranks them: int64 [R_i]."""
-    return torch.cat(
-        list(LengthGroupedBatches(rows.lengths, batch_size, shuffle=False, rank=rank, world_size=world_size))
-    )
+    return torch.cat(share_of_order(rows, batch_size, rank, world_size))

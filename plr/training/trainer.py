@@ -41,7 +41,7 @@ from plr.training.memory import ReturnFreedMemory
 from plr.training.module import TrainingModule, batch_order, training_rows
 from plr.training.parent import Parent
 from plr.training.processes import check_processes, cluster_environment, end_children, is_leader
-from plr.training.provenance import provenance
+from plr.training.provenance import BATCH, provenance
 from plr.training.schedule import check_warmup, steps_of
 from plr.training.shared_ranking import rank_together, share_of
 from plr.training.start import Start
@@ -252,7 +252,7 @@ def check_rows(config: Config, dataset: SequenceDataset) -> None:
                 f"at least {required}"
             )
     if config.warmup_steps:
-        order = batch_order(training_rows(dataset, config), config, world_size=config.devices)
+        order = batch_order(training_rows(dataset, config), config)
         check_warmup(config, steps_of(config, len(order)))
 
 
@@ -463,6 +463,12 @@ def _open_folder(
                 f"{folder.path}: holds an unfinished run of another configuration ({'; '.join(changed)}); give "
                 f"--config {folder.config}, or repeat its own command, to resume it; or choose another --out, or "
                 "delete the folder"
+            )
+        if earlier.devices > 1 and not BATCH.items() <= (earlier.provenance or {}).items():
+            raise RunError(
+                f"{folder.path}: holds an unfinished run of an earlier version of plr on {earlier.devices} devices, "
+                "each of which had batches of batch_size rows; now all together have. Choose another --out, or delete "
+                "the folder"
             )
         if (earlier.provenance or {}).get("data_hash") != dataset.content_hash:
             raise RunError(f"{folder.path}: holds an unfinished run on other data; {config.data} has changed since")

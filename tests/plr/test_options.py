@@ -143,7 +143,6 @@ APART = [
     ({**SAMPLED, "method": "base", "backbone": "bert4rec-cloze"}, "loss must be softmax for method 'base' on backbone"),
     ({"loss": "bce", "method": "plr"}, "loss must be softmax or sampled_softmax for mixture 'distributions'"),
     ({"loss": "gbce", "method": "base", "sampler": "popularity"}, "sampler must be uniform for loss 'gbce', the power"),
-    ({**SAMPLED, "sampler": "in_batch", "devices": 2}, "sampler must be uniform or popularity with several dev"),
     ({**SAMPLED, "weight_decay": 0.1}, "weight_decay must be 0 with sparse_adam, which would decay only the items"),
 ]
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from plr.data import Share
 from plr.items import FeatureField, ItemData
 from plr.options import Options
 
@@ -19,10 +20,13 @@ class ItemEncoder(nn.Module):
     Attributes:
         num_items: V; items are numbered 0..V-1, there is no padding row.
         cosine: whether an item's score is the cosine to its vector instead of the dot product.
+        share: where several processes train, set before every step: random numbers beside dropout's are to be drawn
+            from its generator, so that all processes have one table. None in one process.
     """
 
     num_items: int
     cosine: ClassVar[bool] = False
+    share: Share | None = None
 
     def table(self) -> Tensor:
         """Return the item vectors [V, d], with gradients: computed once per step, for inputs and scores alike."""

@@ -46,7 +46,8 @@ class TextItemEncoder(ItemEncoder):
 
     def table(self) -> Tensor:
         """Return the item vectors [V, d], with gradients; in training with dropout and noise of the adaptor."""
-        table = torch.where(self.present[:, None], self.adaptor(self.vectors), self.missing.weight)
+        generator = None if self.share is None else self.share.generator(self.vectors.device)
+        table = torch.where(self.present[:, None], self.adaptor(self.vectors, generator), self.missing.weight)
         return table if self.embedding is None else table + self.embedding.weight
 
     def rows(self, ids: Tensor) -> Tensor:
@@ -93,17 +94,18 @@ class MixtureOfExpertsAdaptor(nn.Module):
         self.gate = nn.Parameter(torch.zeros(width, experts))
         self.noise = nn.Parameter(torch.zeros(width, experts))
 
-    def forward(self, vectors: Tensor) -> Tensor:
-        """[V, width] -> [V, d]."""
-        gates = self.gates(vectors)
+    def forward(self, vectors: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """[V, width] -> [V, d]; the noise is of the generator, by default torch's global one."""
+        gates = self.gates(vectors, generator)
         return sum(gates[:, e, None] * whitening(vectors) for e, whitening in enumerate(self.whitening))
 
-    def gates(self, vectors: Tensor) -> Tensor:
+    def gates(self, vectors: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Return g [V, E] for vectors [V, width], noisy in training."""
         logits = vectors @ self.gate
         if self.training:
             spread = functional.softplus(vectors @ self.noise) + 0.01
-            logits = logits + torch.randn_like(logits) * spread
+            noise = torch.randn(logits.shape, generator=generator, dtype=logits.dtype, device=logits.device)
+            logits = logits + noise * spread
         return torch.softmax(logits, dim=-1)
 
 

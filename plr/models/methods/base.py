@@ -59,8 +59,10 @@ class BaseRecommender(RecommenderModel):
             )
         }
         if weight:
-            pairs = self.divergence_sample(queries.unflatten(0, (2, -1)).transpose(0, 1))  # [N, 2, d]
-            losses["consistency"] = weight * pairwise_kl(pairs, candidates, temperature=self.temperature)
+            pairs = queries.unflatten(0, (2, -1)).transpose(0, 1)  # [N, 2, d]
+            sample, counts = self.divergence_sample(pairs, batch.share, in_rows=True)
+            divergence = pairwise_kl(sample, candidates, temperature=self.temperature)
+            losses["consistency"] = weight * self.mean_of_samples(divergence, counts)
         return losses
 
     def user_embedding(self, batch: Batch, table: Tensor | None = None) -> Tensor:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from plr.data import Batch
+from plr.data import Batch, Share
 from plr.data.rows import IGNORED
 from plr.models.encoder import SequenceEncoder
 from plr.models.items.encoders import ItemEncoder
@@ -52,8 +52,11 @@ class ClozeRecommender(RecommenderModel):
             raise ValueError("Cloze training needs whole-sequence rows, with targets [B, L]")
         table = self.item_table()
         item_ids, lengths, predictable = whole_sequences(batch)
-        places, counts = self.draw_masked(predictable)
-        self._masked = counts.sum()
+        if batch.share is None:
+            places, counts = self.draw_masked(predictable)
+            self._masked = counts.sum(), counts.sum()
+        else:
+            places, counts = self._draw_share(batch.share, predictable)
         drawn = torch.arange(places.shape[1], device=places.device) < counts[:, None]  # [B, K]
         targets = item_ids.gather(1, places).masked_fill(~drawn, -100)
         # Added, not set: a place that does not count may be the same as the one that does.
@@ -68,8 +71,8 @@ class ClozeRecommender(RecommenderModel):
         )
         return {"masked_item": loss}
 
-    def target_count(self, batch: Batch) -> Tensor:
-        """Return how many items the last call of `losses` masked: int64, a scalar."""
+    def target_counts(self, batch: Batch) -> tuple[int | Tensor, int | Tensor]:
+        """Return how many items the last call of `losses` masked, of these rows and of all: int64, scalars."""
         return self._masked
 
     def user_embedding(self, batch: Batch, table: Tensor | None = None) -> Tensor:
@@ -88,25 +91,41 @@ class ClozeRecommender(RecommenderModel):
         states = super().queries(states)
         return torch.cat([states, torch.ones_like(states[..., :1])], dim=-1)
 
-    def draw_masked(self, predictable: Tensor) -> tuple[Tensor, Tensor]:
-        """Draw the positions to be masked, from torch's global generator.
+    def draw_masked(
+        self, predictable: Tensor, generator: torch.Generator | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Draw the positions to be masked.
 
         Args:
             predictable: bool [B, L], the positions to draw from; each row's last item is one of them.
+            generator: by default torch's global one.
 
         Returns:
             places int64 [B, K] and counts int64 [B]: the first counts[b] places of row b are masked, different ones.
             K = max(1, round(ρ·L)) follows from the shape alone, so that nothing waits for a GPU.
         """
         rows, longest = predictable.shape
-        order = torch.rand(rows, longest, device=predictable.device).masked_fill(~predictable, torch.inf)
+        order = torch.rand(rows, longest, device=predictable.device, generator=generator)
+        order = order.masked_fill(~predictable, torch.inf)
         most = max(1, round(self.options.mask_probability * longest))
         places = order.topk(most, dim=1, largest=False).indices
         counts = (predictable.sum(dim=1) * self.options.mask_probability).round().long().clamp(min=1, max=most)
-        last_only = torch.rand(rows, device=predictable.device) < self.options.mask_last_probability
+        drawn = torch.rand(rows, device=predictable.device, generator=generator)
+        last_only = drawn < self.options.mask_last_probability
         first = torch.where(last_only, _last_of(predictable), places[:, 0])
         places = torch.cat([first[:, None], places[:, 1:]], dim=1)
         return places, counts.where(~last_only, 1)
+
+    def _draw_share(self, share: Share, predictable: Tensor) -> tuple[Tensor, Tensor]:
+        """`draw_masked` for a process's rows [b, L], drawn for the whole batch; notes how many of all are masked."""
+        device = predictable.device
+        _, _, predictable_of_all = whole_sequences(share.whole.to(device))
+        places, counts = self.draw_masked(predictable_of_all, share.generator(device))
+        own = share.rows.to(device)
+        # Of places that do not count some are those of longer rows.
+        own_places, own_counts = places[own].clamp(max=predictable.shape[1] - 1), counts[own]
+        self._masked = own_counts.sum() * (not share.idle), counts.sum()
+        return own_places, own_counts
 
     def _encode(
         self, table: Tensor, item_ids: Tensor, lengths: Tensor, masked: Tensor, *, all_positions: bool

@@ -35,12 +35,11 @@ class ERLRecommender(ReaRecRecommender):
             )
         }
         if self.options.kl_weight:
+            sample, weight = self.divergence_sample(states, batch.share)
             divergence = pairwise_kl(
-                self.queries(self.divergence_sample(states)),
-                candidates,
-                temperature=self.temperature,
-                detach_reference=True,
+                self.queries(sample), candidates, temperature=self.temperature, detach_reference=True
             )
+            divergence = self.mean_of_samples(divergence, weight)
             if self.options.kl_limit:
                 divergence = divergence.clamp(max=self.options.kl_limit)
             losses["diversity"] = -self.options.kl_weight * divergence

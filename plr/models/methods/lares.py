@@ -8,7 +8,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from plr.data import Batch, CountedTargets
+from plr.data import Batch, CountedTargets, Share
+from plr.models.collectives import contrast
 from plr.models.encoder import SequenceEncoder, at_last_position, at_positions
 from plr.models.items.encoders import ItemEncoder
 from plr.models.layers.length_buckets import length_buckets
@@ -88,11 +89,13 @@ class LARESRecommender(RecommenderModel):
         table, counted = self.item_table(), batch.counted
         if counted is not None and self.same_target_positives:
             raise ValueError("sequence rows have no positives of the same target; set trajectory_weight to 0")
-        rows = self.target_count(batch)  # N
-        sizes = (rows,) if counted is None else counted.sizes
-        steps = self.sample_steps()
+        share = batch.share
+        rows = len(batch.each_target) // (2 if self.same_target_positives else 1)  # N
+        generator = None if share is None else share.generator("cpu")
+        steps = self.sample_steps(generator)
+        start = None if share is None else self.shared_start(share, table, batch.item_ids.shape[1])
         states = self.queries(
-            self.reasoning_states(table, batch.item_ids, batch.lengths, steps, counted=counted)
+            self.reasoning_states(table, batch.item_ids, batch.lengths, steps, start, counted)
         )  # [2N | N, k, d]
         final = states[:rows, -1]  # [N, d]
         losses = {
@@ -101,17 +104,20 @@ class LARESRecommender(RecommenderModel):
             )
         }
         if self.options.trajectory_weight:
-            losses["trajectory"] = self.options.trajectory_weight * self._alignment(final, states[rows:, -1], sizes)
+            losses["trajectory"] = self.options.trajectory_weight * self._alignment(final, states[rows:, -1], batch)
         if self.options.step_weight:
             # A single step has nothing to be aligned with.
-            drawn = int(torch.randint(steps, (), device="cpu"))
-            step = self._alignment(final, states[:rows, drawn], sizes) if steps > 1 else final.new_zeros(())
+            drawn = int(torch.randint(steps, (), device="cpu", generator=generator))
+            step = self._alignment(final, states[:rows, drawn], batch) if steps > 1 else final.new_zeros(())
             losses["step"] = self.options.step_weight * step
         return losses
 
-    def target_count(self, batch: Batch) -> int:
-        """Return N, without the positives."""
-        return len(batch.each_target) // (2 if self.same_target_positives else 1)
+    def target_counts(self, batch: Batch) -> tuple[int | Tensor, int | Tensor]:
+        """Return N, without the positives: of these rows, and of all."""
+        own, every = super().target_counts(batch)
+        if not self.same_target_positives:
+            return own, every
+        return own // 2, every if batch.share is not None else every // 2
 
     def user_embedding(self, batch: Batch, table: Tensor | None = None) -> Tensor:
         """Return the last position's state after m steps, [B, d]."""
@@ -188,19 +194,43 @@ class LARESRecommender(RecommenderModel):
             return random_states(torch.empty_like(like))
         return self.evaluation_state[: like.shape[1]].to(like.dtype).expand_as(like)
 
-    def sample_steps(self) -> int:
+    def shared_start(self, share: Share, like: Tensor, width: int, *, in_buckets: bool = True) -> Tensor:
+        """Return training's T_0 [b, width, d] of a process's rows: drawn for the whole batch as one process draws it.
+
+        That is for a bucket of like length after the other, or for all rows at once.
+        """
+        whole, dim, generator = share.whole, like.shape[1], share.generator(like.device)
+        longest = whole.item_ids.shape[1]
+        buckets = None
+        if in_buckets and whole.counted is None:
+            buckets = length_buckets(whole.lengths.to(like.device), longest)
+        if buckets is None:
+            states = random_states(like.new_empty(len(whole), longest, dim), generator)
+        else:
+            states = like.new_zeros(len(whole), longest, dim)
+            for own, length in zip(buckets.order.split(buckets.rows), buckets.longest, strict=True):
+                states[own, :length] = random_states(like.new_empty(len(own), length, dim), generator)
+        return states[share.rows.to(like.device), :width]
+
+    def sample_steps(self, generator: torch.Generator | None = None) -> int:
         """Draw training's k = min(Poisson(rate) + 1, 3m) with rate ~ LogNormal(log m − σ²/2, σ), whose mean is m.
 
-        On the CPU, whose generator training seeds for every step.
+        On the CPU, whose generator training seeds for every step; another one where several processes share the step.
         """
         rate = torch.empty((), device="cpu").log_normal_(
-            math.log(self.options.mean_steps) - RATE_DEVIATION**2 / 2, RATE_DEVIATION
+            math.log(self.options.mean_steps) - RATE_DEVIATION**2 / 2, RATE_DEVIATION, generator=generator
         )
-        return min(int(torch.poisson(rate)) + 1, 3 * self.options.mean_steps)
+        return min(int(torch.poisson(rate, generator=generator)) + 1, 3 * self.options.mean_steps)
 
-    def _alignment(self, one: Tensor, two: Tensor, sizes: tuple[int, ...]) -> Tensor:
-        """Both directions' mean InfoNCE between one and two, [N, d] each, in groups of so many; row n belongs to n."""
+    def _alignment(self, one: Tensor, two: Tensor, batch: Batch) -> Tensor:
+        """Both directions' mean InfoNCE between one and two, [N, d] each, with targets of one number in their row."""
         temperature = self.options.contrastive_temperature
+        if batch.share is not None:
+            sizes = batch.share.group_sizes(batch)
+            one, two = one[:, None], two[:, None]
+            there = contrast(one, two, sizes, batch.share, temperature)
+            return (there + contrast(two, one, sizes, batch.share, temperature)) / 2
+        sizes = (one.shape[0],) if batch.counted is None else batch.counted.sizes
         if len(sizes) == 1:  # not split, so that gradients of what several terms read are added in one order
             groups = [(one, two)]
         else:
@@ -214,6 +244,6 @@ class LARESRecommender(RecommenderModel):
         return torch.stack(terms).sum()
 
 
-def random_states(out: Tensor) -> Tensor:
+def random_states(out: Tensor, generator: torch.Generator | None = None) -> Tensor:
     """Fill `out` with 3·z, z standard normal, truncated at ±3σ."""
-    return nn.init.trunc_normal_(out, mean=0.0, std=1.0, a=-3.0, b=3.0).mul_(STATE_SCALE)
+    return nn.init.trunc_normal_(out, mean=0.0, std=1.0, a=-3.0, b=3.0, generator=generator).mul_(STATE_SCALE)

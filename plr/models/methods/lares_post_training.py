@@ -74,10 +74,14 @@ class PostTrainedLARES(LARESRecommender):
             reference_candidates = reference.candidates(reference_table)
 
         rollouts, references = [], []  # [B, k, d] each
+        share = batch.share
         for _ in range(self.options.rollouts):
-            steps = self.sample_steps()
+            steps = self.sample_steps(None if share is None else share.generator("cpu"))
             length = batch.item_ids.shape[1]
-            start = self.initial_states(table.new_empty(rows, length, table.shape[1]))
+            if share is None:
+                start = self.initial_states(table.new_empty(rows, length, table.shape[1]))
+            else:
+                start = self.shared_start(share, table, length, in_buckets=False)
             rollouts.append(self.queries(self.reasoning_states(table, batch.item_ids, batch.lengths, steps, start)))
             with torch.no_grad():
                 states = reference.reasoning_states(reference_table, batch.item_ids, batch.lengths, steps, start)

@@ -9,7 +9,8 @@ from itertools import groupby
 import torch
 from torch import Tensor, nn
 
-from plr.data import Batch, CountedTargets
+from plr.data import Batch, CountedTargets, Share
+from plr.models.collectives import batch_mean, gather_histories, nothing, total
 from plr.models.encoder import SequenceEncoder
 from plr.models.items.encoders import ItemEncoder
 from plr.models.methods.history_buckets import in_buckets
@@ -123,7 +124,7 @@ class PLRRecommender(RecommenderModel):
             gates = outcome.gates.detach()
             self.extra_metrics = {
                 "gate_entropy": torch.special.entr(gates).sum(dim=1).mean(),
-                "load_entropy": torch.special.entr(gates.mean(dim=0)).sum(),
+                "load_entropy": torch.special.entr(batch_mean(gates, batch.share, views)).sum(),
             }
             next_item = mixture_cross_entropy(
                 self.queries(outcome.streams[:predicted]),
@@ -138,29 +139,27 @@ class PLRRecommender(RecommenderModel):
             )
         losses = {"next_item": next_item}
         if options.consistency_weight:
-            pairs = self.divergence_sample(self._views(outcome))
-            divergence = pairwise_kl(self.queries(pairs), candidates, temperature=self.temperature)
-            losses["consistency"] = options.consistency_weight * divergence
+            sample, weight = self.divergence_sample(self._views(outcome, batch.share), batch.share)
+            divergence = pairwise_kl(self.queries(sample), candidates, temperature=self.temperature)
+            losses["consistency"] = options.consistency_weight * self.mean_of_samples(divergence, weight)
         if options.contrastive_weight:
             grouped = outcome.states.flatten(1, 2).transpose(0, 1)  # [M·T, 2N, d]
-            sizes = (rows,) if batch.counted is None else batch.counted.sizes
-            labels = _labels(batch) if options.contrastive_negatives == "others" else None
-            contrastive = _contrast(
-                grouped[:, :rows], grouped[:, rows:], labels, sizes, options.contrastive_temperature
+            losses["contrastive"] = options.contrastive_weight * self._contrastive(
+                grouped[:, :rows], grouped[:, rows:], batch
             )
-            losses["contrastive"] = options.contrastive_weight * contrastive
         if options.kl_weight:
-            states = self.divergence_sample(outcome.states[:rows].flatten(1, 2))  # [N, M·T, d]
-            divergence = pairwise_kl(self.queries(states), candidates, temperature=self.temperature)
+            sample, weight = self.divergence_sample(outcome.states[:rows].flatten(1, 2), batch.share)  # [N, M·T, d]
+            divergence = pairwise_kl(self.queries(sample), candidates, temperature=self.temperature)
+            divergence = self.mean_of_samples(divergence, weight)
             if options.kl_limit:
                 divergence = divergence.clamp(max=options.kl_limit)
             losses["diversity"] = -options.kl_weight * divergence
         if options.load_weight:
-            load = outcome.gates[:rows].mean(dim=0)  # [C]
+            load = batch_mean(outcome.gates[:rows], batch.share)  # [C]
             losses["load"] = options.load_weight * (math.log(len(load)) - torch.special.entr(load).sum())
         return losses
 
-    def _views(self, outcome: ParallelReasoning) -> Tensor:
+    def _views(self, outcome: ParallelReasoning, share: Share | None) -> Tensor:
         """The states [N, 2, d] of two views of N histories, the N after the N, that consistency draws together.
 
         Of a mixture of distributions it is one stream of each history, drawn by the views' mean gate ḡ: the mean over
@@ -171,9 +170,29 @@ class PLRRecommender(RecommenderModel):
         if not self.options.mixes_distributions:
             return outcome.slow.unflatten(0, (2, -1)).transpose(0, 1)
         gates = outcome.gates.detach().unflatten(0, (2, -1)).mean(dim=0)  # [N, C]
-        drawn = torch.multinomial(gates, 1).repeat(2, 1)  # [2N, 1]
+        # As torch.multinomial draws one of each row, but from random numbers of all processes' histories.
+        waits = gates.new_empty(len(gates) if share is None else share.targets, gates.shape[1])
+        waits.exponential_(generator=None if share is None else share.generator(gates.device))
+        if share is not None:
+            waits = waits[: len(gates)] if share.idle else waits[share.numbers().to(gates.device)]
+        drawn = (gates / waits).argmax(dim=1, keepdim=True).repeat(2, 1)  # [2N, 1]
         states = outcome.streams.take_along_dim(drawn[:, :, None], dim=1)[:, 0]  # [2N, d]
         return states.unflatten(0, (2, -1)).transpose(0, 1)
+
+    def _contrastive(self, view1: Tensor, view2: Tensor, batch: Batch) -> Tensor:
+        """Eq. 8 of views [G, n, d] of the histories, whose negatives may be other processes'."""
+        share, temperature = batch.share, self.options.contrastive_temperature
+        if share is not None:
+            views = gather_histories(torch.cat([view1, view2]).transpose(0, 1), share)  # [N, 2G, d]
+            view1, view2 = views.transpose(0, 1).chunk(2)
+        if batch.counted is None:
+            sizes: tuple[int, ...] = (view1.shape[1],)
+        else:
+            sizes = batch.counted.sizes if share is None else share.group_sizes(batch)
+        labels = None
+        if self.options.contrastive_negatives == "others":
+            labels = _labels(batch if share is None else share.whole).to(view1.device)
+        return _contrast(view1, view2, labels, sizes, temperature, share)
 
     def user_embedding(self, batch: Batch, table: Tensor | None = None) -> Tensor:
         """Return what one inner product ranks by, [B, d]: z_final (Eq. 10), or z_rea where h_0 is in it or left out.
@@ -221,7 +240,7 @@ class PLRRecommender(RecommenderModel):
         attention = None
 
         def encoded_and_reasoned(
-            item_ids: Tensor, lengths: Tensor, counted: CountedTargets | None
+            item_ids: Tensor, lengths: Tensor, counted: CountedTargets | None, rows: Tensor | None
         ) -> tuple[Tensor, ...]:
             nonlocal attention
             histories = encode_histories(self.encoder, self.embed(table, item_ids), lengths, counted)
@@ -267,21 +286,38 @@ def _labels(batch: Batch) -> Tensor:
 
 
 def _contrast(
-    view1: Tensor, view2: Tensor, labels: Tensor | None, sizes: tuple[int, ...], temperature: float
+    view1: Tensor,
+    view2: Tensor,
+    labels: Tensor | None,
+    sizes: tuple[int, ...],
+    temperature: float,
+    share: Share | None = None,
 ) -> Tensor:
     """Eq. 8 of views [G, N, d] of N histories, each compared within its group of so many; as printed with one group.
 
-    With labels [N, K], those with one in common are not compared.
+    With labels [N, K], those with one in common are not compared. With a share all processes have the same views, and
+    each computes some of the groups.
     """
-    terms, first = [], 0
+    terms = [] if share is None else [nothing(view1, view2)]
+    first = dealt = 0
     for size, same in groupby(sizes):  # groups of one size are one call
         count = len(list(same))
         own = slice(first, first + count * size)
         first = own.stop
         # [G·count, size, d]
-        groups = (view[:, own].unflatten(1, (count, size)).flatten(0, 1) for view in (view1, view2))
+        groups = [view[:, own].unflatten(1, (count, size)).flatten(0, 1) for view in (view1, view2)]
         alike = None
         if labels is not None:
             alike = labels[own].unflatten(0, (count, size)).repeat(view1.shape[0], 1, 1)  # [G·count, size, K]
-        terms.append((count * size / view1.shape[1]) * info_nce(*groups, temperature=temperature, labels=alike))
-    return torch.stack(terms).sum()
+        weight = count * size / view1.shape[1]
+        if share is not None:
+            every = len(groups[0])
+            mine = slice((share.rank - dealt) % share.world_size, None, share.world_size)
+            dealt += every
+            groups = [view[mine] for view in groups]
+            alike = None if alike is None else alike[mine]
+            weight *= len(groups[0]) / every
+        if weight:
+            terms.append(weight * info_nce(*groups, temperature=temperature, labels=alike))
+    value = torch.stack(terms).sum()
+    return value if share is None else total(value)

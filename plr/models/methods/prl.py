@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
-from plr.data import Batch
+from plr.data import Batch, Share
+from plr.models.collectives import contrast
+from plr.models.methods.history_buckets import buckets
 from plr.models.methods.rearec import ReaRecRecommender
+from plr.models.methods.reasoning import StepInput
 from plr.models.recommender import Losses
 from plr.models.sampled_items import SampledItems, linear_cross_entropy
 from plr.options import PRLOptions
@@ -44,15 +49,14 @@ class PRLRecommender(ReaRecRecommender):
         weight = self.options.contrastive_weight
         assert weight is not None  # set when the options are made
         with_noise = weight > 0 and self.epoch >= self.options.warmup_epochs
-        inputs, views = (self._clean_and_noisy_input, 2) if with_noise else (None, 1)
+        inputs, views = (self._noisy_inputs(batch.share, table), 2) if with_noise else (None, 1)
         states = self.states(table, batch.item_ids, batch.lengths, inputs, counted, views)  # [views·N, K + 1, d]
         states = self.queries(states)
         clean, noisy = states[:histories], states[histories:]
 
         losses = self._predictions(clean, candidates, targets)
         if with_noise:
-            sizes = (histories,) if counted is None else counted.sizes
-            losses["noise_contrastive"] = weight * self._noise_contrast(clean, noisy, sizes)
+            losses["noise_contrastive"] = weight * self._noise_contrast(clean, noisy, batch)
         return losses
 
     def user_embedding(self, batch: Batch, table: Tensor | None = None) -> Tensor:
@@ -83,8 +87,12 @@ class PRLRecommender(ReaRecRecommender):
             "progressive": self.options.progressive_weight * every[:, :-1].mean(),
         }
 
-    def _noise_contrast(self, clean: Tensor, noisy: Tensor, sizes: tuple[int, ...]) -> Tensor:
-        """InfoNCE of the states t = 1..K of [N, K + 1, d] each, within groups of so many histories; its mean."""
+    def _noise_contrast(self, clean: Tensor, noisy: Tensor, batch: Batch) -> Tensor:
+        """InfoNCE of the states t = 1..K of [N, K + 1, d] each, with targets of one number in their row; its mean."""
+        if batch.share is not None:
+            sizes = batch.share.group_sizes(batch)
+            return contrast(noisy[:, 1:], clean[:, 1:], sizes, batch.share, self.temperature)
+        sizes = (clean.shape[0],) if batch.counted is None else batch.counted.sizes
         terms = []
         for size, own_clean, own_noisy in zip(sizes, clean.split(sizes), noisy.split(sizes), strict=True):
             own = torch.arange(size, device=clean.device)
@@ -100,7 +108,35 @@ class PRLRecommender(ReaRecRecommender):
             )
         return torch.stack(terms).sum()
 
-    def _clean_and_noisy_input(self, t: int, states: Tensor) -> Tensor:
-        """Inputs [2B, X, d] of step t + 1 from states [2B, X, d], of which only the first, clean half counts."""
-        clean = self.step_input(t, states[: states.shape[0] // 2])
-        return torch.cat([clean, clean + self.options.noise * torch.randn_like(clean)])
+    def _noisy_inputs(self, share: Share | None, like: Tensor) -> Callable[[Tensor | None], StepInput]:
+        """Return what makes inputs of states, [2B, X, d] of [2B, X, d], of which only the first, clean half counts."""
+        drawn = None if share is None else self._draw_noise(share, like)  # [B, X, K, d]
+
+        def of_rows(rows: Tensor | None) -> StepInput:
+            def clean_and_noisy(t: int, states: Tensor) -> Tensor:
+                clean = self.step_input(t, states[: states.shape[0] // 2])
+                if drawn is None:
+                    noise = torch.randn_like(clean)
+                else:
+                    noise = (drawn if rows is None else drawn[rows])[:, : clean.shape[1], t]
+                return torch.cat([clean, clean + self.options.noise * noise])
+
+            return clean_and_noisy
+
+        return of_rows
+
+    def _draw_noise(self, share: Share, like: Tensor) -> Tensor:
+        """Return the noise [b, X, K, d] of a process's rows: drawn for the whole batch as one process draws it."""
+        whole, steps = share.whole, self.steps
+        most = 1 if whole.counted is None else whole.counted.positions.shape[1]
+        noise = like.new_zeros(len(whole), most, steps, like.shape[1])
+        generator = share.generator(like.device)
+        for rows, _, counted, _ in buckets(whole.lengths.to(like.device), whole.item_ids.shape[1], whole.counted):
+            count = len(whole) if rows is None else len(rows)
+            histories = 1 if counted is None else counted.positions.shape[1]
+            for t in range(steps):
+                drawn = torch.randn(
+                    count, histories, like.shape[1], generator=generator, device=like.device, dtype=like.dtype
+                )
+                noise[slice(None) if rows is None else rows, :histories, t] = drawn
+        return noise[share.rows.to(like.device)]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
@@ -41,20 +43,22 @@ class ReaRecRecommender(RecommenderModel):
         table: Tensor,
         item_ids: Tensor,
         lengths: Tensor,
-        step_input: StepInput | None = None,
+        step_input_of: Callable[[Tensor | None], StepInput] | None = None,
         counted: CountedTargets | None = None,
         views: int = 1,
     ) -> Tensor:
         """Return h_0..h_K [views·N, K + 1, d] of rows item_ids [B, L], lengths [B], or of histories `counted` in them.
 
-        step_input replaces `self.step_input`, with the same arguments and result; it is given all views at once.
+        step_input_of returns what replaces `self.step_input` for some of the rows, int64 [b] (None: all), with the same
+        arguments and result; that is given all views at once.
         """
 
         def encoded_and_reasoned(
-            item_ids: Tensor, lengths: Tensor, counted: CountedTargets | None
+            item_ids: Tensor, lengths: Tensor, counted: CountedTargets | None, rows: Tensor | None
         ) -> tuple[Tensor, ...]:
             histories = encode_histories(self.encoder, self.embed(table, item_ids), lengths, counted)
-            reasoning = reason(self.encoder, histories, None, step_input or self.step_input, self.steps)
+            inputs = self.step_input if step_input_of is None else step_input_of(rows)
+            reasoning = reason(self.encoder, histories, None, inputs, self.steps)
             return (torch.cat([histories.fast[:, None], reasoning.states.squeeze(1)], dim=1),)
 
         (states,) = in_buckets(item_ids, lengths, counted, encoded_and_reasoned, views)

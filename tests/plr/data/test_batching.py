@@ -7,8 +7,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from plr.data import Batch, LengthGroupedBatches
+from plr.data import Batch, LengthGroupedBatches, Share
 from plr.data.rows import Rows
+from plr.evaluation.batches import share_of_order
 
 
 def lengths_like_real_data(rows: int) -> torch.Tensor:
@@ -20,55 +21,75 @@ def lengths_like_real_data(rows: int) -> torch.Tensor:
 @given(
     rows=st.integers(0, 400),
     batch_size=st.integers(1, 60),
-    world_size=st.integers(1, 5),
     shuffle=st.booleans(),
     epoch=st.integers(0, 3),
 )
-def test_every_row_exactly_once_over_all_ranks(rows, batch_size, world_size, shuffle, epoch):
-    if 0 < rows < world_size:
-        return
-    taken = []
-    for rank in range(world_size):
-        batches = LengthGroupedBatches(
-            lengths_like_real_data(rows),
-            batch_size,
-            shuffle=shuffle,
-            seed=3,
-            rank=rank,
-            world_size=world_size,
-        )
-        batches.set_epoch(epoch)
-        mine = list(batches)
-        assert len(mine) == len(batches)
-        most = batch_size + (batch_size == 1 and rows % world_size > 0)
-        assert all(1 <= len(batch) <= most for batch in mine)
-        taken += mine
-    sizes = {len(batch) for batch in taken}
+def test_every_row_exactly_once(rows, batch_size, shuffle, epoch):
+    plan = LengthGroupedBatches(lengths_like_real_data(rows), batch_size, shuffle=shuffle, seed=3)
+    plan.set_epoch(epoch)
+    batches = list(plan)
+    assert len(batches) == len(plan)
+    sizes = {len(batch) for batch in batches}
+    assert all(1 <= size <= batch_size for size in sizes)
     assert not sizes or max(sizes) - min(sizes) <= 1
-    everything = torch.cat([torch.empty(0, dtype=torch.int64), *taken])
+    everything = torch.cat([torch.empty(0, dtype=torch.int64), *batches])
     assert everything.dtype == torch.int64
     assert torch.equal(everything.sort().values, torch.arange(rows))
 
 
-@pytest.mark.parametrize("world_size", [1, 4])
-def test_little_is_padded(world_size):
+def test_little_is_padded():
     lengths = lengths_like_real_data(50_000)
     for shuffle, most in ((True, 0.08), (False, 0.02)):
-        cells = 0
-        for rank in range(world_size):
-            batches = LengthGroupedBatches(
-                lengths, 256 // world_size, shuffle=shuffle, rank=rank, world_size=world_size
-            )
-            cells += sum(len(index) * int(lengths[index].max()) for index in batches)
+        batches = LengthGroupedBatches(lengths, 256, shuffle=shuffle)
+        cells = sum(len(index) * int(lengths[index].max()) for index in batches)
         assert 1 - int(lengths.sum()) / cells < most
 
 
-def test_ranks_work_on_similar_lengths_at_a_time():
-    lengths = lengths_like_real_data(50_000)
-    ranks = [list(LengthGroupedBatches(lengths, 64, shuffle=True, rank=r, world_size=4)) for r in range(4)]
-    longest = torch.tensor([[int(lengths[index].max()) for index in batches] for batches in ranks])
-    spread = (longest.amax(0) - longest.amin(0)).float()
-    assert spread.mean() < 3
+@given(rows=st.integers(1, 100), batch_size=st.integers(1, 40), world_size=st.integers(1, 5))
+@settings(max_examples=60, deadline=None)
+def test_an_evaluations_shares_have_every_row_once(rows, batch_size, world_size):
+    lengths = lengths_like_real_data(rows)
+    held_out = Rows(torch.zeros(1), torch.zeros(rows, dtype=torch.int64), lengths, torch.zeros(1), False)
+    shares = [share_of_order(held_out, batch_size, rank, world_size) for rank in range(world_size)]
+    assert all(1 <= len(index) <= batch_size for share in shares for index in share)
+    assert torch.equal(torch.cat([torch.cat(share) for share in shares if share]).sort().values, torch.arange(rows))
+    counts = [sum(len(index) for index in share) for share in shares]
+    assert max(counts) - min(counts) <= len(LengthGroupedBatches(lengths, batch_size * world_size, shuffle=False))
+
+
+@pytest.mark.parametrize("every_position", [True, False])
+@pytest.mark.parametrize("world_size", [2, 4])
+def test_shares_are_the_batch(world_size, every_position):
+    rows = Rows(
+        items=torch.arange(60) % 7,
+        stops=torch.tensor([3, 9, 20, 33, 59])[: 5 if every_position else 3],
+        lengths=torch.tensor([3, 5, 9, 1, 20])[: 5 if every_position else 3],
+        offsets=torch.tensor([0, 4, 10, 21, 34, 60]),
+        every_position=every_position,
+    )
+    index = torch.randperm(len(rows), generator=torch.Generator().manual_seed(1))
+    targets = int(rows.target_counts()[index].sum())
+    shares = [Share(rows.batch, index, targets, rank, world_size) for rank in range(world_size)]
+    whole = rows.batch(index)
+    numbers = [share.numbers() for share in shares]
+    assert torch.equal(torch.cat(numbers).sort().values, torch.arange(targets))
+    for rank, (share, own) in enumerate(zip(shares, numbers, strict=True)):
+        batch = share.own()
+        assert batch.share is share
+        assert batch.to("cpu").share is share
+        assert batch.users.tolist() == whole.users[share.rows].tolist()
+        assert share.idle == (rank >= len(index)) == (not len(own))
+        if not share.idle:
+            assert share.rows.tolist() == list(range(rank, len(index), world_size))
+            assert torch.equal(whole.each_target[own], batch.each_target)
+            if every_position:
+                row_by_row = whole.targets[whole.targets >= 0]
+                assert torch.equal(row_by_row[share.numbers(in_rows=True)], batch.targets[batch.targets >= 0])
+        assert share.group_sizes(batch) == (whole.counted.sizes if every_position else (targets,))
+        share.seed(5)
+        assert torch.rand(3, generator=share.generator("cpu")).tolist() == torch.rand(
+            3, generator=torch.Generator().manual_seed(5)
+        ).tolist()
 
 
 def test_order_is_a_function_of_seed_and_epoch():
@@ -105,33 +126,27 @@ def test_batches_that_are_not_grouped_mix_lengths():
     assert spread[True] > 4 * expected
 
 
-@pytest.mark.parametrize("world_size", [1, 3])
 @pytest.mark.parametrize("grouped", [True, False])
-def test_batches_filled_by_targets_have_about_as_many(grouped, world_size):
+def test_batches_filled_by_targets_have_about_as_many(grouped):
     generator = torch.Generator().manual_seed(0)
     counts = torch.randint(1, 51, (5000,), generator=generator)
     lengths = counts + torch.randint(0, 3, (5000,), generator=generator)
 
-    def plans(epoch):
-        for rank in range(world_size):
-            plan = LengthGroupedBatches(
-                lengths, 256, shuffle=True, grouped=grouped, counts=counts, rank=rank, world_size=world_size
-            )
-            plan.set_epoch(epoch)
-            yield list(plan)
+    def batches_of(epoch):
+        plan = LengthGroupedBatches(lengths, 256, shuffle=True, grouped=grouped, counts=counts)
+        plan.set_epoch(epoch)
+        return list(plan)
 
-    ranks = list(plans(3))
-    steps = -(-int(counts.sum()) // (256 * world_size))
-    assert [len(batches) for batches in ranks] == [steps] * world_size
-    batches = [batch for rank in ranks for batch in rank]
+    batches = batches_of(3)
+    assert len(batches) == -(-int(counts.sum()) // 256)
     assert torch.equal(torch.cat(batches).sort().values, torch.arange(5000))
     sums = torch.tensor([int(counts[batch].sum()) for batch in batches])
-    mean = counts.sum() / (steps * world_size)
+    mean = counts.sum() / len(batches)
     assert mean <= 256
     # Each end of a batch is within half a row of where it should be; the parts that are cut have about equal sums.
     assert ((sums - mean).abs() <= 50 + 0.1 * mean).all()
-    assert [batch.tolist() for batch in batches] == [batch.tolist() for rank in plans(3) for batch in rank]
-    assert batches[0].tolist() != next(plans(4))[0].tolist()
+    assert [batch.tolist() for batch in batches] == [batch.tolist() for batch in batches_of(3)]
+    assert batches[0].tolist() != batches_of(4)[0].tolist()
     if grouped:
         ends = [(int(lengths[batch].min()), int(lengths[batch].max())) for batch in batches]
         assert sum(most - least > 10 for least, most in ends) < len(ends) / 20
@@ -160,8 +175,6 @@ def test_evaluation_begins_with_the_longest():
     ("options", "message"),
     [
         ({"batch_size": 0}, "batch_size"),
-        ({"rank": 2, "world_size": 2}, "rank"),
-        ({"world_size": 9}, "8 rows cannot be shared among 9 ranks"),
         ({"seed": -1}, "seed"),
     ],
 )

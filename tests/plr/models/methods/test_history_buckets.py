@@ -56,16 +56,17 @@ def test_buckets_together_are_one_pass(rows, views):
             targets[number, place] = 1000 + place
     counted, calls = CountedTargets.of(targets), []
 
-    def compute(item_ids, lengths, counted):
-        assert item_ids.shape[0] == lengths.shape[0] == counted.positions.shape[0]
-        assert item_ids.shape[1] >= lengths.max()
+    def compute(own_ids, lengths, counted, rows):
+        assert rows is None or torch.equal(own_ids, item_ids[rows, : own_ids.shape[1]].repeat(views, 1))
+        assert own_ids.shape[0] == lengths.shape[0] == counted.positions.shape[0]
+        assert own_ids.shape[1] >= lengths.max()
         assert sum(counted.sizes) == len(counted.index)
-        calls.append(item_ids.shape)
-        half = torch.arange(len(item_ids)) // (len(item_ids) // views)  # which view
-        ends = (item_ids.gather(1, counted.positions) + 10_000 * half[:, None]).flatten()[counted.index]
+        calls.append(own_ids.shape)
+        half = torch.arange(len(own_ids)) // (len(own_ids) // views)  # which view
+        ends = (own_ids.gather(1, counted.positions) + 10_000 * half[:, None]).flatten()[counted.index]
         return ends, torch.stack([ends, counted.targets], dim=1)
 
-    expected = compute(item_ids.repeat(views, 1), lengths.repeat(views), counted.repeat(views))
+    expected = compute(item_ids.repeat(views, 1), lengths.repeat(views), counted.repeat(views), None)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(history_buckets, "_PASS", 1)
         calls.clear()

@@ -35,7 +35,7 @@ def with_positives(seed=0):
 
 def fixed(model, steps, start):
     """The model with its random step count and T_0 replaced."""
-    model.sample_steps = lambda: steps
+    model.sample_steps = lambda generator: steps
     model.initial_states = lambda like: start[:, : like.shape[1]].to(like.dtype)
     return model
 
@@ -197,7 +197,7 @@ def test_cosine_scores_reach_all_terms():
 def test_every_parameter_learns_on_both_kinds_of_encoder(adapter):
     for wrap in (lambda model: model, bidirectional):
         model = wrap(lares(hidden_dropout=0.1, lares_adapter=adapter)).train()
-        model.sample_steps = lambda: 3
+        model.sample_steps = lambda generator: 3
         assert_every_parameter_learns(model, with_positives())
 
 

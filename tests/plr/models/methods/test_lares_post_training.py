@@ -37,7 +37,7 @@ def fixed(model, steps, starts):
     """The model whose rollouts take these steps from these T_0, again in every call of `losses`."""
     draws = {"steps": 0, "starts": 0}
 
-    def sample_steps():
+    def sample_steps(generator):
         draws["steps"] += 1
         return steps[(draws["steps"] - 1) % len(steps)]
 
@@ -179,7 +179,7 @@ def test_advantages():
 def test_equal_rewards_leave_the_reference_alone_to_teach():
     model = post_training(rollouts=3)
     model.eval()  # all rollouts from the same T_0 without dropout: equal rewards
-    model.sample_steps = lambda: 2
+    model.sample_steps = lambda generator: 2
     losses = model.losses(random_batch())
     assert losses["policy"] == 0
     assert not any(gradient.count_nonzero() for gradient in gradients(model, losses["policy"]).values())

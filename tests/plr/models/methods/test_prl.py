@@ -110,7 +110,7 @@ def test_noise_moves_the_step_after_it_only_through_the_cache():
     clean = torch.randn(3, 1, 16, dtype=torch.float64)
     for garbage in (0.0, 1e6):
         torch.manual_seed(1)
-        inputs = model._clean_and_noisy_input(1, torch.cat([clean, clean + garbage]))
+        inputs = model._noisy_inputs(None, clean)(None)(1, torch.cat([clean, clean + garbage]))
         close(inputs[:3], clean + model.step_embedding.weight[1])
         assert (inputs[3:] - inputs[:3]).abs().max() < 0.01 * 6
 

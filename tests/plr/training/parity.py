@@ -1,0 +1,229 @@
+"""Gradients of some batches in float64, and whole runs: what one process computes, and each of several.
+
+As a program it is those processes: parity.py FOLDER '{"1": [NAMES], "2": [NAMES]}' computes the named cases in one,
+then in two, and keeps what each process found in the folder.
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import socket
+import sys
+from contextlib import suppress
+from dataclasses import replace
+from functools import cache
+from multiprocessing.connection import wait
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+import torch.distributed as distributed
+from torch import Tensor
+
+from plr.config import Config
+from plr.data import prepare
+from plr.inputs import load_item_data
+from plr.models import RecommenderModel, build_model
+from plr.models.methods.lares_post_training import PostTrainedLARES
+from plr.models.sampled_items import ItemSampler
+from plr.training import train
+from plr.training.callbacks import ResumePoint
+from plr.training.module import TrainingModule, training_rows
+
+SEQUENCES, PREFIXES = {"training_rows": "sequence"}, {"training_rows": "prefix"}
+PLR = {"method": "plr", "streams": 4, "steps": 2, "load_weight": 0.5}
+STATES = {"method": "plr", "mixture": "states", "streams": 4, "steps": 2, "consistency_weight": 0.0,
+          "contrastive_weight": 0.3, "kl_weight": 0.1}  # fmt: skip
+LARES = {"method": "lares", "mean_steps": 2, "core_layers": 1, "contrastive_temperature": 0.5}
+PRL = {"method": "prl", "warmup_epochs": 1, "noise": 0.3}
+SAMPLED = {"loss": "sampled_softmax", "negatives": 9, "sparse_adam": True}
+OTHERS = {"contrastive_negatives": "others"}
+
+CASES: dict[str, dict[str, Any]] = {
+    "base": {"method": "base"},
+    "base prefix clipped": {"method": "base", **PREFIXES, "clip": 0.05},
+    "base r-drop": {"method": "base", "consistency_weight": 2.0, "divergence_share": 0.4},
+    "base accumulated": {"method": "base", "accumulate_batches": 3, "batch_unit": "targets", "batch_size": 40},
+    "bert4rec": {"backbone": "bert4rec", "method": "base"},
+    "unisrec": {"backbone": "unisrec", "method": "base", "text_vectors": "vectors", "experts": 2},
+    "cloze": {"backbone": "bert4rec-cloze", "method": "base", "mask_probability": 0.4, "mask_last_probability": 0.3},
+    "cloze accumulated": {"backbone": "bert4rec-cloze", "method": "base", "accumulate_batches": 2},
+    # The limits of the divergence are between the mean of a batch and those of its shares.
+    "erl": {"method": "erl", "steps": 2, "kl_weight": 0.5, "divergence_share": 0.5, "kl_limit": 0.3165},
+    "erl sequence": {"method": "erl", **SEQUENCES, "kl_limit": 0.0, "divergence_share": 0.3},
+    "prl": PRL,
+    "prl sequence": {**PRL, **SEQUENCES, "batch_order": "shuffled"},
+    "prl dealt": {**PRL, **SEQUENCES, "targets_per_row": 3},
+    "lares": {**LARES, "batch_size": 40},  # with positives 80 rows: in buckets of like length, in one process
+    "lares sequence": {**LARES, **SEQUENCES, "trajectory_weight": 0.0},
+    "lares post-training": {**LARES, "phase": "rpt", "init": "somewhere", "rollouts": 3, "reward": "ndcg"},
+    "plr": {**PLR, "consistency_weight": 1.0, "fast_state": "component"},
+    "plr all terms": {**PLR, "contrastive_weight": 0.3, "kl_weight": 0.1, **OTHERS},
+    "plr sequence": {**PLR, **SEQUENCES, "contrastive_weight": 0.3, **OTHERS},
+    "plr states": {**STATES, "consistency_weight": 0.5, "divergence_share": 0.3, "kl_limit": 0.0},
+    "plr states sequence": {**STATES, **SEQUENCES, "targets_per_row": 4, "kl_limit": 0.1835},
+    "base sampled": {"method": "base", **SAMPLED, "sampler": "mixed"},
+    "plr sampled": {**PLR, **SAMPLED, "sampler": "in_batch", "kl_weight": 0.1, "kl_limit": 0.0},
+    # A batch is a row or two: some processes have none of it.
+    "base idle": {"method": "base", "batch_size": 1},
+    "cloze idle": {"backbone": "bert4rec-cloze", "method": "base", "batch_size": 1},
+    "plr idle": {**STATES, **SEQUENCES, "batch_size": 1, "consistency_weight": 0.5, "load_weight": 0.5},
+    "prl idle": {**PRL, **SEQUENCES, "batch_size": 1},
+    "lares idle": {**LARES, "batch_size": 1},
+}
+"""Of which gradients are compared."""
+
+RUNS: dict[str, dict[str, Any]] = {
+    "run": {"method": "plr", "batch_size": 40, "kl_weight": 0.1, "kl_limit": 0.0, "clip": 1.0, "schedule": "cosine"},
+    "run lares": {**LARES, "batch_size": 40, "accumulate_batches": 2},
+}
+"""Whole runs."""
+
+EPOCHS = 4
+_SMALL = {"dim": 8, "ffn_dim": 8, "heads": 2, "layers": 1, "max_length": 30, "epochs": EPOCHS, "batch_size": 11,
+          "seed": 3, "hidden_dropout": 0.0, "attention_dropout": 0.0, "input_dropout": 0.0,
+          "adaptor_dropout": 0.0, "progress": False, "accelerator": "cpu", "threads": 1}  # fmt: skip
+_STEPS = 2
+
+_prepared = cache(prepare)
+
+
+def gradients(name: str, folder: Path, rank: int, count: int) -> dict[str, Tensor]:
+    """Return the sum of the gradients of a batch of the first epoch and of one of the second, and what was logged."""
+    values = _SMALL | CASES[name]
+    if "text_vectors" in values:
+        values["text_vectors"] = str(folder / values["text_vectors"])
+    config = Config(**values, data=str(folder / "data.txt"), out=str(folder), devices=count)
+    dataset = _prepared(config.data)
+    item_data = load_item_data(config, dataset.item_ids, folder)
+    model = build_model(config, item_data).double()
+    if isinstance(model, PostTrainedLARES):
+        model.start_from(_enlarged(build_model(replace(config, phase="spt", init=None, seed=4), item_data).double()))
+        with torch.no_grad():  # else nothing would differ from the reference yet
+            model.items.embedding.weight.mul_(1.1)
+    _enlarged(model)
+    if config.consistency_weight or (config.method == "plr" and config.contrastive_weight):
+        _tell_views_apart(model)
+    rows = training_rows(dataset, config)
+    if config.batch_size == 1:
+        rows = rows.take(torch.arange(0, len(rows), len(rows) // 6))
+    if config.loss != "softmax":
+        counts = torch.bincount(dataset.target_items("train"), minlength=dataset.num_items)
+        model.sampler = ItemSampler(config, counts)
+    module = TrainingModule(model.train(), rows, config)
+    found: dict[str, Tensor] = {}
+
+    def log(key: str, value: Tensor, **_: Any) -> None:
+        found[f"logged {key}"] = value + found.get(f"logged {key}", 0)
+
+    module.log = log
+    module.trainer = SimpleNamespace(world_size=count, global_rank=rank, global_step=0, current_epoch=0)
+    loader = module.train_dataloader()
+    for step in range(_STEPS):
+        loader.sampler.set_epoch(step)
+        module.trainer.current_epoch, module.trainer.global_step = step, step
+        module.on_train_epoch_start()
+        batch = loader.dataset[next(iter(loader.sampler))]
+        module.on_train_batch_start(batch, 0)
+        module.training_step(batch, 0).backward()
+    module.on_before_optimizer_step(None)
+    for key, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            assert parameter.grad is not None, f"{name}, process {rank}: {key} has no gradient"
+            found[key] = parameter.grad.to_dense()
+    if count > 1:  # as DistributedDataParallel and Lightning's logger do
+        for value in found.values():
+            distributed.all_reduce(value)
+            value /= count
+    return found
+
+
+def _enlarged(model: RecommenderModel) -> RecommenderModel:
+    """Give the weights a size with which distributions differ, as they do in training."""
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() > 1 and parameter.std() < 0.1:
+                parameter.mul_(20)
+    return model
+
+
+def _tell_views_apart(model: RecommenderModel) -> None:
+    """Without dropout two views would be the same: the second's embeddings are others here."""
+    encode = model.encoder.encode
+
+    def encode_views(embeddings: Tensor, lengths: Tensor, **arguments: Any) -> Any:
+        if model.training:
+            one, other = embeddings.chunk(2)
+            embeddings = torch.cat([one, other.roll(1, dims=-1)])
+        return encode(embeddings, lengths, **arguments)
+
+    model.encoder.encode = encode_views
+
+
+def run(name: str, folder: Path, rank: int, count: int) -> dict[str, Tensor]:
+    """Train a run in float32, and leave another after two epochs; several processes end what one has left."""
+    out = folder / f"{name}-{count}"
+    config = Config(**_SMALL | RUNS[name], lr=0.01, data=str(folder / "data.txt"), out=str(out), devices=count)
+    train(config)
+    if count > 1:
+        return {}
+    save = ResumePoint.on_train_epoch_end
+
+    def leave(self: ResumePoint, trainer: Any, module: Any) -> None:
+        save(self, trainer, module)
+        if trainer.current_epoch == 1:
+            raise _Left
+
+    ResumePoint.on_train_epoch_end = leave
+    with suppress(_Left):
+        train(replace(config, out=str(folder / f"{name}-2")))
+    ResumePoint.on_train_epoch_end = save
+    return {}
+
+
+class _Left(BaseException):
+    pass
+
+
+def compute(folder: Path, groups: dict[int, list[str]]) -> None:
+    """Compute the cases in one group of processes after the other.
+
+    The processes are forked: importing takes longer than computing.
+    """
+    context = multiprocessing.get_context("fork")
+    for count, names in groups.items():
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        processes = [
+            context.Process(target=_of_a_group, args=(folder, names, rank, count, port)) for rank in range(count)
+        ]
+        for process in processes:
+            process.start()
+        running = {process.sentinel: process for process in processes}
+        while running:
+            for ended in wait(list(running)):
+                if running.pop(ended).exitcode:  # the others would wait for it
+                    for process in processes:
+                        process.kill()
+                    sys.exit(1)
+
+
+def _of_a_group(folder: Path, names: list[str], rank: int, count: int, port: int) -> None:
+    """Be one of the processes that torchrun would start."""
+    if count > 1:
+        os.environ |= {"WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count), "RANK": str(rank), "GROUP_RANK": "0",
+                       "LOCAL_RANK": str(rank), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
+                       "TORCHELASTIC_RUN_ID": "parity"}  # fmt: skip
+        distributed.init_process_group("gloo")
+    for name in names:
+        found = (gradients if name in CASES else run)(name, folder, rank, count)
+        torch.save(found, folder / f"{name}-{count}-{rank}.pt")
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    compute(Path(sys.argv[1]), {int(count): names for count, names in json.loads(sys.argv[2]).items()})

@@ -1,0 +1,80 @@
+"""Several processes with a share of each batch compute what one process with all of it computes, to rounding."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import polars as pl
+import pytest
+import torch
+
+from plr.config import Config
+from plr.errors import RunError
+from plr.text import embed_text
+from plr.training import train
+from tests.plr.training.parity import CASES, EPOCHS, RUNS
+
+OF_FOUR = ["plr all terms", "plr", "prl sequence", "lares", "cloze", "plr idle", "lares idle"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Sequences of very different lengths, texts of the items, and what one, two and four processes made of them."""
+    folder = tmp_path_factory.mktemp("parity")
+    draw = torch.Generator().manual_seed(0)
+    lines = []
+    for user in range(40):
+        length = 4 + int(torch.randint(5, (), generator=draw)) + 24 * (user % 5 == 0)
+        items = torch.randint(20, (length,), generator=draw).tolist()
+        lines.append(f"u{user} " + " ".join(f"i{item}" for item in items))
+    (folder / "data.txt").write_text("\n".join(lines) + "\n")
+    (folder / "texts.tsv").write_text("item\ttitle\n" + "".join(f"i{v}\ta{v % 3} b{v % 4} c{v}\n" for v in range(20)))
+    embed_text(folder / "texts.tsv", folder / "vectors")
+    groups = json.dumps({1: [*CASES, *RUNS], 2: [*CASES, *RUNS], 4: OF_FOUR})
+    program = [sys.executable, "-m", "tests.plr.training.parity", str(folder), groups]
+    done = subprocess.run(program, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+def test_an_unfinished_run_of_batches_of_each_device_is_refused(quick, tmp_path):
+    (tmp_path / "run").mkdir()
+    Config(**quick, devices=2, provenance={"data_hash": "0"}).save(tmp_path / "run" / "config.yaml")
+    with pytest.raises(RunError, match="an earlier version of plr on 2 devices, each of which had batches"):
+        train(Config(**quick))
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_gradients_of_shares_are_that_of_the_batch(name, folder):
+    alone = torch.load(folder / f"{name}-1-0.pt", weights_only=True)
+    # A gradient is a sum of up to 5e4 products (rows, items, dimensions), whose order adds 5e4 · 2.2e-16 of their
+    # sizes; 10 is the room for terms that are larger than their sum.
+    scale = max(1.0, *(float(value.abs().max()) for value in alone.values()))
+    for count in (2, 4) if name in OF_FOUR else (2,):
+        for rank in range(count):
+            together = torch.load(folder / f"{name}-{count}-{rank}.pt", weights_only=True)
+            assert together.keys() == alone.keys()
+            for key, value in alone.items():
+                rounding = 1e-10 if value.dtype == torch.float64 else 1e-6  # a reward is float32
+                assert (together[key] - value).abs().max() < rounding * scale, f"{key}: {together[key]}, not {value}"
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_a_run_that_one_process_began_ends_the_same_in_two(name, folder):
+    """With the losses of every epoch, and the metrics but for what rounding swaps."""
+    alone, together = (
+        pl.concat(map(pl.read_csv, (folder / f"{name}-{count}").rglob("metrics.csv")), how="diagonal_relaxed")
+        .filter(pl.col("epoch") >= EPOCHS // 2)
+        for count in (1, 2)
+    )
+    # Float32 sums in another order: 1e-6 a step, of which Adam makes more where a gradient is hardly more than that.
+    for column in [column for column in alone.columns if column.startswith("train/") and column != "train/seconds"]:
+        one, two = (log.sort("epoch")[column].drop_nulls().to_list() for log in (alone, together))
+        assert len(one) == len(two) == EPOCHS - EPOCHS // 2, column
+        assert two == pytest.approx(one, rel=1e-3), column
+    one, two = (json.loads((folder / f"{name}-{count}" / "metrics.json").read_text()) for count in (1, 2))
+    assert two["epochs"] == one["epochs"] == EPOCHS
+    for split in ("valid", "test"):
+        assert two[split] == pytest.approx(one[split], abs=1 / 40)  # one row's
