@@ -68,10 +68,8 @@ SYSTEMS = {
     "bert4rec-cloze": CLOZE,
     "unisrec-inductive": {"backbone": "unisrec", **WHOLE, **VECTORS},
     "unisrec-transductive": {"backbone": "unisrec", "unisrec_mode": "transductive", **WHOLE, **VECTORS},
-    "unisrec-plr": {
-        "backbone": "unisrec", "method": "plr", "streams": 4, "steps": 2, "consistency_weight": 0.0,
-        **PREFIX, **VECTORS, "epochs": 2,
-    },
+    # Consistency, the default, learns more slowly: two epochs were too few.
+    "unisrec-plr": {"backbone": "unisrec", "method": "plr", **PREFIX, **VECTORS, "epochs": 4},
 }
 
 
