@@ -381,13 +381,14 @@ def _serve_options(serve: Parser) -> None:
 
 def _export_options(export: Parser) -> None:
     export.add_argument("run", type=str, help="the run's folder")
-    kinds = Literal["vectors", "torch", "onnx"]
+    kinds = Literal["vectors", "torch", "aoti", "onnx"]
     export.add_argument(
         "--to",
         type=kinds,
         required=True,
         help="vectors: item vectors for an index of inner products, a folder; torch: a program that PyTorch alone "
-        "loads (.pt2); onnx: the same for ONNX Runtime (.onnx), with the extra plr[export]",
+        "loads (.pt2); aoti: the same, compiled for this kind of machine (.pt2), for C++ too; onnx: the same for ONNX "
+        "Runtime (.onnx), with the extra plr[export]",
     )
     export.add_argument("--out", type=str, required=True, help="the folder or file to write, once it was checked")
     export.add_argument("-k", type=int | None, default=None, help="how many items; 10, or all if there are fewer")
@@ -819,8 +820,8 @@ COMMANDS = {
         _serve,
     ),
     "export": Command(
-        "a run for other programs: vectors, PyTorch, ONNX",
-        "Write a run as item vectors, as a PyTorch program or as an ONNX graph, checked against the run.",
+        "a run for other programs: vectors, PyTorch, AOTInductor, ONNX",
+        "Write a run as item vectors, a PyTorch program, machine code or an ONNX graph, checked against the run.",
         _export_options,
         _export,
     ),

@@ -10,13 +10,14 @@ from typing import Any
 
 from plr.errors import ConfigError
 from plr.export.check import Checked, check_ranking
+from plr.export.compiled import load_compiled, write_compiled
 from plr.export.program import load_onnx, load_program, write_onnx, write_program
 from plr.export.vectors import load_vectors, write_vectors
 from plr.files import atomic_path
 from plr.serving import Recommender
 
-FORMATS = ("vectors", "torch", "onnx")
-_SUFFIXES = {"vectors": "", "torch": ".pt2", "onnx": ".onnx"}
+FORMATS = ("vectors", "torch", "aoti", "onnx")
+_SUFFIXES = {"vectors": "", "torch": ".pt2", "aoti": ".pt2", "onnx": ".onnx"}
 _ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 
 
@@ -28,8 +29,8 @@ def export_run(
     Args:
         run: the run's folder.
         to: one of `FORMATS`.
-        out: the folder of vectors, or the file: .pt2 for torch, .onnx for onnx. What is there is replaced once the
-            export has answered as the run does.
+        out: the folder of vectors, or the file: .pt2 for torch and aoti, .onnx for onnx. What is there is replaced
+            once the export has answered as the run does.
         k: how many items a history gets; None: 10, or all where there are fewer. Vectors have no such number: they are
             checked with it.
         exclude_seen: do not return items of the history; None does as the run was evaluated.
@@ -55,9 +56,12 @@ def export_run(
 
 
 def _writer(to: str) -> tuple[Callable[..., None], Callable[..., Any]]:
-    if to == "vectors":
-        return write_vectors, load_vectors
-    return (write_program, load_program) if to == "torch" else (write_onnx, load_onnx)
+    return {
+        "vectors": (write_vectors, load_vectors),
+        "torch": (write_program, load_program),
+        "aoti": (write_compiled, load_compiled),
+        "onnx": (write_onnx, load_onnx),
+    }[to]
 
 
 def _check_arguments(to: str, out: Path) -> None:

@@ -104,7 +104,7 @@ def traced(
     batch, width = torch.export.Dim("batch"), torch.export.Dim("length")
     shapes = ({0: batch, 1: width}, {0: batch})
     try:
-        with use_backend("reference"), torch.no_grad(), _quiet():
+        with use_backend("reference"), torch.no_grad(), quiet():
             return torch.export.export(ranking, example, dynamic_shapes=shapes)
     except Exception as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
@@ -122,20 +122,30 @@ def require_pytorch_alone(program: torch.export.ExportedProgram, title: str) -> 
         raise RunError(f"{title} cannot be exported: its program needs more than PyTorch, {', '.join(sorted(others))}")
 
 
-def write_program(recommender: Recommender, file: Path, manifest: dict[str, Any]) -> None:
-    """Write a .pt2 file that torch alone loads; manifest.json and item_ids.json are among its extra files."""
-    program = traced(recommender, manifest["k"], manifest["exclude_seen"], ordered_top=False)
-    with _quiet():
+def portable(recommender: Recommender, k: int, exclude_seen: bool) -> torch.export.ExportedProgram:
+    """Trace a run as a program of PyTorch's operators alone.
+
+    Raises:
+        RunError: PyTorch cannot trace it, or it needs other operators.
+    """
+    program = traced(recommender, k, exclude_seen, ordered_top=False)
+    with quiet():
         program = program.run_decompositions()  # also of plr_kernels' formulas, which are operators by themselves
     require_pytorch_alone(program, recommender.config.title)
+    return program
+
+
+def write_program(recommender: Recommender, file: Path, manifest: dict[str, Any]) -> None:
+    """Write a .pt2 file that torch alone loads; manifest.json and item_ids.json are among its extra files."""
+    program = portable(recommender, manifest["k"], manifest["exclude_seen"])
     extra = {"manifest.json": json.dumps(manifest), "item_ids.json": json.dumps(recommender.item_ids)}
-    with _quiet():
+    with quiet():
         torch.export.save(program, file, extra_files=extra)
 
 
 def load_program(recommender: Recommender, file: Path, manifest: dict[str, Any]) -> Answer:
     """Load the file; return what ranks by it."""
-    with _quiet():
+    with quiet():
         module = torch.export.load(file).module()
 
     @torch.no_grad()
@@ -157,7 +167,7 @@ def write_onnx(recommender: Recommender, file: Path, manifest: dict[str, Any]) -
     size = sum(tensor.numel() * tensor.element_size() for tensor in program.state_dict.values())
     if size > _LARGEST_ONNX:
         raise RunError(f"an ONNX file holds at most 2 GiB of weights; these are {size / 2**30:.1f}: take torch")
-    with _quiet():
+    with quiet():
         made = torch.onnx.export(
             program, dynamo=True, verbose=False, input_names=["item_ids", "lengths"], output_names=["scores", "items"]
         )
@@ -182,7 +192,7 @@ def load_onnx(recommender: Recommender, file: Path, manifest: dict[str, Any]) ->
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Keep exporters from telling what no user of a run can change."""
     logger = logging.getLogger("torch.onnx")
     level = logger.level

@@ -8,11 +8,14 @@ from torch import Tensor
 from plr_kernels.stream_attention.keep_mask import attention_keep_mask
 
 
-def _beyond_prefix(prefix_lengths: Tensor, prefix: int) -> Tensor:
-    """True where a prefix entry is beyond a query's length: bool [B, 1, M, P], [B, 1, 1, P] for lengths [B]."""
-    positions = torch.arange(prefix, device=prefix_lengths.device)
+def _beyond_prefix(prefix_lengths: Tensor, prefix: int, suffix: int = 0) -> Tensor:
+    """True where a prefix entry is beyond a query's length: bool [B, 1, M, P + S], [B, 1, 1, P + S] for lengths [B].
+
+    The S entries of the streams themselves, which stand behind the prefix, are never beyond.
+    """
+    positions = torch.arange(prefix + suffix, device=prefix_lengths.device)
     lengths = prefix_lengths[:, None] if prefix_lengths.ndim == 1 else prefix_lengths
-    return (positions >= lengths.unsqueeze(-1)).unsqueeze(1)
+    return ((positions >= lengths.unsqueeze(-1)) & (positions < prefix)).unsqueeze(1)
 
 
 def _blanked(entries: Tensor, beyond: Tensor) -> Tensor:
@@ -27,10 +30,9 @@ def stream_attention_weights(
     prefix, suffix = prefix_key.shape[2], stream_key.shape[3]
     padding = None
     if prefix_lengths is not None:
-        beyond = _beyond_prefix(prefix_lengths, prefix)
+        padding = _beyond_prefix(prefix_lengths, prefix, suffix)  # [B, 1, M or 1, P + S]
         # A key is blanked and not only its score: the gradient of the query multiplies by the key.
-        prefix_key = _blanked(prefix_key, beyond)
-        padding = torch.nn.functional.pad(beyond, (0, suffix), value=False)  # [B, 1, M or 1, P + S]
+        prefix_key = _blanked(prefix_key, padding[..., :prefix])
     prefix_scores = query @ prefix_key.transpose(-2, -1)  # [B, H, M, P]
     stream_scores = (stream_key @ query.unsqueeze(-1)).squeeze(-1)  # [B, H, M, S]
     scores = torch.cat([prefix_scores, stream_scores], dim=-1) * scale

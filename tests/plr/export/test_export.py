@@ -7,6 +7,7 @@ import sys
 import textwrap
 from importlib.util import find_spec
 from pathlib import Path
+from shutil import which
 
 import numpy as np
 import polars as pl
@@ -25,6 +26,7 @@ from plr.training import train
 
 PAGE = Path(__file__).parents[3] / "docs" / "export.md"
 MISSING = [name for name in ("onnx", "onnxscript", "onnxruntime") if find_spec(name) is None]
+needs_compiler = pytest.mark.skipif(not (which("g++") or which("clang++")), reason="no C++ compiler here")
 needs_onnx = pytest.mark.skipif(bool(MISSING), reason=f"not installed: {', '.join(MISSING)}")
 
 
@@ -126,6 +128,18 @@ def test_a_program_that_needs_more_than_pytorch_is_refused(mixture):
         program.require_pytorch_alone(traced, "a run")
 
 
+@needs_compiler
+def test_machine_code_loads_with_torch_alone(mixture, tmp_path, monkeypatch):
+    assert main(["export", str(mixture), "--to", "aoti", "--out", str(tmp_path / "beauty-compiled.pt2")]) == 0
+    assert run_example("-compiled.pt2", tmp_path, "plr", "plr_kernels") == expected(mixture)
+    assert [path.name for path in tmp_path.iterdir()] == ["beauty-compiled.pt2"]
+
+    monkeypatch.setattr(torch._inductor, "aoti_compile_and_package", fails)
+    with pytest.raises(RunError, match=r"cannot be compiled: no shape for this \(it takes a C\+\+ compiler"):
+        export_run(mixture, "aoti", tmp_path / "other.pt2")
+    assert [path.name for path in tmp_path.iterdir()] == ["beauty-compiled.pt2"]
+
+
 @needs_onnx
 def test_a_graph_loads_with_onnx_runtime_alone(base, tmp_path):
     export_run(base, "onnx", tmp_path / "beauty.onnx", k=5)
@@ -157,6 +171,10 @@ def test_equal_scores_stand_by_their_number_and_few_items_leave_places(base):
     check_ranking(recommender, answer, 24, True)
     numbers = Ragged.of([[3, 9], list(range(20))])
     assert np.array_equal(answer(numbers, 24, True)[1], recommender.rank(numbers, 24)[1])
+
+
+def fails(*_, **__):
+    raise RuntimeError("no shape for this\nmore")
 
 
 def off_by(change):
@@ -199,8 +217,8 @@ def test_an_export_that_answers_otherwise_is_not_written(mixture, tmp_path, monk
 def test_what_cannot_be_is_refused(mixture, tmp_path, monkeypatch, capsys):
     with pytest.raises(ConfigError, match=r"ends in \.pt2"):
         export_run(mixture, "torch", tmp_path / "x.onnx")
-    with pytest.raises(ConfigError, match="one of vectors, torch, onnx; found 'aoti'"):
-        export_run(mixture, "aoti", tmp_path / "x")
+    with pytest.raises(ConfigError, match="one of vectors, torch, aoti, onnx; found 'tensorrt'"):
+        export_run(mixture, "tensorrt", tmp_path / "x")
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "notes").write_text("kept")
     with pytest.raises(ConfigError, match="folder of something else"):
@@ -210,9 +228,6 @@ def test_what_cannot_be_is_refused(mixture, tmp_path, monkeypatch, capsys):
     assert capsys.readouterr().err == (
         "plr: onnx needs onnx, onnxscript, onnxruntime, not installed here: pip install -e '.[export]'\n"
     )
-
-    def fails(*_, **__):
-        raise RuntimeError("no shape for this\nmore")
 
     monkeypatch.setattr(torch.export, "export", fails)
     with pytest.raises(RunError, match="cannot trace it: no shape for this"):
