@@ -19,9 +19,10 @@ from plr.models.layers.linear import (
     Linear,
     LinearGradients,
     applied,
+    blocks_serve,
     float32_on_cpu,
-    onednn_serves,
     product,
+    right_factor,
     row_blocks,
 )
 
@@ -63,7 +64,7 @@ def split_heads(states: Tensor, heads: int) -> Tensor:
 
 def keys_values(states: Tensor, projection: Linear, heads: int) -> tuple[Tensor, Tensor]:
     """Project states [B, P, d] to keys and values side by side, [B, P, 2·H·D] -> each as [B, H, P, D]."""
-    if onednn_serves(states) and fast_path_applies(projection):
+    if blocks_serve(states) and fast_path_applies(projection):
         return applied(_KeysValues, states, projection.weight, projection.bias, heads)
     key, value = projection(states).chunk(2, dim=-1)
     return split_heads(key, heads), split_heads(value, heads)
@@ -86,7 +87,7 @@ class _KeysValues(torch.autograd.Function):
         batch, heads, length, dim = gradients[0].shape
         states_gradient = states.new_empty(states.shape) if needs_states else None
         weight_gradients = LinearGradients(weight, needs_weight, needs_bias)
-        right = weight.T.contiguous()
+        right = right_factor(weight)
         for block in row_blocks(batch, length):
             both = torch.stack([half[block].transpose(1, 2) for half in gradients], dim=2)  # [b, P, 2, H, D]
             rows = both.view(-1, 2 * heads * dim)

@@ -14,7 +14,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 from plr.models.layers.dropout import keep_mask, keep_scale
-from plr.models.layers.linear import LinearGradients, applied, product, row_blocks
+from plr.models.layers.linear import LinearGradients, applied, product, right_factor, row_blocks
 
 
 class SublayerWeights(NamedTuple):
@@ -129,7 +129,7 @@ class _ResidualSublayers(torch.autograd.Function):
         first, second = _norms(weights, *ctx.options)
         # The right factors of products.
         joining, ffn_in, ffn_out = (
-            weight.T.contiguous() for weight in (weights.joining, weights.ffn_in, weights.ffn_out)
+            right_factor(weight) for weight in (weights.joining, weights.ffn_in, weights.ffn_out)
         )
         states_gradient = gradient.new_empty(gradient.shape)
         joined_gradient = joined.new_empty(joined.shape) if ctx.needs_input_grad[1] else None

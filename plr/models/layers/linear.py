@@ -1,17 +1,20 @@
-"""A linear layer whose float32 products on the CPU are oneDNN's.
+"""Linear layers on the CPU, by the faster product of float32 matrices, and what functions that work in blocks need.
 
-PyTorch leaves them to MKL, which on CPUs of other makers than Intel reaches less than half of oneDNN's rate. Precision
-is the same: oneDNN computes in float32 unless `torch.backends.mkldnn` is told otherwise.
+PyTorch leaves such products to MKL. With AVX-512 that reaches less than half of oneDNN's rate on CPUs of other makers
+than Intel: there oneDNN's are taken. With AVX2 MKL is about as fast for many rows, several times as fast for few and
+for the gradients of weights; and oneDNN makes machine code anew for every number of rows, which batches seldom share.
+Precision is the same: oneDNN computes in float32 unless `torch.backends.mkldnn` is told otherwise.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.autograd.function import once_differentiable
+from torch.nn import functional
 from torch.utils.flop_counter import register_flop_formula
 
 
@@ -21,7 +24,7 @@ class Linear(nn.Linear):
     def forward(self, states: Tensor) -> Tensor:
         """[..., in] -> [..., out]."""
         fits = states.shape[-1:] == (self.in_features,) and self.weight.dtype == states.dtype
-        if fits and onednn_serves(states):
+        if _ONEDNN is not None and fits and blocks_serve(states):
             return applied(_OneDNNLinear, states, self.weight, self.bias)
         return super().forward(states)  # whose messages name what does not fit
 
@@ -43,13 +46,13 @@ def applied(function: type[torch.autograd.Function], *arguments: Any) -> Any:
     return function.forward(_NoContext(), *arguments)
 
 
-def onednn_serves(states: Tensor) -> bool:
-    """Whether `product` takes the states."""
-    return _PRODUCT is not None and states.ndim > 1 and states.numel() > 0 and float32_on_cpu(states)
+def blocks_serve(states: Tensor) -> bool:
+    """Whether the functions that work in blocks of rows take the states."""
+    return states.ndim > 1 and states.numel() > 0 and float32_on_cpu(states)
 
 
 def float32_on_cpu(states: Tensor) -> bool:
-    """Whether the blockwise functions take the states: float32 on the CPU, not under autocast or torch.compile."""
+    """Whether the states are float32 on the CPU, not under autocast or torch.compile."""
     return (
         states.device.type == "cpu"
         and states.dtype == torch.float32
@@ -58,23 +61,44 @@ def float32_on_cpu(states: Tensor) -> bool:
     )
 
 
-def _find_operators() -> tuple[Any, Any]:
-    """Product and weight gradient. They are not public, hence without them all is as in nn.Linear."""
+class _OneDNN(NamedTuple):
+    """Its operators: a product, and the gradients of a linear layer's weight and bias."""
+
+    product: Any
+    weight_gradient: Any
+
+
+def _onednn() -> _OneDNN | None:
+    """Find them. They are not public: a version of PyTorch may have none."""
     try:
         if torch.backends.mkldnn.is_available():
-            return torch.ops.mkldnn._linear_pointwise.default, torch.ops.aten.mkldnn_linear_backward_weights.default
+            return _OneDNN(
+                torch.ops.mkldnn._linear_pointwise.default, torch.ops.aten.mkldnn_linear_backward_weights.default
+            )
     except AttributeError:
         pass
-    return None, None
+    return None
 
 
-_PRODUCT, _WEIGHT_GRADIENT = _find_operators()
+def _faster() -> _OneDNN | None:
+    """What serves this CPU better than PyTorch's choice; None: nothing."""
+    return _onednn() if torch.backends.cpu.get_cpu_capability().startswith("AVX512") else None
+
+
+_ONEDNN = _faster()
 _BLOCK_ROWS = 2048
 
 
 def product(left: Tensor, right: Tensor, bias: Tensor | None = None) -> Tensor:
     """left [R, K] · right [C, K]ᵀ + bias [C] -> [R, C]."""
-    return _PRODUCT(left, right, bias, "none", [], "")
+    if _ONEDNN is None:
+        return functional.linear(left, right, bias)
+    return _ONEDNN.product(left, right, bias, "none", [], "")
+
+
+def right_factor(weight: Tensor) -> Tensor:
+    """weight [out, in] -> [in, out], as `product` takes its right factor."""
+    return weight.T if _ONEDNN is None else weight.T.contiguous()
 
 
 def row_blocks(count: int, rows: int = 1) -> list[slice]:
@@ -106,7 +130,7 @@ class LinearGradients:
     def __init__(self, weight: Tensor, needs_weight: bool, needs_bias: bool) -> None:
         self.weight = torch.zeros_like(weight) if needs_weight else None
         self.bias = weight.new_zeros(len(weight)) if needs_bias else None
-        self._like = weight.to_mkldnn() if needs_weight else None
+        self._like = weight.to_mkldnn() if needs_weight and _ONEDNN is not None else None
 
     def add(self, gradient: Tensor, states: Tensor) -> None:
         """gradient [R, out] of what the layer made of states [R, in]."""
@@ -114,8 +138,13 @@ class LinearGradients:
             if self.bias is not None:
                 self.bias += gradient.sum(dim=0)
             return
+        if _ONEDNN is None:
+            torch.addmm(self.weight, gradient.T, states, out=self.weight)
+            if self.bias is not None:
+                self.bias += gradient.sum(dim=0)
+            return
         # Products of transposed matrices, which `product` would have to write down first.
-        weight, bias = _WEIGHT_GRADIENT(
+        weight, bias = _ONEDNN.weight_gradient(
             gradient.to_mkldnn(), states.to_mkldnn(), self._like, self.bias is not None
         )
         self.weight += weight.to_dense()
@@ -138,11 +167,11 @@ class _OneDNNLinear(torch.autograd.Function):
         gradients = LinearGradients(weight, needs_weight, needs_bias)
         for block in row_blocks(len(rows)):
             gradients.add(rows[block], inputs[block])
-        states_gradient = product(rows, weight.T.contiguous()).view(states.shape) if needs_states else None
+        states_gradient = product(rows, right_factor(weight)).view(states.shape) if needs_states else None
         return states_gradient, gradients.weight, gradients.bias
 
 
-if _PRODUCT is not None:
+if _onednn() is not None:
 
     @register_flop_formula(torch.ops.mkldnn._linear_pointwise)
     def _product_flop(states_shape: Any, weight_shape: Any, *_: Any, out_shape: Any = None, **__: Any) -> int:

@@ -12,7 +12,7 @@ from plr.models.layers.attention import keys_values, sequence_attention, split_h
 from plr.models.layers.dropout import Dropout
 from plr.models.layers.fast_path import fast_path_applies
 from plr.models.layers.fused_residual_ffn import SublayerWeights, residual_sublayers
-from plr.models.layers.linear import Linear, onednn_serves
+from plr.models.layers.linear import Linear, blocks_serve
 from plr.options import LayerOptions
 from plr_kernels import StreamAttention
 from plr_kernels.stream_attention.reference import stream_attention_weights
@@ -121,7 +121,7 @@ class TransformerLayer(nn.Module):
         joined = attended.transpose(1, 2).flatten(2)
         dropped = self.dropout.dropped()
         parts = self.attention_output, self.attention_norm, self.ffn_in, self.ffn_out, self.ffn_norm
-        if dropped is not None and onednn_serves(joined) and fast_path_applies(self.dropout, *parts):
+        if dropped is not None and blocks_serve(joined) and fast_path_applies(self.dropout, *parts):
             weights = SublayerWeights(*(tensor for part in parts for tensor in (part.weight, part.bias)))
             return residual_sublayers(states, joined, weights, self.ffn_norm.eps, dropped)
         states = self.attention_norm(states + self.dropout(self.attention_output(joined)))

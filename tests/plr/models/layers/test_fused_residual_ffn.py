@@ -11,7 +11,7 @@ from plr.models.layers.dropout import keep_mask, keep_scale
 from plr.models.layers.transformer import TransformerLayer
 from plr.options import LayerOptions
 
-pytestmark = pytest.mark.skipif(linear._PRODUCT is None, reason="this build of PyTorch has no oneDNN product")
+pytestmark = pytest.mark.usefixtures("products")
 
 DIM, FFN = 12, 20
 PARTS = ("attention_output", "attention_norm", "ffn_in", "ffn_out", "ffn_norm")

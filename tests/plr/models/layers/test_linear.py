@@ -1,4 +1,4 @@
-"""The oneDNN linear layer against nn.Linear in float64."""
+"""The linear layer, by either product, against nn.Linear in float64."""
 
 from types import SimpleNamespace
 
@@ -12,7 +12,7 @@ from plr.models.layers.linear import Linear
 from plr.models.layers.transformer import TransformerLayer
 from plr.options import LayerOptions
 
-pytestmark = pytest.mark.skipif(linear._PRODUCT is None, reason="this build of PyTorch has no oneDNN product")
+pytestmark = pytest.mark.usefixtures("products")
 
 
 def error(result, truth):
@@ -37,10 +37,12 @@ def test_results_and_gradients_are_those_of_float64(shape, bias):
         assert error(mine.grad, theirs.grad) < 2e-6
 
 
-def test_only_float32_on_the_cpu_outside_autocast_takes_it(monkeypatch):
-    calls = []
-    product = linear._PRODUCT
-    monkeypatch.setattr(linear, "_PRODUCT", lambda *arguments: calls.append(1) or product(*arguments))
+def test_only_float32_on_the_cpu_outside_autocast_takes_onednn(monkeypatch):
+    calls, onednn = [], linear._onednn()
+    if onednn is None:
+        pytest.skip("this build of PyTorch has no oneDNN product")
+    counted = onednn._replace(product=lambda *arguments: calls.append(1) or onednn.product(*arguments))
+    monkeypatch.setattr(linear, "_ONEDNN", counted)
     layer = Linear(4, 3)
     layer(torch.ones(2, 4))
     assert len(calls) == 1
@@ -68,16 +70,22 @@ def test_operations_are_counted():
 
 
 @pytest.mark.parametrize("missing", ["product", "weight gradient"])
-def test_without_the_operators_all_is_as_in_pytorch(monkeypatch, missing):
-    assert linear._find_operators() != (None, None)
+def test_without_onednns_operators_there_is_no_onednn(monkeypatch, missing):
     without = SimpleNamespace(mkldnn=torch.ops.mkldnn, aten=torch.ops.aten)
     setattr(without, "mkldnn" if missing == "product" else "aten", SimpleNamespace())
     with monkeypatch.context() as patches:
         patches.setattr(torch, "ops", without)
-        found = linear._find_operators()
-    assert found == (None, None)
-    monkeypatch.setattr(linear, "_PRODUCT", found[0])
-    monkeypatch.setattr(linear, "_WEIGHT_GRADIENT", found[1])
+        assert linear._onednn() is None
+
+
+@pytest.mark.parametrize(("capability", "taken"), [("AVX512", True), ("AVX2", False), ("DEFAULT", False)])
+def test_onednn_is_taken_where_it_is_faster(monkeypatch, capability, taken):
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
+    assert linear._faster() == (linear._onednn() if taken else None)
+
+
+def test_pytorchs_product_is_nn_linear(monkeypatch):
+    monkeypatch.setattr(linear, "_ONEDNN", None)
     layer, states = Linear(4, 3), torch.randn(2, 4, requires_grad=True)
     result = layer(states)
     assert torch.equal(result, nn.functional.linear(states, layer.weight, layer.bias))
@@ -114,8 +122,13 @@ def test_without_gradients_the_numbers_are_the_same_to_the_bit(mode, dropout):
     assert all(torch.equal(one, other) for one, other in zip(without[1], with_gradients[1], strict=True))
 
 
-def test_forward_mode_derivatives_are_refused_without_gradients_too():
-    """They are not defined for it; without the refusal they would be zeros."""
-    layer, states = Linear(64, 64), torch.randn(512, 64)
-    with torch.no_grad(), pytest.raises((RuntimeError, NotImplementedError)):
-        torch.func.jvp(layer, (states,), (torch.ones_like(states),))
+def test_forward_mode_derivatives_are_right_or_refused_without_gradients_too(products):
+    """oneDNN's product has none; without the refusal they would be zeros."""
+    layer, states, tangent = Linear(64, 64), torch.randn(512, 64), torch.randn(512, 64)
+    with torch.no_grad():
+        if products == "PyTorch":
+            _, derivative = torch.func.jvp(layer, (states,), (tangent,))
+            assert error(derivative, tangent.double() @ layer.weight.double().T) < 1e-6
+            return
+        with pytest.raises((RuntimeError, NotImplementedError)):
+            torch.func.jvp(layer, (states,), (tangent,))
