@@ -28,7 +28,19 @@ def count_ranks(
     scores_of: Callable[[Tensor], Tensor], items: Tensor, targets: Tensor, own: Tensor, exclude: Tensor | None
 ) -> tuple[Tensor, Tensor]:
     """Count by scores_of(block [width, D]) -> [R, width] against the targets' scores own [R]."""
-    target_keys = vector_keys(items[targets])[:, None]
+    return count_against(scores_of, items, targets, own, vector_keys(items[targets]), exclude)
+
+
+def count_against(
+    scores_of: Callable[[Tensor], Tensor],
+    items: Tensor,
+    targets: Tensor,
+    own: Tensor,
+    keys: Tensor,
+    exclude: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    """Count as `count_ranks` for targets that may be no rows of `items` (then -1), by their scores and keys [R]."""
+    keys = keys[:, None]
     greater, equal = torch.zeros_like(targets), torch.zeros_like(targets)
     finite = own.isfinite()
     own = own[:, None]
@@ -36,7 +48,7 @@ def count_ranks(
         width = block.shape[0]
         scores = scores_of(block)  # [R, width]
         finite = finite & scores.isfinite().all(dim=1)
-        ties = vector_keys(block) == target_keys
+        ties = vector_keys(block) == keys
         counted = torch.arange(start, start + width, device=items.device) != targets[:, None]
         if exclude is not None:
             counted = counted & ~is_excluded(exclude, start, width)

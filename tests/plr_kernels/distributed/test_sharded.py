@@ -1,0 +1,190 @@
+"""Operators on a table that two and four processes share, against one process with all of it."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn.functional import embedding
+
+from plr_kernels import target_rank, top_items
+from tests.plr_kernels.distributed.processes import (
+    DTYPES,
+    LOSS_CASES,
+    RANKINGS,
+    LossCase,
+    lookup_case,
+    ranking_case,
+    row_counts,
+)
+from tests.plr_kernels.harness import PAIRWISE_KL, assert_accurate, evaluate, largest_error
+
+AGREED = 6 * 8
+"""Bytes of the numbers that processes compare first."""
+
+
+@pytest.fixture(scope="module", params=[2, 4])
+def found(request, tmp_path_factory) -> list[dict[str, Any]]:
+    """What each process has found."""
+    folder, count = tmp_path_factory.mktemp("sharded"), request.param
+    program = [sys.executable, "-m", "tests.plr_kernels.distributed.processes", str(folder), str(count)]
+    done = subprocess.run(program, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    return [torch.load(folder / f"{count}-{rank}.pt", weights_only=True) for rank in range(count)]
+
+
+def together(parts: list[dict[str, Any]]) -> dict[str, Tensor]:
+    """The processes' results as one's: states' and items' gradients one after the other, scalars added up."""
+    results = {}
+    for name in parts[0]:
+        if name != "sent":
+            each = [part[name] for part in parts]
+            scalar = each[0].ndim == 0
+            results[name] = torch.stack(each).double().sum().to(each[0].dtype) if scalar else torch.cat(each)
+    return results
+
+
+@pytest.mark.parametrize("name", [name for name, case in LOSS_CASES.items() if case.dtype != "float64"])
+def test_losses_are_as_accurate_as_one_process_must_be(name, found):
+    case = LOSS_CASES[name]
+    assert_accurate(together([each["losses"][name] for each in found]), case.operator, case.whole())
+
+
+@pytest.mark.parametrize("name", [name for name, case in LOSS_CASES.items() if case.dtype == "float64"])
+def test_losses_and_gradients_are_those_of_one_process(name, found):
+    """To float64's rounding: what is summed are at most V, D and R terms, exponents of the largest logit's error."""
+    case = LOSS_CASES[name]
+    whole = case.whole()
+    truth = evaluate(case.operator.formula, whole)
+    results = together([each["losses"][name] for each in found])
+    states, items = whole.tensors["states"], whole.tensors["items"]
+    logit = float((states @ items.T / whole.options["temperature"]).abs().max())
+    terms = len(items) + items.shape[1] + states[..., 0].numel()
+    for key, value in truth.items():
+        size = max(1.0, logit, float(value.abs().max()))
+        assert results[key].shape == value.shape
+        assert largest_error(results[key], value) <= terms * (1 + logit) * torch.finfo(torch.float64).eps * size, key
+
+
+@pytest.mark.parametrize("name", RANKINGS)
+def test_lists_and_ranks_are_those_of_one_process(name, found):
+    """Of exact scores with ties, to the last id."""
+    case = ranking_case(name)
+    scores, ids = top_items(case["states"], case["items"], case["k"], exclude=case["exclude"])
+    parts = [each["rankings"][name] for each in found]
+    assert torch.equal(torch.cat([part["top"][0] for part in parts]), scores)
+    assert torch.equal(torch.cat([part["top"][1] for part in parts]), ids)
+    greater, equal = target_rank(case["states"], case["items"], case["targets"], exclude=case["exclude"])
+    assert torch.equal(torch.cat([part["ranks"][0] for part in parts]), greater)
+    assert torch.equal(torch.cat([part["ranks"][1] for part in parts]), equal)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_rows_looked_up_are_the_table_s(dtype, found):
+    table, ids, gradient = lookup_case(dtype)
+    parts = [each["lookups"][dtype] for each in found]
+    table.requires_grad_()
+    rows = embedding(ids, table)
+    rows.backward(gradient)
+    assert torch.equal(torch.cat([part["rows"] for part in parts]), rows)
+    assert torch.equal(torch.cat([part["gradient"] for part in parts]), table.grad)  # sums of small integers
+
+
+def _sent_by_a_loss(case: LossCase, processes: int) -> tuple[int, int]:
+    whole = case.whole()
+    states, items = whole.tensors["states"], whole.tensors["items"]
+    most = max(row_counts(len(states), processes))  # R*
+    per_row = 1 if states.ndim == 2 else states.shape[1]  # M or N
+    dim, number = items.shape[1], items.element_size()
+    of_sums = max(4, number)
+    if case.operator is PAIRWISE_KL:
+        statistics = 3 * processes * most * per_row * of_sums + 8
+        return AGREED + most * per_row * dim * number + statistics, (
+            of_sums + processes * most * per_row * dim * of_sums
+        )
+    rows = most * per_row
+    forward = AGREED + rows * (8 + dim * number) + 3 * processes * rows * of_sums
+    return forward, rows * of_sums + processes * rows * dim * of_sums
+
+
+@pytest.mark.parametrize("name", LOSS_CASES)
+def test_losses_send_what_the_formula_says(name, found):
+    """docs/distributed.md: nothing in it grows with V."""
+    expected = _sent_by_a_loss(LOSS_CASES[name], len(found))
+    assert [each["losses"][name]["sent"] for each in found] == [expected] * len(found)
+
+
+@pytest.mark.parametrize("name", RANKINGS)
+def test_rankings_send_what_the_formula_says(name, found):
+    case, count = ranking_case(name), len(found)
+    most = max(row_counts(len(case["states"]), count))
+    number = case["items"].element_size()
+    of_sums, of_scores = max(4, number), max(4, number)
+    excluded = 0 if case["exclude"] is None else case["exclude"].shape[1]
+    states = AGREED + most * (case["items"].shape[1] * number + 8 * excluded)
+    expected = (
+        states + count * most * case["k"] * (of_scores + 8),
+        states + 8 * most + count * most * (of_sums + 8) + 24 * count * most,
+    )
+    assert [each["rankings"][name]["sent"] for each in found] == [expected] * count
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_lookup_sends_each_distinct_row_once(dtype, found):
+    table, ids, _ = lookup_case(dtype)
+    distinct = [len(part.unique()) for part in ids.split(row_counts(len(ids), len(found)))]
+    row = table.shape[1] * table.element_size()
+    sent = [each["lookups"][dtype]["sent"] for each in found]
+    asked = [AGREED + 8 * len(found) + 8 * each for each in distinct]
+    assert sum(forward for forward, _ in sent) == sum(asked) + row * sum(distinct)
+    assert [backward for _, backward in sent] == [row * each for each in distinct]
+
+
+REFUSED_IN_ONE = {
+    "target": r"ValueError: targets must be in \[0, V\) or ignore_index \(V=9, ignore_index=-100\), found 9",
+    "dtype": "TypeError: items must have the dtype of states",
+    "rows": r"ValueError: items must have the process's \d rows of 9",
+    "temperature": "ValueError: temperature must be above 0, found -1.0",
+    "k": r"ValueError: k must be in \[1, V=9\], found 10",
+    "exclude": r"ValueError: exclude must be in \[0, V\)",
+    "ids": r"ValueError: ids must be in \[0, V\) \(V=9\), found -1",
+}
+REFUSED_TOGETHER = {
+    "widths differ": "ValueError: D must be the same in all processes: {} in process",
+    "lists differ": "ValueError: k must be the same in all processes: {} in process",
+    "dtypes differ": "ValueError: dtype must be the same in all processes: {} in process",
+    "tables differ": "ValueError: V must be the same in all processes: {} in process",
+}
+
+
+@pytest.mark.parametrize("name", REFUSED_IN_ONE)
+def test_what_one_process_refuses_ends_the_others_too(name, found):
+    for rank, each in enumerate(found):
+        told = each["refusals"][name]
+        if rank == 1:
+            assert re.match(REFUSED_IN_ONE[name], told), told
+        else:
+            assert told == "RuntimeError: process 1 of the group refuses its arguments; it says there why"
+
+
+@pytest.mark.parametrize("name", REFUSED_TOGETHER)
+def test_arguments_must_fit_the_other_processes(name, found):
+    one, other = {"widths differ": (4, 3), "lists differ": (2, 3), "dtypes differ": ("torch.float32", "torch.float64"),
+                  "tables differ": (9, 10)}[name]  # fmt: skip
+    for rank, each in enumerate(found):
+        own = other if rank == 1 else one
+        assert each["refusals"][name].startswith(REFUSED_TOGETHER[name].format(own)), each["refusals"][name]
+
+
+def test_what_each_process_refuses_by_itself(found):
+    for each in found:
+        told = each["refusals"]
+        assert told["shard"] == "TypeError: shard must be an ItemShard, found int"
+        assert told["few items"].startswith(f"ValueError: items must be at least the number of processes, {len(found)}")
+        assert told["no number"] == "TypeError: items must be an int, found float"
+        assert "was differentiated before" in told["second backward"]
