@@ -203,7 +203,7 @@ def refusals(rank: int) -> dict[str, str]:
         "temperature": lambda: sharded_pairwise_kl(states[None], items, shard, temperature=-1.0 if wrong else 1.0),
         "k": lambda: sharded_top_items(states, items, 10 if wrong else 2, shard),
         "exclude": lambda: sharded_target_rank(states, items, targets, shard, exclude=targets[:, None] + 9 * wrong),
-        "ids": lambda: sharded_lookup(items, targets - wrong, shard),
+        "ids": lambda: sharded_lookup(items, targets - int(wrong), shard),
         "widths differ": lambda: sharded_top_items(states[:, wrong:], items[:, wrong:], 2, shard),
         "lists differ": lambda: sharded_top_items(states, items, 2 + wrong, shard),
         "dtypes differ": lambda: sharded_lookup(items.double() if wrong else items, targets, shard),
