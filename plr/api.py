@@ -186,7 +186,8 @@ def compare(
         The systems, the first of them the one that the others are compared with; as text a table.
 
     Raises:
-        ConfigError: a metric or a K is none, a folder is given twice, or all runs are of one system.
+        ConfigError: a metric or a K is none, a folder is given twice, two runs are of one system and seed, or all
+            are of one system.
         RunError: the runs did not rank the same rows in the same way.
         FileNotFoundError: a folder holds no finished run.
         DataError: ranks that cannot be read.

@@ -79,7 +79,8 @@ class CategoryLimit:
     def fill(self, ranked: Ranked, rows: int, k: int) -> tuple[np.ndarray, np.ndarray]:
         """Return the lists: scores [rows, k] and items int64 [rows, k]; −inf and −1 where the ranking ends before.
 
-        Lists that 2k candidates do not fill are walked anew over four times as many, until all items are ranked.
+        Lists that 2k candidates do not fill are walked anew over four times as many, until all items are ranked or each
+        other one has a category that is full.
         """
         scores, items = np.full((rows, k), -np.inf, np.float32), np.full((rows, k), -1, dtype=np.int64)
         count, widest = len(self.categories), max(1, int(self.categories.lengths.max(initial=0)))
@@ -98,11 +99,16 @@ class CategoryLimit:
                 over = (taken.sum(axis=1) == k) | (candidates[:, -1] < 0)
                 unfilled.append(part[~over])
             left = np.concatenate(unfilled) if wide < count else left[:0]
+            left = left[[not self._exhausted(items[row]) for row in left]] if len(left) else left
             wide = min(count, 4 * wide)
         return scores, items
 
     def _walk(self, candidates: np.ndarray, k: int) -> np.ndarray:
-        """Return which of the candidates [n, K], best first, -1 behind, the walks take: bool [n, K], k at most."""
+        """Return which of the candidates [n, K], best first, -1 behind, the walks take: bool [n, K], k at most.
+
+        In each of at most k steps every walk takes the best candidate that it still can: that is a pass over its
+        candidates, while going from one to the next would take as many steps as there are.
+        """
         rows, wide = candidates.shape
         lists = self.categories.take(np.maximum(candidates, 0).reshape(-1))
         numbers = lists.padded(-1).reshape(rows, wide, -1)  # [n, K, C]
@@ -113,16 +119,34 @@ class CategoryLimit:
         slot = np.full(numbers.shape, len(found), dtype=np.int64)
         slot[real] = slots.reshape(-1)
         counts = np.zeros(len(found) + 1, dtype=np.int64)
-        taken, length = np.zeros((rows, wide), dtype=bool), np.zeros(rows, dtype=np.int64)
-        for place in range(wide):
-            here = slot[:, place]
-            taken[:, place] = (candidates[:, place] >= 0) & (counts[here] < self.most).all(axis=1) & (length < k)
-            np.add.at(counts, here[taken[:, place]].reshape(-1), 1)
-            counts[-1] = 0
-            length += taken[:, place]
-            if (length == k).all():
+        taken, can_take = np.zeros((rows, wide), dtype=bool), candidates >= 0  # what a walk can still take
+        for _ in range(k):
+            place = can_take.argmax(axis=1)
+            row = can_take[np.arange(rows), place].nonzero()[0]
+            if not len(row):
                 break
+            place = place[row]
+            taken[row, place], can_take[row, place] = True, False
+            here = slot[row, place]  # [m, C]
+            np.add.at(counts, here.reshape(-1), 1)
+            counts[-1] = 0
+            full = counts[here] == self.most
+            for column in range(full.shape[1]):
+                filled = row[full[:, column]]
+                if len(filled):
+                    can_take[filled] &= (slot[filled] != here[full[:, column], column, None, None]).all(axis=2)
         return taken
+
+    def _exhausted(self, items: np.ndarray) -> bool:
+        """Whether each item that a list [n], -1 for none, does not hold has a category that is full in it."""
+        held = items[items >= 0]
+        all_ids = self.categories.ids
+        counts = np.bincount(self.categories.take(held).ids, minlength=int(all_ids.max(initial=-1)) + 1)
+        # How many of the categories up to each item's are full; an item has none where that does not grow.
+        full = np.concatenate([[0], np.cumsum(counts[all_ids] >= self.most)])[self.categories.offsets]
+        can_be_taken = np.diff(full) == 0
+        can_be_taken[held] = False
+        return not can_be_taken.any()
 
 
 def numbered_categories(

@@ -76,7 +76,8 @@ def compare_runs(
         metric: to be compared by.
 
     Raises:
-        ConfigError: a metric is none, a folder is given twice, or all runs are of one system.
+        ConfigError: a metric is none, a folder is given twice, two runs are of one system and seed, or all are of one
+            system.
         RunError: the runs did not rank the same rows in the same way.
         FileNotFoundError: a folder holds no finished run.
         DataError: ranks that cannot be read.
@@ -121,6 +122,7 @@ def _collect(paths: Sequence[Path]) -> list[_System]:
     """Read configurations and rankings; runs of one system stand together, in the order given."""
     systems: dict[str, _System] = {}
     seen: dict[Path, Path] = {}
+    runs: dict[tuple[str, int, str | None], Path] = {}
     hashes: dict[str | None, Path] = {}
     excluded: dict[bool, Path] = {}
     for path in paths:
@@ -139,7 +141,15 @@ def _collect(paths: Sequence[Path]) -> list[_System]:
                 f"{excluded[True]} left the items of the history out of its ranking and {excluded[False]} did not; "
                 "compare runs with the same --exclude_seen"
             )
-        system = systems.setdefault(repr(sorted(_decisive(config).items())), _System(config))
+        key = repr(sorted(_decisive(config).items()))
+        system = systems.setdefault(key, _System(config))
+        # A second phase's draws are those of its seed and of the weights that it began with.
+        same = runs.setdefault((key, config.seed, (config.provenance or {}).get("init_hash")), path)
+        if same is not path:
+            raise ConfigError(
+                f"{same} and {path} are one system with one seed ({config.seed}): they differ in nothing that decides "
+                "a result, so they do not count as two; give one of them"
+            )
         system.folders.append(path)
         system.rankings.append(load_ranking(folder.ranks("test")))
     return list(systems.values())

@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import polars as pl
@@ -10,6 +11,7 @@ import torch
 
 from plr.cli.commands import main
 from plr.config import Config
+from plr.errors import ConfigError
 from plr.evaluation import Ranking, metrics, save_ranking
 from plr.formats import rendered
 from plr.runs import RunFolder
@@ -72,6 +74,23 @@ def test_options_that_only_another_method_has_make_no_system(run):
 def test_a_second_phase_from_each_seeds_own_first_is_one_system(run):
     phase = {"method": "lares", "phase": "rpt"}
     paths = [run("a", method="base"), *(run(f"l{seed}", seed, init=f"first{seed}", **phase) for seed in (0, 1))]
+    assert [len(system.folders) for system in compare_runs(paths)] == [1, 2]
+
+
+@pytest.mark.parametrize("other", [{}, {"devices": 2}, {"threads": 3}])
+def test_one_system_and_seed_counts_once_however_it_was_computed(run, other):
+    paths = [run("a", method="base"), run("b", 1, streams=2), run("c", 1, streams=2, **other)]
+    with pytest.raises(ConfigError, match=r"b and \S*c are one system with one seed \(1\).*; give one of them"):
+        compare_runs(paths)
+
+
+def test_second_phases_from_different_weights_are_two_runs_of_one_seed(run, tmp_path):
+    phase = {"method": "lares", "phase": "rpt"}
+    paths = [run("a", method="base"), *(run(f"l{n}", 0, init=f"first{n}", **phase) for n in (0, 1))]
+    for n in (0, 1):
+        folder = RunFolder(tmp_path / f"l{n}")
+        config = Config.load(folder.config)
+        replace(config, provenance={**config.provenance, "init_hash": f"{n}"}).save(folder.config)
     assert [len(system.folders) for system in compare_runs(paths)] == [1, 2]
 
 

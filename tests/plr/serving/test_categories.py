@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 
 import hypothesis.strategies as st
 import numpy as np
@@ -216,7 +217,42 @@ def test_items_with_many_categories_are_walked_fewer_at_a_time(monkeypatch):
         together.append(len(rows))
         return np.zeros((len(rows), wide), np.float32), np.tile(np.arange(wide), (len(rows), 1))
 
-    limit = limits.CategoryLimit(1, Ragged.of([[item, 8, 9, 10] for item in range(8)]))
+    limit = limits.CategoryLimit(1, Ragged.of([*([item, 8, 9, 10] for item in range(7)), []]))
     _, items = limit.fill(ranked, 4, 2)  # 2k = 4 candidates of 4 categories for each of 4 lists, then 8
     assert together == [4, 2, 2]
-    assert items.tolist() == [[0, -1]] * 4
+    assert items.tolist() == [[0, 7]] * 4
+
+
+def in_order(widths):
+    """What ranks the items by their numbers, and writes down how many it was asked for."""
+
+    def ranked(rows, wide):
+        widths.append(wide)
+        return np.zeros((len(rows), wide), np.float32), np.tile(np.arange(wide), (len(rows), 1))
+
+    return ranked
+
+
+@pytest.mark.parametrize("most", [1, 3])
+def test_no_more_is_ranked_once_every_other_item_has_a_full_category(most):
+    """A request for more than the categories can give costs no ranking of all items."""
+    limit = limits.CategoryLimit(most, Ragged.of([[item % 2] for item in range(1000)]))
+    widths = []
+    _, items = limit.fill(in_order(widths), 3, 8)
+    assert widths == [16]
+    assert items.tolist() == [[*range(2 * most), *[-1] * (8 - 2 * most)]] * 3
+    # Where one is left that has none, it is found, however far down.
+    limit = limits.CategoryLimit(most, Ragged.of([*([item % 2] for item in range(999)), []]))
+    widths.clear()
+    _, items = limit.fill(in_order(widths), 1, 8)
+    assert widths == [16, 64, 256, 1000]
+    assert items[0, 2 * most] == 999
+
+
+def test_a_walk_down_many_items_takes_as_many_steps_as_the_list_is_long():
+    count = 300_000
+    limit = limits.CategoryLimit(2, Ragged(np.append(np.zeros(count - 1, np.int64), 1), np.arange(count + 1)))
+    begin = time.process_time()
+    _, items = limit.fill(in_order([]), 1, 4)
+    assert items.tolist() == [[0, 1, count - 1, -1]]
+    assert time.process_time() - begin < 5  # one item after the other takes several times as long
