@@ -12,6 +12,7 @@ __all__ = [
     "DataError",
     "EngineError",
     "EvaluationError",
+    "NoReachableTargetError",
     "NonFiniteLossError",
     "RequestError",
     "RunError",
@@ -86,6 +87,10 @@ class DataError(UserError, ValueError):
 
 class RunError(UserError, RuntimeError):
     """A run folder that cannot be used as asked; the message names it and says what to do."""
+
+
+class NoReachableTargetError(RunError):
+    """The first phase ranks no training row's target high enough for the second one to learn from; it says how high."""
 
 
 class NonFiniteLossError(UserError, RuntimeError):

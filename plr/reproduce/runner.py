@@ -15,13 +15,14 @@ import torch
 from lightning.pytorch.callbacks import Callback
 
 from plr.config import Config
-from plr.errors import EvaluationError, NonFiniteLossError, RunError
+from plr.errors import EvaluationError, NonFiniteLossError, NoReachableTargetError, RunError
 from plr.evaluation import ranking_progress
 from plr.reproduce.estimate import seconds_of_run
 from plr.reproduce.study import Run, Study, System
 from plr.runs import RunFolder
 from plr.signals import cleaned_up, raise_again
 from plr.training import train
+from plr.training.initial import NOTHING_TO_REWARD
 
 __all__ = ["Progress", "duration", "estimates", "train_runs", "unfinished"]
 
@@ -65,7 +66,7 @@ def train_runs(study: Study, runs: Sequence[Run], expected: dict[Run, float], sa
     """Train the runs in their order, as many at a time as the request says; finished ones are a line each.
 
     A bar on a terminal moves with their epochs. A run whose loss becomes NaN or infinite is noted in `study.failed`, as
-    is the second phase of one, and the others go on.
+    is the second phase of one, or one that has no row to learn from, and the others go on.
 
     Raises:
         UserError: what makes a run impossible.
@@ -99,6 +100,8 @@ def train_runs(study: Study, runs: Sequence[Run], expected: dict[Run, float], sa
                     train(study.config(run), study.dataset, callbacks=_Epochs(partial(epoch_over, run)))
             except (NonFiniteLossError, EvaluationError) as error:
                 failed = f"{_DIVERGED} ({error})"
+            except NoReachableTargetError as error:
+                failed = str(error)
             over(run, failed)
 
 
@@ -197,9 +200,13 @@ def _in_processes(
                 failed = None
                 if process.returncode:
                     said = _log(plans, run.name).read_text(encoding="utf-8", errors="replace").strip()
-                    if not any(words in said for words in ("is not finite", "training has diverged")):
+                    last = said.splitlines()[-1] if said else ""
+                    if NOTHING_TO_REWARD in said:
+                        failed = last.removeprefix("plr: ")
+                    elif any(words in said for words in ("is not finite", "training has diverged")):
+                        failed = f"{_DIVERGED} ({last})"
+                    else:
                         raise RunError(f"{run.name} ended with status {process.returncode}: {said[-1000:]}")
-                    failed = f"{_DIVERGED} ({said.splitlines()[-1]})"
                 over(run, failed)
 
 

@@ -9,7 +9,7 @@ import torch
 
 from plr.config import Config
 from plr.data import LengthGroupedBatches, Rows, SequenceDataset
-from plr.errors import RunError
+from plr.errors import NoReachableTargetError, RunError
 from plr.evaluation import rank_rows, ranking_progress
 from plr.files import sha256_of
 from plr.items import ItemData
@@ -20,6 +20,8 @@ from plr.runs import RunFolder, load_weights
 EQUAL = ("method", "backbone", "dim", "layers", "core_layers", "heads", "ffn_dim", "max_length", "lares_adapter",
          "mean_steps", "temperature", "unisrec_mode", "experts")  # fmt: skip
 REACH = 100  # the worst rank of a target at which post-training has something to reward
+NOTHING_TO_REWARD = "nothing to reward"
+"""How the message ends where no target is within it."""
 
 
 @dataclass(frozen=True)
@@ -91,14 +93,17 @@ def filter_reachable(
         progress: show a bar.
 
     Raises:
-        RunError: there are fewer such rows than devices, or none.
+        NoReachableTargetError: there is no such row.
+        RunError: there are fewer than devices.
     """
     order = list(LengthGroupedBatches(rows.lengths, batch_size, shuffle=False))
     with ranking_progress("Choosing rows", len(rows), shown=progress) as advance:
         ranking = rank_rows(model, map(rows.batch, order), on_batch=advance)
     kept = torch.cat(order)[ranking.ranks <= REACH].sort().values
     if not len(kept):
-        raise RunError(f"the --init run ranks no training row's target among the first {REACH}: nothing to reward")
+        raise NoReachableTargetError(
+            f"the --init run ranks no training row's target among the first {REACH}: {NOTHING_TO_REWARD}"
+        )
     if len(kept) < devices:
         raise RunError(
             f"the --init run ranks the target of {len(kept)} training row{'s' * (len(kept) > 1)} among the first "

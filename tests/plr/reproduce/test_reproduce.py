@@ -30,6 +30,7 @@ from plr.reproduce.request import Request, settings_of
 from plr.reproduce.results import Estimate, Plot, Section, Table
 from plr.reproduce.sample import sampled
 from plr.reproduce.study import Run, Study, System
+from plr.training.initial import NOTHING_TO_REWARD
 
 TINY = (
     "dim=8", "ffn_dim=8", "layers=1", "heads=1", "max_length=6", "epochs=1", "batch_size=512", "accelerator=cpu",
@@ -191,6 +192,30 @@ def test_a_second_phase_without_its_first_one_is_named(data, tmp_path, monkeypat
     runner.train_runs(made, runs, dict.fromkeys(runs, 1.0), said.append)
     assert made.failed[runs[1]] == "sasrec-lares-seed0 has no result"
     assert said[1] == "[2/2] sasrec-lares-rpt-seed0: sasrec-lares-seed0 has no result; 0 left"
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_second_phase_with_nothing_to_reward_is_named_and_the_others_go_on(data, tmp_path, monkeypatch, processes):
+    """Its first phase is no good, say after an epoch: that is this cell's result, and no reason to end the others."""
+    made, said = study(data, tmp_path, settings=TINY, methods=("base", "lares-rpt"), processes=processes), []
+    runs = [Run(System("sasrec", method), 0) for method in ("lares", "lares-rpt", "base")]
+    monkeypatch.setattr("plr.training.initial.REACH", 0)  # none is among the first 0
+    if processes == 2:  # which the processes' own would not see
+        message = f"the --init run ranks no training row's target among the first 100: {NOTHING_TO_REWARD}"
+        ends = runner._started
+
+        def started(config, plans):
+            if config.phase != "rpt" or config.method != "lares":
+                return ends(config, plans)
+            words = f"import sys; sys.exit({'plr: ' + message!r})"
+            with runner._log(plans, Path(config.out).name).open("wb") as log:
+                return subprocess.Popen([sys.executable, "-c", words], stderr=log)
+
+        monkeypatch.setattr(runner, "_started", started)
+    runner.train_runs(made, runs, dict.fromkeys(runs, 1.0), said.append)
+    assert list(made.failed) == [runs[1]]
+    assert re.fullmatch(r"the --init run ranks no .* the first \d+: nothing to reward", made.failed[runs[1]])
+    assert made.folder(runs[2]).finished()
 
 
 @pytest.mark.parametrize("processes", [1, 2])
