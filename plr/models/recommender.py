@@ -12,7 +12,7 @@ from plr.data import Batch, Share
 from plr.models.collectives import total
 from plr.models.encoder import SequenceEncoder
 from plr.models.items.encoders import ItemEncoder
-from plr.models.sampled_items import ItemSampler, SampledItems, positive_power
+from plr.models.sampled_items import ItemSampler, SampledItems, positive_power, starting_score
 from plr.models.scoring import ItemScorer
 from plr.options import RecommenderOptions
 from plr.systems import COSINE_TEMPERATURE
@@ -111,7 +111,8 @@ class RecommenderModel(nn.Module):
         table = self.items.rows(named)
         power = positive_power(options, len(drawn), self.items.num_items)
         kind = "softmax" if options.loss == "sampled_softmax" else "bce"
-        return batch, table, SampledItems(self.candidates(table), sampled, log_q, kind, power)
+        offset = starting_score(power, len(drawn)) if kind == "bce" else 0.0
+        return batch, table, SampledItems(self.candidates(table), sampled, log_q, kind, power, offset)
 
     def own_rows(self) -> tuple[str, ...]:
         """Return the names of the parameters whose row v is item v's own."""

@@ -5,6 +5,7 @@ The functions have the operators' names and arguments; where sampled items stand
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -94,6 +95,7 @@ class SampledItems:
         log_q: float32 [K] of these, or None.
         kind: "softmax" or "bce".
         positive_power: of the target's sigmoid.
+        offset: what is added to every score under a sigmoid; no ranking depends on it.
     """
 
     rows: Tensor
@@ -101,6 +103,7 @@ class SampledItems:
     log_q: Tensor | None
     kind: str
     positive_power: float
+    offset: float = 0.0
 
 
 def positive_power(options: RecommenderOptions, negatives: int, num_items: int) -> float:
@@ -111,15 +114,29 @@ def positive_power(options: RecommenderOptions, negatives: int, num_items: int) 
     return sampled * options.gbce_t + 1 - options.gbce_t
 
 
+def starting_score(power: float, negatives: int) -> float:
+    """Return the score that is best where all items have the same: of β log σ(s) + K log(1 − σ(s)), log(β / K).
+
+    Sigmoids, unlike a softmax, depend on what all scores have in common. From 0, where a model begins, to the −6 or so
+    of some hundred negatives it has to come by item and state vectors that get a common direction: hundreds of steps
+    in which it learns nothing else.
+    """
+    return math.log(power / negatives)
+
+
 def linear_cross_entropy(
     states: Tensor, items: Tensor | SampledItems, targets: Tensor, *, temperature: float, reduction: str = "mean"
 ) -> Tensor:
     """The loss of states [R, d] with targets [R]: `plr_kernels.linear_cross_entropy` or `candidate_cross_entropy`."""
     if isinstance(items, Tensor):
         return plr_kernels.linear_cross_entropy(states, items, targets, temperature=temperature, reduction=reduction)
+    rows = items.rows
+    if items.offset:  # one more column; states of any scale times an item's number
+        states = torch.cat([states, states.new_ones(len(states), 1)], dim=1)
+        rows = torch.cat([rows, rows.new_full((len(rows), 1), items.offset * temperature)], dim=1)
     return plr_kernels.candidate_cross_entropy(
         states,
-        items.rows,
+        rows,
         targets,
         items.ids,
         log_q=items.log_q,

@@ -5,11 +5,19 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch.nn import functional
 
 import plr_kernels
 from plr.data import Batch, CountedTargets
 from plr.models.recommender import numbered_anew
-from plr.models.sampled_items import ItemSampler, SampledItems, linear_cross_entropy, pairwise_kl, positive_power
+from plr.models.sampled_items import (
+    ItemSampler,
+    SampledItems,
+    linear_cross_entropy,
+    pairwise_kl,
+    positive_power,
+    starting_score,
+)
 from plr.options import RecommenderOptions
 from tests.plr.models.helpers import assert_equal_gradients, close, random_batch, small_model, total
 
@@ -80,6 +88,19 @@ def test_the_power_of_gbce_is_that_of_its_paper():
     assert positive_power(options(loss="bce"), 4, 101) == 1
 
 
+@pytest.mark.parametrize(("loss", "power"), [("bce", 1.0), ("gbce", 0.3)])
+def test_scores_begin_where_a_model_that_knows_nothing_is_best(loss, power):
+    negatives = 50
+    score = torch.tensor(starting_score(power, negatives), dtype=torch.float64, requires_grad=True)
+    value = -(power * functional.logsigmoid(score) + negatives * functional.logsigmoid(-score))
+    (slope,) = torch.autograd.grad(value, score)
+    assert slope.abs() < 1e-12
+    model = small_model(method="base", loss=loss, negatives=6)
+    model.sampler = ItemSampler(model.options, torch.ones(29, dtype=torch.int64))
+    *_, items = model.step_items(random_batch())
+    assert math.isclose(items.offset, starting_score(items.positive_power, 6))
+
+
 class EveryItem:
     """In place of the sampler: all items once, each expected once. Over these a loss is that over all items."""
 
@@ -134,10 +155,15 @@ def test_the_loss_is_that_of_the_operator_over_the_whole_table(kind):
     batch = random_batch()
     found = model.losses(batch)["next_item"]
     drawn, log_q = model.sampler.draw(batch.targets)
-    expected = plr_kernels.candidate_cross_entropy(
-        model.user_embedding(batch), model.item_table(), batch.targets, drawn,
-        log_q=None if log_q is None else log_q.double(), kind=kind, positive_power=positive_power(model.options, 6, 29),
-    )  # fmt: skip
+    states, table = model.user_embedding(batch), model.item_table()
+    if kind == "softmax":
+        expected = plr_kernels.candidate_cross_entropy(states, table, batch.targets, drawn, log_q=log_q.double())
+    else:  # the paper's sum, with what scores begin at, over the sampled items but the target itself
+        power = positive_power(model.options, 6, 29)
+        scores = states @ table.T + math.log(power / 6)
+        own = scores.gather(1, batch.targets[:, None]).squeeze(1)
+        negative = functional.logsigmoid(-scores[:, drawn]).masked_fill(drawn == batch.targets[:, None], 0)
+        expected = (-(power * functional.logsigmoid(own) + negative.sum(dim=1)) / 7).mean()
     close(found, expected)
     assert_equal_gradients(model, found, expected)
 
