@@ -556,6 +556,8 @@ class TrainingOptions(Options):
             are means over targets.
         batch_unit: sequence rows: what batch_size counts: rows, or targets; then a step has about as many with sequence
             rows as with prefix rows.
+        shuffle_window: how many rows are shuffled at a time, in blocks of 65,536 neighbouring ones that are drawn at
+            random; 0, or at least all: all at once. Each process needs 8 bytes for each of them.
         epochs: at most this many.
         patience: stop after this many epochs without a better validation NDCG@10.
         refit: after the best epoch is found on the validation rows, retrain for that many epochs on training and
@@ -585,6 +587,7 @@ class TrainingOptions(Options):
     batch_order: Literal["length", "shuffled"] | None = option(None)
     batch_size: int = option(2048, at_least(1))
     batch_unit: Literal["rows", "targets"] = option("rows")
+    shuffle_window: int = option(0, at_least(0))
     epochs: int = option(200, at_least(1))
     patience: int = option(10, at_least(1))
     refit: bool = option(False)

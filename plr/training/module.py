@@ -208,6 +208,7 @@ def batch_order(rows: Rows | DealtRows, config: Config) -> LengthGroupedBatches:
         seed=config.seed,
         grouped=config.batch_order == "length",
         counts=rows.target_counts() if several else None,
+        window=config.shuffle_window,
     )
 
 

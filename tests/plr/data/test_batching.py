@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
+import hashlib
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from plr.data import Batch, LengthGroupedBatches, Share
+from plr.data import Batch, LengthGroupedBatches, Share, batching
 from plr.data.rows import Rows
 from plr.evaluation.batches import share_of_order
+
+# (grouped, filled by targets) -> what the order of the rows hashes to.
+ORDERS = {
+    (False, False): "12953369e7fc5ea6",
+    (False, True): "72008344da95f900",
+    (True, False): "46f1b164b34af00e",
+    (True, True): "f5d5e6bec6f08ead",
+}
 
 
 def lengths_like_real_data(rows: int) -> torch.Tensor:
@@ -113,6 +123,70 @@ def test_shuffled_batches_come_in_no_order_of_length():
     assert torch.corrcoef(torch.stack([means, place]))[0, 1].abs() < 0.2
 
 
+@pytest.mark.parametrize("filled", [False, True])
+@pytest.mark.parametrize("grouped", [False, True])
+def test_without_a_window_the_order_is_that_of_earlier_versions(grouped, filled):
+    """Runs resume in it."""
+    lengths = lengths_like_real_data(500)
+    plan = LengthGroupedBatches(lengths, 7, shuffle=True, seed=3, grouped=grouped, counts=lengths if filled else None)
+    plan.set_epoch(2)
+    found = hashlib.sha256(torch.cat(list(plan)).numpy().astype("<i8").tobytes()).hexdigest()
+    assert found[:16] == ORDERS[grouped, filled]
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    rows=st.integers(1, 400),
+    batch_size=st.integers(1, 60),
+    window=st.integers(1, 450),
+    grouped=st.booleans(),
+    filled=st.booleans(),
+)
+def test_with_a_window_every_row_comes_once_and_a_window_at_a_time(rows, batch_size, window, grouped, filled):
+    lengths = lengths_like_real_data(rows)
+    counts = lengths if filled else None
+
+    def batches_of(epoch, window=window):
+        plan = LengthGroupedBatches(
+            lengths, batch_size, shuffle=True, seed=3, grouped=grouped, counts=counts, window=window
+        )
+        plan.set_epoch(epoch)
+        batches = list(plan)
+        assert len(batches) == len(plan)
+        return [batch.tolist() for batch in batches]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(batching, "_BLOCK", 8)
+        batches, again = batches_of(1), batches_of(1)
+    assert batches == again
+    assert all(batches)
+    assert sorted(row for batch in batches for row in batch) == list(range(rows))
+    if window >= rows:
+        assert batches == batches_of(1, window=0)
+        return
+    if not filled:
+        assert {len(batch) for batch in batches} <= {rows // len(batches), -(-rows // len(batches))}
+    # A block's rows come within a window, or in the batches that the next one begins with.
+    order = [row // 8 for batch in batches for row in batch]
+    held = 8 * -(-window // 8)
+    longest = max(len(batch) for batch in batches)
+    for block in set(order):
+        places = [place for place, other in enumerate(order) if other == block]
+        assert places[-1] - places[0] < 2 * held + longest
+
+
+def test_windows_are_of_blocks_drawn_at_random(monkeypatch):
+    monkeypatch.setattr(batching, "_BLOCK", 64)
+    plan = LengthGroupedBatches(lengths_like_real_data(64 * 100), 32, shuffle=True, window=64 * 10)
+    first = torch.cat(list(plan)[:20])  # one window: 10 of the 100 blocks, each of them whole
+    blocks, sizes = (first // 64).unique(return_counts=True)
+    assert sizes.tolist() == [64] * 10
+    assert blocks.tolist() != list(range(10))
+    assert (first.diff() == 1).float().mean() < 0.1
+    plan.set_epoch(1)
+    assert (torch.cat(list(plan)[:20]) // 64).unique().tolist() != blocks.tolist()
+
+
 def test_batches_that_are_not_grouped_mix_lengths():
     """A batch's mean length is then that of a random sample: its spread over batches is σ / √64."""
     lengths = lengths_like_real_data(50_000)
@@ -176,6 +250,7 @@ def test_evaluation_begins_with_the_longest():
     [
         ({"batch_size": 0}, "batch_size"),
         ({"seed": -1}, "seed"),
+        ({"window": -1}, "window"),
     ],
 )
 def test_arguments(options, message):
