@@ -166,13 +166,14 @@ def test_with_a_window_every_row_comes_once_and_a_window_at_a_time(rows, batch_s
         return
     if not filled:
         assert {len(batch) for batch in batches} <= {rows // len(batches), -(-rows // len(batches))}
-    # A block's rows come within a window, or in the batches that the next one begins with.
+    # What is cut into batches at a time is a window and the rows that filled no batch before, fewer than one has; those
+    # of a block come in one such part or in two that follow each other.
     order = [row // 8 for batch in batches for row in batch]
     held = 8 * -(-window // 8)
     longest = max(len(batch) for batch in batches)
     for block in set(order):
         places = [place for place, other in enumerate(order) if other == block]
-        assert places[-1] - places[0] < 2 * held + longest
+        assert places[-1] - places[0] < 2 * (held + longest)
 
 
 def test_windows_are_of_blocks_drawn_at_random(monkeypatch):
