@@ -89,8 +89,12 @@ def _run_mixture_fused(backend: str) -> Implementation:
 
 
 # Backend name -> implementation with the arguments of the reference.
-IMPLEMENTATIONS = {"reference": _run_reference, "cpp": _run_fused("cpp")}
-MIXTURE_IMPLEMENTATIONS = {"reference": _run_mixture_reference, "cpp": _run_mixture_fused("cpp")}
+IMPLEMENTATIONS = {"reference": _run_reference, "cpp": _run_fused("cpp"), "triton": _run_fused("triton")}
+MIXTURE_IMPLEMENTATIONS = {
+    "reference": _run_mixture_reference,
+    "cpp": _run_mixture_fused("cpp"),
+    "triton": _run_mixture_fused("triton"),
+}
 
 
 def candidate_cross_entropy(

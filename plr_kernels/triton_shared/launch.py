@@ -255,6 +255,40 @@ def row_products(dim: int) -> Options:
     return options(4, 1, BLOCK_R=16, BLOCK_D=min(power_of_two(dim, 16), WIDEST_BLOCK))
 
 
+def candidate_scores(element_size: int) -> Options:
+    """Blocks of rows and of the candidates that they share; a program has one tile of scores."""
+    if TRITON_INTERPRETED:
+        return {**options(4, 1, BLOCK_R=32, BLOCK_K=32, BLOCK_D=16), **ASSERTING}
+    if element_size == 4:
+        return {**options(4, 2, BLOCK_R=32, BLOCK_K=32, BLOCK_D=32), **ASSERTING}
+    return {**options(4, 3, BLOCK_R=64, BLOCK_K=64, BLOCK_D=64), **ASSERTING}
+
+
+def candidate_gradient(dim: int, element_size: int, device: torch.device) -> Options:
+    """Blocks of rows, candidates and columns: a program sums the gradient of one block over all of another.
+
+    Smaller ones where operands pass through registers, which else spill.
+    """
+    held_d = min(power_of_two(dim, 16), 128 if _reads_shared_memory(device) else 64)
+    if TRITON_INTERPRETED:
+        return options(4, 1, BLOCK_R=32, BLOCK_K=32, HELD_D=min(held_d, 32))
+    if element_size == 4:
+        return options(4, 2, BLOCK_R=32, BLOCK_K=32, HELD_D=min(held_d, 64))
+    block_k = 64 if _reads_shared_memory(device) else 32
+    return options(8 if held_d > 64 else 4, 2, BLOCK_R=64, BLOCK_K=block_k, HELD_D=held_d)
+
+
+def own_candidates(dim: int, *, asserting: bool = False) -> Options:
+    """A kernel that reads some candidates of one row at a time."""
+    chosen = options(4, 1, BLOCK_K=16 if TRITON_INTERPRETED else 32, BLOCK_D=min(power_of_two(dim, 16), 128))
+    return {**chosen, **ASSERTING} if asserting else chosen
+
+
+def candidate_items(dim: int) -> Options:
+    """A kernel that adds up rows one after the other, of few columns each: one warp."""
+    return options(1, 1, BLOCK_D=min(power_of_two(dim, 16), 128))
+
+
 def info_nce_forward(element_size: int, has_labels: bool) -> Options:
     """One tile per program: a batch of 2048 in 4 groups is 1024 programs of 128 × 128.
 

@@ -25,7 +25,10 @@ WITHOUT_PRODUCTS = {
     "_loss_kernel",
     "_merge_kernel",
     "_mixture_kernel",
+    "_named_items_kernel",
     "_norms_kernel",
+    "_own_scores_kernel",
+    "_own_states_gradient_kernel",
     "_results_kernel",
     "_statistics_kernel",
     "_totals_kernel",
@@ -62,6 +65,17 @@ def linear_cross_entropy(dim=256, dtype=torch.bfloat16, rows=2048, vocabulary=88
     targets = meta(rows, dtype=torch.int64)
     losses, statistics = kernels.forward(states, items, targets, 1.0, -100)
     kernels.backward(losses, states, items, targets, statistics, 1.0, -100, True, True)
+
+
+def candidate_cross_entropy(
+    dim=256, dtype=torch.bfloat16, rows=2048, vocabulary=88001, count=256, kind="softmax", own=False
+):
+    kernels = backend_module("candidate_cross_entropy", "triton")
+    states, items = meta(rows, dim, dtype=dtype), meta(vocabulary, dim, dtype=dtype)
+    targets, candidates = meta(rows, dtype=torch.int64), meta(*([rows] if own else []), count, dtype=torch.int64)
+    inputs = (states, items, targets, candidates, meta(*candidates.shape, dtype=torch.float32))
+    losses, *kept = kernels.forward(*inputs, kind, 1.0, 1.0, -100)
+    kernels.backward(losses, *inputs, *kept, kind, 1.0, 1.0, -100, True, True)
 
 
 def info_nce(dim=256, dtype=torch.bfloat16, groups=4, batch=2048, labels=0):
@@ -103,7 +117,7 @@ RANKING = (top_items, target_rank, target_mixture_rank, top_mixture_items)
 CASES = [
     *(
         (run, capability)
-        for run in (stream_attention, pairwise_kl, linear_cross_entropy)
+        for run in (stream_attention, pairwise_kl, linear_cross_entropy, candidate_cross_entropy)
         for capability in (80, 90, 100)
     ),
     *((run, 90) for run in (info_nce, *RANKING)),
@@ -113,6 +127,9 @@ CASES = [
     *((functools.partial(pairwise_kl, group=25), capability) for capability in (80, 90, 100)),
     (functools.partial(pairwise_kl, group=9), 90),
     (functools.partial(info_nce, labels=2), 90),
+    (functools.partial(candidate_cross_entropy, kind="bce", dim=64), 90),
+    (functools.partial(candidate_cross_entropy, own=True), 90),
+    (functools.partial(candidate_cross_entropy, kind="bce", own=True), 90),
     *((functools.partial(run, k=100), 90) for run in (top_items, top_mixture_items)),
 ]
 
@@ -154,6 +171,8 @@ def test_binary(run, capability):
         (functools.partial(pairwise_kl, group=25), "highest"),
         (functools.partial(pairwise_kl, dim=64), "highest"),
         (info_nce, "highest"),
+        (candidate_cross_entropy, "highest"),
+        (candidate_cross_entropy, "high"),
         *((run, "highest") for run in RANKING),
     ],
     ids=lambda value: value if isinstance(value, str) else describe(value),
@@ -176,6 +195,8 @@ def test_float32_binary(run, precision):
         functools.partial(pairwise_kl, batch=1, vocabulary=10**9),
         functools.partial(linear_cross_entropy, rows=10**9),
         functools.partial(linear_cross_entropy, rows=1, vocabulary=10**9),
+        functools.partial(candidate_cross_entropy, rows=10**6, count=10**6),
+        functools.partial(candidate_cross_entropy, rows=10**6, own=True),
         functools.partial(info_nce, groups=10**8, batch=3),
         functools.partial(info_nce, groups=1, batch=10**6),
         functools.partial(top_items, rows=10**9),
@@ -203,6 +224,9 @@ def test_grids_are_those_that_a_gpu_takes(run):
         (functools.partial(stream_attention, dim=64), "prefix_lengths must be in [0, P]"),
         (functools.partial(stream_attention, dim=64, per_query=True), "prefix_lengths must be in [0, P]"),
         (functools.partial(linear_cross_entropy, dim=64), "targets must be in [0, V) or ignore_index"),
+        (functools.partial(candidate_cross_entropy, dim=64), "candidates must be in [0, V), or -1 as padding"),
+        (functools.partial(candidate_cross_entropy, own=True), "candidates must be in [0, V), or -1 as padding"),
+        (functools.partial(candidate_cross_entropy, dim=64), "targets must be in [0, V) or ignore_index"),
         (functools.partial(target_rank, dim=64), "targets must be in [0, V)"),
         (functools.partial(target_rank, dim=64), "exclude must be in [0, V), or -1 as padding"),
         (functools.partial(top_items, dim=64), "exclude must be in [0, V), or -1 as padding"),
@@ -242,6 +266,8 @@ class EnqueuedOperations(TorchDispatchMode):
         (stream_attention, []),
         (pairwise_kl, ["sum", "mul", "sum", "copy_"]),
         (linear_cross_entropy, ["sum", "copy_"]),
+        # An item's entries become neighbours by sorting; the gradients of items that nothing names are 0.
+        (candidate_cross_entropy, ["ne", "scalar_tensor", "where", "cat", "sort", "sum", "zero_"]),
         (info_nce, ["sum", "div"]),
         (top_items, ["sort"]),
         (target_rank, ["sort"]),

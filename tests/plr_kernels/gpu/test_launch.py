@@ -93,6 +93,15 @@ def linear_cross_entropy(batch, vocabulary):
     kernels.backward(losses, states, items, targets, statistics, 1.0, -100, True, True)
 
 
+def candidate_cross_entropy(batch, vocabulary):
+    kernels = backend_module("candidate_cross_entropy", "triton")
+    states, items, targets = zeros(batch, 64), zeros(vocabulary, 64), zeros(batch, dtype=torch.int64)
+    for shape in ((vocabulary // 16 + 1,), (batch, vocabulary // 16 + 1)):
+        inputs = (states, items, targets, zeros(*shape, dtype=torch.int64), zeros(*shape, dtype=torch.float32))
+        losses, *kept = kernels.forward(*inputs, "softmax", 1.0, 1.0, -100)
+        kernels.backward(losses, *inputs, *kept, "softmax", 1.0, 1.0, -100, True, True)
+
+
 def info_nce(batch, vocabulary):
     kernels = backend_module("info_nce", "triton")
     view1, view2 = zeros(2, 1 + vocabulary % 3, batch, 64)
@@ -134,7 +143,9 @@ RANKING = (top_items, target_rank, target_mixture_rank, top_mixture_items)
 SHAPES = ((64, 4096), (48, 4099), (33, 4800), (17, 4112))
 
 
-@pytest.mark.parametrize("run", [stream_attention, pairwise_kl, linear_cross_entropy, info_nce, *RANKING])
+@pytest.mark.parametrize(
+    "run", [stream_attention, pairwise_kl, linear_cross_entropy, candidate_cross_entropy, info_nce, *RANKING]
+)
 def test_other_sizes_take_the_same_binaries(run, driver):
     run(*SHAPES[0])
     compiled, launched = len(driver.loaded), len(driver.grids)
