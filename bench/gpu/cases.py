@@ -20,6 +20,7 @@ from bench.limits import Limit, copy_probe, products
 from bench.records import OURS
 from bench.training_step import CONFIG, adam_step
 from plr_kernels import (
+    candidate_cross_entropy,
     info_nce,
     linear_cross_entropy,
     mixture_cross_entropy,
@@ -49,6 +50,7 @@ class Sizes:
     heads: int = 2
     dim: int = 256
     items: int = 87_969
+    candidates: int = 4096
     k: int = 20
 
 
@@ -163,6 +165,31 @@ def cross_entropy(sizes: Sizes, device: torch.device, dtype: torch.dtype) -> Cas
     limit = _products(sizes.batch, sizes.items, sizes.dim, device, dtype)
     shape = f"R{sizes.batch} V{sizes.items} D{sizes.dim} {_name(dtype)}"
     return Case("linear_cross_entropy", shape, (states, items), implementations, formula, limit, _allowed(dtype))
+
+
+def candidates_loss(sizes: Sizes, device: torch.device, dtype: torch.dtype) -> Case:
+    """candidate_cross_entropy, candidates of all rows, against its formula."""
+    states = _normal(device, dtype, 0.5, sizes.batch, sizes.dim)
+    items = _normal(device, dtype, 0.25, sizes.items, sizes.dim)
+    targets = torch.randint(sizes.items, (sizes.batch,), device=device)
+    candidates = torch.randint(sizes.items, (sizes.candidates,), device=device)
+    hits = candidates == targets[:, None]
+
+    def formula(states: Tensor, items: Tensor) -> Tensor:
+        own = (states * functional.embedding(targets, items)).sum(dim=1, keepdim=True)
+        scores = (states @ functional.embedding(candidates, items).T).masked_fill(hits, float("-inf"))
+        return functional.cross_entropy(torch.cat([own, scores], dim=1), torch.zeros_like(targets))
+
+    implementations = {
+        OURS: lambda states, items: candidate_cross_entropy(states, items, targets, candidates),
+        "eager formula in float32": _in_float32(formula),
+        "formula in float32 under torch.compile": _compiled(_in_float32(formula)),
+        "formula under torch.compile": _compiled(formula),
+    }
+    # The dense gradient of the table is zeros to write: for small lists most of the time, and not in the limit.
+    limit = _products(sizes.batch, sizes.candidates, sizes.dim, device, dtype, backward=2)
+    shape = f"R{sizes.batch} K{sizes.candidates} V{sizes.items} D{sizes.dim} {_name(dtype)}"
+    return Case("candidate_cross_entropy", shape, (states, items), implementations, formula, limit, _allowed(dtype))
 
 
 def contrast(sizes: Sizes, device: torch.device, dtype: torch.dtype) -> Case:
@@ -301,6 +328,7 @@ CASES: dict[str, Callable[[Sizes, torch.device, torch.dtype], Case]] = {
     "linear_cross_entropy": cross_entropy,
     "info_nce": contrast,
     "mixture_cross_entropy": mixture_loss,
+    "candidate_cross_entropy": candidates_loss,
     "top_items": ranking,
     "top_mixture_items": mixture_ranking,
     "target_rank": counting,

@@ -272,8 +272,10 @@ def _shared_states_gradient_kernel(
         e = load_tile(items.data, candidate, items.strides[0], columns, items.strides[1], mask)  # [K, HELD_D]
         inside = exists[:, None] & (numbers < K)[None, :]
         z = tl.load(scores + rows[:, None] * K + numbers[None, :], mask=inside, other=float("-inf"))
-        ds = _weights(z, maximum[:, None], share[:, None], SOFTMAX)
+        # The row's factor comes behind the sum: float16 would round it, 1/K or so, off.
+        ds = _weights(z, maximum[:, None], 1.0, SOFTMAX)
         total = tl.dot(ds.to(e.dtype), e, acc=total, input_precision=PRECISION)
+    total *= share[:, None]
     mask = counted[:, None] & (columns < D)[None, :]
     own = load_tile(items.data, target, items.strides[0], columns, items.strides[1], mask).to(tl.float32)
     total += tl.load(row_stats + column.target_weight, mask=exists, other=0.0)[:, None] * own
@@ -354,7 +356,8 @@ def _candidates_gradient_kernel(
     columns = tl.program_id(2) * HELD_D + tl.arange(0, HELD_D)
     first = tl.program_id(1).to(tl.int64) * per_split * BLOCK_R
     last = tl.minimum(first + per_split * BLOCK_R, R)
-    # Weights of a mean over many rows are too small for float16: the largest becomes 1, and multiplies the sums.
+    # Weights of a mean over many rows, and sigmoids' shares, are too small for float16: the largest becomes 1, and
+    # multiplies the sums.
     unit = 1.0
     if largest is not None:
         unit = tl.load(largest)
@@ -607,7 +610,7 @@ def _candidates_gradient(
     largest = None
     if states.dtype == torch.float16:
         largest = torch.where(targets == ignore_index, 0.0, weights).abs().amax()
-        largest = largest.clamp(min=torch.finfo(torch.float32).tiny)
+        largest = (largest if softmax else largest / (count + 1)).clamp(min=torch.finfo(torch.float32).tiny)
     options = launch.candidate_gradient(dim, states.element_size(), states.device)
     blocks = launch.blocks(count, options["BLOCK_K"]), launch.blocks(dim, options["HELD_D"])
     wanted = launch.GRADIENT_PROGRAMS

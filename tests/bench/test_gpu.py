@@ -15,7 +15,7 @@ from bench.gpu import parity, timing
 from bench.gpu.cases import CASES, Sizes
 from bench.records import OURS, Report
 
-TINY = Sizes(batch=6, streams=3, suffix=2, prefix=5, heads=2, dim=32, items=40, k=4)
+TINY = Sizes(batch=6, streams=3, suffix=2, prefix=5, heads=2, dim=32, items=40, candidates=20, k=4)
 CPU = torch.device("cpu")
 
 

@@ -23,6 +23,7 @@ FILES = [
     "operators/test_stream_attention.py",
     "operators/test_pairwise_kl.py",
     "operators/test_linear_cross_entropy.py",
+    "operators/test_candidate_cross_entropy.py",
     "operators/test_info_nce.py",
     "operators/test_extremes.py",
     "operators/test_top_items.py",

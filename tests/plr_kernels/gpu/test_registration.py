@@ -30,10 +30,15 @@ ARGUMENTS = {
     "pairwise_kl": lambda case: (0.7, True),
     "info_nce": lambda case: (case.options["labels"], 0.7),
     "linear_cross_entropy": lambda case: (case.options["targets"], 0.7, -100),
+    "candidate_cross_entropy": lambda case: (
+        *(case.options[name] for name in ("targets", "candidates", "log_q", "kind", "positive_power")),
+        0.7,
+        -100,
+    ),
 }
 
 
-# mixture_cross_entropy has no ops of its own: it is made of those of linear_cross_entropy.
+# Mixtures have no ops of their own: they are made of those of the loss of one stream.
 WITH_OPS = [operator for operator in OPERATORS if operator.name in ARGUMENTS]
 WITH_TRITON = [operator for operator in OPERATORS if "triton" in operator.implementations]
 
