@@ -24,7 +24,7 @@ from plr_kernels.dispatch.gradients import new_gradients
 from plr_kernels.triton_shared import launch
 from plr_kernels.triton_shared.helpers import LN_2, LOG2_E, LOWEST, Strided, dot_precision, load_tile, strided
 
-_ROW_STATISTICS = tl.constexpr(4)  # a power of two: the last is not read
+_ROW_STATISTICS = tl.constexpr(3)
 
 
 class _Columns(NamedTuple):
@@ -443,7 +443,7 @@ def _named_items_kernel(
 
 
 def new_statistics(states: Tensor, items: Tensor, targets: Tensor, candidates: Tensor) -> tuple[Tensor, Tensor]:
-    """Memory for what is kept for the backward pass: the scores [R, K], and numbers of each row [R, 4], in float32."""
+    """Memory for what is kept for the backward pass: the scores [R, K], and numbers of each row [R, 3], in float32."""
     rows = states.shape[0]
     scores = states.new_empty((rows, candidates.shape[-1]), dtype=torch.float32)
     return scores, states.new_empty((rows, _ROW_STATISTICS.value), dtype=torch.float32)
