@@ -101,6 +101,19 @@ def test_scores_begin_where_a_model_that_knows_nothing_is_best(loss, power):
     assert math.isclose(items.offset, starting_score(items.positive_power, 6))
 
 
+@pytest.mark.parametrize("temperature", [1.0, 0.25])
+def test_what_is_added_to_scores_is_added_behind_the_temperature(temperature):
+    torch.manual_seed(0)
+    states, table = torch.randn(3, 5).double(), torch.randn(9, 5).double()
+    targets, drawn, offset = torch.tensor([2, 0, 7]), torch.tensor([1, 4, 8]), -1.5
+    items = SampledItems(table, drawn, None, "bce", 0.4, offset)
+    loss = linear_cross_entropy(states, items, targets, temperature=temperature, reduction="none")
+    scores = states @ table.T / temperature + offset
+    positive = functional.logsigmoid(scores.gather(1, targets[:, None])).squeeze(1)
+    expected = -(0.4 * positive + functional.logsigmoid(-scores[:, drawn]).sum(dim=1)) / (len(drawn) + 1)
+    torch.testing.assert_close(loss, expected, rtol=1e-12, atol=0)
+
+
 class EveryItem:
     """In place of the sampler: all items once, each expected once. Over these a loss is that over all items."""
 
