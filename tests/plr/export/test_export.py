@@ -132,6 +132,8 @@ def test_a_program_that_needs_more_than_pytorch_is_refused(mixture):
 def test_machine_code_loads_with_torch_alone(mixture, tmp_path, monkeypatch):
     assert main(["export", str(mixture), "--to", "aoti", "--out", str(tmp_path / "beauty-compiled.pt2")]) == 0
     assert run_example("-compiled.pt2", tmp_path, "plr", "plr_kernels") == expected(mixture)
+    facts = torch._inductor.aoti_load_package(str(tmp_path / "beauty-compiled.pt2")).get_metadata()["manifest"]
+    assert {"format": "plr aoti", "run": "beauty", "k": 10}.items() <= json.loads(facts).items()
     assert [path.name for path in tmp_path.iterdir()] == ["beauty-compiled.pt2"]
 
     monkeypatch.setattr(torch._inductor, "aoti_compile_and_package", fails)
