@@ -58,6 +58,9 @@ class LossCase:
         return make_case(self.operator, self.operator.large | dict(self.sizes), dtype=DTYPES[self.dtype])
 
 
+MANY_ROWS = (("rows", 600), ("vocabulary", 300))
+
+
 def _loss_cases() -> list[LossCase]:
     cases = [LossCase(operator, dtype) for operator in OPERATORS for dtype in DTYPES]
     for operator in OPERATORS:
@@ -73,6 +76,8 @@ def _loss_cases() -> list[LossCase]:
         cases.append(LossCase(operator, "float32", (("ignored", 1.1), ("reduction", "mean"))))
     cases += [LossCase(PAIRWISE_KL, dtype, (("detach_reference", True),)) for dtype in ("float64", "float32")]
     cases.append(LossCase(PAIRWISE_KL, "float32", (("group", 1),)))
+    # Many rows whose targets are another process's.
+    cases += [LossCase(LINEAR_CROSS_ENTROPY, dtype, MANY_ROWS) for dtype in ("bfloat16", "float16")]
     return cases
 
 
@@ -108,6 +113,22 @@ def ranking_case(name: str) -> dict[str, Any]:
     exclude = torch.randint(-1, vocabulary, (rows, excluded), generator=draw) if excluded else None
     return {"states": states.to(DTYPES[dtype]), "items": items.to(DTYPES[dtype]), "k": k, "targets": targets,
             "exclude": exclude}  # fmt: skip
+
+
+def ties_case() -> tuple[Tensor, Tensor, Tensor]:
+    """States [6, 67], items [50, 67] and targets: vectors of any numbers, some several times in several processes."""
+    draw = torch.Generator().manual_seed(0)
+    states, items = torch.randn(6, 67, generator=draw), torch.randn(50, 67, generator=draw)
+    items[::7] = items[3]
+    return states, items, torch.tensor([3, 7, 14, 49, 20, 0])
+
+
+def ties(rank: int, processes: int) -> tuple[Tensor, Tensor]:
+    states, items, targets = ties_case()
+    counts = row_counts(len(states), processes)
+    own = slice(sum(counts[:rank]), sum(counts[: rank + 1]))
+    shard = ItemShard(len(items))
+    return sharded_target_rank(states[own], shard.local(items), targets[own], shard)
 
 
 def lookup_case(dtype: str) -> tuple[Tensor, Tensor, Tensor]:
@@ -239,6 +260,7 @@ def _be(rank: int, processes: int, folder: Path) -> None:
     found = {
         "losses": {name: loss_and_gradients(case, rank, processes, traffic) for name, case in LOSS_CASES.items()},
         "rankings": {name: rankings(name, rank, processes, traffic) for name in RANKINGS},
+        "ties": ties(rank, processes),
         "lookups": {dtype: lookup(dtype, rank, processes, traffic) for dtype in DTYPES},
         "refusals": refusals(rank),
     }
