@@ -11,6 +11,7 @@ the result or none does.
 from plr_kernels.distributed.cross_entropy import sharded_linear_cross_entropy, sharded_mixture_cross_entropy
 from plr_kernels.distributed.divergence import sharded_pairwise_kl
 from plr_kernels.distributed.lookup import sharded_lookup
+from plr_kernels.distributed.mixture_ranking import sharded_target_mixture_rank, sharded_top_mixture_items
 from plr_kernels.distributed.ranking import sharded_target_rank, sharded_top_items
 from plr_kernels.distributed.shard import ItemShard
 
@@ -20,6 +21,8 @@ __all__ = [
     "sharded_lookup",
     "sharded_mixture_cross_entropy",
     "sharded_pairwise_kl",
+    "sharded_target_mixture_rank",
     "sharded_target_rank",
     "sharded_top_items",
+    "sharded_top_mixture_items",
 ]

@@ -18,8 +18,8 @@ __all__ = ["Peers", "agree"]
 
 Facts = dict[str, int]
 
-_FACTS = 6
-"""Numbers that processes tell each other before they compute: V, R, and four of the operator's own."""
+_FACTS = 7
+"""Numbers that processes tell each other before they compute: V, R, and five of the operator's own."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ def agree(shard: ItemShard, states: Any, check: Callable[[], Facts]) -> Peers:
         shard: of the table.
         states: on whose device processes exchange, if it is a tensor.
         check: raises TypeError or ValueError, or returns {"R": rows, ...}; but for R all must be the same in all
-            processes, and there are at most five.
+            processes, and there are at most six.
 
     Raises:
         TypeError, ValueError: those of `check`, or the processes' arguments do not fit each other.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
@@ -53,15 +55,9 @@ def sharded_top_items(
     states, items = floating_inputs(states=states.detach(), items=items.detach())
     with torch.no_grad(), no_autocast(states):
         best, ids = top_items(
-            peers.gather(states), items, min(k, shard.rows), exclude=_excluded_here(exclude, peers)
+            peers.gather(states), items, min(k, shard.rows), exclude=excluded_here(exclude, peers)
         )
-        ids = torch.where(ids < 0, ids, ids + shard.first)
-        missing = (0, k - best.shape[1])
-        # One process's list after the other, in the order of their rows: [R, W·k]
-        scores = peers.exchange(pad(best, missing, value=float("-inf"))).transpose(0, 1).flatten(1)
-        ids = peers.exchange(pad(ids, missing, value=-1)).transpose(0, 1).flatten(1)
-        scores, order = scores.sort(dim=1, descending=True, stable=True)  # ties stay in the order of their ids
-        return scores[:, :k].contiguous(), ids.gather(1, order[:, :k])
+        return merged_lists(best, ids, k, peers)
 
 
 def sharded_target_rank(
@@ -97,25 +93,65 @@ def sharded_target_rank(
     states, items = floating_inputs(states=states.detach(), items=items.detach())
     with torch.no_grad(), no_autocast(states):
         every, table = upcast(peers.gather(states)), upcast(items)
-        wanted = peers.gather(targets)  # [N], N = W·R*
-        inside = shard.holds(wanted)
-        rows = torch.where(inside, wanted - shard.first, 0)
-        vectors = table[rows]  # [N, D]
-        score = (every * vectors).sum(dim=1).masked_fill(~inside, 0)
-        key = vector_keys(vectors).masked_fill(~inside, 0)
-        # Both are one process's, and sums with nothing: exact. But for −0 + 0 = 0, which is no other number.
-        score, key = peers.total(score), peers.total(key)
-        greater, equal = count_against(
-            lambda block: every @ block.T,
-            table,
-            torch.where(inside, rows, -1),
-            score,
-            key,
-            _excluded_here(exclude, peers),
-        )
-        counts = torch.stack([greater.clamp(min=0), equal.clamp(min=0), (greater < 0).long()], dim=1)
-        greater, equal, wrong = peers.scatter(counts).unbind(1)
-        return greater.masked_fill(wrong > 0, -1), equal.masked_fill(wrong > 0, -1)
+
+        def scores_of_vectors(vectors: Tensor) -> Tensor:
+            return (every * vectors).sum(dim=1)
+
+        return added_counts(lambda block: every @ block.T, scores_of_vectors, table, targets, exclude, peers)
+
+
+def merged_lists(best: Tensor, ids: Tensor, k: int, peers: Peers) -> tuple[Tensor, Tensor]:
+    """Return the own rows' k best of all processes' lists.
+
+    Args:
+        best, ids: [W·R*, n], n <= k, the best of the process's rows of the table for all states, and which of these
+            rows they are, ties to the smaller; -1 where there are no more.
+        k: how many.
+        peers: the processes.
+
+    Returns:
+        scores [R, k] and ids int64 [R, k], of the whole table.
+    """
+    ids = torch.where(ids < 0, ids, ids + peers.shard.first)
+    missing = (0, k - best.shape[1])
+    # One process's list after the other, in the order of their rows: [R, W·k]
+    scores = peers.exchange(pad(best, missing, value=float("-inf"))).transpose(0, 1).flatten(1)
+    ids = peers.exchange(pad(ids, missing, value=-1)).transpose(0, 1).flatten(1)
+    scores, order = scores.sort(dim=1, descending=True, stable=True)  # ties stay in the order of their ids
+    return scores[:, :k].contiguous(), ids.gather(1, order[:, :k])
+
+
+def added_counts(
+    scores_of: Callable[[Tensor], Tensor],
+    scores_of_vectors: Callable[[Tensor], Tensor],
+    table: Tensor,
+    targets: Tensor,
+    exclude: Tensor | None,
+    peers: Peers,
+) -> tuple[Tensor, Tensor]:
+    """Return how many items of all processes score above the own rows' targets, and how many the same: int64 [R] each.
+
+    Args:
+        scores_of: the scores [W·R*, width] that all states give a block [width, D] of the table.
+        scores_of_vectors: those [W·R*] that each state gives its own of vectors [W·R*, D].
+        table: the process's rows, of the dtype of the sums.
+        targets, exclude: of the own rows.
+        peers: the processes.
+    """
+    shard = peers.shard
+    wanted = peers.gather(targets)  # [N], N = W·R*
+    inside = shard.holds(wanted)
+    rows = torch.where(inside, wanted - shard.first, 0)
+    vectors = table[rows]  # [N, D]
+    # Both are one process's, and sums with nothing: exact. But for −0 + 0 = 0, which is no other number.
+    score = peers.total(scores_of_vectors(vectors).masked_fill(~inside, 0))
+    key = peers.total(vector_keys(vectors).masked_fill(~inside, 0))
+    greater, equal = count_against(
+        scores_of, table, torch.where(inside, rows, -1), score, key, excluded_here(exclude, peers)
+    )
+    counts = torch.stack([greater.clamp(min=0), equal.clamp(min=0), (greater < 0).long()], dim=1)
+    greater, equal, wrong = peers.scatter(counts).unbind(1)
+    return greater.masked_fill(wrong > 0, -1), equal.masked_fill(wrong > 0, -1)
 
 
 def _facts(states: Tensor, items: Tensor, exclude: Tensor | None, shard: ItemShard) -> Facts:
@@ -129,7 +165,7 @@ def _facts(states: Tensor, items: Tensor, exclude: Tensor | None, shard: ItemSha
     return {"R": sizes["R"], "D": sizes["D"], "dtype": dtype_number(states), "X": sizes.get("X", 0)}
 
 
-def _excluded_here(exclude: Tensor | None, peers: Peers) -> Tensor | None:
+def excluded_here(exclude: Tensor | None, peers: Peers) -> Tensor | None:
     """Return the excluded items of all rows [N, X], by the process's own rows of the table; −1 for those of others."""
     if exclude is None or exclude.shape[1] == 0:
         return None

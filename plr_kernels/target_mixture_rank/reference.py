@@ -19,15 +19,27 @@ def mixture_scores(
     In float64 from the products on: at a small temperature logits are too large for float32, at a large one they
     differ by less than it tells apart.
     """
+    return scores_over(states, log_weights, normalisers(states, items, temperature), temperature)
 
-    def logits(block: Tensor) -> Tensor:
-        return (states @ block.mT).double() / temperature  # [R, M, width]
 
-    lse = states.new_full(states.shape[:2], -torch.inf, dtype=torch.float64)  # Z_m [R, M]
+def normalisers(states: Tensor, items: Tensor, temperature: float) -> Tensor:
+    """Z_m = log Σ_v exp(states[m]·items[v] / temperature), float64 [R, M]."""
+    lse = states.new_full(states.shape[:2], -torch.inf, dtype=torch.float64)
     for _, block in blocks(items):
-        lse = torch.logaddexp(lse, torch.logsumexp(logits(block), dim=2))
+        lse = torch.logaddexp(lse, torch.logsumexp(_logits(states, block, temperature), dim=2))
+    return lse
+
+
+def scores_over(
+    states: Tensor, log_weights: Tensor, lse: Tensor, temperature: float
+) -> Callable[[Tensor], Tensor]:
+    """The function of `mixture_scores` for the streams' normalisers lse [R, M], of whatever items they are."""
     offsets = (log_weights - lse)[:, :, None]  # [R, M, 1]
-    return lambda block: torch.logsumexp(offsets + logits(block), dim=1)
+    return lambda block: torch.logsumexp(offsets + _logits(states, block, temperature), dim=1)
+
+
+def _logits(states: Tensor, block: Tensor, temperature: float) -> Tensor:
+    return (states @ block.mT).double() / temperature  # [R, M, width]
 
 
 def target_mixture_rank(

@@ -22,8 +22,10 @@ from plr_kernels.distributed import (
     sharded_lookup,
     sharded_mixture_cross_entropy,
     sharded_pairwise_kl,
+    sharded_target_mixture_rank,
     sharded_target_rank,
     sharded_top_items,
+    sharded_top_mixture_items,
 )
 from tests.plr_kernels.harness import (
     LINEAR_CROSS_ENTROPY,
@@ -115,6 +117,23 @@ def ranking_case(name: str) -> dict[str, Any]:
             "exclude": exclude}  # fmt: skip
 
 
+STREAMS = 3
+TEMPERATURE = 0.7
+
+
+def mixture_case(name: str) -> dict[str, Any]:
+    """The case of `ranking_case` for three streams; the gate leaves one of the first row out."""
+    case = ranking_case(name)
+    draw = torch.Generator().manual_seed(2)
+    states, rows = case["states"], len(case["states"])
+    others = torch.randint(-2, 3, (rows, STREAMS - 1, states.shape[1]), generator=draw).to(states.dtype)
+    weights = torch.randn(rows, STREAMS, generator=draw, dtype=torch.float64)
+    weights[:1, 1] = -torch.inf
+    case["log_weights"] = weights.log_softmax(dim=1).to(states.dtype)
+    case["states"] = torch.cat([states[:, None], others], dim=1)
+    return case
+
+
 def ties_case() -> tuple[Tensor, Tensor, Tensor]:
     """States [6, 67], items [50, 67] and targets: vectors of any numbers, some several times in several processes."""
     draw = torch.Generator().manual_seed(0)
@@ -123,12 +142,18 @@ def ties_case() -> tuple[Tensor, Tensor, Tensor]:
     return states, items, torch.tensor([3, 7, 14, 49, 20, 0])
 
 
-def ties(rank: int, processes: int) -> tuple[Tensor, Tensor]:
+def ties(rank: int, processes: int) -> list[tuple[Tensor, Tensor]]:
+    """Ranks of single states, and of mixtures of a state and the next row's."""
     states, items, targets = ties_case()
     counts = row_counts(len(states), processes)
     own = slice(sum(counts[:rank]), sum(counts[: rank + 1]))
     shard = ItemShard(len(items))
-    return sharded_target_rank(states[own], shard.local(items), targets[own], shard)
+    mixed = torch.stack([states, states.roll(1, dims=0)], dim=1)
+    log_weights = torch.tensor([[0.3, 0.7]]).log().repeat(len(states), 1)
+    return [
+        sharded_target_rank(states[own], shard.local(items), targets[own], shard),
+        sharded_target_mixture_rank(mixed[own], log_weights[own], shard.local(items), targets[own], shard),
+    ]
 
 
 def lookup_case(dtype: str) -> tuple[Tensor, Tensor, Tensor]:
@@ -200,6 +225,21 @@ def rankings(name: str, rank: int, processes: int, traffic: Traffic) -> dict[str
     return {"top": top, "ranks": ranks, "sent": (sent_top, sent_ranks)}
 
 
+def mixture_rankings(name: str, rank: int, processes: int, traffic: Traffic) -> dict[str, Any]:
+    case = mixture_case(name)
+    counts = row_counts(len(case["states"]), processes)
+    own = slice(sum(counts[:rank]), sum(counts[: rank + 1]))
+    shard = ItemShard(len(case["items"]))
+    exclude = None if case["exclude"] is None else case["exclude"][own]
+    mixture = case["states"][own], case["log_weights"][own], shard.local(case["items"])
+    options = {"temperature": TEMPERATURE, "exclude": exclude}
+    top, sent_top = traffic.of(lambda: sharded_top_mixture_items(*mixture, case["k"], shard, **options))
+    ranks, sent_ranks = traffic.of(
+        lambda: sharded_target_mixture_rank(*mixture, case["targets"][own], shard, **options)
+    )
+    return {"top": top, "ranks": ranks, "sent": (sent_top, sent_ranks)}
+
+
 def lookup(dtype: str, rank: int, processes: int, traffic: Traffic) -> dict[str, Any]:
     table, ids, gradient = lookup_case(dtype)
     counts = row_counts(len(ids), processes)
@@ -226,6 +266,12 @@ def refusals(rank: int) -> dict[str, str]:
         "exclude": lambda: sharded_target_rank(states, items, targets, shard, exclude=targets[:, None] + 9 * wrong),
         "ids": lambda: sharded_lookup(items, targets - int(wrong), shard),
         "widths differ": lambda: sharded_top_items(states[:, wrong:], items[:, wrong:], 2, shard),
+        "mixtures differ": lambda: sharded_top_mixture_items(
+            states[:, None].repeat(1, 2 + wrong, 1), torch.zeros(3, 2 + wrong), items, 2, shard
+        ),
+        "log_weights": lambda: sharded_target_mixture_rank(
+            states[:, None], torch.zeros(3, 1 + wrong), items, targets, shard
+        ),
         "lists differ": lambda: sharded_top_items(states, items, 2 + wrong, shard),
         "dtypes differ": lambda: sharded_lookup(items.double() if wrong else items, targets, shard),
         "tables differ": lambda: sharded_lookup(torch.zeros(other.rows, 4), targets, other),
@@ -260,6 +306,7 @@ def _be(rank: int, processes: int, folder: Path) -> None:
     found = {
         "losses": {name: loss_and_gradients(case, rank, processes, traffic) for name, case in LOSS_CASES.items()},
         "rankings": {name: rankings(name, rank, processes, traffic) for name in RANKINGS},
+        "mixtures": {name: mixture_rankings(name, rank, processes, traffic) for name in RANKINGS},
         "ties": ties(rank, processes),
         "lookups": {dtype: lookup(dtype, rank, processes, traffic) for dtype in DTYPES},
         "refusals": refusals(rank),

@@ -12,21 +12,24 @@ import torch
 from torch import Tensor
 from torch.nn.functional import embedding
 
-from plr_kernels import target_rank, top_items
+from plr_kernels import target_mixture_rank, target_rank, top_items, top_mixture_items, use_backend
 from tests.plr_kernels.distributed.processes import (
     DTYPES,
     LOSS_CASES,
     MANY_ROWS,
     RANKINGS,
+    STREAMS,
+    TEMPERATURE,
     LossCase,
     lookup_case,
+    mixture_case,
     ranking_case,
     row_counts,
     ties_case,
 )
 from tests.plr_kernels.harness import LINEAR_CROSS_ENTROPY, PAIRWISE_KL, assert_accurate, cast, evaluate, largest_error
 
-AGREED = 6 * 8
+AGREED = 7 * 8
 """Bytes of the numbers that processes compare first."""
 
 
@@ -100,13 +103,34 @@ def test_lists_and_ranks_are_those_of_one_process(name, found):
     assert torch.equal(torch.cat([part["ranks"][1] for part in parts]), equal)
 
 
+@pytest.mark.parametrize("name", RANKINGS)
+def test_lists_and_ranks_of_mixtures_are_those_of_one_process(name, found):
+    """The logits are exact, with ties; the normalisers, in float64, differ in their last bits, and all scores alike."""
+    case, parts = mixture_case(name), [each["mixtures"][name] for each in found]
+    mixture, exclude = (case["states"], case["log_weights"], case["items"]), case["exclude"]
+    with use_backend("reference"):
+        scores, ids = top_mixture_items(*mixture, case["k"], temperature=TEMPERATURE, exclude=exclude)
+        counts = target_mixture_rank(*mixture, case["targets"], temperature=TEMPERATURE, exclude=exclude)
+    assert torch.equal(torch.cat([part["top"][1] for part in parts]), ids)
+    found_scores = torch.cat([part["top"][0] for part in parts])
+    assert found_scores.dtype == scores.dtype
+    # Of logits below 5 · 4 / 0.7 in float64, each rounded a few times, and then the rounding to the scores' dtype.
+    torch.testing.assert_close(found_scores, scores, rtol=2 * torch.finfo(scores.dtype).eps, atol=8 * 29 * 2.3e-16)
+    for place, expected in enumerate(counts):
+        assert torch.equal(torch.cat([part["ranks"][place] for part in parts]), expected)
+
+
 def test_equal_vectors_tie_whoever_holds_them(found):
     """Their scores differ by rounding: the target's is a sum of its own."""
     states, items, targets = ties_case()
-    greater, equal = target_rank(states.double(), items.double(), targets)
-    assert equal.tolist() == [8, 8, 8, 8, 0, 8]
-    assert torch.equal(torch.cat([each["ties"][0] for each in found]), greater)
-    assert torch.equal(torch.cat([each["ties"][1] for each in found]), equal)
+    states, items = states.double(), items.double()
+    mixed = torch.stack([states, states.roll(1, dims=0)], dim=1)
+    log_weights = torch.tensor([[0.3, 0.7]]).double().log().repeat(len(states), 1)
+    one_process = target_rank(states, items, targets), target_mixture_rank(mixed, log_weights, items, targets)
+    for number, (greater, equal) in enumerate(one_process):
+        assert equal.tolist() == [8, 8, 8, 8, 0, 8]
+        assert torch.equal(torch.cat([each["ties"][number][0] for each in found]), greater)
+        assert torch.equal(torch.cat([each["ties"][number][1] for each in found]), equal)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -159,6 +183,21 @@ def test_rankings_send_what_the_formula_says(name, found):
     assert [each["rankings"][name]["sent"] for each in found] == [expected] * count
 
 
+@pytest.mark.parametrize("name", RANKINGS)
+def test_rankings_of_mixtures_send_what_the_formula_says(name, found):
+    case, count = mixture_case(name), len(found)
+    most = max(row_counts(len(case["states"]), count))
+    number, of_scores = case["items"].element_size(), max(4, case["items"].element_size())
+    excluded = 0 if case["exclude"] is None else case["exclude"].shape[1]
+    each_row = STREAMS * (case["items"].shape[1] + 1) * number + 8 * excluded
+    states = AGREED + most * each_row + 2 * count * most * STREAMS * 8
+    expected = (
+        states + count * most * case["k"] * (of_scores + 8),
+        states + 8 * most + count * most * (8 + 8) + 24 * count * most,
+    )
+    assert [each["mixtures"][name]["sent"] for each in found] == [expected] * count
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_a_lookup_sends_each_distinct_row_once(dtype, found):
     table, ids, _ = lookup_case(dtype)
@@ -177,10 +216,12 @@ REFUSED_IN_ONE = {
     "temperature": "ValueError: temperature must be above 0, found -1.0",
     "k": r"ValueError: k must be in \[1, V=9\], found 10",
     "exclude": r"ValueError: exclude must be in \[0, V\)",
+    "log_weights": r"ValueError: log_weights must",
     "ids": r"ValueError: ids must be in \[0, V\) \(V=9\), found -1",
 }
 REFUSED_TOGETHER = {
     "widths differ": "ValueError: D must be the same in all processes: {} in process",
+    "mixtures differ": "ValueError: M must be the same in all processes: {} in process",
     "lists differ": "ValueError: k must be the same in all processes: {} in process",
     "dtypes differ": "ValueError: dtype must be the same in all processes: {} in process",
     "tables differ": "ValueError: V must be the same in all processes: {} in process",
@@ -199,8 +240,8 @@ def test_what_one_process_refuses_ends_the_others_too(name, found):
 
 @pytest.mark.parametrize("name", REFUSED_TOGETHER)
 def test_arguments_must_fit_the_other_processes(name, found):
-    one, other = {"widths differ": (4, 3), "lists differ": (2, 3), "dtypes differ": ("torch.float32", "torch.float64"),
-                  "tables differ": (9, 10)}[name]  # fmt: skip
+    one, other = {"widths differ": (4, 3), "mixtures differ": (2, 3), "lists differ": (2, 3),
+                  "dtypes differ": ("torch.float32", "torch.float64"), "tables differ": (9, 10)}[name]  # fmt: skip
     for rank, each in enumerate(found):
         own = other if rank == 1 else one
         assert each["refusals"][name].startswith(REFUSED_TOGETHER[name].format(own)), each["refusals"][name]
