@@ -52,6 +52,7 @@ class Epochs:
         targets: about how many targets a step has.
         share: of an epoch's steps that a turn takes; one at least.
         clock: what seconds are read from.
+        grouped: whether a batch's rows are of like length.
     """
 
     config: Config
@@ -59,12 +60,15 @@ class Epochs:
     targets: int
     share: float
     clock: Callable[[], float]
+    grouped: bool = True
     seconds: list[float] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         rows = training_rows(self.dataset, self.config)
         self.all_targets = len(self.dataset.target_positions("train"))
-        self.order = LengthGroupedBatches(rows.lengths, self.targets, shuffle=True, counts=rows.target_counts())
+        self.order = LengthGroupedBatches(
+            rows.lengths, self.targets, shuffle=True, grouped=self.grouped, counts=rows.target_counts()
+        )
         self.rows_per_step = len(rows) / len(self.order)
         self.rows = RowDataset(rows, self.order, None)
         self.model = build_model(self.config, self.dataset.num_items).train()
