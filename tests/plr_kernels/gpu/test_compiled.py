@@ -127,7 +127,7 @@ CASES = [
     *((functools.partial(pairwise_kl, group=25), capability) for capability in (80, 90, 100)),
     (functools.partial(pairwise_kl, group=9), 90),
     (functools.partial(info_nce, labels=2), 90),
-    (functools.partial(candidate_cross_entropy, kind="bce", dim=64), 90),
+    *((functools.partial(candidate_cross_entropy, kind="bce", dim=64), capability) for capability in (80, 90)),
     (functools.partial(candidate_cross_entropy, own=True), 90),
     (functools.partial(candidate_cross_entropy, kind="bce", own=True), 90),
     *((functools.partial(run, k=100), 90) for run in (top_items, top_mixture_items)),
