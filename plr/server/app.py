@@ -11,12 +11,12 @@ from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 
 from plr.errors import RequestError
-from plr.server.batches import Batches, QueueFullError, TooLateError
+from plr.server.batches import Batches, GoneError, QueueFullError, TooLateError
 from plr.server.messages import (
     Failure,
     Health,
@@ -53,6 +53,13 @@ _LINGER = 1.0  # seconds for that
 _RETRY_AFTER = (b"retry-after", b"1")
 
 log = logging.getLogger("plr.server")
+
+
+class _Asking(NamedTuple):
+    """Who waits for an answer: until when, by the loop's time, and what tells that the connection was closed."""
+
+    due: float
+    receive: Receive
 
 
 class Application:
@@ -126,7 +133,8 @@ class Application:
         if scope["type"] == "lifespan":
             await self._live(receive, send)
         elif scope["type"] == "http":
-            if not self._is_running:
+            if not self._is_running or self._batches.loop is not asyncio.get_running_loop():
+                self.stop()
                 self.start()
             await self._respond(scope, receive, send)
         else:
@@ -197,9 +205,14 @@ class Application:
             if kind != b"application/json":
                 found = repr(kind.decode("latin-1")) if kind else "none"
                 raise Refusal(415, f"the header Content-Type must be application/json; found {found}")
+            coding = headers.get(b"content-encoding", b"identity").strip().lower()
+            if coding != b"identity":
+                found = repr(coding.decode("latin-1"))
+                text = f"the body must be sent as it is, without the header Content-Encoding; found {found}"
+                raise Refusal(415, text)
             body = await self._read(headers, receive, due)
             request = self._requests.decode(route.request, body)
-        answer = await route.answer(request, due)
+        answer = await route.answer(request, _Asking(due, receive))
         return route.media, answer if isinstance(answer, bytes) else self._encode(answer)
 
     def _refuse_unknown(self, method: str, path: str) -> None:
@@ -252,10 +265,13 @@ class Application:
         text = f"the body must have at most {self._options.max_body} bytes; found {size}"
         return Refusal(413, text, [(b"connection", b"close")])
 
-    async def _submit(self, kind: str, option: Any, request: Any, users: int, due: float) -> Any:
-        left = due - asyncio.get_running_loop().time()
+    async def _submit(self, kind: str, option: Any, request: Any, users: int, asking: _Asking) -> Any:
+        loop = asyncio.get_running_loop()
+        gone = loop.create_task(_closed(asking.receive))
         try:
-            return await self._batches.submit((kind, option), request, users, left)
+            return await self._batches.submit((kind, option), request, users, asking.due - loop.time(), gone)
+        except GoneError:
+            raise Refusal(499, "the connection was closed before the answer") from None
         except QueueFullError:
             text = f"{self._options.queue} users may wait, and too many do; try again in a second"
             raise Refusal(429, text, [_RETRY_AFTER]) from None
@@ -264,23 +280,25 @@ class Application:
             raise Refusal(504 if late.started else 503, text, [_RETRY_AFTER]) from None
         except RequestError as error:
             raise Refusal(422, str(error)) from None
+        finally:
+            gone.cancel()
 
-    async def _recommend(self, request: Any, due: float) -> Any:
+    async def _recommend(self, request: Any, asking: _Asking) -> Any:
         if request.at_most is not None and self._categories is None:
             raise Refusal(422, "at_most: this server knows no categories of items; start it with --categories FILE")
         if request.session is not msgspec.UNSET:
             if not self._options.sessions:
                 raise Refusal(422, "session: this server keeps none (--sessions 0); send histories")
             # Alone: what a failed request of several had appended would be appended again when each is asked alone.
-            return await self._submit("session", object(), request, 1, due)
+            return await self._submit("session", object(), request, 1, asking)
         # A list of allowed items is read once for all histories of its request, which is therefore answered alone.
         only = None if request.only is None else object()
         option = (request.exclude_seen, request.unknown, request.at_most, only)
-        answer = await self._submit("recommend", option, request, len(request.histories), due)
+        answer = await self._submit("recommend", option, request, len(request.histories), asking)
         return Recommendations(answer)
 
-    async def _similar(self, request: Any, due: float) -> Any:
-        return SimilarItems(await self._submit("similar", None, request, len(request.items), due))
+    async def _similar(self, request: Any, asking: _Asking) -> Any:
+        return SimilarItems(await self._submit("similar", None, request, len(request.items), asking))
 
     def _compute(self, group: tuple[str, Any], requests: list[Any]) -> list[Any]:
         """Answer requests of one group by one call; a user's best k are the first of a larger k's."""
@@ -313,7 +331,7 @@ class Application:
     def _of_session(self, request: Any) -> Recommendations:
         """Begin a session or go on with it; where that is refused it stays as it was; if ranking fails it is left."""
         asked = request.session
-        filters = self._recommender.filters(1, request.only, request.exclude)
+        filters = self._recommender.filters(1, request.only, [request.exclude] if request.exclude else None)
         limit = None
         if request.at_most is not None and self._categories is not None:
             limit = CategoryLimit(request.at_most, self._categories)
@@ -348,23 +366,29 @@ class Application:
             raise Refusal(422, f"{text}; begin it anew with its latest as session.history")
         return session
 
-    async def _health(self, _: Any, __: float) -> Any:
+    async def _health(self, _: Any, __: _Asking) -> Any:
         return Health()
 
-    async def _is_ready(self, _: Any, __: float) -> Any:
+    async def _is_ready(self, _: Any, __: _Asking) -> Any:
         return self._ready
 
-    async def _metrics(self, _: Any, __: float) -> Any:
+    async def _metrics(self, _: Any, __: _Asking) -> Any:
         return self._memory.text().encode()
 
-    async def _openapi(self, _: Any, __: float) -> Any:
+    async def _openapi(self, _: Any, __: _Asking) -> Any:
         return self._document
 
-    async def _load_anew(self, _: Any, __: float) -> Any:
+    async def _load_anew(self, _: Any, __: _Asking) -> Any:
         assert self._reload is not None
         if self._token is None:
             raise Refusal(403, "this server has no token, and reloads for nobody who asks; send it SIGHUP")
         return Message(await self._reload())
+
+
+async def _closed(receive: Receive) -> None:
+    """Return when the connection has been closed; never, where the server tells other things of a body that is read."""
+    if (await receive())["type"] != "http.disconnect":
+        await asyncio.get_running_loop().create_future()
 
 
 def _excluded(requests: list[Any]) -> list[Any] | None:

@@ -6,16 +6,21 @@ import asyncio
 import threading
 from collections import deque
 from collections.abc import Callable, Hashable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 from plr.server.metrics import Counters
 
-__all__ = ["Batches", "QueueFullError", "TooLateError"]
+__all__ = ["Batches", "GoneError", "QueueFullError", "TooLateError"]
 
 
 class QueueFullError(Exception):
     """More users wait than may."""
+
+
+class GoneError(Exception):
+    """Nobody waits for the answer any more."""
 
 
 class TooLateError(Exception):
@@ -57,10 +62,18 @@ class Batches:
         self._stopped = False
         self._users = 0
         self._thread: threading.Thread | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    @property
+    def loop(self) -> asyncio.AbstractEventLoop | None:
+        """The loop that gets the answers; None before the first start."""
+        return self._loop
 
     def start(self) -> None:
         """Start the thread, whose answers go to the running loop."""
-        self._loop = asyncio.get_running_loop()
+        loop = asyncio.get_running_loop()
+        if self._loop is not loop:  # of the jobs of another one, which may have ended, nobody hears any more
+            self._loop, self._users = loop, 0
         self._stopped = False
         self._thread = threading.Thread(target=self._run, name="plr-answers", daemon=True)
         self._thread.start()
@@ -73,12 +86,21 @@ class Batches:
         if self._thread is not None:
             self._thread.join()
 
-    async def submit(self, group: Hashable, request: Any, users: int, seconds: float) -> Any:
+    async def submit(
+        self, group: Hashable, request: Any, users: int, seconds: float, gone: asyncio.Future[Any] | None = None
+    ) -> Any:
         """Return the answer to a request.
 
+        Args:
+            group, request: as `answer` takes them.
+            users: how many the request is for.
+            seconds: how long the answer is waited for.
+            gone: done when nobody waits for it any more.
+
         Raises:
-            QueueFullError, TooLateError: there is none. What `answer` raises.
+            GoneError, QueueFullError, TooLateError: there is none. What `answer` raises.
         """
+        assert self._loop is not None
         if self._users + users > self._queue:
             raise QueueFullError
         job = _Job(group, request, users, self._loop.create_future())
@@ -87,9 +109,10 @@ class Batches:
             self._jobs.append(job)
             self._changed.notify()
         try:
-            done, _ = await asyncio.wait([job.future], timeout=max(0.0, seconds))
-            if not done:
-                raise TooLateError(job.started)
+            awaited = [job.future] if gone is None else [job.future, gone]
+            await asyncio.wait(awaited, timeout=max(0.0, seconds), return_when=asyncio.FIRST_COMPLETED)
+            if not job.future.done():
+                raise GoneError if gone is not None and gone.done() else TooLateError(job.started)
         finally:
             job.dropped = True
         return job.future.result()
@@ -123,14 +146,20 @@ class Batches:
                 taken = self._take()
             asked = [job for job in taken if job.started]
             answers = self._answers(asked) if asked else []
-            self._loop.call_soon_threadsafe(self._deliver, taken, asked, answers)
+            assert self._loop is not None
+            with suppress(RuntimeError):  # the loop has been closed
+                self._loop.call_soon_threadsafe(self._deliver, taken, asked, answers)
 
     def _answers(self, jobs: list[_Job]) -> Sequence[Any]:
         try:
             return self._answer(jobs[0].group, [job.request for job in jobs])
-        except Exception as error:
+        except BaseException as error:  # a panic of a library in Rust, too: this thread must not end
             if len(jobs) == 1:
-                return [error]
+                if isinstance(error, Exception) and not isinstance(error, StopIteration):
+                    return [error]
+                # What no future takes, or what would end the loop.
+                failure = RuntimeError(type(error).__name__).with_traceback(error.__traceback__)
+                return [failure]
         return [answer for job in jobs for answer in self._answers([job])]
 
     def _deliver(self, taken: list[_Job], asked: list[_Job], answers: Sequence[Any]) -> None:

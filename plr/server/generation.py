@@ -16,6 +16,7 @@ import sys
 import time
 import traceback
 import warnings
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -78,6 +79,12 @@ def main() -> int:
     return workers.run(settings["lifeline"])
 
 
+def _say(text: str) -> None:
+    """Print a line for the log; that nobody reads it any more is no reason to stop."""
+    with suppress(OSError):
+        print(f"plr: {text}", file=sys.stderr)
+
+
 def _load(options: ServerOptions) -> tuple[Recommender, Neighbours, Ragged | None]:
     torch.set_num_threads(1)  # before anything is computed: workers are forked, and OpenMP's threads are not
     recommender = Recommender.load(options.run)
@@ -129,11 +136,11 @@ class _Workers:
                 status = max(status, ended)
                 if ending:
                     continue
-                print(f"plr: a worker has ended with status {ended}; another one is started", file=sys.stderr)
+                _say(f"a worker has ended with status {ended}; another one is started")
                 now = time.monotonic()
                 self._crashes = [*(crash for crash in self._crashes if now - crash < _SECONDS), now]
                 if len(self._crashes) > _CRASHES:
-                    print(f"plr: {len(self._crashes)} workers ended within {_SECONDS:g} s", file=sys.stderr)
+                    _say(f"{len(self._crashes)} workers ended within {_SECONDS:g} s")
                     ending = True
                     for process in self._places:
                         os.kill(process, signal.SIGTERM)

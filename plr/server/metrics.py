@@ -11,7 +11,7 @@ from typing import Any
 __all__ = ["Counters", "MetricsMemory"]
 
 PATHS = ("/recommend", "/similar", "/health", "/ready", "/metrics", "/openapi.json", "/reload", "other")
-STATUSES = (200, 400, 401, 403, 404, 405, 408, 409, 413, 415, 422, 429, 500, 503, 504)
+STATUSES = (200, 400, 401, 403, 404, 405, 408, 409, 413, 415, 422, 429, 499, 500, 503, 504)
 TIMED = ("/recommend", "/similar")
 BOUNDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 
@@ -35,7 +35,7 @@ _PLACES = {key: place for place, key in enumerate([*_REQUESTS, *_BUCKETS, *_SUMS
 _WIDTH = len(_PLACES)
 _HELP = {
     "plr_requests_total": ("counter", "Requests answered, by path and status."),
-    "plr_request_seconds": ("histogram", "Seconds from a request's first byte to its answer."),
+    "plr_request_seconds": ("histogram", "Seconds from a request's head to its answer."),
     "plr_users_total": ("counter", "Histories answered."),
     "plr_batches_total": ("counter", "Calls of the model: several requests that wait are answered by one."),
     "plr_queue_users": ("gauge", "Histories that wait or are being answered."),
@@ -134,5 +134,9 @@ class Counters:
     def start(self) -> None:
         """Count a worker that starts; what the row's former one had in its queue, and its sessions, are gone."""
         self._add("plr_worker_starts_total")
+        self.end()
+
+    def end(self) -> None:
+        """Forget what a worker that has ended had in its queue, and its sessions."""
         self.queue(0)
         self.sessions(0, 0)

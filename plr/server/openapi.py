@@ -20,7 +20,7 @@ _REASONS = {
     408: "The body did not arrive in time.",
     409: "The session holds another number of items than was said; or the run was not loaded: the former is served.",
     413: "The body is larger than accepted.",
-    415: "The body is not application/json.",
+    415: "The body is not application/json, or it is encoded.",
     422: "The request cannot be answered: the message names the field, what was found and what is accepted.",
     429: "Too many users wait; the header Retry-After says when to try again.",
     500: "A mistake of the server's.",

@@ -35,7 +35,7 @@ class ServerOptions(Options):
         batch: users that are answered at once, where they wait.
         sessions: sessions that a worker keeps, those asked for last; 0: none.
         session_memory: MiB of memory for them, of each worker.
-        timeout: seconds from the first byte of a request to its answer.
+        timeout: seconds from the head of a request to its answer.
         categories: the items' categories, for at_most in requests: a file as for plr train --features, or a prepared
             folder; read again with every run that is loaded.
         category_field: field of categories; default: the one of that name, or the only one.

@@ -17,7 +17,7 @@ class Route:
         method: GET or POST; HEAD is answered as GET.
         path: as it stands in the URL.
         summary: for the OpenAPI document.
-        answer: takes the decoded body, None where there is none, and the time of the loop at which the answer is due;
+        answer: takes the decoded body, None where there is none, and who waits for the answer, until when;
             returns what is encoded as the answer, or its bytes.
         request: the type of the body; None: there is none.
         response: the type of the answer; None: bytes of kind `media`.
@@ -28,7 +28,7 @@ class Route:
     method: str
     path: str
     summary: str
-    answer: Callable[[Any, float], Awaitable[Any]]
+    answer: Callable[[Any, Any], Awaitable[Any]]
     request: Any = None
     response: Any = None
     media: str = "application/json"

@@ -93,6 +93,8 @@ class _Generation:
         self.failure = ""
         self.since = time.monotonic()
         self.answer_to: list[int] = []
+        self._row = 1 + number % 2 * options.workers  # two generations at most are alive at a time
+        self._ended = [memory.counters(self._row + place) for place in range(options.workers)]
         self.channel, theirs = Channel.pair()
         lifeline, self._cut = os.pipe()
         settings = {
@@ -103,8 +105,7 @@ class _Generation:
             "lifeline": lifeline,
             "metrics": memory.descriptor,
             "rows": memory.rows,
-            # Two generations at most are alive at a time.
-            "row": 1 + number % 2 * options.workers,
+            "row": self._row,
         }
         self.process = subprocess.Popen(
             [sys.executable, "-m", "plr.server.generation"],
@@ -135,7 +136,9 @@ class _Generation:
         self.answer_to.clear()
 
     def close(self) -> None:
-        """Give back what belongs to the process, which has ended."""
+        """Give back what belongs to the process, which has ended; its workers, too, but where it was killed."""
+        for counters in self._ended:
+            counters.end()
         self.channel.close()
         os.close(self._cut)
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import signal
 import socket
 import sys
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import uvicorn
 
@@ -50,6 +52,28 @@ class _Server(uvicorn.Server):
         super().__init__(config)
         self._application, self._options, self._lifeline, self._channel = application, options, lifeline, channel
         self._leaving: asyncio.Task[None] | None = None
+        self._waiting: WeakKeyDictionary[Any, tuple[Any, float]] = WeakKeyDictionary()
+
+    async def on_tick(self, counter: int) -> bool:
+        """Once a second, close the connections of which no whole head of a request has come for too long."""
+        if counter % 10 == 0:
+            self._close_waiting(asyncio.get_running_loop().time())
+        return await super().on_tick(counter)
+
+    def _close_waiting(self, now: float) -> None:
+        # uvicorn closes what is idle behind an answer, but neither what has never asked nor half a head. `cycle` is a
+        # connection's last request whose head was read.
+        for connection in list(self.server_state.connections):
+            cycle = getattr(connection, "cycle", None)
+            if cycle is not None and not cycle.response_complete:
+                self._waiting.pop(connection, None)
+                continue
+            former, since = self._waiting.get(connection, (None, now))
+            if former is not cycle:
+                since = now
+            self._waiting[connection] = cycle, since
+            if now - since > max(self._options.timeout, KEEP_ALIVE):
+                connection.shutdown()
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
@@ -87,6 +111,7 @@ def serve(
     The two signals are blocked when this is called.
     """
     sys.setswitchinterval(_SWITCH_INTERVAL)
+    logging.getLogger("uvicorn").setLevel(logging.ERROR)  # it warns of each request that is no HTTP
     for number in (signal.SIGTERM, signal.SIGINT):
         # uvicorn sets its own, and raises what came once more in the end, which then changes nothing.
         signal.signal(number, lambda *_: None)
@@ -108,7 +133,7 @@ def reloader(channel: Channel) -> Any:
             lambda: asyncio.StreamReaderProtocol(stream), os.fdopen(reading, "rb", buffering=0)
         )
         try:
-            outcome = (await stream.read()).decode()
+            outcome = (await stream.read()).decode(errors="replace")  # it may have been cut off
         finally:
             transport.close()
         if not outcome.startswith("+"):

@@ -81,7 +81,9 @@ class ItemFilter:
         if exclude is not None:
             values, nested = _ids("exclude", exclude, histories)
             if nested:
-                denied = Ragged.of([_numbers(number_of, each or ()) for each in values])
+                # A list that stands there for many histories is read once.
+                read = {id(each): _numbers(number_of, each or ()) for each in values}
+                denied = Ragged.of([read[id(each)] for each in values])
             else:
                 shared = np.ones(count, dtype=bool) if shared is None else shared.copy()
                 shared[_numbers(number_of, values)] = False

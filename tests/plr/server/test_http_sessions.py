@@ -97,6 +97,15 @@ def test_a_session_that_is_not_as_the_client_says_is_not_gone_on_with(applicatio
     assert again.json["recommendations"] == as_json(recommender.recommend([["i1", "i2", "i3"]]))
 
 
+@pytest.mark.parametrize("filters", [{"only": ["i3"], "exclude": ["i3"]}, {"exclude": [f"i{i}" for i in range(ITEMS)]}])
+def test_filters_that_leave_nothing_are_answered_as_for_a_history(application, filters):
+    plain, begun = answers(
+        application(), ("POST", "/recommend", {"histories": [["i1"]], **filters}), begin(["i1"], **filters)
+    )
+    assert (plain.status, plain.json["recommendations"]) == (200, [[]])
+    assert (begun.status, begun.json["recommendations"]) == (200, [[]])
+
+
 def test_what_is_refused_changes_nothing(application):
     limits = {"max_history": 4, "max_k": 7}
     begun, *refused, fine = answers(

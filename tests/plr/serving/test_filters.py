@@ -10,6 +10,7 @@ from hypothesis import HealthCheck, given, settings
 
 from plr.errors import RequestError
 from plr.serving import Engine, Recommender
+from plr.serving.filters import ItemFilter
 from plr.serving.ragged import Ragged
 from plr_kernels import extension
 from tests.plr.models.helpers import small_config
@@ -155,3 +156,18 @@ def test_ragged_lists():
     assert joined.padded(-1).tolist() == [[3, 1, 4, 7], [8, 8, -1, -1], [1, 5, -1, -1], [9, 6, -1, -1]]
     assert joined.take(np.array([3, 1])).padded(-1).tolist() == [[9, 6], [8, 8]]
     assert Ragged.of([]).padded(0).shape == (0, 0)
+
+
+def test_a_list_of_many_histories_is_read_once():
+    class Counted(dict):
+        reads = 0
+
+        def get(self, *arguments):
+            self.reads += 1
+            return super().get(*arguments)
+
+    numbers = Counted((name, number) for number, name in enumerate(IDS))
+    first, second = ["i3", "x", "i1"], ["i1"]
+    found = ItemFilter.of(numbers, 5, exclude=[first, None, second, first, first])
+    assert [each.tolist() for each in found.denied.lists()] == [[3, 1], [], [1], [3, 1], [3, 1]]
+    assert numbers.reads == 4
