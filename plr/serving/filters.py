@@ -82,7 +82,8 @@ class ItemFilter:
             values, nested = _ids("exclude", exclude, histories)
             if nested:
                 # A list that stands there for many histories is read once.
-                read = {id(each): _numbers(number_of, each or ()) for each in values}
+                lists = {id(each): each for each in values}
+                read = {place: _numbers(number_of, each or ()) for place, each in lists.items()}
                 denied = Ragged.of([read[id(each)] for each in values])
             else:
                 shared = np.ones(count, dtype=bool) if shared is None else shared.copy()
