@@ -24,7 +24,7 @@ from plr.options import (
     TrainingOptions,
     UniSRecOptions,
 )
-from plr.systems import BACKBONES, REFUSALS, Method, RowKind, method_of, row_kinds, why_no_sequences
+from plr.systems import BACKBONES, METHODS, REFUSALS, Method, RowKind, method_of, row_kinds, why_no_sequences
 
 
 # The options of a base stand behind those of the bases to its right: dataclasses collect fields from the last base on.
@@ -56,6 +56,7 @@ class Config(
         super().__post_init__()
         self._check_system()
         self._check_loss()
+        self._check_sharding()
         if self.temperature is None:  # set here, so that config.yaml says what was used
             self.temperature = BACKBONES[self.backbone].temperature
         if self.from_run and self.new_items is None:
@@ -113,6 +114,8 @@ class Config(
             for name, default in defaults.items():
                 if getattr(self, name) != default:
                     found[name] = (default, needs)
+        if self.shard_items and self.devices == 1:
+            found["shard_items"] = (False, "needs several devices, which share the items: devices of at least 2")
         if not self.logq and self.loss != "sampled_softmax":
             found["logq"] = (True, "needs loss sampled_softmax: the others have no correction")
         if self.gbce_t != 0.75 and self.loss != "gbce":
@@ -186,9 +189,37 @@ class Config(
                 f"{self.weight_decay:g}. sparse_adam false takes the whole table"
             )
 
+    def _check_sharding(self) -> None:
+        """Refuse what cannot be had together with an item table that processes share."""
+        if not self.shard_items:
+            return
+        together = "with shard_items true"
+        if self.system.no_sharding:
+            raise ConfigError(
+                f"shard_items must be false for method {self.method!r} on backbone {self.backbone!r}: "
+                f"{self.system.no_sharding}; it is for {', '.join(_SHARING)} on sasrec and bert4rec"
+            )
+        if self.text_vectors or self.features:
+            found = "text_vectors" if self.text_vectors else "features"
+            raise ConfigError(
+                f"{found} must not be given {together}: the table that is shared is of learned vectors of the items "
+                "and nothing else; shard_items false makes the vectors of all items in every process"
+            )
+        if self.loss != "softmax":
+            raise ConfigError(
+                f"loss must be softmax {together}, found {self.loss!r}: sampled items are read from a whole table"
+            )
+        if self.rank_with != "model":
+            raise ConfigError(f"rank_with must be model {together}, found {self.rank_with!r}: the engine has all items")
+        if self.from_run:
+            raise ConfigError(
+                f"from must not be given {together}: what the run starts with is matched item by item in one process; "
+                f"found {self.from_run!r}"
+            )
+
     def decisive(self) -> dict[str, Any]:
         """Return the fields that decide the result, for telling whether a run may be resumed."""
-        elsewhere = {"out", "cache", "progress", "provenance", "threads", "devices"}
+        elsewhere = {"out", "cache", "progress", "provenance", "threads", "devices", "shard_items"}
         return {name: value for name, value in asdict(self).items() if name not in elsewhere}
 
     def plain(self) -> dict[str, Any]:
@@ -240,6 +271,9 @@ def read_fields(path: Path) -> dict[str, Any]:
     return FORMER_VALUES | values if "provenance" in values else values
 
 
+_SHARING = [name for name, method in METHODS.items() if not method.no_sharding]
+"""The methods whose processes can share the item table."""
+
 _DERIVED = (
     "temperature", "steps", "kl_weight", "contrastive_weight", "consistency_weight", "trigger_std", "fast_state",
     "min_context", "batch_order", "new_items",
@@ -263,7 +297,7 @@ def is_own_frame(config: Config) -> bool:
 
 _WITHOUT_EFFECT = (
     "min_context", "batch_unit", "divergence_share", "optimizer", "contrastive_negatives", "load_weight", "negatives",
-    "sampler", "logq", "gbce_t", "sparse_adam",
+    "sampler", "logq", "gbce_t", "sparse_adam", "shard_items",
 )  # fmt: skip
 """The options that `Config.without_effect` knows."""
 

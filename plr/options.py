@@ -638,11 +638,15 @@ class MachineOptions(Options):
     Args:
         accelerator: auto, cpu or gpu.
         devices: how many devices, or with accelerator cpu processes, train the run: each has a share of every batch.
+        shard_items: whether each of several devices has a part of the item table alone, with its gradients and Adam's
+            moments, in place of all of it: for tables that one device cannot hold. The result is the same, to rounding.
+            For base, ERL, PRL and PLR on sasrec and bert4rec, with loss softmax.
         threads: CPU threads; 0 leaves torch's choice. Bit-equal results need an equal number.
         progress: show a progress bar.
     """
 
     accelerator: Literal["auto", "cpu", "gpu"] = option("auto")
     devices: int = option(1, at_least(1))
+    shard_items: bool = option(False)
     threads: int = option(0, at_least(0))
     progress: bool = option(True)

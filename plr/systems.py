@@ -37,6 +37,7 @@ class Method:
         divergences: the options that weigh its divergences between distributions, which `divergence_share` estimates.
         post_training: what phase "rpt" trains, where the method has one.
         no_sampling: why it cannot be trained on sampled items.
+        no_sharding: why its processes cannot share the item table.
     """
 
     model: str
@@ -46,6 +47,7 @@ class Method:
     divergences: tuple[str, ...] = ()
     post_training: Method | None = None
     no_sampling: str = ""
+    no_sharding: str = ""
 
 
 @dataclass(frozen=True)
@@ -96,6 +98,7 @@ BACKBONES = {
             "cloze.ClozeRecommender",
             row_kinds=("sequence",),
             no_sampling="Cloze scores an item by its vector and a bias of its own, and of the biases there are all",
+            no_sharding="Cloze scores an item by its vector and a bias of its own, and of the biases there are all",
         ),
         extra_positions=1,
     ),
@@ -137,8 +140,10 @@ METHODS = {
             "lares_post_training.PostTrainedLARES",
             no_sequences="post-training chooses its rows by their targets",
             no_sampling="post-training rewards ranks among all items, and compares log-probabilities over all",
+            no_sharding="LARES computes with the whole table",
         ),
         no_sampling="post-training compares log-probabilities over all items with those of this phase",
+        no_sharding="LARES computes with the whole table",
     ),
     "plr": Method(
         "plr.PLRRecommender",

@@ -12,10 +12,13 @@ from plr.data import Batch, Share
 from plr.models.collectives import total
 from plr.models.encoder import SequenceEncoder
 from plr.models.items.encoders import ItemEncoder
-from plr.models.sampled_items import ItemSampler, SampledItems, positive_power, starting_score
+from plr.models.items.sharded import ShardedEmbedding, ShardedIdItems
+from plr.models.sampled_items import Candidates, ItemSampler, SampledItems, positive_power, starting_score
 from plr.models.scoring import ItemScorer
+from plr.models.sharded_items import ShardedItems
 from plr.options import RecommenderOptions
 from plr.systems import COSINE_TEMPERATURE
+from plr_kernels.distributed import sharded_lookup
 
 Losses = dict[str, Tensor]
 INITIAL_STD = 0.02
@@ -88,16 +91,22 @@ class RecommenderModel(nn.Module):
         """Return the item vectors [V, d] that histories are made of."""
         return self.items.table()
 
-    def step_items(self, batch: Batch) -> tuple[Batch, Tensor, Tensor | SampledItems]:
+    def step_items(self, batch: Batch) -> tuple[Batch, Tensor, Candidates]:
         """Return what a training step computes with: its batch, its item vectors, and what its targets are told from.
 
         With a loss over all items these are the batch, the table and its candidates. Else the vectors are those of the
-        items alone that the batch and its sampled items name, [U, d], and the batch numbers these.
+        items alone that the batch and its sampled items name, [U, d], and the batch numbers these. Where processes
+        share the table the vectors are those of the items of the batch's histories, which alone are numbered anew: all
+        processes call it together.
 
         Raises:
             RuntimeError: the loss samples items, and there is no sampler.
         """
         options = self.options
+        if isinstance(self.items, ShardedIdItems):
+            rows, shard = self.items.embedding.weight, self.items.shard
+            named, numbers = torch.unique(filled_up(batch), return_inverse=True)
+            return replace(batch, item_ids=numbers), sharded_lookup(rows, named, shard), ShardedItems(rows, shard)
         if options.loss == "softmax":
             table = self.item_table()
             return batch, table, self.candidates(table)
@@ -117,6 +126,10 @@ class RecommenderModel(nn.Module):
     def own_rows(self) -> tuple[str, ...]:
         """Return the names of the parameters whose row v is item v's own."""
         return tuple(f"items.{name}" for name in self.items.own_rows())
+
+    def shared_rows(self) -> tuple[str, ...]:
+        """Return the names of the parameters of which this process has some rows, and others of its run the rest."""
+        return self.own_rows() if isinstance(self.items, ShardedIdItems) else ()
 
     def candidates(self, table: Tensor) -> Tensor:
         """Return the vectors [V, d] that scores are taken against: those of the table, or their unit vectors."""
@@ -171,6 +184,8 @@ class RecommenderModel(nn.Module):
         for module in self.modules():
             if isinstance(module, nn.Linear | nn.Embedding):
                 nn.init.normal_(module.weight, std=std)
+            if isinstance(module, ShardedEmbedding):
+                module.draw(std)
             if isinstance(module, nn.Linear) and module.bias is not None:
                 nn.init.zeros_(module.bias)
 
@@ -187,9 +202,7 @@ def numbered_anew(batch: Batch, others: Tensor) -> tuple[Batch, Tensor, Tensor]:
     Returns:
         The batch and the others in the new numbers, and the items [U] that they stand for, ascending.
     """
-    lengths, places = batch.lengths[:, None], torch.arange(batch.item_ids.shape[1], device=batch.item_ids.device)
-    # What fills a row up is an item of the batch: none is named that has no gradient.
-    item_ids = torch.where(places < lengths, batch.item_ids, batch.item_ids[:1, :1])
+    item_ids = filled_up(batch)
     named, numbers = torch.unique(
         torch.cat([item_ids.flatten(), batch.each_target, others]), return_inverse=True
     )
@@ -200,3 +213,9 @@ def numbered_anew(batch: Batch, others: Tensor) -> tuple[Batch, Tensor, Tensor]:
         counted = replace(batch.counted, targets=of_targets)
         batch = replace(batch, item_ids=of_items.view_as(item_ids), counted=counted)
     return batch, of_others, named
+
+
+def filled_up(batch: Batch) -> Tensor:
+    """Return the items [B, L], rows filled up by an item of the batch: none is named that has no gradient."""
+    places = torch.arange(batch.item_ids.shape[1], device=batch.item_ids.device)
+    return torch.where(places < batch.lengths[:, None], batch.item_ids, batch.item_ids[:1, :1])

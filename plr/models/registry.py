@@ -11,16 +11,18 @@ import torch
 from plr.config import Config
 from plr.items import ItemData
 from plr.models.encoder import SequenceEncoder
+from plr.models.items.sharded import ShardedIdItems
 from plr.models.recommender import RecommenderModel
 from plr.systems import BACKBONES, METHODS, Method
 
 
-def build_model(config: Config, items: ItemData | int) -> RecommenderModel:
+def build_model(config: Config, items: ItemData | int, *, part: tuple[int, int] | None = None) -> RecommenderModel:
     """Build the configured recommender with weights drawn from config.seed; torch's global generator is left as it was.
 
     Args:
         config: names the backbone and the method and holds their options.
         items: what is known about the items, or V where that is all.
+        part: (process, processes) of a run whose processes share the item table: it has the rows of that process.
 
     Raises:
         ConfigError: the backbone needs something about the items that is not there.
@@ -31,7 +33,9 @@ def build_model(config: Config, items: ItemData | int) -> RecommenderModel:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         encoder = SequenceEncoder(config, causal=backbone.causal, extra_positions=backbone.extra_positions)
-        return model(item_encoder(data, config.dim, config), encoder, config)
+        if part is None:
+            return model(item_encoder(data, config.dim, config), encoder, config)
+        return model(ShardedIdItems(data.num_items, config.dim, *part), encoder, config)
 
 
 def options_of_other_methods(config: Config) -> set[str]:

@@ -1,6 +1,7 @@
 """Losses over the items: over all, as the operators have them, or over those sampled for a step.
 
-The functions have the operators' names and arguments; where sampled items stand for the table they compute with these.
+The functions have the operators' names and arguments; where sampled items stand for the table they compute with these,
+and where processes share the table, together.
 """
 
 from __future__ import annotations
@@ -13,9 +14,11 @@ from torch import Tensor
 from torch.nn import functional
 
 import plr_kernels
+from plr.models.sharded_items import ShardedItems
 from plr.options import RecommenderOptions
 
 __all__ = [
+    "Candidates",
     "ItemSampler",
     "SampledItems",
     "linear_cross_entropy",
@@ -106,6 +109,10 @@ class SampledItems:
     offset: float = 0.0
 
 
+Candidates = Tensor | SampledItems | ShardedItems
+"""What targets are told from: the vectors of all items, those sampled for a step, or a process's of all."""
+
+
 def positive_power(options: RecommenderOptions, negatives: int, num_items: int) -> float:
     """Return gBCE's β = α(t(1 − 1/α) + 1/α), α the share of the other items that is sampled; 1 for other losses."""
     if options.loss != "gbce":
@@ -125,9 +132,11 @@ def starting_score(power: float, negatives: int) -> float:
 
 
 def linear_cross_entropy(
-    states: Tensor, items: Tensor | SampledItems, targets: Tensor, *, temperature: float, reduction: str = "mean"
+    states: Tensor, items: Candidates, targets: Tensor, *, temperature: float, reduction: str = "mean"
 ) -> Tensor:
     """The loss of states [R, d] with targets [R]: `plr_kernels.linear_cross_entropy` or `candidate_cross_entropy`."""
+    if isinstance(items, ShardedItems):
+        return items.linear_cross_entropy(states, targets, temperature, reduction)
     if isinstance(items, Tensor):
         return plr_kernels.linear_cross_entropy(states, items, targets, temperature=temperature, reduction=reduction)
     rows = items.rows
@@ -148,9 +157,11 @@ def linear_cross_entropy(
 
 
 def mixture_cross_entropy(
-    states: Tensor, log_weights: Tensor, items: Tensor | SampledItems, targets: Tensor, *, temperature: float
+    states: Tensor, log_weights: Tensor, items: Candidates, targets: Tensor, *, temperature: float
 ) -> Tensor:
     """Likewise `plr_kernels.mixture_cross_entropy` or `candidate_mixture_cross_entropy`."""
+    if isinstance(items, ShardedItems):
+        return items.mixture_cross_entropy(states, log_weights, targets, temperature)
     if isinstance(items, Tensor):
         return plr_kernels.mixture_cross_entropy(states, log_weights, items, targets, temperature=temperature)
     return plr_kernels.candidate_mixture_cross_entropy(
@@ -159,9 +170,11 @@ def mixture_cross_entropy(
 
 
 def pairwise_kl(
-    states: Tensor, items: Tensor | SampledItems, *, temperature: float, detach_reference: bool = False
+    states: Tensor, items: Candidates, *, temperature: float, detach_reference: bool = False
 ) -> Tensor:
     """`plr_kernels.pairwise_kl` over all items, or over the sampled ones, each weighed by how rarely it is sampled."""
+    if isinstance(items, ShardedItems):
+        return items.pairwise_kl(states, temperature, detach_reference)
     if not isinstance(items, Tensor):
         sampled, log_q = functional.embedding(items.ids, items.rows), items.log_q
         if log_q is not None:  # a column more is what scores are corrected by

@@ -7,7 +7,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from plr.models.sharded_items import ShardedItems
 from plr_kernels import target_mixture_rank, target_rank, top_items, top_mixture_items
+from plr_kernels.distributed import sharded_target_mixture_rank, sharded_target_rank
 
 __all__ = ["ItemScorer"]
 
@@ -47,11 +49,21 @@ class ItemScorer:
             self.states, self.log_weights, items, k, temperature=self.temperature, exclude=exclude
         )
 
-    def target_rank(self, items: Tensor, targets: Tensor, *, exclude: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def target_rank(
+        self, items: Tensor | ShardedItems, targets: Tensor, *, exclude: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Return how many other items [V, d] score above targets int64 [B], and how many the same: int64 [B] each.
 
         Items of exclude int64 [B, X], padded with -1, do not count. A row with a score that is not finite has -1, -1.
+        Where processes share the items all call it together.
         """
+        if isinstance(items, ShardedItems):
+            if self.log_weights is None:
+                return sharded_target_rank(self.states, items.rows, targets, items.shard, exclude=exclude)
+            return sharded_target_mixture_rank(
+                self.states, self.log_weights, items.rows, targets, items.shard, temperature=self.temperature,
+                exclude=exclude,
+            )  # fmt: skip
         if self.log_weights is None:
             return target_rank(self.states, items, targets, exclude=exclude)
         return target_mixture_rank(

@@ -16,7 +16,11 @@ from safetensors.torch import save_file
 from plr.data import Rows
 from plr.evaluation import metrics
 from plr.files import atomic_path, sha256_of
+from plr.models import RecommenderModel
+from plr.models.items.sharded import ShardedIdItems
+from plr.training.shared_files import write_together
 from plr.training.shared_ranking import rank_together
+from plr.training.shared_rows import drop_other_rows
 
 MONITOR = "ndcg@10"
 
@@ -76,7 +80,7 @@ class BestWeights(Checkpoint):
         value = float(trainer.callback_metrics[MONITOR])
         if value > self.best_value:
             self.best_value, self.best_epoch = value, trainer.current_epoch
-            if trainer.is_global_zero:
+            if trainer.is_global_zero or pl_module.model.shared_rows():
                 save_weights(pl_module.model, self.path)
             self.best_hash = sha256_of(self.path) if trainer.is_global_zero else None
 
@@ -104,6 +108,8 @@ class ResumePoint(Checkpoint):
         """Write the checkpoint aside and rename it."""
         self.stopped = trainer.should_stop
         trainer.save_checkpoint(self.path)
+        if trainer.is_global_zero:
+            drop_other_rows(self.path, pl_module.rows_file)
 
     def state_dict(self) -> dict[str, Any]:
         """Keep whether a callback has ended training, which Lightning forgets."""
@@ -122,8 +128,14 @@ class OwnSignals(Callback):
             signal.signal(signal.SIGTERM, self._handler)
 
 
-def save_weights(model: torch.nn.Module, path: Path) -> None:
-    """Write a model's weights as safetensors, aside first."""
+def save_weights(model: RecommenderModel, path: Path) -> None:
+    """Write a model's weights as safetensors, aside first; where processes share the item table, all together."""
+    if isinstance(model.items, ShardedIdItems):
+        shared = model.shared_rows()
+        own = {name: tensor.detach().contiguous() for name, tensor in model.state_dict().items()}
+        whole = {name: tensor for name, tensor in own.items() if name not in shared}
+        write_together(path, whole, {name: own[name] for name in shared}, model.items.shard)
+        return
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
     with atomic_path(path) as aside:
         save_file(weights, aside)

@@ -4,22 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as lightning
 import torch
 from torch import Tensor
+from torch.nn.utils import get_total_norm
 from torch.utils.data import DataLoader
 
 from plr.config import Config
 from plr.data import Batch, DealtRows, LengthGroupedBatches, Rows, SameTargetPositives, SequenceDataset, Share
 from plr.models import RecommenderModel
+from plr.models.collectives import total
 from plr.signals import raise_again
 from plr.training.accumulation import AccumulatedMean
 from plr.training.finite import FiniteGuard
 from plr.training.initial import filter_reachable
 from plr.training.lazy_adam import LazyAdam
 from plr.training.schedule import check_warmup, is_scheduled, learning_rate, steps_of
+from plr.training.shared_rows import complete, take_rows_out
 from plr.training.start import Start
 
 SAMPLING = -1
@@ -36,7 +40,12 @@ class TrainingModule(lightning.LightningModule):
     """
 
     def __init__(
-        self, model: RecommenderModel, rows: Rows | DealtRows, config: Config, start: Start | None = None
+        self,
+        model: RecommenderModel,
+        rows: Rows | DealtRows,
+        config: Config,
+        start: Start | None = None,
+        resume_point: Path | None = None,
     ):
         super().__init__()
         self.model = model
@@ -46,6 +55,10 @@ class TrainingModule(lightning.LightningModule):
         self.guard = FiniteGuard()
         if config.loss != "softmax" and config.sparse_adam:
             sparse_table_gradients(model)
+        self.resume_point = resume_point
+        self.rows_file: Path | None = None  # what the last checkpoint has the shared tables in
+        # DistributedDataParallel neither sends nor averages what each process has alone.
+        self._ddp_params_and_buffers_to_ignore = [f"model.{name}" for name in model.shared_rows()]
         self.accumulated = AccumulatedMean(config.accumulate_batches) if config.accumulate_batches > 1 else None
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
@@ -125,6 +138,11 @@ class TrainingModule(lightning.LightningModule):
         """Complete the gradient, before it is clipped, and set the step's learning rate."""
         if self.accumulated is not None:
             self.accumulated.settle(self.model.parameters())
+        for name in self.model.shared_rows():
+            # Complete, of the sum of all processes' losses, each weighed to be the mean of them: a sum, not a mean.
+            gradient = self.model.get_parameter(name).grad
+            if gradient is not None:
+                gradient /= self.trainer.world_size
         for parameter in self.model.parameters():  # of several batches a row of the table has a gradient each
             if parameter.grad is not None and parameter.grad.is_sparse:
                 parameter.grad = parameter.grad.coalesce()
@@ -141,12 +159,26 @@ class TrainingModule(lightning.LightningModule):
     ) -> None:
         """Clip the norm; that of sparse gradients, too, which PyTorch refuses: their rows are distinct by now."""
         gradients = [each.grad for each in self.model.parameters() if each.grad is not None]
+        if gradient_clip_val and self.model.shared_rows():
+            clip_together(self.model, gradient_clip_val)
+            return
         if not gradient_clip_val or not any(each.is_sparse for each in gradients):
             self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
             return
         values = [each.values() if each.is_sparse else each for each in gradients]
-        norm = torch.nn.utils.get_total_norm(values)
+        norm = get_total_norm(values)
         torch._foreach_mul_(values, (gradient_clip_val / (norm + 1e-6)).clamp(max=1.0))  # as clip_grad_norm_ does
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Write what processes share of the tables beside the checkpoint."""
+        if self.model.shared_rows():
+            assert self.resume_point is not None
+            self.rows_file = take_rows_out(self.model, checkpoint, self.resume_point, self.global_step)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Read what the process has of the tables, whichever number of processes wrote them."""
+        if self.resume_point is not None:
+            complete(checkpoint, self.resume_point, self.model)
 
     def on_train_batch_end(self, outputs: Any, batch: Batch, batch_index: int) -> None:
         """After the last batch, read what the guard noted on the device: callbacks end the epoch before the module."""
@@ -222,6 +254,17 @@ def build_optimizer(model: torch.nn.Module, config: Config) -> torch.optim.Optim
     if config.loss != "softmax" and config.sparse_adam:
         kind = LazyAdam  # the configuration has no weight_decay then
     return kind(model.parameters(), lr=config.lr, weight_decay=config.weight_decay, fused=one_pass)
+
+
+def clip_together(model: RecommenderModel, most: float) -> None:
+    """Clip the norm of the gradient of all processes, of which each has that of its rows of shared tables."""
+    shared = model.shared_rows()
+    gradients = {name: each.grad for name, each in model.named_parameters() if each.grad is not None}
+    squares = [get_total_norm([gradient]).double() ** 2 for name, gradient in gradients.items() if name in shared]
+    of_tables = total(torch.stack(squares).sum())
+    others = get_total_norm([gradient for name, gradient in gradients.items() if name not in shared])
+    norm = (of_tables + others.double() ** 2).sqrt().to(others.dtype)
+    torch._foreach_mul_(list(gradients.values()), (most / (norm + 1e-6)).clamp(max=1.0))
 
 
 def sparse_table_gradients(model: RecommenderModel) -> None:

@@ -22,6 +22,7 @@ from plr.models.registry import options_of_other_methods
 from plr.runs import RunFolder, load_weights
 from plr.training.checkpoint import read_checkpoint
 from plr.training.matching import RowMatch, mean_of_neighbours
+from plr.training.shared_rows import complete
 from plr.training.start import MOMENTS, Start
 
 __all__ = ["Parent", "digest_of"]
@@ -155,7 +156,9 @@ class Parent:
             return {}
         names = [name for name, _ in parent.named_parameters()]
         try:
-            state = read_checkpoint(path)["optimizer_states"][0]["state"]
+            checkpoint = read_checkpoint(path)
+            complete(checkpoint, path, parent)
+            state = checkpoint["optimizer_states"][0]["state"]
             moments = {
                 names[number]: self._checked(path, parent, names[number], each) for number, each in state.items()
             }

@@ -15,7 +15,7 @@ from lightning.fabric.plugins.environments import ClusterEnvironment, LightningE
 from plr.config import Config
 from plr.errors import RunError
 
-__all__ = ["check_processes", "cluster_environment", "end_children", "is_leader"]
+__all__ = ["check_processes", "cluster_environment", "end_children", "is_leader", "process_number"]
 
 _GRACE = 5.0  # seconds that another process of the run has to end
 
@@ -87,6 +87,11 @@ def cluster_environment() -> ClusterEnvironment:
 def is_leader() -> bool:
     """Whether this is the process of the run that writes its folder."""
     return os.environ.get("LOCAL_RANK", "0") == "0" and os.environ.get("RANK", "0") == "0"
+
+
+def process_number() -> int:
+    """Return which of the run's processes this is, also before these know each other."""
+    return int(os.environ.get("LOCAL_RANK", "0"))
 
 
 def end_children(trainer: lightning.Trainer) -> list[int]:

@@ -15,6 +15,7 @@ from plr.evaluation import Ranking, evaluation_batches, rank_rows
 from plr.evaluation.batches import share_of_order
 from plr.models import RecommenderModel
 from plr.serving.engine_scorer import engine_scorer
+from plr.training.sharded_ranking import rank_over_shards
 
 __all__ = ["rank_together", "share_of"]
 
@@ -41,7 +42,7 @@ def rank_together(
     """Rank the target of every row on the model's device; every process gets the ranks of all, in the same order.
 
     Args:
-        model: as for `rank_rows`; with equal weights in all processes.
+        model: as for `rank_rows`; with equal weights in all processes, or a share of the item table in each.
         rows: all rows, in every process.
         batch_size: rows that one process ranks at a time.
         exclude_seen: as for `rank_rows`.
@@ -53,13 +54,21 @@ def rank_together(
         RunError: another process could not rank its rows, and says why.
     """
     rank, world_size = share_of(len(rows))
-    batches = evaluation_batches(rows, batch_size, "cpu", rank, world_size)
-    scorer_of = engine_scorer if rank_with == "engine" else None
-    rank_share = partial(rank_rows, exclude_seen=exclude_seen, on_batch=on_batch, scorer_of=scorer_of)
+    rank_share: Callable[[], Ranking]
+    if model is not None and model.shared_rows():
+        rank_share = partial(
+            rank_over_shards, model, rows, batch_size, rank, world_size, exclude_seen=exclude_seen, on_batch=on_batch
+        )
+    else:
+        batches = evaluation_batches(rows, batch_size, "cpu", rank, world_size)
+        scorer_of = engine_scorer if rank_with == "engine" else None
+        rank_share = partial(
+            rank_rows, model, batches, exclude_seen=exclude_seen, on_batch=on_batch, scorer_of=scorer_of
+        )
     if world_size == 1:
-        return rank_share(model, batches)
+        return rank_share()
     try:
-        own, error = rank_share(model, batches).ranks, None
+        own, error = rank_share().ranks, None
     except UserError as raised:
         own, error = torch.empty(0, dtype=torch.float64), raised
     failed = gather_rows(torch.tensor([float(error is not None)]))

@@ -7,7 +7,7 @@ import logging
 import statistics
 import warnings
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,7 @@ from plr.models.methods.lares import LARESRecommender
 from plr.models.methods.lares_post_training import PostTrainedLARES
 from plr.models.registry import options_of_other_methods
 from plr.models.sampled_items import ItemSampler
-from plr.runs import RunFolder, load_weights
+from plr.runs import RunFolder
 from plr.signals import raise_again, terminable
 from plr.training.callbacks import MONITOR, BestWeights, OwnSignals, ResumePoint, Validation, save_weights
 from plr.training.checkpoint import AtomicCheckpointIO, read_checkpoint
@@ -40,10 +40,11 @@ from plr.training.initial import InitialRun
 from plr.training.memory import ReturnFreedMemory
 from plr.training.module import TrainingModule, batch_order, training_rows
 from plr.training.parent import Parent
-from plr.training.processes import check_processes, cluster_environment, end_children, is_leader
+from plr.training.processes import check_processes, cluster_environment, end_children, is_leader, process_number
 from plr.training.provenance import BATCH, provenance
 from plr.training.schedule import check_warmup, steps_of
 from plr.training.shared_ranking import rank_together, share_of
+from plr.training.shared_rows import load_own_weights, number_of_parameters
 from plr.training.start import Start
 
 Origin = InitialRun | Start | None
@@ -173,6 +174,9 @@ def _run(
         split: _ranking(model.to(device), split, config, dataset)
         for split, model in (("valid", selection.model), ("test", refitted or selection.model))
     }
+    tested = refitted or selection.model
+    if _is_first() or tested.shared_rows():
+        save_weights(tested, folder.weights)
     if not _is_first():
         return {}
     result = _finish(folder, config, dataset, item_data, selection, refitted, rankings, origin)
@@ -189,7 +193,7 @@ def _ranking(model: RecommenderModel, split: str, config: Config, dataset: Seque
     """Rank a split's rows, shared among the run's processes, on the model's device."""
     rows = dataset.rows(split, config.max_length)
     rank, world_size = share_of(len(rows))
-    if world_size == 1 and not _is_first():  # nobody to share with: the first does it
+    if world_size == 1 and not _is_first() and not model.shared_rows():  # nobody to share with: the first does it
         return Ranking(*(torch.empty(0) for _ in range(3)))
     own = len(range(rank, len(rows), world_size))
     with ranking_progress(f"Ranking {split}", own, shown=config.progress and _is_first()) as advance:
@@ -244,6 +248,11 @@ def check_rows(config: Config, dataset: SequenceDataset) -> None:
     if config.devices > 1:  # every process takes a share of these
         needed["train"] = config.devices
         found["train"] = len(training_rows(dataset, config))
+        if config.shard_items and dataset.num_items < config.devices:
+            raise RunError(
+                f"{config.data}: has {dataset.num_items} items; with --shard_items true each of the {config.devices} "
+                "devices has at least one"
+            )
     for split, least in needed.items():
         if found[split] < least:
             required = f"{least} are required for {config.devices} devices" if least > 1 else "1 is required"
@@ -269,7 +278,8 @@ class _Selection:
 
 def _untrained(config: Config, item_data: ItemData, origin: Origin) -> RecommenderModel:
     """The model before its first step: with drawn weights, with a parent's, or with those of the first phase."""
-    model = build_model(config, item_data)
+    part = (process_number(), config.devices) if config.shard_items else None
+    model = build_model(config, item_data, part=part)
     if isinstance(origin, Start):
         origin.set_weights(model)
     elif origin is not None:
@@ -289,7 +299,6 @@ def _select(
     handed: Handed,
 ) -> _Selection:
     """Train with early stopping on the validation rows."""
-    model = _untrained(config, item_data, origin)
     validation = Validation(
         dataset.rows("valid", config.max_length), config.eval_batch_size, config.ks, config.exclude_seen,
         config.rank_with,
@@ -300,6 +309,8 @@ def _select(
     callbacks = [validation, stopping, *handed.callbacks, best, ResumePoint(folder.resume_point)]
     if _over(folder.resume_point, config.epochs, stopping):
         # Lightning does not keep that a run has stopped: it would train one epoch more.
+        # The item table is whole, for there may be no other process.
+        model = _untrained(replace(config, shard_items=False), item_data, origin)
         state = read_checkpoint(folder.resume_point)
         for callback in (validation, best):
             callback.load_state_dict(_state_of(callback, state, folder.resume_point))
@@ -308,12 +319,13 @@ def _select(
                 other.load_state_dict(state["callbacks"][other.state_key])
         epochs = state["epoch"] + 1
     else:
+        model = _untrained(config, item_data, origin)
         trainer = _trainer(folder.logs, config, config.epochs, callbacks, handed.loggers)
         handed.log_options(config)
         _fit(trainer, model, config, dataset, folder.resume_point, origin)
         epochs = trainer.current_epoch
     try:
-        load_weights(model.cpu(), folder.best_so_far)
+        load_own_weights(model.cpu(), folder.best_so_far)
         if best.best_hash not in (None, sha256_of(folder.best_so_far)):
             raise RunError(f"{folder.best_so_far}: not as the run wrote it: its SHA-256 is another")
     except RunError as error:
@@ -374,7 +386,7 @@ def _fit(
     if config.loss != "softmax":
         counts = torch.bincount(dataset.target_items("train"), minlength=dataset.num_items)
         model.sampler = ItemSampler(config, counts)
-    module = TrainingModule(model, training_rows(dataset, config), config, start)
+    module = TrainingModule(model, training_rows(dataset, config), config, start, resume_point)
     try:
         trainer.fit(module, ckpt_path=resume_point if resume_point.exists() else None)
     except BaseException as error:
@@ -423,14 +435,12 @@ def _finish(
     rankings: dict[str, Ranking],
     origin: Origin,
 ) -> dict[str, Any]:
-    """Complete the folder with the ranks of both held-out splits, metrics.json last."""
-    tested = refitted or selection.model
-    save_weights(tested, folder.weights)
+    """Complete the folder, whose weights are written, with the ranks of both held-out splits, metrics.json last."""
     result: dict[str, Any] = {
         "epochs": selection.epochs,
         "best_epoch": selection.best_epoch + 1,
         "refit": config.refit,
-        "parameters": sum(parameter.numel() for parameter in tested.parameters()),
+        "parameters": number_of_parameters(refitted or selection.model),
         "train_seconds_per_epoch": selection.train_seconds,
     }
     for split, ranking in rankings.items():

@@ -61,8 +61,7 @@ class ItemShard:
 
     def first_of(self, process: int) -> int:
         """Return the first item of a process; V for W, which comes after the last."""
-        each, more = divmod(self.items, self.processes)
-        return process * each + min(process, more)
+        return first_row(self.items, self.processes, process)
 
     def local(self, table: Tensor) -> Tensor:
         """Return the process's rows of a whole table [V, ...], as a view."""
@@ -78,3 +77,9 @@ class ItemShard:
         """Return how many of ascending ids, int64 [U], each process holds."""
         bounds = torch.tensor([self.first_of(process) for process in range(self.processes + 1)], device=ids.device)
         return torch.searchsorted(ids, bounds).diff().tolist()
+
+
+def first_row(items: int, processes: int, process: int) -> int:
+    """Return the first of so many items that a process of so many has, as `ItemShard` deals them."""
+    each, more = divmod(items, processes)
+    return process * each + min(process, more)

@@ -13,7 +13,7 @@ from plr.models.methods.history_buckets import buckets
 from plr.models.methods.rearec import ReaRecRecommender
 from plr.models.methods.reasoning import StepInput
 from plr.models.recommender import Losses
-from plr.models.sampled_items import SampledItems, linear_cross_entropy
+from plr.models.sampled_items import Candidates, linear_cross_entropy
 from plr.options import PRLOptions
 
 
@@ -64,7 +64,7 @@ class PRLRecommender(ReaRecRecommender):
         table = self.item_table() if table is None else table
         return self.queries(self.states(table, batch.item_ids, batch.lengths)[:, -1])
 
-    def _predictions(self, states: Tensor, candidates: Tensor | SampledItems, targets: Tensor) -> Losses:
+    def _predictions(self, states: Tensor, candidates: Candidates, targets: Tensor) -> Losses:
         """The cross-entropies of states [N, K + 1, d], all in one pass over the items."""
         if not self.options.progressive_weight:
             return {

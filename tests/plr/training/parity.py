@@ -32,6 +32,7 @@ from plr.models.sampled_items import ItemSampler
 from plr.training import train
 from plr.training.callbacks import ResumePoint
 from plr.training.module import TrainingModule, training_rows
+from plr_kernels.distributed import ItemShard
 
 SEQUENCES, PREFIXES = {"training_rows": "sequence"}, {"training_rows": "prefix"}
 PLR = {"method": "plr", "streams": 4, "steps": 2, "load_weight": 0.5}
@@ -41,6 +42,8 @@ LARES = {"method": "lares", "mean_steps": 2, "core_layers": 1, "contrastive_temp
 PRL = {"method": "prl", "warmup_epochs": 1, "noise": 0.3}
 SAMPLED = {"loss": "sampled_softmax", "negatives": 9, "sparse_adam": True}
 OTHERS = {"contrastive_negatives": "others"}
+
+SHARDED = {"shard_items": True}
 
 CASES: dict[str, dict[str, Any]] = {
     "base": {"method": "base"},
@@ -67,6 +70,14 @@ CASES: dict[str, dict[str, Any]] = {
     "plr states sequence": {**STATES, **SEQUENCES, "targets_per_row": 4, "kl_limit": 0.1835},
     "base sampled": {"method": "base", **SAMPLED, "sampler": "mixed"},
     "plr sampled": {**PLR, **SAMPLED, "sampler": "in_batch", "kl_weight": 0.1, "kl_limit": 0.0},
+    "base sharded": {"method": "base", **SHARDED, "clip": 0.05, "consistency_weight": 2.0, "divergence_share": 0.4},
+    "plr sharded": {**PLR, **SHARDED, "contrastive_weight": 0.3, "kl_weight": 0.1, "consistency_weight": 0.5, **OTHERS},
+    "plr sharded sequence": {**PLR, **SHARDED, **SEQUENCES, "fast_state": "component", "divergence_share": 0.3,
+                             "consistency_weight": 0.5},
+    "plr sharded states": {**STATES, **SHARDED, "kl_limit": 0.1835, "accumulate_batches": 2},
+    "prl sharded": {**PRL, **SHARDED, **SEQUENCES},
+    "erl sharded": {"method": "erl", **SHARDED, "kl_weight": 0.5, "kl_limit": 0.0},
+    "plr sharded idle": {**STATES, **SHARDED, **SEQUENCES, "batch_size": 1, "consistency_weight": 0.5},
     # A batch is a row or two: some processes have none of it.
     "base idle": {"method": "base", "batch_size": 1},
     "cloze idle": {"backbone": "bert4rec-cloze", "method": "base", "batch_size": 1},
@@ -79,6 +90,7 @@ CASES: dict[str, dict[str, Any]] = {
 RUNS: dict[str, dict[str, Any]] = {
     "run": {"method": "plr", "batch_size": 40, "kl_weight": 0.1, "kl_limit": 0.0, "clip": 1.0, "schedule": "cosine"},
     "run lares": {**LARES, "batch_size": 40, "accumulate_batches": 2},
+    "run sharded": {"method": "plr", "batch_size": 40, "kl_weight": 0.1, "clip": 1.0, "exclude_seen": True, **SHARDED},
 }
 """Whole runs."""
 
@@ -96,10 +108,13 @@ def gradients(name: str, folder: Path, rank: int, count: int) -> dict[str, Tenso
     values = _SMALL | CASES[name]
     if "text_vectors" in values:
         values["text_vectors"] = str(folder / values["text_vectors"])
-    config = Config(**values, data=str(folder / "data.txt"), out=str(folder), devices=count)
+    sharded = values.pop("shard_items", False) and count > 1
+    config = Config(
+        **values, data=str(folder / "data.txt"), out=str(folder), devices=count, shard_items=sharded
+    )
     dataset = _prepared(config.data)
     item_data = load_item_data(config, dataset.item_ids, folder)
-    model = build_model(config, item_data).double()
+    model = build_model(config, item_data, part=(rank, count) if sharded else None).double()
     if isinstance(model, PostTrainedLARES):
         model.start_from(_enlarged(build_model(replace(config, phase="spt", init=None, seed=4), item_data).double()))
         with torch.no_grad():  # else nothing would differ from the reference yet
@@ -130,15 +145,26 @@ def gradients(name: str, folder: Path, rank: int, count: int) -> dict[str, Tenso
         module.on_train_batch_start(batch, 0)
         module.training_step(batch, 0).backward()
     module.on_before_optimizer_step(None)
+    of_tables = {}
     for key, parameter in model.named_parameters():
         if parameter.requires_grad:
             assert parameter.grad is not None, f"{name}, process {rank}: {key} has no gradient"
             found[key] = parameter.grad.to_dense()
+    for key in model.shared_rows():
+        of_tables[key] = together(found.pop(key), model.items.shard)
     if count > 1:  # as DistributedDataParallel and Lightning's logger do
         for value in found.values():
             distributed.all_reduce(value)
             value /= count
-    return found
+    return found | of_tables
+
+
+def together(rows: Tensor, shard: ItemShard) -> Tensor:
+    """Return the rows of a table that all processes have."""
+    counts = [shard.first_of(each + 1) - shard.first_of(each) for each in range(shard.processes)]
+    parts = [rows.new_empty(count, *rows.shape[1:]) for count in counts]
+    distributed.all_gather(parts, rows)
+    return torch.cat(parts)
 
 
 def _enlarged(model: RecommenderModel) -> RecommenderModel:
@@ -164,12 +190,26 @@ def _tell_views_apart(model: RecommenderModel) -> None:
 
 
 def run(name: str, folder: Path, rank: int, count: int) -> dict[str, Tensor]:
-    """Train a run in float32, and leave another after two epochs; several processes end what one has left."""
+    """Train a run in float32, and leave another after two epochs; several processes end what one has left.
+
+    Where processes share the item table, two leave another two, which four and one end.
+    """
+    values = _SMALL | RUNS[name]
+    sharded = values.pop("shard_items", False)
     out = folder / f"{name}-{count}"
-    config = Config(**_SMALL | RUNS[name], lr=0.01, data=str(folder / "data.txt"), out=str(out), devices=count)
+    config = Config(
+        **values, lr=0.01, data=str(folder / "data.txt"), out=str(out), devices=count,
+        shard_items=sharded and count > 1,
+    )  # fmt: skip
     train(config)
-    if count > 1:
-        return {}
+    left = {1: ["2"], 2: ["4", "back"] if sharded else []}
+    for other in left.get(count, []):
+        _leave(replace(config, out=str(folder / f"{name}-{other}")))
+    return {}
+
+
+def _leave(config: Config) -> None:
+    """Begin a run, and leave it after two epochs."""
     save = ResumePoint.on_train_epoch_end
 
     def leave(self: ResumePoint, trainer: Any, module: Any) -> None:
@@ -179,9 +219,8 @@ def run(name: str, folder: Path, rank: int, count: int) -> dict[str, Tensor]:
 
     ResumePoint.on_train_epoch_end = leave
     with suppress(_Left):
-        train(replace(config, out=str(folder / f"{name}-2")))
+        train(config)
     ResumePoint.on_train_epoch_end = save
-    return {}
 
 
 class _Left(BaseException):

@@ -16,7 +16,8 @@ from plr.serving import Recommender
 from plr.training import shared_ranking
 
 
-@pytest.mark.parametrize("method", ["plr", "lares", "plr --training_rows sequence --targets_per_row 2"])
+@pytest.mark.parametrize("method", ["plr", "lares", "plr --training_rows sequence --targets_per_row 2",
+                                    "plr --shard_items true --exclude_seen true"])
 def test_two_processes_train_one_run(method, small_data, tmp_path):
     out = tmp_path / "run"
     command = [
@@ -35,7 +36,8 @@ def test_two_processes_train_one_run(method, small_data, tmp_path):
     recommender = Recommender.load(out)
     rows = prepare(small_data).rows("test", recommender.config.max_length)
     batches = evaluation_batches(rows, recommender.config.eval_batch_size, "cpu")
-    alone, together = rank_rows(recommender.model, batches), load_ranking(RunFolder(out).ranks("test"))
+    alone = rank_rows(recommender.model, batches, exclude_seen=recommender.config.exclude_seen)
+    together = load_ranking(RunFolder(out).ranks("test"))
     for name in ("users", "targets", "ranks"):
         assert torch.equal(getattr(alone, name), getattr(together, name)), name
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import replace
 
 import polars as pl
 import pytest
 import torch
+from safetensors.torch import load_file, save
 
 from plr.config import Config
 from plr.errors import RunError
@@ -16,7 +18,8 @@ from plr.text import embed_text
 from plr.training import train
 from tests.plr.training.parity import CASES, EPOCHS, RUNS
 
-OF_FOUR = ["plr all terms", "plr", "prl sequence", "lares", "cloze", "plr idle", "lares idle"]
+OF_FOUR = ["plr all terms", "plr", "prl sequence", "lares", "cloze", "plr idle", "lares idle", "base sharded",
+           "plr sharded", "plr sharded idle", "run sharded"]  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -63,18 +66,49 @@ def test_gradients_of_shares_are_that_of_the_batch(name, folder):
 
 @pytest.mark.parametrize("name", RUNS)
 def test_a_run_that_one_process_began_ends_the_same_in_two(name, folder):
-    """With the losses of every epoch, and the metrics but for what rounding swaps."""
+    _assert_same_end(folder / f"{name}-1", folder / f"{name}-2")
+
+
+def test_a_run_with_a_table_over_two_processes_ends_the_same_in_four(folder):
+    _assert_same_end(folder / "run sharded-1", folder / "run sharded-4")
+
+
+def test_a_run_with_a_table_over_two_processes_ends_the_same_in_one(folder):
+    out = folder / "run sharded-back"
+    assert [path.name for path in (out / "resume").glob("*items*")] == ["last-items-16.safetensors"]
+    train(replace(Config.load(out / "config.yaml"), devices=1, shard_items=False, provenance=None))
+    assert not [*(out / "resume").glob("*items*")]
+    _assert_same_end(folder / "run sharded-1", out)
+
+
+def test_weights_of_a_table_over_processes_are_one_file(folder):
+    """As safetensors writes a whole model's, to the byte, with numbers that are one process's to rounding."""
+    for name in ("model.safetensors", "resume/best.safetensors"):
+        alone, together = (folder / f"run sharded-{count}" / name for count in (1, 2))
+        weights, expected = load_file(together), load_file(alone)
+        assert together.read_bytes() == save(weights)
+        assert {key: value.shape for key, value in weights.items()} == {
+            key: value.shape for key, value in expected.items()
+        }
+        # A float32 sum's rounding, of which Adam makes more where a gradient is hardly more than that: 20 steps of .01.
+        table = "items.embedding.weight"
+        assert (weights[table] - expected[table]).abs().median() < 1e-5
+
+
+def _assert_same_end(one_process, several):
+    """With the losses of every epoch after the second, and the metrics but for what rounding swaps."""
     alone, together = (
-        pl.concat(map(pl.read_csv, (folder / f"{name}-{count}").rglob("metrics.csv")), how="diagonal_relaxed")
+        pl.concat(map(pl.read_csv, out.rglob("metrics.csv")), how="diagonal_relaxed")
         .filter(pl.col("epoch") >= EPOCHS // 2)
-        for count in (1, 2)
+        for out in (one_process, several)
     )
     # Float32 sums in another order: 1e-6 a step, of which Adam makes more where a gradient is hardly more than that.
     for column in [column for column in alone.columns if column.startswith("train/") and column != "train/seconds"]:
         one, two = (log.sort("epoch")[column].drop_nulls().to_list() for log in (alone, together))
         assert len(one) == len(two) == EPOCHS - EPOCHS // 2, column
         assert two == pytest.approx(one, rel=1e-3), column
-    one, two = (json.loads((folder / f"{name}-{count}" / "metrics.json").read_text()) for count in (1, 2))
+    one, two = (json.loads((out / "metrics.json").read_text()) for out in (one_process, several))
+    assert two["parameters"] == one["parameters"]
     assert two["epochs"] == one["epochs"] == EPOCHS
     for split in ("valid", "test"):
         assert two[split] == pytest.approx(one[split], abs=1 / 40)  # one row's
