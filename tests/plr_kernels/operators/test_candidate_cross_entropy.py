@@ -141,6 +141,18 @@ def test_no_row_counted_gives_zero(target, sizes, kind):
         assert not result.any(), name
 
 
+def test_small_losses_of_sigmoids_keep_their_digits(target):
+    """log(1 + e^s) of s far below 0 is e^s, not 0: what 1 + e^s rounds away is all of it."""
+    states = torch.ones(1, 1, device=target.device)
+    items = torch.tensor([[20.0], [-20.0], [-9.0]], device=target.device)
+    wanted, listed = torch.tensor([0], device=target.device), torch.tensor([1, 2], device=target.device)
+    loss = candidate_cross_entropy(states, items, wanted, listed[:1], kind="bce")
+    both = candidate_cross_entropy(states, items, wanted, listed, kind="bce")
+    small, larger = math.log1p(math.exp(-20)), math.log1p(math.exp(-9))
+    assert float(loss) == pytest.approx(small, rel=1e-5)
+    assert float(both) == pytest.approx((2 * small + larger) / 3, rel=1e-5)
+
+
 @pytest.mark.parametrize("kind", ["softmax", "bce"])
 def test_logits_far_beyond_the_range_of_exponentials(target, kind):
     states = torch.tensor([[400.0], [-400.0]], device=target.device).requires_grad_()
