@@ -41,32 +41,42 @@ void gathered_sum(const Matrix& items, const int64_t* ids, int64_t count, const 
   }
 }
 
-// log2(1 + e) of the many e = exp2(-|s|) in [0, 1] is that of their product, 64 of which are at most 2^64.
+// The sum of log2(1 + e) of the many e = exp2(-|s|) in [0, 1] is the logarithm of their product P, of which P − 1 is
+// kept: that of P (1 + e) is (P − 1)(1 + e) + e, a sum of numbers that are not negative, so that the digits of an e far
+// below 1 stay. 64 factors are at most 2^64, a number of float32; their products are double.
 void sigmoid_terms(Scores scores, const float* scale, float* softplus) {
   constexpr int64_t factors = 64;
   for (int64_t state = 0; state < scores.states; state += kLanes) {
     float* column = score_column(scores, state);
     const Vector factor = load(scale + state), one = broadcast(1.0f);
     Vector positive = zero();
-    double logs[kLanes] = {};
+    alignas(64) float lanes[kLanes];
+    double logs[kLanes] = {}, products_less_one[kLanes] = {};
     for (int64_t first = 0; first < scores.items; first += factors) {
-      Vector product = one;
+      Vector product_less_one = zero();
       for (int64_t i = first; i < smaller(first + factors, scores.items); ++i) {
         float* place = column + i * kPanelColumns;
         const Vector s = load(place);
         const Vector e = exp2(where_greater(s, zero(), zero() - s, s));
         const Vector sum = one + e;
-        product = product * sum;
+        product_less_one = multiply_add(product_less_one, sum, e);
         positive = positive + where_greater(s, zero(), s, zero());
         store(place, where_greater(s, zero(), one, e) / sum * factor);
       }
-      alignas(64) float lanes[kLanes];
-      store(lanes, product);
-      for (int64_t lane = 0; lane < kLanes; ++lane) logs[lane] += __builtin_log2(static_cast<double>(lanes[lane]));
+      store(lanes, product_less_one);
+      for (int64_t lane = 0; lane < kLanes; ++lane) {
+        double& product = products_less_one[lane];
+        product += lanes[lane] + product * lanes[lane];
+        if (product < 0x1p900) continue;
+        logs[lane] += __builtin_log1p(product);
+        product = 0.0;
+      }
     }
-    alignas(64) float lanes[kLanes];
     store(lanes, positive);
-    for (int64_t lane = 0; lane < kLanes; ++lane) softplus[state + lane] = static_cast<float>(lanes[lane] + logs[lane]);
+    for (int64_t lane = 0; lane < kLanes; ++lane) {
+      const double logarithm = logs[lane] + __builtin_log1p(products_less_one[lane]);
+      softplus[state + lane] = static_cast<float>(lanes[lane] + kLog2E * logarithm);
+    }
   }
 }
 
