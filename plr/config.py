@@ -114,7 +114,7 @@ class Config(
             for name, default in defaults.items():
                 if getattr(self, name) != default:
                     found[name] = (default, needs)
-        if self.shard_items and self.devices == 1:
+        if self.shard_items and self.processes == 1:
             found["shard_items"] = (False, "needs several devices, which share the items: devices of at least 2")
         if not self.logq and self.loss != "sampled_softmax":
             found["logq"] = (True, "needs loss sampled_softmax: the others have no correction")
@@ -219,7 +219,7 @@ class Config(
 
     def decisive(self) -> dict[str, Any]:
         """Return the fields that decide the result, for telling whether a run may be resumed."""
-        elsewhere = {"out", "cache", "progress", "provenance", "threads", "devices", "shard_items"}
+        elsewhere = {"out", "cache", "progress", "provenance", "threads", "devices", "nodes", "shard_items"}
         return {name: value for name, value in asdict(self).items() if name not in elsewhere}
 
     def plain(self) -> dict[str, Any]:

@@ -637,7 +637,9 @@ class MachineOptions(Options):
 
     Args:
         accelerator: auto, cpu or gpu.
-        devices: how many devices, or with accelerator cpu processes, train the run: each has a share of every batch.
+        devices: how many devices, or with accelerator cpu processes, train the run: each has a share of every batch. Of
+            several machines, how many of each.
+        nodes: how many machines train the run; on each, torchrun starts plr.
         shard_items: whether each of several devices has a part of the item table alone, with its gradients and Adam's
             moments, in place of all of it: for tables that one device cannot hold. The result is the same, to rounding.
             For base, ERL, PRL and PLR on sasrec and bert4rec, with loss softmax.
@@ -647,6 +649,12 @@ class MachineOptions(Options):
 
     accelerator: Literal["auto", "cpu", "gpu"] = option("auto")
     devices: int = option(1, at_least(1))
+    nodes: int = option(1, at_least(1))
     shard_items: bool = option(False)
     threads: int = option(0, at_least(0))
     progress: bool = option(True)
+
+    @property
+    def processes(self) -> int:
+        """How many processes train the run: one for each device of all machines."""
+        return self.nodes * self.devices

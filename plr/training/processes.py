@@ -35,22 +35,35 @@ def check_processes(config: Config) -> None:
         RunError: a launcher has started another number of processes than the run has, several devices are asked for
             where no process can be started, or there are by far fewer cores.
     """
-    devices = config.devices
+    devices, nodes = config.devices, config.nodes
+    asked = f"--devices {devices}" if nodes == 1 else f"--nodes {nodes} --devices {devices}"
+    by_torchrun = (
+        "start the processes on each machine: torchrun --nnodes K --nproc_per_node N --node_rank R --master_addr … "
+        "-m plr train … --nodes K --devices N"
+    )
     for launcher, variable in _LAUNCHERS.items():
         count = _count(variable)
-        if count > 1 and (count != devices or launcher != "torchrun"):
+        if nodes > 1 and launcher == "torchrun" and count != config.processes:
+            raise RunError(
+                f"WORLD_SIZE is {count or 'not set'}, and {asked} are {config.processes} processes; {by_torchrun}"
+            )
+        if count > 1 and (count != config.processes or launcher != "torchrun"):
             raise RunError(
                 f"this is one of {count} processes that a launcher such as {launcher} has started ({variable}={count}),"
-                f" and the run has --devices {devices}: each would train it on its own. Start plr once and let it "
+                f" and the run has {asked}: each would train it on its own. Start plr once and let it "
                 f"start the others: plr train --devices {count} …"
             )
-    if _count("LOCAL_WORLD_SIZE") not in (0, _count("WORLD_SIZE")):
-        raise RunError("the processes are on several machines (WORLD_SIZE is not LOCAL_WORLD_SIZE); plr trains on one")
-    if not is_leader() and (devices == 1 or _count("WORLD_SIZE") <= 1):
+    here = _count("LOCAL_WORLD_SIZE")
+    if here not in (0, devices) or (nodes > 1 and not here):
+        raise RunError(
+            f"LOCAL_WORLD_SIZE={here}, the number of processes of this machine, must be {devices} for {asked}. For "
+            f"several machines, {by_torchrun}"
+        )
+    if not is_leader() and (config.processes == 1 or _count("WORLD_SIZE") <= 1):
         found = ", ".join(f"{name}={os.environ[name]}" for name in ("RANK", "LOCAL_RANK") if name in os.environ)
         raise RunError(
             f"{found} says that this process is not the first of several, and no launcher has started as many as the "
-            f"run has (--devices {devices}): its result would be written by none. Unset RANK and LOCAL_RANK"
+            f"run has ({asked}): its result would be written by none. Unset RANK and LOCAL_RANK"
         )
     if devices == 1 or "LOCAL_RANK" in os.environ:  # none need be started
         return
@@ -91,6 +104,9 @@ def is_leader() -> bool:
 
 def process_number() -> int:
     """Return which of the run's processes this is, also before these know each other."""
+    environment = cluster_environment()
+    if isinstance(environment, TorchElasticEnvironment):
+        return environment.global_rank()
     return int(os.environ.get("LOCAL_RANK", "0"))
 
 

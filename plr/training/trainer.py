@@ -37,6 +37,7 @@ from plr.training.callbacks import MONITOR, BestWeights, OwnSignals, ResumePoint
 from plr.training.checkpoint import AtomicCheckpointIO, read_checkpoint
 from plr.training.handed import Handed
 from plr.training.initial import InitialRun
+from plr.training.machines import SameRun
 from plr.training.memory import ReturnFreedMemory
 from plr.training.module import TrainingModule, batch_order, training_rows
 from plr.training.parent import Parent
@@ -223,14 +224,15 @@ def _device(config: Config) -> torch.device:
     try:
         with _quiet():
             trainer = lightning.Trainer(
-                accelerator=config.accelerator, devices=config.devices, logger=False, enable_checkpointing=False,
-                enable_progress_bar=False, enable_model_summary=False, plugins=[cluster_environment()],
+                accelerator=config.accelerator, devices=config.devices, num_nodes=config.nodes, logger=False,
+                enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
+                plugins=[cluster_environment()],
             )  # fmt: skip
             device = trainer.strategy.root_device
     except MisconfigurationException as error:
         asked = f"--accelerator {config.accelerator} --devices {config.devices}"
         raise RunError(f"{asked} is not available: {' '.join(str(error).split())}") from error
-    if config.devices > 1 and device.type == "cuda" and config.loss != "softmax" and config.sparse_adam:
+    if config.processes > 1 and device.type == "cuda" and config.loss != "softmax" and config.sparse_adam:
         raise RunError(
             f"sparse_adam must be false with --devices {config.devices} on GPUs: NCCL adds no sparse gradients up"
         )
@@ -243,19 +245,19 @@ def check_rows(config: Config, dataset: SequenceDataset) -> None:
     Raises:
         RunError: they are too few.
     """
-    needed = {"valid": config.devices, "test": 1}
+    needed = {"valid": config.processes, "test": 1}
     found = {split: len(dataset.target_positions(split)) for split in needed}
-    if config.devices > 1:  # every process takes a share of these
-        needed["train"] = config.devices
+    if config.processes > 1:  # every process takes a share of these
+        needed["train"] = config.processes
         found["train"] = len(training_rows(dataset, config))
-        if config.shard_items and dataset.num_items < config.devices:
+        if config.shard_items and dataset.num_items < config.processes:
             raise RunError(
-                f"{config.data}: has {dataset.num_items} items; with --shard_items true each of the {config.devices} "
+                f"{config.data}: has {dataset.num_items} items; with --shard_items true each of the {config.processes} "
                 "devices has at least one"
             )
     for split, least in needed.items():
         if found[split] < least:
-            required = f"{least} are required for {config.devices} devices" if least > 1 else "1 is required"
+            required = f"{least} are required for {config.processes} devices" if least > 1 else "1 is required"
             raise RunError(
                 f"{config.data}: the {dataset.split} split leaves {found[split]} rows for {split}; "
                 f"at least {required}"
@@ -278,7 +280,7 @@ class _Selection:
 
 def _untrained(config: Config, item_data: ItemData, origin: Origin) -> RecommenderModel:
     """The model before its first step: with drawn weights, with a parent's, or with those of the first phase."""
-    part = (process_number(), config.devices) if config.shard_items else None
+    part = (process_number(), config.processes) if config.shard_items else None
     model = build_model(config, item_data, part=part)
     if isinstance(origin, Start):
         origin.set_weights(model)
@@ -320,7 +322,7 @@ def _select(
         epochs = state["epoch"] + 1
     else:
         model = _untrained(config, item_data, origin)
-        trainer = _trainer(folder.logs, config, config.epochs, callbacks, handed.loggers)
+        trainer = _trainer(folder.logs, config, dataset.content_hash, config.epochs, callbacks, handed.loggers)
         handed.log_options(config)
         _fit(trainer, model, config, dataset, folder.resume_point, origin)
         epochs = trainer.current_epoch
@@ -343,25 +345,32 @@ def _refit(
 ) -> RecommenderModel:
     """Retrain on training and validation rows, for as many epochs as were best without the latter."""
     model = _untrained(config, item_data, origin)
-    trainer = _trainer(folder.logs / "refit", config, epochs, [ResumePoint(folder.refit_point)])
+    trainer = _trainer(folder.logs / "refit", config, dataset.content_hash, epochs, [ResumePoint(folder.refit_point)])
     _fit(trainer, model, config, dataset.with_validation_in_training(), folder.refit_point, origin)
     return model.cpu()
 
 
 def _trainer(
-    logs: Path, config: Config, epochs: int, callbacks: list[Callback], loggers: Iterable[Logger] = ()
+    logs: Path,
+    config: Config,
+    content_hash: str,
+    epochs: int,
+    callbacks: list[Callback],
+    loggers: Iterable[Logger] = (),
 ) -> lightning.Trainer:
     precision: Any = {"32": "32-true", "bf16": "bf16-mixed"}[config.precision]
     shown = any(isinstance(each, ProgressBar) for each in callbacks)  # the caller's own progress bar
+    together = [SameRun(Path(config.out), content_hash)] if config.nodes > 1 else []
     own = [TQDMProgressBar()] if config.progress and not shown else []
     return lightning.Trainer(
         accelerator=config.accelerator,
         devices=config.devices,
+        num_nodes=config.nodes,
         max_epochs=epochs,
         accumulate_grad_batches=config.accumulate_batches,
         precision=precision,
         gradient_clip_val=config.clip or None,
-        callbacks=[*own, *callbacks, ReturnFreedMemory(), OwnSignals()],
+        callbacks=[*own, *callbacks, ReturnFreedMemory(), OwnSignals(), *together],
         plugins=[AtomicCheckpointIO(), cluster_environment()],
         default_root_dir=logs,  # else checkpoints that Slurm's jobs left in the working folder would be taken
         logger=[CSVLogger(logs, name="csv"), TensorBoardLogger(logs, name="tensorboard"), *loggers],

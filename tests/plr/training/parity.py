@@ -18,6 +18,7 @@ from multiprocessing.connection import wait
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import patch
 
 import torch
 import torch.distributed as distributed
@@ -91,6 +92,8 @@ RUNS: dict[str, dict[str, Any]] = {
     "run": {"method": "plr", "batch_size": 40, "kl_weight": 0.1, "kl_limit": 0.0, "clip": 1.0, "schedule": "cosine"},
     "run lares": {**LARES, "batch_size": 40, "accumulate_batches": 2},
     "run sharded": {"method": "plr", "batch_size": 40, "kl_weight": 0.1, "clip": 1.0, "exclude_seen": True, **SHARDED},
+    # Each process as if it were a machine's only one.
+    "run nodes": {"method": "base", "batch_size": 40, "nodes": 2, **SHARDED},
 }
 """Whole runs."""
 
@@ -196,13 +199,16 @@ def run(name: str, folder: Path, rank: int, count: int) -> dict[str, Tensor]:
     """
     values = _SMALL | RUNS[name]
     sharded = values.pop("shard_items", False)
+    nodes = values.pop("nodes", 1) if count > 1 else 1
     out = folder / f"{name}-{count}"
     config = Config(
-        **values, lr=0.01, data=str(folder / "data.txt"), out=str(out), devices=count,
+        **values | {"nodes": nodes}, lr=0.01, data=str(folder / "data.txt"), out=str(out), devices=count // nodes,
         shard_items=sharded and count > 1,
     )  # fmt: skip
-    train(config)
-    left = {1: ["2"], 2: ["4", "back"] if sharded else []}
+    here = {"LOCAL_WORLD_SIZE": "1", "LOCAL_RANK": "0", "GROUP_RANK": str(rank)} if nodes > 1 else {}
+    with patch.dict(os.environ, here):
+        train(config)
+    left = {1: ["2"], 2: ["4", "back"] if sharded and nodes == 1 else []}
     for other in left.get(count, []):
         _leave(replace(config, out=str(folder / f"{name}-{other}")))
     return {}

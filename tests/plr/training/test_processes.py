@@ -3,13 +3,15 @@
 import os
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
+import torch
 
 from plr.config import Config
 from plr.errors import RunError
 from plr.lock import locked
-from plr.training import train
+from plr.training import machines, train
 
 
 @pytest.mark.parametrize(
@@ -52,6 +54,45 @@ def test_slurms_variables_and_checkpoints_in_the_working_folder_change_nothing(q
     for name, value in slurm.items():
         monkeypatch.setenv(f"SLURM_{name}", value)
     assert train(Config(**{**quick, "epochs": 1}))["test"] == expected["test"]
+
+
+@pytest.mark.parametrize(
+    ("variables", "options", "message"),
+    [
+        ({}, {"nodes": 2}, "WORLD_SIZE is not set, and --nodes 2 --devices 1 are 2 processes; start .* torchrun"),
+        ({"WORLD_SIZE": "2"}, {"nodes": 2, "devices": 2}, "WORLD_SIZE is 2, and --nodes 2 --devices 2 are 4 processes"),
+        (
+            {"WORLD_SIZE": "4", "LOCAL_WORLD_SIZE": "4"},
+            {"nodes": 2, "devices": 2},
+            "LOCAL_WORLD_SIZE=4, the number of processes of this machine, must be 2 for --nodes 2 --devices 2",
+        ),
+        ({"WORLD_SIZE": "4"}, {"nodes": 2, "devices": 2}, "LOCAL_WORLD_SIZE=0, the number .* must be 2"),
+    ],
+)
+def test_machines_whose_processes_do_not_fit_the_run_are_refused(variables, options, message, quick, monkeypatch):
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(RunError, match=message):
+        train(Config(**quick | options))
+
+
+@pytest.mark.parametrize(
+    ("seen", "message"),
+    [
+        ([[1.0, 10, 11], [0.0, 10, 11]], "process 1 of 2 does not see the run there; all machines need the folder"),
+        ([[1.0, 10, 11], [1.0, 10, 12]], "process 1 of 2 has other data than process 0"),
+    ],
+)
+def test_machines_that_see_other_things_are_refused(seen, message, tmp_path, monkeypatch):
+    (tmp_path / "config.yaml").touch()
+    said = []
+    every = torch.tensor(seen).flatten()
+    monkeypatch.setattr(machines, "gather_rows", lambda values: said.append(values.tolist()) or every)
+    with pytest.raises(RunError, match=message):
+        machines.SameRun(tmp_path, "ab").on_train_start(SimpleNamespace(world_size=2), None)
+    assert said == seen[:1]
+    monkeypatch.setattr(machines, "gather_rows", lambda values: values.repeat(2))
+    machines.SameRun(tmp_path, "ab").on_train_start(SimpleNamespace(world_size=2), None)
 
 
 def test_several_devices_in_a_notebook_are_refused(quick, tmp_path, monkeypatch):
