@@ -60,6 +60,12 @@ inline Panels view(MutablePanels panels) { return {panels.data, panels.rows}; }
 inline MutablePanels from_row(MutablePanels panels, int64_t row) {
   return {panels.data + row * kPanelColumns, panels.rows};
 }
+inline void copy_row(Panels source, int64_t row, MutablePanels target, int64_t to, int64_t columns) {
+  for (int64_t column = 0; column < columns; column += kPanelColumns) {
+    std::copy_n(source.data + row * kPanelColumns + column * source.rows, kPanelColumns,
+                target.data + to * kPanelColumns + column * target.rows);
+  }
+}
 inline Panels from_row(Panels panels, int64_t row) { return {panels.data + row * kPanelColumns, panels.rows}; }
 
 }  // namespace plr_kernels

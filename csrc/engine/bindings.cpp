@@ -111,10 +111,13 @@ void bind_engine(py::module_& module) {
                       pointer<float>(log_weights));
       })
       .def("new_session", &Engine::new_session, py::keep_alive<0, 1>())
-      .def("append", [](const Engine& engine, Session& session, Address ids, int64_t count, Address states,
-                        Address log_weights) {
+      .def("append", [](const Engine& engine, int threads, const std::vector<Session*>& sessions, Address ids,
+                        Address offsets, Address states, Address log_weights) {
         const py::gil_scoped_release release;
-        engine.append(session, pointer<const int64_t>(ids), count, pointer<float>(states),
+        const auto* starts = pointer<const int64_t>(offsets);
+        const auto count = static_cast<int64_t>(sessions.size());
+        const Threads team = Threads::of_its_own(threads, engine.work(starts[count] - starts[0], count));
+        engine.append(team, sessions, pointer<const int64_t>(ids), starts, pointer<float>(states),
                       pointer<float>(log_weights));
       });
 

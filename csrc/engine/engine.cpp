@@ -27,13 +27,6 @@ Buffer packed(const Kernels& kernels, const float* rows, int64_t count, int64_t 
   return result;
 }
 
-void copy_row(Panels source, int64_t row, MutablePanels target, int64_t to, int64_t dim) {
-  for (int64_t column = 0; column < dim; column += kPanelColumns) {
-    std::copy_n(source.data + row * kPanelColumns + column * source.rows, kPanelColumns,
-                target.data + to * kPanelColumns + column * target.rows);
-  }
-}
-
 void normalize(float* state, int64_t dim) {
   double squares = 0.0;
   for (int64_t d = 0; d < dim; ++d) squares += static_cast<double>(state[d]) * state[d];
@@ -99,14 +92,45 @@ void Engine::states(const Threads& threads, const int64_t* ids, const int64_t* o
                                   " for history " + std::to_string(i));
     }
   }
-  for (int64_t i = 0; i < histories; ++i) {
-    for (int64_t j = offsets[i]; j < offsets[i + 1]; ++j) {
-      if (ids[j] < 0 || ids[j] >= table_.rows) {
-        throw std::invalid_argument("ids must be in [0, V) (V=" + std::to_string(table_.rows) + "), found " +
-                                    std::to_string(ids[j]) + " in history " + std::to_string(i));
-      }
+  for (int64_t i = 0; i < histories; ++i) check_ids(ids, offsets, i);
+  run(threads, nullptr, ids, offsets, histories, states, log_weights);
+}
+
+void Engine::append(const Threads& threads, const std::vector<Session*>& sessions, const int64_t* ids,
+                    const int64_t* offsets, float* states, float* log_weights) const {
+  if (!causal_) throw std::invalid_argument("a session needs a causal encoder: items change what came before them here");
+  const int64_t count = static_cast<int64_t>(sessions.size());
+  for (int64_t i = 0; i < count; ++i) {
+    const int64_t begin = sessions[i]->length(), items = offsets[i + 1] - offsets[i];
+    if (!sessions[i]->belongs_to(layers_)) throw std::invalid_argument("the session is another engine's");
+    if (items < 1 || begin + items > max_length_) {
+      throw std::invalid_argument("a session of " + std::to_string(begin) + " items takes 1 to " +
+                                  std::to_string(max_length_ - begin) + " more (max_length " +
+                                  std::to_string(max_length_) + "), found " + std::to_string(items));
+    }
+    check_ids(ids, offsets, i);
+  }
+  std::vector<Session*> sorted = sessions;
+  std::sort(sorted.begin(), sorted.end());
+  if (std::adjacent_find(sorted.begin(), sorted.end()) != sorted.end()) {
+    throw std::invalid_argument("sessions must be different ones; found one twice");
+  }
+  for (int64_t i = 0; i < count; ++i) sessions[i]->reserve(sessions[i]->length() + offsets[i + 1] - offsets[i]);
+  run(threads, sessions.data(), ids, offsets, count, states, log_weights);
+  for (int64_t i = 0; i < count; ++i) sessions[i]->set_length(sessions[i]->length() + offsets[i + 1] - offsets[i]);
+}
+
+void Engine::check_ids(const int64_t* ids, const int64_t* offsets, int64_t history) const {
+  for (int64_t j = offsets[history]; j < offsets[history + 1]; ++j) {
+    if (ids[j] < 0 || ids[j] >= table_.rows) {
+      throw std::invalid_argument("ids must be in [0, V) (V=" + std::to_string(table_.rows) + "), found " +
+                                  std::to_string(ids[j]) + " in history " + std::to_string(history));
     }
   }
+}
+
+void Engine::run(const Threads& threads, Session* const* sessions, const int64_t* ids, const int64_t* offsets,
+                 int64_t histories, float* states, float* log_weights) const {
   // Groups of histories; where there are threads to share them, smaller ones.
   const int64_t group_rows = std::min(kGroupRows, (offsets[histories] - offsets[0]) / threads.count() + 1);
   const int64_t group_histories = std::max<int64_t>(1, kGroupStates / std::max<int64_t>(streams_, 1));
@@ -127,56 +151,28 @@ void Engine::states(const Threads& threads, const int64_t* ids, const int64_t* o
     const int64_t begin = first[group];
     const Output output{states + begin * states_per_row() * dim_,
                         mixes_ ? log_weights + begin * components_ : nullptr};
-    run_group(ids, offsets + begin, first[group + 1] - begin, arena, output);
+    run_group(sessions == nullptr ? nullptr : sessions + begin, ids, offsets + begin, first[group + 1] - begin, arena,
+              output);
   });
 }
 
-void Engine::append(Session& session, const int64_t* ids, int64_t count, float* states, float* log_weights) const {
-  const int64_t begin = session.length(), length = begin + count;
-  if (!causal_) throw std::invalid_argument("a session needs a causal encoder: items change what came before them here");
-  if (!session.belongs_to(layers_)) throw std::invalid_argument("the session is another engine's");
-  if (count < 1 || length > max_length_) {
-    throw std::invalid_argument("a session of " + std::to_string(begin) + " items takes 1 to " +
-                                std::to_string(max_length_ - begin) + " more (max_length " +
-                                std::to_string(max_length_) + "), found " + std::to_string(count));
-  }
-  for (int64_t j = 0; j < count; ++j) {
-    if (ids[j] < 0 || ids[j] >= table_.rows) {
-      throw std::invalid_argument("ids must be in [0, V) (V=" + std::to_string(table_.rows) + "), found " +
-                                  std::to_string(ids[j]));
-    }
-  }
-  session.reserve(length);
-  thread_local Arena arena;
-  const Released released{arena};
-  const MutablePanels x = arena.panels(count, dim_);
-  for (int64_t j = 0; j < count; ++j) kernels_.load_rows(table_, ids[j], 1, x.data + j * kPanelColumns, x.rows);
-  input_norm_(kernels_, count, view(x), from_row(Panels{position_.data(), max_length_}, begin), x);
-  std::vector<KeysValues> read;
-  for (std::size_t i = 0; i < layers_.size(); ++i) {
-    read.push_back(session.kept(i));
-    layers_[i].keep(kernels_, begin, count, session.room(), view(x), read.back(), arena);
-    if (i + 1 < layers_.size()) layers_[i].extend(kernels_, begin, count, session.room(), read.back(), x, arena);
-  }
-  const Histories histories{{0, length}, {0, session.room() / kPanelColumns}};
-  const MutablePanels last = arena.panels(1, dim_);
-  copy_row(view(x), count - 1, last, 0, dim_);
-  finish_group(histories, read, last, arena, {states, log_weights});
-  session.set_length(length);
-}
-
-void Engine::run_group(const int64_t* ids, const int64_t* offsets, int64_t count, Arena& arena, Output output) const {
-  Histories histories{{0}, {0}};
+void Engine::run_group(Session* const* sessions, const int64_t* ids, const int64_t* offsets, int64_t count,
+                       Arena& arena, Output output) const {
+  Histories histories;
   for (int64_t i = 0; i < count; ++i) {
-    const int64_t length = std::min(max_length_, offsets[i + 1] - offsets[i]);
-    histories.first_row.push_back(histories.first_row.back() + length);
-    histories.first_key_panel.push_back(histories.first_key_panel.back() + round_up(length, kPanelColumns) / kPanelColumns);
+    histories.add(sessions == nullptr ? 0 : sessions[i]->length(), std::min(max_length_, offsets[i + 1] - offsets[i]));
   }
   const MutablePanels x = embed(ids, offsets, histories, arena);
-  std::vector<KeysValues> read;
-  for (const Layer& layer : layers_) {
-    read.push_back(layer.keys_values(kernels_, histories, view(x), arena));
-    if (&layer != &layers_.back()) layer.encode(kernels_, histories, causal_, read.back(), x, arena);
+  std::vector<std::vector<KeysValues>> read;
+  for (std::size_t i = 0; i < layers_.size(); ++i) {
+    if (sessions == nullptr) {
+      read.push_back(layers_[i].keys_values(kernels_, histories, view(x), arena));
+    } else {
+      read.emplace_back();
+      for (int64_t j = 0; j < count; ++j) read.back().push_back(sessions[j]->kept(i));
+      layers_[i].keep(kernels_, histories, view(x), read.back(), arena);
+    }
+    if (i + 1 < layers_.size()) layers_[i].encode(kernels_, histories, causal_, read.back(), x, arena);
   }
   // The last layer for the last positions only: tokens that read the whole history and have no entries of their own.
   const MutablePanels last = arena.panels(count, dim_);
@@ -186,8 +182,8 @@ void Engine::run_group(const int64_t* ids, const int64_t* offsets, int64_t count
   finish_group(histories, read, last, arena, output);
 }
 
-void Engine::finish_group(const Histories& histories, const std::vector<KeysValues>& read, MutablePanels last,
-                          Arena& arena, Output output) const {
+void Engine::finish_group(const Histories& histories, const std::vector<std::vector<KeysValues>>& read,
+                          MutablePanels last, Arena& arena, Output output) const {
   const int64_t count = histories.count();
   layers_.back().step(kernels_, histories, 1, read.back(), {}, last, arena);
   float* fast = arena.take(count * dim_);
@@ -205,18 +201,19 @@ MutablePanels Engine::embed(const int64_t* ids, const int64_t* offsets, const Hi
                             Arena& arena) const {
   const MutablePanels x = arena.panels(histories.rows(), dim_);
   for (int64_t i = 0; i < histories.count(); ++i) {
-    const int64_t length = histories.length(i);
+    const int64_t rows = histories.rows(i);
     const MutablePanels of_history = from_row(x, histories.first_row[i]);
-    for (int64_t j = 0; j < length; ++j) {
-      kernels_.load_rows(table_, ids[offsets[i + 1] - length + j], 1, of_history.data + j * kPanelColumns, x.rows);
+    for (int64_t j = 0; j < rows; ++j) {
+      kernels_.load_rows(table_, ids[offsets[i + 1] - rows + j], 1, of_history.data + j * kPanelColumns, x.rows);
     }
-    input_norm_(kernels_, length, view(of_history), {position_.data(), max_length_}, of_history);
+    const Panels position = from_row(Panels{position_.data(), max_length_}, histories.begin[i]);
+    input_norm_(kernels_, rows, view(of_history), position, of_history);
   }
   return x;
 }
 
-float* Engine::streams_of(const Histories& histories, const std::vector<KeysValues>& read, const float* fast,
-                          Arena& arena) const {
+float* Engine::streams_of(const Histories& histories, const std::vector<std::vector<KeysValues>>& read,
+                          const float* fast, Arena& arena) const {
   if (steps_ > 0) return reason(histories, read, fast, arena);
   const int64_t count = histories.count();
   const MutablePanels in = arena.panels(count, dim_), out = arena.panels(count, heads_->out());
@@ -227,8 +224,8 @@ float* Engine::streams_of(const Histories& histories, const std::vector<KeysValu
   return streams;
 }
 
-float* Engine::reason(const Histories& histories, const std::vector<KeysValues>& read, const float* fast,
-                      Arena& arena) const {
+float* Engine::reason(const Histories& histories, const std::vector<std::vector<KeysValues>>& read,
+                      const float* fast, Arena& arena) const {
   const int64_t count = histories.count(), rows = count * streams_;
   const MutablePanels state = arena.panels(rows, dim_);
   for (int64_t row = 0; row < rows; ++row) {

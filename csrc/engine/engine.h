@@ -62,9 +62,11 @@ class Engine {
   // A history without items yet, whose keys and values are kept.
   Session new_session() const { return Session(layers_); }
 
-  // Appends items to a session of this engine: states [states_per_row, d] and log_weights [states_per_row] are then
-  // those of its whole history, to the bit. Causal encoders only, and max_length items at most.
-  void append(Session& session, const int64_t* ids, int64_t count, float* states, float* log_weights) const;
+  // Appends items to different sessions of this engine, ids[offsets[i]] to ids[offsets[i + 1] - 1] to session i: states
+  // and log_weights are then those that `states` makes of their whole histories, to the bit. Causal encoders only, and
+  // max_length items at most. Where anything is refused, or memory ends, nothing has been appended to any of them.
+  void append(const Threads& threads, const std::vector<Session*>& sessions, const int64_t* ids, const int64_t* offsets,
+              float* states, float* log_weights) const;
 
   // Multiply-adds of a call, roughly.
   double work(int64_t rows, int64_t histories) const;
@@ -74,15 +76,21 @@ class Engine {
     float* states;
     float* log_weights;
   };
-  void run_group(const int64_t* ids, const int64_t* offsets, int64_t histories, Arena& arena, Output output) const;
+  void check_ids(const int64_t* ids, const int64_t* offsets, int64_t history) const;
+  // Of histories, or of what is appended to sessions; sessions are null for the former, and keep their lengths.
+  void run(const Threads& threads, Session* const* sessions, const int64_t* ids, const int64_t* offsets,
+           int64_t histories, float* states, float* log_weights) const;
+  void run_group(Session* const* sessions, const int64_t* ids, const int64_t* offsets, int64_t histories, Arena& arena,
+                 Output output) const;
   // From the last layer's last positions, [histories, d], on.
-  void finish_group(const Histories& histories, const std::vector<KeysValues>& read, MutablePanels last, Arena& arena,
-                    Output output) const;
+  void finish_group(const Histories& histories, const std::vector<std::vector<KeysValues>>& read, MutablePanels last,
+                    Arena& arena, Output output) const;
   MutablePanels embed(const int64_t* ids, const int64_t* offsets, const Histories& histories, Arena& arena) const;
   // What is pooled of the streams, [histories, streams, d].
-  float* streams_of(const Histories& histories, const std::vector<KeysValues>& read, const float* fast,
+  float* streams_of(const Histories& histories, const std::vector<std::vector<KeysValues>>& read, const float* fast,
                     Arena& arena) const;
-  float* reason(const Histories& histories, const std::vector<KeysValues>& read, const float* fast, Arena& arena) const;
+  float* reason(const Histories& histories, const std::vector<std::vector<KeysValues>>& read, const float* fast,
+                Arena& arena) const;
   void finish(const float* fast, const float* streams, Output output) const;
 
   const Kernels& kernels_;

@@ -49,31 +49,52 @@ Layer::Layer(const LayerWeights& weights, int64_t dim, int64_t heads, int64_t ff
       ffn_out_(weights.ffn_out, Columns::adjacent(ffn_dim), Columns::adjacent(dim)),
       ffn_norm_(weights.ffn_norm, dim, weights.ffn_norm_eps) {}
 
-KeysValues Layer::keys_values(const Kernels& kernels, const Histories& histories, Panels x, Arena& arena) const {
+void Layer::project(const Kernels& kernels, const Histories& histories, Panels x, const std::vector<KeysValues>& keys,
+                    MutablePanels value, Arena& arena) const {
   const int64_t rows = histories.rows(), head_keys = head_dim_ * kPanelColumns;
-  const KeysValues result{arena.take(histories.first_key_panel.back() * heads_ * head_keys),
-                          arena.panels(rows, value_.out())};
   const MutablePanels key = arena.panels(rows, key_.out());
   for (int64_t first = 0; first < rows; first += kTileRows) {
     const int64_t count = std::min(kTileRows, rows - first);
     key_(kernels, count, from_row(x, first), from_row(key, first));
-    value_(kernels, count, from_row(x, first), from_row(result.value, first));
+    value_(kernels, count, from_row(x, first), from_row(value, first));
   }
   for (int64_t history = 0; history < histories.count(); ++history) {
-    const Panels keys = from_row(view(key), histories.first_row[history]);
-    float* target = result.key + histories.first_key_panel[history] * heads_ * head_keys;
-    const int64_t panels = histories.first_key_panel[history + 1] - histories.first_key_panel[history];
+    const Panels of_history = from_row(view(key), histories.first_row[history]);
     for (int64_t head = 0; head < heads_; ++head) {
-      transpose_keys(of_head(keys, head), 0, histories.length(history), head_dim_, target + head * panels * head_keys,
-                     head_keys);
+      transpose_keys(of_head(of_history, head), histories.begin[history], histories.rows(history), head_dim_,
+                     keys[history].key + head * keys[history].panels * head_keys, head_keys);
     }
   }
+}
+
+std::vector<KeysValues> Layer::keys_values(const Kernels& kernels, const Histories& histories, Panels x,
+                                           Arena& arena) const {
+  std::vector<KeysValues> result;
+  const MutablePanels value = arena.panels(histories.rows(), value_.out());
+  for (int64_t history = 0; history < histories.count(); ++history) {
+    const int64_t room = round_up(histories.length(history), kPanelColumns);
+    result.push_back(
+        {arena.take(keys_size(room)), room / kPanelColumns, from_row(value, histories.first_row[history])});
+  }
+  project(kernels, histories, x, result, value, arena);
   return result;
 }
 
-void Layer::encode(const Kernels& kernels, const Histories& histories, bool causal, const KeysValues& read,
+void Layer::keep(const Kernels& kernels, const Histories& histories, Panels x, const std::vector<KeysValues>& kept,
+                 Arena& arena) const {
+  const MutablePanels value = arena.panels(histories.rows(), value_.out());
+  project(kernels, histories, x, kept, value, arena);
+  for (int64_t history = 0; history < histories.count(); ++history) {
+    for (int64_t row = 0; row < histories.rows(history); ++row) {
+      copy_row(view(value), histories.first_row[history] + row, kept[history].value, histories.begin[history] + row,
+               value_.out());
+    }
+  }
+}
+
+void Layer::encode(const Kernels& kernels, const Histories& histories, bool causal, const std::vector<KeysValues>& read,
                    MutablePanels x, Arena& arena) const {
-  const int64_t rows = histories.rows(), head_keys = head_dim_ * kPanelColumns;
+  const int64_t rows = histories.rows();
   const MutablePanels query = arena.panels(rows, query_.out());  // becomes what was attended
   for (int64_t first = 0; first < rows; first += kTileRows) {
     query_(kernels, std::min(kTileRows, rows - first), from_row(view(x), first), from_row(query, first));
@@ -82,50 +103,19 @@ void Layer::encode(const Kernels& kernels, const Histories& histories, bool caus
   call.causal = causal;
   call.memory = arena.take(attend_memory(histories.longest(), 0));
   for (int64_t history = 0; history < histories.count(); ++history) {
-    const int64_t first_row = histories.first_row[history], length = histories.length(history);
-    const int64_t first_panel = histories.first_key_panel[history];
-    attend(kernels, call, 0, length, length, read.key + first_panel * heads_ * head_keys,
-           histories.first_key_panel[history + 1] - first_panel, from_row(view(read.value), first_row),
-           from_row(query, first_row));
+    attend(kernels, call, histories.begin[history], histories.rows(history), histories.length(history), read[history],
+           from_row(query, histories.first_row[history]));
   }
-  sublayers(kernels, rows, view(query), x, arena);
-}
-
-void Layer::keep(const Kernels& kernels, int64_t begin, int64_t rows, int64_t room, Panels x, const KeysValues& kept,
-                 Arena& arena) const {
-  const int64_t head_keys = head_dim_ * kPanelColumns;
-  const MutablePanels key = arena.panels(rows, key_.out());
-  for (int64_t first = 0; first < rows; first += kTileRows) {
-    const int64_t count = std::min(kTileRows, rows - first);
-    key_(kernels, count, from_row(x, first), from_row(key, first));
-    value_(kernels, count, from_row(x, first), from_row(kept.value, begin + first));
-  }
-  for (int64_t head = 0; head < heads_; ++head) {
-    transpose_keys(of_head(view(key), head), begin, rows, head_dim_,
-                   kept.key + head * (room / kPanelColumns) * head_keys, head_keys);
-  }
-}
-
-void Layer::extend(const Kernels& kernels, int64_t begin, int64_t rows, int64_t room, const KeysValues& kept,
-                   MutablePanels x, Arena& arena) const {
-  const MutablePanels query = arena.panels(rows, query_.out());
-  for (int64_t first = 0; first < rows; first += kTileRows) {
-    query_(kernels, std::min(kTileRows, rows - first), from_row(view(x), first), from_row(query, first));
-  }
-  AttendCall call{};
-  call.causal = true;
-  call.memory = arena.take(attend_memory(begin + rows, 0));
-  attend(kernels, call, begin, rows, begin + rows, kept.key, room / kPanelColumns, view(kept.value), query);
   sublayers(kernels, rows, view(query), x, arena);
 }
 
 void Layer::attend(const Kernels& kernels, AttendCall& call, int64_t begin, int64_t rows, int64_t length,
-                   const float* key, int64_t panels, Panels value, MutablePanels query) const {
+                   const KeysValues& read, MutablePanels query) const {
   call.dim = head_dim_;
   call.scale = static_cast<float>(kLog2E / std::sqrt(static_cast<double>(head_dim_)));
   for (int64_t head = 0; head < heads_; ++head) {
-    call.key = key + head * panels * head_dim_ * kPanelColumns;
-    call.value = of_head(value, head);
+    call.key = read.key + head * read.panels * head_dim_ * kPanelColumns;
+    call.value = of_head(view(read.value), head);
     for (int64_t first = 0; first < rows; first += kQueryRows) {
       call.rows = std::min(kQueryRows, rows - first);
       call.keys = call.causal ? begin + first + call.rows : length;
@@ -143,8 +133,8 @@ void Layer::append(const Kernels& kernels, int64_t rows, Panels x, Suffix& suffi
   value_(kernels, rows, x, suffix.value.back());
 }
 
-void Layer::step(const Kernels& kernels, const Histories& histories, int64_t streams, const KeysValues& read,
-                 const Suffix& suffix, MutablePanels x, Arena& arena) const {
+void Layer::step(const Kernels& kernels, const Histories& histories, int64_t streams,
+                 const std::vector<KeysValues>& read, const Suffix& suffix, MutablePanels x, Arena& arena) const {
   const int64_t rows = histories.count() * streams, head_keys = head_dim_ * kPanelColumns;
   const int64_t steps = static_cast<int64_t>(suffix.key.size());
   const MutablePanels query = arena.panels(rows, query_.out());
@@ -158,12 +148,11 @@ void Layer::step(const Kernels& kernels, const Histories& histories, int64_t str
   call.suffix_value = suffix_value.data();
   call.memory = arena.take(attend_memory(histories.longest(), steps));
   for (int64_t history = 0; history < histories.count(); ++history) {
-    const int64_t first_panel = histories.first_key_panel[history];
-    const int64_t panels = histories.first_key_panel[history + 1] - first_panel;
+    const KeysValues& of_history = read[history];
     call.keys = histories.length(history);
     for (int64_t head = 0; head < heads_; ++head) {
-      call.key = read.key + (first_panel * heads_ + head * panels) * head_keys;
-      call.value = of_head(from_row(view(read.value), histories.first_row[history]), head);
+      call.key = of_history.key + head * of_history.panels * head_keys;
+      call.value = of_head(view(of_history.value), head);
       for (int64_t first = 0; first < streams; first += kQueryRows) {
         const int64_t row = history * streams + first;
         call.rows = std::min(kQueryRows, streams - first);

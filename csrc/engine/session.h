@@ -23,7 +23,9 @@ class Session {
   void reserve(int64_t positions);
   void set_length(int64_t length) { length_ = length; }
 
-  KeysValues kept(std::size_t layer) { return {kept_[layer].key.data(), {kept_[layer].value.data(), room_}}; }
+  KeysValues kept(std::size_t layer) {
+    return {kept_[layer].key.data(), room_ / kPanelColumns, {kept_[layer].value.data(), room_}};
+  }
   bool belongs_to(const std::vector<Layer>& layers) const { return layers_ == &layers; }
 
  private:

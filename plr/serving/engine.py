@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -173,7 +174,31 @@ class Engine:
         """
         if not self.causal:
             raise EngineError("nothing of a history can be kept: the encoder is not causal, an item changes them all")
-        return KeptHistory(self, self._engine)
+        return KeptHistory(self, self._engine.new_session())
+
+    def append(self, histories: Sequence[KeptHistory], ids: Tensor, offsets: Tensor) -> UserStates:
+        """Append items to kept histories, to all by one call; return what ranks the items for them then, in their order.
+
+        The states are those of `states` for the whole histories, to the bit.
+
+        Args:
+            histories: of this engine, each once.
+            ids: int64 [N], the items of all, oldest first.
+            offsets: int64 [B + 1], where those of each begin, and the end of the last ones. Each history gets one or
+                more, with those before at most max_length.
+
+        Raises:
+            TypeError, ValueError: not of that kind, an id outside [0, V), more than max_length items, a history of
+                another engine, or one twice; nothing has been appended to any then.
+        """
+        _check_histories(ids, offsets)
+        if len(offsets) != len(histories) + 1:
+            raise ValueError(f"offsets must be {len(histories) + 1} numbers, B + 1; found {len(offsets)}")
+        ids, offsets = ids.contiguous(), offsets.contiguous()
+        users = self._new_states(len(histories))
+        kept = [history.kept for history in histories]
+        self._engine.append(self._resources()[1], kept, ids.data_ptr(), offsets.data_ptr(), *_addresses(users))
+        return users
 
     def top(
         self, ids: Tensor, offsets: Tensor, k: int, *, exclude: Tensor | None = None, where: Tensor | None = None
@@ -296,21 +321,21 @@ class KeptHistory:
 
     Attributes:
         engine: whose it is.
+        kept: the keys and values, csrc/engine/session.h.
     """
 
-    def __init__(self, engine: Engine, compiled: Any) -> None:
-        self.engine = engine
-        self._compiled, self._kept = compiled, compiled.new_session()
+    def __init__(self, engine: Engine, kept: Any) -> None:
+        self.engine, self.kept = engine, kept
 
     @property
     def length(self) -> int:
         """How many items there are."""
-        return self._kept.length
+        return self.kept.length
 
     @property
     def bytes(self) -> int:
         """How much memory the keys and values take."""
-        return self._kept.bytes
+        return self.kept.bytes
 
     def append(self, ids: Tensor) -> UserStates:
         """Append items; return what ranks the items for the history then, B = 1.
@@ -323,10 +348,7 @@ class KeptHistory:
                 been appended then.
         """
         _check_numbers("ids", ids)
-        ids = ids.contiguous()
-        users = self.engine._new_states(1)
-        self._compiled.append(self._kept, ids.data_ptr(), len(ids), *_addresses(users))
-        return users
+        return self.engine.append([self], ids, torch.tensor([0, len(ids)], device="cpu"))
 
 
 def _addresses(users: UserStates) -> tuple[int, int]:

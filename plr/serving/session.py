@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import struct
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -13,14 +13,14 @@ import torch
 
 from plr.errors import RequestError, RunError, listed, shortened
 from plr.serving.categories import CategoryLimit
-from plr.serving.engine import KeptHistory, UserStates
+from plr.serving.engine import Engine, KeptHistory, UserStates
 from plr.serving.filters import ItemFilter
 from plr.serving.ragged import Ragged
 
 if TYPE_CHECKING:
     from plr.serving.recommender import Recommendation, Recommender
 
-__all__ = ["Session"]
+__all__ = ["Session", "rank_sessions"]
 
 _MAGIC = b"plr session\n"
 _VERSION = 1
@@ -66,8 +66,7 @@ class Session:
         self._recommender, self.unknown = recommender, unknown
         self._items: list[int] = []
         self._kept: KeptHistory | None = None
-        self._states: UserStates | None = None
-        self._states_length = 0  # of which they are
+        self._states: UserStates | None = None  # of the history as far as it is kept
         self.extend(history)
 
     def __len__(self) -> int:
@@ -143,25 +142,16 @@ class Session:
         """Return scores [1, k] and items int64 [1, k], as `Recommender.rank` does for the one history."""
         if not self._items:
             raise RequestError("the session's history holds no item yet; append one")
-        history = Ragged.of([self._items])
-        return self._recommender.rank(
-            history, k, exclude_seen=exclude_seen, filters=filters, limit=limit, states=self._current_states()
+        return rank_sessions(
+            self._recommender, [self], k, exclude_seen=exclude_seen, filters=filters, limit=limit
         )
 
-    def _current_states(self) -> UserStates | None:
-        """Return what ranks the items now, of what is kept as far as that goes; None where it does not."""
-        engine = self._recommender.engine
+    def _is_kept(self, engine: Engine | None) -> bool:
+        """Whether the engine can go on from what is kept, which is dropped where it cannot: it is of what was."""
         if engine is None or not engine.causal or len(self._items) > engine.max_length:
-            self._kept = self._states = None  # the model may have changed, and what was kept is of what it was
-            return None
-        if self._states is not None and self._states_length == len(self._items):
-            return self._states
-        if self._kept is None:
-            self._kept = engine.kept_history()
-        new = np.array(self._items[self._kept.length :], np.int64)
-        self._states = self._kept.append(torch.from_numpy(new))
-        self._states_length = len(self._items)
-        return self._states
+            self._kept = self._states = None
+            return False
+        return True
 
     def to_bytes(self) -> bytes:
         """Return the session for `Recommender.session_from_bytes`: the history, the run's fingerprint and a checksum.
@@ -202,3 +192,72 @@ class Session:
             raise RunError("the session is damaged: it holds items that the run does not have")
         session._items = items.tolist()
         return session
+
+
+def rank_sessions(
+    recommender: Recommender,
+    sessions: Sequence[Session],
+    k: int | None = None,
+    *,
+    exclude_seen: bool | None = None,
+    filters: ItemFilter | None = None,
+    limit: CategoryLimit | None = None,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return scores [B, k] and items int64 [B, k] for sessions of the recommender, as its `rank` does for histories.
+
+    What is new of all of them is computed by one call of the engine.
+
+    Raises:
+        As `Recommender.rank`; RequestError: a history holds no item yet.
+        ValueError: a session is another recommender's.
+    """
+    k = recommender.checked_k(k)
+    for place, session in enumerate(sessions):
+        if session._recommender is not recommender:
+            raise ValueError(f"session {place} is another recommender's")
+        if not session._items:
+            which = "the session's history" if len(sessions) == 1 else f"session {place}: the history"
+            raise RequestError(f"{which} holds no item yet; append one")
+    histories = Ragged.of([session._items for session in sessions])
+    states = _current_states(recommender.engine, sessions, histories)
+    return recommender.rank(histories, k, exclude_seen=exclude_seen, filters=filters, limit=limit, states=states)
+
+
+def _current_states(engine: Engine | None, sessions: Sequence[Session], histories: Ragged) -> UserStates | None:
+    """Return what ranks the items for sessions now, of what is kept as far as that goes; None without the engine."""
+    is_kept = np.array([session._is_kept(engine) for session in sessions], dtype=bool)  # each is asked
+    if engine is None:
+        return None
+    _advance(engine, [session for session, kept in zip(sessions, is_kept.tolist(), strict=True) if kept])
+    encoded = iter(())
+    if not is_kept.all():
+        rest = histories.take(np.flatnonzero(~is_kept))
+        states = engine.states(torch.from_numpy(rest.ids), torch.from_numpy(rest.offsets))
+        if not is_kept.any():
+            return states
+        encoded = (states.of_rows(slice(row, row + 1)) for row in range(len(rest)))
+    parts = [
+        session._states if kept else next(encoded) for session, kept in zip(sessions, is_kept.tolist(), strict=True)
+    ]
+    if len(parts) == 1:
+        return parts[0]
+    log_weights = [part.log_weights for part in parts if part.log_weights is not None]
+    return UserStates(torch.cat([part.states for part in parts]), torch.cat(log_weights) if log_weights else None)
+
+
+def _advance(engine: Engine, sessions: Sequence[Session]) -> None:
+    """Append to what is kept of sessions what is new of them."""
+    behind = []
+    for session in dict.fromkeys(sessions):
+        if session._kept is None:
+            session._kept = engine.kept_history()
+        if session._states is None or session._kept.length < len(session._items):
+            behind.append(session)
+    if not behind:
+        return
+    new = Ragged.of([session._items[session._kept.length :] for session in behind])
+    states = engine.append([session._kept for session in behind], torch.from_numpy(new.ids), torch.from_numpy(new.offsets))
+    for row, session in enumerate(behind):
+        own = states.of_rows(slice(row, row + 1))
+        # Copies: a part would keep the memory of all.
+        session._states = UserStates(own.states.clone(), None if own.log_weights is None else own.log_weights.clone())
