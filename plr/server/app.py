@@ -26,16 +26,15 @@ from plr.server.messages import (
     Recommendations,
     Refusal,
     Requests,
-    SessionState,
     SimilarItems,
 )
 from plr.server.metrics import MetricsMemory
 from plr.server.openapi import document
 from plr.server.options import ServerOptions
 from plr.server.routes import Route
+from plr.server.session_answers import SessionAnswers
 from plr.server.sessions import Sessions
-from plr.serving import Recommender, Session
-from plr.serving.categories import CategoryLimit
+from plr.serving import Recommender
 from plr.serving.ragged import Ragged
 from plr.serving.similar import Neighbours
 
@@ -103,6 +102,9 @@ class Application:
         self._requests = Requests(Limits.of(options, items))
         self._batches = Batches(self._compute, queue=options.queue, batch=options.batch, counters=self._counters)
         self._sessions = Sessions(options.sessions, options.session_memory << 20)  # of the thread that computes
+        self._session_answers = SessionAnswers(
+            recommender, self._sessions, self._counters, self._categories, options.max_history
+        )
         self._is_running = False
         self.draining = False
         self._ready = Ready(
@@ -289,8 +291,7 @@ class Application:
         if request.session is not msgspec.UNSET:
             if not self._options.sessions:
                 raise Refusal(422, "session: this server keeps none (--sessions 0); send histories")
-            # Alone: what a failed request of several had appended would be appended again when each is asked alone.
-            return await self._submit("session", object(), request, 1, asking)
+            return await self._submit("session", None, request, 1, asking)  # all of one group: in their order
         # A list of allowed items is read once for all histories of its request, which is therefore answered alone.
         only = None if request.only is None else object()
         option = (request.exclude_seen, request.unknown, request.at_most, only)
@@ -304,7 +305,7 @@ class Application:
         """Answer requests of one group by one call; a user's best k are the first of a larger k's."""
         kind, option = group
         if kind == "session":
-            return [self._of_session(request) for request in requests]
+            return self._session_answers(requests)
         k = max(request.k for request in requests)
         if kind == "similar":
             rows = self._neighbours([item for request in requests for item in request.items], k)
@@ -327,44 +328,6 @@ class Application:
             answers.append([row[: request.k] for row in rows[first : first + count]])
             first += count
         return answers
-
-    def _of_session(self, request: Any) -> Recommendations:
-        """Begin a session or go on with it; where that is refused it stays as it was; if ranking fails it is left."""
-        asked = request.session
-        filters = self._recommender.filters(1, request.only, [request.exclude] if request.exclude else None)
-        limit = None
-        if request.at_most is not None and self._categories is not None:
-            limit = CategoryLimit(request.at_most, self._categories)
-        if asked.history is not msgspec.UNSET:
-            session = self._recommender.session(asked.history, unknown=request.unknown)
-        else:
-            session = self._known_session(asked)
-            session.unknown = request.unknown
-            session.extend(asked.append or ())
-        try:
-            ranked = session.rank(request.k, exclude_seen=request.exclude_seen, filters=filters, limit=limit)
-        except BaseException:
-            if asked.history is msgspec.UNSET:
-                self._sessions.drop(asked.id)  # it has the new items already, and its client was not told so
-                self._counters.sessions(len(self._sessions), self._sessions.bytes)
-            raise
-        self._sessions.put(asked.id, session)
-        self._counters.sessions(len(self._sessions), self._sessions.bytes)
-        return Recommendations(self._recommender.objects(*ranked), SessionState(asked.id, len(session)))
-
-    def _known_session(self, asked: Any) -> Session:
-        session = self._sessions.get(asked.id)
-        if session is None:
-            text = "the session is not here: it was never begun, or left for others"
-            raise Refusal(404, f"{text}; send its history as session.history")
-        if len(session) != asked.length:
-            text = f"session.length must be {len(session)}, what the session holds; found {asked.length}"
-            raise Refusal(409, f"{text}; send its history as session.history")
-        length, most = len(session) + len(asked.append or ()), self._options.max_history
-        if length > most:
-            text = f"session.append: the session would have {length} items; at most {most} are accepted"
-            raise Refusal(422, f"{text}; begin it anew with its latest as session.history")
-        return session
 
     async def _health(self, _: Any, __: _Asking) -> Any:
         return Health()

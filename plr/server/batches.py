@@ -12,7 +12,7 @@ from typing import Any
 
 from plr.server.metrics import Counters
 
-__all__ = ["Batches", "GoneError", "QueueFullError", "TooLateError"]
+__all__ = ["Batches", "GoneError", "QueueFullError", "TooLateError", "as_failure"]
 
 
 class QueueFullError(Exception):
@@ -45,8 +45,8 @@ class Batches:
     """Answers requests in a thread of its own, several at once where several of one group wait. Never waits for more.
 
     Args:
-        answer: takes a group and requests of it; returns an answer for each. Where it raises an error for several
-            requests, each of them is asked alone, so that an error is that of one.
+        answer: takes a group and requests of it; returns an answer for each, or the error that it ends with. Where it
+            raises an error for several requests, each of them is asked alone, so that an error is that of one.
         queue: the most users that may be in here.
         batch: the most users that are answered at once; a request of more is answered alone.
         counters: where batches and the queue's length are counted.
@@ -155,11 +155,7 @@ class Batches:
             return self._answer(jobs[0].group, [job.request for job in jobs])
         except BaseException as error:  # a panic of a library in Rust, too: this thread must not end
             if len(jobs) == 1:
-                if isinstance(error, Exception) and not isinstance(error, StopIteration):
-                    return [error]
-                # What no future takes, or what would end the loop.
-                failure = RuntimeError(type(error).__name__).with_traceback(error.__traceback__)
-                return [failure]
+                return [as_failure(error)]
         return [answer for job in jobs for answer in self._answers([job])]
 
     def _deliver(self, taken: list[_Job], asked: list[_Job], answers: Sequence[Any]) -> None:
@@ -173,3 +169,10 @@ class Batches:
                 job.future.set_result(answer)
             elif not job.dropped:  # else nobody would ever ask for it
                 job.future.set_exception(answer)
+
+
+def as_failure(error: BaseException) -> Exception:
+    """Return the error, or one in its place where no future takes it or it would end the loop."""
+    if isinstance(error, Exception) and not isinstance(error, StopIteration):
+        return error
+    return RuntimeError(type(error).__name__).with_traceback(error.__traceback__)

@@ -177,7 +177,7 @@ class Engine:
         return KeptHistory(self, self._engine.new_session())
 
     def append(self, histories: Sequence[KeptHistory], ids: Tensor, offsets: Tensor) -> UserStates:
-        """Append items to kept histories, to all by one call; return what ranks the items for them then, in their order.
+        """Append items to kept histories, to all by one call; return what ranks the items for each then.
 
         The states are those of `states` for the whole histories, to the bit.
 

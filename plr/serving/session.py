@@ -229,35 +229,32 @@ def _current_states(engine: Engine | None, sessions: Sequence[Session], historie
     if engine is None:
         return None
     _advance(engine, [session for session, kept in zip(sessions, is_kept.tolist(), strict=True) if kept])
-    encoded = iter(())
-    if not is_kept.all():
-        rest = histories.take(np.flatnonzero(~is_kept))
-        states = engine.states(torch.from_numpy(rest.ids), torch.from_numpy(rest.offsets))
-        if not is_kept.any():
-            return states
-        encoded = (states.of_rows(slice(row, row + 1)) for row in range(len(rest)))
-    parts = [
-        session._states if kept else next(encoded) for session, kept in zip(sessions, is_kept.tolist(), strict=True)
-    ]
+    rest = histories.take(np.flatnonzero(~is_kept))
+    parts = [session._states for session in sessions if session._states is not None]
+    if len(rest) or not parts:
+        parts.append(engine.states(torch.from_numpy(rest.ids), torch.from_numpy(rest.offsets)))
     if len(parts) == 1:
         return parts[0]
     log_weights = [part.log_weights for part in parts if part.log_weights is not None]
-    return UserStates(torch.cat([part.states for part in parts]), torch.cat(log_weights) if log_weights else None)
+    states = UserStates(torch.cat([part.states for part in parts]), torch.cat(log_weights) if log_weights else None)
+    return states.of_rows(np.argsort(np.argsort(~is_kept, kind="stable")))  # kept ones come first in it
 
 
 def _advance(engine: Engine, sessions: Sequence[Session]) -> None:
     """Append to what is kept of sessions what is new of them."""
     behind = []
     for session in dict.fromkeys(sessions):
-        if session._kept is None:
+        if session._states is None or session._kept is None:  # nothing yet, or what was begun has failed
             session._kept = engine.kept_history()
-        if session._states is None or session._kept.length < len(session._items):
-            behind.append(session)
+        if session._kept.length < len(session._items):
+            session._states = None
+            behind.append((session, session._kept))
     if not behind:
         return
-    new = Ragged.of([session._items[session._kept.length :] for session in behind])
-    states = engine.append([session._kept for session in behind], torch.from_numpy(new.ids), torch.from_numpy(new.offsets))
-    for row, session in enumerate(behind):
+    new = Ragged.of([session._items[kept.length :] for session, kept in behind])
+    ids, offsets = torch.from_numpy(new.ids), torch.from_numpy(new.offsets)
+    states = engine.append([kept for _, kept in behind], ids, offsets)
+    for row, (session, _) in enumerate(behind):
         own = states.of_rows(slice(row, row + 1))
         # Copies: a part would keep the memory of all.
         session._states = UserStates(own.states.clone(), None if own.log_weights is None else own.log_weights.clone())

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
+import threading
+
 import pytest
 
 import plr
 from plr.server.options import ServerOptions
 from tests.plr.models.helpers import small_config, small_model
-from tests.plr.server.helpers import answers
+from tests.plr.server.helpers import answers, ask, running
 
 SERVE = "plr serve needs the extra: pip install -e '.[serve]'"
 Application = pytest.importorskip("plr.server.app", reason=SERVE, exc_type=ModuleNotFoundError).Application
@@ -256,3 +259,89 @@ def test_a_session_whose_ranking_fails_is_left(application, recommender, monkeyp
     )
     assert [each.status for each in (begun, failed, repeated, anew)] == [200, 500, 404, 200]
     assert anew.json["session"]["length"] == 2
+
+
+@pytest.fixture
+def together(recommender, monkeypatch):
+    """Answers requests for sessions of which the first is computed while the others come in; how many each call had."""
+
+    def together(app, *bodies):
+        opened, entered, sizes = threading.Event(), threading.Event(), []
+        rank = recommender.rank
+
+        def gated(histories, *arguments, **options):
+            entered.set()
+            assert opened.wait(20)
+            sizes.append(len(histories))
+            return rank(histories, *arguments, **options)
+
+        monkeypatch.setattr(recommender, "rank", gated)
+
+        async def main():
+            async with running(app):
+                tasks = [asyncio.create_task(ask(app, *bodies[0]))]
+                await asyncio.to_thread(entered.wait, 20)
+                for body in bodies[1:]:
+                    tasks.append(asyncio.create_task(ask(app, *body)))
+                    await asyncio.sleep(0.01)  # in their order
+                opened.set()
+                return await asyncio.gather(*tasks)
+
+        found = asyncio.run(main())
+        monkeypatch.setattr(recommender, "rank", rank)
+        return found, sizes
+
+    return together
+
+
+def test_sessions_that_wait_are_answered_together_and_as_alone(application, recommender, together):
+    found, sizes = together(
+        application(max_history=15, sessions=8),
+        begin(["i0"], "first"),
+        begin(["i1", "i2"], "a", k=3),
+        begin(["i3"], "b", exclude=["i4", "i5"]),
+        begin([f"i{item}" for item in range(14)], "c"),  # beyond max_length, 12
+        go_on(2, ["i3"], "nobody"),
+        begin(["i4"], "d", only=["i7", "i8"]),
+        begin(["i5"], "e", exclude_seen=True),
+        begin(["x"], "f"),
+        go_on(2, ["i6"], "a", k=5),
+        go_on(1, ["i6"], "b"),
+        go_on(2, ["i6"], "a"),  # sent twice
+        go_on(3, ["i7"], "a"),
+        go_on(14, ["i7", "i8"], "c"),
+    )
+    assert [each.status for each in found] == [200] * 4 + [404, 200, 200, 422, 200, 200, 409, 200, 422]
+    # The first; a, b, c, then d and e by themselves; a, b; a again.
+    assert sizes == [1, 3, 1, 1, 2, 1]
+    expected = {
+        0: recommender.recommend([["i0"]]),
+        1: recommender.recommend([["i1", "i2"]], 3),
+        2: recommender.recommend([["i3"]], exclude=["i4", "i5"]),
+        3: recommender.recommend([[f"i{item}" for item in range(14)]]),
+        5: recommender.recommend([["i4"]], only=["i7", "i8"]),
+        6: recommender.recommend([["i5"]], exclude_seen=True),
+        8: recommender.recommend([["i1", "i2", "i6"]], 5),
+        9: recommender.recommend([["i3", "i6"]]),
+        11: recommender.recommend([["i1", "i2", "i6", "i7"]]),
+    }
+    for place, rows in expected.items():
+        assert found[place].json["recommendations"] == as_json(rows)
+    assert [found[place].json["session"]["length"] for place in (8, 9, 11)] == [3, 2, 4]
+
+
+def test_of_sessions_together_the_one_that_fails_is_left(application, recommender, together, monkeypatch):
+    rank = recommender.rank
+
+    def failing(histories, *arguments, **options):
+        if any(3 in history for history in histories.lists()):
+            raise RuntimeError("a failure of the server's own")
+        return rank(histories, *arguments, **options)
+
+    monkeypatch.setattr(recommender, "rank", failing)
+    found, _ = together(
+        application(), begin(["i0"], "first"), begin(["i1"], "a"), begin(["i2"], "b"), go_on(1, ["i3"], "a"),
+        go_on(1, ["i4"], "b"), go_on(2, ["i5"], "a"), go_on(2, ["i5"], "b"),
+    )  # fmt: skip
+    assert [each.status for each in found] == [200, 200, 200, 500, 200, 404, 200]
+    assert found[-1].json["session"]["length"] == 3

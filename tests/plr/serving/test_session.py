@@ -214,3 +214,79 @@ def test_bytes_that_are_no_session_of_the_run_are_refused(recommender):
     ):
         with pytest.raises(RunError, match="of another run"):
             other.session_from_bytes(content)
+
+
+@pytest.mark.parametrize("name", SETS)
+@pytest.mark.parametrize("method", ["base", "plr"])
+def test_many_kept_histories_advance_as_one_by_one(name, method, monkeypatch):
+    monkeypatch.setattr(extension, "_instruction_set", name)
+    engine = Engine(trained(method=method, dim=50, ffn_dim=300, max_length=70))
+    ids = ragged([70])[0]
+    together, alone = ([engine.kept_history() for _ in range(5)] for _ in range(2))
+    firsts = [0] * 5
+    for steps in ([1, 31, 32, 33, 2], [40, 1, 1, 35, 1], [1, 30, 37, 2, 1]):
+        parts = [ids[first : first + step] for first, step in zip(firsts, steps, strict=True)]
+        offsets = torch.tensor([0, *np.cumsum(steps)])
+        found = engine.append(together, torch.cat(parts), offsets)
+        for row, (kept, part) in enumerate(zip(alone, parts, strict=True)):
+            own = kept.append(part)
+            assert torch.equal(found.states[row], own.states[0])
+            assert found.log_weights is None or torch.equal(found.log_weights[row], own.log_weights[0])
+        firsts = [first + step for first, step in zip(firsts, steps, strict=True)]
+        assert [kept.length for kept in together] == firsts
+
+
+def test_what_cannot_be_appended_to_many_is_appended_to_none():
+    engine = Engine(trained(method="base"))
+    one, other = engine.kept_history(), engine.kept_history()
+    ids = ragged([13])[0]
+    engine.append([one, other], ids[:3], torch.tensor([0, 1, 3]))
+    foreign = Engine(trained(method="base")).kept_history()
+    for histories, items, offsets, message in (
+        ([one, one], ids[:2], [0, 1, 2], "sessions must be different ones; found one twice"),
+        ([one, foreign], ids[:2], [0, 1, 2], "the session is another engine's"),
+        ([one, other], ids[:12], [0, 1, 12], r"a session of 2 items takes 1 to 10 more .*, found 11"),
+        ([one, other], torch.tensor([1, 61]), [0, 1, 2], r"ids must be in \[0, V\) \(V=61\), found 61 in history 1"),
+        ([one, other], ids[:2], [0, 2], r"offsets must be 3 numbers, B \+ 1; found 2"),
+        ([one, other], ids[:2], [0, 1, 3], "offsets must be"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            engine.append(histories, items, torch.tensor(offsets))
+    assert (one.length, other.length, foreign.length) == (1, 2, 0)
+    assert len(engine.append([], ids[:0], torch.tensor([0])).states) == 0
+
+
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    steps=st.lists(
+        st.lists(st.tuples(st.integers(0, 3), st.lists(st.integers(0, ITEMS - 1), max_size=5)), max_size=5), max_size=5
+    )
+)
+def test_many_sessions_are_answered_as_each_alone(recommender, steps):
+    """Before max_length and beyond, in any order, with what was asked alone between."""
+    sessions = [recommender.session([IDS[place]]) for place in range(4)]
+    copies = [recommender.session([IDS[place]]) for place in range(4)]
+    for step in steps:
+        for place, items in step:
+            sessions[place].extend(IDS[item] for item in items)
+            copies[place].extend(IDS[item] for item in items)
+        order = [place for place, _ in step]  # some twice
+        found = recommender.recommend_sessions([sessions[place] for place in order], 5, exclude=[["i1"]] * len(order))
+        assert found == [copies[place].recommend(5, exclude=["i1"]) for place in order]
+        assert found == recommender.recommend([sessions[place].history for place in order], 5, exclude=["i1"])
+
+
+@pytest.mark.parametrize("changes", [{"method": "lares"}, {"method": "plr", "backbone": "bert4rec"}], ids=str)
+def test_many_sessions_of_what_is_not_kept(changes):
+    recommender = recommender_of(**changes)
+    histories = [["i1", "i2"], ["i5"], ["i7"] * 15]
+    found = recommender.recommend_sessions([recommender.session(history) for history in histories], 4)
+    assert found == recommender.recommend(histories, 4)
+
+
+def test_sessions_that_cannot_be_answered_together(recommender):
+    with pytest.raises(RequestError, match="session 1: the history holds no item yet"):
+        recommender.recommend_sessions([recommender.session(["i1"]), recommender.session()])
+    with pytest.raises(ValueError, match="session 0 is another recommender's"):
+        recommender.recommend_sessions([recommender_of(method="base").session(["i1"])])
+    assert recommender.recommend_sessions([]) == []
