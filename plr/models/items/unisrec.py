@@ -46,14 +46,23 @@ class TextItemEncoder(ItemEncoder):
 
     def table(self) -> Tensor:
         """Return the item vectors [V, d], with gradients; in training with dropout and noise of the adaptor."""
-        generator = None if self.share is None else self.share.generator(self.vectors.device)
-        table = torch.where(self.present[:, None], self.adaptor(self.vectors, generator), self.missing.weight)
+        table = torch.where(self.present[:, None], self.adaptor(self.vectors, self._noise()), self.missing.weight)
         return table if self.embedding is None else table + self.embedding.weight
 
     def rows(self, ids: Tensor) -> Tensor:
         """Return the rows `ids` of the table: no other text is read."""
-        rows = torch.where(self.present[ids, None], self.adaptor(self.vectors[ids]), self.missing.weight)
+        # Noise for all items, so that one has the same in all processes, whichever others each of them names.
+        noise = self._noise()
+        noise = None if noise is None else noise[ids]
+        rows = torch.where(self.present[ids, None], self.adaptor(self.vectors[ids], noise), self.missing.weight)
         return rows if self.embedding is None else rows + self.embedding(ids)
+
+    def _noise(self) -> Tensor | None:
+        """Return n [V, E] of a training step."""
+        if not self.training:
+            return None
+        generator = None if self.share is None else self.share.generator(self.vectors.device)
+        return self.adaptor.draw(self.vectors, generator)
 
     def own_rows(self) -> tuple[str, ...]:
         """Return the id embedding's, where there is one."""
@@ -94,18 +103,23 @@ class MixtureOfExpertsAdaptor(nn.Module):
         self.gate = nn.Parameter(torch.zeros(width, experts))
         self.noise = nn.Parameter(torch.zeros(width, experts))
 
-    def forward(self, vectors: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """[V, width] -> [V, d]; the noise is of the generator, by default torch's global one."""
-        gates = self.gates(vectors, generator)
+    def forward(self, vectors: Tensor, noise: Tensor | None = None) -> Tensor:
+        """[V, width] -> [V, d]; noise: n [V, E], in training only, by default drawn from torch's global generator."""
+        gates = self.gates(vectors, noise)
         return sum(gates[:, e, None] * whitening(vectors) for e, whitening in enumerate(self.whitening))
 
-    def gates(self, vectors: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """Return g [V, E] for vectors [V, width], noisy in training."""
+    def draw(self, vectors: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """Return n [V, E] for vectors [V, width], from the generator, by default torch's global one."""
+        shape = len(vectors), self.gate.shape[1]
+        dtype = torch.result_type(vectors, self.gate)
+        return torch.randn(shape, generator=generator, dtype=dtype, device=vectors.device)
+
+    def gates(self, vectors: Tensor, noise: Tensor | None = None) -> Tensor:
+        """Return g [V, E] for vectors [V, width], in training with noise n [V, E]."""
         logits = vectors @ self.gate
         if self.training:
             spread = functional.softplus(vectors @ self.noise) + 0.01
-            noise = torch.randn(logits.shape, generator=generator, dtype=logits.dtype, device=logits.device)
-            logits = logits + noise * spread
+            logits = logits + (self.draw(vectors) if noise is None else noise) * spread
         return torch.softmax(logits, dim=-1)
 
 

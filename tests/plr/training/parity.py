@@ -71,6 +71,7 @@ CASES: dict[str, dict[str, Any]] = {
     "plr states sequence": {**STATES, **SEQUENCES, "targets_per_row": 4, "kl_limit": 0.1835},
     "base sampled": {"method": "base", **SAMPLED, "sampler": "mixed"},
     "plr sampled": {**PLR, **SAMPLED, "sampler": "in_batch", "kl_weight": 0.1, "kl_limit": 0.0},
+    "unisrec sampled": {"backbone": "unisrec", "method": "base", "text_vectors": "vectors", "experts": 2, **SAMPLED},
     "base sharded": {"method": "base", **SHARDED, "clip": 0.05, "consistency_weight": 2.0, "divergence_share": 0.4},
     "plr sharded": {**PLR, **SHARDED, "contrastive_weight": 0.3, "kl_weight": 0.1, "consistency_weight": 0.5, **OTHERS},
     "plr sharded sequence": {**PLR, **SHARDED, **SEQUENCES, "fast_state": "component", "divergence_share": 0.3,
