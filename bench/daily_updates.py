@@ -1,4 +1,6 @@
-"""A run kept up to date by `plr train --from`, beside training from nothing: results/daily_updates-NAME.json and .md.
+"""Updates by `plr train --from` beside training from nothing: results/daily_updates-NAME.json and .md.
+
+They are written anew after each update.
 
     OMP_NUM_THREADS=1 python -m bench.daily_updates --data Steam.csv.gz --name steam
 
@@ -22,7 +24,7 @@ import statistics
 import tempfile
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -63,8 +65,10 @@ def run(config: Config) -> dict[str, Any]:
     return record | ({"items": result["from"]["items"]} if "from" in result else {})
 
 
-def bench(data: Path, folder: Path, *, days: float, updates: int, seed: int, sizes: dict[str, Any]) -> dict[str, Any]:
-    """Make all runs; returns the record."""
+def bench(
+    data: Path, folder: Path, *, days: float, updates: int, seed: int, sizes: dict[str, Any]
+) -> Iterator[dict[str, Any]]:
+    """Make all runs; yields the record of the updates so far after each."""
     frame = pl.read_csv(data)
     period, end = int(days * DAY), int(frame["timestamp"].max()) + 1  # type: ignore[arg-type]
     previous: dict[str, Path] = {}
@@ -98,15 +102,17 @@ def bench(data: Path, folder: Path, *, days: float, updates: int, seed: int, siz
             here[UNCHANGED] = unchanged(folder / "0-retrained", path, valid_time, test_time, here["retrained"]["rows"])
             print(number, UNCHANGED, here[UNCHANGED], flush=True)
         found.append(here)
-    differences = {
-        way: _interval([one - other for one, other in zip(gains[way], gains["retrained"], strict=True)])
-        for way in WAYS
-        if way != "retrained"
-    }
-    return {
-        "data": data.name, "days": days, "updates": updates, "seed": seed, "sizes": {**SIZES, **sizes}, "ways": WAYS,
-        "runs": found, "differences": differences, "torch": torch.__version__, "machine": platform.machine(),
-    }  # fmt: skip
+        if not number:
+            continue
+        differences = {
+            way: _interval([one - other for one, other in zip(gains[way], gains["retrained"], strict=True)])
+            for way in WAYS
+            if way != "retrained"
+        }
+        yield {
+            "data": data.name, "days": days, "updates": number, "seed": seed, "sizes": {**SIZES, **sizes}, "ways": WAYS,
+            "runs": list(found), "differences": differences, "torch": torch.__version__, "machine": platform.machine(),
+        }  # fmt: skip
 
 
 def unchanged(run: Path, data: Path, valid_time: int, test_time: int, rows: int) -> dict[str, float]:
@@ -131,7 +137,7 @@ def markdown(record: dict[str, Any]) -> str:
     """Return the page."""
     runs = record["runs"][1:]
     rows = sum(each["retrained"]["rows"] for each in runs)
-    lines = [f"# {record['data']}: {record['updates']} updates, one every {record['days']:g} days", ""]
+    lines = [f"# {record['data']}: {record['updates']} updates, one every {_days(record['days'])}", ""]
     lines += [f"`python -m bench.daily_updates`; SASRec, d {record['sizes']['dim']}, one seed; {rows:,} test rows in "
               "all; what the ways are stands in the command's docstring.", ""]  # fmt: skip
     lines += header("way", "test ndcg@10 over all rows", "minus retrained (95 % interval)", "processor s an update",
@@ -151,6 +157,10 @@ def markdown(record: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def _days(days: float) -> str:
+    return "day" if days == 1 else f"{days:g} days"
+
+
 def main() -> None:
     """Run as a command."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
@@ -163,10 +173,10 @@ def main() -> None:
     given = parser.parse_args()
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
-        record = bench(given.data, Path(folder), days=given.days, updates=given.updates, seed=given.seed,
-                       sizes={"dim": given.dim, "ffn_dim": given.dim})  # fmt: skip
-    write_record(RESULTS / f"daily_updates-{given.name}.json", record)
-    write_text(RESULTS / f"daily_updates-{given.name}.md", markdown(record))
+        for record in bench(given.data, Path(folder), days=given.days, updates=given.updates, seed=given.seed,
+                            sizes={"dim": given.dim, "ffn_dim": given.dim}):  # fmt: skip
+            write_record(RESULTS / f"daily_updates-{given.name}.json", record)
+            write_text(RESULTS / f"daily_updates-{given.name}.md", markdown(record))
 
 
 if __name__ == "__main__":
