@@ -234,7 +234,7 @@ def _device(config: Config) -> torch.device:
         raise RunError(f"{asked} is not available: {' '.join(str(error).split())}") from error
     if config.processes > 1 and device.type == "cuda" and config.loss != "softmax" and config.sparse_adam:
         raise RunError(
-            f"sparse_adam must be false with --devices {config.devices} on GPUs: NCCL adds no sparse gradients up"
+            f"sparse_adam must be false with {config.processes} processes on GPUs: NCCL adds no sparse gradients up"
         )
     return device
 
@@ -360,7 +360,7 @@ def _trainer(
 ) -> lightning.Trainer:
     precision: Any = {"32": "32-true", "bf16": "bf16-mixed"}[config.precision]
     shown = any(isinstance(each, ProgressBar) for each in callbacks)  # the caller's own progress bar
-    together = [SameRun(Path(config.out), content_hash)] if config.nodes > 1 else []
+    together = [SameRun(Path(config.out), config, content_hash)] if config.nodes > 1 else []
     own = [TQDMProgressBar()] if config.progress and not shown else []
     return lightning.Trainer(
         accelerator=config.accelerator,

@@ -1,8 +1,10 @@
 """Processes that would each train the whole run, or that cannot be started, are refused first."""
 
 import os
+import re
 import subprocess
 import sys
+import threading
 from types import SimpleNamespace
 
 import pytest
@@ -76,23 +78,65 @@ def test_machines_whose_processes_do_not_fit_the_run_are_refused(variables, opti
         train(Config(**quick | options))
 
 
+class Meeting:
+    """`gather_rows` for threads in place of processes."""
+
+    def __init__(self, count):
+        self.barrier, self.said = threading.Barrier(count, timeout=20), [None] * count
+
+    def gather_rows(self, values):
+        self.said[int(threading.current_thread().name)] = values
+        self.barrier.wait()
+        every = torch.cat(self.said)
+        self.barrier.wait()
+        return every
+
+    def compare(self, given, monkeypatch):
+        """Return what each of the processes raises, None where nothing."""
+        monkeypatch.setattr(machines, "gather_rows", self.gather_rows)
+        monkeypatch.setattr(machines, "_SECONDS", 0.5)
+        raised = [None] * len(given)
+
+        def start(rank):
+            try:
+                machines.SameRun(*given[rank]).on_train_start(SimpleNamespace(global_rank=rank), None)
+            except RunError as error:
+                raised[rank] = str(error)
+
+        threads = [threading.Thread(target=start, args=(rank,), name=str(rank)) for rank in range(len(given))]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        return raised
+
+
+def test_machines_that_see_the_same_go_on(quick, tmp_path, monkeypatch):
+    (tmp_path / "config.yaml").touch()
+    given = [(tmp_path, Config(**quick), "ab"), (tmp_path, Config(**quick | {"out": "elsewhere"}), "ab")]
+    assert Meeting(2).compare(given, monkeypatch) == [None, None]
+    assert [path.name for path in tmp_path.iterdir()] == ["config.yaml"]
+
+
 @pytest.mark.parametrize(
-    ("seen", "message"),
+    ("options", "content", "message"),
     [
-        ([[1.0, 10, 11], [0.0, 10, 11]], "process 1 of 2 does not see the run there; all machines need the folder"),
-        ([[1.0, 10, 11], [1.0, 10, 12]], "process 1 of 2 has other data than process 0"),
+        ({}, "ac", "process 1 of 2 has other data than process 0"),
+        ({"seed": 8}, "ab", "process 1 of 2 has other options than process 0"),
+        ({}, "ab", "process 1 of 2 does not see in --out .*file system that they share"),
     ],
 )
-def test_machines_that_see_other_things_are_refused(seen, message, tmp_path, monkeypatch):
-    (tmp_path / "config.yaml").touch()
-    said = []
-    every = torch.tensor(seen).flatten()
-    monkeypatch.setattr(machines, "gather_rows", lambda values: said.append(values.tolist()) or every)
-    with pytest.raises(RunError, match=message):
-        machines.SameRun(tmp_path, "ab").on_train_start(SimpleNamespace(world_size=2), None)
-    assert said == seen[:1]
-    monkeypatch.setattr(machines, "gather_rows", lambda values: values.repeat(2))
-    machines.SameRun(tmp_path, "ab").on_train_start(SimpleNamespace(world_size=2), None)
+def test_machines_that_see_other_things_are_refused(options, content, message, quick, tmp_path, monkeypatch):
+    # Each has a folder with a run's files; only what the first writes now tells that they are two.
+    folders = [tmp_path / "first", tmp_path / "second"]
+    for folder in folders:
+        folder.mkdir()
+        (folder / "config.yaml").touch()
+    given = [(folders[0], Config(**quick), "ab"), (folders[1], Config(**quick | options), content)]
+    raised = Meeting(2).compare(given, monkeypatch)
+    assert raised[0] == raised[1] or "first" in raised[0]
+    assert all(re.match(message, each) for each in raised), raised
+    assert [path.name for folder in folders for path in folder.iterdir()] == ["config.yaml", "config.yaml"]
 
 
 def test_several_devices_in_a_notebook_are_refused(quick, tmp_path, monkeypatch):
