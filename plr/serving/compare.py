@@ -19,7 +19,7 @@ __all__ = ["ComparedSystem", "compare_runs"]
 
 # Beside the options of other methods: runs that differ in nothing else are one system. `data` may have moved; that the
 # rows are the same is checked. `init` names the first phase's run, of each seed another.
-NOT_THE_SYSTEM = {"seed", "data", "ks", "eval_batch_size", "rank_with", "init"}
+NOT_THE_SYSTEM = {"seed", "data", "ks", "eval_batch_size", "rank_with", "init", "accelerator"}
 
 
 @dataclass(frozen=True)

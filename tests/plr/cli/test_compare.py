@@ -77,7 +77,7 @@ def test_a_second_phase_from_each_seeds_own_first_is_one_system(run):
     assert [len(system.folders) for system in compare_runs(paths)] == [1, 2]
 
 
-@pytest.mark.parametrize("other", [{}, {"devices": 2}, {"threads": 3}])
+@pytest.mark.parametrize("other", [{}, {"devices": 2}, {"threads": 3}, {"accelerator": "cpu"}])
 def test_one_system_and_seed_counts_once_however_it_was_computed(run, other):
     paths = [run("a", method="base"), run("b", 1, streams=2), run("c", 1, streams=2, **other)]
     with pytest.raises(ConfigError, match=r"b and \S*c are one system with one seed \(1\).*; give one of them"):
