@@ -189,8 +189,8 @@ def test_sparse_gradients_are_refused_on_several_gpus(quick, monkeypatch):
             self.strategy = Strategy()
 
     monkeypatch.setattr(trainer_module.lightning, "Trainer", Trainer)
-    config = Config(**{**quick, **SAMPLED, "method": "base", "accelerator": "gpu", "devices": 2})
-    with pytest.raises(trainer_module.RunError, match="sparse_adam must be false with --devices 2 on GPUs"):
+    config = Config(**{**quick, **SAMPLED, "method": "base", "accelerator": "gpu", "devices": 2, "nodes": 3})
+    with pytest.raises(trainer_module.RunError, match="sparse_adam must be false with 6 processes on GPUs"):
         trainer_module._device(config)
     trainer_module._device(Config(**{**quick, "accelerator": "gpu", "devices": 2}))
 
