@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import threading
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
@@ -24,6 +25,22 @@ class Answer:
         assert self.headers["content-type"] == "application/json"
         assert set(self.json) == {"error"}
         return self.json["error"]
+
+
+class Gate:
+    """Lets the thread that computes wait in a method of the recommender, and notes how many histories each call had."""
+
+    def __init__(self, recommender, monkeypatch, method):
+        self.opened, self.entered, self.sizes = threading.Event(), threading.Event(), []
+        asked = getattr(recommender, method)
+
+        def gated(histories, *arguments, **options):
+            self.entered.set()
+            assert self.opened.wait(20)
+            self.sizes.append(len(histories))
+            return asked(histories, *arguments, **options)
+
+        monkeypatch.setattr(recommender, method, gated)
 
 
 async def ask(app, method, path, body=b"", *, kind="application/json", headers=(), chunks=None, root_path=""):

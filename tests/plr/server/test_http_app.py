@@ -6,7 +6,6 @@ import asyncio
 import json
 import logging
 import re
-import threading
 
 import hypothesis.strategies as st
 import pytest
@@ -18,7 +17,7 @@ from plr.errors import RunError
 from plr.server.options import ServerOptions
 from plr.serving.similar import similar_items
 from tests.plr.models.helpers import small_config, small_model
-from tests.plr.server.helpers import answers, ask, running
+from tests.plr.server.helpers import Gate, answers, ask, running
 
 SERVE = "plr serve needs the extra: pip install -e '.[serve]'"
 Application = pytest.importorskip("plr.server.app", reason=SERVE, exc_type=ModuleNotFoundError).Application
@@ -83,25 +82,9 @@ def test_ids_may_be_numbers():
     assert k.error == "k must be from 1 to 5; found 6"
 
 
-class Gate:
-    """Lets the thread that computes wait, and notes how many histories each call had."""
-
-    def __init__(self, recommender, monkeypatch):
-        self.opened, self.entered, self.sizes = threading.Event(), threading.Event(), []
-        recommend = recommender.recommend
-
-        def gated(histories, *arguments, **options):
-            self.entered.set()
-            assert self.opened.wait(20)
-            self.sizes.append(len(histories))
-            return recommend(histories, *arguments, **options)
-
-        monkeypatch.setattr(recommender, "recommend", gated)
-
-
 @pytest.fixture
 def gate(recommender, monkeypatch):
-    return Gate(recommender, monkeypatch)
+    return Gate(recommender, monkeypatch, "recommend")
 
 
 def answered_together(app, bodies, gate):

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import threading
 
 import pytest
 
 import plr
 from plr.server.options import ServerOptions
 from tests.plr.models.helpers import small_config, small_model
-from tests.plr.server.helpers import answers, ask, running
+from tests.plr.server.helpers import Gate, answers, ask, running
 
 SERVE = "plr serve needs the extra: pip install -e '.[serve]'"
 Application = pytest.importorskip("plr.server.app", reason=SERVE, exc_type=ModuleNotFoundError).Application
@@ -266,30 +265,22 @@ def together(recommender, monkeypatch):
     """Answers requests for sessions of which the first is computed while the others come in; how many each call had."""
 
     def together(app, *bodies):
-        opened, entered, sizes = threading.Event(), threading.Event(), []
         rank = recommender.rank
-
-        def gated(histories, *arguments, **options):
-            entered.set()
-            assert opened.wait(20)
-            sizes.append(len(histories))
-            return rank(histories, *arguments, **options)
-
-        monkeypatch.setattr(recommender, "rank", gated)
+        gate = Gate(recommender, monkeypatch, "rank")
 
         async def main():
             async with running(app):
                 tasks = [asyncio.create_task(ask(app, *bodies[0]))]
-                await asyncio.to_thread(entered.wait, 20)
+                await asyncio.to_thread(gate.entered.wait, 20)
                 for body in bodies[1:]:
                     tasks.append(asyncio.create_task(ask(app, *body)))
                     await asyncio.sleep(0.01)  # in their order
-                opened.set()
+                gate.opened.set()
                 return await asyncio.gather(*tasks)
 
         found = asyncio.run(main())
         monkeypatch.setattr(recommender, "rank", rank)
-        return found, sizes
+        return found, gate.sizes
 
     return together
 

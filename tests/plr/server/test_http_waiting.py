@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import threading
 
 import pytest
 
 import plr
 from plr.server.options import ServerOptions
 from tests.plr.models.helpers import small_config, small_model
-from tests.plr.server.helpers import ask, running
+from tests.plr.server.helpers import Gate, ask, running
 
 SERVE = "plr serve needs the extra: pip install -e '.[serve]'"
 Application = pytest.importorskip("plr.server.app", reason=SERVE, exc_type=ModuleNotFoundError).Application
@@ -51,16 +50,7 @@ class Client:
 
 @pytest.mark.parametrize("of", ["histories", "session"])
 def test_what_a_client_that_has_gone_asked_is_not_computed(recommender, monkeypatch, of):
-    opened, entered, computed = threading.Event(), threading.Event(), []
-    rank = recommender.rank
-
-    def gated(histories, *arguments, **options):
-        entered.set()
-        assert opened.wait(20)
-        computed.append(len(histories))
-        return rank(histories, *arguments, **options)
-
-    monkeypatch.setattr(recommender, "rank", gated)
+    gate = Gate(recommender, monkeypatch, "rank")
     app = Application(recommender, ServerOptions("run"))
     waiting = b'{"session": {"id": "s", "history": ["i1"]}}' if of == "session" else b'{"histories": [["i1"], ["i2"]]}'
 
@@ -68,19 +58,19 @@ def test_what_a_client_that_has_gone_asked_is_not_computed(recommender, monkeypa
         async with running(app):
             first, second, third = Client(), Client(waiting), Client()
             tasks = [first.ask(app)]
-            await asyncio.to_thread(entered.wait, 20)
+            await asyncio.to_thread(gate.entered.wait, 20)
             tasks += [second.ask(app), third.ask(app)]
             await asyncio.sleep(0.05)
             second.gone.set()
             await asyncio.wait_for(tasks[1], 20)  # at once, though the thread is busy
-            opened.set()
+            gate.opened.set()
             await asyncio.gather(*tasks)
             text = (await ask(app, "GET", "/metrics")).body.decode()
             return [each.sent[0]["status"] for each in (first, third)], text
 
     statuses, text = asyncio.run(main())
     assert statuses == [200, 200]
-    assert computed == [1, 1]
+    assert gate.sizes == [1, 1]
     assert 'plr_requests_total{path="/recommend",status="499"} 1.0' in text
     assert "plr_queue_users 0.0" in text
 
