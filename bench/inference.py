@@ -1,20 +1,24 @@
 """Answering: the inference engine beside a plain PyTorch SASRec with the same weights and answers, in turns.
 
     OMP_NUM_THREADS=1 python -m bench.inference
+    OMP_NUM_THREADS=1 python -m bench.inference --compiled --exports
 
 The peer is SASRec as one would write it: fused QKV, scaled_dot_product_attention, every position in both layers,
 `state @ table.T`, `topk`. What is timed is a call from numbers to the ten best items, as numbers: the thread's own
 time, so that what else the machine does counts little. Every figure is a ratio to the peer, taken round by round.
+With --exports also what `plr export` writes of the same models, in ONNX Runtime and compiled by AOTInductor: they pad
+histories to max_length.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from functools import partial
-from itertools import accumulate, pairwise
+from itertools import accumulate, pairwise, product
 from pathlib import Path
 from typing import Any, cast
 
@@ -24,10 +28,12 @@ from torch.nn import functional
 
 from bench.records import RESULTS, Spread, write_record, write_text
 from plr.config import Config
+from plr.export.compiled import write_compiled
+from plr.export.program import write_onnx
 from plr.models import build_model
 from plr.models.layers.transformer import TransformerLayer
 from plr.models.recommender import RecommenderModel
-from plr.serving import Engine
+from plr.serving import Engine, Recommender
 from plr_kernels import extension
 
 LENGTH, K = 50, 10
@@ -79,7 +85,7 @@ def plain(layer: nn.Linear) -> nn.Linear:
     return copy
 
 
-# PLR as printed, with one vector a history, and as it is trained by default, with four distributions.
+# PLR as printed, with one vector a history, and as it is trained by default, with two distributions.
 SYSTEMS: dict[str, dict[str, Any]] = {
     "sasrec": {"method": "base"},
     "plr as printed": {"method": "plr", "mixture": "states", "streams": 2},
@@ -95,6 +101,32 @@ def build(system: str, items: int, dim: int) -> RecommenderModel:
             parameter.add_(0.05 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)))
         model.item_table().normal_(std=3 * dim**-0.5, generator=torch.Generator().manual_seed(2))
     return model
+
+
+EXPORTED = ("sasrec", "plr")
+
+
+def exports(system: str, model: RecommenderModel, folder: Path) -> dict[str, Callable[[Tensor, Tensor], Any]]:
+    """What ranks by `plr export`'s files of a model, by name: (item_ids, lengths) to scores and items."""
+    import onnxruntime
+
+    items = model.item_table().shape[0]
+    config = Config(**SYSTEMS[system], dim=model.item_table().shape[1], max_length=LENGTH, seed=1)
+    recommender = Recommender(model, list(map(str, range(items))), config)
+    manifest = {"k": K, "exclude_seen": False}
+    folder.mkdir()
+    write_compiled(recommender, folder / "compiled.pt2", manifest)
+    write_onnx(recommender, folder / "program.onnx", manifest)
+    compiled = torch._inductor.aoti_load_package(str(folder / "compiled.pt2"))
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = options.inter_op_num_threads = 1  # else it works beside the thread that is timed
+    session = onnxruntime.InferenceSession(str(folder / "program.onnx"), options, providers=["CPUExecutionProvider"])
+
+    def by_onnx(item_ids: Tensor, lengths: Tensor) -> list[Tensor]:
+        found = session.run(None, {"item_ids": item_ids.numpy(), "lengths": lengths.numpy()})
+        return [torch.from_numpy(each) for each in found]
+
+    return {f"{system}, AOTInductor": compiled, f"{system}, ONNX Runtime": by_onnx}
 
 
 def measure(calls: dict[str, Callable[[], Any]], seconds: float, least: int = 7) -> dict[str, Spread]:
@@ -114,25 +146,40 @@ def measure(calls: dict[str, Callable[[], Any]], seconds: float, least: int = 7)
     return ratios
 
 
-def case(items: int, dim: int, users: int, shortest: int, seconds: float, with_compiled: bool) -> dict[str, Any]:
+class Models:
+    """What is timed at one V and d: engines, the peer, and what was exported."""
+
+    def __init__(self, items: int, dim: int, folder: Path | None):
+        models = {system: build(system, items, dim) for system in SYSTEMS}
+        self.items, self.dim = items, dim
+        self.engines = {system: Engine(model) for system, model in models.items()}
+        self.plain = PlainSASRec(models["sasrec"]).eval()
+        self.exports: dict[str, Callable[[Tensor, Tensor], Any]] = {}
+        for system in EXPORTED if folder is not None else ():
+            self.exports |= exports(system, models[system], cast(Path, folder) / f"{system}-{items}-{dim}")
+
+
+def case(models: Models, users: int, shortest: int, seconds: float, with_compiled: bool) -> dict[str, Any]:
     """One row of the table."""
+    items, dim, peer = models.items, models.dim, models.plain
     generator = torch.Generator().manual_seed(users)
     lengths = torch.randint(shortest, LENGTH + 1, (users,), generator=generator)
     ids = torch.randint(0, items, (int(lengths.sum()),), generator=generator)
     offsets = torch.tensor([0, *accumulate(lengths.tolist())])
     item_ids = nn.utils.rnn.pad_sequence(list(ids.split(lengths.tolist())), batch_first=True)
-    models = {system: build(system, items, dim) for system in SYSTEMS}
-    engines = {system: Engine(model) for system, model in models.items()}
-    peer = PlainSASRec(models["sasrec"]).eval()
     calls: dict[str, Callable[[], Any]] = {"plain": lambda: peer(item_ids, lengths)}
     if with_compiled:
         fast = torch.compile(peer, dynamic=False)
         calls["compiled"] = lambda: fast(item_ids, lengths)
-    for system, engine in engines.items():
+    for system, engine in models.engines.items():
         calls[system] = partial(engine.top, ids, offsets, K)
+    for name, call in models.exports.items():
+        calls[name] = partial(call, item_ids, lengths)
     with torch.inference_mode():
-        found, expected = calls["sasrec"](), calls["plain"]()
-        torch.testing.assert_close(found[0], expected[0], rtol=1e-4, atol=1e-4)
+        for name in calls:
+            same = "plr" if name.startswith("plr,") else "sasrec"
+            if name not in models.engines:
+                torch.testing.assert_close(calls[name]()[0], calls[same]()[0], rtol=1e-4, atol=1e-4)
         ratios = measure(calls, seconds)
     return {
         "items": items,
@@ -146,7 +193,7 @@ def case(items: int, dim: int, users: int, shortest: int, seconds: float, with_c
 def table(record: dict[str, Any]) -> str:
     """The record for readers."""
     rows = record["ratios_to_plain"]
-    columns = [name for name in ("compiled", *SYSTEMS) if name in rows[0]]
+    columns = [name for name in rows[0] if name not in ("items", "dim", "users", "lengths", "seconds")]
     lines = [
         f"# Answering, one thread, {record['instruction_set']}: time over that of a plain PyTorch SASRec",
         "",
@@ -177,16 +224,17 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--users", type=int, nargs="+", default=[1, 16, 256])
     parser.add_argument("--seconds", type=float, default=5.0, help="for each row, at least")
     parser.add_argument("--compiled", action="store_true", help="with torch.compile of the peer beside it")
+    parser.add_argument("--exports", action="store_true", help="with exported programs beside it; needs plr[export]")
     parser.add_argument("--out", type=Path, default=RESULTS / "inference.json")
     chosen = parser.parse_args(arguments)
     torch.set_num_threads(1)
     rows = []
-    for items in chosen.items:
-        for dim in chosen.dims:
-            for users in chosen.users:
-                for shortest in (LENGTH, 3):
-                    rows.append(case(items, dim, users, shortest, chosen.seconds, chosen.compiled))
-                    print(rows[-1], flush=True)
+    with tempfile.TemporaryDirectory() as folder:
+        for items, dim in product(chosen.items, chosen.dims):
+            models = Models(items, dim, Path(folder) if chosen.exports else None)
+            for users, shortest in product(chosen.users, (LENGTH, 3)):
+                rows.append(case(models, users, shortest, chosen.seconds, chosen.compiled))
+                print(rows[-1], flush=True)
     record = {
         "command": " ".join(["python -m bench.inference", *(sys.argv[1:] if arguments is None else arguments)]),
         "torch": torch.__version__,
