@@ -159,15 +159,15 @@ template <class Cells, class A, class Prefetch>
 inline void gemm_panel(int64_t m, int64_t columns, int64_t k, const A& a, const float* b, float* c, float scale,
                        bool accumulate, const Prefetch& prefetch) {
   const int64_t tiles = (m + kMR - 1) / kMR;
-  int64_t i = 0;
-  for (int64_t t = 0; t < tiles; ++t) {
-    const int64_t rows = (m - i + tiles - t - 1) / (tiles - t);
-    for (int64_t j = 0; j < columns; j += kNRVectors * kLanes) {
-      const int64_t vectors = smaller(kNRVectors, (columns - j) / kLanes);
+  for (int64_t j = 0; j < columns; j += kNRVectors * kLanes) {
+    const int64_t vectors = smaller(kNRVectors, (columns - j) / kLanes);
+    int64_t i = 0;
+    for (int64_t t = 0; t < tiles; ++t) {
+      const int64_t rows = (m - i + tiles - t - 1) / (tiles - t);
       micro_kernel_for<Cells, kMR>(rows, vectors, k, a.from(i), b + j, c + i * kPanelColumns + j, scale, accumulate,
                                    prefetch.part(t, tiles));
+      i += rows;
     }
-    i += rows;
   }
 }
 
