@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import statistics
 import time
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -21,6 +22,7 @@ from plr.reproduce import paper
 from plr.reproduce.presets import PRESETS
 from plr.reproduce.results import Cell, Section, Table
 from plr.reproduce.study import Run, Study, System
+from plr.serving.engine import Engine, why_not
 from plr.signals import raise_again
 
 BACKBONE = "sasrec"
@@ -28,8 +30,8 @@ METHODS = ("base", "erl", "plr-states", "plr")
 NAMES = {
     "base": "SASRec",
     "erl": "ReaRec",
-    "plr-states": "PLR as printed, M = T = 2",
-    "plr": "PLR (mixture), M = 4, T = 2",
+    "plr-states": "PLR as printed",
+    "plr": "PLR (mixture)",
 }
 PAPER_ITEMS = TABLE_1["CDs_and_Vinyl"]["items"]
 TOP = 20
@@ -55,7 +57,7 @@ def _operations() -> Table:
         printed, increase, _ = paper.TABLE_4.get(method, (None, None, None))
         rows.append(
             [
-                NAMES[method],
+                _with_streams(method),
                 f"{whole / 1e8:.4f}",
                 f"{whole / counts['base'][0] - 1:+.2%}",
                 f"{needed / 1e8:.4f}",
@@ -86,6 +88,11 @@ def _operations() -> Table:
         "position alone. The mixture multiplies the item table by each of its streams' states, the others by one "
         "state; at many items that product outweighs the reasoning.",
     )
+
+
+def _with_streams(method: str) -> str:
+    config = paper_config(method)
+    return f"{NAMES[method]}, M = {config.streams}, T = {config.steps}" if config.method == "plr" else NAMES[method]
 
 
 def paper_config(method: str) -> Config:
@@ -131,7 +138,10 @@ def _latency(study: Study) -> Table:
     configs = {method: study.config_of(System(BACKBONE, method)) for method in METHODS}
     rounds, threads = study.preset.rounds, torch.get_num_threads()
     systems = {name: {**config.decisive(), "data": None} for name, config in configs.items()}
-    key = json.loads(json.dumps({"items": items, "rounds": rounds, "systems": systems}))  # as it is read again
+    reason = why_not(build_model(configs["base"], items).eval())
+    by = "the inference engine" if reason is None else f"PyTorch, as {reason}"
+    known = {"items": items, "rounds": rounds, "systems": systems, "by": by}
+    key = json.loads(json.dumps(known))  # as it is read again
     # Kept: a second command in the same folder reports the same figures.
     seconds = study.kept("latency", lambda: {**_timed(configs, items, rounds), "threads": threads}, key)
     printed = {method: values[2] for method, values in paper.TABLE_4.items()}
@@ -143,7 +153,7 @@ def _latency(study: Study) -> Table:
         milliseconds = [1e3 * each for each in statistics.quantiles(own, n=4)]
         rows.append(
             [
-                NAMES[method].partition(", M")[0],
+                NAMES[method],
                 f"{milliseconds[1]:.3f}",
                 f"{milliseconds[0]:.3f} to {milliseconds[2]:.3f}",
                 None if method == "base" else f"{middle - 1:+.1%}",
@@ -158,30 +168,39 @@ def _latency(study: Study) -> Table:
         ["system", "median", "quartiles", "increase", "quartiles of the increase", "paper, increase"],
         rows,
         f"Untrained models, d {first.dim}, {first.layers} layers, {first.max_length} items of history, {items:,} "
-        f"items ranked; CPU, {seconds['threads']} threads; {rounds} rounds, in each of which every system answers "
-        "once, in turn; increases are within a round. Measured once for this folder.",
+        f"items ranked, by {by}; CPU, {seconds['threads']} threads; {rounds} rounds, in each of which every system "
+        "answers once, in turn; increases are within a round. Measured once for this folder.",
     )
 
 
 def _timed(configs: dict[str, Config], items: int, rounds: int) -> dict[str, list[float]]:
     """Return the seconds of each round's answers; the first two rounds warm up and do not count."""
-    prepared = {}
-    for method, config in configs.items():
-        model = build_model(config, items).eval()
-        with torch.no_grad():
-            table = model.item_table()
-            prepared[method] = (model, table, model.candidates(table), _one_history(min(config.max_length, items)))
+    answers = {
+        method: _answer(build_model(config, items).eval(), min(config.max_length, items), min(TOP, items))
+        for method, config in configs.items()
+    }
     seconds: dict[str, list[float]] = {method: [] for method in configs}
     for number in range(rounds + 2):
         raise_again()
-        for method, parts in prepared.items():
+        for method, answer in answers.items():
             start = time.perf_counter()
-            _answer(*parts)
+            answer()
             if number >= 2:
                 seconds[method].append(time.perf_counter() - start)
     return seconds
 
 
-@torch.no_grad()
-def _answer(model: RecommenderModel, table: Tensor, candidates: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
-    return model.scorer(batch, table).top_items(candidates, min(TOP, len(candidates)))
+def _answer(model: RecommenderModel, length: int, k: int) -> Callable[[], object]:
+    """Return what answers one history as the project does on CPUs: by the engine, or by PyTorch where there is none."""
+    if why_not(model) is None:
+        return partial(Engine(model).top, torch.arange(length), torch.tensor([0, length]), k)
+    batch = _one_history(length)
+    with torch.no_grad():
+        table = model.item_table()
+        candidates = model.candidates(table)
+
+    @torch.no_grad()
+    def by_pytorch() -> tuple[Tensor, Tensor]:
+        return model.scorer(batch, table).top_items(candidates, k)
+
+    return by_pytorch

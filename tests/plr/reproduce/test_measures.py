@@ -12,15 +12,18 @@ from plr.data import prepare
 from plr.models import IdItemEncoder, SequenceEncoder
 from plr.models.methods.plr import PLRRecommender
 from plr.options import EncoderOptions, PLROptions
-from plr.reproduce import paper
+from plr.reproduce import paper, table4
 from plr.reproduce.figure3 import thinned_rows
 from plr.reproduce.figure4 import alternatives
 from plr.reproduce.figure5 import attention_of, jensen_shannon
 from plr.reproduce.learning_curves import learning_curve
-from plr.reproduce.table4 import PAPER_ITEMS, flops, paper_config
+from plr.reproduce.request import Request
+from plr.reproduce.study import Study
+from plr.reproduce.table4 import PAPER_ITEMS, _latency, _operations, flops, paper_config
 from plr.reproduce.theory.contraction import local_lipschitz, step_functions
 from plr.reproduce.theory.ensemble import gaps, smallest_distance
 from plr.runs import RunFolder
+from plr_kernels import use_backend
 from tests.plr.models.helpers import random_batch
 
 ITEMS, STREAMS, STEPS = 29, 3, 2
@@ -34,6 +37,29 @@ def model():
     for parameter in made.parameters():
         torch.nn.init.normal_(parameter, std=0.5)
     return made.double().eval()
+
+
+def test_the_table_of_operations_names_the_streams_and_steps_that_it_counts():
+    rows = {row[0]: row[2] for row in _operations().rows}
+    assert list(rows)[2:] == ["PLR as printed, M = 2, T = 2", "PLR (mixture), M = 2, T = 1"]
+    # One more product of a state with the table of all items, and a step for each of two streams.
+    second = 2 * PAPER_ITEMS * 256
+    base = flops(paper_config("base"), PAPER_ITEMS, every_position=True)
+    step = (flops(paper_config("plr-states"), PAPER_ITEMS, every_position=True) - base) / 2
+    assert float(rows["PLR (mixture), M = 2, T = 1"].strip("%")) == pytest.approx(100 * (second + step) / base, abs=0.1)
+
+
+@pytest.mark.parametrize(
+    ("backend", "by"), [("auto", "by the inference engine;"), ("reference", "by PyTorch, as the chosen backend is")]
+)
+def test_latency_is_the_engine_s_where_there_is_one(tmp_path, monkeypatch, backend, by):
+    if backend == "auto":
+        pytest.importorskip("plr_kernels._cpp", reason="the extension is not built")
+    monkeypatch.setattr(table4, "PAPER_ITEMS", 300)
+    with use_backend("auto"):
+        _latency(Study(Request(("table4",), out=str(tmp_path))))  # kept, and not to be shown for the other
+    with use_backend(backend):
+        assert by in _latency(Study(Request(("table4",), out=str(tmp_path)))).note
 
 
 @pytest.mark.parametrize("method", ["erl", "plr-states"])
