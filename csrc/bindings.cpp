@@ -35,6 +35,15 @@ void check_targets(const int64_t* targets, int64_t rows, int64_t items) {
   }
 }
 
+void check_drawn(const int64_t* drawn, int64_t histories, int64_t streams) {
+  for (int64_t history = 0; history < histories; ++history) {
+    if (drawn[history] < 0 || drawn[history] >= streams) {
+      throw std::invalid_argument("drawn must be in [0, M) (M=" + std::to_string(streams) + "), found " +
+                                  std::to_string(drawn[history]));
+    }
+  }
+}
+
 void check_candidates(const CandidateLists& candidates, int64_t rows, int64_t items) {
   for (int64_t i = 0; i < candidates.count * (candidates.shared ? 1 : rows); ++i) {
     if (candidates.ids[i] < -1 || candidates.ids[i] >= items) {
@@ -161,6 +170,28 @@ PYBIND11_MODULE(_cpp, module) {
                                 pointer<const int64_t>(targets), streams, pointer<const float>(log_weights),
                                 temperature, ignore_index, mean, chunk_states, pointer<float>(losses),
                                 pointer_to(for_states), pointer<float>(weights_gradient), pointer_to(for_items));
+      });
+
+  module.def(
+      "consistent_cross_entropy_gradients",
+      [](const std::string& instruction_set, int threads, bool rounds_float32, const MatrixArguments& states_arguments,
+         const MatrixArguments& items_arguments, Address targets, Address drawn, Address log_weights, int64_t streams,
+         double temperature, double weight, int64_t ignore_index, int64_t chunk_states, Address losses,
+         const std::optional<MatrixArguments>& states_gradient, Address weights_gradient,
+         const std::optional<MatrixArguments>& items_gradient) {
+        const py::gil_scoped_release release;
+        const Matrix states = matrix(states_arguments), items = matrix(items_arguments);
+        const ConsistentRows rows{pointer<const int64_t>(targets), pointer<const int64_t>(drawn),
+                                  pointer<const float>(log_weights), streams, ignore_index};
+        const int64_t histories = states.rows / (2 * streams);
+        check_targets(rows.targets, histories, items.rows, ignore_index);
+        check_drawn(rows.drawn, histories, streams);
+        const auto for_states = mutable_matrix(states_gradient), for_items = mutable_matrix(items_gradient);
+        Threads team(threads, multiply_adds(states, items));
+        return consistent_cross_entropy_gradients({kernels_of(instruction_set), team, rounds_float32}, states, items,
+                                                  rows, temperature, weight, chunk_states, pointer<float>(losses),
+                                                  pointer_to(for_states), pointer<float>(weights_gradient),
+                                                  pointer_to(for_items));
       });
 
   module.def(

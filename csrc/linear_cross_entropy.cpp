@@ -8,6 +8,7 @@
 
 #include "buffer.h"
 #include "cross_entropy_chunk.h"
+#include "mixture_loss.h"
 #include "operators.h"
 #include "score_blocks.h"
 #include "score_chunks.h"
@@ -19,15 +20,6 @@
 namespace plr_kernels {
 
 namespace {
-
-// The rows whose target counts.
-std::vector<int64_t> counted_rows(const int64_t* targets, int64_t rows, int64_t ignore_index) {
-  std::vector<int64_t> counted;
-  for (int64_t row = 0; row < rows; ++row) {
-    if (targets[row] != ignore_index) counted.push_back(row);
-  }
-  return counted;
-}
 
 States pack_counted(const Context& context, const Matrix& states, const Matrix& items, const int64_t* targets,
                     double temperature, int64_t ignore_index) {
@@ -71,7 +63,7 @@ void linear_cross_entropy_backward(const Context& context, const Matrix& matrix,
                                          inverse_sum.data() + block.first_state, grad_scale.data() + block.first_state);
         by_item.visit(block,
                       [&](int64_t state, float& gradient) { gradient = -grad_scale[state] * prob_of_rest[state]; });
-        clear_padding(states, block);
+        clear_padding(states.order, block);
       });
 }
 

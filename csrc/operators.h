@@ -53,6 +53,23 @@ void cross_entropy_gradients(const Context& context, const Matrix& states, const
                              bool mean, int64_t chunk_states, float* losses, const MutableMatrix* states_gradient,
                              float* weights_gradient, const MutableMatrix* items_gradient);
 
+// Two views of each history, in each of them a mixture of `streams` states.
+struct ConsistentRows {
+  const int64_t* targets;    // [histories]
+  const int64_t* drawn;      // [histories]: which stream of each is drawn together
+  const float* log_weights;  // [histories, 2, streams]
+  int64_t streams;
+  int64_t ignore_index;
+};
+
+// Gradients, as above, of consistent_mixture_cross_entropy of states [histories · 2 · streams, dim], at least one history
+// and a weight that is not 0. losses: the cross-entropy of every state, 0 where its history does not count. Returns the
+// divergence. Takes memory for the scores of `chunk_states` states, or of 16 histories', with all items.
+double consistent_cross_entropy_gradients(const Context& context, const Matrix& states, const Matrix& items,
+                                          const ConsistentRows& rows, double temperature, double weight,
+                                          int64_t chunk_states, float* losses, const MutableMatrix* states_gradient,
+                                          float* weights_gradient, const MutableMatrix* items_gradient);
+
 // Lists of items: ids [count], one list for all rows, or [rows, count]; -1 fills a list up. log_q is as ids, or null.
 struct CandidateLists {
   const int64_t* ids;

@@ -36,7 +36,8 @@ struct ChunkedPass {
 //   finish()                after the last batch
 //   to_gradient(block)      replaces a block's scores by the gradients w.r.t. them; after finish()
 //   stored(gradient)        the gradient w.r.t. the chunk's states has been written to that matrix, where it is wanted
-// and writes gradients as backward_through_scores does; no state may be in two chunks.
+// and writes gradients as backward_through_scores does; no state may be in two chunks. Where no gradient is wanted,
+// to_gradient and stored are not called.
 //
 // A chunk takes two sweeps over the items, the second of which is the first of the next chunk: an item block is read
 // once for both, and the scores of the next chunk take the place of the gradients of this one while they are in the cache.
@@ -48,6 +49,7 @@ void sweep_chunks(const ChunkedPass& pass, int64_t chunks, int64_t chunk_states,
   const MutableMatrix* to_states = pass.gradients.states;
   const MutableMatrix* to_items = pass.gradients.items;
   const float scale = pass.gradients.scale;
+  const bool wanted = to_states != nullptr || to_items != nullptr;  // else the scores are not kept beyond a batch
   if (to_states != nullptr) fill_zero(*to_states, pass.states.rows, pass.states.columns);
   if (chunks == 0) {
     if (to_items != nullptr) fill_zero(*to_items, items.rows, items.columns);
@@ -67,14 +69,14 @@ void sweep_chunks(const ChunkedPass& pass, int64_t chunks, int64_t chunk_states,
   const int64_t pairs_size = panels_size(block_items, block_states / 2);
   const int64_t scratch_size = gradient_size + pairs_size;
 
-  HugeBuffer workspace(blocks * scores_size);
+  HugeBuffer workspace((wanted ? blocks : batch) * scores_size);
   Buffer batch_items(batch * most_cells);
   Buffer scratch(scratch_size * threads.count());
   Buffer states_gradient(to_states != nullptr ? panels_size(chunk_states, items.columns) : 0);
 
   using Chunk = decltype(make_chunk(int64_t{}, int64_t{}));
   Chunk done, next;  // the one whose gradients are made, and the one whose scores are
-  for (int64_t number = 0; number <= chunks; ++number) {
+  for (int64_t number = 0; number < chunks + (wanted ? 1 : 0); ++number) {
     done = std::move(next);
     if (number < chunks) next = make_chunk(number, batch);
     const States& either = done ? done->states : next->states;
@@ -88,13 +90,15 @@ void sweep_chunks(const ChunkedPass& pass, int64_t chunks, int64_t chunk_states,
       const auto first_of = [&](int64_t index) { return (first_block + index) * block_items; };
       const auto items_of = [&](int64_t index) { return std::min(block_items, items.rows - first_of(index)); };
       const auto cells_of = [&](int64_t index) { return batch_items.data() + index * item_cells; };
-      const auto scores_of = [&](int64_t index) { return workspace.data() + (first_block + index) * scores_size; };
+      const auto scores_of = [&](int64_t index) {
+        return workspace.data() + ((wanted ? first_block : 0) + index) * scores_size;
+      };
 
       // By item blocks: score gradients, gradient w.r.t. the items.
       threads.run(in_batch, [&](int64_t index, int thread) {
         const int64_t count = items_of(index);
         item_products.load_items(first_of(index), count, cells_of(index), block_items, true);
-        if (!done) return;
+        if (!done || !wanted) return;
         const ScoreProducts products(kernels, done->states, items);
         float* items_gradient = scratch.data() + scratch_size * thread;
         for (int64_t state = 0; state < width; state += block_states) {

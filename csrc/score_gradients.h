@@ -24,9 +24,9 @@ struct Gradients {
 
 // States that only fill up the last panel get no gradient and give none: their scores, products of zeros, are NaN for an
 // item that is not finite. For states in a `listed_order`.
-inline void clear_padding(const States& states, const ScoreBlock& block) {
+inline void clear_padding(const Order& order, const ScoreBlock& block) {
   for (int64_t state = block.first_state + block.states - 1; state >= block.first_state; --state) {
-    if (states.order[state] >= 0) return;
+    if (order[state] >= 0) return;
     for (int64_t item = block.first_item; item < block.first_item + block.items; ++item) block.at(item, state) = 0.0f;
   }
 }

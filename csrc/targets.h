@@ -21,6 +21,14 @@ class Targets {
     std::sort(sorted_.begin(), sorted_.end());
   }
 
+  // One for each packed state, negative for a state without.
+  explicit Targets(const std::vector<int64_t>& targets) {
+    for (int64_t state = 0; state < static_cast<int64_t>(targets.size()); ++state) {
+      if (targets[state] >= 0) sorted_.emplace_back(targets[state], state);
+    }
+    std::sort(sorted_.begin(), sorted_.end());
+  }
+
   // Calls visit(state, entry) with the entry of the block that belongs to a state and its target, for all in the block.
   template <class Visit>
   void visit(const ScoreBlock& block, const Visit& visit) const {

@@ -1,11 +1,13 @@
 """Operators for latent-reasoning recommenders: drop-in functions and layers for any PyTorch model."""
 
 from plr_kernels.candidate_cross_entropy import candidate_cross_entropy, candidate_mixture_cross_entropy
+from plr_kernels.consistent_mixture_cross_entropy import consistent_mixture_cross_entropy
 from plr_kernels.dispatch.backend import use_backend
 from plr_kernels.info_nce import info_nce
 from plr_kernels.layers import (
     CandidateCrossEntropy,
     CandidateMixtureCrossEntropy,
+    ConsistentMixtureCrossEntropy,
     InfoNCE,
     LinearCrossEntropy,
     MixtureCrossEntropy,
@@ -27,6 +29,7 @@ from plr_kernels import flops  # noqa: F401 -- registers formulas for the operat
 __all__ = [
     "CandidateCrossEntropy",
     "CandidateMixtureCrossEntropy",
+    "ConsistentMixtureCrossEntropy",
     "InfoNCE",
     "LinearCrossEntropy",
     "MixtureCrossEntropy",
@@ -34,6 +37,7 @@ __all__ = [
     "StreamAttention",
     "candidate_cross_entropy",
     "candidate_mixture_cross_entropy",
+    "consistent_mixture_cross_entropy",
     "info_nce",
     "linear_cross_entropy",
     "mixture_cross_entropy",

@@ -91,7 +91,12 @@ def _with_gradients(states, items, *options, **__) -> int:
     return (1 + sum(needs)) * _product(states, items)
 
 
-@register_flop_formula(ops.plr_kernels.mixture_cross_entropy_with_gradients)
+@register_flop_formula(
+    [
+        ops.plr_kernels.mixture_cross_entropy_with_gradients,
+        ops.plr_kernels.consistent_mixture_cross_entropy_with_gradients,
+    ]
+)
 def _mixture_with_gradients(states, log_weights, items, *options, **__) -> int:
     of_states, _, of_items = options[-2]
     return (1 + of_states + of_items) * _product(states, items)

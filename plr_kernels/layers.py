@@ -6,9 +6,11 @@ import torch
 from torch import Tensor, nn
 
 from plr_kernels.candidate_cross_entropy import candidate_cross_entropy, candidate_mixture_cross_entropy
+from plr_kernels.consistent_mixture_cross_entropy import consistent_mixture_cross_entropy
 from plr_kernels.dispatch.checks import (
     check_candidate_options,
     check_dropout_p,
+    check_index,
     check_loss_options,
     check_number,
     check_temperature,
@@ -169,6 +171,49 @@ class MixtureCrossEntropy(LinearCrossEntropy):
             ignore_index=self.ignore_index,
             reduction=self.reduction,
         )
+
+
+class ConsistentMixtureCrossEntropy(nn.Module):
+    """Cross-entropy of mixtures in two views, and the divergence between these.
+
+    See `plr_kernels.consistent_mixture_cross_entropy`.
+
+    Args:
+        weight: of the divergence.
+        temperature: what the logits are divided by, above 0.
+        ignore_index: the target of histories that do not count in the cross-entropy.
+    """
+
+    def __init__(self, *, weight: float, temperature: float = 1.0, ignore_index: int = -100) -> None:
+        super().__init__()
+        check_number("weight", weight)
+        check_temperature(temperature)
+        check_index("ignore_index", ignore_index)
+        self.weight = weight
+        self.temperature = temperature
+        self.ignore_index = ignore_index
+
+    def forward(
+        self, states: Tensor, log_weights: Tensor, items: Tensor, targets: Tensor, drawn: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """The loss and its two parts, scalars.
+
+        Of states [N, 2, M, D] with log_weights [N, 2, M] over items [V, D], with int64 targets and drawn streams [N].
+        """
+        return consistent_mixture_cross_entropy(
+            states,
+            log_weights,
+            items,
+            targets,
+            drawn,
+            weight=self.weight,
+            temperature=self.temperature,
+            ignore_index=self.ignore_index,
+        )
+
+    def extra_repr(self) -> str:
+        """The options, for print(module)."""
+        return f"weight={self.weight}, temperature={self.temperature}, ignore_index={self.ignore_index}"
 
 
 class CandidateCrossEntropy(LinearCrossEntropy):

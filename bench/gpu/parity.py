@@ -18,6 +18,7 @@ OPERATORS = (
     "linear_cross_entropy",
     "info_nce",
     "mixture_cross_entropy",
+    "consistent_mixture_cross_entropy",
     "candidate_cross_entropy",
     "candidate_mixture_cross_entropy",
     "top_items",

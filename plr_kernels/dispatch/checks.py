@@ -53,7 +53,7 @@ def check_shape(name: str, tensor: Tensor, layout: str, sizes: dict[str, int]) -
     Args:
         name: the argument's name, for the message.
         tensor: the tensor to check.
-        layout: the names of the dimensions, for example "B H M D"; "B or B M" accepts either.
+        layout: the names of the dimensions, for example "B H M D", or a number; "B or B M" accepts either.
         sizes: the sizes known so far; those that `layout` names for the first time are added to it.
     """
     shape = tensor.shape
@@ -63,9 +63,11 @@ def check_shape(name: str, tensor: Tensor, layout: str, sizes: dict[str, int]) -
             continue
         fits = True
         for dimension, size in zip(dimensions, shape, strict=True):
-            fits = fits and sizes.get(dimension, size) == size
+            fits = fits and (int(dimension) if dimension.isdigit() else sizes.get(dimension, size)) == size
         if fits:
-            sizes.update(zip(dimensions, shape, strict=True))
+            for dimension, size in zip(dimensions, shape, strict=True):
+                if not dimension.isdigit():
+                    sizes[dimension] = size
             return
     accepted = " or ".join(
         "[" + ", ".join(f"{known}={sizes[known]}" if known in sizes else known for known in dimensions) + "]"
@@ -139,12 +141,12 @@ def check_index(name: str, value: Any) -> None:
 def check_states_and_items(
     layout: str, states: Tensor, items: Tensor, log_weights: Tensor | None = None
 ) -> dict[str, int]:
-    """The sizes of states, items [V, D] and a mixture's log_weights [R, M].
+    """The sizes of states, items [V, D] and a mixture's log_weights, of the states' dimensions but D.
 
     Raise unless the shapes fit and only the states' first dimension is empty, if any.
 
     Args:
-        layout: the dimensions of `states`: "R D", "R M D" or "B N D".
+        layout: the dimensions of `states`: "R D", "R M D", "B N D" or "N 2 M D".
         states: the states.
         items: the item table.
         log_weights: the mixtures' weights, None where there are no mixtures.
@@ -152,10 +154,11 @@ def check_states_and_items(
     sizes: dict[str, int] = {}
     check_shape("states", states, layout, sizes)
     if log_weights is not None:
-        check_shape("log_weights", log_weights, "R M", sizes)
+        check_shape("log_weights", log_weights, layout.removesuffix(" D"), sizes)
     check_shape("items", items, "V D", sizes)
     for dimension in layout.split()[1:]:
-        check_not_empty("states", dimension, sizes)
+        if dimension in sizes:
+            check_not_empty("states", dimension, sizes)
     check_not_empty("items", "V", sizes)
     return sizes
 

@@ -149,19 +149,22 @@ def register_with_gradients(
     backward_op = getattr(torch.ops.plr_kernels, f"{operator}_backward")
 
 
-def register_gradients_in_forward(operator: str, *, tensors: str, differentiable: int, options: str) -> None:
+def register_gradients_in_forward(
+    operator: str, *, tensors: str, differentiable: int, options: str, parts: int = 0
+) -> None:
     """Define the loss of a fused backend that makes the gradients along with it: `<operator>_with_gradients`.
 
     The op takes the tensors, all options, a bool for each differentiable tensor that says whether its gradient is
     wanted, and the backend, and calls the function `with_gradients` of the backend's module. It returns the loss, a
-    scalar, and its gradients in float32, an empty tensor for one that is not wanted. They are kept for the backward
-    pass, which only multiplies them by the gradient w.r.t. the loss.
+    scalar, its parts, and its gradients in float32, an empty tensor for one that is not wanted. They are kept for the
+    backward pass, which only multiplies them by the gradient w.r.t. the loss.
 
     Args:
         operator: the name.
         tensors: "Tensor states, Tensor items, ...".
         differentiable: how many of the tensors, the first ones, have gradients.
         options: "float temperature, ...".
+        parts: how many scalars that the loss is made of follow it, without gradients of their own.
     """
 
     def forward(*arguments: Any) -> Outputs:
@@ -169,14 +172,14 @@ def register_gradients_in_forward(operator: str, *, tensors: str, differentiable
 
     def new_outputs(*arguments: Any) -> Outputs:
         gradients = new_gradients(arguments[:differentiable], arguments[-2], dtype=torch.float32)
-        return arguments[0].new_empty((), dtype=torch.float32), *gradients
+        return *(arguments[0].new_empty((), dtype=torch.float32) for _ in range(1 + parts)), *gradients
 
     def save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: Outputs) -> None:
         ctx.needs = inputs[-2]
         ctx.others = len(inputs) - differentiable
         ctx.set_materialize_grads(False)  # none are wanted w.r.t. gradients, which may be as large as the items
         # The inputs, so that differentiating the gradients is refused.
-        ctx.save_for_backward(*inputs[:differentiable], *output[1:])
+        ctx.save_for_backward(*inputs[:differentiable], *output[1 + parts :])
         ctx.mark_non_differentiable(*output[1:])
 
     def gradients(ctx: Any, loss_gradient: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
@@ -192,7 +195,8 @@ def register_gradients_in_forward(operator: str, *, tensors: str, differentiable
         f"plr_kernels::{operator}_with_gradients",
         forward,
         mutates_args=(),
-        schema=f"({tensors}, {options}, bool[] needs, str backend) -> ({', '.join(['Tensor'] * (1 + differentiable))})",
+        schema=f"({tensors}, {options}, bool[] needs, str backend) -> "
+        f"({', '.join(['Tensor'] * (1 + parts + differentiable))})",
     )
     op.register_fake(new_outputs)
     op.register_autograd(gradients, setup_context=save_for_backward)

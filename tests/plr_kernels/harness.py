@@ -17,6 +17,8 @@ from torch import Tensor
 import plr_kernels
 from plr_kernels.candidate_cross_entropy import operator as candidate_cross_entropy_operator
 from plr_kernels.candidate_cross_entropy import reference as candidate_cross_entropy_reference
+from plr_kernels.consistent_mixture_cross_entropy import operator as consistent_mixture_cross_entropy_operator
+from plr_kernels.consistent_mixture_cross_entropy import reference as consistent_mixture_cross_entropy_reference
 from plr_kernels.dispatch.backend import TRITON_INTERPRETED, runnable_backends
 from plr_kernels.info_nce import operator as info_nce_operator
 from plr_kernels.info_nce import reference as info_nce_reference
@@ -366,6 +368,75 @@ MIXTURE_CROSS_ENTROPY = Operator(
 )
 
 
+def _make_consistent(
+    generator, histories, streams, vocabulary, dim, temperature, weights, ignored, weight, near=1.0
+) -> Case:
+    states = normal(generator, histories, 2, streams, dim)
+    states[:, 1:] = near * states[:, 1:] + (1 - near) * states[:, :1]
+    tensors = {
+        "states": states,
+        "log_weights": torch.log_softmax(weights * normal(generator, histories, 2, streams), dim=2),
+        "items": normal(generator, vocabulary, dim),
+    }
+    targets = torch.randint(vocabulary, (histories,), generator=generator)
+    targets[torch.rand(histories, generator=generator) < ignored] = -100
+    drawn = torch.randint(streams, (histories,), generator=generator)
+    return Case(tensors, {"targets": targets, "drawn": drawn, "weight": weight, "temperature": temperature})
+
+
+def _consistent_loss(*arguments, **options) -> Tensor:
+    """The first of its three results: the others are its parts, without gradients."""
+    return plr_kernels.consistent_mixture_cross_entropy(*arguments, **options)[0]
+
+
+def _consistent_formula(states, log_weights, items, targets, drawn, weight, temperature) -> Tensor:
+    return consistent_mixture_cross_entropy_reference.consistent_mixture_cross_entropy(
+        states, log_weights, items, targets, drawn, weight, temperature, -100
+    )[0]
+
+
+CONSISTENT_MIXTURE_CROSS_ENTROPY = Operator(
+    name="consistent_mixture_cross_entropy",
+    public=_consistent_loss,
+    formula=_consistent_formula,
+    implementations=consistent_mixture_cross_entropy_operator.IMPLEMENTATIONS,
+    sizes=st.fixed_dictionaries(
+        {
+            "histories": st.integers(0, 5) | st.just(17),
+            "streams": st.integers(1, 4),
+            "vocabulary": st.integers(1, 40),
+            "dim": _dims,
+            "temperature": _temperatures,
+            "weights": st.sampled_from([0.0, 1.0, 8.0]),
+            "ignored": st.sampled_from([0.0, 0.3, 1.0]),
+            "weight": st.sampled_from([0.0, 1e-7, 1e-3, 1.0, 50.0, -0.5]),
+            "near": st.sampled_from([1.0, 0.01]),
+        }
+    ),
+    small={
+        "histories": 4,
+        "streams": 3,
+        "vocabulary": 5,
+        "dim": 3,
+        "temperature": 0.7,
+        "weights": 1.0,
+        "ignored": 0.3,
+        "weight": 0.7,
+    },
+    large={
+        "histories": 37,
+        "streams": 3,
+        "vocabulary": 1031,
+        "dim": 50,
+        "temperature": 1.0,
+        "weights": 1.0,
+        "ignored": 0.2,
+        "weight": 0.7,
+    },
+    make=_make_consistent,
+    output_terms=lambda case: (1 + abs(case.options["weight"])) * _largest_logit(case),
+)
+
 
 def _candidates(generator, rows, vocabulary, count, per_row, with_log_q, ignored) -> Options:
     """Targets, candidates that name some of them and some items twice, padding, and log_q, which is float32 always."""
@@ -527,6 +598,7 @@ LOSSES = (
     INFO_NCE,
     LINEAR_CROSS_ENTROPY,
     MIXTURE_CROSS_ENTROPY,
+    CONSISTENT_MIXTURE_CROSS_ENTROPY,
     CANDIDATE_CROSS_ENTROPY,
     CANDIDATE_BCE,
     CANDIDATE_MIXTURE_CROSS_ENTROPY,

@@ -12,10 +12,11 @@ from torch.utils.flop_counter import FlopCounterMode
 pytest.importorskip("plr_kernels._cpp", reason="the extension is not built")
 
 from bench.peers import extra_memory, training_step
-from plr_kernels import extension, linear_cross_entropy, use_backend
+from plr_kernels import consistent_mixture_cross_entropy, extension, linear_cross_entropy, use_backend
 from plr_kernels.dispatch import workspace
 from tests.plr_kernels.cpu.test_cpp import INSTRUCTION_SETS
 from tests.plr_kernels.harness import (
+    CONSISTENT_MIXTURE_CROSS_ENTROPY,
     DTYPES,
     LINEAR_CROSS_ENTROPY,
     MIXTURE_CROSS_ENTROPY,
@@ -41,6 +42,7 @@ OPERATORS = (
     reduced(MIXTURE_CROSS_ENTROPY, "sum"),
     PAIRWISE_KL,
     dataclasses.replace(PAIRWISE_KL, variant="-detached", large=PAIRWISE_KL.large | {"detach_reference": True}),
+    CONSISTENT_MIXTURE_CROSS_ENTROPY,
 )
 for_every_operator = pytest.mark.parametrize("operator", OPERATORS, ids=str)
 
@@ -63,7 +65,7 @@ def rows_at_once(monkeypatch):
 
 
 # Rows beyond one chunk of 32 or 64, of 16 groups, of whole rows of a mixture, and chunks' ends in all places.
-SIZES = {"rows": 75, "batch": 37, "group": 3, "streams": 3, "vocabulary": 211, "dim": 19}
+SIZES = {"rows": 75, "batch": 37, "histories": 37, "group": 3, "streams": 3, "vocabulary": 211, "dim": 19}
 
 
 def sizes_of(operator, **sizes):
@@ -86,7 +88,7 @@ def test_chunks_are_as_accurate_as_the_plain_formula(monkeypatch, rows_at_once, 
 @for_every_operator
 @pytest.mark.parametrize("rows", [1, 2, 31, 32, 33, 63, 64, 65, 97])
 def test_any_number_of_rows(rows_at_once, operator, rows):
-    case = make_case(operator, sizes_of(operator, rows=rows, batch=rows))
+    case = make_case(operator, sizes_of(operator, rows=rows, batch=rows, histories=rows))
     for chunk in (32, 64, 256):
         rows_at_once(chunk)
         assert_accurate(evaluate(operator.public, case), operator, case)
@@ -105,7 +107,7 @@ def test_ignored_rows(rows_at_once, operator, ignored):
         assert torch.equal(result, results[name]), name
 
 
-@for_every_operator
+@pytest.mark.parametrize("operator", OPERATORS[:-1], ids=str)
 def test_the_loss_is_that_of_a_pass_without_gradients(rows_at_once, operator):
     """To the bit, whatever the chunks: a row that is left out, counted twice or cut apart changes it."""
     for vocabulary in (7, 211, 5003):  # one block of items, several, several in each part of them
@@ -114,6 +116,46 @@ def test_the_loss_is_that_of_a_pass_without_gradients(rows_at_once, operator):
         for chunk in (0, 32, 64, 256):
             rows_at_once(chunk)
             assert torch.equal(evaluate(operator.public, case)["output"], expected)
+
+
+@pytest.mark.parametrize("streams", [1, 2, 9])
+@pytest.mark.parametrize("ignored", [0.0, 0.5, 1.1])
+def test_chunks_leave_both_parts_of_the_loss_as_they_are(rows_at_once, streams, ignored):
+    """And so does a pass without gradients; where the two losses have a sweep each, only rounding differs."""
+    operator = CONSISTENT_MIXTURE_CROSS_ENTROPY
+    sizes = sizes_of(operator, histories=75, streams=streams, vocabulary=5003) | {"ignored": ignored}
+    case = make_case(operator, sizes)
+    with_gradients = {name: tensor.clone().requires_grad_() for name, tensor in case.tensors.items()}
+    parts = []
+    for chunk in (0, 32, 64, 256, 2000):
+        rows_at_once(chunk)
+        parts.append(consistent_mixture_cross_entropy(**case.tensors, **case.options))
+        parts.append(consistent_mixture_cross_entropy(**with_gradients, **case.options))
+    terms = (case.tensors["states"] @ case.tensors["items"].T).abs().max()
+    for mine in parts[1:]:
+        for value, first, one_sweep in zip(mine, parts[0], parts[2], strict=True):
+            assert abs(value - first) <= 4 * torch.finfo(torch.float32).eps * terms
+            assert torch.equal(value, one_sweep) or torch.equal(value, first)
+
+
+@pytest.mark.parametrize("weight", [0.0, 1e-7, 0.7])
+@pytest.mark.parametrize("grad", [False, True])
+def test_how_many_products_two_views_take(rows_at_once, weight, grad):
+    """Of 4 states a history 2 have a divergence: of one sweep 4, of two 6, and thrice that with both gradients."""
+    case = make_case(CONSISTENT_MIXTURE_CROSS_ENTROPY, sizes_of(CONSISTENT_MIXTURE_CROSS_ENTROPY, streams=2))
+    leaves = [tensor.requires_grad_() for tensor in case.tensors.values()]
+
+    def states():
+        with torch.set_grad_enabled(grad), FlopCounterMode(display=False) as counter:
+            loss, *_ = consistent_mixture_cross_entropy(**case.tensors, **case.options | {"weight": weight})
+            if grad:
+                torch.autograd.grad(loss, leaves)
+        return counter.get_total_flops() / (2 * 37 * 211 * 19)
+
+    expected = {0.0: 3 * 4 + 2, 1e-7: 3 * 6, 0.7: 3 * 4} if grad else {0.0: 6, 1e-7: 6, 0.7: 4}
+    assert states() == expected[weight]
+    rows_at_once(0)
+    assert states() == {0.0: 4 * 4 + 2, 1e-7: 4 * 6, 0.7: 4 * 6}[weight] if grad else 6
 
 
 @pytest.mark.parametrize("streams", [1, 5])
@@ -178,7 +220,7 @@ def test_gradients_of_gradients_are_refused(rows_at_once, operator):
 def test_the_number_of_threads_changes_no_bit(rows_at_once, operator):
     rows_at_once(64)
     before = torch.get_num_threads()
-    case = make_case(operator, sizes_of(operator, rows=300, batch=150, vocabulary=5003, dim=40))
+    case = make_case(operator, sizes_of(operator, rows=300, batch=150, histories=150, vocabulary=5003, dim=40))
     results = []
     try:
         for threads in (1, 2, 7):
@@ -262,6 +304,12 @@ def test_opcheck(needs):
     log_weights = torch.zeros(2, 4, requires_grad=True)
     arguments = (groups, log_weights, leaves[1], targets[:2], *options[:4], [needs[0], True, needs[1]], "cpp")
     torch.library.opcheck(OPS.mixture_cross_entropy_with_gradients.default, arguments)
+    views = leaves[0].detach().view(2, 2, 2, 4).requires_grad_(needs[0])
+    log_weights, drawn = torch.zeros(2, 2, 2, requires_grad=True), torch.tensor([0, 1])
+    arguments = (
+        views, log_weights, leaves[1], targets[:2], drawn, 0.5, 0.7, -100, 64, [needs[0], True, needs[1]], "cpp"
+    )  # fmt: skip
+    torch.library.opcheck(OPS.consistent_mixture_cross_entropy_with_gradients.default, arguments)
     kept = [tensor.detach().clone() for tensor in leaves]
     inputs = [tensor.detach() for tensor in leaves]
     torch.library.opcheck(OPS.scaled_gradients.default, (torch.tensor(0.5), inputs, kept))

@@ -70,7 +70,7 @@ def test_results_are_the_same(target, operator, defaults):
 @under_other_defaults
 def test_where_there_is_nothing_to_compute(target, operator, defaults):
     """Sizes of 0 have ways of their own."""
-    empty = {"batch": 0} if "batch" in operator.small else {"rows": 0}
+    empty = {name: 0 for name in ("batch", "rows", "histories") if name in operator.small}
     case = make_case(operator, operator.small | empty, device=target.device)
     expected = operator.public(**case.tensors, **case.options)
     with defaults():

@@ -11,6 +11,7 @@ import torch
 
 from plr_kernels import use_backend
 from tests.plr_kernels.harness import (
+    CONSISTENT_MIXTURE_CROSS_ENTROPY,
     INFO_NCE,
     LINEAR_CROSS_ENTROPY,
     PAIRWISE_KL,
@@ -23,6 +24,10 @@ from tests.plr_kernels.harness import (
 
 DIVERGENCE = {"batch": 2, "group": 3, "vocabulary": 7, "dim": 5, "temperature": 1.0, "detach_reference": False}
 ENTROPY = {"rows": 5, "vocabulary": 7, "dim": 5, "temperature": 1.0, "ignored": 0.0, "reduction": "mean"}
+CONSISTENT = {
+    "histories": 5, "streams": 2, "vocabulary": 7, "dim": 5, "temperature": 1.0, "weights": 1.0, "ignored": 0.0,
+    "weight": 1.0,
+}  # fmt: skip
 CONTRAST = {"groups": 2, "batch": 3, "dim": 3, "temperature": 1.0}
 
 
@@ -58,12 +63,21 @@ def _every_target_wins(tensors):
     return {"states": 20 * torch.eye(5), "items": torch.eye(5) + 0.01 * tensors["items"]}
 
 
+def _every_target_wins_twice(tensors):
+    states = (20 * torch.eye(5))[:, None, None] + 0.1 * tensors["states"]
+    return {"states": states, "items": torch.eye(5) + 0.01 * tensors["items"]}
+
+
 def _equal_states(tensors):
     return {"states": tensors["states"][:, :1].expand_as(tensors["states"]).contiguous(), "items": tensors["items"]}
 
 
 def _equal_columns(tensors):
     return {"states": tensors["states"], "items": tensors["items"][:, :1].expand_as(tensors["items"])}
+
+
+def _with_log_weights(change):
+    return lambda tensors: tensors | change(tensors)
 
 
 def _times(factor):
@@ -126,6 +140,48 @@ CASES = {
         ENTROPY | {"temperature": 0.3, "dim": 50},
         lambda tensors: _times(10)(_equal_columns(tensors)),
     ),
+    "consistent, one argmax": (
+        CONSISTENT_MIXTURE_CROSS_ENTROPY,
+        CONSISTENT | IDENTITY,
+        _with_log_weights(_same_argmax(10.0)),
+    ),
+    "consistent, one argmax, nearer": (
+        CONSISTENT_MIXTURE_CROSS_ENTROPY,
+        CONSISTENT | IDENTITY | {"streams": 1},
+        _with_log_weights(_same_argmax(16.0)),
+    ),
+    "consistent, several argmaxes": (
+        CONSISTENT_MIXTURE_CROSS_ENTROPY,
+        CONSISTENT | IDENTITY,
+        _with_log_weights(_different_argmaxes(14.0)),
+    ),
+    "consistent, every target wins": (
+        CONSISTENT_MIXTURE_CROSS_ENTROPY,
+        CONSISTENT | IDENTITY,
+        _with_log_weights(_every_target_wins_twice),
+    ),
+    "consistent, every target wins, weakly drawn together": (
+        CONSISTENT_MIXTURE_CROSS_ENTROPY,
+        CONSISTENT | IDENTITY | {"weight": 1e-4},
+        _with_log_weights(_every_target_wins_twice),
+    ),
+    "consistent, all logits far below 0": (
+        CONSISTENT_MIXTURE_CROSS_ENTROPY,
+        CONSISTENT,
+        _with_log_weights(_far_below_zero),
+    ),
+    "consistent, two equal views": (
+        CONSISTENT_MIXTURE_CROSS_ENTROPY,
+        CONSISTENT,
+        _with_log_weights(_equal_states),
+    ),
+    "consistent, low temperature": (
+        CONSISTENT_MIXTURE_CROSS_ENTROPY,
+        CONSISTENT | {"temperature": 0.05},
+        lambda tensors: _times(0.5)(tensors) | {"log_weights": tensors["log_weights"]},
+    ),
+    "consistent, equal columns": (CONSISTENT_MIXTURE_CROSS_ENTROPY, CONSISTENT, _with_log_weights(_equal_columns)),
+    "consistent, one item": (CONSISTENT_MIXTURE_CROSS_ENTROPY, CONSISTENT | {"vocabulary": 1}, _as_drawn),
     "contrast, one dimension": (INFO_NCE, CONTRAST | {"batch": 2, "dim": 1}, _as_drawn),
     "contrast, one dimension, low temperature": (
         INFO_NCE,
@@ -148,12 +204,28 @@ def test_as_accurate_as_the_plain_formula(target, name):
     for seed in range(3):
         drawn = make_case(operator, sizes, generator_seed=seed)
         tensors = {key: tensor.to(target.device) for key, tensor in change(drawn.tensors).items()}
-        options = {key: value.to(target.device) if key == "targets" else value for key, value in drawn.options.items()}
-        if name == "cross-entropy, every target wins":
+        options = {
+            key: value.to(target.device) if isinstance(value, torch.Tensor) else value
+            for key, value in drawn.options.items()
+        }
+        if "every target wins" in name:
             options["targets"] = torch.arange(5, device=target.device)
         case = Case(tensors, options)
         with use_backend(target.backend):
             assert_accurate(evaluate(operator.public, case), operator, case)
+
+
+@pytest.mark.parametrize("weight", [1e-3, 1.0, 30.0])
+@pytest.mark.parametrize("spread", [5.0, 14.0, 22.0])
+@pytest.mark.parametrize("change", [_same_argmax, _different_argmaxes], ids=lambda change: change.__name__)
+def test_gradient_of_both_losses_by_logits_sums_to_zero(change, spread, weight):
+    """Likewise, of a state that one pass over its scores gives the gradients of two losses."""
+    pytest.importorskip("plr_kernels._cpp", reason="the extension is not built")
+    drawn = make_case(CONSISTENT_MIXTURE_CROSS_ENTROPY, CONSISTENT | IDENTITY | {"weight": weight, "streams": 1})
+    case = Case(_with_log_weights(change(spread))(drawn.tensors), drawn.options)
+    with use_backend("cpp"):
+        gradient = evaluate(CONSISTENT_MIXTURE_CROSS_ENTROPY.public, case, ["states"])["gradient of states"].double()
+    assert (gradient.sum(-1).abs() <= 8 * torch.finfo(torch.float32).eps * gradient.abs().sum(-1)).all()
 
 
 @pytest.mark.parametrize("spread", [5.0, 14.0, 22.0])

@@ -38,6 +38,11 @@ def test_losses(needs, products):
         mixture = (groups, log_weights, items)
         assert counted("top_mixture_items_forward", *mixture, 3, 1.0, None, "cpp") == PRODUCT
         assert counted("target_mixture_rank_forward", *mixture, targets[:3], 1.0, None, "cpp") == 2 * PRODUCT
+        views, of_views = (meta(3, 2, 2, DIM), meta(3, 2, 2), items), (targets[:3], targets[:3])
+        wanted = (needs[0], True, needs[1])
+        options = (0.5, 1.0, -100, 64, wanted, "cpp")
+        made = counted("consistent_mixture_cross_entropy_with_gradients", *views, *of_views, *options)
+        assert made == products * PRODUCT
         arguments = (groups, items, meta(5, 3, 4), meta(3, 4).long(), 1.0, False)
         assert counted("pairwise_kl_backward", meta(), *arguments, *needs, "triton") == products * PRODUCT
         arguments = (states, items, targets, meta(3, ROWS), 1.0, -100)

@@ -9,6 +9,7 @@ import plr_kernels
 from plr_kernels import (
     CandidateCrossEntropy,
     CandidateMixtureCrossEntropy,
+    ConsistentMixtureCrossEntropy,
     InfoNCE,
     LinearCrossEntropy,
     MixtureCrossEntropy,
@@ -32,6 +33,13 @@ def test_losses_hand_on_their_options():
         streams, log_weights, items, targets, temperature=0.5, ignore_index=-1, reduction="sum"
     )
     assert torch.equal(layer(streams, log_weights, items, targets), expected)
+    views, both = torch.randn(4, 2, 2, 3), torch.log_softmax(torch.randn(4, 2, 2), dim=2)
+    drawn = torch.tensor([1, 0, 0, 1])
+    layer = ConsistentMixtureCrossEntropy(weight=0.3, temperature=0.5, ignore_index=-1)
+    expected = plr_kernels.consistent_mixture_cross_entropy(
+        views, both, items, targets, drawn, weight=0.3, temperature=0.5, ignore_index=-1
+    )
+    assert all(torch.equal(*pair) for pair in zip(layer(views, both, items, targets, drawn), expected, strict=True))
     listed = {"temperature": 0.5, "ignore_index": -1, "reduction": "sum"}
     candidates, log_q = torch.tensor([0, 3, 6]), torch.randn(3)
     layer = CandidateCrossEntropy(kind="bce", positive_power=0.3, **listed)
@@ -106,6 +114,10 @@ def test_attention_with_drawn_seed_compiles(case):
             CandidateMixtureCrossEntropy(sparse_gradient=True),
             "CandidateMixtureCrossEntropy(temperature=1.0, ignore_index=-100, reduction='mean', sparse_gradient=True)",
         ),
+        (
+            ConsistentMixtureCrossEntropy(weight=0.5),
+            "ConsistentMixtureCrossEntropy(weight=0.5, temperature=1.0, ignore_index=-100)",
+        ),
         (LinearCrossEntropy(), "LinearCrossEntropy(temperature=1.0, ignore_index=-100, reduction='mean')"),
     ],
 )
@@ -121,6 +133,7 @@ def test_representation_and_state(layer, representation):
         (lambda: StreamAttention(scale=float("inf")), "scale must be finite, found inf"),
         (lambda: PairwiseKL(temperature=0), "temperature must be above 0, found 0"),
         (lambda: InfoNCE(temperature=-1), "temperature must be above 0, found -1"),
+        (lambda: ConsistentMixtureCrossEntropy(weight=float("nan")), "weight must be finite, found nan"),
         (lambda: LinearCrossEntropy(reduction="max"), "reduction must be 'mean', 'sum' or 'none', found 'max'"),
         (lambda: LinearCrossEntropy(ignore_index=None), "ignore_index must be an int, found NoneType"),
     ],

@@ -220,6 +220,14 @@ def test_opcheck_of_every_registered_operator():
         "info_nce": lambda case: (*case.tensors.values(), case.options.get("labels"), 0.7),
         "linear_cross_entropy": lambda case: (*case.tensors.values(), case.options["targets"], 0.7, -100, "mean"),
         "mixture_cross_entropy": lambda case: (*case.tensors.values(), case.options["targets"], 0.7, -100, "mean"),
+        "consistent_mixture_cross_entropy": lambda case: (
+            *case.tensors.values(),
+            case.options["targets"],
+            case.options["drawn"],
+            0.7,
+            0.7,
+            -100,
+        ),
         "candidate_cross_entropy": lambda case: (
             *case.tensors.values(),
             *listed(case),
