@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from plr.data import Batch
+from plr.models.consistency import next_item_and_consistency, of_histories, takes_one_sweep
 from plr.models.encoder import SequenceEncoder
 from plr.models.items.encoders import ItemEncoder
 from plr.models.methods.reasoning import BOTH_WAYS
@@ -53,14 +54,18 @@ class BaseRecommender(RecommenderModel):
             # As the rows lie and not as `counted` has them: so whole sequences were always trained.
             states = encoded.hidden.view(views, -1, encoded.hidden.shape[2])[:, places].flatten(0, 1)
         queries = self.queries(states)  # [views·N, d]
+        if weight and takes_one_sweep(self.options, candidates, batch.share):
+            assert isinstance(candidates, Tensor)
+            return next_item_and_consistency(
+                queries, candidates, targets, weight=weight, temperature=self.temperature
+            )
         losses = {
             "next_item": linear_cross_entropy(
                 queries, candidates, targets.repeat(views), temperature=self.temperature
             )
         }
         if weight:
-            pairs = queries.unflatten(0, (2, -1)).transpose(0, 1)  # [N, 2, d]
-            sample, counts = self.divergence_sample(pairs, batch.share, in_rows=True)
+            sample, counts = self.divergence_sample(of_histories(queries), batch.share, in_rows=True)
             divergence = pairwise_kl(sample, candidates, temperature=self.temperature)
             losses["consistency"] = weight * self.mean_of_samples(divergence, counts)
         return losses

@@ -11,12 +11,13 @@ from torch import Tensor, nn
 
 from plr.data import Batch, CountedTargets, Share
 from plr.models.collectives import batch_mean, gather_histories, nothing, total
+from plr.models.consistency import next_item_and_consistency, of_histories, takes_one_sweep
 from plr.models.encoder import SequenceEncoder
 from plr.models.items.encoders import ItemEncoder
 from plr.models.methods.history_buckets import in_buckets
 from plr.models.methods.reasoning import Histories, Reasoning, encode_histories, reason
 from plr.models.recommender import INITIAL_STD, Losses, RecommenderModel
-from plr.models.sampled_items import linear_cross_entropy, mixture_cross_entropy, pairwise_kl
+from plr.models.sampled_items import Candidates, linear_cross_entropy, mixture_cross_entropy, pairwise_kl
 from plr.models.scoring import ItemScorer
 from plr.options import PLROptions
 from plr_kernels import info_nce
@@ -117,31 +118,16 @@ class PLRRecommender(RecommenderModel):
         views = 2 if options.contrastive_weight or options.consistency_weight else 1
         outcome = self._run(table, batch.item_ids, batch.lengths, batch.counted, views=views)
 
-        predicted = rows
-        if options.consistency_weight:
-            predicted, targets = 2 * rows, targets.repeat(2)
         if options.mixes_distributions:
             gates = outcome.gates.detach()
             self.extra_metrics = {
                 "gate_entropy": torch.special.entr(gates).sum(dim=1).mean(),
                 "load_entropy": torch.special.entr(batch_mean(gates, batch.share, views)).sum(),
             }
-            next_item = mixture_cross_entropy(
-                self.queries(outcome.streams[:predicted]),
-                outcome.log_gates[:predicted],
-                candidates,
-                targets,
-                temperature=self.temperature,
-            )
-        else:
-            next_item = linear_cross_entropy(
-                self.queries(outcome.slow[:predicted]), candidates, targets, temperature=self.temperature
-            )
-        losses = {"next_item": next_item}
         if options.consistency_weight:
-            sample, weight = self.divergence_sample(self._views(outcome, batch.share), batch.share)
-            divergence = pairwise_kl(self.queries(sample), candidates, temperature=self.temperature)
-            losses["consistency"] = options.consistency_weight * self.mean_of_samples(divergence, weight)
+            losses = self._consistent(outcome, candidates, targets, options.consistency_weight, batch.share)
+        else:
+            losses = {"next_item": self._next_item(outcome, rows, candidates, targets)}
         if options.contrastive_weight:
             grouped = outcome.states.flatten(1, 2).transpose(0, 1)  # [M·T, 2N, d]
             losses["contrastive"] = options.contrastive_weight * self._contrastive(
@@ -159,25 +145,53 @@ class PLRRecommender(RecommenderModel):
             losses["load"] = options.load_weight * (math.log(len(load)) - torch.special.entr(load).sum())
         return losses
 
-    def _views(self, outcome: ParallelReasoning, share: Share | None) -> Tensor:
-        """The states [N, 2, d] of two views of N histories, the N after the N, that consistency draws together.
-
-        Of a mixture of distributions it is one stream of each history, drawn by the views' mean gate ḡ: the mean over
-        histories then estimates Σ_m ḡ_m KL_m without bias, which with the divergence of the gates bounds that of the
-        mixtures from above. Were all streams to count alike, one that the gate neglects would only learn to be
-        constant, and the gate would end with one stream.
-        """
+    def _next_item(self, outcome: ParallelReasoning, rows: int, candidates: Candidates, targets: Tensor) -> Tensor:
+        """The cross-entropy of the first rows of the outcome."""
         if not self.options.mixes_distributions:
-            return outcome.slow.unflatten(0, (2, -1)).transpose(0, 1)
+            queries = self.queries(outcome.slow[:rows])
+            return linear_cross_entropy(queries, candidates, targets, temperature=self.temperature)
+        queries, log_gates = self.queries(outcome.streams[:rows]), outcome.log_gates[:rows]
+        return mixture_cross_entropy(queries, log_gates, candidates, targets, temperature=self.temperature)
+
+    def _consistent(
+        self, outcome: ParallelReasoning, candidates: Candidates, targets: Tensor, weight: float, share: Share | None
+    ) -> Losses:
+        """{"next_item", "consistency"} of two views of N histories, the N after the N."""
+        mixes = self.options.mixes_distributions
+        drawn = self._drawn(outcome, share) if mixes else None
+        if takes_one_sweep(self.options, candidates, share):
+            assert isinstance(candidates, Tensor)
+            return next_item_and_consistency(
+                self.queries(outcome.streams if mixes else outcome.slow),
+                candidates,
+                targets,
+                weight=weight,
+                temperature=self.temperature,
+                log_weights=outcome.log_gates if mixes else None,
+                drawn=drawn,
+            )
+        next_item = self._next_item(outcome, 2 * len(targets), candidates, targets.repeat(2))
+        states = outcome.slow
+        if drawn is not None:
+            states = outcome.streams.take_along_dim(drawn.repeat(2)[:, None, None], dim=1)[:, 0]  # [2N, d]
+        sample, counts = self.divergence_sample(of_histories(states), share)
+        divergence = pairwise_kl(self.queries(sample), candidates, temperature=self.temperature)
+        return {"next_item": next_item, "consistency": weight * self.mean_of_samples(divergence, counts)}
+
+    def _drawn(self, outcome: ParallelReasoning, share: Share | None) -> Tensor:
+        """Which stream of each of N histories consistency draws together in its two views, int64 [N].
+
+        It is drawn by the views' mean gate ḡ: the mean over histories then estimates Σ_m ḡ_m KL_m without bias, which
+        with the divergence of the gates bounds that of the mixtures from above. Were all streams to count alike, one
+        that the gate neglects would only learn to be constant, and the gate would end with one stream.
+        """
         gates = outcome.gates.detach().unflatten(0, (2, -1)).mean(dim=0)  # [N, C]
         # As torch.multinomial draws one of each row, but from random numbers of all processes' histories.
         waits = gates.new_empty(len(gates) if share is None else share.targets, gates.shape[1])
         waits.exponential_(generator=None if share is None else share.generator(gates.device))
         if share is not None:
             waits = waits[: len(gates)] if share.idle else waits[share.numbers().to(gates.device)]
-        drawn = (gates / waits).argmax(dim=1, keepdim=True).repeat(2, 1)  # [2N, 1]
-        states = outcome.streams.take_along_dim(drawn[:, :, None], dim=1)[:, 0]  # [2N, d]
-        return states.unflatten(0, (2, -1)).transpose(0, 1)
+        return (gates / waits).argmax(dim=1)
 
     def _contrastive(self, view1: Tensor, view2: Tensor, batch: Batch) -> Tensor:
         """Eq. 8 of views [G, n, d] of the histories, whose negatives may be other processes'."""
