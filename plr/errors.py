@@ -55,7 +55,12 @@ def _fit(message: str) -> str:
 
 
 class UserError(Exception):
-    """What a user can mend; the command line prints the message alone, which is never longer than a screen."""
+    """What a user can mend; the command line prints the message alone, which is never longer than a screen.
+
+    ``status`` is what the command then ends with.
+    """
+
+    status = 2
 
     def __init__(self, message: str = "", *arguments: object) -> None:
         super().__init__(_fit(str(message)), *arguments)
@@ -92,13 +97,19 @@ class RunError(UserError, RuntimeError):
 class NoReachableTargetError(RunError):
     """The first phase ranks no training row's target high enough for the second one to learn from; it says how high."""
 
+    status = 4
+
 
 class NonFiniteLossError(UserError, RuntimeError):
     """A loss term became NaN or infinite; the message names the step, the term and what to try."""
 
+    status = 3
+
 
 class EvaluationError(UserError, ValueError):
-    """What was to be ranked or measured cannot be: the message says where and what to check."""
+    """A score that is not finite, so that nothing can be ranked: the message says where and what to check."""
+
+    status = 3
 
 
 class RequestError(UserError, ValueError):

@@ -86,7 +86,7 @@ def _run(arguments: list[str], parsed: list[Namespace]) -> int:
             print(f"plr: {_with_command(str(error), known)}", file=sys.stderr)
         else:
             raise
-        return 2
+        return error.status if isinstance(error, UserError) else 2
     return 0
 
 

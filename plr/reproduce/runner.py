@@ -22,13 +22,13 @@ from plr.reproduce.study import Run, Study, System
 from plr.runs import RunFolder
 from plr.signals import cleaned_up, raise_again
 from plr.training import train
-from plr.training.initial import NOTHING_TO_REWARD
 
 __all__ = ["Progress", "duration", "estimates", "train_runs", "unfinished"]
 
 Say = Callable[[str], None]
 _OVERHEAD, _START = 0.5, 6.0  # seconds a run takes beside its epochs: here, and in a process of its own
-_DIVERGED = "its loss became NaN or infinite"
+_WITHOUT_RESULT = (NonFiniteLossError, EvaluationError, NoReachableTargetError)
+"""How a run may end without a result that is no reason to end the others."""
 
 
 def unfinished(study: Study, runs: Iterable[Run]) -> list[Run]:
@@ -98,11 +98,15 @@ def train_runs(study: Study, runs: Sequence[Run], expected: dict[Run, float], sa
             try:
                 if failed is None:
                     train(study.config(run), study.dataset, callbacks=_Epochs(partial(epoch_over, run)))
-            except (NonFiniteLossError, EvaluationError) as error:
-                failed = f"{_DIVERGED} ({error})"
-            except NoReachableTargetError as error:
-                failed = str(error)
+            except _WITHOUT_RESULT as error:
+                failed = _why(error.status, str(error))
             over(run, failed)
+
+
+def _why(status: int, message: str) -> str:
+    """Return why a run has no result, by the exit status of what ended it and its message."""
+    diverged = status != NoReachableTargetError.status
+    return f"its loss became NaN or infinite ({message})" if diverged else message
 
 
 class _Epochs(Callback):
@@ -200,13 +204,9 @@ def _in_processes(
                 failed = None
                 if process.returncode:
                     said = _log(plans, run.name).read_text(encoding="utf-8", errors="replace").strip()
-                    last = said.splitlines()[-1] if said else ""
-                    if NOTHING_TO_REWARD in said:
-                        failed = last.removeprefix("plr: ")
-                    elif any(words in said for words in ("is not finite", "training has diverged")):
-                        failed = f"{_DIVERGED} ({last})"
-                    else:
+                    if process.returncode not in {error.status for error in _WITHOUT_RESULT}:
                         raise RunError(f"{run.name} ended with status {process.returncode}: {said[-1000:]}")
+                    failed = _why(process.returncode, said.splitlines()[-1].removeprefix("plr: ") if said else "")
                 over(run, failed)
 
 

@@ -20,8 +20,6 @@ from plr.runs import RunFolder, load_weights
 EQUAL = ("method", "backbone", "dim", "layers", "core_layers", "heads", "ffn_dim", "max_length", "lares_adapter",
          "mean_steps", "temperature", "unisrec_mode", "experts")  # fmt: skip
 REACH = 100  # the worst rank of a target at which post-training has something to reward
-NOTHING_TO_REWARD = "nothing to reward"
-"""How the message ends where no target is within it."""
 
 
 @dataclass(frozen=True)
@@ -102,7 +100,7 @@ def filter_reachable(
     kept = torch.cat(order)[ranking.ranks <= REACH].sort().values
     if not len(kept):
         raise NoReachableTargetError(
-            f"the --init run ranks no training row's target among the first {REACH}: {NOTHING_TO_REWARD}"
+            f"the --init run ranks no training row's target among the first {REACH}: nothing to reward"
         )
     if len(kept) < devices:
         raise RunError(

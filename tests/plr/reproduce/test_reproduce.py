@@ -21,7 +21,7 @@ import pytest
 from plr.cli import main
 from plr.config import Config
 from plr.data import open_prepared, prepare
-from plr.errors import ConfigError, NonFiniteLossError
+from plr.errors import ConfigError, NonFiniteLossError, NoReachableTargetError, RunError
 from plr.prepare.synthetic import generate
 from plr.reproduce import EXPERIMENTS, runner
 from plr.reproduce.reproduce import _needed as needed
@@ -30,7 +30,6 @@ from plr.reproduce.request import Request, settings_of
 from plr.reproduce.results import Estimate, Plot, Section, Table
 from plr.reproduce.sample import sampled
 from plr.reproduce.study import Run, Study, System
-from plr.training.initial import NOTHING_TO_REWARD
 
 TINY = (
     "dim=8", "ffn_dim=8", "layers=1", "heads=1", "max_length=6", "epochs=1", "batch_size=512", "accelerator=cpu",
@@ -166,6 +165,24 @@ def test_lares_second_phase_is_where_it_is_named_and_follows_the_first(data, tmp
         rpt(study(data, tmp_path, methods=methods, settings=("refit=true",)), seed=0)
 
 
+def ended(config, plans, status, message):
+    """A process that has said that and ends so, in the place of a run's."""
+    plans.mkdir(parents=True, exist_ok=True)
+    words = f"import sys; print({message!r}, file=sys.stderr); sys.exit({status})"
+    with runner._log(plans, Path(config.out).name).open("wb") as log:
+        return subprocess.Popen([sys.executable, "-c", words], stderr=log)
+
+
+def test_what_a_process_has_said_is_no_sign_of_how_it_ended(data, tmp_path, monkeypatch):
+    """A path or another error may have the words of one that is a run's own result."""
+    made = study(data, tmp_path, settings=TINY, processes=2)
+    message = "plr: nothing to reward: training has diverged is not finite/x.csv: no such file"
+    monkeypatch.setattr(runner, "_started", lambda config, plans: ended(config, plans, 2, message))
+    run = Run(System("sasrec", "base"), 0)
+    with pytest.raises(RunError, match="sasrec-base-seed0 ended with status 2: plr: nothing to reward"):
+        runner.train_runs(made, [run], {run: 1.0}, lambda line: None)
+
+
 @pytest.mark.parametrize("processes", [1, 2])
 def test_a_second_phase_without_its_first_one_is_named(data, tmp_path, monkeypatch, processes):
     """And no process is started for it."""
@@ -175,21 +192,14 @@ def test_a_second_phase_without_its_first_one_is_named(data, tmp_path, monkeypat
     def diverge(*arguments, **options):
         raise NonFiniteLossError("a loss term is not finite")
 
-    class Diverged:
-        returncode = 2
-
-        def poll(self):
-            return 2
-
     def started(config, plans):
         assert config.phase == "spt"
-        plans.mkdir(parents=True, exist_ok=True)
-        runner._log(plans, runs[0].name).write_text("plr: the loss is not finite")
-        return Diverged()
+        return ended(config, plans, NonFiniteLossError.status, "plr: a loss term is not finite")
 
     monkeypatch.setattr(runner, "train", diverge)
     monkeypatch.setattr(runner, "_started", started)
     runner.train_runs(made, runs, dict.fromkeys(runs, 1.0), said.append)
+    assert made.failed[runs[0]] == "its loss became NaN or infinite (a loss term is not finite)"
     assert made.failed[runs[1]] == "sasrec-lares-seed0 has no result"
     assert said[1] == "[2/2] sasrec-lares-rpt-seed0: sasrec-lares-seed0 has no result; 0 left"
 
@@ -201,15 +211,13 @@ def test_a_second_phase_with_nothing_to_reward_is_named_and_the_others_go_on(dat
     runs = [Run(System("sasrec", method), 0) for method in ("lares", "lares-rpt", "base")]
     monkeypatch.setattr("plr.training.initial.REACH", 0)  # none is among the first 0
     if processes == 2:  # which the processes' own would not see
-        message = f"the --init run ranks no training row's target among the first 100: {NOTHING_TO_REWARD}"
+        message = "plr: the --init run ranks no training row's target among the first 100: nothing to reward"
         ends = runner._started
 
         def started(config, plans):
-            if config.phase != "rpt" or config.method != "lares":
+            if config.phase != "rpt":
                 return ends(config, plans)
-            words = f"import sys; sys.exit({'plr: ' + message!r})"
-            with runner._log(plans, Path(config.out).name).open("wb") as log:
-                return subprocess.Popen([sys.executable, "-c", words], stderr=log)
+            return ended(config, plans, NoReachableTargetError.status, message)
 
         monkeypatch.setattr(runner, "_started", started)
     runner.train_runs(made, runs, dict.fromkeys(runs, 1.0), said.append)

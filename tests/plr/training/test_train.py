@@ -9,8 +9,10 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
+from plr.cli import main
 from plr.config import Config
 from plr.data import LengthGroupedBatches, prepare
+from plr.errors import EvaluationError, NoReachableTargetError
 from plr.evaluation import evaluation_batches, metrics, rank_rows
 from plr.models import build_model
 from plr.training import NonFiniteLossError, RunError, train
@@ -164,6 +166,21 @@ def test_a_non_finite_loss_stops_with_step_term_and_advice(quick, tmp_path):
     with pytest.raises(NonFiniteLossError, match=r"step 0: the loss term 'contrastive' is not finite.*contrastive_"):
         train(Config(**quick, contrastive_weight=3e38))
     assert not (tmp_path / "run" / "metrics.json").exists()
+
+
+def test_the_exit_status_says_what_a_run_has_failed_by(quick, tmp_path, capsys, monkeypatch):
+    path = tmp_path / "config.yaml"
+    Config(**quick, contrastive_weight=3e38).save(path)
+    assert main(["train", "--config", str(path)]) == NonFiniteLossError.status == EvaluationError.status == 3
+    Config(**quick, warmup_steps=10**6).save(path)
+    assert main(["train", "--config", str(path)]) == RunError.status == 2
+
+    def unreachable(*arguments, **options):
+        raise NoReachableTargetError("none")
+
+    monkeypatch.setattr("plr.api.train", unreachable)
+    assert main(["train", "--config", str(path)]) == NoReachableTargetError.status == 4
+    assert capsys.readouterr().err.count("plr: ") == 3
 
 
 def test_a_loss_noted_on_a_device_is_read_before_the_validation_rows_are_ranked(quick, monkeypatch):
