@@ -13,16 +13,20 @@ DEPTH = 8  # steps of the model that diversity is followed through
 
 def needs(study: Study) -> list[Run]:
     """Return a run of either form of PLR, and one of either with eight steps."""
-    seeds = study.seeds[:1]
-    systems = [System(BACKBONE, method) for method in METHODS]
-    deep = [study.system(BACKBONE, method, steps=DEPTH) for method in METHODS]
-    return study.runs([*systems, *deep], seeds)
+    return list(dict.fromkeys(_shallow(study) + _deep(study)))
+
+
+def _shallow(study: Study) -> list[Run]:
+    return study.runs([System(BACKBONE, method) for method in METHODS], study.seeds[:1])
+
+
+def _deep(study: Study) -> list[Run]:
+    """Return those with eight steps: the same ones where --set gives a form as many."""
+    return study.runs([study.system(BACKBONE, method, steps=DEPTH) for method in METHODS], study.seeds[:1])
 
 
 def section(study: Study) -> Section:
     """Return what was measured of each theorem."""
-    finished = [run for run in needs(study) if run not in study.failed]
-    shallow = [run for run in finished if not run.system.changes]
-    deep = [run for run in finished if run not in shallow]
+    shallow, deep = ([run for run in runs if run not in study.failed] for runs in (_shallow(study), _deep(study)))
     parts = [*ensemble.parts(study, shallow), *contraction.parts(study, deep)]
     return Section("theory", "Theory: the theorems on trained models", parts)

@@ -23,13 +23,14 @@ from plr.config import Config
 from plr.data import open_prepared, prepare
 from plr.errors import ConfigError, NonFiniteLossError, NoReachableTargetError, RunError
 from plr.prepare.synthetic import generate
-from plr.reproduce import EXPERIMENTS, runner
+from plr.reproduce import EXPERIMENTS, runner, theory
 from plr.reproduce.reproduce import _needed as needed
 from plr.reproduce.reproduce import reproduce
 from plr.reproduce.request import Request, settings_of
 from plr.reproduce.results import Estimate, Plot, Section, Table
 from plr.reproduce.sample import sampled
 from plr.reproduce.study import Run, Study, System
+from plr.reproduce.theory import contraction, ensemble
 
 TINY = (
     "dim=8", "ffn_dim=8", "layers=1", "heads=1", "max_length=6", "epochs=1", "batch_size=512", "accelerator=cpu",
@@ -269,6 +270,18 @@ def test_a_change_to_what_a_system_has_is_none_and_derived_defaults_are_no_surpr
     states = made.system("sasrec", "plr", mixture="states", kl_weight=0.0, fast_state="none")
     config = made.config(Run(states, 0))
     assert (config.kl_weight, config.fast_state) == (0.0, "none")
+
+
+def test_a_form_that_has_eight_steps_anyway_is_the_one_that_diversity_is_followed_through(data, tmp_path, monkeypatch):
+    looked_at = {}
+    for module in (contraction, ensemble):
+        monkeypatch.setattr(module, "parts", lambda study, runs, name=module: looked_at.setdefault(name, runs) and [])
+    made = study(data, tmp_path, settings=("plr:steps=8",))
+    theory.section(made)
+    names = {module: [run.name for run in runs] for module, runs in looked_at.items()}
+    assert names[ensemble] == ["sasrec-plr-states-seed0", "sasrec-plr-seed0"]
+    assert names[contraction] == ["sasrec-plr-states-steps8-seed0", "sasrec-plr-seed0"]
+    assert [run.name for run in theory.needs(made)] == [*names[ensemble], "sasrec-plr-states-steps8-seed0"]
 
 
 def test_published_settings_of_a_method_are_its_own_and_sizes_are_equal(data, tmp_path):
