@@ -13,7 +13,7 @@ from plr.inputs import load_item_data
 from plr.models import build_model
 from plr.models.methods.lares_post_training import PostTrainedLARES
 from plr.runs import RunFolder
-from plr.training.module import RowDataset, batch_order, build_optimizer, training_rows
+from plr.training.module import RowDataset, batch_order, build_optimizer, sample_items, training_rows
 
 __all__ = ["seconds_of_run"]
 
@@ -33,6 +33,7 @@ def seconds_of_run(config: Config, dataset: SequenceDataset, folder: RunFolder) 
     if isinstance(model, PostTrainedLARES):
         # Drawn weights cost what those of the first phase do; which rows that will leave out is not known yet.
         model.start_from(build_model(config, item_data).to(device))  # type: ignore[arg-type]
+    sample_items(model, config, dataset)
     rows = training_rows(dataset, config)
     positives = SameTargetPositives(rows, config.seed) if model.same_target_positives else None  # type: ignore[arg-type]
     optimizer = build_optimizer(model, config)

@@ -17,6 +17,7 @@ from plr.config import Config
 from plr.data import Batch, DealtRows, LengthGroupedBatches, Rows, SameTargetPositives, SequenceDataset, Share
 from plr.models import RecommenderModel
 from plr.models.collectives import total
+from plr.models.sampled_items import ItemSampler
 from plr.signals import raise_again
 from plr.training.accumulation import AccumulatedMean
 from plr.training.finite import FiniteGuard
@@ -53,8 +54,6 @@ class TrainingModule(lightning.LightningModule):
         self.config = config
         self.start = start
         self.guard = FiniteGuard()
-        if config.loss != "softmax" and config.sparse_adam:
-            sparse_table_gradients(model)
         self.resume_point = resume_point
         self.rows_file: Path | None = None  # what the last checkpoint has the shared tables in
         # DistributedDataParallel neither sends nor averages what each process has alone.
@@ -265,6 +264,16 @@ def clip_together(model: RecommenderModel, most: float) -> None:
     others = get_total_norm([gradient for name, gradient in gradients.items() if name not in shared])
     norm = (of_tables + others.double() ** 2).sqrt().to(others.dtype)
     torch._foreach_mul_(list(gradients.values()), (most / (norm + 1e-6)).clamp(max=1.0))
+
+
+def sample_items(model: RecommenderModel, config: Config, dataset: SequenceDataset) -> None:
+    """Give a model what samples its items, where the configuration has a loss on sampled ones, and sparse gradients."""
+    if config.loss == "softmax":
+        return
+    counts = torch.bincount(dataset.target_items("train"), minlength=dataset.num_items)
+    model.sampler = ItemSampler(config, counts)
+    if config.sparse_adam:
+        sparse_table_gradients(model)
 
 
 def sparse_table_gradients(model: RecommenderModel) -> None:

@@ -30,7 +30,6 @@ from plr.models import RecommenderModel, build_model
 from plr.models.methods.lares import LARESRecommender
 from plr.models.methods.lares_post_training import PostTrainedLARES
 from plr.models.registry import options_of_other_methods
-from plr.models.sampled_items import ItemSampler
 from plr.runs import RunFolder
 from plr.signals import raise_again, terminable
 from plr.training.callbacks import MONITOR, BestWeights, OwnSignals, ResumePoint, Validation, save_weights
@@ -39,7 +38,7 @@ from plr.training.handed import Handed
 from plr.training.initial import InitialRun
 from plr.training.machines import SameRun
 from plr.training.memory import ReturnFreedMemory
-from plr.training.module import TrainingModule, batch_order, training_rows
+from plr.training.module import TrainingModule, batch_order, sample_items, training_rows
 from plr.training.parent import Parent
 from plr.training.processes import check_processes, cluster_environment, end_children, is_leader, process_number
 from plr.training.provenance import BATCH, provenance
@@ -392,9 +391,7 @@ def _fit(
 ) -> None:
     """Train on the data set's training rows, from the resume point if there is one."""
     start = origin if isinstance(origin, Start) else None
-    if config.loss != "softmax":
-        counts = torch.bincount(dataset.target_items("train"), minlength=dataset.num_items)
-        model.sampler = ItemSampler(config, counts)
+    sample_items(model, config, dataset)
     module = TrainingModule(model, training_rows(dataset, config), config, start, resume_point)
     try:
         trainer.fit(module, ckpt_path=resume_point if resume_point.exists() else None)

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from plr.config import Config
 from plr.data import prepare
 from plr.models import IdItemEncoder, SequenceEncoder
 from plr.models.methods.plr import PLRRecommender
 from plr.options import EncoderOptions, PLROptions
 from plr.reproduce import paper, table4
+from plr.reproduce.estimate import seconds_of_run
 from plr.reproduce.figure3 import thinned_rows
 from plr.reproduce.figure4 import alternatives
 from plr.reproduce.figure5 import attention_of, jensen_shannon
@@ -73,6 +76,13 @@ def test_operations_grow_as_the_paper_says(method):
 def test_the_last_layer_at_the_last_position_is_less_work():
     config = paper_config("base")
     assert flops(config, 100, every_position=False) < flops(config, 100, every_position=True)
+
+
+@pytest.mark.parametrize("loss", ["softmax", "sampled_softmax", "bce"])
+@pytest.mark.parametrize("method", ["base", "prl"])
+def test_how_long_a_run_takes_is_estimated_whatever_its_loss(quick, loss, method):
+    config = Config(**quick, method=method, loss=loss)
+    assert 0 < seconds_of_run(config, prepare(config.data), RunFolder(Path(config.out))) < 600
 
 
 @pytest.mark.parametrize("rate", [0.0, 0.1, 0.3, 0.99])

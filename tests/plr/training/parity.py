@@ -29,10 +29,9 @@ from plr.data import prepare
 from plr.inputs import load_item_data
 from plr.models import RecommenderModel, build_model
 from plr.models.methods.lares_post_training import PostTrainedLARES
-from plr.models.sampled_items import ItemSampler
 from plr.training import train
 from plr.training.callbacks import ResumePoint
-from plr.training.module import TrainingModule, training_rows
+from plr.training.module import TrainingModule, sample_items, training_rows
 from plr_kernels.distributed import ItemShard
 
 SEQUENCES, PREFIXES = {"training_rows": "sequence"}, {"training_rows": "prefix"}
@@ -129,9 +128,7 @@ def gradients(name: str, folder: Path, rank: int, count: int) -> dict[str, Tenso
     rows = training_rows(dataset, config)
     if config.batch_size == 1:
         rows = rows.take(torch.arange(0, len(rows), len(rows) // 6))
-    if config.loss != "softmax":
-        counts = torch.bincount(dataset.target_items("train"), minlength=dataset.num_items)
-        model.sampler = ItemSampler(config, counts)
+    sample_items(model, config, dataset)
     module = TrainingModule(model.train(), rows, config)
     found: dict[str, Tensor] = {}
 

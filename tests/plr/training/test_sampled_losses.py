@@ -16,7 +16,7 @@ from plr.models.sampled_items import ItemSampler
 from plr.training import train
 from plr.training import trainer as trainer_module
 from plr.training.lazy_adam import LazyAdam
-from plr.training.module import TrainingModule, build_optimizer, training_rows
+from plr.training.module import TrainingModule, build_optimizer, sample_items, training_rows
 from tests.plr.training.test_resume import Killed, assert_equal_runs
 
 SAMPLED = {"loss": "sampled_softmax", "negatives": 6}
@@ -43,7 +43,7 @@ def named_and_moved(config, monkeypatch):
     """Which items a step of training names, and which rows of the table it changes."""
     dataset = prepare(config.data)
     model = build_model(config, dataset.num_items)
-    model.sampler = ItemSampler(config, torch.bincount(dataset.target_items("train"), minlength=dataset.num_items))
+    sample_items(model, config, dataset)
     module = TrainingModule(model, training_rows(dataset, config), config)
     monkeypatch.setattr(module, "log", lambda *_, **__: None)
     optimizer = build_optimizer(model, config)
@@ -131,7 +131,7 @@ def test_sparse_gradients_are_averaged_and_clipped_as_dense_ones(quick):
         config = Config(**given, sparse_adam=sparse, clip=0.01)
         dataset = prepare(config.data)
         model = build_model(config, dataset.num_items)
-        model.sampler = ItemSampler(config, torch.ones(dataset.num_items, dtype=torch.int64))
+        sample_items(model, config, dataset)
         module = TrainingModule(model, training_rows(dataset, config), config)
         module._trainer = SimpleNamespace(world_size=1, global_step=0)
         module.log = lambda *_, **__: None
