@@ -32,22 +32,25 @@ def keep_section(out: Path, identity: str, section: Section) -> None:
     _write(out / "sections" / f"{section.name}.json", json.dumps({"identity": identity, **section.to_json()}))
 
 
-def kept_sections(out: Path, identity: str) -> tuple[list[Section], list[str]]:
-    """Return the sections in the paper's order, and the names of those of other data, preset or settings."""
-    sections, others = [], []
+def kept_sections(out: Path, identity: str) -> tuple[list[Section], dict[str, str]]:
+    """Return the sections in the paper's order, and by the names of the others why they are left out."""
+    sections, others = [], {}
     for name in EXPERIMENTS:
         path = out / "sections" / f"{name}.json"
         if path.exists():
-            value = json.loads(path.read_text(encoding="utf-8"))
-            if value["identity"] == identity:
-                sections.append(Section.from_json(value))
-            else:
-                others.append(name)
+            try:
+                value = json.loads(path.read_text(encoding="utf-8"))
+                if value["identity"] == identity:
+                    sections.append(Section.from_json(value))
+                else:
+                    others[name] = "of other data, preset or settings"
+            except (ValueError, LookupError, TypeError):
+                others[name] = f"{path} is damaged: reproduce it again"
     return sections, others
 
 
 def write_report(out: Path, title: str, facts: Sequence[str], sections: Sequence[Section]) -> Path:
-    """Write report.html, report.md, tables/*.csv and figures/*.svg.
+    """Write report.html, report.md, tables/*.csv and figures/*.svg; those that an earlier report left are removed.
 
     Args:
         out: the folder.
@@ -58,13 +61,17 @@ def write_report(out: Path, title: str, facts: Sequence[str], sections: Sequence
     Returns:
         The HTML file.
     """
-    for section in sections:
-        for part in section.parts:
-            if isinstance(part, Plot):
-                _write(out / "figures" / f"{part.name}.svg", part.svg)
-            if not isinstance(part, str):
-                table = part.data if isinstance(part, Plot) else part
-                _write(out / "tables" / f"{table.name}.csv", table.csv())
+    files: dict[Path, str] = {}
+    for part in (part for section in sections for part in section.parts):
+        if isinstance(part, Plot):
+            files[out / "figures" / f"{part.name}.svg"] = part.svg
+        if not isinstance(part, str):
+            table = part.data if isinstance(part, Plot) else part
+            files[out / "tables" / f"{table.name}.csv"] = table.csv()
+    for path, text in files.items():
+        _write(path, text)
+    for path in {*out.glob("figures/*.svg"), *out.glob("tables/*.csv")} - files.keys():
+        path.unlink()
     _write(out / "report.md", _markdown(title, facts, sections))
     _write(out / "report.html", _html(title, facts, sections))
     return out / "report.html"

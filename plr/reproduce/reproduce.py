@@ -72,8 +72,8 @@ def reproduce(request: Request, say: Say = print, *, plan_only: bool = False) ->
             section.parts += [f"Without {run.name}: {study.failed[run]}." for run in lost]
             keep_section(study.out, study.identity, section)
         sections, others = kept_sections(study.out, study.identity)
-        if others:
-            say(f"not in the report, for they are of other data, preset or settings: {', '.join(others)}")
+        for name, reason in others.items():
+            say(f"not in the report: {name}, {reason}")
         return write_report(study.out, "Parallel Latent Reasoning, reproduced", _facts(study), sections)
 
 

@@ -62,6 +62,8 @@ class Request:
             for each in given:
                 if each not in known:
                     raise ConfigError(f"{name} must be of {', '.join(known)}; found {each!r}")
+                if name != "what" and given.count(each) > 1:
+                    raise ConfigError(f"{name} must be different ones; found {each!r} twice")
         if not self.out:
             raise ConfigError("--out is missing: name the folder for the runs and the report")
         for name, value, least in (

@@ -18,10 +18,10 @@ from plr.reproduce import paper, table4
 from plr.reproduce.estimate import seconds_of_run
 from plr.reproduce.figure3 import thinned_rows
 from plr.reproduce.figure4 import alternatives
-from plr.reproduce.figure5 import attention_of, jensen_shannon
+from plr.reproduce.figure5 import _map_plot, attention_of, jensen_shannon
 from plr.reproduce.learning_curves import learning_curve
 from plr.reproduce.request import Request
-from plr.reproduce.study import Study
+from plr.reproduce.study import Run, Study, System
 from plr.reproduce.table4 import PAPER_ITEMS, _latency, _operations, flops, paper_config
 from plr.reproduce.theory.contraction import local_lipschitz, step_functions
 from plr.reproduce.theory.ensemble import gaps, smallest_distance
@@ -224,3 +224,10 @@ def test_a_resumed_runs_curve_is_whole_and_the_later_figure_counts(tmp_path):
         (folder / "metrics.csv").write_text("epoch,ndcg@10\n" + lines)
 
     assert learning_curve(RunFolder(tmp_path)) == {1: 0.1, 2: 0.25, 3: 0.3}
+
+
+def test_a_user_whose_id_looks_like_a_formula_is_drawn():
+    maps = {r"$\frac$": [[[0.5, 0.25]]], "$x": [[[0.5, 0.25]]]}
+    plot = _map_plot("figure5", "caption", maps, Run(System("sasrec", "plr"), 0))
+    assert plot.svg.count("</svg>") == 1
+    assert plot.data.rows[0][0] == r"$\frac$"

@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from html.parser import HTMLParser
 from importlib import import_module
 from pathlib import Path
@@ -26,6 +27,7 @@ from plr.prepare.synthetic import generate
 from plr.reproduce import EXPERIMENTS, runner, theory
 from plr.reproduce.reproduce import _needed as needed
 from plr.reproduce.reproduce import reproduce
+from plr.reproduce.report import keep_section, kept_sections, write_report
 from plr.reproduce.request import Request, settings_of
 from plr.reproduce.results import Estimate, Plot, Section, Table
 from plr.reproduce.sample import sampled
@@ -83,6 +85,7 @@ def results(out: Path) -> dict[str, bytes]:
         ({"seeds": 0}, "seeds must be at least 1; found 0"),
         ({"processes": 0}, "processes must be at least 1; found 0"),
         ({"methods": ("base", "grl")}, r"methods must be of base, .*; found 'grl'"),
+        ({"backbones": ("sasrec", "sasrec")}, "backbones must be different ones; found 'sasrec' twice"),
         ({"settings": ("dim",)}, r"takes FIELD=VALUE or SYSTEM:FIELD=VALUE; found 'dim'"),
         ({"settings": ("dims=3",)}, r"unknown field 'dims', the nearest known is 'dim'"),
         ({"settings": ("gru:dim=3",)}, r"SYSTEM is one of sasrec, .*; found 'gru'"),
@@ -332,6 +335,24 @@ def test_a_section_is_what_it_was_after_json_and_csv_has_all_digits():
         ["x", repr(1 / 3), "0.1"],
         ["", "2.5", ""],
     ]
+
+
+def test_a_report_has_the_sections_that_are_whole_and_of_it_and_no_other_files(tmp_path):
+    table = Table("t", "caption", ["a"], [[1]])
+    sections = [Section(f"table{number}", "", [replace(table, name=f"t{number}")]) for number in (1, 2, 3)]
+    for section, identity in zip(sections, ("mine", "mine", "another's"), strict=True):
+        keep_section(tmp_path, identity, section)
+    write_report(tmp_path, "Title", [], sections)
+    assert len(list((tmp_path / "tables").iterdir())) == 3
+    damaged = tmp_path / "sections" / "table2.json"
+    damaged.write_bytes(damaged.read_bytes()[:-9])
+    found, others = kept_sections(tmp_path, "mine")
+    assert found == sections[:1]
+    assert others == {
+        "table2": f"{damaged} is damaged: reproduce it again", "table3": "of other data, preset or settings",
+    }  # fmt: skip
+    write_report(tmp_path, "Title", [], found)
+    assert [path.name for path in (tmp_path / "tables").iterdir()] == ["t1.csv"]
 
 
 class Page(HTMLParser):
