@@ -59,11 +59,13 @@ def compare(
         confidence, resamples, seed: of the bootstrap, as in `paired_comparison`.
 
     Raises:
-        ValueError: no run, runs of different rows, or no such metric.
+        ValueError: no run, runs of different rows, fewer than two users, or no such metric.
     """
     if not first or not second:
         raise ValueError("each system needs at least one ranking")
     values = per_user([*first, *second], metric)
+    if values.shape[1] < 2:
+        raise ValueError(f"a paired test needs two users at least; found {values.shape[1]}")
     return _comparison(values[: len(first)], values[len(first) :], confidence, resamples, seed)
 
 

@@ -4,17 +4,36 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
+
+from plr.data import SequenceDataset
+from plr.errors import DataError
 from plr.evaluation import Comparison, holm
 from plr.reproduce.results import Cell, Estimate
 from plr.reproduce.study import Run, Study, System
 from plr.serving.compare import compare_runs
 
-__all__ = ["COLUMNS", "METRICS", "Pair", "against", "difference_cells", "listed_runs", "metric_cells", "spread"]
+__all__ = [
+    "COLUMNS", "METRICS", "Pair", "against", "check_comparable", "difference_cells", "listed_runs", "metric_cells",
+    "spread",
+]  # fmt: skip
 
 METRICS = ("recall@10", "recall@20", "ndcg@10", "ndcg@20")
 COLUMNS = ["NDCG@10 − reference", "95 % interval", "effect size", "p (Holm)"]
 
 Pair = tuple[System, System]
+
+
+def check_comparable(data: str, dataset: SequenceDataset) -> None:
+    """Refuse data on which systems cannot be compared, before any of them is trained.
+
+    Raises:
+        DataError: they have fewer than two items, or test rows of fewer than two users.
+    """
+    users = len(torch.searchsorted(dataset.offsets, dataset.target_positions("test"), right=True).unique())
+    for found, what in ((users, "users with a test row"), (dataset.num_items, "items")):
+        if found < 2:
+            raise DataError(f"{data}: has {found} {what}; to compare systems takes two at least")
 
 
 def metric_cells(study: Study, runs: Sequence[Run], metrics: Sequence[str] = METRICS) -> list[Cell]:

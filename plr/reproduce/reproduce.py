@@ -12,6 +12,7 @@ import torch
 from plr.errors import ConfigError, RunError
 from plr.inputs import resolve
 from plr.lock import locked
+from plr.reproduce.comparison import check_comparable
 from plr.reproduce.report import keep_section, kept_sections, write_report
 from plr.reproduce.request import Request
 from plr.reproduce.results import Section
@@ -87,8 +88,10 @@ def _needed(study: Study, modules: dict[str, ModuleType]) -> list[Run]:
 def _announce(study: Study, runs: list[Run], missing: list[Run], say: Say) -> dict[Run, float]:
     """Say what will be trained and how long it will take at most."""
     if not runs:
+        say("no run is needed")
         return {}
     dataset = study.dataset
+    check_comparable(study.request.data, dataset)
     say(
         f"{dataset.num_users:,} users, {dataset.num_items:,} items, {len(dataset.items):,} interactions, split by "
         f"{dataset.split}; preset {study.request.preset}, seeds {', '.join(map(str, study.seeds))}"

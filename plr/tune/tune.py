@@ -57,12 +57,15 @@ def tune(request: Request, say: Say = print, *, plan_only: bool = False) -> Path
 
 
 def _tuned(search: Search, say: Say, plan_only: bool) -> Path | None:
+    from plr.reproduce.comparison import check_comparable
     from plr.reproduce.estimate import seconds_of_run
     from plr.reproduce.runner import Progress, duration
     from plr.runs import RunFolder
     from plr.tune.report import write_best, write_report
 
     request, dataset = search.request, search.dataset
+    if request.seeds and len(request.tuned) > 1:
+        check_comparable(request.data, dataset)
     say(
         f"{dataset.num_users:,} users, {dataset.num_items:,} items, {len(dataset.items):,} interactions, split by "
         f"{dataset.split}"

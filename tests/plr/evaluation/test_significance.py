@@ -115,6 +115,13 @@ def ranking(users: list[int], targets: list[int], ranks: list[float]) -> Ranking
     return Ranking(torch.tensor(users), torch.tensor(targets), torch.tensor(ranks, dtype=torch.float64))
 
 
+def test_one_user_shows_nothing():
+    """A difference without a spread would have p = 0."""
+    one, two = (ranking([3, 3], [1, 2], ranks) for ranks in ([1.0, 2.0], [1.0, 3.0]))
+    with pytest.raises(ValueError, match="a paired test needs two users at least; found 1"):
+        compare([one], [two])
+
+
 def test_users_count_once_however_many_rows_they_have_and_in_whatever_order():
     one = ranking([7, 3, 7], [1, 2, 5], [1.0, 3.0, 20.0])
     two = ranking([3, 7, 7], [2, 5, 1], [1.0, 1.0, 3.0])

@@ -105,6 +105,24 @@ def test_data_are_needed_by_all_but_table_4(tmp_path, capsys):
     assert not (tmp_path / "new").exists()
 
 
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("u1 a b c d e f\nu2 a b\n", "has 1 users with a test row; to compare systems takes two at least"),
+        ("".join(f"u{user} a a a a a\n" for user in range(9)), "has 1 items; to compare"),
+    ],
+)
+def test_data_on_which_nothing_can_be_compared_are_refused_before_anything_is_trained(text, message, write, capsys):
+    path = write("data.txt", text)
+    out = path.with_name("report")
+    command = ["reproduce", "table2", "--data", str(path), "--out", str(out), "--preset", "small"]
+    assert main(command) == 2
+    assert f"{path}: {message}" in capsys.readouterr().err
+    assert not (out / "runs").exists()
+    assert main(["tune", "--data", str(path), "--out", str(out.with_name("search"))]) == 2
+    assert f"{path}: {message}" in capsys.readouterr().err
+
+
 def test_settings_are_of_all_or_of_one_system_and_later_ones_win():
     given = ("dim=8", "plr:dim=16", "bert4rec:lr=0.1", "ks=[5, 10]", "dim=32")
     assert settings_of(given, ("sasrec", "base")) == {"dim": 32, "ks": [5, 10]}
