@@ -96,6 +96,29 @@ class RunFolder:
         """Whether the run is complete."""
         return self.metrics.exists()
 
+    def finished_as(self, config: Config, data_hash: str) -> bool:
+        """Whether the run is complete and of this configuration, wherever its data and a first phase's run now lie.
+
+        Raises:
+            RunError: it is of another configuration, or on other data.
+        """
+        if not self.finished():
+            return False
+        earlier = Config.load(self.config)
+        before, now = earlier.decisive(), config.decisive()
+        changed = [
+            f"{name}: {before[name]!r} -> {now[name]!r}"
+            for name in now
+            if before[name] != now[name] and name not in ("data", "init")
+        ]
+        if changed:
+            raise RunError(
+                f"{self.path} holds a run of another configuration ({'; '.join(changed)}); choose another --out"
+            )
+        if (earlier.provenance or {}).get("data_hash") != data_hash:
+            raise RunError(f"{self.path} holds a run on other data; choose another --out")
+        return True
+
     def require_finished(self) -> Config:
         """Return the configuration of a finished run.
 

@@ -212,24 +212,11 @@ class Study:
             RunError: its folder holds a run of another configuration, or on other data.
         """
         folder = self.folder(run)
-        if not folder.finished():
+        if not folder.finished_as(self.config(run), self.dataset.content_hash):
             return False
-        earlier, now = Config.load(folder.config), self.config(run).decisive()
-        before = earlier.decisive()
-        changed = [
-            f"{name}: {before[name]!r} -> {now[name]!r}"
-            for name in now
-            if before[name] != now[name] and name not in ("data", "init")  # the folder may have moved
-        ]
-        if changed:
-            raise RunError(
-                f"{folder.path} holds a run of another configuration ({'; '.join(changed)}); choose another --out"
-            )
-        if (earlier.provenance or {}).get("data_hash") != self.dataset.content_hash:
-            raise RunError(f"{folder.path} holds a run on other data; choose another --out")
         if run.first_phase is not None and self.folder(run.first_phase).finished():
             weights = self.folder(run.first_phase).read_metrics()["files"]["model.safetensors"]
-            if (earlier.provenance or {}).get("init_hash") != weights:
+            if (Config.load(folder.config).provenance or {}).get("init_hash") != weights:
                 raise RunError(
                     f"{folder.path} starts from other weights than those of {run.first_phase.name}; delete its folder"
                 )

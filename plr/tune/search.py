@@ -134,9 +134,22 @@ class Search:
         """Return the run of a trial's settings with a seed, finished or not."""
         return RunFolder(self.out / "runs" / f"{system.name}-trial{trial.number}-seed{seed}")
 
+    def final_is_finished(self, system: System, trial: Trial, seed: int) -> bool:
+        """Whether that run is finished.
+
+        Raises:
+            RunError: its folder holds another one, say of a search whose storage was deleted.
+        """
+        return self.final(system, trial, seed).finished_as(
+            self._final_config(system, trial, seed), self.dataset.content_hash
+        )
+
     def train_final(self, system: System, trial: Trial, seed: int) -> None:
         """Train, validate and test that run."""
-        train(self.config_of(system, trial, seed, self.final(system, trial, seed).path), self.dataset)
+        train(self._final_config(system, trial, seed), self.dataset)
+
+    def _final_config(self, system: System, trial: Trial, seed: int) -> Config:
+        return self.config_of(system, trial, seed, self.final(system, trial, seed).path)
 
     def open(self) -> None:
         """Open the storage, and remove the folders of trials that had ended when a command was killed.

@@ -103,7 +103,7 @@ def _tuned(search: Search, say: Say, plan_only: bool) -> Path | None:
     for seed in range(request.seeds):  # seed by seed: an interrupted test is complete for the first ones
         for system, trial in best.items():
             raise_again()
-            if not search.final(system, trial, seed).finished():
+            if not search.final_is_finished(system, trial, seed):
                 _train(search, system, trial, seed)
                 found = search.final(system, trial, seed).read_metrics()["test"]["ndcg@10"]
                 progress.over(f"{system.name} seed {seed}: test NDCG@10 {found:.4f}", seconds[system])
@@ -118,7 +118,7 @@ def _finals_left(search: Search, missing: list[tuple[System, int]]) -> list[tupl
     for seed in range(search.request.seeds):
         for system in search.request.tuned:
             trial = None if system in open_systems else search.chosen(system)
-            if trial is None or not search.final(system, trial, seed).finished():
+            if trial is None or not search.final_is_finished(system, trial, seed):
                 left.append((system, seed))
     return left
 

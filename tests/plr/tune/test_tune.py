@@ -193,6 +193,20 @@ def test_another_search_is_not_mixed_with_it(whole, small_data, tmp_path):
         tune(request)
 
 
+def test_final_runs_of_a_search_whose_storage_is_gone_are_not_taken_for_anothers(whole, small_data, tmp_path):
+    """Trials have the same numbers in both: the tables would show what other settings had measured."""
+    out = tmp_path / "search"
+    shutil.copytree(whole[0], out)
+    (out / "trials.db").unlink()
+    request = requested(small_data, out, systems=("sasrec-base",), settings=(*TINY, "dim=4"))
+    space_beside(out, SPACE.replace("low: 1e-3", "low: 2e-3"))
+    for number in (0, 1):  # whichever is chosen
+        shutil.copytree(next((out / "runs").glob("sasrec-base-*")), out / "runs" / f"sasrec-base-trial{number}-seed0",
+                        dirs_exist_ok=True)  # fmt: skip
+    with pytest.raises(RunError, match=r"sasrec-base-trial\d-seed0 holds a run of another configuration \(dim: 8 -> 4"):
+        tune(request, lambda line: None)
+
+
 def test_optuna_is_named_where_it_is_missing(small_data, tmp_path, monkeypatch):
     monkeypatch.setattr(tuning, "find_spec", lambda name: None)
     with pytest.raises(RunError, match=r"plr tune needs Optuna: pip install -e '\.\[tune\]'"):
