@@ -25,7 +25,7 @@ from plr.training import RunError, train
 from plr.training.matching import NEAR
 from plr.training.module import build_optimizer
 from plr.training.parent import Parent, digest_of
-from tests.plr.training.test_resume import Killed, assert_equal_runs, killed_in_epoch_three
+from tests.plr.training.test_resume import Killed, assert_equal_runs, killed_in_mid_epoch
 
 SMALL = {"dim": 8, "ffn_dim": 8, "layers": 1, "max_length": 10, "epochs": 2, "batch_size": 64, "lr": 0.01,
          "hidden_dropout": 0.1, "attention_dropout": 0.1, "progress": False, "accelerator": "cpu",
@@ -263,7 +263,7 @@ def test_an_interrupted_run_resumes_exactly_without_its_parent(refit, parents, g
     values = {"from_run": str(parent), "epochs": 6, "patience": 6, "refit": refit}
     train(going_on(**values))
     config = going_on(**values, out=str(tmp_path / "killed"))
-    killed_in_epoch_three(config, monkeypatch)
+    killed_in_mid_epoch(config, monkeypatch)
     shutil.rmtree(parent)
     train(config)
     assert_equal_runs(tmp_path / "next", tmp_path / "killed")
@@ -274,7 +274,7 @@ def test_a_start_that_was_lost_is_made_again_and_a_damaged_one_refused(parents, 
     values = {"epochs": 6, "patience": 6}
     train(going_on(**values))
     config = going_on(**values, out=str(tmp_path / "killed"))
-    killed_in_epoch_three(config, monkeypatch)
+    killed_in_mid_epoch(config, monkeypatch)
     begun = tmp_path / "killed" / "resume" / "start.safetensors"
     content = begun.read_bytes()
     begun.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))

@@ -19,7 +19,7 @@ from plr.serving.evaluate import evaluate_run
 from plr.training import RunError, train
 from plr.training.initial import filter_reachable
 from plr.training.module import TrainingModule
-from tests.plr.training.test_resume import assert_equal_runs, killed_in_epoch_three
+from tests.plr.training.test_resume import assert_equal_runs, killed_in_mid_epoch
 
 SIZES = {"dim": 16, "ffn_dim": 16, "max_length": 10, "mean_steps": 2, "core_layers": 1, "layers": 1}
 
@@ -113,7 +113,7 @@ def test_killed_post_training_resumes_exactly(pretrained, small_data, tmp_path, 
     values = {"epochs": 4, "patience": 4, "lr": 0.003}
     train(post_training(pretrained, small_data, tmp_path / "uninterrupted", **values))
     config = post_training(pretrained, small_data, tmp_path / "killed", **values)
-    killed_in_epoch_three(config, monkeypatch)
+    killed_in_mid_epoch(config, monkeypatch)
     train(config)
     assert_equal_runs(tmp_path / "uninterrupted", tmp_path / "killed")
 
@@ -123,7 +123,7 @@ def test_killed_pre_training_resumes_exactly(small_data, tmp_path, monkeypatch):
               "lr": 0.003, "progress": False, "accelerator": "cpu", "threads": 1}  # fmt: skip
     train(Config(**values, out=str(tmp_path / "uninterrupted")))
     config = Config(**values, out=str(tmp_path / "killed"))
-    killed_in_epoch_three(config, monkeypatch)
+    killed_in_mid_epoch(config, monkeypatch)
     train(config)
     assert_equal_runs(tmp_path / "uninterrupted", tmp_path / "killed")
 

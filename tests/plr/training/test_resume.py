@@ -165,14 +165,14 @@ def test_what_a_kill_left_half_written_is_removed(quick, tmp_path, monkeypatch):
     assert [path.name for path in (tmp_path / "run").rglob(".*")] == [".mine"]
 
 
-def killed_in_epoch_three(config, monkeypatch):
-    """Start the run, and end it in the middle of its fourth epoch."""
+def killed_in_mid_epoch(config, monkeypatch, epoch=3, batch=2):
+    """Start the run, and end it in the middle of an epoch, at one of its batches; both count from 0."""
     step = TrainingModule.training_step
 
-    def killing_step(self, batch, index):
-        if self.current_epoch == 3 and index == 2:
+    def killing_step(self, rows, index):
+        if self.current_epoch == epoch and index == batch:
             raise Killed
-        return step(self, batch, index)
+        return step(self, rows, index)
 
     with monkeypatch.context() as patch:
         patch.setattr(TrainingModule, "training_step", killing_step)
@@ -185,7 +185,7 @@ def test_a_resumed_run_knows_its_epoch(quick, tmp_path, monkeypatch):
     values = {**quick, "method": "prl", "epochs": 6, "patience": 6, "lr": 0.003, "warmup_epochs": 2, "noise": 0.1}
     train(Config(**{**values, "out": str(tmp_path / "uninterrupted")}))
     config = Config(**{**values, "out": str(tmp_path / "killed")})
-    killed_in_epoch_three(config, monkeypatch)
+    killed_in_mid_epoch(config, monkeypatch)
     train(config)
     assert_equal_runs(tmp_path / "uninterrupted", tmp_path / "killed")
     other = Config(**{**values, "out": str(tmp_path / "never"), "warmup_epochs": 99})

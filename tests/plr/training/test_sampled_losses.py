@@ -17,7 +17,7 @@ from plr.training import train
 from plr.training import trainer as trainer_module
 from plr.training.lazy_adam import LazyAdam
 from plr.training.module import TrainingModule, build_optimizer, sample_items, training_rows
-from tests.plr.training.test_resume import Killed, assert_equal_runs
+from tests.plr.training.test_resume import assert_equal_runs, killed_in_mid_epoch
 
 SAMPLED = {"loss": "sampled_softmax", "negatives": 6}
 VARIANTS = [
@@ -95,17 +95,7 @@ def test_the_loss_over_all_items_is_as_it_was(quick):
 def test_a_killed_run_resumes_exactly(given, quick, tmp_path, monkeypatch):
     values = {**quick, **given, "epochs": 5, "patience": 5, "refit": True}
     train(Config(**{**values, "out": str(tmp_path / "uninterrupted")}))
-    original = TrainingModule.training_step
-
-    def killed(self, batch, batch_index):
-        if self.current_epoch == 3 and batch_index == 1:
-            raise Killed
-        return original(self, batch, batch_index)
-
-    with monkeypatch.context() as patched:
-        patched.setattr(TrainingModule, "training_step", killed)
-        with pytest.raises(Killed):
-            train(Config(**values))
+    killed_in_mid_epoch(Config(**values), monkeypatch, batch=1)
     train(Config(**values))
     assert_equal_runs(tmp_path / "uninterrupted", tmp_path / "run")
 

@@ -11,8 +11,8 @@ import torch
 from plr.config import Config
 from plr.data import DealtRows, prepare
 from plr.training import train
-from plr.training.module import TrainingModule, training_rows
-from tests.plr.training.test_resume import Killed, assert_equal_runs
+from plr.training.module import training_rows
+from tests.plr.training.test_resume import assert_equal_runs, killed_in_mid_epoch
 
 
 @pytest.mark.parametrize(
@@ -33,21 +33,10 @@ def test_a_run_learns_and_resumes_exactly(options, quick, tmp_path, monkeypatch)
     uninterrupted = tmp_path / "uninterrupted"
     result = train(Config(**{**values, "out": str(uninterrupted)}))
     assert result["valid"]["ndcg@10"] > 0.5  # 24 items at random: .19
-
-    step = TrainingModule.training_step
-
-    def killing_step(self, batch, index):
-        if self.current_epoch == 2 and index == 1:
-            raise Killed
-        return step(self, batch, index)
-
-    out = tmp_path / "killed"
-    with monkeypatch.context() as patch:
-        patch.setattr(TrainingModule, "training_step", killing_step)
-        with pytest.raises(Killed):
-            train(Config(**{**values, "out": str(out)}))
-    train(Config(**{**values, "out": str(out)}))
-    assert_equal_runs(uninterrupted, out)
+    config = Config(**{**values, "out": str(tmp_path / "killed")})
+    killed_in_mid_epoch(config, monkeypatch, epoch=2, batch=1)
+    train(config)
+    assert_equal_runs(uninterrupted, tmp_path / "killed")
 
 
 @pytest.mark.parametrize("unit", ["rows", "targets"])

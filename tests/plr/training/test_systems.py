@@ -20,6 +20,7 @@ from plr.runs import RunFolder
 from plr.serving.evaluate import evaluate_run
 from plr.text import TextVectors, embed_text
 from plr.training import RunError, train
+from tests.plr.training.test_resume import killed_in_mid_epoch
 
 USERS, ITEMS, INTERESTS = 800, 80, 4
 
@@ -152,25 +153,9 @@ def test_a_run_goes_on_without_its_sources_but_not_with_others(name, source, fil
 
 def test_a_killed_cloze_run_ends_as_an_uninterrupted_one(files, tmp_path, monkeypatch):
     """Its masks are drawn from the seed of the step, not of the process."""
-    from plr.training.module import TrainingModule
-
-    whole = configuration(files, tmp_path / "whole", "bert4rec-cloze", epochs=3)
-    expected = train(whole)
-    step = TrainingModule.training_step
-
-    class Killed(BaseException):
-        pass
-
-    def killed(self, batch, index):
-        if self.current_epoch == 2 and index == 1:
-            raise Killed
-        return step(self, batch, index)
-
+    expected = train(configuration(files, tmp_path / "whole", "bert4rec-cloze", epochs=3))
     resumed = configuration(files, tmp_path / "resumed", "bert4rec-cloze", epochs=3)
-    with monkeypatch.context() as patch:
-        patch.setattr(TrainingModule, "training_step", killed)
-        with pytest.raises(Killed):
-            train(resumed)
+    killed_in_mid_epoch(resumed, monkeypatch, epoch=2, batch=1)
     assert train(resumed)["test"] == expected["test"]
     one, two = (pl.read_parquet(tmp_path / run / "ranks_test.parquet") for run in ("whole", "resumed"))
     assert one.equals(two)
