@@ -45,11 +45,12 @@ def leave_out(interactions: Interactions, k: int = 1, name: str = "leave-one-out
     offsets = interactions.offsets
     length = np.diff(offsets)
     split_off = length >= 2 * k + 1
-    training_stop = offsets[1:] - 2 * k * split_off
     stops = offsets[1:][split_off]
+    held_out = 2 * k if len(stops) else 0  # of a user; k may be any number
+    training_stop = offsets[1:] - held_out * split_off
     roles = np.ones(len(interactions), dtype=np.uint8)
     roles[offsets[:-1]] = 0
-    for back in range(1, 2 * k + 1):
+    for back in range(1, held_out + 1):
         roles[stops - back] = 3 if back <= k else 2
     return Split(
         interactions,
@@ -93,7 +94,7 @@ def held_out_users(interactions: Interactions, valid_users: float, test_users: f
     held_out = period > 0
     roles[held_out] = 0
     length = np.diff(offsets)
-    for back in range(1, k + 1):
+    for back in range(1, min(k, int(length.max(initial=0))) + 1):
         last = offsets[1:][length > back] - back
         roles[last] = period[last] + np.uint8(1)
     roles[offsets[:-1]] = 0

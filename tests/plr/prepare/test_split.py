@@ -169,6 +169,14 @@ def test_training_holds_no_held_out_target(interactions, options, max_length):
         assert not {held_out(dataset.user_ids[user], 0) for user in refit.users.tolist()} & {"test"}
 
 
+@pytest.mark.parametrize("split", ["leave-k-out", "users"])
+def test_a_k_beyond_all_users_is_no_more_work_than_their_longest(split):
+    interactions = [(user, item, item) for user in range(60) for item in range(5)]
+    whole, most = (build(interactions, timed=True, split=split, leave_k=k) for k in (5, 10**30))
+    assert torch.equal(whole.roles, most.roles)
+    assert torch.equal(whole.training_stop, most.training_stop)
+
+
 def test_a_user_stays_held_out_when_others_come(write):
     def text(users):
         return "user,item\n" + "".join(f"u{user},i{(user + step) % 4}\n" for user in users for step in range(5))
