@@ -5,10 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
+from numbers import Integral
 
 import numpy as np
 from numpy.typing import NDArray
 
+from plr.errors import shortened
 from plr.evaluation.metrics import metric_of_rows
 from plr.evaluation.ranking import Ranking
 
@@ -66,9 +69,10 @@ def history_labels(lengths: NDArray[np.int64], edges: Sequence[int] | None = Non
         cuts = cuts[cuts < lengths.max()]
         rule = "cut at the quartiles of the rows' history lengths"
     else:
+        whole = len(edges) and all(isinstance(edge, Integral) for edge in edges)
+        if not whole or any(low >= high for low, high in pairwise([0, *edges, 2**63])):
+            raise ValueError(f"history edges must be ascending whole numbers from 1; found {shortened(list(edges))}")
         cuts = np.asarray(edges, np.int64)
-        if not len(cuts) or cuts[0] < 1 or (np.diff(cuts) <= 0).any():
-            raise ValueError(f"history edges must be ascending whole numbers from 1; found {list(edges)}")
         rule = f"history lengths up to {', '.join(map(str, cuts))} and above"
     firsts = [1, *(cuts + 1).tolist()]
     names = [str(a) if a == b else f"{a}-{b}" for a, b in zip(firsts, cuts.tolist(), strict=False)]

@@ -119,6 +119,8 @@ def evaluate_run(
         raise ConfigError(f"sampled must be a whole number; found {shortened(sampled)}")
     if sampled is not None and sampled < 1:
         raise ConfigError(f"sampled must be at least 1; found {sampled}")
+    if not isinstance(seed, Integral) or seed < 0:
+        raise ConfigError(f"seed must be a whole number, 0 or more; found {shortened(seed)}")
     if rank_with not in (None, "model", "engine"):
         raise ConfigError(f"rank_with must be model or engine; found {rank_with!r}")
     recommender = Recommender.load(path, device, text_vectors=text_vectors)
@@ -220,7 +222,7 @@ def _sampled(
         for row in range(len(rows)):
             seen = rows.items[int(rows.stops[row]) - int(rows.lengths[row]) : int(rows.stops[row])]
             others[row] -= len(np.setdiff1d(seen.numpy(), ranking.targets[row].numpy()))
-    return metrics(sampled_ranks(greater, equal, others, sampled, seed), ks)
+    return metrics(sampled_ranks(greater, equal, others, min(sampled, len(recommender.item_ids)), seed), ks)
 
 
 def _categories(path: Path | None, read_ids: pl.Series, item_ids: list[str]) -> list[np.ndarray] | None:

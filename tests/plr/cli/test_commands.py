@@ -413,6 +413,7 @@ def test_seen_items_are_left_out_on_request(run):
         (["evaluate", "RUN", "--device", "nothing"], "--device nothing cannot be used: "),
         (["evaluate", "RUN", "--device", "meta"], "--device meta cannot be used: it computes nothing"),
         (["evaluate", "RUN", "--sampled", "0"], "sampled must be at least 1; found 0"),
+        (["evaluate", "RUN", "--sampled", "5", "--seed", "-1"], "seed must be a whole number, 0 or more; found -1"),
         (["evaluate", "RUN", "--history_edges", "[3]"], "give --by history with it"),
         (["evaluate", "RUN", "--by", "history", "--history_edges", "[3,2]"], "ascending whole numbers from 1; found"),
     ],

@@ -48,7 +48,7 @@ def test_every_history_length_is_in_the_segment_that_names_it(lengths, edges):
         assert len(labels.names) == 4
 
 
-@pytest.mark.parametrize("edges", [[], [0, 3], [5, 5], [7, 2]])
+@pytest.mark.parametrize("edges", [[], [0, 3], [5, 5], [7, 2], [3, 10**20], [1.5], ["3"]])
 def test_edges_that_do_not_ascend_are_refused(edges):
     with pytest.raises(ValueError, match="ascending whole numbers from 1; found"):
         history_labels(np.array([1, 2]), edges)
