@@ -151,11 +151,10 @@ class Study:
         # What is set of LARES is set of both of its phases, which must have the same sizes.
         named = (backbone, "lares", method) if method == REINFORCED else (backbone, method)
         values |= settings_of(self.request.settings, named)
-        if backbone != "unisrec":
-            values.pop("text_vectors", None)
-        else:
-            values = {name: value for name, value in values.items() if name not in ("features", "feature_fields")}
-        return values
+        # What is set for all is for the backbones that read it; what names the backbone is refused with the run.
+        unread = ("features", "feature_fields") if backbone == "unisrec" else ("text_vectors",)
+        own = settings_of((each for each in self.request.settings if each.startswith(f"{backbone}:")), (backbone,))
+        return {name: value for name, value in values.items() if name not in unread or name in own}
 
     def system(self, backbone: str, method: str, **changes: Any) -> System:
         """Return a system with some settings changed: those that it has already are no change."""

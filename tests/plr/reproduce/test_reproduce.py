@@ -315,6 +315,16 @@ def test_published_settings_of_a_method_are_its_own_and_sizes_are_equal(data, tm
     assert "unisrec" not in study(data, tmp_path).backbones
 
 
+def test_what_is_set_for_all_is_for_the_backbones_that_read_it_and_refused_where_one_is_named(data, tmp_path):
+    given = ("text_vectors=texts", "features=features.json", "feature_fields=brand")
+    made = study(data, tmp_path, settings=given)
+    texts, ids = (made.config_of(System(backbone, "base")) for backbone in ("unisrec", "sasrec"))
+    assert (texts.text_vectors, texts.features, texts.feature_fields) == ("texts", None, None)
+    assert (ids.text_vectors, ids.features, ids.feature_fields) == (None, "features.json", ("brand",))
+    with pytest.raises(ConfigError, match="sasrec-base: text_vectors is not read by backbone 'sasrec'"):
+        study(data, tmp_path, settings=("sasrec:text_vectors=texts",)).config_of(System("sasrec", "base"))
+
+
 def test_a_sample_has_whole_users_and_is_found_again(data, tmp_path):
     config = Config(data=str(data))
     folder = sampled(config, 200, tmp_path / "sample")
