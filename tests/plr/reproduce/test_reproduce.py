@@ -25,9 +25,9 @@ from plr.data import open_prepared, prepare
 from plr.errors import ConfigError, NonFiniteLossError, NoReachableTargetError, RunError
 from plr.prepare.synthetic import generate
 from plr.reproduce import EXPERIMENTS, runner, theory
+from plr.reproduce.report import keep_section, kept_sections, write_report
 from plr.reproduce.reproduce import _needed as needed
 from plr.reproduce.reproduce import reproduce
-from plr.reproduce.report import keep_section, kept_sections, write_report
 from plr.reproduce.request import Request, settings_of
 from plr.reproduce.results import Estimate, Plot, Section, Table
 from plr.reproduce.sample import sampled
