@@ -200,9 +200,10 @@ def test_final_runs_of_a_search_whose_storage_is_gone_are_not_taken_for_anothers
     (out / "trials.db").unlink()
     request = requested(small_data, out, systems=("sasrec-base",), settings=(*TINY, "dim=4"))
     space_beside(out, SPACE.replace("low: 1e-3", "low: 2e-3"))
+    (final,) = (out / "runs").glob("sasrec-base-*")
     for number in (0, 1):  # whichever is chosen
-        shutil.copytree(next((out / "runs").glob("sasrec-base-*")), out / "runs" / f"sasrec-base-trial{number}-seed0",
-                        dirs_exist_ok=True)  # fmt: skip
+        if not (there := final.with_name(f"sasrec-base-trial{number}-seed0")).exists():
+            shutil.copytree(final, there)
     with pytest.raises(RunError, match=r"sasrec-base-trial\d-seed0 holds a run of another configuration \(dim: 8 -> 4"):
         tune(request, lambda line: None)
 
