@@ -179,13 +179,13 @@ def _drawn(rows: list[list[Cell]], backbones: list[str]) -> str:
                 panel.plot([own.mean, oracle.mean], [place, place], color=PALETTE[7], linewidth=1)
                 panel.errorbar(own.mean, place, xerr=own.sd, fmt="o", color=PALETTE[6], capsize=3, markersize=5)
                 panel.errorbar(
-                    oracle.mean, place, xerr=oracle.sd, fmt="o", color=PALETTE[5], mfc="white", capsize=3, markersize=5
+                    oracle.mean, place, xerr=oracle.sd, fmt="o", color=PALETTE[5], mfc="none", capsize=3, markersize=5
                 )
             panel.set_yticks(range(len(own_rows)), [f"{row[1]}, {row[2]} ({row[3]})" for row in own_rows], fontsize=7)
             panel.set(title=BASES[backbone], xlabel="NDCG@20, test", ylim=(-0.7, len(own_rows) - 0.3))
         handles = [Line2D([], [], marker="o", linestyle="", color=PALETTE[6], label="as ranked")]
         handles.append(
-            Line2D([], [], marker="o", linestyle="", color=PALETTE[5], mfc="white", label="best alternative")
+            Line2D([], [], marker="o", linestyle="", color=PALETTE[5], mfc="none", label="best alternative")
         )
         figure.legend(handles=handles, loc="outside lower center", ncols=2, fontsize=8, frameon=False)
         return svg_of(figure)

@@ -9,6 +9,7 @@ from plr.reproduce.learning_curves import learning_curves
 from plr.reproduce.presets import REINFORCED
 from plr.reproduce.results import Cell, Part, Section, Table
 from plr.reproduce.study import BASES, LABELS, Run, Study, System
+from plr.serving.compare import BY_USER
 
 OURS = ("plr", "plr-states")
 
@@ -48,7 +49,7 @@ def _comparison(study: Study, cells: list[System], found: dict) -> Table:
         "Test metrics, mean ± standard deviation over seeds",
         ["backbone", "method", *METRICS, *COLUMNS, "best epochs", "runs"],
         rows,
-        "Reference: the bare backbone. Differences are per user and averaged over the seeds that both have; "
+        f"Reference: the bare backbone. Differences are averaged over the seeds that both have; {BY_USER}; "
         "bootstrap interval over users and runs; effect size: the mean difference in standard deviations of the "
         f"users' differences; p of the paired t-test over users, corrected by Holm over the {len(found)} comparisons "
         f"of this table and the next. {_phases(cells)}",

@@ -6,6 +6,7 @@ from plr.reproduce import paper
 from plr.reproduce.comparison import COLUMNS, against, difference_cells, listed_runs, metric_cells
 from plr.reproduce.results import Cell, Part, Section, Table
 from plr.reproduce.study import Run, Study, System
+from plr.serving.compare import BY_USER
 
 METRICS = ("recall@20", "ndcg@20")
 BACKBONE = "sasrec"
@@ -67,7 +68,8 @@ def section(study: Study) -> Section:
             f"{System(BACKBONE, method).label}, on SASRec",
             ["variant", *METRICS, *COLUMNS, "runs"],
             rows,
-            f"{notes[method]} Reference: the full form; p corrected by Holm over all {len(found)} comparisons.",
+            f"{notes[method]} Reference: the full form; {BY_USER}; p corrected by Holm over all {len(found)} "
+            "comparisons.",
         )
         parts.append(table)
     printed: list[list[Cell]] = [[name, *first, *second] for name, (first, second) in paper.TABLE_3.items()]

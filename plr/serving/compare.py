@@ -15,7 +15,13 @@ from plr.evaluation.metrics import metric_of_rows
 from plr.models.registry import options_of_other_methods
 from plr.runs import RunFolder
 
-__all__ = ["ComparedSystem", "compare_runs"]
+__all__ = ["BY_USER", "ComparedSystem", "compare_runs"]
+
+BY_USER = (
+    "metrics are means over rows, differences means over users, each with the mean of its rows: users with many rows "
+    "weigh more in the former"
+)
+"""Why a difference is not that of two metrics, for the notes of tables."""
 
 # Beside the options of other methods: runs that differ in nothing else are one system. `data` may have moved; that the
 # rows are the same is checked. `init` names the first phase's run, of each seed another.

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from plr.formats import rendered
-from plr.serving.compare import ComparedSystem
+from plr.serving.compare import BY_USER, ComparedSystem
 
 __all__ = ["ComparedRuns"]
 
@@ -55,7 +55,7 @@ def _explained(systems: Sequence[ComparedSystem], metric: str) -> str:
     first, users = systems[0], next(system.comparison.n for system in systems if system.comparison)
     return (
         f"Test rows of {users} users; mean ± standard deviation over runs. Differences in {metric} to {first.name}, "
-        "per user and averaged over runs; bootstrap interval over users and runs; effect size: the mean difference in "
+        f"averaged over runs; {BY_USER}; bootstrap interval over users and runs; effect size: the mean difference in "
         "standard deviations of the users' differences; p of the paired t-test over users, corrected by Holm for "
         f"{len(systems) - 1} comparison{'s' if len(systems) > 2 else ''}."
     )

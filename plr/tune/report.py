@@ -14,7 +14,7 @@ from plr.config import Config, without_derived
 from plr.files import atomic_path
 from plr.formats import rendered
 from plr.reproduce.results import Cell, Estimate, Table
-from plr.serving.compare import ComparedSystem, compare_runs
+from plr.serving.compare import BY_USER, ComparedSystem, compare_runs
 from plr.tune.request import PRUNERS
 from plr.tune.search import Search, Trial, plainly
 from plr.tune.systems import System
@@ -102,7 +102,7 @@ def _chosen(search: Search, best: Mapping[System, Trial], seeds: Sequence[int]) 
         rows.append(row)
     note = "Test metrics: mean ± standard deviation over seeds. " if seeds else ""
     if compared:
-        note += "Differences per user, interval over users and seeds, p of paired t-tests over users."
+        note += f"Of differences: {BY_USER}; interval over users and seeds, p of paired t-tests over users."
     return Table("chosen", "", header, rows, note)
 
 
