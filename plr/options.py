@@ -58,6 +58,7 @@ TEMPERATURE = between(1e-6, 1e6, "beyond, float32 cannot tell the items' probabi
 ZERO_TO_ONE = Check("in [0, 1]", lambda value: 0 <= value <= 1)
 BELOW_2_63 = Check("below 2^63", lambda value: value < 2**63)
 EACH_POSITIVE = Check("positive", lambda values: all(value >= 1 for value in values))
+EACH_A_RANK = Check("below 10^18", lambda values: all(value < 10**18 for value in values))
 
 
 def is_text(value: str) -> bool:
@@ -622,7 +623,7 @@ class EvaluationOptions(Options):
     """
 
     eval_batch_size: int = option(512, at_least(1))
-    ks: tuple[int, ...] = option((10, 20), EACH_POSITIVE)
+    ks: tuple[int, ...] = option((10, 20), EACH_POSITIVE, EACH_A_RANK)
     exclude_seen: bool = option(False)
     rank_with: Literal["model", "engine"] = option("model")
 

@@ -119,6 +119,8 @@ def _kind(hint: Any) -> str | None:
         return None if None in kinds else " or ".join(kind for kind in kinds if kind)
     if get_origin(hint) is Literal:
         return f"one of {', '.join(get_args(hint))}"
+    if get_origin(hint) is tuple and Ellipsis not in get_args(hint):
+        return f"a list of {len(get_args(hint))} whole numbers"
     if get_origin(hint) is tuple:
         return "a list such as [5,10]" if int in get_args(hint) else "a list such as [a,b]"
     return _KINDS.get(hint)

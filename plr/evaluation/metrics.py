@@ -50,8 +50,8 @@ def metric_of_rows(ranks: ArrayLike | Tensor, name: str) -> Tensor:
     kind, _, cut_off = name.partition("@")
     if kind not in ("recall", "hr", "ndcg", "mrr") or not cut_off.isascii() or not cut_off.isdecimal():
         raise ValueError(f"a metric is recall@K, hr@K, ndcg@K or mrr@K with a K such as 10, or mrr; found {name!r}")
-    if int(cut_off) < 1:
-        raise ValueError(f"a cut-off must be at least 1; found {name!r}")
+    if len(cut_off) > 18 or int(cut_off) < 1:
+        raise ValueError(f"a cut-off must be at least 1 and below 10^18; found {name!r}")
     hits = (ranks <= int(cut_off)).double()
     if kind == "ndcg":
         return hits / torch.log2(ranks + 1)

@@ -255,7 +255,9 @@ class Preparation:
         valid_time = cuts[0] if options.valid_time is None else values["valid_time"]
         test_time = cuts[1] if options.test_time is None else values["test_time"]
         if test_time < valid_time:
-            raise DataError(f"test_time {test_time} is before valid_time {valid_time}", path)
+            usual = [name for name in ("valid_time", "test_time") if getattr(options, name) is None]
+            default = f"; {usual[0]} is the default, give it too" if usual else ""
+            raise DataError(f"test_time {test_time} is before valid_time {valid_time}{default}", path)
         train_time = values.get("train_time")
         if train_time is not None and train_time >= valid_time:
             raise DataError(f"train_time {train_time} is not before valid_time {valid_time}", path)
@@ -275,9 +277,13 @@ class Preparation:
 
 def _nothing_left(made: Split, report: dict[str, Any]) -> str:
     """Say why there is no training row, and what to do."""
+    reasons = made.report["dropped_rows"].get("train", {})
+    counts = {name.replace("_", " "): count for name, count in reasons.items() if count and name != "share"}
+    gone = ", ".join(f"{name} {count:,}" for name, count in counts.items())
+    why = f"all targets were dropped ({gone})" if gone else "none of whom has two in training"
     text = (
-        f"no training row is left: {len(made.roles)} interactions of {len(made.offsets) - 1} users, none of whom has "
-        f"two in training{_dropped(report)}"
+        f"no training row is left: {len(made.roles)} interactions of {len(made.offsets) - 1} users, {why}"
+        f"{_dropped(report)}"
     )
     if made.report["split"] == "users":
         return f"{text}. {sum(made.report['held_out_users'].values())} users are held out: give smaller shares"
@@ -285,6 +291,8 @@ def _nothing_left(made: Split, report: dict[str, Any]) -> str:
         return f"{text}. Leave-k-out needs users with at least 2k + 2 interactions, or with two and fewer than 2k + 1"
     if "valid_time" not in made.report:
         return f"{text}. Leave-one-out needs users with at least four interactions"
+    if reasons.get("short_history"):
+        return f"{text}. Give a smaller --min_history"
     if "train_time" in made.report:
         text += f"; training targets begin at train_time {made.report['train_time']}"
     if made.report["valid_time"] == made.report["test_time"]:

@@ -31,6 +31,7 @@ from plr.evaluation import (
     segment_metrics,
 )
 from plr.inputs import load_dataset
+from plr.options import EACH_A_RANK
 from plr.serving import Recommender
 from plr.serving.engine import why_not
 from plr.serving.engine_scorer import engine_scorer
@@ -106,6 +107,8 @@ def evaluate_run(
     """
     if ks is not None and (not ks or min(ks) < 1):
         raise ConfigError(f"ks must be positive, one at least; found {list(ks)}")
+    if ks is not None and not EACH_A_RANK.holds(ks):
+        raise ConfigError(f"ks must be {EACH_A_RANK.accepted}; found {list(ks)}")
     if set(by) - set(SEGMENTS):
         raise ConfigError(f"by must be of {', '.join(SEGMENTS)}; found {', '.join(by)}")
     if history_edges is not None:

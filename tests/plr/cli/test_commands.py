@@ -409,6 +409,8 @@ def test_seen_items_are_left_out_on_request(run):
         (["data", "show", "NOWHERE", "--seed", "-1"], "seed must be 0 or more; found -1"),
         (["data", "show", "NOWHERE", "--samples", "-1"], "samples must be 0 or more; found -1"),
         (["evaluate", "RUN", "--ks", "[]"], "ks must be positive, one at least; found []"),
+        (["evaluate", "RUN", "--ks", f"[{10**20}]"], "ks must be below 10^18; found"),
+        (["train", "--data", "DATA", "--out", "OUT", "--ks", f"[{10**20}]"], "ks must be below 10^18; found"),
         (["evaluate", "RUN", "--data", "missing.txt"], "--data missing.txt: no such file"),
         (["evaluate", "RUN", "--device", "nothing"], "--device nothing cannot be used: "),
         (["evaluate", "RUN", "--device", "meta"], "--device meta cannot be used: it computes nothing"),
@@ -460,6 +462,9 @@ def test_mistakes_are_one_message_and_status_2(arguments, message, run, small_da
          "plr evaluate: --by must be one of history, popularity, novelty; found age; see plr evaluate --help"),
         ("evaluate RUN --ks 5",
          "plr evaluate: --ks must be a list such as [5,10]; found 5; see plr evaluate --help"),
+        ("prepare DATA --out OUT --min_history [1,2]",
+         "plr prepare: --min_history must be a whole number or a list of 3 whole numbers; found [1, 2]; "
+         "see plr prepare --help"),
         ("recommend RUN --history i1 -k 2.5",
          "plr recommend: -k must be a whole number; found 2.5; see plr recommend --help"),
         ("recommend", "plr recommend: RUN must be given; see plr recommend --help"),

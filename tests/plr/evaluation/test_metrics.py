@@ -11,6 +11,7 @@ from rich.console import Console
 
 from plr.cli.tables import metrics_table
 from plr.evaluation import Ranking, load_ranking, metrics, save_ranking, write_metrics
+from plr.evaluation.metrics import metric_of_rows
 
 
 def test_metrics_of_known_ranks():
@@ -122,3 +123,9 @@ def test_values_that_look_equal_are_both_bold_and_a_system_alone_is_not():
     assert text.count("\x1b[1m0.1000") == 2
     assert "\x1b[1m0.1" not in render(metrics_table({"a": {"ndcg@10": 0.1}}, columns=("ndcg@10",)))
     assert metrics_table({}).row_count == 0
+
+
+def test_a_cut_off_beyond_all_ranks_is_refused():
+    """PyTorch compares with 64 bits."""
+    with pytest.raises(ValueError, match=r"a cut-off must be at least 1 and below 10\^18; found 'ndcg@10{18}'"):
+        metric_of_rows([1.0], f"ndcg@{10**18}")

@@ -175,6 +175,10 @@ def test_single_interaction_users_are_named(write):
 def test_no_training_row(write):
     refuse(write("a.txt", "a x\nb y\n"), None, "no training row is left", "2 users")
     refuse(write("b.csv", "user,item,timestamp\na,x,1\na,y,1\n"), None, "no training row is left")
+    timed = write("c.csv", "user,item,timestamp\n" + "".join(f"a,x,{time}\n" for time in range(20)))
+    reasons = ("all targets were dropped (short history 15)", "Give a smaller --min_history")
+    refuse(timed, None, *reasons, min_history=(30, 1, 1))
+    refuse(timed, None, "test_time 18 is before valid_time 19; test_time is the default, give it too", valid_time=19)
 
 
 def test_filters_that_leave_nothing(write):
