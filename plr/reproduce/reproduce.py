@@ -91,7 +91,7 @@ def _announce(study: Study, runs: list[Run], missing: list[Run], say: Say) -> di
         say("no run is needed")
         return {}
     dataset = study.dataset
-    check_comparable(study.request.data, dataset)
+    check_comparable(study.data, dataset)
     say(
         f"{dataset.num_users:,} users, {dataset.num_items:,} items, {len(dataset.items):,} interactions, split by "
         f"{dataset.split}; preset {study.request.preset}, seeds {', '.join(map(str, study.seeds))}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 import yaml
 
@@ -14,7 +14,7 @@ from plr.errors import ConfigError
 from plr.reproduce import EXPERIMENTS
 from plr.reproduce.presets import BACKBONES, METHODS, ON_ASKING, PRESETS, Preset
 
-__all__ = ["Request", "settings_of"]
+__all__ = ["Request", "as_number", "kinds_of", "settings_of"]
 
 _FIXED = frozenset(("data", "out", "backbone", "seed", "threads", "progress", "provenance", "cache", "phase", "init",
                     "from_run", "new_items"))  # fmt: skip
@@ -121,5 +121,21 @@ def settings_of(
         except yaml.YAMLError as error:
             raise ConfigError(f"--set {assignment}: not a YAML value: {error}") from error
         if not colon or system in systems:
-            chosen[name] = parsed
+            chosen[name] = as_number(parsed, kinds_of(name))
     return chosen
+
+
+def kinds_of(name: str) -> tuple[type, ...]:
+    """Return the types of an option's values."""
+    hint = get_type_hints(Config)[name]
+    return get_args(hint) if type(None) in get_args(hint) else (hint,)
+
+
+def as_number(value: Any, kinds: tuple[type, ...]) -> Any:
+    """Return a value of YAML; 1e-4, which YAML takes for a text, as the number that it is where one may stand."""
+    if isinstance(value, str) and float in kinds:
+        try:
+            return float(value)
+        except ValueError:
+            return value
+    return float(value) if float in kinds and isinstance(value, int) and not isinstance(value, bool) else value

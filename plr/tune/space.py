@@ -16,7 +16,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, fields
 from numbers import Real
 from pathlib import Path
-from typing import Any, get_args, get_type_hints
+from typing import Any
 
 from plr.config import Config, read_fields
 from plr.errors import ConfigError, shortened
@@ -30,6 +30,7 @@ from plr.options import (
     TrainingOptions,
     UniSRecOptions,
 )
+from plr.reproduce.request import as_number, kinds_of
 from plr.tune.systems import GROUPS, System
 
 __all__ = ["DEFAULT_SPACE", "Choices", "Range", "Space", "Spec"]
@@ -150,12 +151,12 @@ class Space:
                 raise ConfigError(f"{place}: not an option that can be searched; --set fixes options of all runs")
             (nearest,) = difflib.get_close_matches(str(name), (*_SEARCHED, *GROUPS), n=1, cutoff=0.0)
             raise ConfigError(f"{place}: neither an option nor a system, the nearest known is {nearest!r}")
-        kinds = _kinds_of(name)
+        kinds = kinds_of(name)
         if isinstance(value, dict):
             return _range(value, place, kinds)
         if not isinstance(value, list):
-            return _number(value, kinds)
-        choices = tuple(_number(each, kinds) for each in value)
+            return as_number(value, kinds)
+        choices = tuple(as_number(each, kinds) for each in value)
         if not choices or any(isinstance(each, list | dict) for each in choices):
             raise ConfigError(f"{place}: choices must be single values, one at least; found {shortened(value)}")
         if len(set(map(repr, choices))) < len(choices):
@@ -169,8 +170,8 @@ def _range(value: dict[str, Any], place: str, kinds: tuple[type, ...]) -> Range:
     whole = int in kinds
     if not whole and float not in kinds:
         raise ConfigError(f"{place}: not a number, hence a list of choices; found {value!r}")
-    log, step = value.get("log", False), _number(value.get("step"), kinds)
-    low, high = (_number(value[name], kinds) for name in ("low", "high"))
+    log, step = value.get("log", False), as_number(value.get("step"), kinds)
+    low, high = (as_number(value[name], kinds) for name in ("low", "high"))
     for name, each in (("low", low), ("high", high), *([("step", step)] if "step" in value else [])):
         right = isinstance(each, int if whole else Real) and not isinstance(each, bool) and math.isfinite(each)
         if not right:
@@ -188,19 +189,3 @@ def _range(value: dict[str, Any], place: str, kinds: tuple[type, ...]) -> Range:
         high = low + step * math.floor((high - low) / step + 1e-9)
     low, high = (low, high) if whole else (float(low), float(high))
     return Range(low, high, log, step if whole or step is None else float(step), whole)
-
-
-def _kinds_of(name: str) -> tuple[type, ...]:
-    """Return the types of an option's values."""
-    hint = get_type_hints(Config)[name]
-    return get_args(hint) if type(None) in get_args(hint) else (hint,)
-
-
-def _number(value: Any, kinds: tuple[type, ...]) -> Any:
-    """Return a value of the file; 1e-4, which YAML takes for a text, as the number that it is."""
-    if isinstance(value, str) and float in kinds:
-        try:
-            return float(value)
-        except ValueError:
-            return value
-    return float(value) if float in kinds and isinstance(value, int) and not isinstance(value, bool) else value

@@ -127,6 +127,9 @@ def test_settings_are_of_all_or_of_one_system_and_later_ones_win():
     given = ("dim=8", "plr:dim=16", "bert4rec:lr=0.1", "ks=[5, 10]", "dim=32")
     assert settings_of(given, ("sasrec", "base")) == {"dim": 32, "ks": [5, 10]}
     assert settings_of(given[:2], ("sasrec", "plr")) == {"dim": 16}
+    assert settings_of(("lr=1e-3", "temperature=1e-1", "clip=1"), ()) == {
+        "lr": 1e-3, "temperature": 0.1, "clip": 1.0,
+    }  # fmt: skip
 
 
 def study(data, out, preset="quick", **given):
