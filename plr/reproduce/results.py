@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-__all__ = ["Cell", "Estimate", "Part", "Plot", "Section", "Table"]
+__all__ = ["Cell", "Estimate", "Part", "Plot", "Section", "Table", "shown", "signed"]
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ Cell = str | int | float | Estimate | None
 
 
 def shown(value: Cell) -> str:
-    """Return a cell as a reader sees it: four decimals, or three digits of what is larger than 10 or very small."""
+    """Return a cell as a reader sees it: four decimals, four digits from 10 on, three of the very large or small."""
     if value is None:
         return ""
     if isinstance(value, float):
@@ -42,6 +42,11 @@ def shown(value: Cell) -> str:
             return f"{value:.2e}"
         return f"{value:.4g}" if abs(value) >= 10 else f"{value:.4f}"
     return f"{value:,}" if isinstance(value, int) else str(value)
+
+
+def signed(value: float) -> str:
+    """Return a difference as `shown` shows it, with its sign."""
+    return shown(value) if value < 0 else f"+{shown(value)}"
 
 
 @dataclass(frozen=True)

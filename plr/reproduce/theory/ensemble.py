@@ -15,7 +15,7 @@ from torch import Tensor
 from plr.evaluation import paired_comparison
 from plr.models.methods.plr import PLRRecommender
 from plr.reproduce.plots import PALETTE, canvas, panels, svg_of
-from plr.reproduce.results import Cell, Part, Plot, Table
+from plr.reproduce.results import Cell, Part, Plot, Table, signed
 from plr.reproduce.study import Run, Study
 from plr.signals import raise_again
 
@@ -199,11 +199,11 @@ def _theorem_4_6(found: dict[Run, dict[str, Any]]) -> list[Part]:
     rows: list[list[Cell]] = []
     for run, each in found.items():
         gain = paired_comparison(each["uniform"], each["gated"])
-        interval = f"{gain.low:+.4f} to {gain.high:+.4f}"
+        interval = f"{signed(gain.low)} to {signed(gain.high)}"
         proof = each["gated"] - each["gated_member"]
         gated, uniform, information = (float(each[name].mean()) for name in ("gated", "uniform", "information"))
         claimed = "yes" if gated <= uniform - information else "no"
-        tested = [f"{gain.difference:+.4f}", interval, f"{gain.p_value:.2g}"]
+        tested = [signed(gain.difference), interval, f"{gain.p_value:.2g}"]
         printed: list[Cell] = [float(proof.mean()), f"{(proof <= 1e-12).mean():.0%}"]
         rows.append([run.system.label, gated, uniform, *tested, *printed, information, claimed, run.name])
     header = ["method", "loss gated", "loss uniform", "uniform − gated", "95 % interval", "p", "proof's I"]

@@ -29,7 +29,7 @@ from plr.reproduce.report import keep_section, kept_sections, write_report
 from plr.reproduce.reproduce import _needed as needed
 from plr.reproduce.reproduce import reproduce
 from plr.reproduce.request import Request, settings_of
-from plr.reproduce.results import Estimate, Plot, Section, Table
+from plr.reproduce.results import Estimate, Plot, Section, Table, signed
 from plr.reproduce.sample import sampled
 from plr.reproduce.study import Run, Study, System
 from plr.reproduce.theory import contraction, ensemble
@@ -384,6 +384,12 @@ def test_a_report_has_the_sections_that_are_whole_and_of_it_and_no_other_files(t
     }  # fmt: skip
     write_report(tmp_path, "Title", [], found)
     assert [path.name for path in (tmp_path / "tables").iterdir()] == ["t1.csv"]
+
+
+def test_differences_have_a_sign_and_do_not_shrink_to_nothing():
+    """Two losses that differ in the seventh digit differed by -0.0000 (-0.0000 to +0.0000)."""
+    values = (0.0, 0.01234, -0.5, -4.2e-7, 3e-5)
+    assert [signed(value) for value in values] == ["+0.0000", "+0.0123", "-0.5000", "-4.20e-07", "+3.00e-05"]
 
 
 class Page(HTMLParser):
