@@ -15,12 +15,18 @@ METRIC = "ndcg@10"
 
 
 def learning_curve(run: RunFolder) -> dict[int, float]:
-    """Return a run's validation NDCG@10 by epoch, from 1. Of an epoch that was run again, the later figure counts."""
+    """Return a run's validation NDCG@10 by epoch, from 1. Of an epoch that was run again, the later figure counts.
+
+    A run that was killed while it logged leaves a line without its end: it resumed in a log of its own.
+    """
     logged = sorted(run.logs.glob("csv/version_*/metrics.csv"), key=lambda path: int(path.parent.name.split("_")[1]))
     curve: dict[int, float] = {}
     for path in logged:
-        for epoch, value in pl.read_csv(path).select("epoch", METRIC).drop_nulls().iter_rows():
-            curve[epoch + 1] = value
+        whole = path.read_bytes().rpartition(b"\n")[0]
+        log = pl.read_csv(whole) if whole else pl.DataFrame()
+        if METRIC in log.columns:
+            for epoch, value in log.select("epoch", METRIC).drop_nulls().iter_rows():
+                curve[epoch + 1] = value
     return curve
 
 

@@ -226,6 +226,15 @@ def test_a_resumed_runs_curve_is_whole_and_the_later_figure_counts(tmp_path):
     assert learning_curve(RunFolder(tmp_path)) == {1: 0.1, 2: 0.25, 3: 0.3}
 
 
+@pytest.mark.parametrize("cut", ["", "epoch,nd", "epoch,loss\n0,1.5\n", "epoch,ndcg@10\n0,0.1\n1,0.2"])
+def test_a_log_that_a_kill_cut_off_counts_as_far_as_it_goes(tmp_path, cut):
+    for number, content in enumerate((cut, "epoch,ndcg@10\n2,0.25\n")):
+        folder = tmp_path / "logs" / "csv" / f"version_{number}"
+        folder.mkdir(parents=True)
+        (folder / "metrics.csv").write_text(content)
+    assert learning_curve(RunFolder(tmp_path)) == ({1: 0.1, 3: 0.25} if "0,0.1" in cut else {3: 0.25})
+
+
 def test_a_user_whose_id_looks_like_a_formula_is_drawn():
     maps = {r"$\frac$": [[[0.5, 0.25]]], "$x": [[[0.5, 0.25]]]}
     plot = _map_plot("figure5", "caption", maps, Run(System("sasrec", "plr"), 0))
