@@ -21,6 +21,7 @@ from bench.records import OURS
 from bench.training_step import CONFIG, adam_step
 from plr_kernels import (
     candidate_cross_entropy,
+    consistent_mixture_cross_entropy,
     info_nce,
     linear_cross_entropy,
     mixture_cross_entropy,
@@ -31,6 +32,7 @@ from plr_kernels import (
     top_items,
     top_mixture_items,
 )
+from plr_kernels.consistent_mixture_cross_entropy import reference as consistent
 from plr_kernels.info_nce.reference import info_nce as info_nce_formula
 from plr_kernels.pairwise_kl.reference import pairwise_kl as pairwise_kl_formula
 from plr_kernels.stream_attention.reference import stream_attention as stream_attention_formula
@@ -248,6 +250,32 @@ def mixture_loss(sizes: Sizes, device: torch.device, dtype: torch.dtype) -> Case
     return Case("mixture_cross_entropy", shape, leaves, implementations, formula, limit, _allowed(dtype))
 
 
+def consistent_loss(sizes: Sizes, device: torch.device, dtype: torch.dtype) -> Case:
+    """consistent_mixture_cross_entropy, which is two operators here, against its formula."""
+    histories = sizes.batch // 2  # of two views each
+    targets = torch.randint(sizes.items, (histories,), device=device)
+    drawn = torch.randint(sizes.streams, (histories,), device=device)
+
+    def formula(states: Tensor, log_weights: Tensor, items: Tensor) -> Tensor:
+        every = (states, log_weights, items, targets, drawn, 1.0, 1.0, -100)
+        return consistent.consistent_mixture_cross_entropy(*every)[0]
+
+    implementations = {
+        OURS: lambda *tensors: consistent_mixture_cross_entropy(*tensors, targets, drawn, weight=1.0)[0],
+        "eager formula in float32": _in_float32(formula),
+        "formula in float32 under torch.compile": _compiled(_in_float32(formula)),
+        "formula under torch.compile": _compiled(formula),
+    }
+    views = 2 * histories
+    limit = _products(views * sizes.streams, sizes.items, sizes.dim, device, dtype)
+    states, log_weights, items = _mixtures(replace(sizes, batch=views), device, dtype)
+    with torch.no_grad():
+        leaves = [each.unflatten(0, (histories, 2)).requires_grad_() for each in (states, log_weights)]
+    shape = f"N{histories} M{sizes.streams} V{sizes.items} D{sizes.dim} {_name(dtype)}"
+    name = "consistent_mixture_cross_entropy"
+    return Case(name, shape, (*leaves, items), implementations, formula, limit, _allowed(dtype))
+
+
 def counting(sizes: Sizes, device: torch.device, dtype: torch.dtype) -> Case:
     """target_rank against a product and comparisons; of small integers, whose sums are exact in float32."""
     states, items = (
@@ -328,6 +356,7 @@ CASES: dict[str, Callable[[Sizes, torch.device, torch.dtype], Case]] = {
     "linear_cross_entropy": cross_entropy,
     "info_nce": contrast,
     "mixture_cross_entropy": mixture_loss,
+    "consistent_mixture_cross_entropy": consistent_loss,
     "candidate_cross_entropy": candidates_loss,
     "top_items": ranking,
     "top_mixture_items": mixture_ranking,

@@ -40,9 +40,12 @@ def compute():
         *gradients(plr_kernels.stream_attention, query, prefix, prefix, stream, stream),
         *plr_kernels.top_items(states, items, 10),
     ]
-    if hasattr(plr_kernels, "mixture_cross_entropy"):
-        mixture = lambda *tensors: plr_kernels.mixture_cross_entropy(*tensors, targets[:128])
-        results += gradients(mixture, states.view(128, 4, 64), weights, items)
+    mixture = lambda *tensors: plr_kernels.mixture_cross_entropy(*tensors, targets[:128])
+    results += gradients(mixture, states.view(128, 4, 64), weights, items)
+    consistent = lambda *tensors: plr_kernels.consistent_mixture_cross_entropy(
+        *tensors, targets[:64], targets[:64] % 4, weight=1.0
+    )[0]
+    results += gradients(consistent, states.view(64, 2, 4, 64), weights.view(64, 2, 4), items)
     return results
 
 def forward():
