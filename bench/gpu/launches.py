@@ -37,6 +37,7 @@ KERNELS: dict[str, tuple[tuple[str, dict[str, Any]], ...]] = {
     "linear_cross_entropy": tuple((name, {}) for name in SCORES),
     "info_nce": (("info_nce_forward", {}), ("info_nce_backward", {})),
     "mixture_cross_entropy": tuple((name, {}) for name in SCORES),
+    "consistent_mixture_cross_entropy": tuple((name, {}) for name in SCORES),
     "candidate_cross_entropy": (("candidate_scores", {}), ("candidate_gradient", {})),
     "top_items": (("top_items", {}),),
     "top_mixture_items": (("top_items", {"is_mixture": None}), ("top_items", {"is_mixture": True})),
