@@ -26,6 +26,7 @@ from plr.reproduce.table4 import PAPER_ITEMS, _latency, _operations, flops, pape
 from plr.reproduce.theory.contraction import local_lipschitz, step_functions
 from plr.reproduce.theory.ensemble import gaps, smallest_distance
 from plr.runs import RunFolder
+from plr.serving.engine import Engine
 from plr_kernels import use_backend
 from tests.plr.models.helpers import random_batch
 
@@ -52,17 +53,43 @@ def test_the_table_of_operations_names_the_streams_and_steps_that_it_counts():
     assert float(rows["PLR (mixture), M = 2, T = 1"].strip("%")) == pytest.approx(100 * (second + step) / base, abs=0.1)
 
 
-@pytest.mark.parametrize(
-    ("backend", "by"), [("auto", "by the inference engine;"), ("reference", "by PyTorch, as the chosen backend is")]
-)
-def test_latency_is_the_engine_s_where_there_is_one(tmp_path, monkeypatch, backend, by):
-    if backend == "auto":
-        pytest.importorskip("plr_kernels._cpp", reason="the extension is not built")
+def test_latency_is_the_engine_s_where_there_is_one_and_kept_as_such(tmp_path, monkeypatch):
+    pytest.importorskip("plr_kernels._cpp", reason="the extension is not built")
+    made = []
     monkeypatch.setattr(table4, "PAPER_ITEMS", 300)
-    with use_backend("auto"):
-        _latency(Study(Request(("table4",), out=str(tmp_path))))  # kept, and not to be shown for the other
-    with use_backend(backend):
-        assert by in _latency(Study(Request(("table4",), out=str(tmp_path)))).note
+    monkeypatch.setattr(table4, "Engine", lambda model: made.append(model) or Engine(model))
+
+    def latency():
+        made.clear()
+        return _latency(Study(Request(("table4",), out=str(tmp_path))))
+
+    by_engine = latency()
+    assert "by the inference engine;" in by_engine.note
+    assert len(made) == len(table4.METHODS)
+    assert latency().rows == by_engine.rows  # kept
+    assert not made
+    with use_backend("reference"):
+        by_pytorch = latency()
+    assert "by PyTorch, as the chosen backend is reference;" in by_pytorch.note
+    assert by_pytorch.rows != by_engine.rows  # what the engine took is not shown for it
+    assert not made
+
+
+def test_each_system_is_the_first_to_answer_as_often_as_the_others(monkeypatch):
+    answered = []
+    monkeypatch.setattr(table4, "build_model", lambda config, items: torch.nn.Identity())
+    names: list[str] = []
+
+    def answer(*_):
+        name = f"system {len(names)}"
+        names.append(name)
+        return lambda: answered.append(name)
+
+    monkeypatch.setattr(table4, "_answer", answer)
+    configs = {method: paper_config(method) for method in table4.METHODS}
+    table4._timed(configs, 9, rounds=6)  # and two to warm up
+    assert [answered[start] for start in range(0, len(answered), 4)] == names + names
+    assert all(sorted(answered[start : start + 4]) == names for start in range(0, len(answered), 4))
 
 
 @pytest.mark.parametrize("method", ["erl", "plr-states"])
