@@ -43,10 +43,13 @@ STAGES = {
     ],
     "numbers by rank, sorting by user and time": ["plr.prepare.interactions:in_user_order"],
     "default cuts (quantiles of time)": ["plr.prepare.pipeline:default_cuts"],
-    "splitting": ["plr.prepare.pipeline:time_split", "plr.prepare.pipeline:leave_out"],
+    "splitting": ["plr.prepare.pipeline:split_all"],
     "units of time, repeats, statistics": [
-        f"plr.prepare.pipeline:{name}"
-        for name in ("_one_unit", "duplicates", "_single_interaction_users", "_times", "_size")
+        "plr.prepare.sequences:_times",
+        *(
+            f"plr.prepare.pipeline:{name}"
+            for name in ("_one_unit", "duplicates", "_single_interaction_users", "_size")
+        ),
     ],
     "writing": ["plr.prepare.pipeline:save_prepared"],
     "hashing what was written (threads)": ["plr.prepare.folder:sha256_of"],

@@ -429,6 +429,7 @@ def _prepare_options(parser: Parser) -> None:
     parser.add_argument("--download", action="store_true", help=help_of["download"])
     parser.add_argument("--base_url", type=str, default=Request.base_url, help=help_of["base_url"])
     parser.add_argument("--skip_bad_lines", "--skip-bad-lines", action="store_true", help=help_of["skip_bad_lines"])
+    parser.add_argument("--partitions", type=int, default=0, help=help_of["partitions"])
     help_of, types = argument_help(PrepareOptions), get_type_hints(PrepareOptions)
     for name, kind in types.items():
         accepted = int | kind | None if name == "min_history" else kind | None

@@ -16,7 +16,7 @@ from plr.errors import ConfigError
 from plr.prepare import PrepareOptions
 from plr.prepare.amazon import BASE_URL, SPLIT_TIMES, TABLE_1, find_files, protocol_options, urls
 from plr.prepare.download import download
-from plr.prepare.pipeline import write_folder
+from plr.prepare.pipeline import MOST_PARTITIONS, write_folder
 from plr.prepare.readers import find_interactions
 from plr.prepare.readers.packed import SUFFIXES
 
@@ -38,6 +38,9 @@ class Request:
         download: amazon-2023: fetch the files to the folder raw first.
         base_url: amazon-2023: where from.
         skip_bad_lines: leave out lines that cannot be used, count and list them, instead of stopping at the first.
+        partitions: for files beyond memory: put the interactions on disk, beside the folder to write, in so many parts
+            of consecutive users, so that one part at a time is in memory. The folder has the same bytes. 0: all are in
+            memory.
         options: the fields of PrepareOptions that are set.
     """
 
@@ -50,6 +53,7 @@ class Request:
     download: bool = False
     base_url: str = BASE_URL
     skip_bad_lines: bool = False
+    partitions: int = 0
     options: dict[str, Any] = field(default_factory=dict)
 
 
@@ -63,6 +67,10 @@ def run(request: Request, console: Console | None = None) -> dict[str, Any]:
     console = console or Console()
     if not request.out:
         raise ConfigError("--out is missing: name the folder to write")
+    if not 0 <= request.partitions <= MOST_PARTITIONS:
+        raise ConfigError(
+            f"--partitions must be in 0..{MOST_PARTITIONS} (0: all in memory); found {request.partitions}"
+        )
     if request.source == AMAZON and not Path(AMAZON).exists():
         report = _amazon(request, console)
     else:
@@ -83,7 +91,12 @@ def _files(request: Request) -> dict[str, Any]:
     path = find_interactions(Path(request.source))
     items = Path(request.items) if request.items else _items_beside(path)
     return write_folder(
-        [path], Path(request.out), _options({}, request.options), items=items, skip_bad_lines=request.skip_bad_lines
+        [path],
+        Path(request.out),
+        _options({}, request.options),
+        items=items,
+        skip_bad_lines=request.skip_bad_lines,
+        partitions=request.partitions,
     )
 
 
@@ -120,6 +133,7 @@ def _amazon(request: Request, console: Console) -> dict[str, Any]:
         skip_bad_lines=request.skip_bad_lines,
         protocol=f"{protocol}, {request.domain}",
         periods=[(float("-inf"), first), (first, second), (second, float("inf"))] if official else None,
+        partitions=request.partitions,
     )
 
 

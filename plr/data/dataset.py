@@ -56,9 +56,9 @@ class SequenceDataset:
     def of(cls, prepared: Prepared) -> SequenceDataset:
         """Return what was prepared as tensors, which share its arrays."""
         return cls(
-            items=torch.from_numpy(prepared.items),
+            items=torch.from_numpy(np.asarray(prepared.items)),
             offsets=torch.from_numpy(prepared.offsets),
-            roles=torch.from_numpy(prepared.roles),
+            roles=torch.from_numpy(np.asarray(prepared.roles)),
             training_stop=torch.from_numpy(prepared.training_stop),
             users=Ids(prepared.user_ids),
             vocabulary=Ids(prepared.item_ids),

@@ -6,6 +6,7 @@ import numpy as np
 
 from plr.prepare.blocks import by_blocks
 from plr.prepare.interactions import Interactions, counts_of, gather, is_first
+from plr.prepare.parts import Parts, Whole
 
 __all__ = ["duplicates", "k_core", "min_interactions"]
 
@@ -38,11 +39,27 @@ def min_interactions(interactions: Interactions, least: int) -> np.ndarray:
     return np.repeat(counts >= least, counts)
 
 
-def k_core(interactions: Interactions, core: int) -> np.ndarray:
-    """Return the positions (int64) of the largest part in which every user and item has at least ``core`` interactions.
+def k_core(parts: Parts, core: int) -> None:
+    """Keep the largest set in which every user and item has at least ``core`` interactions.
 
-    Repeated interactions of one user with one item each count.
+    Repeated interactions of one user with one item each count. What is left does not depend on the order in which users
+    and items are left out.
     """
+    if isinstance(parts, Whole):
+        parts.keep(lambda part: _core_of(part, core))
+        return
+    before = None
+    while before != len(parts):
+        before = len(parts)
+        counts = np.zeros(len(parts.item_ids), dtype=np.int64)
+        for part in parts:
+            counts += counts_of(part.item, len(counts))
+        often = counts >= core
+        parts.keep(lambda part, often=often: min_interactions(part, core) & gather(often, part.item))  # type: ignore[misc]
+
+
+def _core_of(interactions: Interactions, core: int) -> np.ndarray:
+    """Return the positions (int64) of what `k_core` keeps of all interactions."""
     user, item = interactions.user(), interactions.item
     users, items = len(interactions.user_ids), len(interactions.item_ids)
     kept = np.arange(len(user))

@@ -24,6 +24,7 @@ from safetensors.numpy import save_file
 from plr.errors import DataError
 from plr.files import atomic_path, sha256_of
 from plr.prepare.blocks import in_threads
+from plr.prepare.sequences import ArrayOnDisk
 from plr.version import __version__
 
 __all__ = [
@@ -56,11 +57,14 @@ ARRAYS = ("items", "offsets", "roles", "training_stop")
 
 @dataclass(frozen=True, eq=False)
 class Prepared:
-    """What a preparation makes: the attributes of SequenceDataset as arrays, so that PyTorch need not be there."""
+    """What a preparation makes: the attributes of SequenceDataset as arrays, so that PyTorch need not be there.
 
-    items: np.ndarray
+    Of partitions the long ones are on disk.
+    """
+
+    items: np.ndarray | ArrayOnDisk
     offsets: np.ndarray
-    roles: np.ndarray
+    roles: np.ndarray | ArrayOnDisk
     training_stop: np.ndarray
     user_ids: pl.Series
     item_ids: pl.Series
@@ -90,12 +94,12 @@ def save_prepared(
     """
     with atomic_path(folder, replace=replace) as aside:
         aside.mkdir()
-        arrays = {name: np.ascontiguousarray(getattr(prepared, name)) for name in ARRAYS}
+        arrays = {name: getattr(prepared, name) for name in ARRAYS}
         items = prepared.item_ids.to_frame("item_id")
         writers: dict[str, Callable[[Path], object]] = {
             # Ids are too random for the usual level of Zstandard to find more in them than the fastest.
             USERS: partial(prepared.user_ids.to_frame("user_id").write_parquet, compression_level=1),
-            SEQUENCES: partial(save_file, arrays),
+            SEQUENCES: partial(_save_arrays, arrays),
             ITEMS: (items if features is None else items.hstack(features)).write_parquet,
         }
 
@@ -120,6 +124,32 @@ def save_prepared(
             "files": {name: files[name] for name in _FILES},
         }
         (aside / MANIFEST).write_text(json.dumps(manifest, indent=2, ensure_ascii=False), encoding="utf-8")
+
+
+def _save_arrays(arrays: dict[str, np.ndarray | ArrayOnDisk], path: Path) -> None:
+    """Write one-dimensional arrays in the format of safetensors; those on disk a block after the other.
+
+    safetensors itself takes arrays in memory alone. Its bytes are the same: the length of the header (uint64), the
+    header (JSON, filled up with blanks to a multiple of 8 bytes), then the arrays, those of the widest type first.
+    """
+    if not any(isinstance(array, ArrayOnDisk) for array in arrays.values()):
+        save_file({name: np.ascontiguousarray(array) for name, array in arrays.items()}, path)
+        return
+    header, end = {}, 0
+    order = sorted(arrays, key=lambda name: (-arrays[name].dtype.itemsize, name))
+    for name in order:
+        length, dtype = len(arrays[name]), arrays[name].dtype
+        start, end = end, end + length * dtype.itemsize
+        kind = f"{dtype.kind.upper()}{8 * dtype.itemsize}"
+        header[name] = {"dtype": kind, "shape": [length], "data_offsets": [start, end]}
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    with open(path, "wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for name in order:
+            array = arrays[name]
+            for block in array.blocks() if isinstance(array, ArrayOnDisk) else [array]:
+                file.write(np.ascontiguousarray(block, dtype=block.dtype.newbyteorder("<")).data)
 
 
 def read_manifest(folder: Path, *, verify: bool = False) -> dict[str, Any]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import warnings
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -13,8 +12,9 @@ from plr.errors import shortened
 
 if TYPE_CHECKING:
     from plr.prepare.interactions import Interactions
+    from plr.prepare.parts import Parts
 
-__all__ = ["MISSING", "Words", "trimmed", "words_for_missing"]
+__all__ = ["MISSING", "Words", "described", "trimmed", "without_missing", "words_for_missing"]
 
 MISSING = (
     "nan", "NaN", "NAN", "null", "NULL", "Null", "none", "None", "NONE", "na", "NA", "N/A", "n/a", "#N/A", "<NA>",
@@ -48,39 +48,41 @@ def trimmed(ids: pl.Series, rank: np.ndarray) -> tuple[pl.Series, np.ndarray]:
     return pl.concat([kept, filler], rechunk=True).alias(ids.name), place_of[rank]
 
 
-@dataclass(frozen=True)
-class Words:
-    """Words for missing values among the ids: the interactions of each, and which rows (bool [N]) they are."""
-
-    counts: dict[tuple[str, str], int]
-    rows: np.ndarray
-
-    def described(self) -> str:
-        """Return a sentence for a warning."""
-        most = sorted(self.counts.items(), key=lambda entry: -entry[1])[:12]
-        named = ", ".join(f"{role} {word!r} ({count:,})" for (role, word), count in most)
-        return (
-            f"ids that are written as missing values are taken as they are, each as one {most[0][0][0]}, with "
-            f"so many interactions: {named}; --missing_ids drop leaves them out"
-        )
+Words = dict[tuple[str, str], int]
+"""Words for missing values among the ids: how many interactions each role and word has."""
 
 
-def words_for_missing(interactions: Interactions) -> Words:
-    """Find the ids that are written as missing values are."""
-    counts: dict[tuple[str, str], int] = {}
-    rows = np.zeros(0, dtype=bool)
-    for role, ids in (("user", interactions.user_ids), ("item", interactions.item_ids)):
-        for word, number in _places(ids).items():
-            rows = rows if len(rows) else np.zeros(len(interactions), dtype=bool)
-            if role == "user":
-                start, stop = (int(offset) for offset in interactions.offsets[number : number + 2])
-                rows[start:stop] = True
-                counts[role, word] = stop - start
-            else:
-                found = interactions.item == number
-                rows |= found
-                counts[role, word] = int(np.count_nonzero(found))
-    return Words(counts, rows)
+def described(words: Words) -> str:
+    """Return a sentence about them for a warning."""
+    most = sorted(words.items(), key=lambda entry: -entry[1])[:12]
+    named = ", ".join(f"{role} {word!r} ({count:,})" for (role, word), count in most)
+    return (
+        f"ids that are written as missing values are taken as they are, each as one {most[0][0][0]}, with "
+        f"so many interactions: {named}; --missing_ids drop leaves them out"
+    )
+
+
+def words_for_missing(parts: Parts) -> Words:
+    """Count the ids that are written as missing values are."""
+    counts: Words = {("user", word): 0 for word in _places(parts.user_ids)}
+    counts |= {("item", word): 0 for word in _places(parts.item_ids)}
+    if counts:
+        for part in parts:
+            for word, number in _places(part.user_ids).items():
+                counts["user", word] += int(part.offsets[number + 1] - part.offsets[number])
+            for word, number in _places(part.item_ids).items():
+                counts["item", word] += int(np.count_nonzero(part.item == number))
+    return counts
+
+
+def without_missing(interactions: Interactions) -> np.ndarray:
+    """Return which interactions (bool [N]) have no id that is written as missing values are."""
+    kept = np.ones(len(interactions), dtype=bool)
+    for number in _places(interactions.user_ids).values():
+        kept[interactions.offsets[number] : interactions.offsets[number + 1]] = False
+    for number in _places(interactions.item_ids).values():
+        kept &= interactions.item != number
+    return kept
 
 
 def _places(ids: pl.Series) -> dict[str, int]:

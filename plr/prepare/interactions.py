@@ -17,7 +17,22 @@ from plr.prepare.compiled import _cpp
 from plr.prepare.id_checks import trimmed
 from plr.prepare.readers import IdVocabulary, Source
 
-__all__ = ["Interactions", "counts_of", "gather", "in_user_order", "is_first", "number", "stable_order", "user_blocks"]
+__all__ = [
+    "Block",
+    "Interactions",
+    "Ranked",
+    "columns_in_user_order",
+    "counts_of",
+    "gather",
+    "in_user_order",
+    "is_first",
+    "number",
+    "offsets_of",
+    "place_of",
+    "ranked",
+    "stable_order",
+    "user_blocks",
+]
 
 _CHUNK = 1 << 22
 Block = tuple[np.ndarray, np.ndarray, np.ndarray | None, np.ndarray | None]
@@ -31,7 +46,7 @@ class Interactions:
     ``offsets`` int64 [U+1] bounds each user's part, ``item`` int32 [N] is in 0..V-1, ``position`` uint32 [N] says where
     in the source each stands; ``positive`` bool [N] (whether the rating is high enough) and ``timestamp`` int64 [N]
     are None where the file has none or nobody asked. ``user_ids`` and ``item_ids`` are the sorted external
-    ids, each of them in use.
+    ids, each of them in use; with ``shared`` the items' are those of other users' interactions, too.
     """
 
     offsets: np.ndarray
@@ -41,6 +56,7 @@ class Interactions:
     timestamp: np.ndarray | None
     user_ids: pl.Series
     item_ids: pl.Series
+    shared: bool = False
 
     def __len__(self) -> int:
         return len(self.position)
@@ -56,7 +72,7 @@ class Interactions:
         """
         if chosen.dtype == bool:
             chosen = np.flatnonzero(chosen).astype(np.uint32)
-        offsets = _offsets_of(gather(self.user(), chosen), len(self.user_ids))
+        offsets = offsets_of(gather(self.user(), chosen), len(self.user_ids))
         taken: dict[str, Any] = {}
         for name in ("item", "positive", "timestamp"):
             values = getattr(self, name)
@@ -65,7 +81,8 @@ class Interactions:
                 del values
                 setattr(self, name, None)
         taken["position"] = gather(self.position, chosen)
-        return Interactions(offsets, user_ids=self.user_ids, item_ids=self.item_ids, **taken)._in_use()
+        ids = {"user_ids": self.user_ids, "item_ids": self.item_ids, "shared": self.shared}
+        return Interactions(offsets, **taken, **ids)._in_use()
 
     def _in_use(self) -> Interactions:
         """Leave out the ids that have no interaction, and return this."""
@@ -73,6 +90,8 @@ class Interactions:
         if not users.all():
             self.user_ids = self.user_ids.filter(pl.Series(users))
             self.offsets = np.concatenate([[0], self.offsets[1:][users]])
+        if self.shared:
+            return self
         items = np.zeros(len(self.item_ids), dtype=bool)
         by_blocks(lambda block: mark(items, self.item[block]), len(self))
         if not items.all():
@@ -90,14 +109,16 @@ def in_user_order(blocks: list[Block], users: Ranked, items: Ranked) -> Interact
         items: Likewise.
     """
     (user_ids, user_rank), (item_ids, item_rank) = users, items
-    if _cpp is None:
-        columns = _sorted_by_words(blocks, user_rank, item_rank)
-    else:
-        order = _cpp.UserOrder(blocks, user_rank, item_rank, pl.thread_pool_size())  # which empties the list as it goes
-        columns = order.write()
-        del order
-    offsets, item, timestamp, positive, position = columns
+    offsets, item, timestamp, positive, position = columns_in_user_order(blocks, user_rank, item_rank)
     return Interactions(offsets, item, position, positive, timestamp, user_ids, item_ids)._in_use()
+
+
+def columns_in_user_order(blocks: list[Block], user_rank: np.ndarray, item_rank: np.ndarray) -> tuple:
+    """Return offsets, item, timestamp, positive and position as `in_user_order` does; the list is emptied."""
+    if _cpp is None:
+        return _sorted_by_words(blocks, user_rank, item_rank)
+    order = _cpp.UserOrder(blocks, user_rank, item_rank, pl.thread_pool_size())  # which empties the list as it goes
+    return order.write()
 
 
 def _sorted_by_words(blocks: list[Block], user_rank: np.ndarray, item_rank: np.ndarray) -> tuple:
@@ -112,7 +133,7 @@ def _sorted_by_words(blocks: list[Block], user_rank: np.ndarray, item_rank: np.n
     words >>= np.uint64(32)
     user = words.astype(np.int32)
     del words
-    offsets = _offsets_of(user, len(user_rank))
+    offsets = offsets_of(user, len(user_rank))
     if timestamp is not None:
         timestamp = gather(timestamp, place)
         _put_in_time(offsets, user, timestamp, place)
@@ -139,7 +160,7 @@ def _put_in_time(offsets: np.ndarray, users: np.ndarray, timestamp: np.ndarray, 
             time[among], there[among] = time[among[order]], there[among[order]]
 
 
-def _offsets_of(user: np.ndarray, users: int) -> np.ndarray:
+def offsets_of(user: np.ndarray, users: int) -> np.ndarray:
     """Return where the interactions of each user begin, and the end: int64 [U+1]."""
     return np.concatenate([[0], np.cumsum(counts_of(user, users))])
 
@@ -200,27 +221,40 @@ def counts_of(index: np.ndarray, count: int) -> np.ndarray:
     return total
 
 
-def number(sources: list[Source], vocabulary: IdVocabulary) -> tuple[Interactions, Callable[[int], tuple[Path, int]]]:
+def number(sources: list[Source], vocabulary: IdVocabulary) -> Interactions:
     """Number the users and items of Sources that were read into ``vocabulary`` by their sorted ids.
 
-    Strings sort by their UTF-8 bytes, so "007" and "7" stay two ids; white space around them is left out. Also returns
-    what gives the file and line of an interaction by its position. The list is emptied: there is no room for both forms
-    of large files.
+    The list is emptied: there is no room for both forms of large files.
     """
-    frame = pl.concat([source.frame for source in sources], rechunk=False)
+    frame = pl.concat([source.frame for source in sources if isinstance(source.frame, pl.DataFrame)], rechunk=False)
+    sources.clear()
+    users, items = ranked(vocabulary)
+    blocks = _blocks(frame)
+    del frame
+    return in_user_order(blocks, users, items)
+
+
+def ranked(vocabulary: IdVocabulary) -> tuple[Ranked, Ranked]:
+    """Return the sorted ids of users and of items, and the rank of each number among them.
+
+    Strings sort by their UTF-8 bytes, so "007" and "7" stay two ids; white space around them is left out. The
+    vocabulary's encoders end with it.
+    """
+    with ThreadPoolExecutor(2) as pool:
+        users, items = pool.map(lambda encoder: trimmed(*encoder.sorted_ids()), (vocabulary.user, vocabulary.item))
+    return users, items
+
+
+def place_of(sources: list[Source]) -> Callable[[int], tuple[Path, int]]:
+    """Return what gives the file and line of an interaction by its position; it keeps none of the frames."""
     starts = np.cumsum([0, *(source.frame.height for source in sources)])
     places = [replace(source, frame=pl.DataFrame()) for source in sources]
-    sources.clear()
 
     def place(position: int) -> tuple[Path, int]:
         part = int(np.searchsorted(starts, position, side="right")) - 1
         return places[part].place(position - int(starts[part]))
 
-    with ThreadPoolExecutor(2) as pool:
-        users, items = pool.map(lambda encoder: trimmed(*encoder.sorted_ids()), (vocabulary.user, vocabulary.item))
-    blocks = _blocks(frame)
-    del frame
-    return in_user_order(blocks, users, items), place
+    return place
 
 
 def _blocks(frame: pl.DataFrame) -> list[Block]:

@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,20 +14,24 @@ import numpy as np
 import polars as pl
 
 from plr.errors import DataError, shortened
-from plr.prepare.blocks import by_blocks
 from plr.prepare.filters import duplicates, k_core, min_interactions
 from plr.prepare.folder import FORMAT_VERSION, Prepared, has_blank_around_ids, is_prepared, read_manifest, save_prepared
-from plr.prepare.id_checks import words_for_missing
+from plr.prepare.id_checks import described, without_missing, words_for_missing
 from plr.prepare.interactions import Interactions
 from plr.prepare.metadata import item_features, known_items
 from plr.prepare.options import PrepareOptions
+from plr.prepare.parts import Parts
 from plr.prepare.readers import find_interactions
 from plr.prepare.readers.kinds import refuse_odd_name
+from plr.prepare.sequences import Sequences, split_all
 from plr.prepare.sources import Place, SourceFiles
-from plr.prepare.split import SPLITS, Split, default_cuts, held_out_users, leave_out, time_split
-from plr.prepare.timestamps import first_of_another_unit, unit_of
+from plr.prepare.split import Rule, default_cuts, held_out_users, leave_out, time_split
+from plr.prepare.timestamps import firsts_of_units, unit_of
 
-__all__ = ["Preparation", "warn_about", "write_folder"]
+__all__ = ["MOST_PARTITIONS", "Preparation", "warn_about", "write_folder"]
+
+MOST_PARTITIONS = 512
+"""Each is an open file for a while, and a process may mostly open 1,024."""
 
 
 def write_folder(
@@ -39,6 +43,7 @@ def write_folder(
     skip_bad_lines: bool = False,
     protocol: str | None = None,
     periods: Sequence[tuple[float, float]] | None = None,
+    partitions: int = 0,
 ) -> dict[str, Any]:
     """Prepare files of interactions, taken as one, and write the result as a folder, without PyTorch.
 
@@ -51,23 +56,28 @@ def write_folder(
         protocol: The name of the published protocol that the options follow, for the report.
         periods: For files that are the parts of a split by time: from when (inclusive) to when (exclusive) the
             interactions of each must be.
+        partitions: Into how many parts of consecutive users the interactions are put on disk, beside ``out``, so that
+            one of them at a time is in memory; with 0 all are. What is written is the same.
 
     Returns:
         The folder's report; where it was written now also ``columns``, the names of those that were read.
 
     Raises:
         DataError: as ``plr.data.prepare``; when ``out`` is another folder; for an interaction outside its file's
-            period.
+            period; when the disk is full.
+        ValueError: for a number of partitions that is not in 0..512.
 
     Warns:
         UserWarning: as ``plr.data.prepare``.
     """
+    if not 0 <= partitions <= MOST_PARTITIONS:
+        raise ValueError(f"partitions must be in 0..{MOST_PARTITIONS} (0: all in memory); found {partitions}")
     paths = [find_interactions(source) for source in sources]
     job = Preparation(SourceFiles(paths, options, items, skip_bad_lines, periods), options, protocol)
     report = _already_there(out, job)
     if report is None:
         damaged = is_prepared(out)
-        prepared = job.build()
+        prepared = job.build(partitions, _nearest(out))
         warn_about(prepared.report, paths[0])
         report = prepared.report
         try:
@@ -82,7 +92,7 @@ def _already_there(out: Path, job: Preparation) -> dict[str, Any] | None:
     """Return the report of ``out`` where it holds what the job makes, None where it can be written."""
     refuse_odd_name(out)
     if not out.exists():
-        parent = next(parent for parent in out.absolute().parents if parent.exists())
+        parent = _nearest(out)
         if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
             raise DataError("the folder cannot be written to; choose another --out", parent)
         return None
@@ -98,6 +108,11 @@ def _already_there(out: Path, job: Preparation) -> dict[str, Any] | None:
         raise DataError("holds a data set of other files or options; choose another --out or delete it", out)
     job.sources.check_records()
     return None if has_blank_around_ids(out) else there["report"]
+
+
+def _nearest(out: Path) -> Path:
+    """Return the folder that ``out`` will stand in, or the nearest above it that is there."""
+    return next(parent for parent in out.absolute().parents if parent.exists())
 
 
 class Preparation:
@@ -122,135 +137,138 @@ class Preparation:
             decisive.append("skip_bad_lines")
         return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
 
-    def build(self) -> Prepared:
-        """Read, filter, order and split; ``features`` holds what is known about the items then."""
+    def build(self, partitions: int = 0, disk: Path | None = None) -> Prepared:
+        """Read, filter, order and split; ``features`` holds what is known about the items then.
+
+        Args:
+            partitions: Into how many parts on disk the interactions are put; with 0 all are in memory.
+            disk: A folder on that disk.
+        """
         try:
-            return self._build()
+            return self._build(partitions, disk)
         except DataError as error:
             raise self.sources.first_cause(error) from error.__cause__
 
-    def _build(self) -> Prepared:
-        interactions, place = self.sources.read()
-        if not len(interactions):
+    def _build(self, partitions: int, disk: Path | None) -> Prepared:
+        parts, place = self.sources.read_parts(partitions, disk)
+        if not len(parts):
             raise DataError("the file holds no interaction", self.sources.paths[0])
         report = self._report
         report.update(
             format=self.sources.format,
             options=self.options.as_json(),
             protocol=self.protocol,
-            read=_size(interactions),
+            read=_size(parts),
             filters=[],
         )
-        interactions = self._filtered(interactions, place)
-        report["order"] = "file" if interactions.timestamp is None else "timestamp"
-        report["single_interaction_users"] = alone = _single_interaction_users(interactions, place)
+        self._filter(parts, place)
+        report["order"] = "timestamp" if parts.has_times else "file"
+        report["single_interaction_users"] = alone = _single_interaction_users(parts, place)
         if len(self.sources.paths) == 1:
             alone.pop("file", None)
-        report["filtered"] = _size(interactions)
+        report["filtered"] = _size(parts)
         features, sources = None, self.sources
         if sources.items is not None:
-            features, report["metadata"] = item_features(sources.items, interactions.item_ids, sources.skipped)
+            features, report["metadata"] = item_features(sources.items, parts.item_ids, sources.skipped)
         untitled = None if features is None else features["title"].is_null().to_numpy()
-        vocabulary = interactions.item_ids
-        made = self._split(interactions, untitled)
-        del interactions
-        if not (made.roles == 1).any():
+        vocabulary = parts.item_ids
+        made = split_all(parts, self._rule(parts, untitled), disk)
+        del parts
+        if not made.rows["train"]:
             raise DataError(_nothing_left(made, report), self.sources.paths[0])
-        kept = made.interactions
-        self.times = kept.timestamp if self._keeps_times else None
-        report |= made.report | _size(kept)
-        report["rows"] = {part: int(np.count_nonzero(made.roles == code)) for code, part in enumerate(SPLITS, start=1)}
-        if kept.timestamp is not None:
-            report["times"] = _times(kept.timestamp, made.roles)
+        self.times = made.timestamp if self._keeps_times else None
+        sizes = {"users": len(made.user_ids), "items": len(made.item_ids), "interactions": len(made)}
+        report |= made.report | sizes
+        report["rows"] = made.rows
+        if made.times is not None:
+            report["times"] = made.times
         if features is not None:
-            self.features = features.filter(vocabulary.is_in(kept.item_ids.implode()))
+            self.features = features.filter(vocabulary.is_in(made.item_ids.implode()))
             report["metadata"] |= known_items(self.features)
         report["sources"] = self.sources.describe()
         if (skipped := self.sources.skipped) is not None:
             report["skipped_lines"] = {"count": skipped.count, "first": skipped.lines}
         return Prepared(
-            items=kept.item,
+            items=made.items,
             offsets=made.offsets,
             roles=made.roles,
             training_stop=made.training_stop,
-            user_ids=kept.user_ids.rename("user_id"),
-            item_ids=kept.item_ids.rename("item_id"),
+            user_ids=made.user_ids.rename("user_id"),
+            item_ids=made.item_ids.rename("item_id"),
             split=report["split"],
             report=report,
             content_hash=self.content_hash(),
         )
 
-    def _filtered(self, interactions: Interactions, place: Place) -> Interactions:
+    def _filter(self, parts: Parts, place: Place) -> None:
         """Apply the filters."""
         options, report = self.options, self._report
 
-        def keep(chosen: np.ndarray, name: str, value: Any) -> Interactions:
-            old = _size(interactions)
-            after = interactions.take(chosen, release=True)
-            new = _size(after)
+        def drop(name: str, value: Any, keep: Callable[[], None]) -> None:
+            old = _size(parts)
+            keep()
+            new = _size(parts)
             dropped = {key: old[key] - new[key] for key in old}
             report["filters"].append({"filter": name, "value": value, "dropped": dropped})
-            return after
 
-        words = words_for_missing(interactions)
-        if words.counts and options.missing_ids == "keep":
-            warnings.warn(f"{self.sources.paths[0]}: {words.described()}", stacklevel=3)
+        words = words_for_missing(parts)
+        if words and options.missing_ids == "keep":
+            warnings.warn(f"{self.sources.paths[0]}: {described(words)}", stacklevel=3)
         if options.missing_ids == "drop":
-            if words.counts:
-                interactions = keep(~words.rows, "missing_ids", "drop")
+            if words:
+                drop("missing_ids", "drop", lambda: parts.keep(without_missing))
             report["without_id"] = self.sources.dropped_without_id
-        if interactions.timestamp is not None:
-            report["time_unit"] = _one_unit(interactions, place)
+        if parts.has_times:
+            report["time_unit"] = _one_unit(parts, place)
         if options.duplicates == "drop":
-            if interactions.timestamp is None:
+            if not parts.has_times:
                 raise DataError("duplicates='drop' needs timestamps, and the file has none", self.sources.paths[0])
-            interactions = keep(~duplicates(interactions), "duplicates", "drop")
+            drop("duplicates", "drop", lambda: parts.keep(lambda part: ~duplicates(part)))
         if options.min_rating is not None:
-            if interactions.positive is None:
+            if not parts.has_ratings:
                 raise DataError(
                     "min_rating needs a rating column, and the file has none (name it with rating_column)",
                     self.sources.paths[0],
                 )
             if options.low_rated == "drop":
-                chosen, interactions.positive = interactions.positive, None
-                interactions = keep(chosen, "min_rating", options.min_rating)
-        if options.min_interactions > 1:
-            chosen = min_interactions(interactions, options.min_interactions)
-            interactions = keep(chosen, "min_interactions", options.min_interactions)
+                drop("min_rating", options.min_rating, lambda: parts.keep(_taken_ratings))
+                parts.forget_ratings()
+        if (least := options.min_interactions) > 1:
+            drop("min_interactions", least, lambda: parts.keep(lambda part: min_interactions(part, least)))
         if options.core > 1:
-            interactions = keep(k_core(interactions, options.core), "core", options.core)
-        if not len(interactions):
+            drop("core", options.core, lambda: k_core(parts, options.core))
+        if not len(parts):
             raise DataError(f"no interaction is left after the filters{_dropped(report)}", self.sources.paths[0])
-        if interactions.timestamp is not None:
-            report["duplicates_kept"] = int(duplicates(interactions).sum())
-        return interactions
+        if parts.has_times:
+            report["duplicates_kept"] = sum(int(duplicates(part).sum()) for part in parts)
 
-    def _split(self, interactions: Interactions, untitled: np.ndarray | None) -> Split:
+    def _rule(self, parts: Parts, untitled: np.ndarray | None) -> Rule:
+        """Return what splits a part, once the options are known to make sense."""
         options, path = self.options, self.sources.paths[0]
         if options.split == "leave-k-out":
-            return leave_out(interactions, options.leave_k, "leave-k-out")
+            return lambda part: leave_out(part, options.leave_k, "leave-k-out")
         if options.split == "users":
-            return held_out_users(
-                interactions, options.valid_users, options.test_users, options.split_seed, options.leave_k
-            )
-        if interactions.timestamp is None:
+            shares = (options.valid_users, options.test_users)
+            return lambda part: held_out_users(part, *shares, options.split_seed, options.leave_k)
+        if not parts.has_times:
             if options.needs_time_split:
                 raise DataError(
                     "the time split needs a timestamp column, and the file has none (name it with timestamp_column)",
                     path,
                 )
-            return leave_out(interactions)
+            return leave_out
         if options.split == "leave-one-out":
-            return leave_out(interactions)
+            return leave_out
         for name in ("train_time", "valid_time", "test_time"):
             given, unit = getattr(options, name), self._report["time_unit"]
             if given is not None and unit is not None and unit_of(given) not in (None, unit):
+                earliest, latest = _span(parts)
                 raise DataError(
                     f"{name} {given:g} looks like {unit_of(given)}, the file's timestamps look like {unit} "
-                    f"({int(interactions.timestamp.min())} to {int(interactions.timestamp.max())}); give it in {unit}",
+                    f"({earliest} to {latest}); give it in {unit}",
                     path,
                 )
-        cuts = (0, 0) if None not in (options.valid_time, options.test_time) else default_cuts(interactions.timestamp)
+        cuts = (0, 0) if None not in (options.valid_time, options.test_time) else default_cuts(parts)
         values = options.as_json()
         valid_time = cuts[0] if options.valid_time is None else values["valid_time"]
         test_time = cuts[1] if options.test_time is None else values["test_time"]
@@ -263,26 +281,33 @@ class Preparation:
             raise DataError(f"train_time {train_time} is not before valid_time {valid_time}", path)
         if options.untitled == "drop-rows" and untitled is None:
             raise DataError("untitled='drop-rows' needs item metadata: name the file with --items", path)
-        return time_split(
-            interactions,
+        return lambda part: time_split(
+            part,
             valid_time,
             test_time,
             train_time=train_time,
-            positive=interactions.positive,
+            positive=part.positive,
             min_history=options.min_history,
             unseen=options.unseen,
             untitled=untitled if options.untitled == "drop-rows" else None,
         )
 
 
-def _nothing_left(made: Split, report: dict[str, Any]) -> str:
+def _taken_ratings(part: Interactions) -> np.ndarray:
+    """Return which interactions are rated high enough; the part gives that up, for it is true of all that are kept."""
+    chosen, part.positive = part.positive, None
+    assert chosen is not None
+    return chosen
+
+
+def _nothing_left(made: Sequences, report: dict[str, Any]) -> str:
     """Say why there is no training row, and what to do."""
     reasons = made.report["dropped_rows"].get("train", {})
     counts = {name.replace("_", " "): count for name, count in reasons.items() if count and name != "share"}
     gone = ", ".join(f"{name} {count:,}" for name, count in counts.items())
     why = f"all targets were dropped ({gone})" if gone else "none of whom has two in training"
     text = (
-        f"no training row is left: {len(made.roles)} interactions of {len(made.offsets) - 1} users, {why}"
+        f"no training row is left: {len(made)} interactions of {len(made.offsets) - 1} users, {why}"
         f"{_dropped(report)}"
     )
     if made.report["split"] == "users":
@@ -310,31 +335,29 @@ def _dropped(report: dict[str, Any]) -> str:
     return f" (interactions dropped by {listed})" if listed else ""
 
 
-def _size(interactions: Interactions) -> dict[str, int]:
-    return {
-        "users": len(interactions.user_ids),
-        "items": len(interactions.item_ids),
-        "interactions": len(interactions),
-    }
+def _size(parts: Parts) -> dict[str, int]:
+    return {"users": len(parts.user_ids), "items": len(parts.item_ids), "interactions": len(parts)}
 
 
-def _one_unit(interactions: Interactions, place: Place) -> str | None:
-    """Return the unit of the timestamps, None for one that is not recognised; refuse a mixture.
+def _span(parts: Parts) -> tuple[int, int]:
+    """Return the earliest and the latest timestamp."""
+    ends = [(part.timestamp.min(), part.timestamp.max()) for part in parts if part.timestamp is not None and len(part)]
+    return int(min(first for first, _ in ends)), int(max(last for _, last in ends))
 
-    Args:
-        interactions: All that were read.
-    """
-    times = interactions.timestamp
-    assert times is not None
-    earliest, latest = int(times.min()), int(times.max())
+
+def _one_unit(parts: Parts, place: Place) -> str | None:
+    """Return the unit of the timestamps, None for one that is not recognised; refuse a mixture."""
+    earliest, latest = _span(parts)
     if unit_of(earliest) == unit_of(latest) is not None:
         return unit_of(latest)
-    times = np.empty_like(interactions.timestamp)
-    times[interactions.position] = interactions.timestamp  # in the order of the file
-    mixed = first_of_another_unit(times)
-    if mixed is not None:
-        (former_path, former), (path, line) = (place(position) for position in mixed)
-        one, other = (int(times[position]) for position in mixed)
+    firsts: dict[str, tuple[int, int]] = {}
+    for part in parts:
+        assert part.timestamp is not None
+        for unit, first in firsts_of_units(part.timestamp, part.position).items():
+            firsts[unit] = min(first, firsts.get(unit, first))
+    if len(firsts) > 1:
+        (one_at, one), (other_at, other) = sorted(firsts.values())[:2]
+        (former_path, former), (path, line) = place(one_at), place(other_at)
         where = f"line {former}" if former_path == path else f"{former_path}:{former}"
         raise DataError(
             f"timestamp {other} looks like {unit_of(other)}, but {one} on {where} like {unit_of(one)}; "
@@ -345,26 +368,20 @@ def _one_unit(interactions: Interactions, place: Place) -> str | None:
     return unit_of(latest)
 
 
-def _single_interaction_users(interactions: Interactions, place: Place) -> dict:
-    offsets = interactions.offsets
-    alone = np.flatnonzero(np.diff(offsets) == 1)
-    if not len(alone):
+def _single_interaction_users(parts: Parts, place: Place) -> dict:
+    count, firsts = 0, []  # of each part: position and user of the first in the file
+    for part in parts:
+        alone = np.flatnonzero(np.diff(part.offsets) == 1)
+        count += len(alone)
+        if len(alone):
+            positions = part.position[part.offsets[alone]]
+            first = int(np.argmin(positions))
+            firsts.append((int(positions[first]), part.user_ids[int(alone[first])]))
+    if not count:
         return {"count": 0}
-    positions = interactions.position[offsets[alone]]
-    first = int(np.argmin(positions))
-    path, line = place(int(positions[first]))
-    return {"count": len(alone), "user": interactions.user_ids[int(alone[first])], "line": line, "file": path.name}
-
-
-def _times(times: np.ndarray, roles: np.ndarray) -> dict[str, list[int]]:
-    """Return the first and last time of each split's targets."""
-
-    def span(block: slice) -> list[np.ndarray]:
-        chosen = [times[block][np.flatnonzero(roles[block] == code)] for code in range(1, len(SPLITS) + 1)]
-        return [each[:0] if not len(each) else np.array([each.min(), each.max()]) for each in chosen]
-
-    spans = {part: np.concatenate(ends) for part, *ends in zip(SPLITS, *by_blocks(span, len(times)), strict=True)}
-    return {part: [int(ends.min()), int(ends.max())] for part, ends in spans.items() if len(ends)}
+    position, user = min(firsts)
+    path, line = place(position)
+    return {"count": count, "user": user, "line": line, "file": path.name}
 
 
 def warn_about(report: dict, path: Path) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import replace
 from pathlib import Path
@@ -15,8 +15,9 @@ import polars as pl
 from plr.errors import DataError, shortened
 from plr.prepare.background import in_background
 from plr.prepare.fingerprint import fingerprint
-from plr.prepare.interactions import Interactions, number
+from plr.prepare.interactions import Block, Interactions, number, place_of, ranked
 from plr.prepare.options import PrepareOptions
+from plr.prepare.parts import Partitions, Parts, Whole
 from plr.prepare.readers import (
     TEXT_FORMATS,
     IdVocabulary,
@@ -32,6 +33,7 @@ from plr.prepare.readers.delimited import header_of, record_scan, separator_of, 
 from plr.prepare.readers.huggingface import huggingface_files
 from plr.prepare.readers.kinds import refuse_other_kinds
 from plr.prepare.readers.source import forbidden_bytes
+from plr.prepare.readers.spooled import Numbers, Spooled, blocks_of
 
 __all__ = ["Place", "SourceFiles"]
 
@@ -144,37 +146,51 @@ class SourceFiles:
         Raises:
             DataError: for anything in a file that cannot be used, naming file and line.
         """
+        parts, place = self.read_parts()
+        assert isinstance(parts, Whole)
+        return parts.interactions, place
+
+    def read_parts(self, partitions: int = 0, disk: Path | None = None) -> tuple[Parts, Place]:
+        """Read and number the interactions, as `read` does, into so many parts on ``disk``; with 0 as one in memory."""
         self._hashing = self._hashing or in_background(self._fingerprints)
-        vocabulary = IdVocabulary(self._options.min_rating, self._options.missing_ids == "drop")
-        interactions, place = number(self._read_all(vocabulary), vocabulary)
-        interactions = self._without_bad_ids(interactions, place, vocabulary)
+        drop = self._options.missing_ids == "drop"
+        vocabulary = IdVocabulary(self._options.min_rating, drop, disk=disk if partitions else None)
+        sources = self._read_all(vocabulary)
+        place = place_of(sources)
+        parts: Parts
+        if partitions and disk is not None:
+            parts = Partitions(lambda: _blocks(sources), *ranked(vocabulary), partitions, disk)
+            sources.clear()
+        else:
+            parts = Whole(number(sources, vocabulary))
+        self._leave_out_bad_ids(parts, place, vocabulary)
         self.dropped_without_id = sum(vocabulary.dropped)
         if self.format in TEXT_FORMATS and self.skipped is None and any(map(is_packed, self.paths)):
-            _check_ids(interactions, place, forbidden_in(self.format))
-        return interactions, place
+            _check_ids(parts, place, forbidden_in(self.format))
+        return parts, place
 
-    def _without_bad_ids(self, interactions: Interactions, place: Place, vocabulary: IdVocabulary) -> Interactions:
+    def _leave_out_bad_ids(self, parts: Parts, place: Place, vocabulary: IdVocabulary) -> None:
         """Treat ids of nothing but white space as missing ones, and refuse lines that repeat the header."""
-        if not len(interactions):
-            return interactions
-        blank = np.zeros(len(interactions), dtype=bool)
-        if interactions.user_ids[0] == "":
-            blank[: interactions.offsets[1]] = True
-        if interactions.item_ids[0] == "":
-            blank |= interactions.item == 0
+        if not len(parts):
+            return
+        names = self._names_of_header(parts)
+        blanks, headers = np.zeros(0, dtype=np.uint32), np.zeros(0, dtype=np.uint32)  # positions
+        if parts.user_ids[0] == "" or parts.item_ids[0] == "":
+            blanks = np.concatenate([part.position[_blank(part)] for part in parts])
+        if names:
+            headers = np.concatenate([part.position[_found(part, names)] for part in parts])
         if vocabulary.drop_missing_ids:
-            vocabulary.dropped.append(int(np.count_nonzero(blank)))
+            vocabulary.dropped.append(len(blanks))
         else:
             reason = "an id is white space alone; --missing_ids drop leaves such lines out"
-            self._refuse_rows(interactions, blank, place, reason)
-        headers = self._repeated_headers(interactions)
-        self._refuse_rows(interactions, headers, place, "the line repeats the header")
-        wrong = blank | headers
-        return interactions.take(~wrong) if wrong.any() else interactions
+            self._refuse_rows(blanks, place, reason)
+        self._refuse_rows(headers, place, "the line repeats the header")
+        if len(blanks) or len(headers):
+            parts.keep(lambda part: ~(_blank(part) | _found(part, names)))
 
-    def _refuse_rows(self, interactions: Interactions, wrong: np.ndarray, place: Place, reason: str) -> None:
+    def _refuse_rows(self, positions: np.ndarray, place: Place, reason: str) -> None:
         """Raise for the first of the wrong rows, or note them as lines that are left out."""
-        positions = np.sort(interactions.position[wrong])
+        positions = np.sort(positions)
         for position in positions[:_NAMED].tolist():
             error = DataError(reason, *place(position))
             if self.skipped is None:
@@ -183,24 +199,17 @@ class SourceFiles:
         if self.skipped is not None:
             self.skipped.count += max(0, len(positions) - _NAMED)
 
-    def _repeated_headers(self, interactions: Interactions) -> np.ndarray:
-        """Return which rows (bool [N]) are the header again, as in files put together; times would not convert."""
-        found = np.zeros(len(interactions), dtype=bool)
-        if self.format not in ("csv", "recbole") or interactions.timestamp is not None:
-            return found
+    def _names_of_header(self, parts: Parts) -> list[str]:
+        """Return the names in the header that rows may repeat, as in files put together; times would not convert."""
+        if self.format not in ("csv", "recbole") or parts.has_times:
+            return []
         header = header_of(self.paths[0])[1]
         separator = "\t" if self.format == "recbole" else separator_of(header)
         names = [name.strip().strip('"') for name in header.split(separator)]
-        known = interactions.user_ids
-        places = set(known.search_sorted(pl.Series(names, dtype=pl.String)).to_list())
-        for user in (place for place in places if place < len(known) and known[place] in names):
-            part = slice(int(interactions.offsets[user]), int(interactions.offsets[user + 1]))
-            items = interactions.item_ids.gather(interactions.item[part])
-            found[part] = items.is_in(names).to_numpy()
-        return found
+        return names if _places(parts.user_ids, names) else []
 
     def _read_all(self, vocabulary: IdVocabulary) -> list[Source]:
-        sources = [self._read_one(path, vocabulary) for path in self.paths]
+        sources = [_on_disk(self._read_one(path, vocabulary), vocabulary.disk) for path in self.paths]
         if self.format in ("csv", "recbole", "parquet", "huggingface"):
             self.columns = dict(sources[0].columns)
         columns = {tuple(source.frame.columns) for source in sources}
@@ -285,30 +294,79 @@ def _check_packed(path: Path, forbidden: bytes) -> None:
                 raise DataError("it holds bytes that do not belong in a text file", path)
 
 
-def _check_ids(interactions: Interactions, place: Place, forbidden: bytes) -> None:
+def _check_ids(parts: Parts, place: Place, forbidden: bytes) -> None:
     """Refuse ids with forbidden bytes: looking through those of packed files costs less than unpacking them twice."""
     letters = "".join(f"\\x{byte:02x}" for byte in forbidden)
-    for index, ids in ((interactions.user, interactions.user_ids), (lambda: interactions.item, interactions.item_ids)):
-        odd = ids.str.contains(f"[{letters}]").to_numpy()
-        if odd.any():
-            numbers = index()
-            rows = np.flatnonzero(odd[numbers])
-            row = int(rows[interactions.position[rows].argmin()])  # the first in the file
-            path, line = place(int(interactions.position[row]))
-            found = shortened(ids[int(numbers[row])])
-            raise DataError(f"the id {found} holds a byte that does not belong in a text file", path, line)
+    for of_users, ids in ((True, parts.user_ids), (False, parts.item_ids)):
+        if not ids.str.contains(f"[{letters}]").any():
+            continue
+        found = []  # the first of each part in the file: position and id
+        for part in parts:
+            here = part.user_ids if of_users else part.item_ids
+            numbers = part.user() if of_users else part.item
+            rows = np.flatnonzero(here.str.contains(f"[{letters}]").to_numpy()[numbers])
+            if len(rows):
+                row = int(rows[part.position[rows].argmin()])
+                found.append((int(part.position[row]), here[int(numbers[row])]))
+        position, odd = min(found)
+        raise DataError(f"the id {shortened(odd)} holds a byte that does not belong in a text file", *place(position))
 
 
-def _with_rating_as(name: str | None, frame: pl.DataFrame) -> pl.DataFrame:
+def _blank(part: Interactions) -> np.ndarray:
+    """Return which rows (bool [N]) have an id of nothing but white space, which sorts first."""
+    blank = np.zeros(len(part), dtype=bool)
+    if len(part) and part.user_ids[0] == "":
+        blank[: part.offsets[1]] = True
+    if part.item_ids[0] == "":
+        blank |= part.item == 0
+    return blank
+
+
+def _found(part: Interactions, names: list[str]) -> np.ndarray:
+    """Return which rows (bool [N]) have both ids among the names."""
+    found = np.zeros(len(part), dtype=bool)
+    for user in _places(part.user_ids, names):
+        those = slice(int(part.offsets[user]), int(part.offsets[user + 1]))
+        found[those] = part.item_ids.gather(part.item[those]).is_in(names).to_numpy()
+    return found
+
+
+def _places(ids: pl.Series, names: list[str]) -> list[int]:
+    """Return where the names stand among the sorted ids."""
+    places = sorted(set(ids.search_sorted(pl.Series(names, dtype=pl.String)).to_list()))
+    return [place for place in places if place < len(ids) and ids[place] in names]
+
+
+def _on_disk(source: Source, disk: Path | None) -> Source:
+    """Put the frame of a source on disk where one is given; its reader may have done so."""
+    frame = source.frame
+    if disk is None or isinstance(frame, Spooled):
+        return source
+    return replace(source, frame=Spooled.of(disk, frame))
+
+
+def _blocks(sources: list[Source]) -> Iterator[Block]:
+    """Yield the blocks of sources on disk."""
+    for source in sources:
+        assert isinstance(source.frame, Spooled)
+        for block in source.frame.blocks():
+            yield block["user"], block["item"], block.get("timestamp"), block.get("positive")
+
+
+def _with_rating_as(name: str | None, frame: Numbers) -> Numbers:
     """Return the frame with its column ``rating`` renamed, or with None without it; no column is copied."""
+    if isinstance(frame, Spooled):
+        return frame.with_rating_as(name)
     columns = [column.alias(name or "rating") if column.name == "rating" else column for column in frame]
     return pl.DataFrame([column for column in columns if column.name != "rating"])
 
 
 def _check_period(source: Source, start: float, stop: float) -> None:
-    times = source.frame["timestamp"]
-    outside = (times < start) | (times >= stop)
-    if outside.any():
-        position = int(outside.arg_max() or 0)
-        path, line = source.place(position)
-        raise DataError(f"timestamp {times[position]} is outside this file's period, {start} to {stop}", path, line)
+    before = 0
+    for times in blocks_of(source.frame, "timestamp"):
+        outside = (times < start) | (times >= stop)
+        if outside.any():
+            first = int(outside.arg_max() or 0)
+            path, line = source.place(before + first)
+            raise DataError(f"timestamp {times[first]} is outside this file's period, {start} to {stop}", path, line)
+        before += len(times)

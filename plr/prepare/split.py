@@ -3,29 +3,44 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Generator, Iterator, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from plr.prepare.blocks import BLOCK, by_blocks, in_threads, mark
 from plr.prepare.interactions import Interactions, gather, is_first, user_blocks
+from plr.prepare.parts import Partitions, Parts, Whole
 
-__all__ = ["SPLITS", "Split", "default_cuts", "held_out_users", "leave_out", "time_split"]
+__all__ = [
+    "SPLITS",
+    "Rule",
+    "Split",
+    "Steps",
+    "default_cuts",
+    "held_out_users",
+    "leave_out",
+    "report_of",
+    "splits_of",
+    "time_split",
+]
 
 _SAMPLE = 1 << 16
 SPLITS = ("train", "valid", "test")
 """The splits; the role of an interaction is 1, 2 or 3 where it is a target of one, and else 0."""
 
 
+_SUMS = ("users_too_short_to_test", "interactions_with_unseen_items", "interactions_after_the_last_target")
+
+
 @dataclass(frozen=True, eq=False)
 class Split:
-    """Sequences and their targets.
+    """Sequences of a part's users and their targets.
 
     ``offsets`` int64 [U+1] bounds each user's part; ``roles`` uint8 [N]
     says of which split each is a target (0 of none, else 1 + the place in SPLITS); ``training_stop`` int64
     [U] is the flat position after each user's last training interaction; ``report`` holds what the split
-    dropped and what there is to know about it.
+    dropped and what there is to know about it, and ``rows`` int64 [3] how many rows each split had before.
     """
 
     interactions: Interactions
@@ -33,15 +48,79 @@ class Split:
     roles: np.ndarray
     training_stop: np.ndarray
     report: dict
+    rows: np.ndarray = field(default_factory=lambda: np.zeros(3, dtype=np.int64))
 
 
-def leave_out(interactions: Interactions, k: int = 1, name: str = "leave-one-out") -> Split:
+Steps = Generator["np.ndarray | None", "np.ndarray | None", Split]
+"""A part being split: yields which items (bool [V]) its training holds, is sent those of all parts, returns the split.
+
+It yields None, and may be sent anything, where the items do not matter.
+"""
+Rule = Callable[[Interactions], Steps]
+
+
+def splits_of(parts: Parts, rule: Rule) -> Iterator[Split]:
+    """Yield the split of each part. Where the items matter that takes two passes over several parts."""
+    seen: np.ndarray | None = None
+    for part in parts:
+        steps = rule(part)
+        here = next(steps)
+        if here is None or isinstance(parts, Whole):
+            yield _result(steps, here)
+        else:
+            seen = here if seen is None else seen | here
+    if seen is not None:
+        for part in parts:
+            steps = rule(part)
+            next(steps)
+            yield _result(steps, seen)
+
+
+def _result(steps: Steps, seen: np.ndarray | None) -> Split:
+    try:
+        steps.send(seen)
+    except StopIteration as ended:
+        return ended.value
+    raise AssertionError("a rule looks at the items once")
+
+
+def report_of(reports: Sequence[dict], rows: np.ndarray) -> dict:
+    """Return the report of all parts.
+
+    Args:
+        reports: Those of the parts, one at least.
+        rows: How many rows each split had before any was dropped, int64 [3].
+    """
+    report = dict(reports[0])
+    for name in _SUMS:
+        if name in report:
+            report[name] = sum(each[name] for each in reports)
+    dropped = {}
+    for code, part in enumerate(SPLITS):
+        if part in report["dropped_rows"]:
+            counts = [each["dropped_rows"][part] for each in reports]
+            reasons = {reason: sum(each[reason] for each in counts) for reason in counts[0]}
+            gone = sum(reasons.values())
+            dropped[part] = reasons | {"share": float(gone / rows[code]) if rows[code] else 0.0}
+    report["dropped_rows"] = dropped
+    if "held_out_users" in report:
+        before = {part: sum(each["held_out_users"][part] for each in reports) for part in ("valid", "test")}
+        report["held_out_users"] = before
+        report["notes"] = [
+            f"{before['valid']:,} users are held out for validation and {before['test']:,} for the test; training "
+            "holds nothing of theirs. Their times are not looked at: others' training interactions may be later."
+        ]
+    return report
+
+
+def leave_out(interactions: Interactions, k: int = 1, name: str = "leave-one-out") -> Steps:
     """Split off each user's last k interactions as test and the k before them as validation targets.
 
     That of users with at least 2k + 1; the others' belong to training whole. Every training interaction but
     a user's first is a training target. The history of a held-out target is all that is before it, held-out
     interactions too. All items of the file are in the vocabulary.
     """
+    yield None
     offsets = interactions.offsets
     length = np.diff(offsets)
     split_off = length >= 2 * k + 1
@@ -64,15 +143,13 @@ def leave_out(interactions: Interactions, k: int = 1, name: str = "leave-one-out
                 "another's test target. Its figures compare with published ones; to judge a system "
                 "prefer the time split."
             ],
-            "dropped_rows": {
-                part: {"unseen_target": 0, "empty_history": 0, "share": 0.0} for part in ("valid", "test")
-            },
+            "dropped_rows": {part: {"unseen_target": 0, "empty_history": 0} for part in ("valid", "test")},
             "users_too_short_to_test": int((~split_off).sum()),
         },
     )
 
 
-def held_out_users(interactions: Interactions, valid_users: float, test_users: float, seed: int, k: int = 1) -> Split:
+def held_out_users(interactions: Interactions, valid_users: float, test_users: float, seed: int, k: int = 1) -> Steps:
     """Hold users out of training wholly; the last k interactions of each are targets of validation, or of the test.
 
     Which users, `drawn` says: of each by itself, so that users stay where they are when others come or go. The
@@ -86,6 +163,8 @@ def held_out_users(interactions: Interactions, valid_users: float, test_users: f
     period = gather(part, interactions.user())
     seen = np.zeros(len(interactions.item_ids), dtype=bool)
     mark(seen, interactions.item, period == 0)
+    seen = yield seen
+    assert seen is not None
     known = gather(seen, interactions.item)
     kept = interactions if known.all() else interactions.take(known)
     period = period[known]
@@ -107,13 +186,8 @@ def held_out_users(interactions: Interactions, valid_users: float, test_users: f
         np.where(of_user == 0, offsets[1:], offsets[:-1]),
         {
             "split": "users",
-            "notes": [
-                f"{before['valid']:,} users are held out for validation and {before['test']:,} for the test; training "
-                "holds nothing of theirs. Their times are not looked at: others' training interactions may be later."
-            ],
-            "dropped_rows": {
-                name: {"unseen_target": 0, "empty_history": 0, "share": 0.0} for name in ("valid", "test")
-            },
+            "notes": [],
+            "dropped_rows": {name: {"unseen_target": 0, "empty_history": 0} for name in ("valid", "test")},
             "held_out_users": before,
             "users_too_short_to_test": sum(before.values()) - sum(testable.values()),
             "unseen_items": int((~seen).sum()),
@@ -129,10 +203,32 @@ def drawn(user_ids: Sequence[str], seed: int) -> np.ndarray:
     return (words >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 
-def default_cuts(timestamps: np.ndarray) -> tuple[int, int]:
+def default_cuts(parts: Parts) -> tuple[int, int]:
     """Return the 80 % and 90 % quantiles of the times: the defaults of ``valid_time`` and ``test_time``."""
-    count = len(timestamps)
-    return _nth(timestamps, count * 8 // 10), _nth(timestamps, count * 9 // 10)
+    places = (len(parts) * 8 // 10, len(parts) * 9 // 10)
+    if isinstance(parts, Whole):
+        times = parts.interactions.timestamp
+        assert times is not None
+        return _nth(times, places[0]), _nth(times, places[1])
+    first, second = (_nth_of_parts(parts, place) for place in places)
+    return first, second
+
+
+def _nth_of_parts(parts: Partitions, place: int) -> int:
+    """Return what stands at ``place`` among the sorted times: each pass over the parts tells 16 bits of it."""
+    low = -(2**63)  # what is looked for is at most 2^(bits + 16) - 1 above it
+    for bits in (48, 32, 16, 0):
+        counts = np.zeros(1 << 16, dtype=np.int64)
+        for times in parts.times():
+            above = times.view(np.uint64) - np.uint64(low % 2**64)  # modulo 2^64: those below are the farthest above
+            if bits < 48:
+                above = above[above < np.uint64(1 << (bits + 16))]
+            counts += np.bincount((above >> np.uint64(bits)).astype(np.int64), minlength=1 << 16)
+        ends = np.cumsum(counts)
+        found = int(np.searchsorted(ends, place, side="right"))
+        place -= int(ends[found] - counts[found])
+        low += found << bits
+    return low
 
 
 def _nth(values: np.ndarray, place: int) -> int:
@@ -166,7 +262,7 @@ def time_split(
     min_history: Sequence[int] = (1, 1, 1),
     unseen: str = "drop-items",
     untitled: np.ndarray | None = None,
-) -> Split:
+) -> Steps:
     """Split by absolute time.
 
     A target before ``valid_time`` (and not before ``train_time``, where that is given) trains, one before
@@ -201,8 +297,8 @@ def time_split(
 
     by_blocks(place, len(times))
     early = None if train_time is None else times < train_time
-    make: Callable[..., Split] = _drop_items if unseen == "drop-items" else _drop_rows
-    split = make(interactions, period, positive, np.asarray(min_history), untitled, early)
+    make = _drop_items if unseen == "drop-items" else _drop_rows
+    split = yield from make(interactions, period, positive, np.asarray(min_history), untitled, early)
     split.report.update(split="time", notes=[], valid_time=valid_time, test_time=test_time)
     if train_time is not None:
         split.report["train_time"] = train_time
@@ -214,15 +310,18 @@ def _drop_items(
     period: np.ndarray,
     positive: np.ndarray | None,
     min_history: np.ndarray,
-    _: None,
+    _: np.ndarray | None,
     early: np.ndarray | None,
-) -> Split:
+) -> Steps:
     seen = np.zeros(len(interactions.item_ids), dtype=bool)
 
     def see(block: slice) -> None:
         mark(seen, interactions.item[block], period[block] == 0)
 
     by_blocks(see, len(period))
+    everywhere = yield seen
+    assert everywhere is not None
+    seen = everywhere
     tally = _Tally(period, ~is_first(interactions.offsets))
     if early is not None:
         tally.drop("before_train_time", early)
@@ -258,7 +357,7 @@ def _drop_items(
         "unseen_items": int((~seen).sum()),
         "interactions_with_unseen_items": 0 if known is None else int((~known).sum()),
     }
-    return Split(kept, offsets, roles, offsets[:-1] + trained, report)
+    return Split(kept, offsets, roles, offsets[:-1] + trained, report, tally.rows)
 
 
 def _drop_rows(
@@ -268,7 +367,7 @@ def _drop_rows(
     min_history: np.ndarray,
     untitled: np.ndarray | None,
     early: np.ndarray | None,
-) -> Split:
+) -> Steps:
     user, item = interactions.user(), interactions.item
     offsets = interactions.offsets
     tally = _Tally(period, ~is_first(offsets))
@@ -286,6 +385,9 @@ def _drop_rows(
     place = np.arange(len(user))
     seen = np.zeros(len(interactions.item_ids), dtype=bool)
     seen[item[place < gather(training_stop, user)]] = True
+    everywhere = yield seen
+    assert everywhere is not None
+    seen = everywhere
     new = ~gather(seen, item)
     held_out = period > 0
     tally.drop("unseen_target", new & held_out)
@@ -304,7 +406,7 @@ def _drop_rows(
         "unseen_items": int((~seen).sum()),
         "interactions_after_the_last_target": int((~inside).sum()),
     }
-    return Split(kept, kept_offsets, roles, kept_offsets[:-1] + trained[with_rows], report)
+    return Split(kept, kept_offsets, roles, kept_offsets[:-1] + trained[with_rows], report, tally.rows)
 
 
 class _Tally:
@@ -313,7 +415,7 @@ class _Tally:
     def __init__(self, period: np.ndarray, candidates: np.ndarray) -> None:
         self._period = period
         self._left = candidates
-        self._rows = _count(period, candidates)
+        self.rows = _count(period, candidates)  # int64 [3]
         self._dropped: dict[str, np.ndarray] = {}
 
     def drop(self, reason: str, mask: np.ndarray, among: np.ndarray | None = None) -> None:
@@ -328,13 +430,10 @@ class _Tally:
         return self._left if among is None else self._left[among]
 
     def report(self) -> dict:
-        """Return the counts of every split; ``share`` is what they are of all rows."""
+        """Return the counts of every split."""
         counts = {"unseen_target": np.zeros(3, dtype=int), "empty_history": np.zeros(3, dtype=int), **self._dropped}
-        gone = np.sum(list(counts.values()), axis=0)  # [3]
         return {
-            part: {reason: int(count[code]) for reason, count in counts.items()}
-            | {"share": float(gone[code] / self._rows[code]) if self._rows[code] else 0.0}
-            for code, part in enumerate(SPLITS)
+            part: {reason: int(count[code]) for reason, count in counts.items()} for code, part in enumerate(SPLITS)
         }
 
 

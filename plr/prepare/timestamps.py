@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-__all__ = ["first_of_another_unit", "unit_of"]
+__all__ = ["firsts_of_units", "unit_of"]
 
 _EARLIEST = 315_532_800  # 1980-01-01 in seconds since 1970
 _LATEST = 4_102_444_800  # 2100-01-01
@@ -19,14 +19,17 @@ def unit_of(time: float) -> str | None:
     return None
 
 
-def first_of_another_unit(times: np.ndarray) -> tuple[int, int] | None:
-    """Return the positions of the first two of ``times`` (int64 [N]) whose units differ; None where none do.
+def firsts_of_units(times: np.ndarray, positions: np.ndarray) -> dict[str, tuple[int, int]]:
+    """Return the first in the file of the times of each unit: {unit: (position, time)}.
 
-    Times without a recognised unit differ from none.
+    Args:
+        times: int64 [N]; those without a recognised unit are of none.
+        positions: Where in the file each stands, [N].
     """
-    firsts = []
-    for per_second in _UNITS.values():
-        inside = (times >= _EARLIEST * per_second) & (times <= _LATEST * per_second)
-        if inside.any():
-            firsts.append(int(inside.argmax()))
-    return (sorted(firsts)[0], sorted(firsts)[1]) if len(firsts) > 1 else None
+    firsts = {}
+    for unit, per_second in _UNITS.items():
+        inside = np.flatnonzero((times >= _EARLIEST * per_second) & (times <= _LATEST * per_second))
+        if len(inside):
+            first = inside[positions[inside].argmin()]
+            firsts[unit] = int(positions[first]), int(times[first])
+    return firsts

@@ -7,6 +7,7 @@ import sys
 
 import pytest
 
+from bench import prepare_hashing, prepare_partitions
 from bench.prepare import WHAT, bench, generate, markdown, measure
 from bench.prepare_stages import STAGES
 from bench.prepare_stages import markdown as stages_markdown
@@ -39,3 +40,21 @@ def test_every_stage_takes_time(tmp_path, order):
     assert stages["writing"][1] > 0
     record = {"results": [{"rows": ROWS, "order": order, "polars_read": [1.0, 1.0], "stages": stages}], "metadata": {}}
     assert stages_markdown(record).count("\n| ") == 3 + len(stages)
+
+
+def test_partitions_write_what_memory_does(tmp_path, capsys):
+    result = prepare_partitions.bench(ROWS, "time", tmp_path, [0, 3], ["--core", "2"], 2)
+    assert [run["partitions"] for run in result["runs"]] == [0, 3, 0, 3]
+    assert all(run["peak_bytes"] > 0 for run in result["runs"])
+    assert [path.name for path in tmp_path.iterdir()] == [f"time-{ROWS}.csv"]
+
+
+def test_hashing_is_all_that_is_left_out(tmp_path, capsys):
+    result = prepare_hashing.bench(ROWS, "user", tmp_path, 1)
+    assert result["medians"]["plr_prepare_unhashed"]["wall"] > 0
+    unhashed, hashed = tmp_path / "prepared", tmp_path / "hashed"
+    command = [sys.executable, "-m", "plr", "prepare", str(tmp_path / f"user-{ROWS}.csv"), "--out", str(hashed)]
+    assert "failed" not in measure(command, 1)
+    for name in ("sequences.safetensors", "users.parquet", "items.parquet"):
+        assert (hashed / name).read_bytes() == (unhashed / name).read_bytes()
+    assert json.loads((unhashed / "manifest.json").read_text())["files"]["users.parquet"]["sha256"] == "0" * 64

@@ -25,6 +25,7 @@ from plr.prepare.readers.source import (
     about_comment,
     collect,
 )
+from plr.prepare.readers.spooled import Numbers, missing_in, nulls_in
 from plr.prepare.timestamps import unit_of
 
 __all__ = ["NO_TIMES", "Columns", "find_columns", "is_header", "look_at_others", "normalise", "read_columns"]
@@ -177,7 +178,7 @@ def read_columns(
     when = columns.get("timestamp")
     dates = False
 
-    def converted(lines: pl.LazyFrame, plain: bool) -> pl.DataFrame:
+    def converted(lines: pl.LazyFrame, plain: bool) -> Numbers:
         types = lines.collect_schema()
         wanted = [_convert(role, pl.col(name), types[name], plain, dates) for role, name in columns.items()]
         if "rating" in columns:
@@ -190,8 +191,7 @@ def read_columns(
             else:
                 high, usable = number >= vocabulary.min_rating, number.is_not_null()
             wanted[2] = pl.when(usable).then(high).alias("rating")
-        frame = vocabulary.collect(lines.select(*wanted, *counted))
-        return pl.DataFrame([frame[role] for role in columns])  # frame.select would copy all of it into one chunk
+        return vocabulary.collect_columns(lines.select(*wanted, *counted), list(columns))
 
     # Numbers are mostly written plainly; to allow for every other form costs as much again as reading them.
     numbers = {name: _PLAIN[role] for role, name in columns.items() if role in _PLAIN and schema[name] == pl.String}
@@ -199,16 +199,17 @@ def read_columns(
     try:
         for lines in (plainly.head(_FIRST), plainly):
             frame = converted(lines, plain=True)
-            if any(frame[role].null_count() for role in _PLAIN if role in columns):
+            if any(nulls_in(frame, role) for role in _PLAIN if role in columns):
                 raise pl.exceptions.ComputeError("a number that is not written plainly")
     except pl.exceptions.PolarsError:  # or a line that cannot be read, which stops this too
         if when is not None and schema[when] == pl.String:
             texts = collect(table.select(by_name(when)).head(_FIRST))[when].drop_nulls()
             dates = bool(len(texts)) and bool(texts.str.contains(_ISO_DATE).all())
         frame = converted(table, plain=False)
-    if not any(frame[role].null_count() for role in columns):
+    if not any(nulls_in(frame, role) for role in columns):
         return Source(path, frame, lines_of, records=frame.height, columns=columns)
-    wrong = frame.select(pl.any_horizontal(pl.col(*columns).is_null())).to_series()
+    missing = missing_in(frame)
+    wrong = missing.select(pl.any_horizontal(pl.all())).to_series()
 
     # Blank lines come as rows without any value. Only now is it worth reading every column to tell them.
     numbered = table.with_row_index("row")
@@ -216,20 +217,21 @@ def read_columns(
     kept = np.ones(frame.height, dtype=bool)
     kept[blank["row"].to_numpy()] = False
     if vocabulary.drop_missing_ids:
-        without = frame.select(pl.any_horizontal(pl.col("user", "item").is_null())).to_series().to_numpy() & kept
+        without = (missing["user"] | missing["item"]).to_numpy() & kept
         vocabulary.dropped.append(int(np.count_nonzero(without)))
         kept[without] = False
     bad = np.flatnonzero(kept & wrong.to_numpy())
     if len(bad):
         shown = bad[: 1 if skipped is None else LISTED]
-        errors = _bad_values(path, numbered, columns, frame, shown, lines_of, advise=skipped is None)
+        errors = _bad_values(path, numbered, columns, missing, shown, lines_of, advise=skipped is None)
         if skipped is None:
             raise errors[0]
         for error in errors:
             skipped.add(path, error.line, error.reason)
         skipped.count += len(bad) - len(errors)
         kept[bad] = False
-    return Source(path, frame.filter(pl.Series(kept)), lines_of, np.flatnonzero(kept), frame.height, columns)
+    records, left_out = frame.height, np.flatnonzero(~kept)
+    return Source(path, frame.filter(pl.Series(kept)), lines_of, None, records, columns, left_out)
 
 
 def look_at_others(
@@ -377,18 +379,23 @@ def _bad_values(
     path: Path,
     numbered: pl.LazyFrame,
     columns: Mapping[str, str],
-    frame: pl.DataFrame,
+    missing: pl.DataFrame,
     rows: np.ndarray,
     lines_of: LinesOf,
     advise: bool,
 ) -> list[DataError]:
-    """Return what is wrong with each of the ``rows``, in one further pass over the file; ``advise``: and what to do."""
+    """Return what is wrong with each of the ``rows``, in one further pass over the file; ``advise``: and what to do.
+
+    ``missing`` says which values did not convert.
+    """
     texts = collect(numbered.filter(pl.col("row").is_in(rows.tolist())).select(*columns.values()))
     errors = []
     lines: list[int | None] = [*lines_of(rows)]
     lines += [None] * (len(rows) - len(lines))  # of records that only a parser led astray sees
-    for found, text, line in zip(frame[rows].iter_slices(1), texts.iter_rows(named=True), lines, strict=True):
-        role = next(role for role in columns if found[role].null_count())
+    for found, text, line in zip(
+        missing[rows].iter_rows(named=True), texts.iter_rows(named=True), lines, strict=True
+    ):
+        role = next(role for role in columns if found[role])
         value = text[columns[role]]
         missing = value is None or value == ""
         what = "no value" if missing else f"the value {shortened(value)}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import polars as pl
@@ -48,6 +49,7 @@ def read_huggingface(
         DataError: as ``read_parquet``, and for a folder that is none of Hugging Face's.
     """
     parts = []
+    vocabulary = replace(vocabulary, disk=None)  # a file stands in memory anyway
     for file in huggingface_files(folder):
         try:
             with panics_unprinted():

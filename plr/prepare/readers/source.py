@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
@@ -17,6 +17,7 @@ import polars as pl
 from plr.errors import DataError
 from plr.prepare.readers.id_encoder import CompiledIdEncoder, IdEncoder, new_id_encoder
 from plr.prepare.readers.packed import UNREADABLE, open_plain, packing
+from plr.prepare.readers.spooled import Numbers, Spooled
 
 __all__ = [
     "LISTED",
@@ -51,7 +52,8 @@ class IdVocabulary:
 
     Files read into the same vocabulary can be put one after the other. ``min_rating`` is the least rating that is high
     enough; with None every rating is. With ``drop_missing_ids`` records without a user or item are left out, and their
-    number added to ``dropped``.
+    number added to ``dropped``. With ``disk`` the numbers are written there, to files without a name: memory holds the
+    ids alone.
     """
 
     min_rating: float | None = None
@@ -59,20 +61,38 @@ class IdVocabulary:
     dropped: list[int] = field(default_factory=list)
     user: IdEncoder | CompiledIdEncoder = field(default_factory=new_id_encoder)
     item: IdEncoder | CompiledIdEncoder = field(default_factory=new_id_encoder)
+    disk: Path | None = None
 
     def collect(self, frame: pl.LazyFrame) -> pl.DataFrame:
         """Run ``frame`` on the streaming engine; where it has the columns ``user`` and ``item``, number their strings.
 
         That is done block by block, each column in a thread of its own, while the engine reads on.
         """
+        return pl.concat(list(self._numbered(frame)), rechunk=False)
+
+    def collect_columns(self, frame: pl.LazyFrame, names: Sequence[str]) -> Numbers:
+        """Do the same with all columns; returns those of the ``names``: in memory, or on ``disk`` where it is given."""
+        if self.disk is None:
+            whole = self.collect(frame)
+            return pl.DataFrame([whole[name] for name in names])  # whole.select would copy all of it into one chunk
+        spooled = None
+        with closing(self._numbered(frame)) as blocks:
+            for block in blocks:
+                block = pl.DataFrame([block[name] for name in names])
+                spooled = spooled or Spooled(self.disk, block)
+                spooled.append(block)
+        assert spooled is not None  # there is one block at least, without a row
+        return spooled
+
+    def _numbered(self, frame: pl.LazyFrame) -> Generator[pl.DataFrame, None, None]:
+        """Yield what ``frame`` holds block by block, its ids as numbers; the first block has no row."""
         schema = frame.collect_schema()
         numberings = {name: of for name, of in (("user", self.user), ("item", self.item)) if name in schema}
-        parts: list[pl.DataFrame] = []
         under_way: deque[list[pl.Series | Future]] = deque()
 
-        def finish() -> None:  # a frame's own methods would wait for the threads that read
+        def finish() -> pl.DataFrame:  # a frame's own methods would wait for the threads that read
             columns = [column.result() if isinstance(column, Future) else column for column in under_way.popleft()]
-            parts.append(pl.DataFrame(columns))
+            return pl.DataFrame(columns)
 
         with ExitStack() as stack:
             threads = {name: stack.enter_context(ThreadPoolExecutor(1)) for name in numberings}
@@ -87,10 +107,9 @@ class IdVocabulary:
                 )
                 del block
                 if len(under_way) > _UNDER_WAY:
-                    finish()
+                    yield finish()
             while under_way:
-                finish()
-        return pl.concat(parts, rechunk=False)
+                yield finish()
 
 
 @dataclass
@@ -117,23 +136,28 @@ class Source:
     """The interactions of one file, in file order.
 
     ``frame`` has the columns ``user`` and ``item`` (uint32, the numbers of an IdVocabulary, never null), and
-    where the file has them ``rating`` (bool: high enough) and ``timestamp`` (int64). ``rows`` says which
-    record of the file each is (ascending); None where every record is one. ``lines_of(rows)`` gives the
+    where the file has them ``rating`` (bool: high enough) and ``timestamp`` (int64); it is on disk where the vocabulary
+    says so. ``rows`` says which record of the file each is (ascending); with None every record is one but those that
+    ``left_out`` lists (ascending). ``lines_of(rows)`` gives the
     1-based lines (for Parquet: rows) to name in a message; it may read the file again. ``records`` is the number of
     records that were parsed, blank ones too; 0 where nobody needs it. ``columns`` says which column is which where
     they have names: {role: name}.
     """
 
     path: Path
-    frame: pl.DataFrame
+    frame: Numbers
     lines_of: LinesOf
     rows: np.ndarray | None = None
     records: int = 0
     columns: Mapping[str, str] = field(default_factory=dict)
+    left_out: np.ndarray | None = None
 
     def place(self, position: int) -> tuple[Path, int]:
         """Return the file and line of the interaction at ``position``."""
         row = position if self.rows is None else int(self.rows[position])
+        if self.left_out is not None:  # before the k-th of them stand left_out[k] - k others
+            before = self.left_out - np.arange(len(self.left_out))
+            row += int(np.searchsorted(before, row, side="right"))
         return self.path, self.lines_of(np.array([row]))[0]
 
 

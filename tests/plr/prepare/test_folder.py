@@ -365,9 +365,9 @@ def test_a_flipped_bit_is_not_trained_on_and_preparing_again_repairs_it(source, 
 def test_another_process_that_was_faster_is_not_overwritten(source, folder, tmp_path, monkeypatch):
     other = shutil.copytree(folder, tmp_path / "other")
 
-    def build(job):
+    def build(job, *arguments):
         shutil.copytree(other, tmp_path / "out")
-        return built(job)
+        return built(job, *arguments)
 
     built = Preparation.build
     monkeypatch.setattr(Preparation, "build", build)

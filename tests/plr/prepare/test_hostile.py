@@ -21,7 +21,7 @@ from plr.errors import DataError
 from plr.prepare import PrepareOptions, write_folder
 from plr.prepare.readers import FORMATS, read
 from plr.prepare.readers.packed import SUFFIXES, zstd
-from plr.prepare.timestamps import first_of_another_unit, unit_of
+from plr.prepare.timestamps import firsts_of_units, unit_of
 
 HEADER = "user,item,rating,timestamp\n"
 SECONDS = 1_600_000_000
@@ -212,16 +212,17 @@ def test_split_times_in_another_unit_are_refused(write):
 def test_units_are_told(unit):
     per_second = {"seconds": 1, "milliseconds": 10**3, "microseconds": 10**6, "nanoseconds": 10**9}[unit]
     assert unit_of(SECONDS * per_second) == unit
-    times = np.array([SECONDS * per_second + n for n in range(5)])
-    assert first_of_another_unit(times) is None
-    assert first_of_another_unit(np.array([-5, 0, 7, 12345, *times])) is None  # counters have no unit
-    other = SECONDS if unit != "seconds" else SECONDS * 1000
-    assert first_of_another_unit(np.array([0, *times, other])) == (1, 6)
+    times = np.array([-5, 0, 7, *(SECONDS * per_second + n for n in range(5))])  # counters have no unit
+    other, others = (SECONDS, "seconds") if unit != "seconds" else (SECONDS * 1000, "milliseconds")
+    order = np.random.Generator(np.random.PCG64(0)).permutation(len(times) + 1)
+    found = firsts_of_units(np.append(times, other)[order], order)
+    assert found == {unit: (3, SECONDS * per_second), others: (8, other)}
+    assert firsts_of_units(times, np.arange(len(times))) == {unit: (3, SECONDS * per_second)}
 
 
 def test_counters_are_no_unit():
     assert unit_of(17) is None
-    assert first_of_another_unit(np.array([], dtype=np.int64)) is None
+    assert firsts_of_units(np.array([], dtype=np.int64), np.array([], dtype=np.uint32)) == {}
 
 
 def test_duplicates_are_counted_and_dropped_on_demand(write):

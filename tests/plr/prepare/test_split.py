@@ -10,6 +10,7 @@ from collections import Counter
 from pathlib import Path
 
 import numpy as np
+import polars as pl
 import pytest
 import torch
 from hypothesis import example, given, settings
@@ -19,6 +20,8 @@ from plr.data import SequenceDataset, prepare
 from plr.errors import DataError
 from plr.prepare import blocks
 from plr.prepare import split as splitting
+from plr.prepare.interactions import Interactions
+from plr.prepare.parts import Whole
 from plr.prepare.split import default_cuts
 
 INTERACTIONS = st.lists(st.tuples(st.integers(0, 5), st.integers(0, 6), st.integers(0, 12)), min_size=1, max_size=60)
@@ -334,11 +337,17 @@ def test_quantiles_of_any_times(count, spread, monkeypatch):
     random = np.random.Generator(np.random.PCG64(count))
     times = random.integers(-spread, spread, count)
     expected = tuple(np.sort(times)[[count * 8 // 10, count * 9 // 10]])
-    assert default_cuts(times) == expected
+    assert default_cuts(whole(times)) == expected
     monkeypatch.setattr(splitting, "_SAMPLE", 50)
-    assert default_cuts(times) == expected
+    assert default_cuts(whole(times)) == expected
     times[:: max(1, count // 50)] = 10 * spread  # the sample sees nothing of the others
-    assert default_cuts(times) == tuple(np.sort(times)[[count * 8 // 10, count * 9 // 10]])
+    assert default_cuts(whole(times)) == tuple(np.sort(times)[[count * 8 // 10, count * 9 // 10]])
+
+
+def whole(times: np.ndarray) -> Whole:
+    """Return interactions of one user with one item at these times."""
+    zeros, ids = np.zeros(len(times), dtype=np.int32), pl.Series(["a"])
+    return Whole(Interactions(np.array([0, len(times)]), zeros, zeros.view(np.uint32), None, times, ids, ids))
 
 
 def test_test_history_holds_the_validation_item(write):
