@@ -2,9 +2,10 @@
 
     python -m bench.prepare_hashing --rows 30000000 --repeats 5
 
-Three processes take turns: polars' `read_csv` of the file, `plr prepare`, and `plr prepare` whose SHA-256, of the source
-and of the files that are written, does nothing. Times are by the clock and of the processor, imports included; ratios are
-of each round, so that what else the machine does disturbs both alike. A file that is in the folder already is reused.
+Three processes take turns: polars' `read_csv` of the file, `plr prepare`, and `plr prepare` whose SHA-256, of the
+source and of the files that are written, does nothing. Times are by the clock and of the processor, imports included;
+ratios are of each round, so that what else the machine does disturbs both alike. A file that is in the folder already
+is reused.
 """
 
 from __future__ import annotations

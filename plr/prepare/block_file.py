@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+import weakref
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -35,9 +36,12 @@ class BlockFile:
         self._lengths: list[list[int]] = []  # of its columns
         self._end = 0
         try:
-            self._file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 (it is closed with this object)
+            # Without a buffer: what it held would be written when the file is closed, and fail there.
+            self._file = tempfile.TemporaryFile(dir=folder, buffering=0)  # noqa: SIM115 (closed with this object)
         except OSError as error:
             raise self._unwritable(error) from error
+        self.close = weakref.finalize(self, self._file.close)
+        """Give the space back, now and not only when nothing refers to this object."""
 
     def __len__(self) -> int:
         return len(self._begins)
@@ -49,7 +53,10 @@ class BlockFile:
         try:
             self._file.seek(self._end)
             for column, dtype in zip(columns, self.dtypes, strict=True):
-                self._end += self._file.write(np.ascontiguousarray(column, dtype=dtype).data)
+                left = _bytes_of(np.ascontiguousarray(column, dtype=dtype))
+                self._end += len(left)
+                while left:  # the system may take less than all
+                    left = left[self._file.write(left) :]
         except OSError as error:
             raise self._unwritable(error) from error
 
@@ -66,16 +73,16 @@ class BlockFile:
         sizes = [length * dtype.itemsize for length, dtype in zip(self._lengths[block], self.dtypes, strict=True)]
         column = np.empty(self._lengths[block][number], self.dtypes[number])
         self._file.seek(self._begins[block] + sum(sizes[:number]))
-        if column.size and self._file.readinto(column) != column.nbytes:  # type: ignore[attr-defined]
-            raise DataError("a temporary file ends too early: another process has changed it", self._folder)
+        left = _bytes_of(column)
+        while left:
+            found = self._file.readinto(left)
+            if not found:
+                raise DataError("a temporary file ends too early", self._folder)
+            left = left[found:]
         return column
 
     def __iter__(self) -> Iterator[list[np.ndarray]]:
         return (self[block] for block in range(len(self)))
-
-    def close(self) -> None:
-        """Give the space back."""
-        self._file.close()
 
     def _unwritable(self, error: OSError) -> DataError:
         return DataError(
@@ -83,3 +90,8 @@ class BlockFile:
             f"{error.strerror or error}",
             self._folder,
         )
+
+
+def _bytes_of(array: np.ndarray) -> memoryview:
+    """Return the memory of a contiguous array."""
+    return array.view(np.uint8).data

@@ -81,8 +81,9 @@ class Interactions:
                 del values
                 setattr(self, name, None)
         taken["position"] = gather(self.position, chosen)
-        ids = {"user_ids": self.user_ids, "item_ids": self.item_ids, "shared": self.shared}
-        return Interactions(offsets, **taken, **ids)._in_use()
+        return Interactions(
+            offsets, user_ids=self.user_ids, item_ids=self.item_ids, shared=self.shared, **taken
+        )._in_use()
 
     def _in_use(self) -> Interactions:
         """Leave out the ids that have no interaction, and return this."""

@@ -218,7 +218,7 @@ class Preparation:
             if words:
                 drop("missing_ids", "drop", lambda: parts.keep(without_missing))
             report["without_id"] = self.sources.dropped_without_id
-        if parts.has_times:
+        if parts.has_times and len(parts):
             report["time_unit"] = _one_unit(parts, place)
         if options.duplicates == "drop":
             if not parts.has_times:

@@ -163,8 +163,9 @@ def held_out_users(interactions: Interactions, valid_users: float, test_users: f
     period = gather(part, interactions.user())
     seen = np.zeros(len(interactions.item_ids), dtype=bool)
     mark(seen, interactions.item, period == 0)
-    seen = yield seen
-    assert seen is not None
+    everywhere = yield seen
+    assert everywhere is not None
+    seen = everywhere
     known = gather(seen, interactions.item)
     kept = interactions if known.all() else interactions.take(known)
     period = period[known]

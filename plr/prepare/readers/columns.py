@@ -397,9 +397,9 @@ def _bad_values(
     ):
         role = next(role for role in columns if found[role])
         value = text[columns[role]]
-        missing = value is None or value == ""
-        what = "no value" if missing else f"the value {shortened(value)}"
-        remedy = _remedy(role, value) + (_about_comment(path, line) if missing and line else "") if advise else ""
+        none = value is None or value == ""
+        what = "no value" if none else f"the value {shortened(value)}"
+        remedy = _remedy(role, value) + (_about_comment(path, line) if none and line else "") if advise else ""
         errors.append(
             DataError(f"column {shortened(columns[role])} has {what}; accepted: {_ACCEPTED[role]}{remedy}", path, line)
         )

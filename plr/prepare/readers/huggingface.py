@@ -67,7 +67,8 @@ def read_huggingface(
         raise DataError("the data set holds no file", folder)
     if len(parts) == 1:
         return parts[0]
-    return Source(folder, pl.concat([part.frame for part in parts]), one_to_one, columns=parts[0].columns)
+    frames = [part.frame for part in parts if isinstance(part.frame, pl.DataFrame)]  # all of them are
+    return Source(folder, pl.concat(frames), one_to_one, columns=parts[0].columns)
 
 
 def _json(path: Path, key: str, default: list | None = None) -> list:
