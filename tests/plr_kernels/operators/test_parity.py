@@ -18,6 +18,7 @@ from tests.plr_kernels.harness import (
     PAIRWISE_KL,
     STREAM_ATTENTION,
     assert_accurate,
+    beyond_blocks,
     cast,
     evaluate,
     implemented,
@@ -67,7 +68,7 @@ def test_as_accurate_as_the_plain_formula(target, operator, dtype, data):
 @on_every_target
 @in_every_dtype
 def test_as_accurate_as_the_plain_formula_beyond_one_block(target, operator, dtype):
-    case = make_case(operator, operator.large, dtype=dtype, device=target.device)
+    case = make_case(operator, beyond_blocks(operator), dtype=dtype, device=target.device)
     assert_accurate(evaluate(operator.public, case), operator, case)
 
 
