@@ -20,6 +20,28 @@ if not Path(sys.argv[0]).is_file():
 torch.set_num_threads(1)
 
 
+# Of the files that take longest, in this order. Several processes get files in the order in which they stand (.ci/run):
+# a long one begun last would keep all but one waiting.
+LONGEST = (
+    "plr_kernels/gpu/test_interpreted.py",
+    "plr_kernels/gpu/test_compiled.py",
+    "plr/training/test_one_law.py",
+    "plr/reproduce/test_reproduce.py",
+    "plr/training/test_distributed.py",
+    "plr/training/test_systems.py",
+    "plr_kernels/operators/test_parity.py",
+    "plr_kernels/operators/test_traced.py",
+    "plr/cli/test_kills.py",
+    "test_tutorials.py",
+)
+
+
+def pytest_collection_modifyitems(items):
+    """The longest files first; the others, and each file's tests, stay in their order."""
+    places = {Path(__file__).parent / name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: places.get(item.path, len(LONGEST)))
+
+
 @pytest.fixture(autouse=True, scope="session")
 def _nothing_for_other_runs_of_pytest():
     """What this run was told, and that it is one of several processes, is not for the runs that tests start."""

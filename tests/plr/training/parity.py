@@ -7,14 +7,11 @@ then in two, and keeps what each process found in the folder.
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
-import socket
 import sys
 from contextlib import suppress
 from dataclasses import replace
 from functools import cache
-from multiprocessing.connection import wait
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -33,6 +30,7 @@ from plr.training import train
 from plr.training.callbacks import ResumePoint
 from plr.training.module import TrainingModule, sample_items, training_rows
 from plr_kernels.distributed import ItemShard
+from tests.plr.training.processes import in_processes
 
 SEQUENCES, PREFIXES = {"training_rows": "sequence"}, {"training_rows": "prefix"}
 PLR = {"method": "plr", "streams": 4, "steps": 2, "load_weight": 0.5}
@@ -232,39 +230,17 @@ class _Left(BaseException):
 
 
 def compute(folder: Path, groups: dict[int, list[str]]) -> None:
-    """Compute the cases in one group of processes after the other.
-
-    The processes are forked: importing takes longer than computing.
-    """
-    context = multiprocessing.get_context("fork")
+    """Compute the cases in one group of processes after the other."""
     for count, names in groups.items():
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-        processes = [
-            context.Process(target=_of_a_group, args=(folder, names, rank, count, port)) for rank in range(count)
-        ]
-        for process in processes:
-            process.start()
-        running = {process.sentinel: process for process in processes}
-        while running:
-            for ended in wait(list(running)):
-                if running.pop(ended).exitcode:  # the others would wait for it
-                    for process in processes:
-                        process.kill()
-                    sys.exit(1)
 
+        def work(rank: int, count: int = count, names: list[str] = names) -> None:
+            if count > 1:
+                distributed.init_process_group("gloo")
+            for name in names:
+                found = (gradients if name in CASES else run)(name, folder, rank, count)
+                torch.save(found, folder / f"{name}-{count}-{rank}.pt")
 
-def _of_a_group(folder: Path, names: list[str], rank: int, count: int, port: int) -> None:
-    """Be one of the processes that torchrun would start."""
-    if count > 1:
-        os.environ |= {"WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count), "RANK": str(rank), "GROUP_RANK": "0",
-                       "LOCAL_RANK": str(rank), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
-                       "TORCHELASTIC_RUN_ID": "parity"}  # fmt: skip
-        distributed.init_process_group("gloo")
-    for name in names:
-        found = (gradients if name in CASES else run)(name, folder, rank, count)
-        torch.save(found, folder / f"{name}-{count}-{rank}.pt")
+        in_processes(count, work)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Two processes on CPUs, as `plr train --devices 2` starts them."""
+"""Two processes on CPUs, as `plr train --devices 2` and torchrun start them."""
 
 import json
 import subprocess
@@ -15,18 +15,43 @@ from plr.runs import RunFolder
 from plr.serving import Recommender
 from plr.training import shared_ranking
 
+BY_TORCHRUN = ("plr", "lares", "plr --training_rows sequence --targets_per_row 2")
 
-@pytest.mark.parametrize("method", ["plr", "lares", "plr --training_rows sequence --targets_per_row 2",
-                                    "plr --shard_items true --exclude_seen true"])
-def test_two_processes_train_one_run(method, small_data, tmp_path):
-    out = tmp_path / "run"
-    command = [
-        sys.executable, "-m", "plr", "train", "--data", str(small_data), "--out", str(out), "--devices", "2",
+
+def arguments(method, data, out):
+    return [
+        "train", "--data", str(data), "--out", str(out), "--devices", "2",
         "--method", *method.split(), "--accelerator", "cpu", "--dim", "16", "--ffn_dim", "16", "--batch_size", "16",
         "--epochs", "3", "--refit", "true", "--lr", "0.01", "--progress", "false", "--threads", "1",
     ]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def by_torchrun(small_data, tmp_path_factory):
+    """The folder of each method's run by two processes that torchrun would have started."""
+    folder = tmp_path_factory.mktemp("torchrun")
+    outs = {method: folder / str(number) for number, method in enumerate(BY_TORCHRUN)}
+    commands = json.dumps([arguments(method, small_data, out) for method, out in outs.items()])
+    program = [sys.executable, "-m", "tests.plr.training.processes", commands]
+    done = subprocess.run(program, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr
+    return outs
+
+
+@pytest.mark.parametrize("method", BY_TORCHRUN)
+def test_two_processes_train_one_run(method, by_torchrun, small_data):
+    check_run(by_torchrun[method], small_data)
+
+
+def test_the_command_starts_two_processes_that_train_one_run(small_data, tmp_path):
+    out = tmp_path / "run"
+    command = [sys.executable, "-m", "plr", *arguments("plr --shard_items true --exclude_seen true", small_data, out)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
+    check_run(out, small_data)
+
+
+def check_run(out, small_data):
     result = json.loads((out / "metrics.json").read_text())
     assert result["test"]["rows"] == 60
     # The metrics of an epoch are over the rows of both processes, hence those of the saved weights over all rows.

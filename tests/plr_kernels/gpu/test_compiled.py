@@ -218,18 +218,19 @@ def test_grids_are_those_that_a_gpu_takes(run):
         )
 
 
+# Sizes of CASES, whose binaries Triton then has in its cache.
 @pytest.mark.parametrize(
     ("run", "message"),
     [
-        (functools.partial(stream_attention, dim=64), "prefix_lengths must be in [0, P]"),
-        (functools.partial(stream_attention, dim=64, per_query=True), "prefix_lengths must be in [0, P]"),
-        (functools.partial(linear_cross_entropy, dim=64), "targets must be in [0, V) or ignore_index"),
-        (functools.partial(candidate_cross_entropy, dim=64), "candidates must be in [0, V), or -1 as padding"),
+        (stream_attention, "prefix_lengths must be in [0, P]"),
+        (functools.partial(stream_attention, streams=10, per_query=True), "prefix_lengths must be in [0, P]"),
+        (linear_cross_entropy, "targets must be in [0, V) or ignore_index"),
+        (candidate_cross_entropy, "candidates must be in [0, V), or -1 as padding"),
         (functools.partial(candidate_cross_entropy, own=True), "candidates must be in [0, V), or -1 as padding"),
-        (functools.partial(candidate_cross_entropy, dim=64), "targets must be in [0, V) or ignore_index"),
-        (functools.partial(target_rank, dim=64), "targets must be in [0, V)"),
-        (functools.partial(target_rank, dim=64), "exclude must be in [0, V), or -1 as padding"),
-        (functools.partial(top_items, dim=64), "exclude must be in [0, V), or -1 as padding"),
+        (candidate_cross_entropy, "targets must be in [0, V) or ignore_index"),
+        (target_rank, "targets must be in [0, V)"),
+        (target_rank, "exclude must be in [0, V), or -1 as padding"),
+        (top_items, "exclude must be in [0, V), or -1 as padding"),
     ],
     ids=describe,
 )
