@@ -173,7 +173,8 @@ def test_a_folder_has_the_same_bytes_without_it(tmp_path, options):
     with pytest.MonkeyPatch.context() as patch:
         without_extension(patch)
         write_folder([source], tmp_path / "without", PrepareOptions(**options))
-    assert hashes(tmp_path / "with") == hashes(tmp_path / "without")
+        write_folder([source], tmp_path / "parts", PrepareOptions(**options), partitions=3)
+    assert hashes(tmp_path / "with") == hashes(tmp_path / "without") == hashes(tmp_path / "parts")
 
 
 def hashes(folder: Path) -> dict[str, str]:
