@@ -236,12 +236,13 @@ PYBIND11_MODULE(_cpp, module) {
 
   module.def("top_items", [](const std::string& instruction_set, int threads, bool rounds_float32,
                              const MatrixArguments& states_arguments, const MatrixArguments& items_arguments, int64_t k,
-                             Address exclude, int64_t excluded_columns, Address scores, Address ids) {
+                             Address exclude, int64_t excluded_columns, Address where, Address scores, Address ids) {
     const py::gil_scoped_release release;
     const Matrix states = matrix(states_arguments), items = matrix(items_arguments);
     Threads team(threads, ranking_work(states, items));
     top_items({kernels_of(instruction_set), team, rounds_float32}, states, items, k,
-              {pointer<const int64_t>(exclude), excluded_columns}, pointer<float>(scores), pointer<int64_t>(ids));
+              {pointer<const int64_t>(exclude), excluded_columns, pointer<const bool>(where)}, pointer<float>(scores),
+              pointer<int64_t>(ids));
   });
 
   module.def("target_rank",
@@ -276,14 +277,14 @@ PYBIND11_MODULE(_cpp, module) {
              [](const std::string& instruction_set, int threads, bool rounds_float32,
                 const MatrixArguments& states_arguments, Address log_weights, int64_t streams,
                 const MatrixArguments& items_arguments, int64_t k, double temperature, Address exclude,
-                int64_t excluded_columns, Address scores, Address ids) {
+                int64_t excluded_columns, Address where, Address scores, Address ids) {
                const py::gil_scoped_release release;
                const Matrix states = matrix(states_arguments), items = matrix(items_arguments);
                Threads team(threads, ranking_work(states, items));
                return top_mixture_items({kernels_of(instruction_set), team, rounds_float32}, states,
                                         pointer<const float>(log_weights), streams, items, k, temperature,
-                                        {pointer<const int64_t>(exclude), excluded_columns}, pointer<float>(scores),
-                                        pointer<int64_t>(ids));
+                                        {pointer<const int64_t>(exclude), excluded_columns, pointer<const bool>(where)},
+                                        pointer<float>(scores), pointer<int64_t>(ids));
              });
 
   module.def("info_nce_forward", [](const std::string& instruction_set, int threads, bool rounds_float32,

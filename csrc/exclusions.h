@@ -54,15 +54,27 @@ class Exclusions {
   // some more than once. Rows count from first_row, items from the first of the block.
   template <class Visit>
   void visit(int64_t first_item, int64_t first, int64_t last, const Visit& visit) const {
-    const int64_t block = first_item / block_items_;
     if (!forbidden_.empty()) {
       for (int64_t row = first; row < last; ++row) {
-        for (int64_t i = forbidden_starts_[block]; i < forbidden_starts_[block + 1]; ++i) {
-          visit(row, int64_t{forbidden_[i]});
-        }
+        visit_forbidden(first_item, [&](int64_t item) { visit(row, item); });
       }
     }
+    visit_listed(first_item, first, last, visit);
+  }
+
+  // Calls visit(item) for what no row may return, of that block.
+  template <class Visit>
+  void visit_forbidden(int64_t first_item, const Visit& visit) const {
+    if (forbidden_.empty()) return;
+    const int64_t block = first_item / block_items_;
+    for (int64_t i = forbidden_starts_[block]; i < forbidden_starts_[block + 1]; ++i) visit(int64_t{forbidden_[i]});
+  }
+
+  // As `visit`, for what the rows' own lists have.
+  template <class Visit>
+  void visit_listed(int64_t first_item, int64_t first, int64_t last, const Visit& visit) const {
     if (entries_.empty()) return;
+    const int64_t block = first_item / block_items_;
     const auto end = entries_.begin() + starts_[block + 1];
     auto entry = std::lower_bound(entries_.begin() + starts_[block], end, first,
                                   [](const Entry& one, int64_t row) { return one.row < row; });

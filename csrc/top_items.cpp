@@ -60,7 +60,10 @@ void top_items_by_gemm(const Context& context, const Matrix& states, int64_t fir
   const int64_t tasks = std::min<int64_t>(sweep.blocks(), 16 * context.threads.count());
   sweep.run(tasks, kPanelColumns, [&](int64_t, const ScoreBlock& block) {
     const int64_t first = block.first_state, last = std::min(rows, first + block.states);
-    exclusions.visit(block.first_item, first, last, [&](int64_t row, int64_t item) {
+    exclusions.visit_forbidden(block.first_item, [&](int64_t item) {
+      std::fill_n(block.data + item * kPanelColumns, block.states, kNoCandidate);
+    });
+    exclusions.visit_listed(block.first_item, first, last, [&](int64_t row, int64_t item) {
       block.data[item * kPanelColumns + row - first] = kNoCandidate;
     });
     for (int64_t row = first; row < last; row += kLanes) {

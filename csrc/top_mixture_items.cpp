@@ -289,10 +289,13 @@ int64_t by_gemm(const Context& context, const MixtureCall& call, int64_t first_r
   LogSumExp lse(context, sweep, call.scale);
   sweep.run(LogSumExp::tasks(sweep), kPanelColumns, [&](int64_t task, const ScoreBlock& block) {
     lse.add_block(task, block);
+    exclusions.visit_forbidden(block.first_item, [&](int64_t item) {
+      std::fill_n(&block.at(block.first_item + item, block.first_state), block.states, kNoCandidate);
+    });
     for (int64_t state = block.first_state; state < block.first_state + block.states; state += kLanes) {
       float* scores = &block.at(block.first_item, state);
       const int64_t first = state / unit * kLanes, last = std::min(rows, first + kLanes);
-      exclusions.visit(block.first_item, first, last, [&](int64_t row, int64_t item) {
+      exclusions.visit_listed(block.first_item, first, last, [&](int64_t row, int64_t item) {
         scores[item * kPanelColumns + row - first] = kNoCandidate;
       });
       lists.add_lanes(block.thread, state, scores, kPanelColumns, block.items, block.first_item);

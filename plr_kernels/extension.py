@@ -88,6 +88,11 @@ def as_exclude(exclude: Tensor | None) -> tuple[int, int]:
     return (0, 0) if exclude is None else (exclude.data_ptr(), exclude.shape[1])
 
 
+def as_where(where: Tensor | None) -> int:
+    """A contiguous mask of the items, bool [V], for the extension: its address. The caller keeps the tensor alive."""
+    return 0 if where is None else where.data_ptr()
+
+
 def as_gradient(gradient: Tensor, dim: int, wanted: bool) -> Matrix | None:
     """A tensor from `new_gradients`, with rows of `dim` numbers, for the extension; None where it is not wanted."""
     return as_matrix(gradient.view(-1, dim)) if wanted else None

@@ -100,7 +100,7 @@ void Engine::append(const Threads& threads, const std::vector<Session*>& session
                     const int64_t* offsets, float* states, float* log_weights) const {
   if (!causal_) throw std::invalid_argument("a session needs a causal encoder: items change what came before them here");
   const int64_t count = static_cast<int64_t>(sessions.size());
-  for (int64_t i = 0; i < count; ++i) {
+  for (int64_t i = 0; i < count; ++i) {  // of all, before an id is read: else offsets may lead out of the ids
     const int64_t begin = sessions[i]->length(), items = offsets[i + 1] - offsets[i];
     if (!sessions[i]->belongs_to(layers_)) throw std::invalid_argument("the session is another engine's");
     if (items < 1 || begin + items > max_length_) {
@@ -108,8 +108,8 @@ void Engine::append(const Threads& threads, const std::vector<Session*>& session
                                   std::to_string(max_length_ - begin) + " more (max_length " +
                                   std::to_string(max_length_) + "), found " + std::to_string(items));
     }
-    check_ids(ids, offsets, i);
   }
+  for (int64_t i = 0; i < count; ++i) check_ids(ids, offsets, i);
   std::vector<Session*> sorted = sessions;
   std::sort(sorted.begin(), sorted.end());
   if (std::adjacent_find(sorted.begin(), sorted.end()) != sorted.end()) {

@@ -38,15 +38,18 @@ class ItemScorer:
         log_weights = None if self.log_weights is None else self.log_weights[rows]
         return ItemScorer(self.states[rows], log_weights, self.temperature)
 
-    def top_items(self, items: Tensor, k: int, *, exclude: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def top_items(
+        self, items: Tensor, k: int, *, exclude: Tensor | None = None, where: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Return scores [B, k] and ids int64 [B, k] of the best of items [V, d], best first, ties to the smaller id.
 
-        exclude int64 [B, X], padded with -1, are not returned; where fewer than k are left, -inf and -1 fill up.
+        exclude int64 [B, X], padded with -1, are not returned, nor what where, bool [V], does not allow; where fewer
+        than k are left, -inf and -1 fill up.
         """
         if self.log_weights is None:
-            return top_items(self.states, items, k, exclude=exclude)
+            return top_items(self.states, items, k, exclude=exclude, where=where)
         return top_mixture_items(
-            self.states, self.log_weights, items, k, temperature=self.temperature, exclude=exclude
+            self.states, self.log_weights, items, k, temperature=self.temperature, exclude=exclude, where=where
         )
 
     def target_rank(

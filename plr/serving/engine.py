@@ -121,6 +121,7 @@ class Engine:
             raise EngineError(f"the engine cannot take the model: {reason}")
         from plr_kernels import _cpp
         from plr_kernels.extension import as_matrix, resources
+        from plr_kernels.top_items.cpu import places_among
 
         self.temperature = model.temperature
         self.causal, self.max_length = model.encoder.causal, model.encoder.max_length
@@ -133,6 +134,7 @@ class Engine:
             self._engine = _cpp.Engine(self._instruction_set, description, as_matrix(self.table))
             self.candidates = model.candidates(self.table).contiguous()
             self._as_matrix = as_matrix
+            self._places_among = places_among
             self._pack = partial(_cpp.PackedItems, self._instruction_set)
         reasoning = description["reasoning"]
         self._dim = self.table.shape[1]
@@ -270,8 +272,7 @@ class Engine:
         if count == 0:
             return scores, items
         if exclude is not None:
-            places = torch.searchsorted(allowed, exclude).clamp_(max=count - 1)
-            exclude = torch.where(allowed[places] == exclude, places, -1)
+            exclude = self._places_among(allowed, exclude)
         gathered = self.candidates[allowed]
         ranked = self._pack(self._as_matrix(gathered), False)  # which keeps the address, not the tensor
         few = min(k, count)

@@ -500,16 +500,19 @@ class Recommender:
             if exclude_seen:
                 denied = part if denied is None else part.joined(denied)
             engine, where = self.engine, None
-            if engine is not None and allowed is not None and len(allowed) == 1:
+            if allowed is not None and len(allowed) == 1:
                 where, allowed = allowed[0], None
             if engine is None:
-                top = self._top(part, k)
+                top = self._top(part, k, where)
             else:
                 users = self._states(part) if states is None else states.of_rows(rows)
                 top = self._engine_top(engine, users, k, where)
             for block in _blocks(len(rows), denied, allowed):
                 found = top(block, _left_out(block, denied, allowed))
                 scores[rows[block]], items[rows[block]] = (each.cpu().numpy() for each in found)
+        # NaN is above all, and so among the best of whoever may get that item.
+        if not np.isfinite(scores[items >= 0]).all():
+            raise RunError("the score of an item is not finite; the weights are damaged")
         return scores, items
 
     @property
@@ -574,7 +577,7 @@ class Recommender:
         """
         if k is None:
             return min(10, len(self.item_ids))
-        if not isinstance(k, Integral):
+        if not isinstance(k, Integral) or isinstance(k, bool):
             raise TypeError(f"k must be a whole number; found {k!r}")
         if not 1 <= k <= len(self.item_ids):
             raise RequestError(f"k must be in 1..{len(self.item_ids)}, the number of items; found {k}")
@@ -585,13 +588,14 @@ class Recommender:
         mask = _tensor(where)
         return lambda rows, exclude: engine.rank(users.of_rows(rows), k, exclude=_tensor(exclude), where=mask)
 
-    def _top(self, histories: Ragged, k: int) -> Top:
+    def _top(self, histories: Ragged, k: int, where: np.ndarray | None) -> Top:
         """Likewise with PyTorch."""
         device = self._table.device
         scorer = self._scorer(histories)
         self._check_finite(scorer.states)
+        mask = _tensor(where, device)
         return lambda rows, exclude: scorer.of_rows(rows).top_items(
-            self._candidates, k, exclude=_tensor(exclude, device)
+            self._candidates, k, exclude=_tensor(exclude, device), where=mask
         )
 
     def _scorer(self, histories: Ragged) -> ItemScorer:

@@ -207,6 +207,12 @@ def check_exclude(exclude: Tensor | None, vocabulary: int) -> None:
         check_values("exclude", exclude, -1, vocabulary, "in [0, V), or -1 as padding", V=vocabulary)
 
 
+def check_where(where: Tensor, states: Tensor, sizes: dict[str, int]) -> None:
+    """Raise unless `where` is a mask of the items, bool [V], on the device of the states."""
+    check_integer("where", where, (torch.bool,), "states", states)
+    check_shape("where", where, "V", sizes)
+
+
 def check_list_length(k: Any, vocabulary: int) -> None:
     """Raise unless k is an int from 1 to the number of items."""
     check_index("k", k)

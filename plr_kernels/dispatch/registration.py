@@ -44,7 +44,12 @@ def register_reference(operator: str, schema: str, formula: Implementation) -> I
 
 
 def register_ranking(
-    operator: str, arguments: str, formula: Implementation, new_results: Callable[..., Outputs]
+    operator: str,
+    arguments: str,
+    formula: Implementation,
+    new_results: Callable[..., Outputs],
+    *,
+    optional: str = "",
 ) -> dict[str, Implementation]:
     """Define an operator that ranks: two results, no gradients, the same arguments for every backend.
 
@@ -53,6 +58,8 @@ def register_ranking(
         arguments: "Tensor states, ...".
         formula: the definition.
         new_results: from the arguments, uninitialised memory for the results of a fused backend.
+        optional: "Tensor? where=None, ...": arguments that came later. They follow the backend's name, so that
+            programs of before mean what they meant, and need not be given.
 
     Returns:
         Backend name -> implementation.
@@ -60,19 +67,23 @@ def register_ranking(
     # No custom_op: what that adds, for gradients which there are none of, takes as long as ranking a small table for a
     # row.
     name = f"plr_kernels::{operator}_forward"
-    torch.library.define(name, f"({arguments}, str backend) -> (Tensor, Tensor)", tags=torch.Tag.pt2_compliant_tag)
+    later = f", {optional}" if optional else ""
+    torch.library.define(
+        name, f"({arguments}, str backend{later}) -> (Tensor, Tensor)", tags=torch.Tag.pt2_compliant_tag
+    )
+    before = len(arguments.split(", "))  # of the backend's name
 
     @torch.library.impl(name, "default")
-    def forward(*arguments: Any) -> Outputs:
-        return backend_module(operator, arguments[-1]).forward(*arguments[:-1])
+    def forward(*given: Any) -> Outputs:
+        return backend_module(operator, given[before]).forward(*given[:before], *given[before + 1 :])
 
-    torch.library.register_fake(name, lambda *arguments: new_results(*arguments[:-1]))
+    torch.library.register_fake(name, lambda *given: new_results(*given[:before]))
     registered = getattr(torch.ops.plr_kernels, f"{operator}_forward")
 
     def run_fused(backend: str) -> Implementation:
-        return lambda *arguments: registered(*arguments, backend)
+        return lambda *given: registered(*given[:before], backend, *given[before:])
 
-    reference = register_reference(operator, f"({arguments}) -> (Tensor, Tensor)", formula)
+    reference = register_reference(operator, f"({arguments}{later}) -> (Tensor, Tensor)", formula)
     return {"reference": reference, "cpp": run_fused("cpp"), "triton": run_fused("triton")}
 
 

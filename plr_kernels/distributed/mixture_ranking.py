@@ -18,7 +18,7 @@ from plr_kernels.dispatch.checks import (
 )
 from plr_kernels.dispatch.precision import floating_inputs, no_autocast, upcast
 from plr_kernels.distributed.peers import Facts, Peers, agree, check_local_table, dtype_number
-from plr_kernels.distributed.ranking import added_counts, excluded_here, merged_lists
+from plr_kernels.distributed.ranking import added_counts, check_own_mask, excluded_here, merged_lists
 from plr_kernels.distributed.shard import ItemShard
 from plr_kernels.target_mixture_rank.reference import normalisers, scores_over
 from plr_kernels.top_items.reference import best_of_blocks
@@ -35,6 +35,7 @@ def sharded_top_mixture_items(
     *,
     temperature: float = 1.0,
     exclude: Tensor | None = None,
+    where: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """`top_mixture_items` of a process's rows among all items: the k best of all processes' k best.
 
@@ -50,6 +51,7 @@ def sharded_top_mixture_items(
         temperature: as for `top_mixture_items`; the same in all processes.
         exclude: int64 [R, X], the items that a row must not return, in [0, V), padded with -1; X is the same in all
             processes.
+        where: bool [shard.rows], which of the process's items any row of any process may return; None: all of them.
 
     Returns:
         log-probabilities [R, k] and ids int64 [R, k], as `top_mixture_items` returns them; ties to the smaller id.
@@ -62,6 +64,7 @@ def sharded_top_mixture_items(
 
     def check() -> Facts:
         facts = _facts(states, log_weights, items, temperature, exclude, shard)
+        check_own_mask(where, states, shard)
         check_list_length(k, shard.items)
         return facts | {"k": k}
 
@@ -74,6 +77,7 @@ def sharded_top_mixture_items(
             table,
             min(k, shard.rows),
             excluded_here(exclude, peers),
+            where,
         )
         return merged_lists(best, ids, k, peers)
 

@@ -11,7 +11,9 @@ from torch.nn.functional import pad
 from plr_kernels.dispatch.checks import (
     check_exclude,
     check_ids,
+    check_integer,
     check_list_length,
+    check_shape,
     check_states_and_items,
     check_targets,
 )
@@ -25,7 +27,13 @@ __all__ = ["sharded_target_rank", "sharded_top_items"]
 
 
 def sharded_top_items(
-    states: Tensor, items: Tensor, k: int, shard: ItemShard, *, exclude: Tensor | None = None
+    states: Tensor,
+    items: Tensor,
+    k: int,
+    shard: ItemShard,
+    *,
+    exclude: Tensor | None = None,
+    where: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """`top_items` of a process's states among all items: the k best of all processes' k best.
 
@@ -36,6 +44,8 @@ def sharded_top_items(
         shard: which rows of the table `items` are.
         exclude: int64 [R, X], the items that a row must not return, in [0, V), padded with -1; X is the same in all
             processes.
+        where: bool [shard.rows], which of the process's items any row of any process may return: `shard.local` of a
+            mask of all; None: all of the process's.
 
     Returns:
         scores [R, k] and ids int64 [R, k], as `top_items` returns them; ties to the smaller id.
@@ -48,6 +58,7 @@ def sharded_top_items(
 
     def check() -> Facts:
         facts = _facts(states, items, exclude, shard)
+        check_own_mask(where, states, shard)
         check_list_length(k, shard.items)
         return facts | {"k": k}
 
@@ -55,7 +66,7 @@ def sharded_top_items(
     states, items = floating_inputs(states=states.detach(), items=items.detach())
     with torch.no_grad(), no_autocast(states):
         best, ids = top_items(
-            peers.gather(states), items, min(k, shard.rows), exclude=excluded_here(exclude, peers)
+            peers.gather(states), items, min(k, shard.rows), exclude=excluded_here(exclude, peers), where=where
         )
         return merged_lists(best, ids, k, peers)
 
@@ -163,6 +174,13 @@ def _facts(states: Tensor, items: Tensor, exclude: Tensor | None, shard: ItemSha
         check_ids("exclude", exclude, "R X", states, sizes)
         check_exclude(exclude, shard.items)
     return {"R": sizes["R"], "D": sizes["D"], "dtype": dtype_number(states), "X": sizes.get("X", 0)}
+
+
+def check_own_mask(where: Tensor | None, states: Tensor, shard: ItemShard) -> None:
+    """Raise unless `where` is a mask of the process's rows, if it is given."""
+    if where is not None:
+        check_integer("where", where, (torch.bool,), "states", states)
+        check_shape("where", where, "shard.rows", {"shard.rows": shard.rows})
 
 
 def excluded_here(exclude: Tensor | None, peers: Peers) -> Tensor | None:

@@ -43,7 +43,12 @@ def is_excluded(exclude: Tensor, start: int, width: int) -> Tensor:
 
 
 def best_of_blocks(
-    scores_of: Callable[[Tensor], Tensor], states: Tensor, items: Tensor, k: int, exclude: Tensor | None
+    scores_of: Callable[[Tensor], Tensor],
+    states: Tensor,
+    items: Tensor,
+    k: int,
+    exclude: Tensor | None,
+    where: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """The k best items by scores_of(block [width, D]) -> [R, width], best first, ties to the smaller id."""
     rows = states.shape[0]
@@ -54,6 +59,8 @@ def best_of_blocks(
         width = block.shape[0]
         if exclude is not None:
             block_scores = block_scores.masked_fill(is_excluded(exclude, start, width), -torch.inf)
+        if where is not None:
+            block_scores = block_scores.masked_fill(~where[start : start + width], -torch.inf)
         block_ids = torch.arange(start, start + width, device=states.device).expand(rows, width)
         # Everything before a block has smaller ids, and so have smaller columns of equal scores.
         scores, ids = torch.cat([scores, block_scores], dim=1), torch.cat([ids, block_ids], dim=1)
@@ -62,6 +69,8 @@ def best_of_blocks(
     return scores, ids.masked_fill(scores == -torch.inf, -1)
 
 
-def top_items(states: Tensor, items: Tensor, k: int, exclude: Tensor | None) -> tuple[Tensor, Tensor]:
+def top_items(
+    states: Tensor, items: Tensor, k: int, exclude: Tensor | None, where: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """The k best items of each state by dot product, best first, ties to the smaller id."""
-    return best_of_blocks(lambda block: states @ block.T, states, items, k, exclude)
+    return best_of_blocks(lambda block: states @ block.T, states, items, k, exclude, where)

@@ -25,6 +25,7 @@ from plr_kernels.triton_shared.ranking import (
     excluded_columns,
     exclusion_arguments,
     load_excluded,
+    mask_argument,
     store_softmax,
     update_softmax,
     vector_offsets,
@@ -53,6 +54,12 @@ def _is_not_excluded(exclusion, rows, row_mask, candidates, BLOCK_X: tl.constexp
         ids = load_excluded(exclusion, rows, row_mask, first, BLOCK_X)
         found = tl.maximum(found, tl.max((ids == candidates[:, None]).to(tl.int32), 1))
     return found == 0  # not ~: the interpreter of Triton 3.3 cannot negate
+
+
+@triton.jit
+def may_be_listed(where, numbers, item_mask):
+    """Which of some items there are, by their mask, and are allowed by `where`, one byte an item."""
+    return item_mask & (tl.load(where + numbers, mask=item_mask, other=0) != 0)
 
 
 @triton.jit
@@ -98,6 +105,7 @@ def _best_kernel(
     exclude,
     exclude_row_stride,
     exclude_column_stride,
+    where,
     keys,
     softmax_parts,
     scale,
@@ -117,7 +125,8 @@ def _best_kernel(
 ):
     """The keys of the K best of a part of the items (`per_split` blocks), in no order: keys [R · M, splits, K].
 
-    All states [R, M, D] have lists of their own; those of a row share its excluded ids. Where there are softmax_parts,
+    All states [R, M, D] have lists of their own; those of a row share its excluded ids, and all the mask `where`, one
+    byte an item, of those that may be listed. Where there are softmax_parts,
     [2, splits, R · M], they get what `update_softmax` finds.
     """
     states = Strided(states, states_strides)
@@ -137,6 +146,8 @@ def _best_kernel(
         scores = dot_products(states, vectors, state_mask, items, numbers, item_mask, D, PRECISION, BLOCK_D)
         if softmax_parts is not None:
             peak, total = update_softmax(peak, total, scores, item_mask, scale)
+        if where is not None:
+            item_mask = may_be_listed(where, numbers, item_mask)
         ranks = tl.where(state_mask[:, None] & item_mask[None, :], ranks_of(scores), LOWEST_RANK)
         best = keep_best(
             best,
@@ -203,11 +214,12 @@ def sorted_keys(
     items: Tensor,
     k: int,
     exclude: Tensor | None,
+    where: Tensor | None,
     softmax_scale: float | None = None,
 ) -> tuple[Tensor, Tensor | None]:
     """The keys of the k best items of each state [R, M, D] before others: int64 [R · M, n], n >= k, best first.
 
-    Where a scale is given, also what `mixture_of_parts` takes.
+    Those of items that `where` allows, if it is given. Where a scale is given, also what `mixture_of_parts` takes.
     """
     rows, streams, dim = states.shape
     vocabulary = items.shape[0]
@@ -222,6 +234,7 @@ def sorted_keys(
             *strided(states),
             *strided(items),
             *exclusion_arguments(exclude),
+            mask_argument(where),
             keys,
             parts,
             1.0 if softmax_scale is None else softmax_scale,
@@ -259,12 +272,14 @@ def results(keys: Tensor, k: int, vocabulary: int, exclude: Tensor | None) -> tu
     return scores, ids
 
 
-def forward(states: Tensor, items: Tensor, k: int, exclude: Tensor | None) -> tuple[Tensor, Tensor]:
+def forward(
+    states: Tensor, items: Tensor, k: int, exclude: Tensor | None, where: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """The k best items of each state by dot product, best first, ties to the smaller id."""
     if k > LARGEST_K:
         check_exclude(exclude, items.shape[0])
-        return reference.top_items(upcast(states), upcast(items), k, exclude)
+        return reference.top_items(upcast(states), upcast(items), k, exclude, where)
     if states.shape[0] == 0:
         return new_lists(states, k)
-    keys, _ = sorted_keys(states.unsqueeze(1), items, k, exclude)
+    keys, _ = sorted_keys(states.unsqueeze(1), items, k, exclude, where)
     return results(keys, k, items.shape[0], exclude)

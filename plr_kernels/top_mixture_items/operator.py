@@ -11,6 +11,7 @@ from plr_kernels.dispatch.checks import (
     check_list_length,
     check_states_and_items,
     check_temperature,
+    check_where,
 )
 from plr_kernels.dispatch.precision import floating_inputs, no_autocast
 from plr_kernels.dispatch.registration import register_ranking
@@ -22,6 +23,7 @@ IMPLEMENTATIONS = register_ranking(
     "Tensor states, Tensor log_weights, Tensor items, SymInt k, float temperature, Tensor? exclude",
     reference.top_mixture_items,
     lambda states, log_weights, items, k, *_: new_lists(states, k),
+    optional="Tensor? where=None",
 )
 
 
@@ -33,6 +35,7 @@ def top_mixture_items(
     *,
     temperature: float = 1.0,
     exclude: Tensor | None = None,
+    where: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """The k most probable items of each row under a mixture of item distributions, best first, ties to the smaller id.
 
@@ -47,10 +50,11 @@ def top_mixture_items(
         temperature: what the logits are divided by, above 0.
         exclude: int64 [R, X], the ids that a row must not return, in [0, V), padded with -1; the distributions know
             them all the same.
+        where: bool [V], the items that any row may return; None: all. The distributions know the others all the same.
 
     Returns:
-        log-probabilities [R, k], float32 (float64 for float64 inputs), and ids int64 [R, k]. Where exclusion leaves
-        fewer than k items, the rest have score -inf and id -1.
+        log-probabilities [R, k], float32 (float64 for float64 inputs), and ids int64 [R, k]. Where exclude and where
+        leave fewer than k items, the rest have score -inf and id -1.
 
     Raises:
         TypeError: an argument is of the wrong type or dtype.
@@ -63,9 +67,12 @@ def top_mixture_items(
     check_list_length(k, sizes["V"])
     if exclude is not None:
         check_ids("exclude", exclude, "R X", states, sizes)
+    if where is not None:
+        check_where(where, states, sizes)
 
     run = resolve("top_mixture_items", IMPLEMENTATIONS, states)
     if not checks_values(run, IMPLEMENTATIONS, states):
         check_exclude(exclude, sizes["V"])
     with no_autocast(states):
-        return run(states.detach(), log_weights.detach(), items.detach(), k, temperature, exclude)
+        optional = () if where is None else (where,)
+        return run(states.detach(), log_weights.detach(), items.detach(), k, temperature, exclude, *optional)

@@ -26,6 +26,7 @@ from plr_kernels.top_items.triton_kernels import (
     empty_lists,
     ids_of,
     keep_best,
+    may_be_listed,
     ranks_of,
     results,
     scores_of,
@@ -43,6 +44,7 @@ from plr_kernels.triton_shared.ranking import (
     log2_probabilities,
     log2_sum,
     logit_scale,
+    mask_argument,
     mixture_of_parts,
 )
 
@@ -157,6 +159,7 @@ def _second_sweep_kernel(
     exclude,
     exclude_row_stride,
     exclude_column_stride,
+    where,
     open_rows,
     open_count,
     keys,
@@ -195,6 +198,8 @@ def _second_sweep_kernel(
         scores = LN_2 * log2_probabilities(
             states, Mixture(peaks, offsets, M, scale), rows, row_mask, items, numbers, item_mask, D, PRECISION, BLOCK_D
         )
+        if where is not None:
+            item_mask = may_be_listed(where, numbers, item_mask)
         ranks = tl.where(row_mask[:, None] & item_mask[None, :], ranks_of(scores), LOWEST_RANK)
         best = keep_best(
             best,
@@ -284,6 +289,7 @@ def _sweep_open_rows(
     offsets: Tensor,
     items: Tensor,
     exclude: Tensor | None,
+    where: Tensor | None,
     scale: float,
     open_rows: Tensor,
     open_count: Tensor,
@@ -304,6 +310,7 @@ def _sweep_open_rows(
             offsets,
             *strided(items),
             *exclusion_arguments(exclude),
+            mask_argument(where),
             open_rows,
             open_count,
             keys,
@@ -332,13 +339,19 @@ def _sweep_open_rows(
 
 
 def forward_counted(
-    states: Tensor, log_weights: Tensor, items: Tensor, k: int, temperature: float, exclude: Tensor | None
+    states: Tensor,
+    log_weights: Tensor,
+    items: Tensor,
+    k: int,
+    temperature: float,
+    exclude: Tensor | None,
+    where: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """As `forward` for 1 <= k <= LARGEST_K and at least a row; and how many rows took a second sweep, int32 [1]."""
     rows, streams, _ = states.shape
     scale = logit_scale(temperature)
     list_length = launch.mixture_list(k)
-    lists, parts = sorted_keys(states, items, list_length, exclude, scale)
+    lists, parts = sorted_keys(states, items, list_length, exclude, where, scale)
     assert parts is not None
     peaks, offsets = mixture_of_parts(parts, log_weights, scale)
     keys = _scored_candidates(states, peaks, offsets, items, lists, list_length, scale)
@@ -362,18 +375,25 @@ def forward_counted(
             k,
             **options,
         )
-    _sweep_open_rows(states, peaks, offsets, items, exclude, scale, open_rows, open_count, scores, ids)
+    _sweep_open_rows(states, peaks, offsets, items, exclude, where, scale, open_rows, open_count, scores, ids)
     return scores, ids, open_count
 
 
 def forward(
-    states: Tensor, log_weights: Tensor, items: Tensor, k: int, temperature: float, exclude: Tensor | None
+    states: Tensor,
+    log_weights: Tensor,
+    items: Tensor,
+    k: int,
+    temperature: float,
+    exclude: Tensor | None,
+    where: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """The k most probable items of each row under the mixture, best first, ties to the smaller id."""
     if states.shape[0] == 0:
         return new_lists(states, k)
     if k > LARGEST_K:
         check_exclude(exclude, items.shape[0])
-        return reference.top_mixture_items(upcast(states), upcast(log_weights), upcast(items), k, temperature, exclude)
-    scores, ids, _ = forward_counted(states, log_weights, items, k, temperature, exclude)
+        wide = (upcast(tensor) for tensor in (states, log_weights, items))
+        return reference.top_mixture_items(*wide, k, temperature, exclude, where)
+    scores, ids, _ = forward_counted(states, log_weights, items, k, temperature, exclude, where)
     return scores, ids

@@ -218,6 +218,11 @@ def exclusion_arguments(exclude: Tensor | None) -> tuple[Tensor | None, int, int
     return (None, 0, 0) if exclude is None else (exclude, exclude.stride(0), exclude.stride(1))
 
 
+def mask_argument(where: Tensor | None) -> Tensor | None:
+    """A mask of the items, bool [V], as kernels read it: a byte each, side by side."""
+    return None if where is None else where.contiguous().view(torch.uint8)
+
+
 def excluded_columns(exclude: Tensor | None) -> int:
     """X."""
     return 0 if exclude is None else exclude.shape[1]

@@ -341,6 +341,30 @@ def test_weights_whose_sums_overflow_are_no_answer(name):
         recommender.recommend([["i3", "i5"]], 3)
 
 
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+@pytest.mark.parametrize("changes", [{"method": "base"}, {"method": "plr"}, {"method": "lares"}])
+def test_a_damaged_vector_that_no_history_holds_is_no_answer(changes, value):
+    """NaN and infinity are above all numbers: it would be the best of everyone who may get it."""
+    model = trained(**changes)
+    with torch.no_grad():
+        model.items.embedding.weight[7] = value
+    recommender = Recommender(model, [f"i{item}" for item in range(ITEMS)], small_config(**changes))
+    for asked in (
+        lambda **options: recommender.recommend([["i3", "i5"], ["i4"]], 3, **options),
+        lambda **options: recommender.session(["i3"]).recommend(3, **options),
+    ):
+        with pytest.raises(RunError, match=r"the (score|user embedding) of .* is not finite; the weights are damaged"):
+            asked()
+    if changes["method"] == "base":  # no sum over all items
+        assert len(recommender.recommend([["i3", "i5"]], 3, exclude=["i7"])[0]) == 3
+
+
+def test_k_is_a_number():
+    recommender = Recommender(trained(method="base"), [f"i{item}" for item in range(ITEMS)], small_config())
+    with pytest.raises(TypeError, match="k must be a whole number; found True"):
+        recommender.recommend([["i3"]], True)
+
+
 def test_replaced_modules_are_left_to_pytorch():
     class Adapted(torch.nn.Module):
         def __init__(self, inner):

@@ -249,6 +249,8 @@ def test_what_cannot_be_appended_to_many_is_appended_to_none():
         ([one, other], torch.tensor([1, 61]), [0, 1, 2], r"ids must be in \[0, V\) \(V=61\), found 61 in history 1"),
         ([one, other], ids[:2], [0, 2], r"offsets must be 3 numbers, B \+ 1; found 2"),
         ([one, other], ids[:2], [0, 1, 3], "offsets must be"),
+        # Ids beyond those given, which nothing may read: there is one that no item has.
+        ([one, other], torch.tensor([1, 2, 61])[:2], [0, 3, 2], r"a session of 2 items takes 1 to 10 .*, found -1"),
     ):
         with pytest.raises(ValueError, match=message):
             engine.append(histories, items, torch.tensor(offsets))

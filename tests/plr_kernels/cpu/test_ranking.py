@@ -19,6 +19,7 @@ from plr_kernels import extension, target_mixture_rank, target_rank, top_items, 
 from plr_kernels.top_mixture_items import cpu as top_mixture_items_cpu
 from tests.plr_kernels.cpu.test_cpp import INSTRUCTION_SETS
 from tests.plr_kernels.harness import DTYPES, LAYOUTS, normal
+from tests.plr_kernels.operators.test_top_items import masks, with_forbidden
 from tests.plr_kernels.operators.test_top_mixture_items import assert_best, log_probabilities
 
 # Up to 8 rows of one state, 5 of several, and 32 states of at least 16 columns go by GEMV, all else by GEMM: blocks of
@@ -203,9 +204,10 @@ def test_equal_streams_are_one(dtype, data):
     found = target_mixture_rank(states, log_weights, items, targets, temperature=temperature, exclude=exclude)
     assert_same_counts(found, expected)
     k = min(data.draw(st.sampled_from([1, 20, 65, 1000])), vocabulary)
+    options = {"exclude": exclude, "where": data.draw(st.sampled_from([None, *masks(vocabulary, generator, "cpu")]))}
     with use_backend("reference"):
-        _, expected_ids = top_items(one.double(), items.double(), k, exclude=exclude)
-    scores, ids = top_mixture_items(states, log_weights, items, k, temperature=temperature, exclude=exclude)
+        _, expected_ids = top_items(one.double(), items.double(), k, **options)
+    scores, ids = top_mixture_items(states, log_weights, items, k, temperature=temperature, **options)
     assert scores.dtype == torch.float32
     assert torch.equal(ids, expected_ids)
 
@@ -225,11 +227,17 @@ def test_one_sweep_and_two_find_the_best(dtype, rows, streams, temperature, swee
     truth = log_probabilities(states, log_weights, items, temperature)
     # Logits, up to 70 / temperature, are rounded in the units of their size.
     tolerance = 1e-4 * max(1.0, 1 / temperature)
-    for excluded in (None, exclude):
+    some = torch.rand(3001, generator=generator) < 0.7
+    for excluded, where in ((None, None), (exclude, None), (None, some), (exclude, some)):
         scores, ids, swept_twice = top_mixture_items_cpu.forward_counted(
-            states, log_weights, items, 20, temperature, excluded
+            states, log_weights, items, 20, temperature, excluded, where
         )
-        assert_best((scores, ids), truth, 20, excluded, tolerance)
+        left_out = excluded if where is None else with_forbidden(excluded, where, rows)
+        assert_best((scores, ids), truth, 20, left_out, tolerance)
+        if where is not None:
+            listed = top_mixture_items(states, log_weights, items, 20, temperature=temperature, exclude=left_out)
+            assert torch.equal(scores, listed[0])
+            assert torch.equal(ids, listed[1])
         if sweeps is not None:
             assert (swept_twice > 0) == (sweeps == 2)
 
@@ -264,6 +272,9 @@ def test_scores_that_are_not_finite(rows):
         scores, ids = top_mixture_items(states, log_weights, items, 4, exclude=exclude)
         assert scores[-1].isnan().all()
         assert ids[-1].tolist() == [0, 2, 4, 5]
+        where = torch.arange(200) % 5 > 0
+        _, ids = top_mixture_items(states, log_weights, items, 4, exclude=exclude, where=where)
+        assert ids[-1].tolist() == [2, 4, 6, 7]
         assert scores[:-1].isfinite().all()
 
 
@@ -283,6 +294,7 @@ def test_the_number_of_threads_changes_no_bit(rows, vocabulary, dim, dtype):
     items[::3] = items[1]  # ties across all blocks
     log_weights = torch.log_softmax(torch.randn(rows, 3, generator=generator), dim=1).to(dtype)
     exclude = torch.randint(vocabulary, (rows, 50), generator=generator)
+    where = torch.rand(vocabulary, generator=generator) < 0.5
     targets = torch.randint(vocabulary, (rows,), generator=generator)
     results = []
     for threads in (1, 2, 3, 7):
@@ -293,6 +305,7 @@ def test_the_number_of_threads_changes_no_bit(rows, vocabulary, dim, dtype):
                 *target_mixture_rank(states, log_weights, items, targets, exclude=exclude),
                 *top_mixture_items(states, log_weights, items, 20, exclude=exclude),
                 *top_mixture_items(states, log_weights, items, 20, temperature=30.0, exclude=exclude),
+                *top_mixture_items(states, log_weights, items, 20, temperature=30.0, where=where),
             ]
         )
     for other in results[1:]:
@@ -315,6 +328,8 @@ def forward_ops():
 def test_opcheck():
     for op, arguments in forward_ops():
         torch.library.opcheck(op.default, arguments)
+        if op is torch.ops.plr_kernels.top_mixture_items_forward:
+            torch.library.opcheck(op.default, (*arguments, torch.arange(7) > 2))
 
 
 def test_indices_are_checked_without_the_public_checks():

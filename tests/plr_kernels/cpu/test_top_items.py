@@ -15,6 +15,7 @@ pytest.importorskip("plr_kernels._cpp", reason="the extension is not built")
 from plr_kernels import extension, top_items, use_backend
 from tests.plr_kernels.cpu.test_cpp import INSTRUCTION_SETS
 from tests.plr_kernels.harness import DTYPES, LAYOUTS
+from tests.plr_kernels.operators.test_top_items import masks
 
 # Up to 8 rows of at least 16 columns read the items once with dot products; all else goes through blocks of products,
 # 32 rows wide and of up to 96 items. Those of bfloat16 take pairs of columns from 32 columns and 1024 items on.
@@ -48,11 +49,12 @@ def integers(generator, largest, *shape):
     return torch.randint(-largest, largest + 1, shape, generator=generator).float()
 
 
-def assert_exact(states, items, k, exclude=None):
+def assert_exact(states, items, k, exclude=None, where=None):
     """The very scores and ids of the reference in float64; fails where a score is not the same number."""
-    scores, ids = top_items(states, items, k, exclude=exclude)
+    options = {"exclude": exclude, "where": where}
+    scores, ids = top_items(states, items, k, **options)
     with use_backend("reference"):
-        expected_scores, expected_ids = top_items(states.double(), items.double(), k, exclude=exclude)
+        expected_scores, expected_ids = top_items(states.double(), items.double(), k, **options)
     assert scores.dtype == torch.float32
     assert torch.equal(ids, expected_ids)
     torch.testing.assert_close(scores.double(), expected_scores, rtol=0, atol=0, equal_nan=True)
@@ -74,7 +76,27 @@ def test_any_size(dtype, data):
     if data.draw(st.booleans()):
         columns = data.draw(st.sampled_from([0, 1, vocabulary // 2, 2 * vocabulary]))
         exclude = torch.randint(-1, vocabulary, (rows, columns), generator=generator)
-    assert_exact(states, items, k, exclude)
+    where = data.draw(st.sampled_from([None, *masks(vocabulary, generator, "cpu")]))
+    assert_exact(states, items, k, exclude, where)
+
+
+@pytest.mark.usefixtures("instruction_set")
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("rows", [1, 2, 9, 40])
+@pytest.mark.parametrize(("vocabulary", "dim"), [(1031, 17), (3073, 64)])
+def test_where_changes_no_bit_of_what_is_left(dtype, rows, vocabulary, dim):
+    """Real numbers, whose sums round: the scores and the order of the ranking of all."""
+    generator = torch.Generator().manual_seed(rows)
+    states, items = (torch.randn(size, dim, generator=generator).to(dtype) for size in (rows, vocabulary))
+    all_scores, all_ids = top_items(states, items, vocabulary)
+    for where in masks(vocabulary, generator, "cpu"):
+        scores, ids = top_items(states, items, 20, where=where)
+        for row in range(rows):
+            left = where[all_ids[row]]
+            found = min(20, int(left.sum()))
+            assert torch.equal(ids[row, :found], all_ids[row, left][:20])
+            assert torch.equal(scores[row, :found], all_scores[row, left][:20])
+            assert ids[row, found:].tolist() == [-1] * (20 - found)
 
 
 @pytest.mark.usefixtures("instruction_set")
@@ -121,6 +143,7 @@ def test_not_a_number_and_infinity(rows, dim, dtype, vocabulary):
     for k in (1, 5, 20, 100, 500):
         assert_exact(states, items, k)
         assert_exact(states, items, k, exclude)
+        assert_exact(states, items, k, exclude, torch.arange(vocabulary) % 50 > 1)
     items = torch.full((vocabulary - 100, dim), torch.nan, dtype=dtype)  # more of them than fit into a list
     assert_exact(states, items, 3)
     states[-1] = torch.inf
@@ -192,11 +215,13 @@ def test_the_number_of_threads_changes_no_bit(rows, vocabulary, dim, dtype):
     generator = torch.Generator().manual_seed(0)
     states, items = (torch.randn(size, dim, generator=generator).to(dtype) for size in (rows, vocabulary))
     items[::3] = items[1]  # ties across all blocks
-    exclude = torch.randint(vocabulary, (rows, 50), generator=generator)
+    options = {"exclude": torch.randint(vocabulary, (rows, 50), generator=generator)}
     results = []
     for threads in (1, 2, 3, 7):
         torch.set_num_threads(threads)
-        results.append([result for k in (1, 30, 200) for result in top_items(states, items, k, exclude=exclude)])
+        found = [top_items(states, items, k, **options) for k in (1, 30, 200)]
+        found.append(top_items(states, items, 30, where=torch.arange(vocabulary) % 5 > 0, **options))
+        results.append([result for each in found for result in each])
     for other in results[1:]:
         assert all(torch.equal(mine, theirs) for mine, theirs in zip(results[0], other, strict=True))
 
@@ -229,6 +254,7 @@ def test_opcheck():
     for exclude in (None, torch.tensor([[3, -1], [0, 1]])):
         arguments = (torch.randn(2, 3), torch.randn(7, 3), 3, exclude, "cpp")
         torch.library.opcheck(torch.ops.plr_kernels.top_items_forward.default, arguments)
+        torch.library.opcheck(torch.ops.plr_kernels.top_items_forward.default, (*arguments, torch.arange(7) > 2))
 
 
 def test_compiles_with_inductor():
@@ -236,5 +262,10 @@ def test_compiles_with_inductor():
     exclude = torch.randint(300, (5, 9))
     scores, ids = torch.compile(top_items, fullgraph=True)(states, items, 7, exclude=exclude)
     expected_scores, expected_ids = top_items(states, items, 7, exclude=exclude)
+    assert torch.equal(scores, expected_scores)
+    assert torch.equal(ids, expected_ids)
+    where = torch.arange(300) % 7 > 0
+    scores, ids = torch.compile(top_items, fullgraph=True)(states, items, 7, exclude=exclude, where=where)
+    expected_scores, expected_ids = top_items(states, items, 7, exclude=exclude, where=where)
     assert torch.equal(scores, expected_scores)
     assert torch.equal(ids, expected_ids)

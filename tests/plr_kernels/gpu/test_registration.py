@@ -20,6 +20,7 @@ from tests.plr_kernels.harness import (
     make_case,
     normal,
 )
+from tests.plr_kernels.operators.test_top_items import with_forbidden
 from tests.plr_kernels.operators.test_top_mixture_items import assert_best, log_probabilities
 
 pytestmark = pytest.mark.skipif("triton" not in runnable_backends(), reason="needs a GPU or TRITON_INTERPRET=1")
@@ -54,7 +55,9 @@ def test_opcheck(operator):
 def test_opcheck_of_top_items():
     exclude = torch.tensor([[0, -1], [2, 3]], device=DEVICE)
     states, items = torch.randn(2, 3, device=DEVICE), torch.randn(7, 3, device=DEVICE)
-    torch.library.opcheck(torch.ops.plr_kernels.top_items_forward.default, (states, items, 3, exclude, "triton"))
+    for where in ((), (torch.arange(7, device=DEVICE) > 2,)):
+        arguments = (states, items, 3, exclude, "triton", *where)
+        torch.library.opcheck(torch.ops.plr_kernels.top_items_forward.default, arguments)
 
 
 def test_opcheck_of_operators_that_rank():
@@ -65,7 +68,8 @@ def test_opcheck_of_operators_that_rank():
     torch.library.opcheck(ops.target_rank_forward.default, (streams[:, 0], items, wanted, exclude, "triton"))
     mixture = (streams, log_weights, items)
     torch.library.opcheck(ops.target_mixture_rank_forward.default, (*mixture, wanted, 0.7, exclude, "triton"))
-    torch.library.opcheck(ops.top_mixture_items_forward.default, (*mixture, 3, 0.7, exclude, "triton"))
+    for where in ((), (torch.arange(7, device=DEVICE) > 2,)):
+        torch.library.opcheck(ops.top_mixture_items_forward.default, (*mixture, 3, 0.7, exclude, "triton", *where))
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -78,11 +82,13 @@ def test_a_mixture_takes_a_second_sweep_where_it_must(dtype, temperature, swept_
     log_weights = torch.log_softmax(normal(generator, 3, 4), dim=1).to(DEVICE, dtype)
     exclude = top_items(states[:, 0].float().cpu(), items.float().cpu(), 4)[1].to(DEVICE)
     kernels = backend_module("top_mixture_items", "triton")
-    scores, ids, count = kernels.forward_counted(states, log_weights, items, 20, temperature, exclude)
-    assert count.item() == swept_twice
     truth = log_probabilities(states, log_weights, items, temperature)
-    # A log-probability is a difference of logits below 60 / temperature, in float32.
-    assert_best((scores, ids), truth, 20, exclude, 60 / temperature * 4 * torch.finfo(torch.float32).eps + 1e-5)
+    for where in (None, torch.rand(300, generator=generator).to(DEVICE) < 0.8):
+        scores, ids, count = kernels.forward_counted(states, log_weights, items, 20, temperature, exclude, where)
+        assert count.item() == swept_twice
+        left_out = exclude if where is None else with_forbidden(exclude, where, 3)
+        # A log-probability is a difference of logits below 60 / temperature, in float32.
+        assert_best((scores, ids), truth, 20, left_out, 60 / temperature * 4 * torch.finfo(torch.float32).eps + 1e-5)
 
 
 @pytest.mark.parametrize("operator", WITH_TRITON, ids=str)
@@ -150,6 +156,11 @@ def test_longer_lists_than_registers_hold():
         scores, ids = top_items(states, items, 150)
     assert torch.equal(ids, expected[1])
     assert torch.equal(scores, expected[0])
+    where = torch.arange(200, device=DEVICE) % 2 > 0
+    with use_backend("triton"):
+        scores, ids = top_items(states, items, 150, where=where)
+    assert torch.equal(ids[:, :100].sort(dim=1).values, where.nonzero()[:, 0].expand(2, -1))
+    assert (ids[:, 100:] == -1).all()
 
 
 @pytest.mark.parametrize(("loop_blocks", "owners"), [(1, 1), (7, 1), (1000, 1), (1000, 3), (5, 10**6)])

@@ -27,6 +27,25 @@ def _small_blocks(monkeypatch):
     monkeypatch.setattr(top_items_reference, "ITEM_BLOCK", 8)
 
 
+def masks(vocabulary, generator, device):
+    """Masks of the items: most, some, few, one and none of them allowed, in several layouts."""
+    for share in (0.9, 0.5, 0.1):
+        yield (torch.rand(vocabulary, generator=generator) < share).to(device)
+    wide = torch.rand(2 * vocabulary, generator=generator).to(device) < 0.5
+    yield wide[::2]
+    one = torch.zeros(vocabulary, dtype=torch.bool, device=device)
+    one[vocabulary - 1] = True
+    yield one
+    yield torch.zeros(1, dtype=torch.bool, device=device).expand(vocabulary)
+    yield torch.ones(1, dtype=torch.bool, device=device).expand(vocabulary)
+
+
+def with_forbidden(exclude, where, rows):
+    """The ids [rows, X] of `exclude`, and all that `where` does not allow."""
+    forbidden = (~where).nonzero()[:, 0].expand(rows, -1)
+    return forbidden if exclude is None else torch.cat([exclude, forbidden], dim=1)
+
+
 def by_sorting(states, items, k, exclude):
     """All scores, sorted by (score down, id up), in Python."""
     scores, ids = [], []
@@ -62,8 +81,10 @@ def test_equals_sorting_ties_included(target, dtype, data):
     if data.draw(st.booleans()):
         count = data.draw(st.integers(0, vocabulary + 3))
         exclude = torch.randint(-1, vocabulary, (rows, count), generator=generator).to(target.device)
-    scores, ids = top_items(states, items, k, exclude=exclude)
-    expected_scores, expected_ids = by_sorting(states, items, k, exclude)
+    where = data.draw(st.sampled_from([None, *masks(vocabulary, generator, target.device)]))
+    scores, ids = top_items(states, items, k, exclude=exclude, where=where)
+    left_out = exclude if where is None else with_forbidden(exclude, where, rows)
+    expected_scores, expected_ids = by_sorting(states, items, k, left_out)
     assert scores.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
     assert torch.equal(ids.cpu(), expected_ids)
     assert torch.equal(scores.float().cpu(), expected_scores)
@@ -97,6 +118,33 @@ def test_everything_excluded(target):
 
 
 @pytest.mark.usefixtures("_small_blocks")
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("rows", [1, 20])
+def test_where_leaves_out_and_changes_nothing_else(target, dtype, rows):
+    """The bits of the ranking of all items, and of excluding one by one what is not allowed."""
+    generator = torch.Generator().manual_seed(rows)
+    states, items = (normal(generator, size, 33).to(target.device, dtype) for size in (rows, 90))
+    items[45:] = items[:45].clone()  # ties
+    all_scores, all_ids = (part.cpu() for part in top_items(states, items, 90))
+    exclude = torch.randint(-1, 90, (rows, 7), generator=generator).to(target.device)
+    for where in masks(90, generator, target.device):
+        for excluded in (None, exclude):
+            scores, ids = top_items(states, items, 12, exclude=excluded, where=where)
+            listed = top_items(states, items, 12, exclude=with_forbidden(excluded, where, rows))
+            assert torch.equal(scores, listed[0])
+            assert torch.equal(ids, listed[1])
+            for row in range(rows):
+                left = where.cpu()[all_ids[row]]
+                if excluded is not None:
+                    left &= ~torch.isin(all_ids[row], excluded[row].cpu())
+                found = min(12, int(left.sum()))
+                assert torch.equal(ids[row, :found].cpu(), all_ids[row, left][:12])
+                assert torch.equal(scores[row, :found].cpu(), all_scores[row, left][:12])
+                assert ids[row, found:].tolist() == [-1] * (12 - found)
+                assert (scores[row, found:] == -torch.inf).all()
+
+
+@pytest.mark.usefixtures("_small_blocks")
 @pytest.mark.parametrize("k", [1, 3, 4, 5, 9, 30])
 def test_not_a_number_is_above_all(target, k):
     """As in torch.sort; below it all goes by score, then by id. What scores -inf is no candidate."""
@@ -107,6 +155,11 @@ def test_not_a_number_is_above_all(target, k):
     assert ids.tolist() == [ranked[:k]]
     expected = torch.tensor([items[item, 0] if item >= 0 else -torch.inf for item in ranked[:k]])
     torch.testing.assert_close(scores[0].cpu(), expected, rtol=0, atol=0, equal_nan=True)
+    where = torch.ones(31, dtype=torch.bool)
+    where[[1, 2, 7, 12]] = False
+    _, ids = top_items(torch.ones(1, 1, device=target.device), items.to(target.device), k, where=where.to(target.device))
+    allowed = [item for item in ranked if item not in (1, 2, 7, 12)]
+    assert ids.tolist() == [[*allowed, -1, -1, -1][:k]]
 
 
 def test_long_lists_of_excluded_items_are_read_to_the_end(target):
@@ -152,9 +205,10 @@ def test_autocast_and_compile(target):
     assert torch.equal(scores, expected_scores)
     assert torch.equal(ids, expected_ids)
     compiled = torch.compile(top_items, fullgraph=True, backend="aot_eager", dynamic=True)
-    for rows in (4, 3, 2):
-        scores, ids = compiled(states[:rows], items, 5, exclude=exclude[:rows])
-        expected_scores, expected_ids = top_items(states[:rows], items, 5, exclude=exclude[:rows])
+    where = torch.arange(30, device=target.device) % 3 > 0
+    for rows, allowed in ((4, None), (3, None), (2, None), (4, where), (3, where)):
+        scores, ids = compiled(states[:rows], items, 5, exclude=exclude[:rows], where=allowed)
+        expected_scores, expected_ids = top_items(states[:rows], items, 5, exclude=exclude[:rows], where=allowed)
         assert torch.equal(ids, expected_ids)
         torch.testing.assert_close(scores, expected_scores)
 
@@ -162,9 +216,11 @@ def test_autocast_and_compile(target):
 def test_never_reads_a_value_on_the_host():
     states, items = torch.empty(4, 3, device="meta"), torch.empty(9, 3, device="meta")
     exclude = torch.empty(4, 2, dtype=torch.int64, device="meta")
+    where = torch.empty(9, dtype=torch.bool, device="meta")
     with use_backend("reference"):
-        scores, ids = top_items(states, items, 5, exclude=exclude)
-    assert scores.shape == ids.shape == (4, 5)
+        for allowed in (None, where):
+            scores, ids = top_items(states, items, 5, exclude=exclude, where=allowed)
+            assert scores.shape == ids.shape == (4, 5)
 
 
 WRONG_ARGUMENTS = {
@@ -180,6 +236,11 @@ WRONG_ARGUMENTS = {
         "exclude": torch.tensor([[0, -1], [7, 2]])
     },
     r"exclude must be .* found -2 at position \[0, 1\]": {"exclude": torch.tensor([[0, -2], [6, 2]])},
+    "where must be a torch.Tensor, found list": {"where": [True] * 7},
+    "where must have dtype torch.bool, found torch.int64": {"where": torch.ones(7, dtype=torch.int64)},
+    r"where must have shape \[V=7\], found \[6\]": {"where": torch.ones(6, dtype=torch.bool)},
+    r"where must have shape \[V=7\], found \[2, 7\]": {"where": torch.ones(2, 7, dtype=torch.bool)},
+    "where must be on the device of states": {"where": torch.ones(7, dtype=torch.bool, device="meta")},
 }
 
 

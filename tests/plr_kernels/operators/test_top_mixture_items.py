@@ -13,6 +13,7 @@ from plr_kernels import top_items, top_mixture_items, use_backend
 from plr_kernels.top_items import reference as top_items_reference
 from plr_kernels.top_mixture_items import operator
 from tests.plr_kernels.harness import EXAMPLES, LAYOUTS, normal, targets
+from tests.plr_kernels.operators.test_top_items import masks, with_forbidden
 
 
 @pytest.fixture(params=targets(), ids=str)
@@ -76,12 +77,45 @@ def test_the_best_of_random_mixtures(target):
         if data.draw(st.booleans()):
             count = data.draw(st.integers(0, vocabulary + 3))
             exclude = torch.randint(-1, vocabulary, (rows, count), generator=generator).to(target.device)
-        found = top_mixture_items(states, log_weights, items, k, temperature=0.7, exclude=exclude)
+        where = data.draw(st.sampled_from([None, *masks(vocabulary, generator, target.device)]))
+        found = top_mixture_items(states, log_weights, items, k, temperature=0.7, exclude=exclude, where=where)
         assert [part.dtype for part in found] == [torch.float32, torch.int64]
         assert [list(part.shape) for part in found] == [[rows, k]] * 2
-        assert_best(found, log_probabilities(states, log_weights, items, 0.7), k, exclude, 1e-4)
+        left_out = exclude if where is None else with_forbidden(exclude, where, rows)
+        assert_best(found, log_probabilities(states, log_weights, items, 0.7), k, left_out, 1e-4)
 
     check()
+
+
+@pytest.mark.usefixtures("_small_blocks")
+@pytest.mark.parametrize("rows", [1, 20])
+@pytest.mark.parametrize("temperature", [0.1, 20.0])
+def test_where_leaves_out_and_changes_nothing_else(target, rows, temperature):
+    """The bits of excluding one by one what is not allowed; the probabilities are those among all items."""
+    generator = torch.Generator().manual_seed(rows)
+    states = normal(generator, rows, 3, 33).to(target.device, torch.float32)
+    items = normal(generator, 90, 33).to(target.device, torch.float32)
+    items[45:] = items[:45].clone()  # ties
+    log_weights = torch.log_softmax(normal(generator, rows, 3), dim=1).to(items)
+    exclude = torch.randint(-1, 90, (rows, 7), generator=generator).to(target.device)
+    truth = log_probabilities(states, log_weights, items, temperature)
+    for where in masks(90, generator, target.device):
+        for excluded in (None, exclude):
+            options = {"temperature": temperature}
+            found = top_mixture_items(states, log_weights, items, 12, exclude=excluded, where=where, **options)
+            left_out = with_forbidden(excluded, where, rows)
+            listed = top_mixture_items(states, log_weights, items, 12, exclude=left_out, **options)
+            assert all(torch.equal(*pair) for pair in zip(found, listed, strict=True))
+            # A log-probability is a difference of logits below 60 / temperature, in float32.
+            assert_best(found, truth, 12, left_out, 60 / temperature * 4 * torch.finfo(torch.float32).eps + 1e-5)
+
+
+@pytest.mark.parametrize("shape", [(6,), (2, 7)])
+def test_a_mask_of_another_shape(shape):
+    states, items, where = torch.zeros(2, 2, 3), torch.zeros(7, 3), torch.ones(shape, dtype=torch.bool)
+    with pytest.raises(ValueError) as error:
+        top_mixture_items(states, torch.zeros(2, 2), items, 3, where=where)
+    assert str(error.value) == f"where must have shape [V=7], found {list(shape)}"
 
 
 @pytest.mark.parametrize("rows", [1, 3, 40])
@@ -127,6 +161,8 @@ def test_wrong_k(k):
 def test_opcheck():
     arguments = (torch.randn(2, 3, 3), torch.randn(2, 3), torch.randn(7, 3), 4, 0.7, torch.tensor([[0, -1], [2, 3]]))
     torch.library.opcheck(torch.ops.plr_kernels.top_mixture_items.default, arguments)
+    where = torch.tensor([True, False] * 3 + [True])
+    torch.library.opcheck(torch.ops.plr_kernels.top_mixture_items.default, (*arguments, where))
 
 
 def test_carries_no_gradient(target):
