@@ -238,7 +238,7 @@ def test_one_sweep_and_two_find_the_best(dtype, rows, streams, temperature, swee
             listed = top_mixture_items(states, log_weights, items, 20, temperature=temperature, exclude=left_out)
             assert torch.equal(scores, listed[0])
             assert torch.equal(ids, listed[1])
-        if sweeps is not None:
+        if sweeps is not None and (where is None or rows > 3):  # of few rows all may be proven by luck
             assert (swept_twice > 0) == (sweeps == 2)
 
 
