@@ -29,7 +29,7 @@ import numpy as np
 import polars as pl
 import torch
 
-from bench.inference import K, LENGTH
+from bench.inference import LENGTH, K
 from bench.records import RESULTS, Spread, write_record, write_text
 from plr.config import Config
 from plr.models import build_model
@@ -77,7 +77,8 @@ def peer(python: str, items: int, dim: int, users: list[int]) -> Iterator[tuple[
 
 def our_recommender(items: int, dim: int) -> Recommender:
     """SASRec with random weights, of the peer's sizes."""
-    config = Config(method="base", dim=dim, ffn_dim=dim, heads=2, layers=2, max_length=LENGTH, exclude_seen=False, seed=1)
+    sizes = {"dim": dim, "ffn_dim": dim, "heads": 2, "layers": 2, "max_length": LENGTH}
+    config = Config(method="base", exclude_seen=False, seed=1, **sizes)
     return Recommender(build_model(config, items).eval(), [f"item{item}" for item in range(items)], config)
 
 
@@ -122,13 +123,13 @@ def table(record: dict[str, Any]) -> str:
         f"{record['peer']['torch']}, ours with {record['torch']}; load average {record['load'][0]:.1f} to "
         f"{record['load'][1]:.1f}.",
         "",
-        "| V | d | users | RecTools, ms | with its data set, ms | ours, lists, ms | frame, ms | over lists | over a frame |"
-        " with its data set, over lists | over a frame |",
+        "| V | d | users | RecTools, ms | with its data set, ms | ours, lists, ms | frame, ms | over lists "
+        "| over a frame | with its data set, over lists | over a frame |",
         "|" + "---|" * 11,
     ]
     for row in record["rows"]:
         cells = [f"{row['items']:,}", row["dim"], row["users"]]
-        cells += [f"{row[f'{name}_ms']:.3g}" for name in (*FORMS, "lists", "frame")]
+        cells += [f"{row[f'{name}_ms']:.{1 if row[f'{name}_ms'] < 100 else 0}f}" for name in (*FORMS, "lists", "frame")]
         for form, ours in product(FORMS, ("lists", "frame")):
             cells.append("{1:.1f} ({0:.1f}–{2:.1f})".format(*row[f"{form}_over_{ours}"]))
         lines.append("| " + " | ".join(map(str, cells)) + " |")
@@ -147,10 +148,12 @@ def main(arguments: list[str] | None = None) -> None:
     chosen = parser.parse_args(arguments)
     torch.set_num_threads(1)
     load = os.getloadavg()[0]
-    rows, versions = [], {}
+    rows: list[dict[str, Any]] = []
+    versions: dict[str, str] = {}
     for items, dim in product(chosen.items, chosen.dims):
         recommender = our_recommender(items, dim)
-        with peer(chosen.peer_python, items, dim, chosen.users) as (versions, ask):
+        with peer(chosen.peer_python, items, dim, chosen.users) as (found, ask):
+            versions = found
             for users in chosen.users:
                 rows.append(case(recommender, ask, users, chosen.seconds))
                 print(rows[-1], flush=True)

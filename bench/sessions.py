@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 
-from bench.inference import K, LENGTH, SYSTEMS, build
+from bench.inference import LENGTH, SYSTEMS, K, build
 from bench.records import RESULTS, Spread, write_record, write_text
 from plr.config import Config
 from plr.serving import Recommender, Session
@@ -57,7 +57,9 @@ def in_turns(first: Callable[[], Any], second: Callable[[], Any], number: int) -
 def of_rounds(times: list[tuple[float, float]], names: tuple[str, str]) -> dict[str, Any]:
     """The quartiles of the ratios, and the medians in microseconds."""
     ratio = Spread.of([first / second for first, second in times])
-    medians = {f"{name}_us": 1e6 * Spread.of(list(each)).median for name, each in zip(names, zip(*times), strict=True)}
+    medians = {
+        f"{name}_us": 1e6 * Spread.of([each[place] for each in times]).median for place, name in enumerate(names)
+    }
     return {"ratio": [ratio.low, ratio.median, ratio.high], "rounds": len(times), **medians}
 
 
@@ -66,20 +68,20 @@ def together(recommender: Recommender, count: int, seconds: float, least: int = 
     draw = random.Random(count)
     items = len(recommender.item_ids)
     times: list[tuple[float, float]] = []
-    sets: tuple[list[Session], list[Session]] = ([], [])
+    mine: list[Session] = []
+    theirs: list[Session] = []
     end = time.perf_counter() + seconds
     while len(times) < least or time.perf_counter() < end:
         if len(times) % 10 == 0:
             lengths = [draw.randint(SHORTEST, LENGTH - 10) for _ in range(count)]
             histories = [[str(draw.randrange(items)) for _ in range(length)] for length in lengths]
-            sets = ([recommender.session(each) for each in histories], [recommender.session(each) for each in histories])
-            for sessions in sets:
+            mine, theirs = ([recommender.session(each) for each in histories] for _ in range(2))
+            for sessions in (mine, theirs):
                 recommender.recommend_sessions(sessions, K)
-        for pair in zip(*sets, strict=True):
+        for pair in zip(mine, theirs, strict=True):
             item = str(draw.randrange(items))
             for session in pair:
                 session.append(item)
-        mine, theirs = sets
         times.append(
             in_turns(
                 lambda mine=mine: recommender.recommend_sessions(mine, K),  # type: ignore[misc]
@@ -120,8 +122,9 @@ def table(record: dict[str, Any]) -> str:
         f"# Sessions, one thread, {record['instruction_set']}: ratios of the thread's time",
         "",
         f"`{record['command']}`. Median of the rounds (quartiles); V {record['items']:,}, k {K}; load average "
-        f"{record['load'][0]:.1f} to {record['load'][1]:.1f}. Together: one call for all sessions, each with a new item, "
-        "over one after the other. Append: an item to a history of 40 to 49, over encoding it whole, without ranking.",
+        f"{record['load'][0]:.1f} to {record['load'][1]:.1f}. Together: one call for all sessions, each with a new "
+        "item, over one after the other. Append: an item to a history of 40 to 49, over encoding it whole, without "
+        "ranking.",
         "",
         "| system | d | what | sessions | µs | over, µs | ratio |",
         "|---|---|---|---|---|---|---|",

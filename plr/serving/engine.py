@@ -362,15 +362,21 @@ def _empty(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
 
 
 def snapshot(model: RecommenderModel) -> list[Any]:
-    """Return what tells that a model has been changed: its tensors' versions, every module's mode and hooks."""
-    weights = [
-        (tensor.data_ptr(), None if tensor.is_inference() else tensor._version)
-        for tensor in (*model.parameters(), *model.buffers())
-    ]
-    modules = [
-        (type(module), module.training, len(module._forward_hooks), len(module._forward_pre_hooks))
-        for module in model.modules()
-    ]
+    """Return what tells that a model has been changed: its tensors' versions, every module's mode and hooks.
+
+    It is asked for with every answer: PyTorch's own walks over a model take as long as the answer for one user.
+    """
+    weights: list[Any] = []
+    modules: list[Any] = []
+    left: list[nn.Module] = [model]
+    while left:
+        module = left.pop()
+        modules.append((type(module), module.training, len(module._forward_hooks), len(module._forward_pre_hooks)))
+        for tensors in (module._parameters, module._buffers):
+            for tensor in tensors.values():
+                if tensor is not None:
+                    weights.append((tensor.data_ptr(), None if tensor.is_inference() else tensor._version))
+        left.extend(child for child in module._modules.values() if child is not None)
     return [weights, modules, _has_any_global_hook(), model.temperature]
 
 

@@ -488,6 +488,7 @@ class Recommender:
         if states is not None:
             self._check_finite(states.states)
         exclude_seen = self.config.exclude_seen if exclude_seen is None else exclude_seen
+        engine = self.engine
         wide = self._candidates.dtype == torch.float64
         scores = np.empty((len(histories), k), np.float64 if wide else np.float32)
         items = np.empty((len(histories), k), np.int64)
@@ -499,13 +500,13 @@ class Recommender:
             denied, allowed = (None, None) if filters is None else _parts(filters.take(rows))
             if exclude_seen:
                 denied = part if denied is None else part.joined(denied)
-            engine, where = self.engine, None
+            where = None
             if allowed is not None and len(allowed) == 1:
                 where, allowed = allowed[0], None
             if engine is None:
                 top = self._top(part, k, where)
             else:
-                users = self._states(part) if states is None else states.of_rows(rows)
+                users = self._states(part, engine) if states is None else states.of_rows(rows)
                 top = self._engine_top(engine, users, k, where)
             for block in _blocks(len(rows), denied, allowed):
                 found = top(block, _left_out(block, denied, allowed))
@@ -551,7 +552,7 @@ class Recommender:
             [self._to_numbers(place, history, unknown == "skip") for place, history in enumerate(histories)]
         )
         parts = [
-            self._states(numbers.take(np.arange(first, min(first + batch_size, len(numbers)))))
+            self._states(numbers.take(np.arange(first, min(first + batch_size, len(numbers)))), self.engine)
             for first in range(0, max(1, len(numbers)), batch_size)
         ]
         log_weights = [part.log_weights for part in parts if part.log_weights is not None]
@@ -559,8 +560,7 @@ class Recommender:
             torch.cat([part.states for part in parts]).cpu(), torch.cat(log_weights).cpu() if log_weights else None
         )
 
-    def _states(self, histories: Ragged) -> UserStates:
-        engine = self.engine
+    def _states(self, histories: Ragged, engine: Engine | None) -> UserStates:
         if engine is not None:
             users = engine.states(torch.from_numpy(histories.ids), torch.from_numpy(histories.offsets))
         else:

@@ -393,7 +393,7 @@ def forward(
         return new_lists(states, k)
     if k > LARGEST_K:
         check_exclude(exclude, items.shape[0])
-        wide = (upcast(tensor) for tensor in (states, log_weights, items))
-        return reference.top_mixture_items(*wide, k, temperature, exclude, where)
+        states, log_weights, items = upcast(states), upcast(log_weights), upcast(items)
+        return reference.top_mixture_items(states, log_weights, items, k, temperature, exclude, where)
     scores, ids, _ = forward_counted(states, log_weights, items, k, temperature, exclude, where)
     return scores, ids

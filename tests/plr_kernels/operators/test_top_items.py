@@ -161,7 +161,8 @@ def test_not_a_number_is_above_all(target, k):
     torch.testing.assert_close(scores[0].cpu(), expected, rtol=0, atol=0, equal_nan=True)
     where = torch.ones(31, dtype=torch.bool)
     where[[1, 2, 7, 12]] = False
-    _, ids = top_items(torch.ones(1, 1, device=target.device), items.to(target.device), k, where=where.to(target.device))
+    state, where = torch.ones(1, 1, device=target.device), where.to(target.device)
+    _, ids = top_items(state, items.to(target.device), k, where=where)
     allowed = [item for item in ranked if item not in (1, 2, 7, 12)]
     assert ids.tolist() == [[*allowed, -1, -1, -1][:k]]
 
