@@ -40,10 +40,6 @@ def meta(*shape, dtype=torch.bfloat16):
     return torch.empty(shape, dtype=dtype, device="meta")
 
 
-def mask(vocabulary, masked):
-    return meta(vocabulary, dtype=torch.bool) if masked else None
-
-
 def stream_attention(streams=4, dim=128, prefix=50, dtype=torch.bfloat16, batch=2048, per_query=False):
     kernels = backend_module("stream_attention", "triton")
     query, shared, suffix = (
@@ -90,10 +86,10 @@ def info_nce(dim=256, dtype=torch.bfloat16, groups=4, batch=2048, labels=0):
     kernels.backward(loss, view, view, shared, statistics, 1.0, True, False)
 
 
-def top_items(k=20, dim=256, dtype=torch.bfloat16, rows=2048, vocabulary=88001, masked=False):
+def top_items(k=20, dim=256, dtype=torch.bfloat16, rows=2048, vocabulary=88001):
     kernels = backend_module("top_items", "triton")
     states, items = meta(rows, dim, dtype=dtype), meta(vocabulary, dim, dtype=dtype)
-    kernels.forward(states, items, k, meta(rows, 50, dtype=torch.int64), mask(vocabulary, masked))
+    kernels.forward(states, items, k, meta(rows, 50, dtype=torch.int64))
 
 
 def target_rank(dim=256, dtype=torch.bfloat16, rows=2048, vocabulary=88001):
@@ -112,10 +108,9 @@ def target_mixture_rank(dim=256, dtype=torch.bfloat16, rows=2048, vocabulary=880
     kernels.forward(*mixture(dim, dtype, rows, vocabulary), targets, 1.0, exclude)
 
 
-def top_mixture_items(k=20, dim=256, dtype=torch.bfloat16, rows=2048, vocabulary=88001, masked=False):
+def top_mixture_items(k=20, dim=256, dtype=torch.bfloat16, rows=2048, vocabulary=88001):
     kernels = backend_module("top_mixture_items", "triton")
-    exclude, where = meta(rows, 50, dtype=torch.int64), mask(vocabulary, masked)
-    kernels.forward(*mixture(dim, dtype, rows, vocabulary), k, 1.0, exclude, where)
+    kernels.forward(*mixture(dim, dtype, rows, vocabulary), k, 1.0, meta(rows, 50, dtype=torch.int64))
 
 
 RANKING = (top_items, target_rank, target_mixture_rank, top_mixture_items)
@@ -136,11 +131,6 @@ CASES = [
     (functools.partial(candidate_cross_entropy, own=True), 90),
     (functools.partial(candidate_cross_entropy, kind="bce", own=True), 90),
     *((functools.partial(run, k=100), 90) for run in (top_items, top_mixture_items)),
-    *(
-        (functools.partial(run, masked=True), capability)
-        for run in (top_items, top_mixture_items)
-        for capability in (80, 90, 100)
-    ),
 ]
 
 
@@ -184,7 +174,6 @@ def test_binary(run, capability):
         (candidate_cross_entropy, "highest"),
         (candidate_cross_entropy, "high"),
         *((run, "highest") for run in RANKING),
-        *((functools.partial(run, masked=True), "highest") for run in (top_items, top_mixture_items)),
     ],
     ids=lambda value: value if isinstance(value, str) else describe(value),
 )
@@ -285,10 +274,7 @@ class EnqueuedOperations(TorchDispatchMode):
         (target_rank, ["sort"]),
         (target_mixture_rank, ["sort"]),
         (top_mixture_items, ["sort", "bitwise_and", "sort", "sort", "new_zeros"]),
-        (functools.partial(top_items, masked=True), ["sort"]),
-        (functools.partial(top_mixture_items, masked=True), ["sort", "bitwise_and", "sort", "sort", "new_zeros"]),
     ],
-    ids=lambda value: "" if isinstance(value, list) else describe(value),
 )
 def test_little_is_left_to_operations_of_pytorch(run, operations):
     """Each takes some microseconds of a GPU, as much as a small kernel does: no chain of them beside the kernels."""

@@ -111,8 +111,7 @@ def info_nce(batch, vocabulary):
 
 def top_items(batch, vocabulary):
     exclude = zeros(batch, 1 + vocabulary % 40, dtype=torch.int64)
-    for where in (None, zeros(vocabulary, dtype=torch.bool)):
-        backend_module("top_items", "triton").forward(zeros(batch, 64), zeros(vocabulary, 64), 5, exclude, where)
+    backend_module("top_items", "triton").forward(zeros(batch, 64), zeros(vocabulary, 64), 5, exclude)
 
 
 def target_rank(batch, vocabulary):
@@ -133,8 +132,7 @@ def target_mixture_rank(batch, vocabulary):
 
 def top_mixture_items(batch, vocabulary):
     exclude = zeros(batch, 1 + vocabulary % 40, dtype=torch.int64)
-    for where in (None, zeros(vocabulary, dtype=torch.bool)):
-        backend_module("top_mixture_items", "triton").forward(*mixture(batch, vocabulary), 5, 1.0, exclude, where)
+    backend_module("top_mixture_items", "triton").forward(*mixture(batch, vocabulary), 5, 1.0, exclude)
 
 
 RANKING = (top_items, target_rank, target_mixture_rank, top_mixture_items)

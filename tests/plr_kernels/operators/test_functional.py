@@ -137,11 +137,6 @@ def test_top_items_over_a_further_dimension():
     for number in range(3):
         expected = top_items(states[number], items[number], 4, exclude=exclude[number])
         assert_same([result[number] for result in results], expected)
-    where = torch.rand(3, 9, generator=generator) < 0.5
-    results = torch.vmap(lambda *tensors: top_items(*tensors[:2], 4, where=tensors[2]))(states, items, where)
-    for number in range(3):
-        expected = top_items(states[number], items[number], 4, where=where[number])
-        assert_same([result[number] for result in results], expected)
     with pytest.raises(ValueError, match="exclude must be in"):
         torch.vmap(lambda exclude: top_items(states[0], items[0], 4, exclude=exclude))(exclude + 1)
 

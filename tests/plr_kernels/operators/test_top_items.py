@@ -8,6 +8,7 @@ import hypothesis.strategies as st
 import pytest
 import torch
 from hypothesis import given, settings
+from torch._subclasses import FakeTensorMode
 
 from plr_kernels import top_items, use_backend
 from plr_kernels.dispatch.backend import TRITON_INTERPRETED
@@ -216,6 +217,31 @@ def test_autocast_and_compile(target):
         expected_scores, expected_ids = top_items(states[:rows], items, 5, exclude=exclude[:rows], where=allowed)
         assert torch.equal(ids, expected_ids)
         torch.testing.assert_close(scores, expected_scores)
+
+
+def test_opcheck_with_a_mask():
+    arguments = (torch.randn(2, 3), torch.randn(7, 3), 3, torch.tensor([[0, -1], [2, 3]]), torch.arange(7) > 2)
+    torch.library.opcheck(torch.ops.plr_kernels.top_items.default, arguments)
+
+
+def test_masks_over_a_further_dimension():
+    generator = torch.Generator().manual_seed(0)
+    states = torch.randint(-4, 5, (3, 2, 4), generator=generator).float()
+    items = torch.randint(-4, 5, (3, 9, 4), generator=generator).float()
+    where = torch.rand(3, 9, generator=generator) < 0.5
+    results = torch.vmap(lambda *tensors: top_items(*tensors[:2], 4, where=tensors[2]))(states, items, where)
+    for number in range(3):
+        expected = top_items(states[number], items[number], 4, where=where[number])
+        assert all(torch.equal(result[number], each) for result, each in zip(results, expected, strict=True))
+
+
+def test_a_mask_without_values(target):
+    states, items, where = torch.ones(2, 3), torch.ones(5, 3), torch.arange(5) > 1
+    with FakeTensorMode() as mode:
+        states, items, where = map(mode.from_tensor, (states, items, where))
+        scores, ids = top_items(states, items, 4, where=where)
+    assert (scores.shape, scores.dtype) == ((2, 4), torch.float32)
+    assert (ids.shape, ids.dtype) == ((2, 4), torch.int64)
 
 
 def test_never_reads_a_value_on_the_host():

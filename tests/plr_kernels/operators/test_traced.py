@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
-
 import pytest
 import torch
 from torch import Tensor, nn
 from torch._subclasses import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from plr_kernels import linear_cross_entropy, stream_attention, top_items, top_mixture_items, use_backend
+from plr_kernels import linear_cross_entropy, stream_attention, top_items, use_backend
 from tests.plr_kernels.harness import OPERATORS, evaluate, implemented, make_case, targets
 
 on_every_target = pytest.mark.parametrize(
@@ -71,20 +69,14 @@ def test_meta_tensors_on_auto(operator):
 def test_top_items_without_values(target, kind):
     if kind == "meta" and target.backend != "reference":
         pytest.skip("a named fused backend takes no meta tensors")
-    states, items, log_weights = torch.ones(2, 3), torch.ones(5, 3), torch.zeros(2, 1)
-    options = {"exclude": torch.zeros(2, 1, dtype=torch.int64), "where": torch.arange(5) > 1}
-    for wanted in ((), ("exclude",), ("exclude", "where")):
-        with nullcontext(None) if kind == "meta" else FakeTensorMode() as mode:
-            made = (lambda tensor: tensor.to("meta")) if mode is None else mode.from_tensor
-            states_, items_, log_weights_ = map(made, (states, items, log_weights))
-            given = {name: made(options[name]) for name in wanted}
-            found = (
-                top_items(states_, items_, 4, **given),
-                top_mixture_items(states_[:, None], log_weights_, items_, 4, **given),
-            )
-        for scores, ids in found:
-            assert (scores.shape, scores.dtype) == ((2, 4), torch.float32)
-            assert (ids.shape, ids.dtype) == ((2, 4), torch.int64)
+    states, items, exclude = torch.ones(2, 3), torch.ones(5, 3), torch.zeros(2, 1, dtype=torch.int64)
+    if kind == "meta":
+        scores, ids = top_items(states.to("meta"), items.to("meta"), 4, exclude=exclude.to("meta"))
+    else:
+        with FakeTensorMode() as mode:
+            scores, ids = top_items(*map(mode.from_tensor, (states, items)), 4, exclude=mode.from_tensor(exclude))
+    assert (scores.shape, scores.dtype) == ((2, 4), torch.float32)
+    assert (ids.shape, ids.dtype) == ((2, 4), torch.int64)
 
 
 @on_every_target
