@@ -213,6 +213,18 @@ def loss_and_gradients(case: LossCase, rank: int, processes: int, traffic: Traff
     return found | {"output": loss.detach(), "sent": (sent_forward, sent_backward)}
 
 
+def allowed_items(vocabulary: int) -> Tensor:
+    """A mask of the items that rows may get: none of the first process's, whose mask it must be then."""
+    numbers = torch.arange(vocabulary)
+    return (numbers % 3 > 0) & (numbers >= (vocabulary + 1) // 2)
+
+
+def own_mask(shard: ItemShard) -> Tensor | None:
+    """The process's part of that; None, all of them, where it is."""
+    where = shard.local(allowed_items(shard.items))
+    return None if where.all() else where
+
+
 def rankings(name: str, rank: int, processes: int, traffic: Traffic) -> dict[str, Any]:
     case = ranking_case(name)
     counts = row_counts(len(case["states"]), processes)
@@ -221,8 +233,13 @@ def rankings(name: str, rank: int, processes: int, traffic: Traffic) -> dict[str
     states, items, targets = case["states"][own], shard.local(case["items"]), case["targets"][own]
     exclude = None if case["exclude"] is None else case["exclude"][own]
     top, sent_top = traffic.of(lambda: sharded_top_items(states, items, case["k"], shard, exclude=exclude))
+    where = own_mask(shard)
+    masked, sent_masked = traffic.of(
+        lambda: sharded_top_items(states, items, case["k"], shard, exclude=exclude, where=where)
+    )
+    assert sent_masked == sent_top
     ranks, sent_ranks = traffic.of(lambda: sharded_target_rank(states, items, targets, shard, exclude=exclude))
-    return {"top": top, "ranks": ranks, "sent": (sent_top, sent_ranks)}
+    return {"top": top, "masked": masked, "ranks": ranks, "sent": (sent_top, sent_ranks)}
 
 
 def mixture_rankings(name: str, rank: int, processes: int, traffic: Traffic) -> dict[str, Any]:
@@ -234,10 +251,15 @@ def mixture_rankings(name: str, rank: int, processes: int, traffic: Traffic) -> 
     mixture = case["states"][own], case["log_weights"][own], shard.local(case["items"])
     options = {"temperature": TEMPERATURE, "exclude": exclude}
     top, sent_top = traffic.of(lambda: sharded_top_mixture_items(*mixture, case["k"], shard, **options))
+    where = own_mask(shard)
+    masked, sent_masked = traffic.of(
+        lambda: sharded_top_mixture_items(*mixture, case["k"], shard, where=where, **options)
+    )
+    assert sent_masked == sent_top
     ranks, sent_ranks = traffic.of(
         lambda: sharded_target_mixture_rank(*mixture, case["targets"][own], shard, **options)
     )
-    return {"top": top, "ranks": ranks, "sent": (sent_top, sent_ranks)}
+    return {"top": top, "masked": masked, "ranks": ranks, "sent": (sent_top, sent_ranks)}
 
 
 def lookup(dtype: str, rank: int, processes: int, traffic: Traffic) -> dict[str, Any]:
@@ -263,6 +285,9 @@ def refusals(rank: int) -> dict[str, str]:
         "rows": lambda: sharded_pairwise_kl(states[None], items[: shard.rows - wrong], shard),
         "temperature": lambda: sharded_pairwise_kl(states[None], items, shard, temperature=-1.0 if wrong else 1.0),
         "k": lambda: sharded_top_items(states, items, 10 if wrong else 2, shard),
+        "mask": lambda: sharded_top_items(
+            states, items, 2, shard, where=torch.ones(shard.rows + wrong, dtype=torch.bool)
+        ),
         "exclude": lambda: sharded_target_rank(states, items, targets, shard, exclude=targets[:, None] + 9 * wrong),
         "ids": lambda: sharded_lookup(items, targets - int(wrong), shard),
         "widths differ": lambda: sharded_top_items(states[:, wrong:], items[:, wrong:], 2, shard),

@@ -21,6 +21,7 @@ from tests.plr_kernels.distributed.processes import (
     STREAMS,
     TEMPERATURE,
     LossCase,
+    allowed_items,
     lookup_case,
     mixture_case,
     ranking_case,
@@ -98,6 +99,10 @@ def test_lists_and_ranks_are_those_of_one_process(name, found):
     parts = [each["rankings"][name] for each in found]
     assert torch.equal(torch.cat([part["top"][0] for part in parts]), scores)
     assert torch.equal(torch.cat([part["top"][1] for part in parts]), ids)
+    where = allowed_items(len(case["items"]))
+    scores, ids = top_items(case["states"], case["items"], case["k"], exclude=case["exclude"], where=where)
+    assert torch.equal(torch.cat([part["masked"][0] for part in parts]), scores)
+    assert torch.equal(torch.cat([part["masked"][1] for part in parts]), ids)
     greater, equal = target_rank(case["states"], case["items"], case["targets"], exclude=case["exclude"])
     assert torch.equal(torch.cat([part["ranks"][0] for part in parts]), greater)
     assert torch.equal(torch.cat([part["ranks"][1] for part in parts]), equal)
@@ -110,7 +115,10 @@ def test_lists_and_ranks_of_mixtures_are_those_of_one_process(name, found):
     mixture, exclude = (case["states"], case["log_weights"], case["items"]), case["exclude"]
     with use_backend("reference"):
         scores, ids = top_mixture_items(*mixture, case["k"], temperature=TEMPERATURE, exclude=exclude)
+        where = allowed_items(len(case["items"]))
+        masked = top_mixture_items(*mixture, case["k"], temperature=TEMPERATURE, exclude=exclude, where=where)
         counts = target_mixture_rank(*mixture, case["targets"], temperature=TEMPERATURE, exclude=exclude)
+    assert torch.equal(torch.cat([part["masked"][1] for part in parts]), masked[1])
     assert torch.equal(torch.cat([part["top"][1] for part in parts]), ids)
     found_scores = torch.cat([part["top"][0] for part in parts])
     assert found_scores.dtype == scores.dtype
@@ -216,6 +224,7 @@ REFUSED_IN_ONE = {
     "temperature": "ValueError: temperature must be above 0, found -1.0",
     "k": r"ValueError: k must be in \[1, V=9\], found 10",
     "exclude": r"ValueError: exclude must be in \[0, V\)",
+    "mask": r"ValueError: where must have shape \[shard.rows=\d\], found \[\d\]",
     "log_weights": r"ValueError: log_weights must",
     "ids": r"ValueError: ids must be in \[0, V\) \(V=9\), found -1",
 }
