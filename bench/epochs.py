@@ -25,6 +25,7 @@ from typing import Any
 
 import torch
 
+from bench.conftest import instruction_set
 from bench.records import RESULTS, write_record, write_text
 from bench.summary import header
 from plr.config import Config
@@ -36,6 +37,8 @@ from plr.training.module import RowDataset, build_optimizer, step_seed, training
 SYSTEMS: dict[str, dict[str, Any]] = {
     "SASRec": {"method": "base"},
     "PLR, M 2, T 1": {"method": "plr", "streams": 2, "steps": 1},
+    "PLR, M 1, T 1": {"method": "plr", "streams": 1, "steps": 1},
+    "PLR, M 2, T 1, no second view": {"method": "plr", "streams": 2, "steps": 1, "consistency_weight": 0.0},
     "ERL": {"method": "erl"},
     "PRL": {"method": "prl", "warmup_epochs": 0},  # as in all epochs but the first two
 }
@@ -206,13 +209,14 @@ def main() -> None:
         "",
         f"{dataset.num_users:,} users, {dataset.num_items:,} items, {targets:,} targets an epoch; d {arguments.dim}, "
         f"at most {arguments.max_length} items, about {arguments.targets} targets a step; seconds{clock}: median of "
-        f"{arguments.rounds} rounds, {arguments.threads} threads, {arguments.share:.0%} of an epoch a turn; the last "
-        "column is the median of the rounds' ratios.",
+        f"{arguments.rounds} rounds, {arguments.threads} threads, {arguments.share:.0%} of an epoch a turn, "
+        f"{instruction_set()}; the last column is the median of the rounds' ratios.",
     ]
     record = {
         "arguments": {name: value for name, value in vars(arguments).items() if name not in ("out", "data")},
         "torch": torch.__version__,
         "machine": platform.machine(),
+        "instruction_set": instruction_set(),
         "systems": found,
     }
     write_record(arguments.out / f"epochs-{arguments.name}.json", record)

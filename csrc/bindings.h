@@ -11,6 +11,7 @@
 #include <string>
 #include <tuple>
 
+#include "buffer.h"
 #include "kernels.h"
 #include "matrix.h"
 
@@ -36,10 +37,15 @@ inline Matrix matrix(const MatrixArguments& arguments) {
   return {pointer<const void>(address), data_type(type), rows, columns, stride};
 }
 
+// A gradient to write: new memory, which allocators have from the system each time where it is as large as this.
 inline std::optional<MutableMatrix> mutable_matrix(const std::optional<MatrixArguments>& arguments) {
+  constexpr int64_t from_the_system = int64_t{32} << 20;
   if (!arguments) return std::nullopt;
   const auto& [address, type, rows, columns, stride] = *arguments;
-  return MutableMatrix{pointer<void>(address), data_type(type), stride};
+  const MutableMatrix matrix{pointer<void>(address), data_type(type), stride};
+  const int64_t bytes = rows * stride * bytes_of(matrix.type);
+  if (bytes >= from_the_system) prefer_huge_pages(matrix.data, static_cast<std::size_t>(bytes));
+  return matrix;
 }
 
 inline const MutableMatrix* pointer_to(const std::optional<MutableMatrix>& matrix) {
