@@ -1,4 +1,4 @@
-"""Seconds per training epoch, and test metrics, of RecTools' SASRec.
+"""Seconds per training epoch, and test metrics, of RecTools' SASRec, and of its `fast_transformers`.
 
 The peer of `plr train --backbone sasrec --method base`. Runs in an environment of its own, since RecTools
 pins other versions than plr (numpy < 2 among them), and imports no plr. On a machine without a GPU say
@@ -12,6 +12,11 @@ torch==2.13.0+cpu:
 The data file has a line per user: user item item ..., in time order. The last two items of each user are
 held out of training. The measured model: softmax loss over all items at all positions, 64 factors, 2
 blocks, 2 heads, dropout 0.5, sequences of 50, batches of 128 users, Adam at 1e-3.
+
+--model flat trains FlatSASRecNet, from `rectools.fast_transformers`, at the same sizes and on its own
+`build_sequences` and `SequenceBatchDataset`. RecTools has no trainer for it: the loop here is what its UniSRecModel
+does, softmax over all items at every position, padded ones ignored. flat-targets takes the net's states where a target
+counts and computes logits for those alone, which RecTools does nowhere.
 
 Prints one line of JSON. `epoch_seconds` holds the wall time of every epoch, from the first batch asked of
 the data loader to the end of the last step: reading, building the data set, and evaluation are outside. For
@@ -45,7 +50,11 @@ import pytorch_lightning
 import torch
 from rectools import Columns
 from rectools.dataset import Dataset
+from rectools.fast_transformers import FlatSASRecNet
+from rectools.fast_transformers.preprocessing.sequence_data import SequenceBatchDataset, build_sequences
 from rectools.models import SASRecModel
+from torch.nn import functional
+from torch.utils.data import DataLoader
 
 
 class EpochTimer(pytorch_lightning.Callback):
@@ -122,6 +131,35 @@ def build_model(epochs: int, workers: int, limit_batches: int | None) -> SASRecM
     )
 
 
+def flat_epochs(
+    histories: dict[str, list[str]], epochs: int, workers: int, limit_batches: int | None, *, targets_only: bool
+) -> tuple[list[float], int]:
+    """Train FlatSASRecNet; return the seconds of each epoch, and how many batches one has."""
+    distinct = sorted({item for items in histories.values() for item in items})
+    number = {item: place for place, item in enumerate(distinct)}
+    rows = [(user, number[item]) for user, items in enumerate(histories.values()) for item in items]
+    users, items = torch.tensor(rows).T
+    x, y, known, _ = build_sequences(users, items, torch.arange(len(rows)), max_len=50)
+    net = FlatSASRecNet(len(known), n_factors=64, n_blocks=2, n_heads=2, session_max_len=50, dropout=0.5).train()
+    optimizer = torch.optim.Adam(net.parameters(), lr=1e-3)
+    loader = DataLoader(SequenceBatchDataset(x, y), batch_size=128, shuffle=True, num_workers=workers)
+    seconds, batches = [], len(loader) if limit_batches is None else min(len(loader), limit_batches)
+    for _ in range(epochs):
+        start = time.perf_counter()
+        for _, batch in zip(range(batches), loader, strict=False):
+            optimizer.zero_grad()
+            labels = batch["y"].flatten() - 1  # -1 where padded
+            if targets_only:
+                states = net.encode(batch["x"]).flatten(0, 1)[labels >= 0]
+                loss = functional.cross_entropy(states @ net.all_item_embeddings().T, labels[labels >= 0])
+            else:
+                loss = functional.cross_entropy(net(batch).flatten(0, 1), labels, ignore_index=-1)
+            loss.backward()
+            optimizer.step()
+        seconds.append(time.perf_counter() - start)
+    return seconds, batches
+
+
 def last_item_ranks(model: SASRecModel, histories: dict[str, list[str]]) -> np.ndarray:
     """Return the rank of each user's last item after the items before it; infinite if not rankable."""
     known = {item: number for number, item in enumerate(model.data_preparator.get_known_item_ids())}
@@ -147,14 +185,17 @@ def last_item_ranks(model: SASRecModel, histories: dict[str, list[str]]) -> np.n
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="a line `user item item ...` per user")
+    parser.add_argument("--model", choices=["sasrec", "flat", "flat-targets"], default="sasrec")
     parser.add_argument("--epochs", type=int, default=1)
-    parser.add_argument("--evaluate", action="store_true", help="add the test HR@10 and NDCG@10")
+    parser.add_argument("--evaluate", action="store_true", help="add the test HR@10 and NDCG@10; of sasrec alone")
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="threads of PyTorch's operators")
     parser.add_argument("--workers", type=int, default=0, help="worker processes of the data loader")
     parser.add_argument("--keep-memory", action="store_true", help="keep freed memory (Linux with glibc)")
     parser.add_argument("--limit-batches", type=int, help="end epochs early: to try the script")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
+    if arguments.evaluate and arguments.model != "sasrec":
+        parser.error("--evaluate: of --model sasrec alone")
 
     if arguments.keep_memory:
         keep_freed_memory()
@@ -162,15 +203,28 @@ def main() -> None:
     pytorch_lightning.seed_everything(arguments.seed)
     histories = read_histories(arguments.data)
     histories = {user: items for user, items in histories.items() if len(items) >= 3}
-    model = build_model(arguments.epochs, arguments.workers, arguments.limit_batches)
-    model.fit(build_dataset({user: items[:-2] for user, items in histories.items()}))
-    (timer,) = (callback for callback in model.fit_trainer.callbacks if isinstance(callback, EpochTimer))
-    device = model.fit_trainer.strategy.root_device
+    train = {user: items[:-2] for user, items in histories.items()}
+    device = torch.device("cpu")
+    if arguments.model == "sasrec":
+        model = build_model(arguments.epochs, arguments.workers, arguments.limit_batches)
+        model.fit(build_dataset(train))
+        (timer,) = (callback for callback in model.fit_trainer.callbacks if isinstance(callback, EpochTimer))
+        device = model.fit_trainer.strategy.root_device
+        epoch_seconds, batches = timer.seconds, int(model.fit_trainer.num_training_batches)
+    else:
+        epoch_seconds, batches = flat_epochs(
+            train,
+            arguments.epochs,
+            arguments.workers,
+            arguments.limit_batches,
+            targets_only=arguments.model == "flat-targets",
+        )
     result = {
         "system": "rectools",
-        "epoch_seconds": [round(seconds, 3) for seconds in timer.seconds],
-        "median_epoch_seconds": round(float(np.median(timer.seconds)), 3),
-        "batches_per_epoch": int(model.fit_trainer.num_training_batches),
+        "model": arguments.model,
+        "epoch_seconds": [round(seconds, 3) for seconds in epoch_seconds],
+        "median_epoch_seconds": round(float(np.median(epoch_seconds)), 3),
+        "batches_per_epoch": batches,
         "users": len(histories),
         "seed": arguments.seed,
         "threads": arguments.threads,
