@@ -111,6 +111,8 @@ def targets() -> list[Target]:
 def beyond_blocks(operator: Operator) -> dict[str, Any]:
     """Sizes beyond what a kernel holds in one block."""
     most = MOST_INTERPRETED if TRITON_INTERPRETED else {}
+    if most and operator.large.get("per_row"):  # a program for each row, which takes 16 candidates at a time
+        most = most | {"rows": 20, "count": 35}
     return {name: min(size, most[name]) if name in most else size for name, size in operator.large.items()}
 
 
