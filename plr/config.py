@@ -24,7 +24,7 @@ from plr.options import (
     TrainingOptions,
     UniSRecOptions,
 )
-from plr.systems import BACKBONES, METHODS, REFUSALS, Method, RowKind, method_of, row_kinds, why_no_sequences
+from plr.systems import BACKBONES, REFUSALS, Method, RowKind, method_of, row_kinds, why_no_sequences
 
 
 # The options of a base stand behind those of the bases to its right: dataclasses collect fields from the last base on.
@@ -196,18 +196,18 @@ class Config(
         together = "with shard_items true"
         if self.system.no_sharding:
             raise ConfigError(
-                f"shard_items must be false for method {self.method!r} on backbone {self.backbone!r}: "
-                f"{self.system.no_sharding}; it is for {', '.join(_SHARING)} on sasrec and bert4rec"
+                f"shard_items must be false for phase {self.phase!r} of method {self.method!r}: "
+                f"{self.system.no_sharding}"
             )
-        if self.text_vectors or self.features:
+        if not BACKBONES[self.backbone].shares_items:
+            raise ConfigError(
+                f"shard_items must be false for backbone {self.backbone!r}: it makes the vectors of all items at once"
+            )
+        if self.loss != "softmax" and (self.features or self.text_vectors):
             found = "text_vectors" if self.text_vectors else "features"
             raise ConfigError(
-                f"{found} must not be given {together}: the table that is shared is of learned vectors of the items "
-                "and nothing else; shard_items false makes the vectors of all items in every process"
-            )
-        if self.loss != "softmax":
-            raise ConfigError(
-                f"loss must be softmax {together}, found {self.loss!r}: sampled items are read from a whole table"
+                f"loss must be softmax {together} and {found}, found {self.loss!r}: a process would make the vectors "
+                "of all its items to sample some"
             )
         if self.rank_with != "model":
             raise ConfigError(f"rank_with must be model {together}, found {self.rank_with!r}: the engine has all items")
@@ -270,9 +270,6 @@ def read_fields(path: Path) -> dict[str, Any]:
         raise ConfigError(f"{path}: expected a mapping, lines of 'field: value'; found {found}")
     return FORMER_VALUES | values if "provenance" in values else values
 
-
-_SHARING = [name for name, method in METHODS.items() if not method.no_sharding]
-"""The methods whose processes can share the item table."""
 
 _DERIVED = (
     "temperature", "steps", "kl_weight", "contrastive_weight", "consistency_weight", "trigger_std", "fast_state",

@@ -643,7 +643,7 @@ class MachineOptions(Options):
         nodes: how many machines train the run; on each, torchrun starts plr.
         shard_items: whether each of several devices has a part of the item table alone, with its gradients and Adam's
             moments, in place of all of it: for tables that one device cannot hold. The result is the same, to rounding.
-            For base, ERL, PRL and PLR on sasrec and bert4rec, with loss softmax.
+            For every method but LARES' phase rpt; losses on sampled items without features and texts.
         threads: CPU threads; 0 leaves torch's choice. Bit-equal results need an equal number.
         progress: show a progress bar.
     """

@@ -64,6 +64,7 @@ class Backbone:
         needs: which of them it requires.
         base: what method "base" means here, where the bare backbone has its own way of training.
         extra_positions: positions beside those of the items.
+        shares_items: whether `items` can build the vectors of one process' items alone.
     """
 
     description: str
@@ -75,6 +76,7 @@ class Backbone:
     needs: tuple[str, ...] = ()
     base: Method | None = None
     extra_positions: int = 0
+    shares_items: bool = False
 
 
 BACKBONES = {
@@ -82,12 +84,14 @@ BACKBONES = {
         "causal self-attention over the items; method base predicts the next item at every position "
         "(SASRec, Kang and McAuley 2018, with full cross-entropy)",
         causal=True,
+        shares_items=True,
     ),
     "bert4rec": Backbone(
         "attention both ways over the items, next-item loss on prefixes, reasoning tokens causal behind them "
         "(BERT4Rec as a reasoning backbone in ReaRec, 2025; not trained by Cloze)",
         causal=False,
         row_kinds=("prefix",),
+        shares_items=True,
     ),
     "bert4rec-cloze": Backbone(
         "attention both ways, trained to fill in masked items, ranks at an appended mask "
@@ -98,9 +102,9 @@ BACKBONES = {
             "cloze.ClozeRecommender",
             row_kinds=("sequence",),
             no_sampling="Cloze scores an item by its vector and a bias of its own, and of the biases there are all",
-            no_sharding="Cloze scores an item by its vector and a bias of its own, and of the biases there are all",
         ),
         extra_positions=1,
+        shares_items=True,
     ),
     "unisrec": Backbone(
         "SASRec's encoder over item vectors made from text by a mixture of whitening experts, scored by cosine "
@@ -110,6 +114,7 @@ BACKBONES = {
         temperature=COSINE_TEMPERATURE,
         reads=("text_vectors",),
         needs=("text_vectors",),
+        shares_items=True,
     ),
 }
 
@@ -140,10 +145,9 @@ METHODS = {
             "lares_post_training.PostTrainedLARES",
             no_sequences="post-training chooses its rows by their targets",
             no_sampling="post-training rewards ranks among all items, and compares log-probabilities over all",
-            no_sharding="LARES computes with the whole table",
+            no_sharding="post-training compares with the model that it starts from, whose table is whole",
         ),
         no_sampling="post-training compares log-probabilities over all items with those of this phase",
-        no_sharding="LARES computes with the whole table",
     ),
     "plr": Method(
         "plr.PLRRecommender",

@@ -11,8 +11,8 @@ from torch.nn import functional
 from plr.data import Batch, Share
 from plr.models.collectives import total
 from plr.models.encoder import SequenceEncoder
-from plr.models.items.encoders import ItemEncoder
-from plr.models.items.sharded import ShardedEmbedding, ShardedIdItems
+from plr.models.items.encoders import ItemEncoder, SharableItemEncoder
+from plr.models.items.sharded import ShardedEmbedding
 from plr.models.sampled_items import Candidates, ItemSampler, SampledItems, positive_power, starting_score
 from plr.models.scoring import ItemScorer
 from plr.models.sharded_items import ShardedItems
@@ -96,18 +96,15 @@ class RecommenderModel(nn.Module):
 
         With a loss over all items these are the batch, the table and its candidates. Else the vectors are those of the
         items alone that the batch and its sampled items name, [U, d], and the batch numbers these. Where processes
-        share the table the vectors are those of the items of the batch's histories, which alone are numbered anew: all
-        processes call it together.
+        share the table all of them call it together.
 
         Raises:
             RuntimeError: the loss samples items, and there is no sampler.
         """
         options = self.options
-        if isinstance(self.items, ShardedIdItems):
-            rows, shard = self.items.embedding.weight, self.items.shard
-            named, numbers = torch.unique(filled_up(batch), return_inverse=True)
-            return replace(batch, item_ids=numbers), sharded_lookup(rows, named, shard), ShardedItems(rows, shard)
         if options.loss == "softmax":
+            if self.items.part is not None:
+                return self.shared_items(batch)
             table = self.item_table()
             return batch, table, self.candidates(table)
         if self.sampler is None:
@@ -123,13 +120,28 @@ class RecommenderModel(nn.Module):
         offset = starting_score(power, len(drawn)) if kind == "bce" else 0.0
         return batch, table, SampledItems(self.candidates(table), sampled, log_q, kind, power, offset)
 
+    def shared_items(self, batch: Batch, held: Tensor | None = None) -> tuple[Batch, Tensor, ShardedItems]:
+        """Return what `step_items` does over all items, of which each process holds some; all call it together.
+
+        The vectors are those of the items of the batch's histories, which alone are numbered anew.
+
+        Args:
+            batch: this process's.
+            held: the `held_vectors` of its items, where it already has them.
+        """
+        assert isinstance(self.items, SharableItemEncoder)
+        held, shard = self.items.held_vectors() if held is None else held, self.items.shard
+        named, numbers = torch.unique(filled_up(batch), return_inverse=True)
+        candidates = ShardedItems(self.candidates(held), shard)
+        return replace(batch, item_ids=numbers), sharded_lookup(held, named, shard), candidates
+
     def own_rows(self) -> tuple[str, ...]:
         """Return the names of the parameters whose row v is item v's own."""
         return tuple(f"items.{name}" for name in self.items.own_rows())
 
     def shared_rows(self) -> tuple[str, ...]:
         """Return the names of the parameters of which this process has some rows, and others of its run the rest."""
-        return self.own_rows() if isinstance(self.items, ShardedIdItems) else ()
+        return () if self.items.part is None else self.own_rows()
 
     def candidates(self, table: Tensor) -> Tensor:
         """Return the vectors [V, d] that scores are taken against: those of the table, or their unit vectors."""

@@ -11,7 +11,7 @@ import torch
 from plr.config import Config
 from plr.items import ItemData
 from plr.models.encoder import SequenceEncoder
-from plr.models.items.sharded import ShardedIdItems
+from plr.models.items.sharded import ItemPart
 from plr.models.recommender import RecommenderModel
 from plr.systems import BACKBONES, METHODS, Method
 
@@ -33,9 +33,8 @@ def build_model(config: Config, items: ItemData | int, *, part: tuple[int, int] 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         encoder = SequenceEncoder(config, causal=backbone.causal, extra_positions=backbone.extra_positions)
-        if part is None:
-            return model(item_encoder(data, config.dim, config), encoder, config)
-        return model(ShardedIdItems(data.num_items, config.dim, *part), encoder, config)
+        shared = () if part is None else (ItemPart(data.num_items, *part),)
+        return model(item_encoder(data, config.dim, config, *shared), encoder, config)
 
 
 def options_of_other_methods(config: Config) -> set[str]:

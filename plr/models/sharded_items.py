@@ -12,6 +12,7 @@ import torch
 import torch.distributed as distributed
 from torch import Tensor
 
+from plr.data.rows import IGNORED
 from plr_kernels.distributed import (
     ItemShard,
     sharded_linear_cross_entropy,
@@ -35,11 +36,13 @@ class ShardedItems:
     shard: ItemShard
 
     def linear_cross_entropy(self, states: Tensor, targets: Tensor, temperature: float, reduction: str) -> Tensor:
-        """As `plr_kernels.linear_cross_entropy` of the process's states."""
+        """As `plr_kernels.linear_cross_entropy` of the process's states; no target counts that is `IGNORED`."""
         losses = sharded_linear_cross_entropy(
             states, self.rows, targets, self.shard, temperature=temperature, reduction="none"
         )
-        return losses if reduction == "none" else losses.mean() if reduction == "mean" else losses.sum()
+        if reduction == "none":
+            return losses
+        return losses.sum() / (targets != IGNORED).sum() if reduction == "mean" else losses.sum()
 
     def mixture_cross_entropy(
         self, states: Tensor, log_weights: Tensor, targets: Tensor, temperature: float

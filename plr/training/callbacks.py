@@ -17,7 +17,7 @@ from plr.data import Rows
 from plr.evaluation import metrics
 from plr.files import atomic_path, sha256_of
 from plr.models import RecommenderModel
-from plr.models.items.sharded import ShardedIdItems
+from plr.models.items.encoders import SharableItemEncoder
 from plr.training.shared_files import write_together
 from plr.training.shared_ranking import rank_together
 from plr.training.shared_rows import drop_other_rows
@@ -80,7 +80,7 @@ class BestWeights(Checkpoint):
         value = float(trainer.callback_metrics[MONITOR])
         if value > self.best_value:
             self.best_value, self.best_epoch = value, trainer.current_epoch
-            if trainer.is_global_zero or pl_module.model.shared_rows():
+            if trainer.is_global_zero or pl_module.model.items.part is not None:
                 save_weights(pl_module.model, self.path)
             self.best_hash = sha256_of(self.path) if trainer.is_global_zero else None
 
@@ -130,7 +130,8 @@ class OwnSignals(Callback):
 
 def save_weights(model: RecommenderModel, path: Path) -> None:
     """Write a model's weights as safetensors, aside first; where processes share the item table, all together."""
-    if isinstance(model.items, ShardedIdItems):
+    if model.items.part is not None:
+        assert isinstance(model.items, SharableItemEncoder)
         shared = model.shared_rows()
         own = {name: tensor.detach().contiguous() for name, tensor in model.state_dict().items()}
         whole = {name: tensor for name, tensor in own.items() if name not in shared}

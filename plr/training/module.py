@@ -17,6 +17,7 @@ from plr.config import Config
 from plr.data import Batch, DealtRows, LengthGroupedBatches, Rows, SameTargetPositives, SequenceDataset, Share
 from plr.models import RecommenderModel
 from plr.models.collectives import total
+from plr.models.items.sharded import ShardedEmbedding
 from plr.models.sampled_items import ItemSampler
 from plr.signals import raise_again
 from plr.training.accumulation import AccumulatedMean
@@ -57,7 +58,10 @@ class TrainingModule(lightning.LightningModule):
         self.resume_point = resume_point
         self.rows_file: Path | None = None  # what the last checkpoint has the shared tables in
         # DistributedDataParallel neither sends nor averages what each process has alone.
-        self._ddp_params_and_buffers_to_ignore = [f"model.{name}" for name in model.shared_rows()]
+        own = {*model.shared_rows()}
+        if model.items.part is not None:  # features and texts of its items
+            own |= {f"items.{name}" for name, _ in model.items.named_buffers()}
+        self._ddp_params_and_buffers_to_ignore = [f"model.{name}" for name in own]
         self.accumulated = AccumulatedMean(config.accumulate_batches) if config.accumulate_batches > 1 else None
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
@@ -258,7 +262,11 @@ def build_optimizer(model: torch.nn.Module, config: Config) -> torch.optim.Optim
 def clip_together(model: RecommenderModel, most: float) -> None:
     """Clip the norm of the gradient of all processes, of which each has that of its rows of shared tables."""
     shared = model.shared_rows()
-    gradients = {name: each.grad for name, each in model.named_parameters() if each.grad is not None}
+    gradients = {
+        name: each.grad.values() if each.grad.is_sparse else each.grad  # coalesced: a row stands in it once
+        for name, each in model.named_parameters()
+        if each.grad is not None
+    }
     squares = [get_total_norm([gradient]).double() ** 2 for name, gradient in gradients.items() if name in shared]
     of_tables = total(torch.stack(squares).sum())
     others = get_total_norm([gradient for name, gradient in gradients.items() if name not in shared])
@@ -280,7 +288,7 @@ def sparse_table_gradients(model: RecommenderModel) -> None:
     """Let looked-up rows of the items' own vectors have sparse gradients."""
     for name in model.own_rows():
         module = model.get_submodule(name.rpartition(".")[0])
-        assert isinstance(module, torch.nn.Embedding)  # as methods that sample items have them
+        assert isinstance(module, torch.nn.Embedding | ShardedEmbedding)  # as methods that sample items have them
         module.sparse = True
 
 

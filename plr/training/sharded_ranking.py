@@ -13,7 +13,7 @@ from plr.errors import EvaluationError
 from plr.evaluation import Ranking
 from plr.evaluation.ranking import seen_items
 from plr.models import RecommenderModel
-from plr.models.sharded_items import ShardedItems
+from plr.models.items.encoders import SharableItemEncoder
 from plr.signals import raise_again
 
 __all__ = ["rank_over_shards"]
@@ -51,13 +51,14 @@ def rank_over_shards(
     wrong: list[int] = []
     try:
         model.eval()
+        assert isinstance(model.items, SharableItemEncoder)
+        held = model.items.held_vectors()
         for index in LengthGroupedBatches(rows.lengths, batch_size * world_size, shuffle=False):
             raise_again()
             own = index[rank::world_size]
             batch = rows.batch(own if len(own) else index[:1]).to(device)
             exclude = _padded(seen_items(batch.item_ids, batch.lengths), model) if exclude_seen else None
-            step, table, items = model.step_items(batch)
-            assert isinstance(items, ShardedItems)
+            step, table, items = model.shared_items(batch, held)
             greater, equal = (
                 count.cpu() for count in model.scorer(step, table).target_rank(items, batch.targets, exclude=exclude)
             )

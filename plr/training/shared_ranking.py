@@ -55,7 +55,7 @@ def rank_together(
     """
     rank, world_size = share_of(len(rows))
     rank_share: Callable[[], Ranking]
-    if model is not None and model.shared_rows():
+    if model is not None and model.items.part is not None:
         rank_share = partial(
             rank_over_shards, model, rows, batch_size, rank, world_size, exclude_seen=exclude_seen, on_batch=on_batch
         )

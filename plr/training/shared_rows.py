@@ -10,7 +10,7 @@ from torch import nn
 from plr.errors import RunError
 from plr.files import sha256_of
 from plr.models import RecommenderModel
-from plr.models.items.sharded import ShardedIdItems
+from plr.models.items.encoders import SharableItemEncoder
 from plr.runs import load_weights
 from plr.training.shared_files import read_part, write_together
 
@@ -22,10 +22,7 @@ _ENTRY = "shared_rows"
 
 def own_rows_of(model: nn.Module) -> slice:
     """Return which rows of the item table a model has."""
-    items = model.items if isinstance(model, RecommenderModel) else None
-    if not isinstance(items, ShardedIdItems):
-        return slice(None)
-    return slice(items.embedding.first, items.embedding.first + len(items.embedding.weight))
+    return model.items.held if isinstance(model, RecommenderModel) else slice(None)
 
 
 def load_own_weights(model: RecommenderModel, path: Path) -> None:
@@ -80,7 +77,7 @@ def take_rows_out(model: RecommenderModel, checkpoint: dict[str, Any], resume_po
         state[numbers[name]] = {kind: each for kind, each in of_rows.items() if not each.ndim}
         tensors |= {f"{kind}.{name}": each for kind, each in of_rows.items() if each.ndim}
         optimizers[0] = {**optimizers[0], "state": state}
-    assert isinstance(model.items, ShardedIdItems)
+    assert isinstance(model.items, SharableItemEncoder)
     shard = model.items.shard
     write_together(path, {}, tensors, shard)
     checkpoint[_ENTRY] = {"file": path.name, "sha256": "" if shard.rank else sha256_of(path)}

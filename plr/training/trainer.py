@@ -175,7 +175,7 @@ def _run(
         for split, model in (("valid", selection.model), ("test", refitted or selection.model))
     }
     tested = refitted or selection.model
-    if _is_first() or tested.shared_rows():
+    if _is_first() or tested.items.part is not None:
         save_weights(tested, folder.weights)
     if not _is_first():
         return {}
@@ -193,7 +193,7 @@ def _ranking(model: RecommenderModel, split: str, config: Config, dataset: Seque
     """Rank a split's rows, shared among the run's processes, on the model's device."""
     rows = dataset.rows(split, config.max_length)
     rank, world_size = share_of(len(rows))
-    if world_size == 1 and not _is_first() and not model.shared_rows():  # nobody to share with: the first does it
+    if world_size == 1 and not _is_first() and model.items.part is None:  # nobody to share with: the first does it
         return Ranking(*(torch.empty(0) for _ in range(3)))
     own = len(range(rank, len(rows), world_size))
     with ranking_progress(f"Ranking {split}", own, shown=config.progress and _is_first()) as advance:
@@ -231,7 +231,8 @@ def _device(config: Config) -> torch.device:
     except MisconfigurationException as error:
         asked = f"--accelerator {config.accelerator} --devices {config.devices}"
         raise RunError(f"{asked} is not available: {' '.join(str(error).split())}") from error
-    if config.processes > 1 and device.type == "cuda" and config.loss != "softmax" and config.sparse_adam:
+    averaged = config.processes > 1 and not config.shard_items  # gradients of the table
+    if averaged and device.type == "cuda" and config.loss != "softmax" and config.sparse_adam:
         raise RunError(
             f"sparse_adam must be false with {config.processes} processes on GPUs: NCCL adds no sparse gradients up"
         )

@@ -17,7 +17,7 @@ from plr_kernels.distributed.shard import ItemShard
 __all__ = ["sharded_lookup"]
 
 
-def sharded_lookup(items: Tensor, ids: Tensor, shard: ItemShard) -> Tensor:
+def sharded_lookup(items: Tensor, ids: Tensor, shard: ItemShard, *, sparse: bool = False) -> Tensor:
     """Look item ids up in a table of which the process holds some rows, as `torch.nn.functional.embedding` does.
 
     Each id is fetched once, however often a process names it; in the backward pass the gradient of its row goes back to
@@ -27,6 +27,8 @@ def sharded_lookup(items: Tensor, ids: Tensor, shard: ItemShard) -> Tensor:
         items: [shard.rows, D], float32, bfloat16, float16 or float64.
         ids: int64 of any shape, in [0, V); the shape may differ between processes, and be empty.
         shard: which rows of the table `items` are.
+        sparse: whether the gradient w.r.t. `items` is a sparse tensor, of the rows that some process names; a row that
+            several name is in it several times. The same in all processes.
 
     Returns:
         [*ids.shape, D], in the dtype of `items`, with gradients.
@@ -45,34 +47,37 @@ def sharded_lookup(items: Tensor, ids: Tensor, shard: ItemShard) -> Tensor:
         check_local_table(items, shard)
         check_integer("ids", ids, (torch.int64,), "items", items)
         check_values("ids", ids, 0, shard.items, "in [0, V)", V=shard.items)
-        return {"R": ids.numel(), "D": sizes["D"], "dtype": dtype_number(items)}
+        return {"R": ids.numel(), "D": sizes["D"], "dtype": dtype_number(items), "sparse": int(sparse)}
 
     agree(shard, items, check)
     distinct, places = torch.unique(ids, return_inverse=True)  # ascending: those of one process after the other's
-    return _Lookup.apply(items, distinct, shard)[places]
+    return _Lookup.apply(items, distinct, shard, sparse)[places]
 
 
 class _Lookup(torch.autograd.Function):
     """The rows of ascending ids [U], asked of those that hold them."""
 
     @staticmethod
-    def forward(ctx: Any, items: Tensor, ids: Tensor, shard: ItemShard) -> Tensor:
+    def forward(ctx: Any, items: Tensor, ids: Tensor, shard: ItemShard, sparse: bool) -> Tensor:
         asked = shard.counts(ids)  # of each process
         wanted = ids.new_empty(shard.processes)
         distributed.all_to_all_single(wanted, torch.tensor(asked, device=ids.device), group=shard.group)
         given = wanted.tolist()  # to each process
         rows = _sent(ids, asked, given, shard) - shard.first
-        ctx.shard, ctx.asked, ctx.given, ctx.shape = shard, asked, given, items.shape
+        ctx.shard, ctx.asked, ctx.given, ctx.shape, ctx.sparse = shard, asked, given, items.shape, sparse
         ctx.save_for_backward(rows)
         return _sent(items.detach()[rows], given, asked, shard)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
         (rows,) = ctx.saved_tensors
-        received = upcast(_sent(gradient, ctx.asked, ctx.given, ctx.shard))
+        received = _sent(gradient, ctx.asked, ctx.given, ctx.shard)
+        if ctx.sparse:
+            return torch.sparse_coo_tensor(rows[None], received, ctx.shape), None, None, None
+        received = upcast(received)
         of_items = received.new_zeros(ctx.shape).index_add_(0, rows, received)
-        return of_items.to(gradient.dtype), None, None
+        return of_items.to(gradient.dtype), None, None, None
 
 
 def _sent(values: Tensor, counts: list[int], received: list[int], shard: ItemShard) -> Tensor:

@@ -6,12 +6,15 @@ from collections.abc import Sequence
 from typing import ClassVar
 
 import torch
+import torch.distributed as distributed
 from torch import Tensor, nn
 from torch.nn import functional
 
 from plr.data import Share
 from plr.items import FeatureField, ItemData
+from plr.models.items.sharded import ItemPart, item_embedding
 from plr.options import Options
+from plr_kernels.distributed import ItemShard, sharded_lookup
 
 
 class ItemEncoder(nn.Module):
@@ -19,14 +22,21 @@ class ItemEncoder(nn.Module):
 
     Attributes:
         num_items: V; items are numbered 0..V-1, there is no padding row.
+        part: which items this process holds, where processes share the table; None: all.
         cosine: whether an item's score is the cosine to its vector instead of the dot product.
         share: where several processes train, set before every step: random numbers beside dropout's are to be drawn
             from its generator, so that all processes have one table. None in one process.
     """
 
     num_items: int
+    part: ItemPart | None = None
     cosine: ClassVar[bool] = False
     share: Share | None = None
+
+    @property
+    def held(self) -> slice:
+        """The items that this process holds, as a slice of all."""
+        return slice(0, self.num_items) if self.part is None else self.part.held
 
     def table(self) -> Tensor:
         """Return the item vectors [V, d], with gradients: computed once per step, for inputs and scores alike."""
@@ -41,29 +51,79 @@ class ItemEncoder(nn.Module):
         return ("embedding.weight",)
 
 
-class IdItemEncoder(ItemEncoder):
+class SharableItemEncoder(ItemEncoder):
+    """An item encoder that can be built for the items of one process: a subclass has `held_vectors`, and no `table`.
+
+    Args:
+        num_items: V.
+        part: which of them this process holds; None: all.
+    """
+
+    def __init__(self, num_items: int, part: ItemPart | None = None):
+        super().__init__()
+        self.num_items = num_items
+        self.part = part
+        self._shard: ItemShard | None = None
+
+    def held_vectors(self) -> Tensor:
+        """Return the vectors [held, d] of the items that this process holds, with gradients: once per step."""
+        raise NotImplementedError
+
+    def table(self) -> Tensor:
+        """Return the item vectors [V, d], with gradients.
+
+        Raises:
+            RuntimeError: processes share it, and none has it.
+        """
+        if self.part is not None:
+            raise RuntimeError(
+                "the item table is shared among processes: none has all rows; take step_items of the model"
+            )
+        return self.held_vectors()
+
+    @property
+    def shard(self) -> ItemShard:
+        """Which rows the process has; all processes ask for it for the first time together.
+
+        The processes exchange rows and states in a group of their own: what DistributedDataParallel sends meanwhile, in
+        an order of its own, is not waited for.
+
+        Raises:
+            RuntimeError: the processes are others than the rows were made for.
+        """
+        if self._shard is None:
+            part, shard = self.part, ItemShard(self.num_items, distributed.new_group())
+            if part is None or (shard.rank, shard.processes) != (part.process, part.processes):
+                raise RuntimeError(f"process {shard.rank} of {shard.processes} has the rows of another: {part}")
+            self._shard = shard
+        return self._shard
+
+
+class IdItemEncoder(SharableItemEncoder):
     """One learned vector per item.
 
     Args:
         num_items: V.
         dim: width d.
+        part: which of the items this process holds; None: all.
     """
 
-    def __init__(self, num_items: int, dim: int):
-        super().__init__()
-        self.num_items = num_items
-        self.embedding = nn.Embedding(num_items, dim)
+    def __init__(self, num_items: int, dim: int, part: ItemPart | None = None):
+        super().__init__(num_items, part)
+        self.embedding = item_embedding(num_items, dim, part)
 
-    def table(self) -> Tensor:
-        """Return the item vectors [V, d], with gradients."""
+    def held_vectors(self) -> Tensor:
+        """Return the vectors [held, d], with gradients."""
         return self.embedding.weight
 
     def rows(self, ids: Tensor) -> Tensor:
-        """Return the rows `ids` of the table."""
-        return self.embedding(ids)
+        """Return the rows `ids` of the table; where processes share it, all call it together, each with its own ids."""
+        if self.part is None:
+            return self.embedding(ids)
+        return sharded_lookup(self.embedding.weight, ids, self.shard, sparse=self.embedding.sparse)
 
 
-class FeatureItemEncoder(ItemEncoder):
+class FeatureItemEncoder(SharableItemEncoder):
     """One learned vector per item, plus for each field the mean of its values' learned vectors.
 
         table[v] = E_id[v] + Σ over fields f of  mean over the values a of v in f of E_f[a],
@@ -73,21 +133,23 @@ class FeatureItemEncoder(ItemEncoder):
     Args:
         num_items: V.
         dim: width d.
-        features: the fields.
+        features: the fields, of all items.
+        part: which of the items this process holds; None: all.
     """
 
-    def __init__(self, num_items: int, dim: int, features: Sequence[FeatureField]):
-        super().__init__()
-        self.num_items = num_items
-        self.embedding = nn.Embedding(num_items, dim)
-        self.fields = nn.ModuleList(FieldMean(field, dim) for field in features)
+    def __init__(
+        self, num_items: int, dim: int, features: Sequence[FeatureField], part: ItemPart | None = None
+    ):
+        super().__init__(num_items, part)
+        self.embedding = item_embedding(num_items, dim, part)
+        self.fields = nn.ModuleList(FieldMean(field, dim, self.held) for field in features)
 
-    def table(self) -> Tensor:
-        """Return the item vectors [V, d], with gradients."""
-        table = self.embedding.weight
+    def held_vectors(self) -> Tensor:
+        """Return the vectors [held, d], with gradients."""
+        vectors = self.embedding.weight
         for field in self.fields:
-            table = table + field()
-        return table
+            vectors = vectors + field()
+        return vectors
 
     def rows(self, ids: Tensor) -> Tensor:
         """Return the rows `ids` of the table."""
@@ -97,29 +159,37 @@ class FeatureItemEncoder(ItemEncoder):
         return rows
 
 
-def id_items(data: ItemData, dim: int, options: Options) -> ItemEncoder:
+def id_items(data: ItemData, dim: int, options: Options, part: ItemPart | None = None) -> ItemEncoder:
     """Return vectors [V, dim] of the items' ids, and of their features where there are any; no option decides."""
     if data.features:
-        return FeatureItemEncoder(data.num_items, dim, data.features)
-    return IdItemEncoder(data.num_items, dim)
+        return FeatureItemEncoder(data.num_items, dim, data.features, part)
+    return IdItemEncoder(data.num_items, dim, part)
 
 
 class FieldMean(nn.Module):
-    """The mean vector of every item's values in one field, [V, d]; row `num_values` of the weights is "missing"."""
+    """The mean vector of every held item's values in one field; row `num_values` of the weights is "missing".
+
+    Args:
+        field: of all items.
+        dim: width d.
+        held: the items whose means are wanted.
+    """
 
     offsets: Tensor
     values: Tensor
 
-    def __init__(self, field: FeatureField, dim: int):
+    def __init__(self, field: FeatureField, dim: int, held: slice):
         super().__init__()
         self.embedding = nn.Embedding(field.num_values + 1, dim)
         offsets, values = _with_missing(field)
+        offsets = offsets[held.start : held.stop + 1]
+        offsets, values = offsets - offsets[0], values[int(offsets[0]) : int(offsets[-1])]
         # Not in the weights' file: they are the item data's, which the run's folder holds once.
         self.register_buffer("offsets", offsets, persistent=False)
         self.register_buffer("values", values, persistent=False)
 
     def forward(self, ids: Tensor | None = None) -> Tensor:
-        """Return [V, d], or the rows `ids` (int64 [U]) of it."""
+        """Return [held, d], or the rows `ids` (int64 [U]) of it."""
         values, offsets = self.values, self.offsets
         if ids is not None:
             first, counts = offsets[ids], offsets.diff()[ids]

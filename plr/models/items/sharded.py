@@ -1,35 +1,56 @@
-"""An item table of which each process of a run has some rows, and none has all."""
+"""Items of which each process of a run holds some, and none all."""
 
 from __future__ import annotations
 
-import torch
-import torch.distributed as distributed
-from torch import Tensor, nn
+from dataclasses import dataclass
 
-from plr.models.items.encoders import ItemEncoder
-from plr_kernels.distributed import ItemShard
+import torch
+from torch import nn
+
 from plr_kernels.distributed.shard import first_row
 
-__all__ = ["ShardedEmbedding", "ShardedIdItems"]
+__all__ = ["ItemPart", "ShardedEmbedding", "item_embedding"]
 
 _AT_A_TIME = 1 << 16
 """Rows drawn at a time, a multiple of 16."""
+
+
+@dataclass(frozen=True)
+class ItemPart:
+    """Which of the items a process holds, as `plr_kernels.distributed.ItemShard` deals them.
+
+    Attributes:
+        items: V, at least W.
+        process: which process it is.
+        processes: of how many, W.
+    """
+
+    items: int
+    process: int
+    processes: int
+
+    @property
+    def held(self) -> slice:
+        """The items, as a slice of all."""
+        first, stop = (first_row(self.items, self.processes, self.process + more) for more in (0, 1))
+        return slice(first, stop)
 
 
 class ShardedEmbedding(nn.Module):
     """A process's rows [rows, d] of an embedding [V, d].
 
     Args:
-        items: V.
+        part: which ones.
         dim: d.
-        process: which one it is.
-        processes: of how many.
+
+    Attributes:
+        sparse: whether looked-up rows have sparse gradients, as of nn.Embedding.
     """
 
-    def __init__(self, items: int, dim: int, process: int, processes: int):
+    def __init__(self, part: ItemPart, dim: int):
         super().__init__()
-        self.items, self.first = items, first_row(items, processes, process)
-        self.weight = nn.Parameter(torch.empty(first_row(items, processes, process + 1) - self.first, dim))
+        self.part, self.sparse = part, False
+        self.weight = nn.Parameter(torch.empty(part.held.stop - part.held.start, dim))
         self.draw(1.0)  # as nn.Embedding does: what is drawn after it is the same
 
     @torch.no_grad()
@@ -40,64 +61,19 @@ class ShardedEmbedding(nn.Module):
         and draws the last 16 again where there are not a multiple: in parts of a multiple of 16, all but the last, the
         numbers are those of one draw.
         """
-        rows, dim = self.weight.shape
+        held, items, dim = self.part.held, self.part.items, self.weight.shape[1]
         start = 0
-        while start < self.items:
+        while start < items:
             stop = start + _AT_A_TIME
-            if stop + 16 > self.items:
-                stop = self.items
+            if stop + 16 > items:
+                stop = items
             drawn = torch.empty(stop - start, dim).normal_(std=std)
-            first, last = max(start, self.first), min(stop, self.first + rows)
+            first, last = max(start, held.start), min(stop, held.stop)
             if first < last:
-                self.weight[first - self.first : last - self.first] = drawn[first - start : last - start]
+                self.weight[first - held.start : last - held.start] = drawn[first - start : last - start]
             start = stop
 
 
-class ShardedIdItems(ItemEncoder):
-    """One learned vector per item, of which each process has those of some items.
-
-    Args:
-        num_items: V, at least as many as processes.
-        dim: width d.
-        process: which one it is.
-        processes: of how many, W.
-    """
-
-    def __init__(self, num_items: int, dim: int, process: int, processes: int):
-        super().__init__()
-        self.num_items = num_items
-        self.embedding = ShardedEmbedding(num_items, dim, process, processes)
-        self.processes = processes
-        self._shard: ItemShard | None = None
-
-    @property
-    def shard(self) -> ItemShard:
-        """Which rows the process has; all processes ask for it for the first time together.
-
-        The processes exchange rows and states in a group of their own: what DistributedDataParallel sends meanwhile, in
-        an order of its own, is not waited for.
-
-        Raises:
-            RuntimeError: the processes are others than the rows were made for.
-        """
-        if self._shard is None:
-            shard = ItemShard(self.num_items, distributed.new_group())
-            if (shard.first, shard.processes) != (self.embedding.first, self.processes):
-                raise RuntimeError(
-                    f"process {shard.rank} of {shard.processes} has the rows from {self.embedding.first} on of a table "
-                    f"of {self.num_items} over {self.processes}"
-                )
-            self._shard = shard
-        return self._shard
-
-    def table(self) -> Tensor:
-        """No process has it.
-
-        Raises:
-            RuntimeError: always.
-        """
-        raise RuntimeError("the item table is shared among processes: none has all rows; take step_items of the model")
-
-    def rows(self, ids: Tensor) -> Tensor:
-        """As `table`."""
-        return self.table()
+def item_embedding(items: int, dim: int, part: ItemPart | None) -> nn.Embedding | ShardedEmbedding:
+    """Return learned vectors of all items [V, dim], or of the part of them that a process holds."""
+    return nn.Embedding(items, dim) if part is None else ShardedEmbedding(part, dim)

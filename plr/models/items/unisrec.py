@@ -10,12 +10,13 @@ from torch.nn import functional
 
 from plr.errors import ConfigError
 from plr.items import ItemData, ItemText
-from plr.models.items.encoders import ItemEncoder
+from plr.models.items.encoders import ItemEncoder, SharableItemEncoder
+from plr.models.items.sharded import ItemPart, item_embedding
 from plr.models.layers.dropout import Dropout
 from plr.options import UniSRecOptions
 
 
-class TextItemEncoder(ItemEncoder):
+class TextItemEncoder(SharableItemEncoder):
     """Item vectors from text, scored by cosine (UniSRec, Hou et al. 2022).
 
         table[v] = adaptor(x_v)  [+ E_id[v] in transductive mode],
@@ -24,30 +25,34 @@ class TextItemEncoder(ItemEncoder):
     output: zeros would be a text vector like any other.
 
     Args:
-        text: the items' text vectors.
+        text: the text vectors of all items.
         dim: width d.
         options: mode "transductive" adds an id embedding, on input and output alike; without it an item is its text and
             nothing else.
+        part: which of the items this process holds; None: all.
     """
 
     cosine: ClassVar[bool] = True
     vectors: Tensor
     present: Tensor
 
-    def __init__(self, text: ItemText, dim: int, options: UniSRecOptions):
-        super().__init__()
-        self.num_items, width = text.vectors.shape
+    def __init__(self, text: ItemText, dim: int, options: UniSRecOptions, part: ItemPart | None = None):
+        num_items, width = text.vectors.shape
+        super().__init__(num_items, part)
         self.adaptor = MixtureOfExpertsAdaptor(width, dim, experts=options.experts, dropout=options.adaptor_dropout)
         self.missing = nn.Embedding(1, dim)
-        self.embedding = nn.Embedding(self.num_items, dim) if options.unisrec_mode == "transductive" else None
+        transductive = options.unisrec_mode == "transductive"
+        self.embedding = item_embedding(num_items, dim, part) if transductive else None
         # Not in the weights' file: they are the item data's, which the run's folder holds once.
-        self.register_buffer("vectors", text.vectors, persistent=False)
-        self.register_buffer("present", text.present, persistent=False)
+        self.register_buffer("vectors", text.vectors[self.held], persistent=False)
+        self.register_buffer("present", text.present[self.held], persistent=False)
 
-    def table(self) -> Tensor:
-        """Return the item vectors [V, d], with gradients; in training with dropout and noise of the adaptor."""
-        table = torch.where(self.present[:, None], self.adaptor(self.vectors, self._noise()), self.missing.weight)
-        return table if self.embedding is None else table + self.embedding.weight
+    def held_vectors(self) -> Tensor:
+        """Return the vectors [held, d], with gradients; in training with dropout and noise of the adaptor."""
+        noise = self._noise()
+        noise = None if noise is None else noise[self.held]
+        made = torch.where(self.present[:, None], self.adaptor(self.vectors, noise), self.missing.weight)
+        return made if self.embedding is None else made + self.embedding.weight
 
     def rows(self, ids: Tensor) -> Tensor:
         """Return the rows `ids` of the table: no other text is read."""
@@ -62,14 +67,16 @@ class TextItemEncoder(ItemEncoder):
         if not self.training:
             return None
         generator = None if self.share is None else self.share.generator(self.vectors.device)
-        return self.adaptor.draw(self.vectors, generator)
+        return self.adaptor.draw(self.num_items, self.vectors, generator)
 
     def own_rows(self) -> tuple[str, ...]:
         """Return the id embedding's, where there is one."""
         return () if self.embedding is None else super().own_rows()
 
 
-def text_items(data: ItemData, dim: int, options: UniSRecOptions) -> ItemEncoder:
+def text_items(
+    data: ItemData, dim: int, options: UniSRecOptions, part: ItemPart | None = None
+) -> ItemEncoder:
     """Return vectors [V, dim] of the items' texts.
 
     Raises:
@@ -77,7 +84,7 @@ def text_items(data: ItemData, dim: int, options: UniSRecOptions) -> ItemEncoder
     """
     if data.text is None:
         raise ConfigError("backbone 'unisrec' needs the items' text vectors: set text_vectors")
-    return TextItemEncoder(data.text, dim, options)
+    return TextItemEncoder(data.text, dim, options, part)
 
 
 class MixtureOfExpertsAdaptor(nn.Module):
@@ -108,9 +115,9 @@ class MixtureOfExpertsAdaptor(nn.Module):
         gates = self.gates(vectors, noise)
         return sum(gates[:, e, None] * whitening(vectors) for e, whitening in enumerate(self.whitening))
 
-    def draw(self, vectors: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """Return n [V, E] for vectors [V, width], from the generator, by default torch's global one."""
-        shape = len(vectors), self.gate.shape[1]
+    def draw(self, items: int, vectors: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """Return n [items, E] for vectors like [.., width], from the generator, by default torch's global one."""
+        shape = items, self.gate.shape[1]
         dtype = torch.result_type(vectors, self.gate)
         return torch.randn(shape, generator=generator, dtype=dtype, device=vectors.device)
 
@@ -119,7 +126,7 @@ class MixtureOfExpertsAdaptor(nn.Module):
         logits = vectors @ self.gate
         if self.training:
             spread = functional.softplus(vectors @ self.noise) + 0.01
-            logits = logits + (self.draw(vectors) if noise is None else noise) * spread
+            logits = logits + (self.draw(len(vectors), vectors) if noise is None else noise) * spread
         return torch.softmax(logits, dim=-1)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -11,8 +13,8 @@ from plr.data.rows import IGNORED
 from plr.models.encoder import SequenceEncoder
 from plr.models.items.encoders import ItemEncoder
 from plr.models.recommender import Losses, RecommenderModel
+from plr.models.sampled_items import linear_cross_entropy
 from plr.options import ClozeOptions
-from plr_kernels import linear_cross_entropy
 
 
 class ClozeRecommender(RecommenderModel):
@@ -39,7 +41,7 @@ class ClozeRecommender(RecommenderModel):
         self.mask = nn.Embedding(1, dim)
         self.head = nn.Linear(dim, dim)
         self.head_norm = nn.LayerNorm(dim, eps=1e-12)
-        self.item_bias = nn.Parameter(torch.zeros(items.num_items))
+        self.item_bias = nn.Parameter(torch.zeros(items.held.stop - items.held.start))
         self.initialize()
 
     def own_rows(self) -> tuple[str, ...]:
@@ -50,8 +52,8 @@ class ClozeRecommender(RecommenderModel):
         """Return {"masked_item": mean cross-entropy over the masked positions}; batch.targets are [B, L]."""
         if batch.targets.ndim != 2:
             raise ValueError("Cloze training needs whole-sequence rows, with targets [B, L]")
-        table = self.item_table()
         item_ids, lengths, predictable = whole_sequences(batch)
+        step, table, candidates = self.step_items(replace(batch, item_ids=item_ids, lengths=lengths))
         if batch.share is None:
             places, counts = self.draw_masked(predictable)
             self._masked = counts.sum(), counts.sum()
@@ -61,11 +63,11 @@ class ClozeRecommender(RecommenderModel):
         targets = item_ids.gather(1, places).masked_fill(~drawn, -100)
         # Added, not set: a place that does not count may be the same as the one that does.
         masked = torch.zeros_like(item_ids).scatter_add_(1, places, drawn.long()) > 0
-        hidden = self._encode(table, item_ids, lengths, masked, all_positions=True)
+        hidden = self._encode(table, step.item_ids, lengths, masked, all_positions=True)
         states = hidden.gather(1, places[:, :, None].expand(-1, -1, hidden.shape[2]))  # [B, K, d]
         loss = linear_cross_entropy(
             self.queries(self._head(states.flatten(0, 1))),
-            self.candidates(table),
+            candidates,
             targets.flatten(),
             temperature=self.temperature,
         )

@@ -16,8 +16,8 @@ from plr.models.layers.length_buckets import length_buckets
 from plr.models.layers.transformer import TransformerLayer
 from plr.models.methods.reasoning import BOTH_WAYS
 from plr.models.recommender import Losses, RecommenderModel
+from plr.models.sampled_items import linear_cross_entropy
 from plr.options import LARESOptions
-from plr_kernels import linear_cross_entropy
 
 STATE_SCALE = 3.0  # of T_0, a normal variable truncated at ±3σ
 RATE_DEVIATION = 0.5  # σ of the logarithm of the Poisson rate of training's step counts
@@ -86,7 +86,8 @@ class LARESRecommender(RecommenderModel):
         same target are negatives like any other, as in the public code. Without it rows may have a target at every
         position: all of them predict, and a state is aligned with one of its own steps among the other rows' states.
         """
-        table, counted = self.item_table(), batch.counted
+        batch, table, candidates = self.step_items(batch)
+        counted = batch.counted
         if counted is not None and self.same_target_positives:
             raise ValueError("sequence rows have no positives of the same target; set trajectory_weight to 0")
         share = batch.share
@@ -100,7 +101,7 @@ class LARESRecommender(RecommenderModel):
         final = states[:rows, -1]  # [N, d]
         losses = {
             "next_item": linear_cross_entropy(
-                final, self.candidates(table), batch.each_target[:rows], temperature=self.temperature
+                final, candidates, batch.each_target[:rows], temperature=self.temperature
             )
         }
         if self.options.trajectory_weight:

@@ -76,6 +76,18 @@ CASES: dict[str, dict[str, Any]] = {
     "plr sharded states": {**STATES, **SHARDED, "kl_limit": 0.1835, "accumulate_batches": 2},
     "prl sharded": {**PRL, **SHARDED, **SEQUENCES},
     "erl sharded": {"method": "erl", **SHARDED, "kl_weight": 0.5, "kl_limit": 0.0},
+    "base sampled sharded": {"method": "base", **SAMPLED, "sampler": "mixed", **SHARDED},
+    "plr sampled sharded": {**PLR, **SAMPLED, "sampler": "in_batch", "kl_weight": 0.1, "kl_limit": 0.0, **SHARDED},
+    "gbce sharded": {"method": "base", "loss": "gbce", "negatives": 9, "sparse_adam": False, **SHARDED},
+    "features sharded": {"method": "base", "features": "features.json", **SHARDED, "clip": 0.05},
+    "unisrec sharded": {**PLR, "backbone": "unisrec", "text_vectors": "vectors", "experts": 2, **SHARDED},
+    "unisrec sharded transductive": {"backbone": "unisrec", "method": "base", "text_vectors": "vectors", "experts": 2,
+                                     "unisrec_mode": "transductive", **SHARDED, "clip": 0.05},
+    "lares sharded": {**LARES, **SHARDED, "batch_size": 40},
+    "lares sharded sequence": {**LARES, **SHARDED, **SEQUENCES, "trajectory_weight": 0.0},
+    "cloze sharded": {"backbone": "bert4rec-cloze", "method": "base", **SHARDED, "mask_probability": 0.4,
+                      "mask_last_probability": 0.3, "accumulate_batches": 2},
+    "cloze sharded idle": {"backbone": "bert4rec-cloze", "method": "base", **SHARDED, "batch_size": 1},
     "plr sharded idle": {**STATES, **SHARDED, **SEQUENCES, "batch_size": 1, "consistency_weight": 0.5},
     # A batch is a row or two: some processes have none of it.
     "base idle": {"method": "base", "batch_size": 1},
@@ -90,8 +102,11 @@ RUNS: dict[str, dict[str, Any]] = {
     "run": {"method": "plr", "batch_size": 40, "kl_weight": 0.1, "kl_limit": 0.0, "clip": 1.0, "schedule": "cosine"},
     "run lares": {**LARES, "batch_size": 40, "accumulate_batches": 2},
     "run sharded": {"method": "plr", "batch_size": 40, "kl_weight": 0.1, "clip": 1.0, "exclude_seen": True, **SHARDED},
+    "run sampled sharded": {"method": "base", "batch_size": 40, "clip": 0.5, **SAMPLED, **SHARDED},
+    "run sharded texts": {"backbone": "unisrec", "method": "base", "text_vectors": "vectors", "experts": 2,
+                          "batch_size": 40, **SHARDED},
     # Each process as if it were a machine's only one.
-    "run nodes": {"method": "base", "batch_size": 40, "nodes": 2, **SHARDED},
+    "run nodes": {"backbone": "bert4rec-cloze", "method": "base", "batch_size": 40, "nodes": 2, **SHARDED},
 }
 """Whole runs."""
 
@@ -106,9 +121,7 @@ _prepared = cache(prepare)
 
 def gradients(name: str, folder: Path, rank: int, count: int) -> dict[str, Tensor]:
     """Return the sum of the gradients of a batch of the first epoch and of one of the second, and what was logged."""
-    values = _SMALL | CASES[name]
-    if "text_vectors" in values:
-        values["text_vectors"] = str(folder / values["text_vectors"])
+    values = _values(CASES[name], folder)
     sharded = values.pop("shard_items", False) and count > 1
     config = Config(
         **values, data=str(folder / "data.txt"), out=str(folder), devices=count, shard_items=sharded
@@ -158,6 +171,11 @@ def gradients(name: str, folder: Path, rank: int, count: int) -> dict[str, Tenso
     return found | of_tables
 
 
+def _values(case: dict[str, Any], folder: Path) -> dict[str, Any]:
+    sources = {source: str(folder / case[source]) for source in {"text_vectors", "features"} & case.keys()}
+    return _SMALL | case | sources
+
+
 def together(rows: Tensor, shard: ItemShard) -> Tensor:
     """Return the rows of a table that all processes have."""
     counts = [shard.first_of(each + 1) - shard.first_of(each) for each in range(shard.processes)]
@@ -193,7 +211,7 @@ def run(name: str, folder: Path, rank: int, count: int) -> dict[str, Tensor]:
 
     Where processes share the item table, two leave another two, which four and one end.
     """
-    values = _SMALL | RUNS[name]
+    values = _values(RUNS[name], folder)
     sharded = values.pop("shard_items", False)
     nodes = values.pop("nodes", 1) if count > 1 else 1
     out = folder / f"{name}-{count}"

@@ -19,7 +19,7 @@ from plr.training import train
 from tests.plr.training.parity import CASES, EPOCHS, RUNS
 
 OF_FOUR = ["plr all terms", "plr", "prl sequence", "lares", "cloze", "plr idle", "lares idle", "base sharded",
-           "plr sharded", "plr sharded idle", "run sharded"]  # fmt: skip
+           "plr sharded", "plr sharded idle", "lares sharded", "cloze sharded idle", "run sharded"]  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -35,6 +35,8 @@ def folder(tmp_path_factory):
     (folder / "data.txt").write_text("\n".join(lines) + "\n")
     (folder / "texts.tsv").write_text("item\ttitle\n" + "".join(f"i{v}\ta{v % 3} b{v % 4} c{v}\n" for v in range(20)))
     embed_text(folder / "texts.tsv", folder / "vectors")
+    features = {f"i{v}": {"colour": [str(v % 3), str(v % 5)], "shop": [str(v % 7)] * (v % 4 > 0)} for v in range(20)}
+    (folder / "features.json").write_text(json.dumps(features))
     groups = json.dumps({1: [*CASES, *RUNS], 2: [*CASES, *RUNS], 4: OF_FOUR})
     program = [sys.executable, "-m", "tests.plr.training.parity", str(folder), groups]
     done = subprocess.run(program, capture_output=True, text=True, timeout=600)

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -183,6 +184,7 @@ def test_sparse_gradients_are_refused_on_several_gpus(quick, monkeypatch):
     with pytest.raises(trainer_module.RunError, match="sparse_adam must be false with 6 processes on GPUs"):
         trainer_module._device(config)
     trainer_module._device(Config(**{**quick, "accelerator": "gpu", "devices": 2}))
+    trainer_module._device(replace(config, shard_items=True))
 
 
 def test_a_run_goes_on_from_another_with_its_moments(quick, tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -12,15 +13,44 @@ from plr.config import Config
 from plr.data import prepare
 from plr.errors import ConfigError, EvaluationError, RunError
 from plr.files import sha256_of
+from plr.items import FeatureField, ItemData, ItemText
 from plr.models import build_model
 from plr.models.items import sharded
 from plr.models.sharded_items import ShardedItems
+from plr.systems import BACKBONES
 from plr.training.sharded_ranking import rank_over_shards
 from plr.training.shared_files import read_part, write_together
 from plr.training.shared_rows import complete, drop_other_rows, load_own_weights, number_of_parameters
 from plr.training.trainer import check_rows
 
 TABLE = "items.embedding.weight"
+
+
+FIELD = FeatureField("colour", torch.tensor([0, 2, 2, 3, 3, 3, 5, 6]), torch.tensor([0, 1, 2, 0, 3, 1]))
+TEXT = ItemText(torch.randn(7, 5, generator=torch.Generator().manual_seed(0)), torch.arange(7) != 2)
+
+
+@pytest.mark.parametrize(
+    ("options", "data"),
+    [
+        ({}, ItemData(7, (FIELD,))),
+        ({"backbone": "unisrec", "text_vectors": "vectors"}, ItemData(7, text=TEXT)),
+        ({"backbone": "unisrec", "text_vectors": "vectors", "unisrec_mode": "transductive"}, ItemData(7, text=TEXT)),
+    ],
+)
+def test_the_vectors_that_processes_hold_are_the_table(options, data):
+    config = Config(heads=1, layers=1, dim=4, ffn_dim=8, seed=5, **options)
+    whole = build_model(config, data)
+    parts = [build_model(config, data, part=(process, 3)) for process in range(3)]
+    for model in (whole, *parts):
+        model.eval()
+    held = [part.items.held_vectors() for part in parts]
+    assert [len(vectors) for vectors in held] == [3, 2, 2]
+    torch.testing.assert_close(torch.cat(held), whole.item_table(), rtol=1e-6, atol=1e-7)
+    for part in parts:
+        assert number_of_parameters(part) == number_of_parameters(whole)
+        with pytest.raises(RuntimeError, match="none has all rows"):
+            part.item_table()
 
 
 @pytest.mark.parametrize(("items", "dim", "processes"), [(3, 1, 2), (70, 5, 4), (67, 8, 3), (33, 3, 1)])
@@ -130,7 +160,7 @@ def test_a_score_that_is_not_finite_is_said_after_all_rows(small_data, monkeypat
             return (counts - 1, counts - 1) if len(ranked) == 2 else (counts, counts)
 
     nothing = ShardedItems(torch.zeros(1, 1), None)
-    monkeypatch.setattr(model, "step_items", lambda batch: (batch, None, nothing))
+    monkeypatch.setattr(model, "shared_items", lambda batch, held: (batch, None, nothing))
     monkeypatch.setattr(model, "scorer", lambda batch, table: Scorer())
     with pytest.raises(EvaluationError, match=r"user \d+: a score is not finite"):
         rank_over_shards(model, rows, 8, 0, 1, exclude_seen=True)
@@ -138,14 +168,20 @@ def test_a_score_that_is_not_finite_is_said_after_all_rows(small_data, monkeypat
     assert {shape[1] for shape in ranked} == {5}  # all processes' alike
 
 
+def test_a_backbone_that_makes_all_vectors_at_once_is_refused(monkeypatch):
+    monkeypatch.setitem(BACKBONES, "sasrec", replace(BACKBONES["sasrec"], shares_items=False))
+    with pytest.raises(ConfigError, match="shard_items must be false for backbone 'sasrec'"):
+        Config(devices=2, shard_items=True)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"method": "lares"}, "shard_items must be false for method 'lares'.*it is for base, erl, prl, plr"),
-        ({"method": "base", "backbone": "bert4rec-cloze"}, "Cloze scores an item by its vector and a bias of its own"),
-        ({"features": "titles.csv"}, "features must not be given with shard_items true"),
-        ({"backbone": "unisrec", "text_vectors": "vectors"}, "text_vectors must not be given with shard_items true"),
-        ({"loss": "sampled_softmax"}, "loss must be softmax with shard_items true, found 'sampled_softmax'"),
+        ({"method": "lares", "phase": "rpt", "init": "run"}, "shard_items must be false for phase 'rpt' of method"),
+        (
+            {"loss": "sampled_softmax", "features": "titles.json"},
+            "loss must be softmax with shard_items true and features, found 'sampled_softmax'",
+        ),
         ({"rank_with": "engine"}, "rank_with must be model with shard_items true, found 'engine'"),
         ({"from_run": "runs/one"}, "from must not be given with shard_items true"),
         ({"devices": 1}, "shard_items needs several devices.*devices of at least 2; found True"),

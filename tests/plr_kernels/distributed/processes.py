@@ -270,7 +270,11 @@ def lookup(dtype: str, rank: int, processes: int, traffic: Traffic) -> dict[str,
     local = shard.local(table).clone().requires_grad_()
     rows, sent_forward = traffic.of(lambda: sharded_lookup(local, ids[own], shard))
     (of_items,), sent_backward = traffic.of(lambda: torch.autograd.grad(rows, local, gradient[own]))
-    return {"rows": rows.detach(), "gradient": of_items, "sent": (sent_forward, sent_backward)}
+    found = {"rows": rows.detach(), "gradient": of_items, "sent": (sent_forward, sent_backward)}
+    rows = sharded_lookup(local, ids[own], shard, sparse=True)
+    (of_items,) = torch.autograd.grad(rows, local, gradient[own])
+    assert of_items.is_sparse
+    return found | {"of sparse": of_items.to_dense(), "named": of_items.coalesce().indices()[0] + shard.first}
 
 
 def refusals(rank: int) -> dict[str, str]:
@@ -299,6 +303,7 @@ def refusals(rank: int) -> dict[str, str]:
         ),
         "lists differ": lambda: sharded_top_items(states, items, 2 + wrong, shard),
         "dtypes differ": lambda: sharded_lookup(items.double() if wrong else items, targets, shard),
+        "gradients differ": lambda: sharded_lookup(items, targets, shard, sparse=bool(wrong)),
         "tables differ": lambda: sharded_lookup(torch.zeros(other.rows, 4), targets, other),
         "shard": lambda: sharded_lookup(items, targets, 9),
         "few items": lambda: ItemShard(1),

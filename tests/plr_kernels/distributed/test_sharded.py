@@ -149,7 +149,9 @@ def test_rows_looked_up_are_the_table_s(dtype, found):
     rows = embedding(ids, table)
     rows.backward(gradient)
     assert torch.equal(torch.cat([part["rows"] for part in parts]), rows)
-    assert torch.equal(torch.cat([part["gradient"] for part in parts]), table.grad)  # sums of small integers
+    for name in ("gradient", "of sparse"):
+        assert torch.equal(torch.cat([part[name] for part in parts]), table.grad), name  # sums of small integers
+    assert torch.equal(torch.cat([part["named"] for part in parts]), ids.unique())
 
 
 def _sent_by_a_loss(case: LossCase, processes: int) -> tuple[int, int]:
@@ -232,6 +234,7 @@ REFUSED_TOGETHER = {
     "widths differ": "ValueError: D must be the same in all processes: {} in process",
     "mixtures differ": "ValueError: M must be the same in all processes: {} in process",
     "lists differ": "ValueError: k must be the same in all processes: {} in process",
+    "gradients differ": "ValueError: sparse must be the same in all processes: {} in process",
     "dtypes differ": "ValueError: dtype must be the same in all processes: {} in process",
     "tables differ": "ValueError: V must be the same in all processes: {} in process",
 }
@@ -249,8 +252,8 @@ def test_what_one_process_refuses_ends_the_others_too(name, found):
 
 @pytest.mark.parametrize("name", REFUSED_TOGETHER)
 def test_arguments_must_fit_the_other_processes(name, found):
-    one, other = {"widths differ": (4, 3), "mixtures differ": (2, 3), "lists differ": (2, 3),
-                  "dtypes differ": ("torch.float32", "torch.float64"), "tables differ": (9, 10)}[name]  # fmt: skip
+    one, other = {"widths differ": (4, 3), "gradients differ": (0, 1), "mixtures differ": (2, 3),
+                  "lists differ": (2, 3), "dtypes differ": ("torch.float32", "torch.float64"), "tables differ": (9, 10)}[name]  # fmt: skip
     for rank, each in enumerate(found):
         own = other if rank == 1 else one
         assert each["refusals"][name].startswith(REFUSED_TOGETHER[name].format(own)), each["refusals"][name]
