@@ -209,7 +209,7 @@ def main() -> None:
         "",
         f"{dataset.num_users:,} users, {dataset.num_items:,} items, {targets:,} targets an epoch; d {arguments.dim}, "
         f"at most {arguments.max_length} items, about {arguments.targets} targets a step; seconds{clock}: median of "
-        f"{arguments.rounds} rounds, {arguments.threads} threads, {arguments.share:.0%} of an epoch a turn, "
+        f"{arguments.rounds} rounds, {arguments.threads} threads, {100 * arguments.share:g}% of an epoch a turn, "
         f"{instruction_set()}; the last column is the median of the rounds' ratios.",
     ]
     record = {

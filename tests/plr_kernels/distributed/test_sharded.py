@@ -253,7 +253,8 @@ def test_what_one_process_refuses_ends_the_others_too(name, found):
 @pytest.mark.parametrize("name", REFUSED_TOGETHER)
 def test_arguments_must_fit_the_other_processes(name, found):
     one, other = {"widths differ": (4, 3), "gradients differ": (0, 1), "mixtures differ": (2, 3),
-                  "lists differ": (2, 3), "dtypes differ": ("torch.float32", "torch.float64"), "tables differ": (9, 10)}[name]  # fmt: skip
+                  "lists differ": (2, 3), "dtypes differ": ("torch.float32", "torch.float64"),
+                  "tables differ": (9, 10)}[name]  # fmt: skip
     for rank, each in enumerate(found):
         own = other if rank == 1 else one
         assert each["refusals"][name].startswith(REFUSED_TOGETHER[name].format(own)), each["refusals"][name]
