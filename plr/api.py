@@ -9,15 +9,17 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
 import tempfile
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import fields, replace
 from numbers import Integral
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from plr.config import INTERACTIONS, Config, read_fields
-from plr.errors import ConfigError, DataError, RunError, shortened
+from plr.errors import ConfigError, DataError, RunError, UserError, shortened
 from plr.frames import as_polars, is_frame
 from plr.inherited import options_of_parent
 from plr.presets import preset_path
@@ -165,7 +167,7 @@ def evaluate(
         try:
             outcome = evaluate_run(path, str(file), **values, data_format="parquet")
         except DataError as error:
-            raise DataError(str(error).replace(str(file), "the frame")) from error
+            raise _of_the_frame(error, file) from error
         return replace(outcome, data="a frame")
 
 
@@ -226,12 +228,44 @@ def train_on(data: Any, out: str, options: dict[str, Any], handed: Handed) -> di
     elif is_frame(data):
         if not out:
             raise RunError("--out is missing: name the folder for the run")
-        folder = RunFolder(Path(out))
-        config = Config(**{**chosen, "format": "parquet", "data": str(folder.interactions), "out": out})
-        folder.save_interactions(data)
+        config = Config(**{**chosen, "format": "parquet", "data": str(RunFolder(Path(out)).interactions), "out": out})
+        return _train_on_frame(data, config, handed)
     else:
         raise _no_data(data)
     return train_config(config, callbacks=handed.callbacks, logger=handed.loggers)
+
+
+def _train_on_frame(frame: Any, config: Config, handed: Handed) -> dict[str, Any]:
+    """Keep the frame in the run's folder and train on it; one that cannot be trained on is not kept."""
+    folder = RunFolder(Path(config.out))
+    made = [each for each in (folder.path, *folder.path.parents) if not each.exists()]
+    kept = folder.save_interactions(frame)
+    try:
+        return train_config(config, callbacks=handed.callbacks, logger=handed.loggers)
+    except UserError as error:
+        if kept and not folder.config.exists():  # nothing was begun: the next frame is not another one's
+            folder.interactions.unlink(missing_ok=True)
+            with suppress(OSError):  # somebody else has put something there
+                for each in made:
+                    each.rmdir()
+        if isinstance(error, (DataError, RunError)):
+            raise _of_the_frame(error, folder.interactions) from error
+        raise
+
+
+def _of_the_frame(error: DataError | RunError, file: Path) -> DataError | RunError:
+    """Return the error with the caller's frame named in place of the file that it was written to."""
+    if isinstance(error, DataError):
+        place = "the frame" if error.path == str(file) else error.path
+        return DataError(_in_python(error.reason.replace(str(file), "the frame")), place, error.line)
+    return type(error)(_in_python(str(error).replace(str(file), "the frame")))
+
+
+def _in_python(message: str) -> str:
+    """Return a message about a file in the terms of a frame, and options as they are given in Python."""
+    message = re.sub(r"\bthe file (?=holds|has)", "it ", message)
+    message = re.sub(r"(?<!plr prepare )--(?=missing_ids|duplicates)", "plr prepare --", message)
+    return re.sub(r"(?<![\w-])--(\w+)", lambda found: found[1] if found[1] in OPTIONS else found[0], message)
 
 
 def _cut_offs(ks: Any) -> tuple[int, ...]:

@@ -12,13 +12,15 @@ from __future__ import annotations
 
 import shutil
 import tempfile
+from collections.abc import Mapping
 from dataclasses import asdict, fields
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
 from plr.api import OPTIONS, OWN_DEFAULTS, train_on
 from plr.config import OF_THE_DATA, Config, is_own_frame, without_derived
-from plr.errors import ConfigError, RunError
+from plr.errors import ConfigError, RunError, shortened
 from plr.files import atomic_path
 from plr.frames import is_frame
 from plr.runs import RunFolder
@@ -28,6 +30,11 @@ from plr.training.handed import Handed
 __all__ = ["PLR", "BERT4Rec", "Estimator", "SASRec", "UniSRec", "load"]
 
 _OPTIONS = OPTIONS - {"from_run", "new_items"} | {"out"}
+_DEFAULTS = {
+    each.name: OWN_DEFAULTS.get(each.name, each.default)
+    for each in fields(Config)
+    if each.name in _OPTIONS - {"out"}
+}
 
 
 class Estimator:
@@ -47,7 +54,7 @@ class Estimator:
 
     _fixed: dict[str, Any] = {}  # noqa: RUF012  what a named system is
 
-    def __init__(self, *, out: str | Path | None = None, **options: Any):
+    def __init__(self, *, out: str | PathLike[str] | None = None, **options: Any):
         self.out = out
         self._options: dict[str, Any] = {}
         self._temporary: tempfile.TemporaryDirectory[str] | None = None
@@ -56,8 +63,12 @@ class Estimator:
         self.set_params(**options)
 
     def get_params(self, deep: bool = True) -> dict[str, Any]:
-        """Return the options that were given, and `out`."""
-        return {"out": self.out, **self._options}
+        """Return all options and `out`, as scikit-learn does; those that were not given have their defaults.
+
+        None stands for what follows from other options, as `temperature` does from the backbone.
+        """
+        defaults = {name: value for name, value in _DEFAULTS.items() if name not in self._fixed}
+        return {"out": self.out, **defaults, **self._options}
 
     def set_params(self, **options: Any) -> Estimator:
         """Change options; what was fitted stays as it is until the next `fit`.
@@ -65,7 +76,9 @@ class Estimator:
         Raises:
             ConfigError: an option is unknown, out of range, or one that makes another system of this class.
         """
-        self.out = options.pop("out", self.out)
+        out = options.pop("out", self.out)
+        if out is not None and not isinstance(out, (str, PathLike)):
+            raise ConfigError(f"out must be the path of the run's folder, or None; found {shortened(out)}")
         for name in options:
             if name not in _OPTIONS:
                 raise ConfigError(f"{type(self).__name__} has no option {name!r}; `plr train --help` lists them")
@@ -75,7 +88,7 @@ class Estimator:
                 )
         given = self._options | options
         self._config(given, "", "")
-        self._options = given
+        self.out, self._options = out, given
         return self
 
     def fit(self, interactions: Any, *, callbacks: Any = (), logger: Any = None) -> Estimator:
@@ -103,7 +116,7 @@ class Estimator:
         self,
         interactions: Any,
         *,
-        out: str | Path | None = None,
+        out: str | PathLike[str] | None = None,
         callbacks: Any = (),
         logger: Any = None,
         **options: Any,
@@ -141,7 +154,9 @@ class Estimator:
         self._train(interactions, out, own, Handed.of(callbacks, logger))
         return self
 
-    def _train(self, interactions: Any, out: str | Path | None, options: dict[str, Any], handed: Handed) -> None:
+    def _train(
+        self, interactions: Any, out: str | PathLike[str] | None, options: dict[str, Any], handed: Handed
+    ) -> None:
         """Train with these options in that folder, or a temporary one, and serve from it."""
         temporary = None
         if out is None:
@@ -154,7 +169,8 @@ class Estimator:
         """Return the k best items for each history, best first.
 
         Args:
-            histories: item ids, oldest first, for each; or a frame as `Recommender.recommend_frame` takes it.
+            histories: item ids, oldest first, for each; or a frame, or a mapping of columns, as
+                `Recommender.recommend_frame` takes it.
             k: how many; None: 10, or all where there are fewer.
             options: exclude_seen, unknown, only, exclude, where, at_most, categories, category_field, batch_size of
                 `Recommender.recommend` or `recommend_frame`, of the latter also popularity_days and popularity_data.
@@ -166,7 +182,7 @@ class Estimator:
             RunError: nothing was fitted yet.
             UserError: as those raise.
         """
-        if is_frame(histories):
+        if is_frame(histories) or isinstance(histories, Mapping):
             return self.recommender.recommend_frame(histories, k, **options)
         return self.recommender.recommend(histories, k, **options)
 
@@ -212,9 +228,10 @@ class Estimator:
         system = known.get(frozenset({"backbone": config.backbone, "method": config.method}.items()), Estimator)
         chosen = without_derived(asdict(config))  # what followed from the options given was not given
         left_out = {*system._fixed, "out", *(["format"] if is_own_frame(config) else [])}
-        usual = {each.name: getattr(Config, each.name) for each in fields(Config)} | OWN_DEFAULTS
         options = {
-            name: chosen[name] for name in sorted(_OPTIONS - left_out) if name in chosen and chosen[name] != usual[name]
+            name: chosen[name]
+            for name in sorted(_OPTIONS - left_out)
+            if name in chosen and chosen[name] != _DEFAULTS[name]
         }
         estimator = system(out=path, **options)
         estimator._fitted, estimator.metrics_ = folder, folder.read_metrics()
@@ -234,7 +251,9 @@ class Estimator:
         return str(self._fitted.path)
 
     def __repr__(self) -> str:
-        given = ", ".join(f"{name}={value!r}" for name, value in self.get_params().items() if value is not None)
+        chosen = {name: value for name, value in self._options.items() if value != _DEFAULTS[name]}
+        shown = chosen if self.out is None else {"out": self.out, **chosen}
+        given = ", ".join(f"{name}={value!r}" for name, value in shown.items())
         return f"{type(self).__name__}({given})"
 
 

@@ -1,4 +1,4 @@
-"""Frames of other libraries in and out: of pandas, pyarrow, polars, and whatever else hands over an Arrow stream."""
+"""Frames of other libraries in and out: pandas, pyarrow, DuckDB, polars, and whatever else has an Arrow stream."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Any
 
 import polars as pl
 
-from plr.errors import DataError
+from plr.errors import DataError, shortened
 
 __all__ = ["as_polars", "is_frame", "like"]
 
@@ -31,15 +31,39 @@ def as_polars(frame: Any) -> pl.DataFrame:
     except ImportError as error:
         raise DataError(f"a frame of {_library(frame)} is read through pyarrow; pip install pyarrow") from error
     except (pl.exceptions.PolarsError, pl.exceptions.PanicException, TypeError, ValueError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise DataError(f"a frame of {_library(frame)} that cannot be read: {reason}") from error
+        raise DataError(f"a frame of {_library(frame)} that cannot be read: {_why(frame, error)}") from error
+
+
+def _why(frame: Any, error: BaseException) -> str:
+    """Return the reason, of a frame of pandas with the name of the column."""
+    if _is_pandas(frame):
+        names = list(frame.columns)
+        twice = next((name for place, name in enumerate(names) if name in names[:place]), None)
+        if twice is not None:
+            return f"it has the column {shortened(twice)} more than once"
+        for name in names:
+            values = frame[name].dropna() if frame[name].dtype == object else ()
+            kinds = sorted({type(value).__name__ for value in values})
+            if len(kinds) > 1:
+                return f"column {shortened(name)} holds values of several types, {', '.join(kinds)}; make them one"
+    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def like(given: Any, result: pl.DataFrame) -> Any:
-    """Return a result as a frame of the library that `given` is of: pandas, pyarrow, or polars for all others."""
+    """Return a result as a frame of the library that `given` is of: pandas, pyarrow, DuckDB; of polars for others."""
     if _is_pandas(given):
-        return type(given)(result.to_dict(as_series=False))
+        return type(given)(_pandas(result))
+    if _library(given).lstrip("_") == "duckdb" and hasattr(given, "query"):  # a relation of the same connection
+        return given.query("plr_given", "SELECT * FROM result")  # DuckDB finds the variable, and keeps what it holds
     return result.to_arrow() if _library(given) == "pyarrow" else result
+
+
+def _pandas(result: pl.DataFrame) -> Any:
+    """Return a frame of pandas, or what makes one, whose columns have the types of the result's."""
+    try:
+        return result.to_pandas()
+    except ImportError:  # without pyarrow NumPy's arrays do, with an object for each text
+        return {column.name: column.to_numpy() for column in result}
 
 
 def _library(frame: Any) -> str:

@@ -207,8 +207,11 @@ class RunFolder:
             raise DataError("not the item features or text vectors that the run was made with", self.item_data)
         return data
 
-    def save_interactions(self, frame: Any) -> None:
+    def save_interactions(self, frame: Any) -> bool:
         """Write the frame that the run is to be trained on; what one is made from already stays as it is.
+
+        Returns:
+            Whether it was written now.
 
         Raises:
             RunError: the folder holds a finished run, or one of another frame.
@@ -222,9 +225,10 @@ class RunFolder:
             if self.interactions.exists():
                 if sha256_of(self.interactions) != sha256_of(made):
                     raise RunError(f"{self.path}: holds a run of another frame; choose another out, or delete it")
-                return
+                return False
             with atomic_path(self.interactions) as aside:
                 shutil.copyfile(made, aside)
+        return True
 
     def read_item_ids(self) -> list[str]:
         """Read the item id map.

@@ -25,6 +25,7 @@ __all__ = ["Parser", "options_of", "show_in_groups"]
 _UNKNOWN = re.compile("unrecognized arguments: (.*)", re.IGNORECASE | re.DOTALL)
 _UNKNOWN_FIELD = re.compile(r"(?:Subcommand '([\w-]+)' )?does not accept (?:option|nested key) '([\w.]+)'")
 _OTHER_KIND = re.compile(r'Parser key "(\w+)"(?: element \d+)?:.*(?:Got|Given) value: (.*)', re.DOTALL)
+_NO_FILE = re.compile(r"Parser key \"(\w+)\": (?:(File does not exist)|Path is not a file): '(.*)'", re.DOTALL)
 _MISSING = re.compile(r"the following arguments are required: ([\w.-]+(?:, [\w.-]+)*)")
 _KINDS = {int: "a whole number", float: "a finite number", bool: "true or false", str: "a text"}
 
@@ -34,36 +35,50 @@ class Parser(ArgumentParser):
 
     def __init__(self, **options: Any):
         super().__init__(allow_abbrev=False, **options)
+        self._files: list[Path] = []  # that were read
+        self._file: Path | None = None  # whose values are being parsed
 
     def parse_path(self, path: Any, *arguments: Any, **options: Any) -> Namespace:
-        """Parse a file of fields; what is no such file is named with its line, which jsonargparse does not."""
+        """Parse a file of fields; what is wrong is named with file and line, which jsonargparse does not do."""
+        file = Path(os.path.expanduser(path))
         try:
-            values = read_fields(Path(os.path.expanduser(path)))
+            values = read_fields(file)
         except ConfigError as error:
             self.error(str(error), error)
         if values.pop("provenance", None) is not None:  # what training wrote into a run's config.yaml is no option
             values = without_derived(values)
-        return self.parse_string(yaml.safe_dump(values), *arguments, **options)
+        self._files.append(file)
+        self._file = file
+        parsed = self.parse_string(yaml.safe_dump(values), *arguments, **options)
+        self._file = None
+        return parsed
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Say on stderr what is wrong, with the nearest known option where one is unknown, and exit with status 2."""
         parser = getattr(ex, "subcommand_parser", None) or self
         unknown, in_file = _UNKNOWN.search(message), _UNKNOWN_FIELD.search(message)
         other_kind, missing = _OTHER_KIND.search(message), _MISSING.search(message)
+        no_file = _NO_FILE.search(message)
         if unknown:
             message = _about_unknown(parser, unknown[1].split())
         elif in_file:
             parser = _of_subcommand(parser, in_file[1])
             nearest = _nearest(parser, f"--{in_file[2]}").lstrip("-")
-            message = f"unknown field {in_file[2]!r} in the --config file, the nearest known is {nearest!r}"
+            places = (_place(file, in_file[2]) for file in getattr(parser, "_files", ()))
+            place = next(filter(None, places), "--config")
+            message = f"{place}: unknown field {in_file[2]!r}, the nearest known is {nearest!r}"
         elif missing:
             paths = [path.split(".") for path in missing[1].split(", ")]  # subcommands, then the argument
             *commands, _ = paths[0]
             for command in commands:
                 parser = _of_subcommand(parser, command)
             message = f"{', '.join(_shown(parser, path[-1]) for path in paths)} must be given"
+        elif no_file:
+            message = f"--{no_file[1]} {no_file[3]}: {'no such file' if no_file[2] else 'not a file'}"
         elif other_kind:
-            message = _about_kind(parser, *other_kind.groups()) or message
+            file = getattr(parser, "_file", None)
+            place = "" if file is None else _place(file, other_kind[1])
+            message = _about_kind(parser, other_kind[1], other_kind[2], place) or message
         elif message.endswith("was not provided."):
             message = message.removesuffix(".")
         command = parser.prog.replace(" [options]", "")
@@ -105,11 +120,21 @@ def _about_unknown(parser: argparse.ArgumentParser, found: list[str]) -> str:
     )
 
 
-def _about_kind(parser: argparse.ArgumentParser, name: str, found: str) -> str | None:
-    """Say what the option of that name accepts; None where this parser has none, or one of another kind."""
+def _place(file: Path, name: str) -> str:
+    """Return the file and the line of a field in it; nothing where it has none of that name."""
+    root = yaml.compose(file.read_text(encoding="utf-8"), yaml.SafeLoader)
+    pairs = root.value if isinstance(root, yaml.MappingNode) else []
+    return next((f"{file}:{key.start_mark.line + 1}" for key, _ in pairs if key.value == name), "")
+
+
+def _about_kind(parser: argparse.ArgumentParser, name: str, found: str, place: str = "") -> str | None:
+    """Say what the option of that name accepts; None where this parser has none, or one of another kind.
+
+    `place` is the field's in a file, where it is not of the command line.
+    """
     action = next((action for action in parser._actions if action.dest == name), None)
     kind = _kind(getattr(action, "_typehint", None))
-    return kind and f"{_shown(parser, name)} must be {kind}; found {found}"
+    return kind and f"{f'{place}: {name}' if place else _shown(parser, name)} must be {kind}; found {found}"
 
 
 def _kind(hint: Any) -> str | None:

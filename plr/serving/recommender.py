@@ -223,6 +223,8 @@ class Recommender:
         """
         if unknown not in ("error", "skip"):
             raise ValueError(f'unknown must be "error" or "skip"; found {unknown!r}')
+        if not isinstance(histories, Iterable):
+            raise TypeError(f"histories must be lists of item ids, one for each history; found {shortened(histories)}")
         numbers = Ragged.of(
             [self._to_numbers(place, history, unknown == "skip") for place, history in enumerate(histories)]
         )
@@ -375,7 +377,7 @@ class Recommender:
                 "they are ignored",
                 stacklevel=2,
             )
-        only, exclude = (_of_users(each, users.users) for each in (only, exclude))
+        only, exclude = _of_users("only", only, users.users), _of_users("exclude", exclude, users.users)
         filters = self.filters(len(users.users), only, exclude, where)
         limit = CategoryLimit.of(self.item_ids, at_most, categories, category_field)
         none = bool((users.items.lengths == 0).any())
@@ -642,8 +644,15 @@ class Recommender:
         return known
 
 
-def _of_users(given: Any, users: pl.Series) -> Any:
-    return [given.get(user) for user in users] or None if isinstance(given, Mapping) else given
+def _of_users(name: str, given: Any, users: pl.Series) -> Any:
+    """Return the lists of a mapping for the users in their order; ids are compared as text, as everywhere."""
+    if not isinstance(given, Mapping):
+        return given
+    lists = {str(user): items for user, items in given.items()}
+    if len(lists) < len(given):
+        twice = next(user for user in given if user != str(user) and str(user) in given)
+        raise RequestError(f"{name} has two lists for the user {twice!r}, one of a number and one of a text")
+    return [lists.get(user) for user in users.cast(pl.String)] or None
 
 
 def _parts(filters: ItemFilter) -> tuple[Ragged | None, np.ndarray | None]:

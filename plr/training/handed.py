@@ -43,7 +43,7 @@ class Handed:
 
 
 def _all_of(argument: str, kind: type, given: object) -> tuple:
-    listed = (given,) if isinstance(given, kind) or not isinstance(given, Iterable) else tuple(given)
+    listed = (given,) if isinstance(given, (kind, str)) or not isinstance(given, Iterable) else tuple(given)
     for each in listed:
         if not isinstance(each, kind):
             accepted = "callbacks" if kind is Callback else "loggers"

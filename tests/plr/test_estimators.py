@@ -60,7 +60,7 @@ def test_histories_and_frames_get_the_same_recommendations(fitted):
     histories = [frame.filter(pl.col("user_id") == f"u{u:02}")["item_id"].to_list() for u in range(4)]
     expected = fitted.recommend(histories, k=3)
     shuffled = frame.sample(fraction=1.0, shuffle=True, seed=1)  # the timestamps say what is older
-    for given in (frame, shuffled, frame.lazy(), Stream(shuffled)):
+    for given in (frame, shuffled, frame.lazy(), Stream(shuffled), shuffled.to_dict()):
         found = fitted.recommend(given, k=3)
         assert found.columns == ["user_id", "item", "rank", "score", "source"]
         for user, answer in enumerate(expected):
@@ -86,9 +86,48 @@ def test_pandas_and_pyarrow_come_out_as_they_came_in(fitted):
     as_pandas = fitted.recommend(pandas.DataFrame(frame.to_dict(as_series=False)), k=2)
     assert isinstance(as_pandas, pandas.DataFrame)
     assert as_pandas.to_dict("list") == expected.to_dict(as_series=False)
+    assert [str(each) for each in as_pandas.dtypes[["rank", "score"]]] == ["int32", "float32"]  # no objects between
     as_arrow = fitted.recommend(frame.to_arrow(), k=2)
     assert isinstance(as_arrow, pyarrow.Table)
     assert as_arrow.to_pydict() == expected.to_dict(as_series=False)
+
+
+def test_lists_of_users_are_found_whether_ids_are_numbers_or_text(fitted):
+    numbered = interactions(users=4).with_columns(pl.col("user_id").str.slice(1).cast(pl.Int64))
+    best = fitted.recommend(numbered, k=1)
+    denied = best["item"][3]
+    for users in ({3: [denied]}, {"3": [denied]}, {"3": [denied], "nobody": ["i1"]}):
+        found = fitted.recommend(numbered, k=1, exclude=users)
+        assert found["item"][3] != denied
+        assert found["item"][:3].to_list() == best["item"][:3].to_list()
+        only = fitted.recommend(numbered, k=1, only={user: ["i7"] for user in users})
+        assert only["item"].to_list() == [*best["item"][:3], "i7"]
+    with pytest.raises(RequestError, match="exclude has two lists for the user 3"):
+        fitted.recommend(numbered, exclude={3: [denied], "3": []})
+
+
+def test_what_is_wrong_with_a_frame_of_pandas_is_named_with_its_column(tmp_path):
+    pandas = pytest.importorskip("pandas", reason="pandas is no dependency")
+    frame = pandas.DataFrame({"user": ["a", "a"], "item": ["x", 3]})
+    with pytest.raises(DataError, match=r"pandas that cannot be read: column 'item' holds .* several types, int, str;"):
+        plr.SASRec(**SMALL).fit(frame)
+    with pytest.raises(DataError, match="pandas that cannot be read: it has the column 'item' more than once"):
+        plr.SASRec(**SMALL).fit(pandas.concat([frame, frame[["item"]]], axis=1))
+
+
+def test_a_relation_of_duckdb_comes_out_as_one_of_its_connection(fitted):
+    duckdb = pytest.importorskip("duckdb", reason="DuckDB is no dependency")
+    pytest.importorskip("pyarrow", reason="pyarrow is no dependency")
+    frame = interactions(users=3)
+    connection = duckdb.connect()
+    connection.register("frame", frame.to_arrow())
+    connection.execute("CREATE TABLE log AS SELECT * FROM frame")
+    found = fitted.recommend(connection.sql("SELECT * FROM log ORDER BY user_id, timestamp"), k=2)
+    assert isinstance(found, duckdb.DuckDBPyRelation)
+    assert found.pl().equals(fitted.recommend(frame, k=2))
+    seen = connection.sql("SELECT count(*) FROM found JOIN log ON found.user_id = log.user_id AND found.rank = 1")
+    assert seen.fetchall() == [(len(frame),)]
+    assert connection.sql("SHOW TABLES").fetchall() in ([("log",)], [("frame",), ("log",)])
 
 
 def test_saved_and_loaded_it_recommends_the_same_and_the_folder_is_whole(tmp_path):
@@ -111,14 +150,26 @@ def test_saved_and_loaded_it_recommends_the_same_and_the_folder_is_whole(tmp_pat
 
 
 def test_parameters_are_got_set_and_cloned():
-    model = plr.PLR(dim=64, streams=2)
-    assert model.get_params() == {"out": None, "dim": 64, "streams": 2}
+    model = plr.PLR(dim=32, streams=3, ks=[5, 10])
     assert model.set_params(streams=8, out="x") is model
-    clone = type(model)(**model.get_params())
-    assert clone.get_params() == {"out": "x", "dim": 64, "streams": 8}
-    assert repr(clone) == "PLR(out='x', dim=64, streams=8)"
+    found = model.get_params()
+    assert found.items() >= {"out": "x", "dim": 32, "streams": 8, "lr": 1e-3, "progress": False}.items()
+    assert not {"backbone", "method", "data", "from_run", "provenance"} & set(found)
+    assert found["temperature"] is None  # follows from the backbone
+    clone = type(model)(**found)
+    # What scikit-learn's clone asks of a copy: the very values that it was made with.
+    assert all(value is found[name] for name, value in clone.get_params().items())
+    assert clone._config(clone._options, "d", "o") == model._config(model._options, "d", "o")
+    assert repr(clone) == repr(model) == "PLR(out='x', dim=32, streams=8, ks=[5, 10])"
+    assert repr(plr.PLR(lr=1e-3)) == "PLR()"
     other = plr.Estimator(backbone="bert4rec", method="erl", steps=3)
     assert other.get_params()["steps"] == 3
+
+
+def test_scikit_learn_clones_a_system():
+    base = pytest.importorskip("sklearn.base", reason="scikit-learn is no dependency")
+    model = plr.PLR(dim=32, ks=[5, 10], out="x")
+    assert base.clone(model).get_params() == model.get_params()
 
 
 @pytest.mark.parametrize(
@@ -128,6 +179,7 @@ def test_parameters_are_got_set_and_cloned():
         (lambda: plr.PLR(dim=0), "dim must be at least 1"),
         (lambda: plr.PLR(method="base"), "method is 'plr' in PLR"),
         (lambda: plr.PLR(data="x"), "no option 'data'"),
+        (lambda: plr.PLR(out=5), "out must be the path of the run's folder, or None; found 5"),
     ],
 )
 def test_options_that_cannot_be_are_refused_at_once(make, message):
@@ -138,8 +190,8 @@ def test_options_that_cannot_be_are_refused_at_once(make, message):
 def test_a_refused_option_changes_nothing():
     model = plr.PLR(dim=64)
     with pytest.raises(ConfigError):
-        model.set_params(streams=2, dim=-1)
-    assert model.get_params() == {"out": None, "dim": 64}
+        model.set_params(streams=3, dim=-1)
+    assert (model.get_params()["dim"], model.get_params()["streams"]) == (64, 2)
 
 
 def test_bad_data_and_requests_are_named(fitted, tmp_path):
@@ -186,9 +238,34 @@ def test_a_runs_frame_is_never_overwritten(tmp_path):
 def test_what_followed_from_the_options_is_no_option_of_a_loaded_system(fitted):
     loaded = plr.load(fitted.out)
     given = {name: value for name, value in loaded.get_params().items() if name != "out"}
-    defaults = {"heads": 2, "streams": 2}
-    assert defaults | given == {**SMALL, "streams": 2, "split": "leave-one-out"}
+    asked_for = plr.PLR(**SMALL, streams=2, split="leave-one-out").get_params()
+    assert given == {name: value for name, value in asked_for.items() if name != "out"}
     assert loaded.set_params(mixture="states")._config(loaded._options, "d", "o").contrastive_weight == 1.0
+
+
+def test_a_frame_that_cannot_be_used_leaves_nothing_and_the_next_one_is_taken(tmp_path):
+    out = tmp_path / "runs" / "run"
+    model = plr.SASRec(out=out, split="leave-one-out", **SMALL)
+    frame = interactions()
+    third = pl.int_range(pl.len()) == 2
+    for wrong, error, said in (
+        (frame.rename({"item_id": "product"}), DataError, "^the frame: no item column"),
+        (frame.with_columns(pl.when(~third).then("item_id").alias("item_id")), DataError, "^the frame:3: column 'item"),
+        (frame.head(0), DataError, "^the frame: it holds no interaction"),
+        (frame.head(1), DataError, "^the frame: no training row"),
+        (frame.with_columns(pl.lit(1.5).alias("item_id")), DataError, "Float64, which pandas makes of integers"),
+    ):
+        with pytest.raises(error, match=said):
+            model.fit(wrong)
+        assert not out.parent.exists()
+    assert model.fit(frame).metrics_["test"]
+    # What lay there before stays.
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "notes.txt").write_text("mine")
+    with pytest.raises(DataError, match="no item column"):
+        plr.SASRec(out=other, **SMALL).fit(frame.rename({"item_id": "product"}))
+    assert [each.name for each in other.iterdir()] == ["notes.txt"]
 
 
 def test_times_that_would_be_sorted_as_text_are_refused(fitted):
@@ -259,8 +336,14 @@ def test_callbacks_and_loggers_of_lightning_are_handed_through(tmp_path):
     assert again.found == noted.found  # what was kept of it
 
 
-@pytest.mark.parametrize("given", [{"callbacks": [print]}, {"callbacks": 3}, {"logger": True}, {"logger": ["wandb"]}])
-def test_what_is_no_callback_or_logger_is_refused(given, tmp_path):
-    with pytest.raises(ConfigError, match=rf"{next(iter(given))} must be .*; found "):
+@pytest.mark.parametrize(
+    ("given", "found"),
+    [
+        ({"callbacks": [print]}, "<built"), ({"callbacks": 3}, "3"), ({"logger": True}, "True"),
+        ({"logger": ["wandb"]}, "'wandb'"), ({"logger": "wandb"}, "'wandb'"),
+    ],
+)  # fmt: skip
+def test_what_is_no_callback_or_logger_is_refused(given, found, tmp_path):
+    with pytest.raises(ConfigError, match=rf"{next(iter(given))} must be .*; found {found}"):
         plr.SASRec(out=tmp_path / "run", **SMALL).fit(interactions(), **given)
     assert not (tmp_path / "run").exists()

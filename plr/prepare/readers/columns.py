@@ -30,7 +30,8 @@ from plr.prepare.timestamps import unit_of
 
 __all__ = ["NO_TIMES", "Columns", "find_columns", "is_header", "look_at_others", "normalise", "read_columns"]
 
-ROLES = ("user", "item", "rating", "timestamp")
+_IDS = ("user", "item")
+ROLES = (*_IDS, "rating", "timestamp")
 _USUAL = {
     "user": {"user", "userid", "reviewerid", "customerid", "uid"},
     "item": {"item", "itemid", "parentasin", "asin", "productid", "movieid", "iid"},
@@ -309,7 +310,8 @@ def _check_dtype(role: str, name: str, dtype: pl.DataType, path: Path) -> None:
             text or dtype.is_numeric() or dtype in (pl.Date, pl.Datetime),
         )
     if not fine:
-        raise DataError(f"column {name!r} ({role}) has the type {dtype}; accepted: {accepted}", path)
+        why = ", which pandas makes of integers where one is missing" if dtype.is_float() and role in _IDS else ""
+        raise DataError(f"column {name!r} ({role}) has the type {dtype}{why}; accepted: {accepted}", path)
 
 
 def _convert(role: str, column: pl.Expr, dtype: pl.DataType, plain: bool, dates: bool) -> pl.Expr:

@@ -478,14 +478,27 @@ def test_a_mistaken_option_is_one_line_that_says_what_is_accepted(arguments, mes
     assert capsys.readouterr().err == message + "\n"
 
 
-def test_an_unknown_field_of_a_file_is_named(tmp_path, capsys):
-    (tmp_path / "config.yaml").write_text("dim: 8\nnonsense: 1\n")
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("dim: 8\nnonsense: 1\n", "{}:2: unknown field 'nonsense', the nearest known is 'noise'"),
+        ("# sizes\n\ndim: wide\n", "{}:3: dim must be a whole number; found wide"),
+        ("dim: 8\nks: 5\n", "{}:2: ks must be a list such as [5,10]; found 5"),
+        ("dim: 8\n", "--dim must be a whole number; found wide"),  # what is wrong is not the file
+        (None, "--config {}: no such file"),
+        ("", "--config {}: not a file"),
+    ],
+)
+def test_a_field_of_a_file_is_named_with_its_line(content, message, tmp_path, capsys):
+    file = tmp_path / "config.yaml"
+    if content:
+        file.write_text(content)
+    elif content is not None:
+        file.mkdir()
     with pytest.raises(SystemExit) as stopped:
-        main(["train", "--config", str(tmp_path / "config.yaml")])
+        main(["train", "--config", str(file), "--lr", "0.1", *(["--dim", "wide"] if "--dim" in message else [])])
     assert stopped.value.code == 2
-    assert capsys.readouterr().err == (
-        "plr train: unknown field 'nonsense' in the --config file, the nearest known is 'noise'; see plr train --help\n"
-    )
+    assert capsys.readouterr().err == f"plr train: {message.format(file)}; see plr train --help\n"
 
 
 @pytest.mark.parametrize(
