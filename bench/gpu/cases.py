@@ -16,9 +16,11 @@ from torch.nn import functional
 
 from bench.attention import folded, mask_of, masked
 from bench.gpu import flex
+from bench.gpu.plan import Histories, joined
 from bench.limits import Limit, copy_probe, products
 from bench.records import OURS
 from bench.training_step import CONFIG, adam_step
+from plr.serving.gpu_plan import Shape
 from plr_kernels import (
     candidate_cross_entropy,
     consistent_mixture_cross_entropy,
@@ -350,6 +352,38 @@ def training_step(sizes: Sizes, device: torch.device, dtype: torch.dtype) -> Cas
     return Case("training_step", shape, (), implementations, None, None, _allowed(dtype), backward=False, capture=False)
 
 
+def forward_pass(sizes: Sizes, device: torch.device, dtype: torch.dtype) -> Case:
+    """The launches of the serving plan beside the model's forward pass, of tensors on the device; both are captured."""
+    histories, shape = _histories(sizes.batch, sizes, device, dtype)
+    plan, inputs, (rows, length) = histories.pass_of_all()
+    batch = histories.batch()
+
+    @torch.no_grad()
+    def by_plan() -> Tensor:
+        return joined(plan._run(inputs, Shape(rows, length, "")))
+
+    implementations = {OURS: by_plan, "the model's forward pass": lambda: histories.by_model(batch=batch)}
+    return Case(
+        "forward_only", shape, (), implementations, histories.exact, None, _allowed_pass(dtype), backward=False
+    )
+
+
+def user_states(sizes: Sizes, device: torch.device, dtype: torch.dtype) -> Case:
+    """One user's states from item numbers on the host, as one is served: replayed, launched, and by the model.
+
+    A round's cleared cache gives the host as long as half a GiB takes to write: what it launches meanwhile is hidden.
+    """
+    histories, shape = _histories(1, sizes, device, dtype)
+    ids = histories.ids()
+    implementations = {
+        OURS: lambda: histories.replayed(*ids),
+        "the same launched": lambda: joined(histories.launching.states(*ids)),
+        "the model's forward pass": histories.by_model,
+    }
+    exact, allowed = histories.exact, _allowed_pass(dtype)
+    return Case("user_states", shape, (), implementations, exact, None, allowed, backward=False, capture=False)
+
+
 CASES: dict[str, Callable[[Sizes, torch.device, torch.dtype], Case]] = {
     "stream_attention": attention,
     "pairwise_kl": divergence,
@@ -362,6 +396,8 @@ CASES: dict[str, Callable[[Sizes, torch.device, torch.dtype], Case]] = {
     "top_mixture_items": mixture_ranking,
     "target_rank": counting,
     "target_mixture_rank": mixture_counting,
+    "forward_only": forward_pass,
+    "user_states": user_states,
     "training_step": training_step,
 }
 
@@ -369,6 +405,16 @@ CASES: dict[str, Callable[[Sizes, torch.device, torch.dtype], Case]] = {
 def _allowed(dtype: torch.dtype) -> float:
     """Sums in another order; in half precision also two roundings: of the scores' gradient and of the result."""
     return 1e-4 + 2 * torch.finfo(dtype).eps * (dtype.itemsize == 2)
+
+
+def _allowed_pass(dtype: torch.dtype) -> float:
+    """Of a whole forward pass, which rounds several times: on a CPU few rows were off by half of `_allowed`."""
+    return _allowed(dtype) * (2 if dtype.itemsize == 2 else 1)
+
+
+def _histories(users: int, sizes: Sizes, device: torch.device, dtype: torch.dtype) -> tuple[Histories, str]:
+    histories = Histories.of(users, sizes.prefix, sizes.items, sizes.dim, sizes.heads, device, dtype)
+    return histories, f"B{users} L{sizes.prefix} V{sizes.items} D{sizes.dim} {_name(dtype)}"
 
 
 def _normal(device: torch.device, dtype: torch.dtype, spread: float, *shape: int) -> Tensor:

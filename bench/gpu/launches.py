@@ -43,6 +43,7 @@ KERNELS: dict[str, tuple[tuple[str, dict[str, Any]], ...]] = {
     "top_mixture_items": (("top_items", {"is_mixture": None}), ("top_items", {"is_mixture": True})),
     "target_rank": (("ranks", {}),),
     "target_mixture_rank": (("ranks", {}),),
+    "forward_only": (("sum_norm", {}), ("bias_gelu", {}), ("stream_attention", {"backward": False})),
 }
 BLOCKS = ("BLOCK", "BLOCK_M", "BLOCK_P", "BLOCK_R", "BLOCK_V", "BLOCK_X", "BLOCK_K", "BLOCK_D")
 

@@ -25,9 +25,11 @@ OPERATORS = (
     "top_mixture_items",
     "target_rank",
     "target_mixture_rank",
+    "forward_only",
+    "user_states",
 )
 # Operators whose tests go by another's name.
-TESTED_WITH = {"target_mixture_rank": "target_rank"}
+TESTED_WITH = {"target_mixture_rank": "target_rank", "user_states": "forward_only"}
 
 
 @dataclass(frozen=True)

@@ -68,6 +68,17 @@ def why_not(model: RecommenderModel) -> str | None:
         return "the C++ extension of plr_kernels is not built"
     if chosen_backend() not in ("auto", "cpp"):
         return f"the chosen backend is {chosen_backend()}"
+    reason = why_unknown(model)
+    if reason is not None:
+        return reason
+    for name, weight in model.named_parameters():
+        if weight.device.type != "cpu" or weight.dtype != torch.float32:
+            return f"{name} is {weight.dtype} on {weight.device}, not float32 on the CPU"
+    return None
+
+
+def why_unknown(model: RecommenderModel) -> str | None:
+    """Return what of the model only PyTorch computes, whatever it computes on, or None: its parts, mode and hooks."""
     if type(model) not in _MODELS:
         return f"{type(model).__name__} is computed by PyTorch"
     if type(model.items) not in _ITEMS:
@@ -79,8 +90,6 @@ def why_not(model: RecommenderModel) -> str | None:
         if module not in items and type(module) not in _KNOWN:
             return f"{name} is a {type(module).__name__}"
     for name, weight in model.named_parameters():
-        if weight.device.type != "cpu" or weight.dtype != torch.float32:
-            return f"{name} is {weight.dtype} on {weight.device}, not float32 on the CPU"
         if weight.is_inference():
             return f"{name} is an inference tensor, of which no change can be noticed"
     if _has_any_global_hook():
@@ -156,7 +165,7 @@ class Engine:
         Raises:
             TypeError, ValueError: not of that kind; a history without an item; an id outside [0, V).
         """
-        _check_histories(ids, offsets)
+        check_histories(ids, offsets)
         ids, offsets = ids.contiguous(), offsets.contiguous()
         rows = len(offsets) - 1
         users = self._new_states(rows)
@@ -193,7 +202,7 @@ class Engine:
             TypeError, ValueError: not of that kind, an id outside [0, V), more than max_length items, a history of
                 another engine, or one twice; nothing has been appended to any then.
         """
-        _check_histories(ids, offsets)
+        check_histories(ids, offsets)
         if len(offsets) != len(histories) + 1:
             raise ValueError(f"offsets must be {len(histories) + 1} numbers, B + 1; found {len(offsets)}")
         ids, offsets = ids.contiguous(), offsets.contiguous()
@@ -394,7 +403,8 @@ def _check_numbers(name: str, tensor: Tensor) -> None:
         raise ValueError(f"{name} must have one dimension; found shape {list(tensor.shape)}")
 
 
-def _check_histories(ids: Tensor, offsets: Tensor) -> None:
+def check_histories(ids: Tensor, offsets: Tensor) -> None:
+    """Raise TypeError or ValueError where ids [N] and offsets [B + 1] are not what `Engine.states` takes."""
     _check_numbers("ids", ids)
     _check_numbers("offsets", offsets)
     if len(offsets) < 1 or int(offsets[0]) < 0 or int(offsets[-1]) > len(ids):

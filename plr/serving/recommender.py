@@ -9,7 +9,7 @@ from functools import cached_property, partial
 from hashlib import sha256
 from numbers import Integral
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import polars as pl
@@ -28,6 +28,8 @@ from plr.serving.categories import CategoryLimit, numbered_categories
 from plr.serving.device import usable_device
 from plr.serving.engine import Engine, UserStates, snapshot, why_not
 from plr.serving.filters import ItemFilter
+from plr.serving.gpu_plan import GPUPlan
+from plr.serving.gpu_plan import why_not as why_no_plan
 from plr.serving.histories import UserHistories, histories_of
 from plr.serving.item_numbers import ItemNumbers
 from plr.serving.new_items import with_new_items
@@ -35,6 +37,8 @@ from plr.serving.popularity import check_days, most_popular, popularity_of_run, 
 from plr.serving.ragged import Ragged
 from plr.serving.session import Session, rank_sessions
 
+GPUAnswers = Literal["graphs", "launches", "module"]
+"""How a recommender computes on a GPU."""
 SOURCES = ("popularity", "model")
 MOST_EXCLUDED = 2**20
 """The most ids, with padding, of items that are left out of one ranking: 8 MiB."""
@@ -62,6 +66,13 @@ class Recommender:
         config: the configuration of the run.
         popularity: what returns how often each item occurs in the run's training data, int64 [V]; called when that is
             asked for.
+        run: the folder that it was loaded from.
+        gpu: how users' states are computed on a GPU: "graphs" by the plan (`plr.serving.gpu_plan`), whose shapes are
+            captured as CUDA graphs; "launches" by the plan, nothing captured; "module" by the model's own forward pass,
+            as where the plan cannot take the model.
+
+    Raises:
+        ValueError: gpu is another word.
     """
 
     def __init__(
@@ -71,18 +82,29 @@ class Recommender:
         config: Config,
         popularity: Callable[[], np.ndarray] | None = None,
         run: Path | None = None,
+        gpu: GPUAnswers = "graphs",
     ):
+        if gpu not in get_args(GPUAnswers):
+            raise ValueError(f"gpu must be one of {', '.join(get_args(GPUAnswers))}; found {gpu!r}")
         self.model = model.eval()
         self.item_ids = list(item_ids)
         self.config = config
         self._read_popularity = popularity
         self._run = run
+        self._gpu = gpu
         self._index = {item_id: index for index, item_id in enumerate(self.item_ids)}
         with torch.no_grad():
             self._table = model.item_table().detach()  # [V, d]
             self._candidates = model.candidates(self._table)  # [V, d]
-        self._engine = Engine(self.model) if why_not(self.model) is None else None
         self._fingerprint: tuple[list[Any], bytes] | None = None
+        self._prepare()
+
+    def _prepare(self) -> None:
+        """Pack the weights for what computes the answers."""
+        self._engine = Engine(self.model) if why_not(self.model) is None else None
+        self._plan: GPUPlan | None = None
+        if self._engine is None and self._gpu != "module" and why_no_plan(self.model) is None:
+            self._plan = GPUPlan(self.model, self._table, **({} if self._gpu == "graphs" else {"most_bytes": 0}))
 
     @property
     def engine(self) -> Engine | None:
@@ -92,6 +114,14 @@ class Recommender:
         made, as long as the model is left as it was: weights, buffers, mode and hooks (`Engine.fits`).
         """
         return self._engine if self._engine is not None and self._engine.fits(self.model) else None
+
+    @property
+    def gpu_plan(self) -> GPUPlan | None:
+        """What computes users' states on a GPU; None where the engine or the model itself does, as the model is.
+
+        `plr.serving.gpu_plan.why_not` says of which models it does, as long as they are left as they were.
+        """
+        return self._plan if self._plan is not None and self._plan.fits(self.model) else None
 
     @cached_property
     def popularity(self) -> np.ndarray:
@@ -137,16 +167,21 @@ class Recommender:
         return pl.Series("item", self.item_ids, dtype=pl.String)
 
     def __getstate__(self) -> dict[str, Any]:
-        """Leave the engine and the hash table out of a copy, which makes its own."""
-        return {name: value for name, value in self.__dict__.items() if name != "numbers"} | {"_engine": None}
+        """Leave the engine, the plan and the hash table out of a copy, which makes its own."""
+        return {name: value for name, value in self.__dict__.items() if name not in ("numbers", "_engine", "_plan")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        self._engine = Engine(self.model) if why_not(self.model) is None else None
+        self._prepare()
 
     @classmethod
     def load(
-        cls, path: str | Path, device: str | torch.device = "cpu", *, text_vectors: str | Path | None = None
+        cls,
+        path: str | Path,
+        device: str | torch.device = "cpu",
+        *,
+        text_vectors: str | Path | None = None,
+        gpu: GPUAnswers = "graphs",
     ) -> Recommender:
         """Load the run folder that `plr train` wrote.
 
@@ -156,12 +191,14 @@ class Recommender:
             text_vectors: a folder of text vectors with items that came after training, for an inductive unisrec run;
                 they are ranked with the others and may stand in histories. Items that the run knows without a text
                 get theirs.
+            gpu: as of the class.
 
         Raises:
             ConfigError: the device cannot be used.
             FileNotFoundError: there is no finished run.
             DataError: the text vectors do not fit the run, or a file of it is damaged.
             RunError: the weights are missing or damaged.
+            ValueError: gpu is another word.
         """
         folder = RunFolder(Path(path))
         config = folder.require_finished()
@@ -174,7 +211,7 @@ class Recommender:
             model = build_model(config, item_data).float()
             load_weights(model, folder.weights)
         folder.check_hashes()
-        return cls(model.to(device), item_ids, config, partial(popularity_of_run, folder.path), folder.path)
+        return cls(model.to(device), item_ids, config, partial(popularity_of_run, folder.path), folder.path, gpu)
 
     def recommend(
         self,
@@ -601,6 +638,10 @@ class Recommender:
         )
 
     def _scorer(self, histories: Ragged) -> ItemScorer:
+        plan = self.gpu_plan
+        if plan is not None:
+            users = plan.states(torch.from_numpy(histories.ids), torch.from_numpy(histories.offsets))
+            return ItemScorer(users.states, users.log_weights, self.model.temperature)
         device = self._table.device
         recent = histories.last(self.config.max_length)
         lengths = torch.from_numpy(recent.lengths)

@@ -156,6 +156,7 @@ def _forward_kernel(
     lengths,
     dropout,
     output,
+    output_strides,
     lse,
     scale,
     H,
@@ -177,6 +178,7 @@ def _forward_kernel(
     prefix_value = Strided(prefix_value, prefix_value_strides)
     stream_key = Strided(stream_key, stream_key_strides)
     stream_value = Strided(stream_value, stream_value_strides)
+    output = Strided(output, output_strides)
     batch_head = tl.program_id(0).to(tl.int64)
     batch, head = batch_head // H, batch_head % H
     streams = tl.program_id(1) * BLOCK_M + tl.arange(0, BLOCK_M)
@@ -240,8 +242,9 @@ def _forward_kernel(
     # Where there is nothing to attend to, the output is 0/1 and the logarithm that is stored −inf + 0. Where all scores
     # are −inf it is 0/0, as a softmax has it.
     total = tl.where(own_length + S > 0, total, 1.0)
-    offsets = rows[:, None] * D + columns[None, :]
-    tl.store(output + offsets, (acc / total[:, None]).to(output.dtype.element_ty), mask=mask)
+    base = output.data + batch * output.strides[0] + head * output.strides[1]
+    offsets = streams.to(tl.int64)[:, None] * output.strides[2] + columns.to(tl.int64)[None, :] * output.strides[3]
+    tl.store(base + offsets, (acc / total[:, None]).to(output.data.dtype.element_ty), mask=mask)
     tl.store(lse + rows, m + tl.log2(total), mask=streams < M)
 
 
@@ -535,12 +538,17 @@ def forward(
     scale: float,
     dropout_p: float,
     seed: Tensor | None,
+    result: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """The output and, for the backward pass, log2 of every softmax' sum: float32 [B, H, M]."""
+    """The output and, for the backward pass, log2 of every softmax' sum: float32 [B, H, M].
+
+    The output is written to `result` [B, H, M, D], of any strides, where that is given.
+    """
     query, prefix_key, _, stream_key, _ = inputs
     _check_dim(query)
     batch, heads, streams, dim = query.shape
-    result = query.new_empty(query.shape)
+    if result is None:
+        result = query.new_empty(query.shape)
     lse = query.new_empty(query.shape[:3], dtype=torch.float32)
     if query.numel() == 0:
         return result, lse
@@ -551,7 +559,7 @@ def forward(
             *strided_inputs,
             _lengths(prefix_lengths),
             _dropout(seed, dropout_p),
-            result,
+            *strided(result),
             lse,
             scale * LOG2_E,
             heads,

@@ -356,6 +356,18 @@ def rank_totals() -> Options:
     return {**options(4, 1, BLOCK_R=16, BLOCK_S=_PARTS, BLOCK_X=16 if TRITON_INTERPRETED else 64), **ASSERTING}
 
 
+def sum_norm(dim: int) -> Options:
+    """A kernel that holds its rows: some 16 numbers of each of 128 threads, a row's at least."""
+    held_d = power_of_two(dim, 16)
+    rows = 4 if TRITON_INTERPRETED else max(2048 // held_d, 1)
+    return options(min(max(held_d // 512, 4), 16), 1, BLOCK_R=rows, HELD_D=held_d)
+
+
+def bias_gelu() -> Options:
+    """A kernel that reads each number once, 8 of each of 128 threads."""
+    return options(4, 1, BLOCK=1024)
+
+
 def mixture_list(k: int) -> int:
     """How many items of each stream are listed for the k best of a mixture: all slots of a list that is a power of two.
 

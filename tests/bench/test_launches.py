@@ -83,7 +83,7 @@ def test_neighbours_stay_in_range():
 
 @pytest.mark.parametrize("operator", KERNELS)
 def test_every_function_named_is_there(operator):
-    assert set(KERNELS) == set(CASES) - {"training_step"}
+    assert set(KERNELS) == set(CASES) - {"user_states", "training_step"}  # which are more than kernels
     assert all(callable(getattr(launch, name)) for name, _ in KERNELS[operator])
 
 

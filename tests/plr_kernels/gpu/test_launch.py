@@ -119,6 +119,15 @@ def target_rank(batch, vocabulary):
     backend_module("target_rank", "triton").forward(zeros(batch, 64), zeros(vocabulary, 64), targets, exclude)
 
 
+def forward_only(batch, vocabulary):
+    kernels = backend_module("forward_only", "triton")
+    table, states, vector = zeros(vocabulary, 64), zeros(batch, 64), zeros(64)
+    kernels.sum_norm(table, states[:1], vector, vector, 1e-12, zeros(batch, dtype=torch.int64), 1, None)
+    kernels.sum_norm(states, states, vector, vector, 1e-12, None, 1, vector)
+    kernels.sum_norm(states, zeros(1 + vocabulary % 3, 64), vector, vector, 1e-12, None, 1 + vocabulary % 3, None)
+    kernels.bias_gelu(states, vector)
+
+
 def mixture(batch, vocabulary):
     streams = 2 + vocabulary % 3
     return zeros(batch, streams, 64), zeros(batch, streams), zeros(vocabulary, 64)
@@ -144,7 +153,8 @@ SHAPES = ((64, 4096), (48, 4099), (33, 4800), (17, 4112))
 
 
 @pytest.mark.parametrize(
-    "run", [stream_attention, pairwise_kl, linear_cross_entropy, candidate_cross_entropy, info_nce, *RANKING]
+    "run",
+    [stream_attention, pairwise_kl, linear_cross_entropy, candidate_cross_entropy, info_nce, forward_only, *RANKING],
 )
 def test_other_sizes_take_the_same_binaries(run, driver):
     run(*SHAPES[0])
