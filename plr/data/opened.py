@@ -81,7 +81,7 @@ def prepare(
     return dataset
 
 
-def open_prepared(folder: Path, *, verify: bool = False) -> SequenceDataset:
+def open_prepared(folder: str | os.PathLike[str], *, verify: bool = False) -> SequenceDataset:
     """Open a prepared folder. The arrays are mapped and the ids not read before they are asked for.
 
     Sizes and shapes are checked; with ``verify`` also the hashes of all files, for which each is read whole.
@@ -89,6 +89,7 @@ def open_prepared(folder: Path, *, verify: bool = False) -> SequenceDataset:
     Raises:
         DataError: it is not such a folder, of another version, or not as it was written.
     """
+    folder = Path(folder)
     manifest = read_manifest(folder, verify=verify)
     users, items, interactions = (manifest[key] for key in ("users", "items", "interactions"))
     with damage_named(folder):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import io
 import json
 import logging
 import warnings
@@ -139,8 +140,10 @@ def write_program(recommender: Recommender, file: Path, manifest: dict[str, Any]
     """Write a .pt2 file that torch alone loads; manifest.json and item_ids.json are among its extra files."""
     program = portable(recommender, manifest["k"], manifest["exclude_seen"])
     extra = {"manifest.json": json.dumps(manifest), "item_ids.json": json.dumps(recommender.item_ids)}
+    made = io.BytesIO()  # written to a full disk, PyTorch's archive ends the process
     with quiet():
-        torch.export.save(program, file, extra_files=extra)
+        torch.export.save(program, made, extra_files=extra)
+    file.write_bytes(made.getbuffer())
 
 
 def load_program(recommender: Recommender, file: Path, manifest: dict[str, Any]) -> Answer:

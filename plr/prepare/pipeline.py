@@ -35,11 +35,11 @@ MOST_PARTITIONS = 512
 
 
 def write_folder(
-    sources: Sequence[Path],
-    out: Path,
+    sources: Sequence[str | os.PathLike[str]],
+    out: str | os.PathLike[str],
     options: PrepareOptions,
     *,
-    items: Path | None = None,
+    items: str | os.PathLike[str] | None = None,
     skip_bad_lines: bool = False,
     protocol: str | None = None,
     periods: Sequence[tuple[float, float]] | None = None,
@@ -72,8 +72,11 @@ def write_folder(
     """
     if not 0 <= partitions <= MOST_PARTITIONS:
         raise ValueError(f"partitions must be in 0..{MOST_PARTITIONS} (0: all in memory); found {partitions}")
-    paths = [find_interactions(source) for source in sources]
-    job = Preparation(SourceFiles(paths, options, items, skip_bad_lines, periods), options, protocol)
+    if isinstance(sources, (str, os.PathLike)):
+        raise TypeError(f"sources must be a list of files; found {str(sources)!r}")
+    paths, out = [find_interactions(Path(source)) for source in sources], Path(out)
+    metadata = None if items is None else Path(items)
+    job = Preparation(SourceFiles(paths, options, metadata, skip_bad_lines, periods), options, protocol)
     report = _already_there(out, job)
     if report is None:
         damaged = is_prepared(out)

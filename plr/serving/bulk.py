@@ -127,20 +127,31 @@ def recommend_users(
     }
     folder = parts_folder(out)
     folder.mkdir(parents=True, exist_ok=True)
-    with locked(folder):
-        counts = _resume(folder, job, out)
-        with progress(file.total) as advance:
-            advance(counts.users)
-            answers = partial(recommender.answers, k=k, exclude_seen=exclude_seen, filters=filters, limit=limit,
-                              popularity=popularity)  # fmt: skip
-            _write_parts(folder, table, file, counts, answers, advance)
-        _join(folder, table, counts.users, out)
-        for path in folder.iterdir():
-            if path.name != LOCK:
-                path.unlink()
-    with suppress(OSError):  # another process has begun
-        folder.rmdir()
+    try:
+        with locked(folder):
+            counts = _resume(folder, job, out)
+            with progress(file.total) as advance:
+                advance(counts.users)
+                answers = partial(recommender.answers, k=k, exclude_seen=exclude_seen, filters=filters, limit=limit,
+                                  popularity=popularity)  # fmt: skip
+                try:
+                    _write_parts(folder, table, file, counts, answers, advance)
+                except DataError:  # the file cannot be finished, and the mended one is another
+                    _clear(folder)
+                    raise
+            _join(folder, table, counts.users, out)
+            _clear(folder)
+    finally:
+        with suppress(OSError):  # parts are kept, or another process has begun
+            folder.rmdir()
     return counts
+
+
+def _clear(folder: Path) -> None:
+    """Remove the parts; the lock is the process's until it leaves the folder."""
+    for path in folder.iterdir():
+        if path.name != LOCK:
+            path.unlink()
 
 
 def _write_parts(

@@ -121,6 +121,18 @@ def test_a_program_loads_with_torch_alone(mixture, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["beauty.pt2"]
 
 
+def test_a_full_disk_is_said_and_ends_no_process(mixture, tmp_path):
+    resource = pytest.importorskip("resource", reason="no limits of files here")
+    code = f"import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (4096, {resource.RLIM_INFINITY}))\n"
+    code += "import sys; from plr.cli import main; sys.exit(main(sys.argv[1:]))"
+    target = tmp_path / "out" / "beauty.pt2"
+    command = [sys.executable, "-c", code, "export", str(mixture), "--to", "torch", "--out", str(target)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 2, done.stderr
+    assert "File too large" in done.stderr
+    assert not list(target.parent.iterdir())
+
+
 def test_a_program_that_needs_more_than_pytorch_is_refused(mixture):
     # With our operators as they are.
     traced = program.traced(plr.Recommender.load(mixture), 3, False, ordered_top=False)

@@ -444,3 +444,10 @@ def test_every_byte_is_the_same_whatever_the_hash_seed_and_the_threads(write, tm
         for seed, threads in (("0", "1"), ("1", "4"))
     }
     assert len(printed) == 1
+
+
+def test_paths_may_be_text(source, tmp_path):
+    write_folder([str(source)], str(tmp_path / "made"), PrepareOptions())
+    assert same(open_prepared(str(tmp_path / "made")), prepare(str(source)))
+    with pytest.raises(TypeError, match="sources must be a list of files; found "):
+        write_folder(str(source), tmp_path / "other", PrepareOptions())

@@ -250,6 +250,18 @@ def test_parts_of_another_command_are_not_gone_on_with(run, tmp_path, monkeypatc
     assert (parts_folder(out) / "mine.txt").exists()
 
 
+def test_a_file_with_a_wrong_line_leaves_no_parts_and_the_mended_one_is_taken(run, tmp_path, monkeypatch):
+    users, out = tmp_path / "users.csv", tmp_path / "out.csv"
+    monkeypatch.setattr(bulk, "BLOCK", 2)
+    lines = ["user,history\n", *(f"u{number},i1 i2\n" for number in range(5))]
+    users.write_text("".join([*lines, "u5\n"]))
+    with pytest.raises(DataError, match=r"users.csv:7: 1 fields; the header has 2"):
+        recommend_users(run, users, out, k=2)
+    assert [each.name for each in tmp_path.iterdir()] == ["users.csv"]
+    users.write_text("".join([*lines, "u5,i1\n"]))
+    assert recommend_users(run, users, out, k=2).users == 6
+
+
 def test_the_parts_are_locked(run, tmp_path):
     users, out = as_file("wide.jsonl", tmp_path), tmp_path / "out.csv"
     parts_folder(out).mkdir()
