@@ -56,6 +56,8 @@ def atomic_path(path: str | os.PathLike[str], *, replace: bool = True) -> Iterat
             with deferred():
                 _replace(temporary, path, replace)
     except Exception as error:
+        if isinstance(error, OSError) and error.filename == str(temporary):
+            error.filename = str(path)  # the name that somebody has given
         reason = None if isinstance(error, (OSError, ValueError)) else _reason_of_system(error)
         if reason is None:
             raise

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import polars as pl
@@ -17,7 +18,9 @@ def is_frame(value: Any) -> bool:
 
 
 def as_polars(frame: Any) -> pl.DataFrame:
-    """Return a frame for which `is_frame` holds as polars', without a copy where its memory can be shared.
+    """Return a frame for which `is_frame` holds, or a mapping from names to columns, as polars'.
+
+    Nothing is copied where its memory can be shared.
 
     Raises:
         DataError: it cannot be read; says what is missing.
@@ -31,7 +34,8 @@ def as_polars(frame: Any) -> pl.DataFrame:
     except ImportError as error:
         raise DataError(f"a frame of {_library(frame)} is read through pyarrow; pip install pyarrow") from error
     except (pl.exceptions.PolarsError, pl.exceptions.PanicException, TypeError, ValueError) as error:
-        raise DataError(f"a frame of {_library(frame)} that cannot be read: {_why(frame, error)}") from error
+        what = "a mapping of columns" if isinstance(frame, Mapping) else f"a frame of {_library(frame)}"
+        raise DataError(f"{what} that cannot be read: {_why(frame, error)}") from error
 
 
 def _why(frame: Any, error: BaseException) -> str:

@@ -109,6 +109,12 @@ def _fetch(
             problem = error
         except (OSError, HTTPException) as error:
             problem = error
+            if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise DataError(
+                    f"{url}: no room for it ({error.strerror}); what is already there is kept, repeat the command to "
+                    "go on",
+                    path,
+                ) from error
             if attempt and (reason := _unreachable(error)) is not None:
                 host = urllib.parse.urlsplit(url).netloc
                 raise DataError(

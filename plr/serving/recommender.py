@@ -405,7 +405,7 @@ class Recommender:
         """
         if unknown not in ("error", "skip"):
             raise ValueError(f'unknown must be "error" or "skip"; found {unknown!r}')
-        frame = pl.DataFrame(histories) if isinstance(histories, Mapping) else as_polars(histories)
+        frame = as_polars(histories)
         wanted = Columns(self.config.user_column, self.config.item_column, None, self.config.timestamp_column)
         users = histories_of(frame, wanted, self.numbers, strict=unknown == "error")
         if users.unknown:

@@ -106,6 +106,11 @@ def test_lists_of_users_are_found_whether_ids_are_numbers_or_text(fitted):
         fitted.recommend(numbered, exclude={3: [denied], "3": []})
 
 
+def test_a_mapping_of_unequal_columns_is_named(fitted):
+    with pytest.raises(DataError, match=r"a mapping of columns that cannot be read: .*height"):
+        fitted.recommend({"user": ["a"], "item": ["i1", "i2"]})
+
+
 def test_what_is_wrong_with_a_frame_of_pandas_is_named_with_its_column(tmp_path):
     pandas = pytest.importorskip("pandas", reason="pandas is no dependency")
     frame = pandas.DataFrame({"user": ["a", "a"], "item": ["x", 3]})

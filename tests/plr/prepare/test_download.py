@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import functools
 import gzip
 import hashlib
@@ -153,6 +154,16 @@ def test_gives_up_and_a_repeated_command_goes_on(server, tmp_path):
     fetch(server, path)
     assert path.read_bytes() == CONTENT
     assert server.asked[-1] == "bytes=500000-"
+
+
+def test_a_full_disk_is_said_at_once(server, tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("plr.prepare.download._transfer", full)
+    monkeypatch.setattr("plr.prepare.download.time.sleep", lambda _: pytest.fail("there is nothing to wait for"))
+    with pytest.raises(DataError, match=r"no room for it \(No space left on device\)"):
+        download("http://127.0.0.1/any", tmp_path / "file.csv")
 
 
 def test_a_file_that_changed_meanwhile_is_fetched_anew(server, tmp_path):

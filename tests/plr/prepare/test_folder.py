@@ -4,6 +4,7 @@ The cache gives back what was stored, or builds it again; writing is all or noth
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import multiprocessing
@@ -451,3 +452,18 @@ def test_paths_may_be_text(source, tmp_path):
     assert same(open_prepared(str(tmp_path / "made")), prepare(str(source)))
     with pytest.raises(TypeError, match="sources must be a list of files; found "):
         write_folder(str(source), tmp_path / "other", PrepareOptions())
+
+
+def test_a_name_that_cannot_be_written_is_the_one_that_was_given(tmp_path, monkeypatch):
+    opened = os.open
+
+    def refused(path, flags, *mode):
+        if flags & os.O_CREAT:  # as on a read-only file system
+            raise OSError(errno.EROFS, "Read-only file system", str(path))
+        return opened(path, flags, *mode)
+
+    monkeypatch.setattr(os, "open", refused)
+    with pytest.raises(OSError, match=rf"Read-only file system: '{tmp_path / 'given.md'}'"), atomic_path(
+        tmp_path / "given.md"
+    ):
+        pytest.fail("nothing can be written")
