@@ -9,12 +9,13 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from bench.attention import folded, mask_of, masked
+from bench.attention import folded, lengths_of_positions, mask_of, mask_of_positions, masked
 from bench.gpu import flex
 from bench.gpu.plan import Histories, joined
 from bench.limits import Limit, copy_probe, products
@@ -112,6 +113,38 @@ def attention(sizes: Sizes, device: torch.device, dtype: torch.dtype) -> Case:
     limit = Limit("byte", work, {"copy": copy_probe(read + written, None, device)})
     shape = f"B{sizes.batch} H{sizes.heads} M{sizes.streams} P{sizes.prefix} S{sizes.suffix} D{head} {_name(dtype)}"
     return Case("stream_attention", shape, leaves, implementations, formula, limit, _allowed(dtype))
+
+
+def attention_of_positions(sizes: Sizes, device: torch.device, dtype: torch.dtype) -> Case:
+    """stream_attention of all positions of a sequence: P · M queries, each with a prefix of its own length."""
+    batch, head = max(1, sizes.batch // 16), sizes.dim // sizes.heads
+    queries = sizes.prefix * sizes.streams
+    prefix, suffix = (
+        (batch, sizes.heads, sizes.prefix, head),
+        (batch, sizes.heads, queries, sizes.suffix, head),
+    )
+    query = (batch, sizes.heads, queries, head)
+    leaves = tuple(_normal(device, dtype, 1.0, *shape) for shape in (query, prefix, prefix, suffix, suffix))
+    lengths = lengths_of_positions(sizes.prefix, sizes.streams).to(device).expand(batch, -1)
+    mask = mask_of_positions(sizes.prefix, sizes.streams, sizes.suffix).to(device)
+
+    def formula(*tensors: Tensor) -> Tensor:
+        return stream_attention_formula(*tensors, lengths, head**-0.5, 0.0, None)
+
+    implementations = {
+        OURS: partial(stream_attention, prefix_lengths=lengths),
+        "eager formula": formula,
+        "formula under torch.compile": _compiled(formula),
+        "SDPA, masked": masked(mask),
+        "FlexAttention": flex.stream_attention(queries, sizes.prefix, sizes.suffix, device, sizes.streams),
+    }
+    read, written = sum(leaf.nbytes for leaf in leaves), leaves[0].nbytes
+    work = _phases(read + written, read + written + read)
+    limit = Limit("byte", work, {"copy": copy_probe(read + written, None, device)})
+    shape = (
+        f"B{batch} H{sizes.heads} positions {sizes.prefix} M{sizes.streams} S{sizes.suffix} D{head} {_name(dtype)}"
+    )
+    return Case("stream_attention_positions", shape, leaves, implementations, formula, limit, _allowed(dtype))
 
 
 def divergence(sizes: Sizes, device: torch.device, dtype: torch.dtype) -> Case:
@@ -386,6 +419,7 @@ def user_states(sizes: Sizes, device: torch.device, dtype: torch.dtype) -> Case:
 
 CASES: dict[str, Callable[[Sizes, torch.device, torch.dtype], Case]] = {
     "stream_attention": attention,
+    "stream_attention_positions": attention_of_positions,
     "pairwise_kl": divergence,
     "linear_cross_entropy": cross_entropy,
     "info_nce": contrast,

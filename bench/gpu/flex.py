@@ -11,13 +11,19 @@ from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex
 from bench.attention import join_masked
 
 
-def stream_attention(streams: int, prefix: int, suffix: int, device: torch.device) -> Callable[..., Tensor]:
-    """Over the prefix and all streams' entries, masked to each query's own stream."""
+def stream_attention(
+    queries: int, prefix: int, suffix: int, device: torch.device, of_a_position: int = 0
+) -> Callable[..., Tensor]:
+    """Over the prefix and all streams' entries, masked to each query's own stream.
+
+    With `of_a_position` the queries are those of a sequence's positions, so many each, which see what is up to theirs.
+    """
 
     def sees(batch: Tensor, head: Tensor, query: Tensor, entry: Tensor) -> Tensor:
-        return (entry < prefix) | ((entry - prefix) // suffix == query)
+        length = query // of_a_position + 1 if of_a_position else prefix
+        return ((entry < prefix) & (entry < length)) | ((entry >= prefix) & ((entry - prefix) // suffix == query))
 
-    mask: BlockMask = create_block_mask(sees, None, None, streams, prefix + streams * suffix, device=device)
+    mask: BlockMask = create_block_mask(sees, None, None, queries, prefix + queries * suffix, device=device)
     run = _compiled(device)
 
     def call(

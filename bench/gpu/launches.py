@@ -33,6 +33,9 @@ SCORES = ("score_forward", "states_gradient", "items_gradient")
 # The functions of plr_kernels/triton_shared/launch.py that an operator asks, and with which argument.
 KERNELS: dict[str, tuple[tuple[str, dict[str, Any]], ...]] = {
     "stream_attention": (("stream_attention", {"backward": False}), ("stream_attention", {"backward": True})),
+    "stream_attention_positions": (
+        ("stream_attention", {"backward": False}), ("stream_attention", {"backward": True}),
+    ),
     "pairwise_kl": tuple((name, {}) for name in SCORES),
     "linear_cross_entropy": tuple((name, {}) for name in SCORES),
     "info_nce": (("info_nce_forward", {}), ("info_nce_backward", {})),

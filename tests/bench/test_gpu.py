@@ -62,7 +62,7 @@ def test_every_implementation_computes_the_same(operator):
 
 
 @pytest.mark.usefixtures("eager")
-@pytest.mark.parametrize("operator", ["stream_attention", "pairwise_kl"])
+@pytest.mark.parametrize("operator", ["stream_attention", "stream_attention_positions", "pairwise_kl"])
 def test_flex_attention_computes_the_same_forward(operator):
     torch.manual_seed(0)
     case = CASES[operator](TINY, CPU, torch.float32)
