@@ -6,7 +6,7 @@
 
 SASRec of one block, width 64, dropout 0.2, whole sequences of at most 50 items in shuffled batches of 128, Adam with a
 rate of 1e-3, seed 0, leave-one-out. Each loss trains for as much processor time of one thread, and is ranked eight
-times on the way: NDCG@10 among all items over some validation rows, the same for all losses, without the history's items.
+times on the way: NDCG@10 among all items but the history's, over some validation rows, the same for all losses.
 Generated data are those of `plr demo` with more items: rings of 50 items, and about eight interactions an item.
 
 Writes bench/results/loss_quality.json, an entry for each data set and loss, after every ranking. A loss whose entry has
