@@ -242,8 +242,11 @@ def _forward_kernel(
     # Where there is nothing to attend to, the output is 0/1 and the logarithm that is stored −inf + 0. Where all scores
     # are −inf it is 0/0, as a softmax has it.
     total = tl.where(own_length + S > 0, total, 1.0)
-    base = output.data + batch * output.strides[0] + head * output.strides[1]
-    offsets = streams.to(tl.int64)[:, None] * output.strides[2] + columns.to(tl.int64)[None, :] * output.strides[3]
+    # From the block's first stream on: wide offsets of the streams themselves are held in registers all the while.
+    base = output.data + (batch * output.strides[0] + head * output.strides[1])
+    base += (tl.program_id(1) * BLOCK_M).to(tl.int64) * output.strides[2]
+    rows_of_block = tl.arange(0, BLOCK_M).to(tl.int64)[:, None] * output.strides[2]
+    offsets = rows_of_block + columns.to(tl.int64)[None, :] * output.strides[3]
     tl.store(base + offsets, (acc / total[:, None]).to(output.data.dtype.element_ty), mask=mask)
     tl.store(lse + rows, m + tl.log2(total), mask=streams < M)
 
