@@ -7,7 +7,8 @@
 SASRec of one block, width 64, dropout 0.2, whole sequences of at most 50 items in shuffled batches of 128, Adam with a
 rate of 1e-3, seed 0, leave-one-out. Each loss trains for as much processor time of one thread, and is ranked eight
 times on the way: NDCG@10 among all items but the history's, over some validation rows, the same for all losses.
-Generated data are those of `plr demo` with more items: rings of 50 items, and about eight interactions an item.
+Generated data are those of `plr demo` with more items: rings of 50 items, at most 2,000 of them, and about eight
+interactions an item.
 
 Writes bench/results/loss_quality.json, an entry for each data set and loss, after every ranking. A loss whose entry has
 all its points is not trained again; one that was interrupted is, from the start.
@@ -50,7 +51,7 @@ LOSSES: dict[str, dict[str, Any]] = {
 POINTS = 8
 INTERACTIONS_OF_AN_ITEM = 8
 MEAN_LENGTH = 18  # of what is generated
-RING = 50
+RING, MOST_RINGS = 50, 2000  # drawing a user's takes time for each of them
 
 
 def configuration(data: str, loss: str) -> Config:
@@ -65,7 +66,7 @@ def generated(folder: Path, items: int) -> str:
     """Write interactions with so many items; returns the file's path."""
     path = folder / f"{items}.csv"
     users = items * INTERACTIONS_OF_AN_ITEM // MEAN_LENGTH
-    generate(path, users=max(users, 1), items=items, interests=max(items // RING, 4))
+    generate(path, users=max(users, 1), items=items, interests=min(max(items // RING, 4), MOST_RINGS))
     return str(path)
 
 

@@ -19,6 +19,7 @@ _MEAN_LENGTH = 18
 _MIN_LENGTH = 6
 _EPOCH = 1_600_000_000  # seconds since 1970
 _SPAN = 365 * 86_400
+_NUMBERS_AT_A_TIME = 1 << 22  # drawn
 _PAUSE = 2 * 86_400  # mean seconds between a user's interactions
 
 
@@ -54,8 +55,10 @@ def generate(
 
     # All users take their n-th interaction together.
     weight = 1 / np.sqrt(1 + np.arange(interests))
-    arrival = random.exponential(size=(users, interests)) / weight  # the first to arrive: drawn without replacement
-    owned = np.argsort(arrival, axis=1, kind="stable")[:, : max(_INTERESTS_PER_USER)]
+    at_a_time = max(_NUMBERS_AT_A_TIME // interests, 1)
+    owned = np.concatenate(
+        [_first(random, weight, min(at_a_time, users - done)) for done in range(0, users, at_a_time)]
+    )
     owned_count = random.choice(_INTERESTS_PER_USER, users)
     place = (random.random(owned.shape) * ring_size[owned]).astype(np.int64)
     everyone = np.arange(users)
@@ -87,6 +90,12 @@ def generate(
     )
     with atomic_path(path) as aside:
         named.write_csv(aside)
+
+
+def _first(random: np.random.Generator, weight: np.ndarray, users: int) -> np.ndarray:
+    """Draw interests without replacement, the most that a user can own: the first of all to arrive."""
+    arrival = random.exponential(size=(users, len(weight))) / weight
+    return np.argsort(arrival, axis=1, kind="stable")[:, : max(_INTERESTS_PER_USER)]
 
 
 def _steps(random: np.random.Generator, ring_size: np.ndarray) -> np.ndarray:

@@ -20,6 +20,13 @@ def test_same_bytes_for_the_same_arguments(tmp_path):
     assert hashlib.sha256(a).hexdigest() == "f38d6b2190fba10b1714382c36e2a3d9140c3b272bf487025379d69f111cb51f"
 
 
+def test_the_bytes_do_not_depend_on_how_many_numbers_are_drawn_at_a_time(tmp_path, monkeypatch):
+    for name, numbers in (("at-once", 1 << 22), ("a-few", 100)):
+        monkeypatch.setattr("plr.prepare.synthetic._NUMBERS_AT_A_TIME", numbers)
+        generate(tmp_path / name, users=50, items=100, interests=7, seed=2)
+    assert (tmp_path / "at-once").read_bytes() == (tmp_path / "a-few").read_bytes()
+
+
 def test_size_and_layout(tmp_path):
     path = tmp_path / "data.csv"
     generate(path)
