@@ -148,7 +148,11 @@ def recommend_users(
 
 
 def _clear(folder: Path) -> None:
-    """Remove the parts; the lock is the process's until it leaves the folder."""
+    """Remove the parts; the lock is the process's until it leaves the folder.
+
+    First what says that they are there: who finds the rest after an interruption does not count on it.
+    """
+    (folder / _DONE).unlink(missing_ok=True)
     for path in folder.iterdir():
         if path.name != LOCK:
             path.unlink()
@@ -208,9 +212,7 @@ def _resume(folder: Path, job: dict[str, Any], out: Path) -> BulkCounts:
                 "command, delete the folder, or choose another --out"
             )
         return BulkCounts(**_read_json(folder / _DONE))
-    for path in folder.iterdir():
-        if path.name != LOCK:
-            path.unlink()  # of a command that has done no part, or was finished but for this
+    _clear(folder)  # of a command that has done no part, or was finished but for this
     _write_json(folder / _JOB, job)
     return BulkCounts()
 

@@ -12,6 +12,8 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
+from pathlib import Path
 
 import polars as pl
 import pytest
@@ -20,6 +22,7 @@ import plr
 from plr.cli import main
 from plr.config import Config
 from plr.errors import ConfigError, DataError, RequestError, RunError
+from plr.lock import LOCK
 from plr.runs import RunFolder
 from plr.serving import bulk
 from plr.serving.bulk import parts_folder, read_item_list, recommend_users
@@ -260,6 +263,34 @@ def test_a_file_with_a_wrong_line_leaves_no_parts_and_the_mended_one_is_taken(ru
     assert [each.name for each in tmp_path.iterdir()] == ["users.csv"]
     users.write_text("".join([*lines, "u5,i1\n"]))
     assert recommend_users(run, users, out, k=2).users == 6
+
+
+@pytest.mark.parametrize("removed", range(5))
+def test_a_command_that_ends_while_it_removes_the_parts_can_be_repeated(removed, run, tmp_path, monkeypatch):
+    """The kills at random of test_kills.py met it: some parts were gone, and were counted on."""
+    monkeypatch.setattr(bulk, "BLOCK", 10)
+    users, out = as_file("wide.parquet", tmp_path), tmp_path / "out.csv"
+    recommend_users(run, users, tmp_path / "undisturbed.csv")
+    unlink, files = Path.unlink, Path.iterdir
+    left = [removed]
+
+    def interrupted(path, **options):
+        if path.parent == parts_folder(out) and out.exists() and path.name != LOCK:
+            if not left[0]:
+                raise KeyboardInterrupt
+            left[0] -= 1
+        unlink(path, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "unlink", interrupted)
+        # The parts before what tells of them: the order of a folder is any.
+        patch.setattr(Path, "iterdir", lambda folder: iter(sorted(files(folder), reverse=True)))
+        with suppress(KeyboardInterrupt):
+            recommend_users(run, users, out)
+    assert parts_folder(out).exists() == (removed < 5)
+    recommend_users(run, users, out)
+    assert out.read_bytes() == (tmp_path / "undisturbed.csv").read_bytes()
+    assert not parts_folder(out).exists()
 
 
 def test_the_parts_are_locked(run, tmp_path):
