@@ -28,6 +28,7 @@ import torch
 from bench.conftest import instruction_set
 from bench.records import RESULTS, write_record, write_text
 from bench.summary import header
+from bench.training_step import take_step
 from plr.config import Config
 from plr.data import Batch, LengthGroupedBatches, SequenceDataset
 from plr.inputs import load_dataset
@@ -90,11 +91,8 @@ class Epochs:
 
     def step(self, batch: Batch) -> None:
         """One step, as training takes it."""
-        torch.manual_seed(step_seed(self.config.seed, self.steps, 0))
+        take_step(self.model, self.optimizer, batch, step_seed(self.config.seed, self.steps, 0))
         self.steps += 1
-        self.optimizer.zero_grad()
-        torch.stack(list(self.model.losses(batch).values())).sum().backward()
-        self.optimizer.step()
 
     def positions(self) -> int:
         """How many positions the encoder reads in an epoch, padding included."""

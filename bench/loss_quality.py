@@ -28,6 +28,7 @@ import torch
 
 from bench.conftest import instruction_set
 from bench.records import RESULTS, write_record
+from bench.training_step import take_step
 from plr.config import Config
 from plr.data import Batch, SequenceDataset
 from plr.evaluation import metrics, rank_rows
@@ -99,13 +100,7 @@ class Training:
             self.seconds += time.process_time() - start
 
     def _step(self, batch: Batch) -> None:
-        seed = step_seed(self.config.seed, self.steps, 0)
-        torch.manual_seed(seed)
-        if self.model.sampler is not None:
-            self.model.sampler.seed = seed
-        self.optimizer.zero_grad()
-        torch.stack(list(self.model.losses(batch).values())).sum().backward()
-        self.optimizer.step()
+        take_step(self.model, self.optimizer, batch, step_seed(self.config.seed, self.steps, 0))
         self.steps += 1
         self.targets += len(batch.each_target)
 
@@ -162,13 +157,14 @@ def main() -> None:
             known = json.loads(options.out.read_text()) if options.out.exists() else {}
             if len(known.get("runs", {}).get(entry, {}).get("points", ())) == POINTS:
                 continue
+            source = f"--data {Path(options.data).name}" if options.data else f"--items {options.items}"
+            command = f"python -m bench.loss_quality {source} --minutes {options.minutes:g} --rows {options.rows}"
             for found in measure(data, loss, options.minutes, options.rows):
                 print(entry, {key: round(value, 4) for key, value in found["points"][-1].items()}, flush=True)
                 record = {
-                    "command": "python -m bench.loss_quality, see its text",
                     "torch": torch.__version__,
                     "instruction_set": instruction_set(),
-                    "runs": known.get("runs", {}) | {entry: found},
+                    "runs": known.get("runs", {}) | {entry: {"command": command} | found},
                 }
                 write_record(options.out, record)
 

@@ -18,7 +18,7 @@ import torch
 
 from bench.conftest import instruction_set
 from bench.records import RESULTS, write_record
-from bench.training_step import random_batch
+from bench.training_step import random_batch, take_step
 from plr.config import Config
 from plr.models import build_model
 from plr.models.sampled_items import ItemSampler
@@ -45,13 +45,8 @@ def training_step(config: Config, items: int) -> Callable[[], None]:
 
     def step() -> None:
         nonlocal calls
-        torch.manual_seed(calls)
-        if model.sampler is not None:
-            model.sampler.seed = calls
+        take_step(model, optimizer, batch, calls)
         calls += 1
-        optimizer.zero_grad()
-        torch.stack(list(model.losses(batch).values())).sum().backward()
-        optimizer.step()
 
     return step
 

@@ -21,7 +21,7 @@ from torch import Tensor
 from bench.peers import Step, resident_bytes
 from plr.config import Config
 from plr.data import Batch
-from plr.models import build_model
+from plr.models import RecommenderModel, build_model
 from plr.training.module import build_optimizer
 from plr_kernels import use_backend
 
@@ -42,6 +42,16 @@ def random_batch(config: Config, items: int, device: str | torch.device = "cpu")
         targets=torch.randint(items, (rows,), generator=generator).to(device),
         users=torch.arange(rows, device=device),
     )
+
+
+def take_step(model: RecommenderModel, optimizer: torch.optim.Optimizer, batch: Batch, seed: int) -> None:
+    """One step as training takes it; all that is drawn follows from the seed."""
+    torch.manual_seed(seed)
+    if model.sampler is not None:
+        model.sampler.seed = seed
+    optimizer.zero_grad()
+    torch.stack(list(model.losses(batch).values())).sum().backward()
+    optimizer.step()
 
 
 def adam_step(
