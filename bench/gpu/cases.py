@@ -397,7 +397,7 @@ def forward_pass(sizes: Sizes, device: torch.device, dtype: torch.dtype) -> Case
 
     implementations = {OURS: by_plan, "the model's forward pass": lambda: histories.by_model(batch=batch)}
     return Case(
-        "forward_only", shape, (), implementations, histories.exact, None, _allowed_pass(dtype), backward=False
+        "forward_only", shape, (), implementations, histories.exact, None, _allowed(dtype), backward=False
     )
 
 
@@ -413,7 +413,7 @@ def user_states(sizes: Sizes, device: torch.device, dtype: torch.dtype) -> Case:
         "the same launched": lambda: joined(histories.launching.states(*ids)),
         "the model's forward pass": histories.by_model,
     }
-    exact, allowed = histories.exact, _allowed_pass(dtype)
+    exact, allowed = histories.exact, _allowed(dtype)
     return Case("user_states", shape, (), implementations, exact, None, allowed, backward=False, capture=False)
 
 
@@ -439,11 +439,6 @@ CASES: dict[str, Callable[[Sizes, torch.device, torch.dtype], Case]] = {
 def _allowed(dtype: torch.dtype) -> float:
     """Sums in another order; in half precision also two roundings: of the scores' gradient and of the result."""
     return 1e-4 + 2 * torch.finfo(dtype).eps * (dtype.itemsize == 2)
-
-
-def _allowed_pass(dtype: torch.dtype) -> float:
-    """Of a whole forward pass, which rounds several times: on a CPU few rows were off by half of `_allowed`."""
-    return _allowed(dtype) * (2 if dtype.itemsize == 2 else 1)
 
 
 def _histories(users: int, sizes: Sizes, device: torch.device, dtype: torch.dtype) -> tuple[Histories, str]:

@@ -20,8 +20,8 @@ def stream_attention(
     """
 
     def sees(batch: Tensor, head: Tensor, query: Tensor, entry: Tensor) -> Tensor:
-        length = query // of_a_position + 1 if of_a_position else prefix
-        return ((entry < prefix) & (entry < length)) | ((entry >= prefix) & ((entry - prefix) // suffix == query))
+        length = query // of_a_position + 1 if of_a_position else prefix  # at most the prefix
+        return (entry < length) | ((entry >= prefix) & ((entry - prefix) // suffix == query))
 
     mask: BlockMask = create_block_mask(sees, None, None, queries, prefix + queries * suffix, device=device)
     run = _compiled(device)
