@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -17,7 +16,7 @@ from plr.items import FeatureField, ItemData, ItemText
 from plr.models import build_model
 from plr.models.items import sharded
 from plr.models.sharded_items import ShardedItems
-from plr.systems import BACKBONES
+from plr.systems import BACKBONES, Backbone
 from plr.training.sharded_ranking import rank_over_shards
 from plr.training.shared_files import read_part, write_together
 from plr.training.shared_rows import complete, drop_other_rows, load_own_weights, number_of_parameters
@@ -169,7 +168,7 @@ def test_a_score_that_is_not_finite_is_said_after_all_rows(small_data, monkeypat
 
 
 def test_a_backbone_that_makes_all_vectors_at_once_is_refused(monkeypatch):
-    monkeypatch.setitem(BACKBONES, "sasrec", replace(BACKBONES["sasrec"], shares_items=False))
+    monkeypatch.setitem(BACKBONES, "sasrec", Backbone("as docs/how-to-add-a-backbone.md has it", causal=True))
     with pytest.raises(ConfigError, match="shard_items must be false for backbone 'sasrec'"):
         Config(devices=2, shard_items=True)
 
