@@ -31,6 +31,18 @@ def test_a_loss_learns(loss, tmp_path):
     assert not torch.equal(before, training.model.items.embedding.weight)
 
 
+def test_steps_sample_other_items(tmp_path):
+    config = configuration(generated(tmp_path, 300), "gbce, uniform, 256")
+    training = Training(config, load_dataset(config))
+    sampler, drawn = training.model.sampler, []
+    draw = sampler.draw
+    sampler.draw = lambda targets: drawn.append(draw(targets)) or drawn[-1]
+    for _ in range(2):
+        training._step(next(training._batches))
+    (first, _), (second, _) = drawn
+    assert not torch.equal(first, second)
+
+
 def test_every_ranking_is_recorded_and_a_finished_loss_is_left(tmp_path, monkeypatch, capsys):
     out = tmp_path / "record.json"
     arguments = ["--items", "300", "--minutes", "0.002", "--rows", "20", "--out", str(out)]
