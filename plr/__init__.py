@@ -8,21 +8,15 @@ from plr.version import __version__
 
 if TYPE_CHECKING:
     from plr.api import compare, evaluate, train
-    from plr.estimators import PLR, BERT4Rec, Estimator, SASRec, UniSRec, load
-    from plr.serving import Recommender
+    from plr.estimators import PLR, BERT4Rec, Recommender, SASRec, UniSRec, load
 
 __all__ = [
-    "PLR", "BERT4Rec", "Estimator", "Recommender", "SASRec", "UniSRec", "__version__", "compare", "evaluate", "load",
-    "train",
+    "PLR", "BERT4Rec", "Recommender", "SASRec", "UniSRec", "__version__", "compare", "evaluate", "load", "train",
 ]  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:
     # Loaded on first use: they import the rest of the package.
-    if name == "Recommender":
-        from plr.serving import Recommender
-
-        return Recommender
     if name in ("compare", "evaluate", "train"):
         from plr import api
 

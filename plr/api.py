@@ -27,12 +27,12 @@ from plr.runs import RunFolder
 from plr.serving.compare import compare_runs
 from plr.serving.compared import ComparedRuns
 from plr.serving.evaluate import Evaluation, evaluate_run
-from plr.training.handed import Handed
-from plr.training.trainer import train as train_config
 
 if TYPE_CHECKING:
     from lightning.pytorch.callbacks import Callback
     from lightning.pytorch.loggers import Logger
+
+    from plr.training.handed import Handed
 
 __all__ = ["OPTIONS", "compare", "evaluate", "train", "train_on"]
 
@@ -97,7 +97,7 @@ def train(
             place = data if isinstance(data, (str, os.PathLike)) else Path(out) / INTERACTIONS
             given = options_of_parent(parent, os.fspath(place), os.fspath(out)) | given
         given["from_run"] = parent
-    return train_on(data, os.fspath(out), given | options, Handed.of(callbacks, logger))
+    return train_on(data, os.fspath(out), given | options, callbacks, logger)
 
 
 def evaluate(
@@ -210,12 +210,19 @@ def compare(
     return ComparedRuns(compare_runs([os.fspath(run) for run in runs], metrics, metric), metrics, metric)
 
 
-def train_on(data: Any, out: str, options: dict[str, Any], handed: Handed) -> dict[str, Any]:
+def train_on(
+    data: Any, out: str, options: dict[str, Any], callbacks: Any = (), logger: Any = None
+) -> dict[str, Any]:
     """Train with exactly these options on a frame, a file or a prepared folder; returns the content of metrics.json.
 
     Raises:
         As `train`.
     """
+    # Lightning takes seconds to import: who loads a system to recommend with it does not wait for what trains.
+    from plr.training.handed import Handed
+    from plr.training.trainer import train as train_config
+
+    handed = Handed.of(callbacks, logger)
     for name in options:
         if name not in OPTIONS:
             nearest = difflib.get_close_matches(name, sorted(OPTIONS), n=1, cutoff=0.0)[0]
@@ -237,6 +244,8 @@ def train_on(data: Any, out: str, options: dict[str, Any], handed: Handed) -> di
 
 def _train_on_frame(frame: Any, config: Config, handed: Handed) -> dict[str, Any]:
     """Keep the frame in the run's folder and train on it; one that cannot be trained on is not kept."""
+    from plr.training.trainer import train as train_config
+
     folder = RunFolder(Path(config.out))
     made = [each for each in (folder.path, *folder.path.parents) if not each.exists()]
     kept = folder.save_interactions(frame)

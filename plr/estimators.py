@@ -4,6 +4,7 @@
     model.recommend(histories, k=10)
     model.save("runs/first")
     model = plr.load("runs/first")
+    plr.Recommender(backbone="bert4rec", method="prl").fit(frame)
 
 Each is a run of `plr train` with the same options, and its folder is one that every command reads.
 """
@@ -16,7 +17,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, fields
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from plr.api import OPTIONS, OWN_DEFAULTS, train_on
 from plr.config import OF_THE_DATA, Config, is_own_frame, without_derived
@@ -24,10 +25,12 @@ from plr.errors import ConfigError, RunError, shortened
 from plr.files import atomic_path
 from plr.frames import is_frame
 from plr.runs import RunFolder
-from plr.serving import Recommender
-from plr.training.handed import Handed
+from plr.serving import recommender as serving
 
-__all__ = ["PLR", "BERT4Rec", "Estimator", "SASRec", "UniSRec", "load"]
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["PLR", "BERT4Rec", "Estimator", "Recommender", "SASRec", "UniSRec", "load"]
 
 _OPTIONS = OPTIONS - {"from_run", "new_items"} | {"out"}
 _DEFAULTS = {
@@ -38,7 +41,7 @@ _DEFAULTS = {
 
 
 class Estimator:
-    """A system with options, to be fitted to interactions.
+    """A system with options, to be fitted to interactions: what `PLR`, `SASRec` … and `Recommender` have in common.
 
     Args:
         out: the folder of the run; None: a temporary one, removed with the object, until `save`.
@@ -58,7 +61,7 @@ class Estimator:
         self.out = out
         self._options: dict[str, Any] = {}
         self._temporary: tempfile.TemporaryDirectory[str] | None = None
-        self._recommender: Recommender | None = None
+        self._recommender: serving.Recommender | None = None
         self._fitted: RunFolder | None = None
         self.set_params(**options)
 
@@ -84,7 +87,7 @@ class Estimator:
                 raise ConfigError(f"{type(self).__name__} has no option {name!r}; `plr train --help` lists them")
             if name in self._fixed:
                 raise ConfigError(
-                    f"{name} is {self._fixed[name]!r} in {type(self).__name__}; take plr.Estimator for another"
+                    f"{name} is {self._fixed[name]!r} in {type(self).__name__}; take plr.Recommender for another"
                 )
         given = self._options | options
         self._config(given, "", "")
@@ -109,7 +112,7 @@ class Estimator:
             ConfigError: callbacks or logger are none of Lightning's.
             UserError: as `plr train`: data or options that cannot be used, an `out` that holds a finished run.
         """
-        self._train(interactions, self.out, self._options, Handed.of(callbacks, logger))
+        self._train(interactions, self.out, self._options, callbacks, logger)
         return self
 
     def fit_partial(
@@ -151,18 +154,23 @@ class Estimator:
         chosen = {name: value for name, value in self._options.items() if name not in OF_THE_DATA}
         parent = self._fitted.path
         own = chosen | options | {"from_run": str(parent)}
-        self._train(interactions, out, own, Handed.of(callbacks, logger))
+        self._train(interactions, out, own, callbacks, logger)
         return self
 
     def _train(
-        self, interactions: Any, out: str | PathLike[str] | None, options: dict[str, Any], handed: Handed
+        self,
+        interactions: Any,
+        out: str | PathLike[str] | None,
+        options: dict[str, Any],
+        callbacks: Any,
+        logger: Any,
     ) -> None:
         """Train with these options in that folder, or a temporary one, and serve from it."""
         temporary = None
         if out is None:
             temporary = tempfile.TemporaryDirectory(prefix="plr-")
         folder = Path(temporary.name) / "run" if temporary else Path(str(out))
-        self.metrics_ = train_on(interactions, str(folder), options | self._fixed, handed)
+        self.metrics_ = train_on(interactions, str(folder), options | self._fixed, callbacks, logger)
         self._temporary, self._fitted, self._recommender = temporary, RunFolder(folder), None
 
     def recommend(self, histories: Any, k: int | None = None, **options: Any) -> Any:
@@ -170,10 +178,10 @@ class Estimator:
 
         Args:
             histories: item ids, oldest first, for each; or a frame, or a mapping of columns, as
-                `Recommender.recommend_frame` takes it.
+                `plr.serving.Recommender.recommend_frame` takes it.
             k: how many; None: 10, or all where there are fewer.
             options: exclude_seen, unknown, only, exclude, where, at_most, categories, category_field, batch_size of
-                `Recommender.recommend` or `recommend_frame`, of the latter also popularity_days and popularity_data.
+                its `recommend` or `recommend_frame`, of the latter also popularity_days and popularity_data.
 
         Returns:
             For histories a list of `Recommendation` for each; for a frame one as `recommend_frame` returns it.
@@ -187,7 +195,7 @@ class Estimator:
         return self.recommender.recommend(histories, k, **options)
 
     @property
-    def recommender(self) -> Recommender:
+    def recommender(self) -> serving.Recommender:
         """The fitted model, for serving.
 
         Raises:
@@ -196,7 +204,7 @@ class Estimator:
         if self._fitted is None:
             raise RunError(f"this {type(self).__name__} is not fitted; call fit first")
         if self._recommender is None:
-            self._recommender = Recommender.load(self._fitted.path)
+            self._recommender = serving.Recommender.load(self._fitted.path)
         return self._recommender
 
     def save(self, path: str | Path) -> None:
@@ -225,7 +233,7 @@ class Estimator:
         folder = RunFolder(path)
         config = folder.require_finished()
         known = {frozenset(system._fixed.items()): system for system in (PLR, SASRec, BERT4Rec, UniSRec)}
-        system = known.get(frozenset({"backbone": config.backbone, "method": config.method}.items()), Estimator)
+        system = known.get(frozenset({"backbone": config.backbone, "method": config.method}.items()), Recommender)
         chosen = without_derived(asdict(config))  # what followed from the options given was not given
         left_out = {*system._fixed, "out", *(["format"] if is_own_frame(config) else [])}
         options = {
@@ -255,6 +263,27 @@ class Estimator:
         shown = chosen if self.out is None else {"out": self.out, **chosen}
         given = ", ".join(f"{name}={value!r}" for name, value in shown.items())
         return f"{type(self).__name__}({given})"
+
+
+class Recommender(Estimator):
+    """Any backbone with any method: `plr.Recommender(backbone="bert4rec", method="prl")`.
+
+    `plr.Recommender.load(DIR)` is a finished run of any kind, ready to answer.
+    """
+
+    @staticmethod
+    def load(
+        path: str | Path,
+        device: str | torch.device = "cpu",
+        *,
+        text_vectors: str | Path | None = None,
+        gpu: serving.GPUAnswers = "graphs",
+    ) -> serving.Recommender:
+        """Load the folder of a finished run to recommend from it; `plr.load` is for going on with it.
+
+        Args, returns and raises: as `plr.serving.Recommender.load`.
+        """
+        return serving.Recommender.load(path, device, text_vectors=text_vectors, gpu=gpu)
 
 
 class PLR(Estimator):

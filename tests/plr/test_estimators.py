@@ -167,8 +167,21 @@ def test_parameters_are_got_set_and_cloned():
     assert clone._config(clone._options, "d", "o") == model._config(model._options, "d", "o")
     assert repr(clone) == repr(model) == "PLR(out='x', dim=32, streams=8, ks=[5, 10])"
     assert repr(plr.PLR(lr=1e-3)) == "PLR()"
-    other = plr.Estimator(backbone="bert4rec", method="erl", steps=3)
+    other = plr.Recommender(backbone="bert4rec", method="erl", steps=3)
     assert other.get_params()["steps"] == 3
+
+
+def test_any_pair_is_fitted_under_one_name_and_a_run_of_any_kind_is_served_by_it(tmp_path):
+    frame = interactions()
+    model = plr.Recommender(backbone="bert4rec", method="prl", out=tmp_path / "run", split="leave-one-out", **SMALL)
+    expected = model.fit(frame).recommend([["i1", "i2"]], k=4)
+    served = plr.Recommender.load(tmp_path / "run")
+    assert served.recommend([["i1", "i2"]], k=4) == expected
+    assert served.session(["i1", "i2"]).recommend(4) == expected[0]
+    again = plr.load(tmp_path / "run")
+    assert type(again) is plr.Recommender
+    assert {"backbone": "bert4rec", "method": "prl"}.items() <= again.get_params().items()
+    assert again.recommend([["i1", "i2"]], k=4) == expected
 
 
 def test_scikit_learn_clones_a_system():

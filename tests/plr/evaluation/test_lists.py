@@ -78,10 +78,7 @@ def test_every_metric_is_its_definition_whatever_the_batches(data):
 
 
 def test_a_small_case_worked_out_by_hand():
-    """Two lists of two of four items, counts 4, 2, 1, 1; the targets stand second and nowhere.
-
-    RecTools 0.19 gives the same precision, MAP, coverage (normalised) and average popularity.
-    """
+    """Two lists of two of four items, counts 4, 2, 1, 1; the targets stand second and nowhere."""
     found = ListMetrics(np.array([4, 2, 1, 1]), [2], [np.array(each) for each in ([0], [0, 1], [1], [2])])
     found.update(np.array([[0, 2], [0, 1]]), np.array([2, 3]))
     assert found.results() == pytest.approx(

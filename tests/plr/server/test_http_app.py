@@ -12,9 +12,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 
-import plr
 from plr.errors import RunError
 from plr.server.options import ServerOptions
+from plr.serving import Recommender
 from plr.serving.similar import similar_items
 from tests.plr.models.helpers import small_config, small_model
 from tests.plr.server.helpers import Gate, answers, ask, running
@@ -31,7 +31,7 @@ LIMITS = {"max_histories": 4, "max_history": 15, "max_k": 7, "max_ids": 3, "max_
 
 @pytest.fixture(scope="module")
 def recommender():
-    return plr.Recommender(small_model(ITEMS).float(), [f"i{item}" for item in range(ITEMS)], small_config())
+    return Recommender(small_model(ITEMS).float(), [f"i{item}" for item in range(ITEMS)], small_config())
 
 
 @pytest.fixture
@@ -69,7 +69,7 @@ def test_similar_items_are_those_of_the_python_function(application, recommender
 
 
 def test_ids_may_be_numbers():
-    recommender = plr.Recommender(small_model(5).float(), list("01234"), small_config())
+    recommender = Recommender(small_model(5).float(), list("01234"), small_config())
     app = Application(recommender, ServerOptions("run"))
     one, other, k = answers(
         app,
@@ -467,4 +467,4 @@ def test_a_damaged_run_is_not_served(recommender):
     with torch.no_grad():
         model.items.embedding.weight[2, 0] = float("nan")
     with pytest.raises(RunError, match="not finite"):
-        check(plr.Recommender(model, list("abcde"), small_config()))
+        check(Recommender(model, list("abcde"), small_config()))

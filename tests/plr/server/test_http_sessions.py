@@ -6,8 +6,8 @@ import asyncio
 
 import pytest
 
-import plr
 from plr.server.options import ServerOptions
+from plr.serving import Recommender
 from tests.plr.models.helpers import small_config, small_model
 from tests.plr.server.helpers import Gate, answers, ask, running
 
@@ -20,7 +20,7 @@ ITEMS = 29
 
 @pytest.fixture(scope="module")
 def recommender():
-    return plr.Recommender(small_model(ITEMS).float(), [f"i{item}" for item in range(ITEMS)], small_config())
+    return Recommender(small_model(ITEMS).float(), [f"i{item}" for item in range(ITEMS)], small_config())
 
 
 @pytest.fixture

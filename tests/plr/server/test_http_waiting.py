@@ -7,8 +7,8 @@ import logging
 
 import pytest
 
-import plr
 from plr.server.options import ServerOptions
+from plr.serving import Recommender
 from tests.plr.models.helpers import small_config, small_model
 from tests.plr.server.helpers import Gate, ask, running
 
@@ -23,7 +23,7 @@ BODY = {"histories": [["i1"]]}
 
 @pytest.fixture
 def recommender():
-    return plr.Recommender(small_model(ITEMS).float(), [f"i{item}" for item in range(ITEMS)], small_config())
+    return Recommender(small_model(ITEMS).float(), [f"i{item}" for item in range(ITEMS)], small_config())
 
 
 class Client:

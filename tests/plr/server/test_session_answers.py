@@ -7,7 +7,6 @@ from types import SimpleNamespace
 
 import pytest
 
-import plr
 from tests.plr.models.helpers import small_config, small_model
 
 SERVE = "plr serve needs the extra: pip install -e '.[serve]'"
@@ -16,13 +15,14 @@ from msgspec import UNSET  # noqa: E402
 
 from plr.server.messages import Recommendations, Refusal  # noqa: E402
 from plr.server.sessions import Sessions  # noqa: E402
+from plr.serving import Recommender  # noqa: E402
 
 ITEMS = 29
 
 
 @pytest.fixture(scope="module")
 def recommender():
-    return plr.Recommender(small_model(ITEMS).float(), [f"i{item}" for item in range(ITEMS)], small_config())
+    return Recommender(small_model(ITEMS).float(), [f"i{item}" for item in range(ITEMS)], small_config())
 
 
 class Server:
