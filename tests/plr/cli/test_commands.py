@@ -26,6 +26,7 @@ from plr.config import Config
 from plr.errors import ConfigError
 from plr.evaluation import load_ranking
 from plr.runs import RunFolder
+from plr.serving import Recommender
 from plr.serving.ragged import Ragged
 from plr.systems import BACKBONES, METHODS, REFUSALS
 from plr.training import train
@@ -219,7 +220,7 @@ def test_recommend_prints_k_items_and_agrees_with_python(run, capsys):
 
 @pytest.mark.parametrize(("items", "listed"), [(24, 10), (6, 6)])
 def test_without_a_k_there_are_ten_or_all_items(items, listed):
-    recommender = plr.Recommender(small_model(items).float(), [f"i{item}" for item in range(items)], small_config())
+    recommender = Recommender(small_model(items).float(), [f"i{item}" for item in range(items)], small_config())
     (answer,) = recommender.recommend([["i3"]], exclude_seen=False)
     assert len(answer) == listed
 

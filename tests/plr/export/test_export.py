@@ -21,6 +21,7 @@ from plr.errors import ConfigError, RunError
 from plr.export import export, export_run, program
 from plr.export.check import check_ranking
 from plr.runs import RunFolder
+from plr.serving import Recommender
 from plr.serving.ragged import Ragged
 from plr.training import train
 
@@ -175,7 +176,7 @@ def test_equal_scores_stand_by_their_number_and_few_items_leave_places(base):
     recommender = plr.Recommender.load(base)
     with torch.no_grad():
         recommender.model.items.embedding.weight[4:] = recommender.model.items.embedding.weight[4]
-    recommender = plr.Recommender(recommender.model, recommender.item_ids, recommender.config)
+    recommender = Recommender(recommender.model, recommender.item_ids, recommender.config)
     ranking = program.Ranking(recommender, 24, True, ordered_top=False)
 
     def answer(histories, k, exclude_seen):

@@ -7,6 +7,7 @@ import plr
 from plr.cli.commands import main
 from plr.config import Config
 from plr.errors import RequestError, RunError
+from plr.serving import Recommender
 from plr.serving.similar import similar_items
 from plr.training import train
 from tests.plr.models.helpers import small_config, small_model
@@ -17,7 +18,7 @@ def recommender():
     model = small_model(29).float()
     with torch.no_grad():
         model.items.embedding.weight[7] = 3 * model.items.embedding.weight[11]  # the same direction
-    return plr.Recommender(model, [f"i{item}" for item in range(29)], small_config())
+    return Recommender(model, [f"i{item}" for item in range(29)], small_config())
 
 
 def test_the_nearest_are_those_of_the_cosine(recommender):
@@ -56,7 +57,7 @@ def test_damaged_vectors_are_no_answer():
     model = small_model(5).float()
     with torch.no_grad():
         model.items.embedding.weight[2, 0] = float("nan")
-    recommender = plr.Recommender(model, list("abcde"), small_config())
+    recommender = Recommender(model, list("abcde"), small_config())
     with pytest.raises(RunError, match="not finite"):
         similar_items(recommender, ["a"], 2)
 
