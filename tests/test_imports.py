@@ -58,7 +58,10 @@ def imported_names(module):
     return found
 
 
-IMPORTS = {module: imported_names(module) for module in FILES}
+@pytest.fixture(scope="module")
+def imports():
+    """What every module names: read here once, and not by each process that collects the tests."""
+    return {module: imported_names(module) for module in FILES}
 
 
 def own(names):
@@ -85,10 +88,10 @@ def level_of(module):
     return None
 
 
-def test_the_test_sees_imports_in_functions_and_none_for_type_checkers():
+def test_the_test_sees_imports_in_functions_and_none_for_type_checkers(imports):
     source = "if TYPE_CHECKING:\n    import a\nelse:\n    import b\ndef f():\n    if x:\n        from c import d\n"
     assert [ast.unparse(each) for each in import_statements(ast.parse(source))] == ["import b", "from c import d"]
-    assert "plr.api" in IMPORTS["plr.cli.commands"]  # in a function
+    assert "plr.api" in imports["plr.cli.commands"]  # in a function
 
 
 def test_every_module_has_a_level():
@@ -97,26 +100,26 @@ def test_every_module_has_a_level():
     assert not [name for name in LEVELS if name not in FILES], "the order names what there is not"
 
 
-def test_no_module_imports_itself_by_way_of_others():
-    graph = {module: own(names) - {module} for module, names in IMPORTS.items()}
+def test_no_module_imports_itself_by_way_of_others(imports):
+    graph = {module: own(names) - {module} for module, names in imports.items()}
     try:
         TopologicalSorter(graph).prepare()
     except CycleError as error:
         pytest.fail(" <- ".join(error.args[1]))
 
 
-def test_imports_run_down_the_order_of_the_architecture():
+def test_imports_run_down_the_order_of_the_architecture(imports):
     against = [
         f"{module} -> {name}"
-        for module, names in IMPORTS.items()
+        for module, names in imports.items()
         for name in own(names)
         if module != "plr" and name != "plr" and level_of(module) > level_of(name)
     ]
     assert not against
 
 
-def test_the_kernels_import_nothing_of_plr():
-    for module, names in IMPORTS.items():
+def test_the_kernels_import_nothing_of_plr(imports):
+    for module, names in imports.items():
         if module.startswith("plr_kernels"):
             assert not [name for name in names if name.split(".")[0] == "plr"], module
 

@@ -14,9 +14,11 @@ from hypothesis import HealthCheck, settings
 from plr_kernels.dispatch.backend import TRITON_INTERPRETED
 
 if TRITON_INTERPRETED:
+    from tests.plr_kernels.gpu import interpreter_overhead
     from tests.plr_kernels.gpu.interpreted_arithmetic import compute_as_gpus
 
     compute_as_gpus()
+    interpreter_overhead.leave_out()
 
 settings.register_profile(
     "kernels", derandomize=True, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]

@@ -29,9 +29,11 @@ from tests.plr.serving.test_engine import ITEMS, LENGTHS, MODELS, joined, padded
 from tests.plr_kernels.harness import FACTOR, NUDGED_RUNS
 
 if TRITON_INTERPRETED:
+    from tests.plr_kernels.gpu import interpreter_overhead
     from tests.plr_kernels.gpu.interpreted_arithmetic import compute_as_gpus
 
     compute_as_gpus()
+    interpreter_overhead.leave_out()
 
 
 @pytest.fixture(params=["triton"] if TRITON_INTERPRETED else ["auto"])
