@@ -12,6 +12,7 @@ import os
 import types
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, fields
+from functools import cache
 from numbers import Integral, Real
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
@@ -71,6 +72,12 @@ def names(listed: str | Iterable[str]) -> tuple[str, ...]:
     return tuple(name.strip() for name in listed.split(",")) if isinstance(listed, str) else tuple(listed)
 
 
+@cache
+def types_of(options: type) -> dict[str, Any]:
+    """Return the types of a class' options by name. Read from its annotations, which takes milliseconds, once."""
+    return get_type_hints(options)
+
+
 @dataclass
 class Options:
     """Options that check themselves.
@@ -84,7 +91,7 @@ class Options:
 
     def __post_init__(self) -> None:
         """Check every option; paths become strings, and numbers of NumPy Python's: YAML holds nothing else."""
-        kinds = get_type_hints(type(self))
+        kinds = types_of(type(self))
         for each in fields(self):
             self._check_type(each.name, kinds[each.name])
         for each in fields(self):

@@ -5,12 +5,13 @@ from __future__ import annotations
 import difflib
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass, fields
-from typing import Any, get_args, get_type_hints
+from typing import Any, get_args
 
 import yaml
 
 from plr.config import Config
 from plr.errors import ConfigError
+from plr.options import types_of
 from plr.reproduce import EXPERIMENTS
 from plr.reproduce.presets import BACKBONES, METHODS, ON_ASKING, PRESETS, Preset
 
@@ -127,7 +128,7 @@ def settings_of(
 
 def kinds_of(name: str) -> tuple[type, ...]:
     """Return the types of an option's values."""
-    hint = get_type_hints(Config)[name]
+    hint = types_of(Config)[name]
     return get_args(hint) if type(None) in get_args(hint) else (hint,)
 
 
