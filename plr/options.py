@@ -91,7 +91,7 @@ class Options:
 
     def __post_init__(self) -> None:
         """Check every option; paths become strings, and numbers of NumPy Python's: YAML holds nothing else."""
-        kinds = types_of(type(self))
+        kinds = types_of(type(self))  # type: ignore[arg-type]  # of whose objects, not of itself, mypy asks a hash
         for each in fields(self):
             self._check_type(each.name, kinds[each.name])
         for each in fields(self):
