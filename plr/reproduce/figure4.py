@@ -137,6 +137,8 @@ def section(study: Study) -> Section:
             found = [study.measured("ceiling", run, partial(_ceilings, study, run)) for run in runs]
             own, *oracles = ([each[kind] for each in found] for kind in found[0])
             for kind, values in zip(list(found[0])[1:], oracles, strict=True):
+                if not _is_choice(kind, found[0]):
+                    continue
                 estimates = [[Estimate.of([each[name] for each in part]) for name in METRICS] for part in (own, values)]
                 rows.append(
                     [
@@ -161,6 +163,12 @@ def section(study: Study) -> Section:
     return Section("figure4", "Figure 4: ceilings", [Plot("figure4", caption, _drawn(rows, backbones), data), note])
 
 
+def _is_choice(kind: str, found: dict[str, dict[str, float]]) -> bool:
+    """Whether an oracle has several alternatives, and others than a simpler oracle has."""
+    simpler = [found[each]["alternatives"] for each in ("steps", "streams")] if kind == "steps and streams" else []
+    return found[kind]["alternatives"] > 1 and found[kind]["alternatives"] not in simpler
+
+
 def _gap(own: list[Estimate], oracle: list[Estimate]) -> list[Cell]:
     gap = oracle[0].mean / own[0].mean - 1 if own[0].mean else None
     return [own[0], oracle[0], own[1], oracle[1], None if gap is None else f"{gap:+.1%}"]
@@ -182,6 +190,7 @@ def _drawn(rows: list[list[Cell]], backbones: list[str]) -> str:
                     oracle.mean, place, xerr=oracle.sd, fmt="o", color=PALETTE[5], mfc="none", capsize=3, markersize=5
                 )
             panel.set_yticks(range(len(own_rows)), [f"{row[1]}, {row[2]} ({row[3]})" for row in own_rows], fontsize=7)
+            panel.locator_params(axis="x", nbins=5)
             panel.set(title=BASES[backbone], xlabel="NDCG@20, test", ylim=(-0.7, len(own_rows) - 0.3))
         handles = [Line2D([], [], marker="o", linestyle="", color=PALETTE[6], label="as ranked")]
         handles.append(

@@ -154,7 +154,7 @@ def _map_plot(name: str, caption: str, maps: dict[str, list], run: Run) -> Plot:
             integers(panel)
             if len(maps) > 1:
                 panel.set_title(f"user {who}", fontsize=8, parse_math=False)  # an id may have dollars in it
-            figure.colorbar(image, ax=panel, label="attention weight", pad=0.01)
+            figure.colorbar(image, ax=panel, label="weight", pad=0.01)
             rows += [
                 [who, m + 1, t + 1, place, float(array[m, t, place]), run.name]
                 for m in range(streams)

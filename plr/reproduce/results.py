@@ -25,7 +25,12 @@ class Estimate:
         return cls(statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None)
 
     def __str__(self) -> str:
-        return shown(self.mean) if self.sd is None else f"{shown(self.mean)} ± {shown(self.sd)}"
+        mean = shown(self.mean)
+        if self.sd is None:
+            return mean
+        if "e" in mean:
+            return f"{mean} ± {shown(self.sd)}"
+        return f"{mean} ± {self.sd:.{len(mean.partition('.')[2])}f}"  # to the mean's place: .0563 ± .0003
 
 
 Cell = str | int | float | Estimate | None

@@ -68,8 +68,8 @@ def section(study: Study) -> Section:
             f"{System(BACKBONE, method).label}, on SASRec",
             ["variant", *METRICS, *COLUMNS, "runs"],
             rows,
-            f"{notes[method]} Reference: the full form; {BY_USER}; p corrected by Holm over all {len(found)} "
-            "comparisons.",
+            f"{notes[method]} Reference: the full form; {BY_USER}; p corrected by Holm over all "
+            f"comparisons: {len(found)}.",
         )
         parts.append(table)
     printed: list[list[Cell]] = [[name, *first, *second] for name, (first, second) in paper.TABLE_3.items()]

@@ -167,8 +167,8 @@ def _latency(study: Study) -> Table:
         "Latency of one answer on this machine, in milliseconds: one history to its best 20 items",
         ["system", "median", "quartiles", "increase", "quartiles of the increase", "paper, increase"],
         rows,
-        f"Untrained models, d {first.dim}, {first.layers} layers, {first.max_length} items of history, {items:,} "
-        f"items ranked, by {by}; CPU, {seconds['threads']} threads; {rounds} rounds, in each of which every system "
+        f"Untrained models, d {first.dim}, layers: {first.layers}, {first.max_length} items of history, {items:,} "
+        f"items ranked, by {by}; CPU, threads: {seconds['threads']}; {rounds} rounds, in each of which every system "
         "answers once, in turn; increases are within a round. Measured once for this folder.",
     )
 
