@@ -44,6 +44,7 @@ def section(study: Study) -> Section:
         ["split", "rows"],
         [[split, len(dataset.target_positions(split))] for split in ("train", "valid", "test")],
         f"A user has {np.median(lengths):g} interactions in the median, {lengths.mean():.1f} in the mean and "
-        f"{lengths.max()} at most; the most popular 1 % of the items have {100 * head:.0f} % of the training interactions.",
+        f"{lengths.max()} at most; the most popular 1 % of the items have {100 * head:.0f} % of the training "
+        "interactions.",
     )
     return Section("table1", "Table 1: data", [statistics, rows])
