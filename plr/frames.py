@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -54,11 +55,17 @@ def _why(frame: Any, error: BaseException) -> str:
 
 
 def like(given: Any, result: pl.DataFrame) -> Any:
-    """Return a result as a frame of the library that `given` is of: pandas, pyarrow, DuckDB; of polars for others."""
+    """Return a result as a frame of the library that `given` is of: pandas, pyarrow, DuckDB; of polars for others.
+
+    Around one of these, narwhals comes out as narwhals.
+    """
     if _is_pandas(given):
         return type(given)(_pandas(result))
     if _library(given).lstrip("_") == "duckdb" and hasattr(given, "query"):  # a relation of the same connection
         return given.query("plr_given", "SELECT * FROM result")  # DuckDB finds the variable, and keeps what it holds
+    if _library(given) == "narwhals":
+        around = sys.modules[type(given).__module__.removesuffix(".dataframe")]  # narwhals, or a stable one of it
+        return around.from_native(like(given.to_native(), result))
     return result.to_arrow() if _library(given) == "pyarrow" else result
 
 

@@ -92,6 +92,19 @@ def test_pandas_and_pyarrow_come_out_as_they_came_in(fitted):
     assert as_arrow.to_pydict() == expected.to_dict(as_series=False)
 
 
+@pytest.mark.parametrize("module", ["narwhals", "narwhals.stable.v1"])
+def test_narwhals_comes_out_around_what_it_came_in(fitted, module):
+    narwhals = pytest.importorskip(module, reason="narwhals is no dependency")
+    pyarrow = pytest.importorskip("pyarrow", reason="pyarrow is no dependency")
+    frame = interactions(users=3)
+    expected = fitted.recommend(frame, k=2)
+    for native, kind in ((frame, pl.DataFrame), (frame.to_arrow(), pyarrow.Table)):
+        found = fitted.recommend(narwhals.from_native(native), k=2)
+        assert type(found) is narwhals.DataFrame
+        assert type(found.to_native()) is kind
+        assert found.to_dict(as_series=False) == expected.to_dict(as_series=False)
+
+
 def test_lists_of_users_are_found_whether_ids_are_numbers_or_text(fitted):
     numbered = interactions(users=4).with_columns(pl.col("user_id").str.slice(1).cast(pl.Int64))
     best = fitted.recommend(numbered, k=1)
