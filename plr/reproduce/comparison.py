@@ -9,7 +9,7 @@ import torch
 from plr.data import SequenceDataset
 from plr.errors import DataError
 from plr.evaluation import Comparison, holm
-from plr.reproduce.results import Cell, Estimate, signed
+from plr.reproduce.results import Cell, Estimate
 from plr.reproduce.study import Run, Study, System
 from plr.serving.compare import compare_runs
 
@@ -66,8 +66,8 @@ def difference_cells(found: tuple[Comparison, float] | None) -> list[Cell]:
     if found is None:
         return [None] * len(COLUMNS)
     comparison, p = found
-    interval = f"{signed(comparison.low)} to {signed(comparison.high)}"
-    return [signed(comparison.difference), interval, f"{comparison.effect_size:+.3f}", f"{p:.2g}"]
+    interval = f"{comparison.low:+.4f} to {comparison.high:+.4f}"  # as the metrics are shown
+    return [f"{comparison.difference:+.4f}", interval, f"{comparison.effect_size:+.3f}", f"{p:.2g}"]
 
 
 def spread(study: Study) -> str:

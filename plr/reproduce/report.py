@@ -20,7 +20,7 @@ body { font: 15px/1.5 system-ui, sans-serif; max-width: 1100px; margin: 2em auto
 h1 { font-size: 1.6em } h2 { font-size: 1.25em; margin-top: 2.2em; border-top: 1px solid #ccc; padding-top: .8em }
 .scroll { overflow-x: auto } table { border-collapse: collapse; font-size: 13px; margin: .4em 0 }
 td, th { padding: .25em .7em; text-align: left; white-space: nowrap; font-variant-numeric: tabular-nums }
-th { white-space: normal; vertical-align: bottom }
+th { white-space: normal; vertical-align: bottom } td:last-child { white-space: normal }
 thead { border-bottom: 2px solid #555 } tbody tr { border-bottom: 1px solid #ddd }
 figure { margin: 1em 0 } figcaption, .caption { font-weight: 600; margin-top: 1em }
 .note { color: #444; font-size: 13px }
