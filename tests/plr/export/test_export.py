@@ -18,7 +18,7 @@ import plr
 from plr.cli import main
 from plr.config import Config
 from plr.errors import ConfigError, RunError
-from plr.export import export, export_run, program
+from plr.export import compiled, export, export_run, program
 from plr.export.check import check_ranking
 from plr.runs import RunFolder
 from plr.serving import Recommender
@@ -48,6 +48,26 @@ def mixture(small_data, tmp_path_factory):
 @pytest.fixture(scope="module")
 def base(small_data, tmp_path_factory):
     return trained(tmp_path_factory.mktemp("base") / "beauty", small_data, method="base", exclude_seen=True)
+
+
+@pytest.fixture(scope="module")
+def programs():
+    """Traced ones, by k and exclude_seen."""
+    return {}
+
+
+@pytest.fixture
+def _traced_once(programs, monkeypatch):
+    """The run `mixture` as a program of PyTorch alone, traced when it is first asked for: it takes many seconds."""
+    trace = program.portable
+
+    def portable(recommender, k, exclude_seen):
+        if (k, exclude_seen) not in programs:
+            programs[k, exclude_seen] = trace(recommender, k, exclude_seen)
+        return programs[k, exclude_seen]
+
+    monkeypatch.setattr(program, "portable", portable)
+    monkeypatch.setattr(compiled, "portable", portable)
 
 
 def example(kind):
@@ -110,6 +130,7 @@ def expected(folder, **options):
     return [each.item for each in recommender.recommend([[recommender.item_ids[i] for i in (3, 14, 15)]], **options)[0]]
 
 
+@pytest.mark.usefixtures("_traced_once")
 def test_a_program_loads_with_torch_alone(mixture, tmp_path):
     export_run(mixture, "torch", tmp_path / "beauty.pt2")
     assert run_example(".pt2", tmp_path, "plr", "plr_kernels") == expected(mixture)
@@ -142,7 +163,14 @@ def test_a_program_that_needs_more_than_pytorch_is_refused(mixture):
 
 
 @needs_compiler
+@pytest.mark.usefixtures("_traced_once")
 def test_machine_code_loads_with_torch_alone(mixture, tmp_path, monkeypatch):
+    from torch._inductor.config import aot_inductor
+
+    # Compiled once, headers need not be precompiled, nor what calls the kernels optimised.
+    for name, value in (("precompile_headers", False), ("compile_wrapper_opt_level", "O0")):
+        if hasattr(aot_inductor, name):
+            monkeypatch.setattr(aot_inductor, name, value)
     assert main(["export", str(mixture), "--to", "aoti", "--out", str(tmp_path / "beauty-compiled.pt2")]) == 0
     assert run_example("-compiled.pt2", tmp_path, "plr", "plr_kernels") == expected(mixture)
     facts = torch._inductor.aoti_load_package(str(tmp_path / "beauty-compiled.pt2")).get_metadata()["manifest"]

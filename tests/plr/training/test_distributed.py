@@ -21,7 +21,7 @@ BY_TORCHRUN = ("plr", "lares", "plr --training_rows sequence --targets_per_row 2
 def arguments(method, data, out):
     return [
         "train", "--data", str(data), "--out", str(out), "--devices", "2",
-        "--method", *method.split(), "--accelerator", "cpu", "--dim", "16", "--ffn_dim", "16", "--batch_size", "16",
+        "--method", *method.split(), "--accelerator", "cpu", "--dim", "16", "--ffn_dim", "16", "--batch_size", "64",
         "--epochs", "3", "--refit", "true", "--lr", "0.01", "--progress", "false", "--threads", "1",
     ]  # fmt: skip
 

@@ -49,7 +49,8 @@ def test_opcheck(operator):
     case = make_case(operator, operator.small | ({"labels": 1} if operator is INFO_NCE else {}), device=DEVICE)
     tensors = [tensor.requires_grad_() for tensor in case.tensors.values()]
     overload = getattr(torch.ops.plr_kernels, operator.name + "_forward").default
-    torch.library.opcheck(overload, (*tensors, *ARGUMENTS[operator.name](case), "triton"))
+    tests = ("test_schema", "test_autograd_registration", "test_faketensor")  # test_compiles_into_one_graph compiles
+    torch.library.opcheck(overload, (*tensors, *ARGUMENTS[operator.name](case), "triton"), test_utils=tests)
 
 
 def test_opcheck_of_top_items():
