@@ -51,7 +51,7 @@ def run(small_data, tmp_path_factory):
     out = tmp_path_factory.mktemp("runs") / "run"
     train(
         Config(
-            data=str(small_data), out=str(out), dim=16, ffn_dim=16, max_length=10, batch_size=32, epochs=20, lr=0.01,
+            data=str(small_data), out=str(out), dim=16, ffn_dim=16, max_length=10, batch_size=32, epochs=4, lr=0.01,
             hidden_dropout=0.1, attention_dropout=0.1, progress=False, kl_weight=0.01,
         )
     )  # fmt: skip
