@@ -1,4 +1,4 @@
-"""What training, ranking and serving know of every model; `plr.Recommender` answers from raw ids with a trained one."""
+"""What training, ranking and serving know of every model; a trained one answers from raw ids by `plr.Recommender.load`."""
 
 from __future__ import annotations
 

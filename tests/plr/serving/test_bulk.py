@@ -147,7 +147,7 @@ def test_killed_anywhere_it_goes_on_and_the_file_is_the_same(form, name, run, tm
     monkeypatch.setattr("plr.serving.user_files._PARQUET_ROWS", 8)
     users, whole, out = as_file(form, tmp_path), tmp_path / f"whole-{name}", tmp_path / name
     recommend_users(run, users, whole, k=2)
-    answers, replace, asked = plr.Recommender.answers, bulk.atomic_path, []
+    answers, replace, asked = plr.serving.Recommender.answers, bulk.atomic_path, []
 
     def counted(self, block, k, **options):
         asked.extend(block.users)
@@ -162,7 +162,7 @@ def test_killed_anywhere_it_goes_on_and_the_file_is_the_same(form, name, run, tm
         left -= 1
         return replace(path, **options)
 
-    monkeypatch.setattr(plr.Recommender, "answers", counted)
+    monkeypatch.setattr(plr.serving.Recommender, "answers", counted)
     monkeypatch.setattr(bulk, "atomic_path", killed)
     kills = 0
     while True:
@@ -193,7 +193,7 @@ def slowly(*arguments, **options):
     return answers(*arguments, **options)
 
 bulk.BLOCK = 2
-answers, plr.Recommender.answers = plr.Recommender.answers, slowly
+answers, plr.serving.Recommender.answers = plr.serving.Recommender.answers, slowly
 sys.exit(main(sys.argv[1:]))
 """
 
