@@ -1,4 +1,4 @@
-"""What training, ranking and serving know of every model; a trained one answers from raw ids by `plr.Recommender.load`."""
+"""What training, ranking and serving know of a model; `plr.Recommender.load` answers from raw ids by a trained one."""
 
 from __future__ import annotations
 
