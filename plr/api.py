@@ -218,9 +218,7 @@ def train_on(
     Raises:
         As `train`.
     """
-    # Lightning takes seconds to import: who loads a system to recommend with it does not wait for what trains.
     from plr.training.handed import Handed
-    from plr.training.trainer import train as train_config
 
     handed = Handed.of(callbacks, logger)
     for name in options:
@@ -239,18 +237,23 @@ def train_on(
         return _train_on_frame(data, config, handed)
     else:
         raise _no_data(data)
+    return _train(config, handed)
+
+
+def _train(config: Config, handed: Handed) -> dict[str, Any]:
+    # Lightning takes seconds to import: who loads a system to recommend with it does not wait for what trains.
+    from plr.training.trainer import train as train_config
+
     return train_config(config, callbacks=handed.callbacks, logger=handed.loggers)
 
 
 def _train_on_frame(frame: Any, config: Config, handed: Handed) -> dict[str, Any]:
     """Keep the frame in the run's folder and train on it; one that cannot be trained on is not kept."""
-    from plr.training.trainer import train as train_config
-
     folder = RunFolder(Path(config.out))
     made = [each for each in (folder.path, *folder.path.parents) if not each.exists()]
     kept = folder.save_interactions(frame)
     try:
-        return train_config(config, callbacks=handed.callbacks, logger=handed.loggers)
+        return _train(config, handed)
     except UserError as error:
         if kept and not folder.config.exists():  # nothing was begun: the next frame is not another one's
             folder.interactions.unlink(missing_ok=True)

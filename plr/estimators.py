@@ -19,16 +19,18 @@ from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from plr import serving
 from plr.api import OPTIONS, OWN_DEFAULTS, train_on
 from plr.config import OF_THE_DATA, Config, is_own_frame, without_derived
 from plr.errors import ConfigError, RunError, shortened
 from plr.files import atomic_path
 from plr.frames import is_frame
 from plr.runs import RunFolder
-from plr.serving import recommender as serving
 
 if TYPE_CHECKING:
     import torch
+
+    from plr.serving.recommender import GPUAnswers
 
 __all__ = ["PLR", "BERT4Rec", "Estimator", "Recommender", "SASRec", "UniSRec", "load"]
 
@@ -277,7 +279,7 @@ class Recommender(Estimator):
         device: str | torch.device = "cpu",
         *,
         text_vectors: str | Path | None = None,
-        gpu: serving.GPUAnswers = "graphs",
+        gpu: GPUAnswers = "graphs",
     ) -> serving.Recommender:
         """Load the folder of a finished run to recommend from it; `plr.load` is for going on with it.
 

@@ -51,7 +51,7 @@ def _comparison(study: Study, cells: list[System], found: dict) -> Table:
         rows,
         f"Reference: the bare backbone. Differences are averaged over the seeds that both have; {BY_USER}; "
         "bootstrap interval over users and runs; effect size: the mean difference in standard deviations of the "
-        f"users' differences; p of the paired t-test over users, corrected by Holm over all comparisons "
+        "users' differences; p of the paired t-test over users, corrected by Holm over all comparisons "
         f"of this table and the next: {len(found)}. {_phases(cells)}",
     )
 
