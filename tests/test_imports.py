@@ -132,12 +132,6 @@ def test_no_pytorch_is_reached(start):
     assert done.stdout == "False\n"
 
 
-def test_who_loads_a_run_to_recommend_does_not_wait_for_what_trains():
-    code = "import sys, plr; plr.Recommender.load, plr.load; print('lightning' in sys.modules)"
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert done.stdout == "False\n"
-
-
 def test_the_help_of_training_lists_options_and_does_not_wait_for_pytorch():
     code = (
         "import sys\nfrom plr.cli import main\ntry:\n    main(['train', '--help'])\n"

@@ -1,6 +1,8 @@
 """plr.PLR(...).fit(frame): the same runs as `plr train`, frames in and out, options as scikit-learn has them."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import polars as pl
@@ -195,6 +197,17 @@ def test_any_pair_is_fitted_under_one_name_and_a_run_of_any_kind_is_served_by_it
     assert type(again) is plr.Recommender
     assert {"backbone": "bert4rec", "method": "prl"}.items() <= again.get_params().items()
     assert again.recommend([["i1", "i2"]], k=4) == expected
+
+
+def test_who_recommends_with_a_run_does_not_wait_for_what_trains(fitted):
+    code = (
+        "import sys, plr\n"
+        "for load in (plr.Recommender.load, plr.load):\n"
+        "    load(sys.argv[1]).recommend([['i1']], k=2)\n"
+        "print('lightning' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code, fitted.out], capture_output=True, text=True, check=True)
+    assert done.stdout == "False\n"
 
 
 def test_scikit_learn_clones_a_system():
