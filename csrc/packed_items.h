@@ -70,11 +70,14 @@ class PackedSweep {
       : context_(context), items_(items), states_(states.rows), packed_(panels_size(states.rows, states.columns)) {
     constexpr int64_t block_bytes = 1 << 16, task_bytes = 1 << 19;
     const int64_t item_bytes = states.columns * bytes_of(DataType::float32);
-    block_ = std::clamp<int64_t>(block_bytes / item_bytes / kPanelColumns * kPanelColumns, kPanelColumns, 1024);
+    // An odd number of panels: the scores of different states, that many apart, do not share sets of a cache.
+    const int64_t panels = std::clamp<int64_t>(block_bytes / item_bytes / kPanelColumns, 1, 32);
+    block_ = (panels / 2 * 2 + 1) * kPanelColumns;
     task_size_ = divided_up(task_bytes, block_ * item_bytes) * block_;
     context.kernels.load_rows(states, 0, states_, packed_.data(), states_);
   }
 
+  const PackedItems& items() const { return items_; }
   int64_t states() const { return states_; }
   int64_t block_items() const { return block_; }
   int64_t tasks() const { return divided_up(items_.matrix().rows, task_size_); }

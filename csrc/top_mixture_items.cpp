@@ -44,6 +44,9 @@ struct MixtureCall {
   int64_t rows() const { return states.rows / streams; }
 };
 
+// K' where products are blocked: longer lists prove more, and take a larger part of the time.
+int64_t blocked_list_length(int64_t k) { return 2 * k + 32; }
+
 float as_score(double log2_probability) { return static_cast<float>(log2_probability * kLn2); }
 
 // A row that needs a second sweep: its offsets, and what the k-th best item reaches at least.
@@ -140,9 +143,10 @@ void push_exact(BestItems& best, int thread, int64_t i, const OpenRow& row, cons
 
 // ------------------------------------------------------------------------------------------ few rows
 
+// By a sweep in which the states of open row i are those from places[i] · streams on.
 template <class Sweep>
-void second_sweep(const Context& context, const MixtureCall& call, const Sweep& sweep, const Exclusions& exclusions,
-                  const std::vector<OpenRow>& open) {
+void sweep_open_rows(const Context& context, const MixtureCall& call, const Sweep& sweep, const Exclusions& exclusions,
+                     const std::vector<OpenRow>& open, const std::vector<int64_t>& places) {
   const int64_t streams = call.streams, block_items = sweep.block_items();
   const Finder finder(open);
   const int64_t anchors_step = streams * kAnchorNumbers * kLanes;
@@ -161,7 +165,7 @@ void second_sweep(const Context& context, const MixtureCall& call, const Sweep& 
     for (std::size_t i = 0; i < open.size(); ++i) {
       const int64_t row = open[i].row;
       for (int64_t m = 0; m < streams; ++m) {
-        float* scores = block + (row * streams + m) * block_items;
+        float* scores = block + (places[i] * streams + m) * block_items;
         std::fill(scores + count, scores + vectors * kLanes, 0.0f);
         of_streams[m] = scores;
       }
@@ -179,6 +183,32 @@ void second_sweep(const Context& context, const MixtureCall& call, const Sweep& 
     }
   });
   write_best(call, best, 0, open);
+}
+
+// As the first time: what one vector's scores are depends on whether it is alone, and the time is that of reading the
+// items.
+void second_sweep(const Context& context, const MixtureCall& call, const GemvSweep& sweep, const Exclusions& exclusions,
+                  const std::vector<OpenRow>& open) {
+  std::vector<int64_t> places;
+  for (const OpenRow& each : open) places.push_back(each.row);
+  sweep_open_rows(context, call, sweep, exclusions, open, places);
+}
+
+// With the open rows' states alone.
+void second_sweep(const Context& context, const MixtureCall& call, const PackedSweep& sweep,
+                  const Exclusions& exclusions, const std::vector<OpenRow>& open) {
+  const int64_t count = static_cast<int64_t>(open.size()), dim = call.states.columns;
+  Buffer states(count * call.streams * dim);
+  float* state = states.data();
+  std::vector<int64_t> places;
+  for (int64_t i = 0; i < count; ++i) {
+    for (int64_t m = 0; m < call.streams; ++m) {
+      state = std::copy_n(static_cast<const float*>(row_of(call.states, open[i].row * call.streams + m)), dim, state);
+    }
+    places.push_back(i);
+  }
+  const Matrix of_open{states.data(), DataType::float32, count * call.streams, dim, dim};
+  sweep_open_rows(context, call, PackedSweep(context, of_open, sweep.items()), exclusions, open, places);
 }
 
 // By a sweep with a state's scores side by side.
@@ -352,8 +382,7 @@ int64_t top_mixture_items(const Context& context, const Matrix& states, const fl
   const int64_t rows = states.rows / streams;
   if (rows == 0) return 0;
   const bool few = GemvSweep::suits(states, streams);
-  // Longer lists prove more, and take a larger part of the time where products are blocked.
-  const int64_t list_length = std::min(items.rows, few ? 4 * k + 128 : 2 * k + 32);
+  const int64_t list_length = std::min(items.rows, few ? 4 * k + 128 : blocked_list_length(k));
   const double scale = kLog2E / temperature;
   const MixtureCall call{states, log_weights, streams, scale, items, excluded, {scores, ids, k}, list_length};
   if (few) return by_rows(context, call, GemvSweep(context, states, items));
@@ -382,7 +411,7 @@ int64_t top_mixture_items(const Context& context, const Matrix& states, const fl
                            items.matrix(),
                            excluded.from_row(first),
                            {scores + first * k, ids + first * k, k},
-                           std::min(items.matrix().rows, 4 * k + 128)};
+                           std::min(items.matrix().rows, blocked_list_length(k))};
     swept_twice += by_rows(context, call, PackedSweep(context, part, items));
   }
   return swept_twice;

@@ -378,3 +378,31 @@ def test_the_default_dtype_changes_nothing(default):
     for result, same in zip(everything(), expected, strict=True):
         assert result.dtype == same.dtype
         assert torch.equal(result, same)
+
+
+@pytest.mark.parametrize("name", INSTRUCTION_SETS)
+@pytest.mark.parametrize("temperature", [1.0, 100.0])
+def test_packed_mixtures_do_not_depend_on_their_batch(name, temperature):
+    """Alone, among others and on several threads a row has the same bits, also where only some rows are swept again."""
+    generator = torch.Generator().manual_seed(3)
+    states, items = normal(generator, 40, 3, 32).float(), normal(generator, 3001, 32).float()
+    states[::3] = states[::3, :1]  # equal streams prove their best, others of a flat mixture do not
+    log_weights = torch.log_softmax(normal(generator, 40, 3), dim=1).float()
+    exclude = torch.randint(-1, 3001, (40, 4), generator=generator)
+    packed = extension._cpp.PackedItems(name, extension.as_matrix(items), False)
+
+    def ranked(rows, threads=1):
+        chosen, weights, left_out = states[rows].flatten(0, 1).contiguous(), log_weights[rows], exclude[rows]
+        scores, ids = torch.empty(len(weights), 20), torch.empty(len(weights), 20, dtype=torch.int64)
+        packed.top(
+            *(threads, extension.as_matrix(chosen), weights.data_ptr(), 3, 20, temperature),
+            *(left_out.data_ptr(), left_out.shape[1], 0, 0, scores.data_ptr(), ids.data_ptr()),
+        )
+        return scores, ids
+
+    together = ranked(slice(None))
+    assert_best(together, log_probabilities(states, log_weights, items, temperature), 20, exclude, 1e-4)
+    alone = [torch.cat(parts) for parts in zip(*(ranked(row) for row in torch.arange(40).split(1)), strict=True)]
+    for others in (alone, ranked(slice(None), threads=2)):
+        for one, other in zip(together, others, strict=True):
+            assert torch.equal(one, other)
