@@ -96,6 +96,7 @@ class PackedSweep {
       for (int64_t first = task * task_size_; first < end; first += block_) {
         const int64_t count = std::min(block_, end - first);
         for (int64_t item = 0; item < count; item += kPanelColumns) {
+          fetch_panel(first + item + kPanelColumns);
           context_.kernels.gemm(states_, kPanelColumns, items_.matrix().columns, {packed_.data(), states_},
                                 items_.panel(first + item), 1.0f, false, {panel, states_});
           for (int64_t state = 0; state < states_; ++state) {
@@ -139,6 +140,15 @@ class PackedSweep {
   }
 
  private:
+  // The next panel comes from memory while this one is multiplied.
+  void fetch_panel(int64_t first) const {
+    if (first >= items_.matrix().rows) return;
+    constexpr int64_t cache_line = 64;
+    const auto* bytes = reinterpret_cast<const char*>(items_.panel(first).data);
+    const int64_t size = kPanelColumns * items_.matrix().columns * bytes_of(DataType::float32);
+    for (int64_t byte = 0; byte < size; byte += cache_line) __builtin_prefetch(bytes + byte, 0, 2);
+  }
+
   // Rows that lie apart are waited for together.
   void fetch_row(int64_t id) const {
     constexpr int64_t cache_line = 64;

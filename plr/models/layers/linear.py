@@ -1,13 +1,16 @@
 """Linear layers on the CPU, by the faster product of float32 matrices, and what functions that work in blocks need.
 
 PyTorch leaves such products to MKL. With AVX-512 that reaches less than half of oneDNN's rate on CPUs of other makers
-than Intel: there oneDNN's are taken. With AVX2 MKL is about as fast for many rows, several times as fast for few and
-for the gradients of weights; and oneDNN makes machine code anew for every number of rows, which batches seldom share.
+than Intel: there oneDNN's are taken. On Intel's, and with AVX2, MKL is about as fast for many rows, several times as
+fast for few; and oneDNN makes machine code anew for every number of rows, which batches seldom share.
 Precision is the same: oneDNN computes in float32 unless `torch.backends.mkldnn` is told otherwise.
 """
 
 from __future__ import annotations
 
+import os
+import platform
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -80,9 +83,19 @@ def _onednn() -> _OneDNN | None:
     return None
 
 
+def _made_by_intel() -> bool:
+    """Whether the CPU says so, where the system passes that on."""
+    try:
+        description = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+    except OSError:  # not Linux
+        description = os.environ.get("PROCESSOR_IDENTIFIER", "") + platform.processor()
+    return "GenuineIntel" in description
+
+
 def _faster() -> _OneDNN | None:
     """What serves this CPU better than PyTorch's choice; None: nothing."""
-    return _onednn() if torch.backends.cpu.get_cpu_capability().startswith("AVX512") else None
+    has_avx512 = torch.backends.cpu.get_cpu_capability().startswith("AVX512")
+    return _onednn() if has_avx512 and not _made_by_intel() else None
 
 
 _ONEDNN = _faster()

@@ -78,9 +78,26 @@ def test_without_onednns_operators_there_is_no_onednn(monkeypatch, missing):
         assert linear._onednn() is None
 
 
-@pytest.mark.parametrize(("capability", "taken"), [("AVX512", True), ("AVX2", False), ("DEFAULT", False)])
-def test_onednn_is_taken_where_it_is_faster(monkeypatch, capability, taken):
+@pytest.mark.parametrize(
+    ("capability", "maker", "taken"),
+    [
+        ("AVX512", "AuthenticAMD", True),
+        ("AVX512", "GenuineIntel", False),
+        ("AVX2", "AuthenticAMD", False),
+        ("DEFAULT", "AuthenticAMD", False),
+    ],
+)
+@pytest.mark.parametrize("system", ["Linux", "another"])
+def test_onednn_is_taken_where_it_is_faster(monkeypatch, capability, maker, taken, system):
+    def cpuinfo(path, **_):
+        if system != "Linux":
+            raise FileNotFoundError(path)
+        return f"processor\t: 0\nvendor_id\t: {maker}\n"
+
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
+    monkeypatch.setattr(linear.Path, "read_text", cpuinfo)
+    monkeypatch.setenv("PROCESSOR_IDENTIFIER", f"a family, {maker}")
+    monkeypatch.setattr(linear.platform, "processor", str)
     assert linear._faster() == (linear._onednn() if taken else None)
 
 
