@@ -68,7 +68,7 @@ class Config(
         if self.batch_order is None:
             uneven = self.row_kind == "sequence" and self.batch_unit == "rows"
             self.batch_order = "shuffled" if uneven else "length"
-        if self.min_context is None:
+        if self.min_context is None or (self.row_kind == "prefix" and self.min_context == 1):  # an older default
             self.min_context = self._default_min_context
         self.require("min_context", self.min_context <= self.max_length, f"at most max_length={self.max_length}")
 
@@ -89,8 +89,8 @@ class Config(
 
     @property
     def _default_min_context(self) -> int:
-        # Base and Cloze train on sequences by default, in windows that follow each other.
-        follows = self.system.row_kinds[0] == "sequence"
+        # With Cloze an item in the middle of a window sees what follows too: windows need not overlap.
+        follows = self.row_kind == "sequence" and not BACKBONES[self.backbone].causal
         return 1 if follows else -(-3 * self.max_length // 4)
 
     def without_effect(self) -> dict[str, tuple[Any, str]]:
@@ -98,7 +98,7 @@ class Config(
         found: dict[str, tuple[Any, str]] = {}
         if self.row_kind != "sequence":
             needs = f"needs sequence rows (training_rows 'sequence'), and these are {self.row_kind} rows"
-            if self.min_context not in (None, self._default_min_context):
+            if self.min_context not in (None, 1, self._default_min_context):
                 found["min_context"] = (self._default_min_context, needs)
             if self.batch_unit != "rows":
                 found["batch_unit"] = ("rows", needs)

@@ -553,9 +553,8 @@ class TrainingOptions(Options):
         targets_per_row: sequence rows: deal a user's targets at random, in each epoch anew, to rows of at most this
             many, each with dropout masks of its own; 0: one row has them all.
         min_context: sequence rows: a history longer than max_length is cut into windows that overlap, so that each
-            target has at least this many items before it, or all there are. By default 1 for base and BERT4Rec's Cloze
-            (no overlap), and three quarters of max_length for the other methods: where methods are compared on
-            sequence rows, give all the same.
+            target has at least this many items before it, or all there are. By default three quarters of max_length,
+            and 1 (no overlap) for BERT4Rec's Cloze, which reads what follows a position too.
         batch_order: length, rows of like length together, of which little is padded, or shuffled. By default length,
             and shuffled for sequence rows that are counted by rows: of like length together, the few targets of short
             sequences would weigh as much in a step as the many of long ones.

@@ -122,12 +122,18 @@ def test_an_option_that_would_do_nothing_is_refused_unless_a_run_has_it(given, m
     assert Config(**without_derived(fields_of_run)).decisive() == run.decisive()
 
 
+def test_the_older_default_of_min_context_does_nothing_with_prefix_rows():
+    """Runs of the bare backbone have it in their config.yaml."""
+    given = Config(method="base", training_rows="prefix", min_context=1)
+    assert given.decisive() == Config(method="base", training_rows="prefix").decisive()
+
+
 @pytest.mark.parametrize(
     "given",
     [
         {"method": "plr", "training_rows": "sequence", "min_context": 10, "batch_unit": "targets"},
         {"method": "plr", "min_context": 38},  # what a run's config.yaml holds
-        {"method": "base", "training_rows": "prefix", "min_context": 1},
+        {"method": "base", "training_rows": "prefix", "min_context": 38},
         {"method": "erl", "divergence_share": 0.5},
         {"method": "plr", "consistency_weight": 0.1, "divergence_share": 0.5},
     ],

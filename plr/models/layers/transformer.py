@@ -82,7 +82,9 @@ class TransformerLayer(nn.Module):
         )  # [B, H, L, D]
         return self._output(states, attended), cache
 
-    def step(self, states: Tensor, prefix: KeyValue, lengths: Tensor, stream: KeyValue | None) -> tuple[Tensor, Tensor]:
+    def step(
+        self, states: Tensor, prefix: KeyValue, lengths: Tensor, stream: KeyValue | None
+    ) -> tuple[Tensor, Tensor]:
         """Let one token of each of M streams read the prefix and its own stream only.
 
         Args:

@@ -212,10 +212,15 @@ def test_targets_are_dealt_to_sequence_rows_alone(options, message):
         small_config(targets_per_row=2, **options)
 
 
-def test_the_context_of_windows_follows_the_length_and_the_method():
-    assert small_config(method="base").min_context == 1
-    assert small_config(method="base", backbone="bert4rec-cloze").min_context == 1
-    assert [small_config(max_length=length).min_context for length in (1, 2, 3, 4, 50)] == [1, 2, 3, 3, 38]
+@pytest.mark.parametrize("method", ["base", "plr", "erl", "lares"])
+def test_the_context_of_windows_follows_the_length_and_is_the_same_for_all_methods(method):
+    contexts = [small_config(method=method, max_length=length).min_context for length in (1, 2, 3, 4, 50)]
+    assert contexts == [1, 2, 3, 3, 38]
+
+
+def test_the_context_of_windows_where_it_is_not_that():
+    assert small_config(method="base", min_context=1).min_context == 1
+    assert small_config(method="base", backbone="bert4rec-cloze", max_length=50).min_context == 1
     with pytest.raises(ConfigError, match=r"min_context must be at most max_length=12; found 13"):
         small_config(training_rows="sequence", min_context=13)
 
