@@ -5,8 +5,7 @@
 Both products train a system of their own in turns, a share of its epoch at a time; ratios are taken turn by turn.
 Batches are shuffled, as in training. PLR computes a batch's histories in buckets of like length, which seldom have as
 many rows as those of another batch, and for each number of rows oneDNN makes machine code. Seconds are of processor
-time, with one thread: the machine may be busy. Systems and sizes
-are those of `bench.epochs`. Writes bench/results/linear_products.json.
+time, with one thread: the machine may be busy. Systems and sizes are those of `bench.epochs`.
 """
 
 from __future__ import annotations
@@ -15,6 +14,7 @@ import argparse
 import statistics
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -71,6 +71,7 @@ def main() -> None:
     parser.add_argument("--share", type=float, default=0.1, help="of an epoch that a turn takes")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--machine", default="", help="to be written down")
+    parser.add_argument("--out", type=Path, default=RESULTS / "linear_products.json")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     every = configurations(64, 50, [], arguments.data, ["PLR, M 2, T 1"])
@@ -83,7 +84,7 @@ def main() -> None:
         "share": arguments.share,
         "systems": found,
     }
-    write_record(RESULTS / "linear_products.json", record)
+    write_record(arguments.out, record)
     for name, each in found.items():
         medians = ", ".join(f"{product} {statistics.median(each['seconds'][product]):.1f} s" for product in PRODUCTS)
         spread = f"{min(each['ratios']):.2f} to {max(each['ratios']):.2f}"
