@@ -15,11 +15,14 @@ SOURCES = Path("csrc")
 # On macOS ARCHFLAGS names what is compiled for, where that is not this machine.
 _ARCHITECTURES = os.environ.get("ARCHFLAGS", "") if sys.platform == "darwin" else ""
 ON_X86 = "arm64" not in _ARCHITECTURES if _ARCHITECTURES else platform.machine().lower() in ("x86_64", "amd64")
+# Where the compiler does not know its flags, this file is compiled without, and then has no kernels.
+COMPILED_IF_KNOWN = "kernels_avx512_amx.cpp"
 # Only these files may use more than the baseline instruction set: which of them runs is decided when the process runs.
 X86_FLAGS = {
     "kernels_avx2.cpp": ["-mavx2", "-mfma", "-mf16c"],
     "kernels_avx512.cpp": ["-mavx512f", "-mavx2", "-mfma", "-mf16c"],
     "kernels_avx512_bf16.cpp": ["-mavx512bf16", "-mavx512f", "-mavx2", "-mfma", "-mf16c"],
+    COMPILED_IF_KNOWN: ["-mamx-bf16", "-mamx-tile", "-mavx512bf16", "-mavx512f", "-mavx2", "-mfma", "-mf16c"],
 }
 
 
@@ -54,7 +57,12 @@ def extension_options():
 
             def compile_with_file_flags(obj, src, ext, cc_args, extra_postargs, pp_opts):
                 file_flags = X86_FLAGS.get(Path(src).name, [])
-                compile_file(obj, src, ext, cc_args, [*extra_postargs, *file_flags], pp_opts)
+                try:
+                    compile_file(obj, src, ext, cc_args, [*extra_postargs, *file_flags], pp_opts)
+                except CompileError:
+                    if Path(src).name != COMPILED_IF_KNOWN:
+                        raise
+                    compile_file(obj, src, ext, cc_args, extra_postargs, pp_opts)
 
             self.compiler._compile = compile_with_file_flags
             try:

@@ -56,7 +56,8 @@ inline const Kernels& kernels_of(const std::string& instruction_set) {
   const Kernels* kernels = find_kernels(instruction_set.c_str());
   if (kernels == nullptr) {
     throw std::invalid_argument(
-        "instruction set must be auto, avx512_bf16, avx512, avx2 or generic, and one that this CPU has; found " +
+        "instruction set must be auto, avx512_amx, avx512_bf16, avx512, avx2 or generic, and one that this CPU "
+        "has; found " +
         instruction_set);
   }
   return *kernels;

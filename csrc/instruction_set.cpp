@@ -1,6 +1,12 @@
 // Which of the compiled kernels this CPU can run.
 #include <cstring>
 
+#if defined(PLR_KERNELS_X86) && defined(__linux__)
+#include <cpuid.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+
 #include "kernels.h"
 
 namespace plr_kernels {
@@ -10,6 +16,32 @@ extern const Kernels kernels_generic;
 extern const Kernels kernels_avx2;
 extern const Kernels kernels_avx512;
 extern const Kernels kernels_avx512_bf16;
+const Kernels* kernels_avx512_amx();  // null where they are not compiled
+
+namespace {
+
+// Whether the CPU has AMX tiles of bfloat16 and the system keeps their state and lets this process use it: the first time
+// that this is asked, it asks the system, for all threads that there are and will be.
+bool may_use_tiles() {
+#ifdef __linux__
+  static const bool permitted = [] {
+    unsigned a = 0, b = 0, c = 0, d = 0;
+    constexpr unsigned xsave_is_used = 1u << 27, bfloat16 = 1u << 22, tiles = 1u << 24;
+    if (__get_cpuid(1, &a, &b, &c, &d) == 0 || (c & xsave_is_used) == 0) return false;
+    if (__get_cpuid_count(7, 0, &a, &b, &c, &d) == 0 || (d & bfloat16) == 0 || (d & tiles) == 0) return false;
+    constexpr unsigned tile_states = 3u << 17;  // of XCR0: configuration and data
+    __asm__ volatile("xgetbv" : "=a"(a), "=d"(d) : "c"(0));
+    if ((a & tile_states) != tile_states) return false;
+    constexpr long request_permission = 0x1023, tile_data = 18;  // ARCH_REQ_XCOMP_PERM
+    return syscall(SYS_arch_prctl, request_permission, tile_data) == 0;
+  }();
+  return permitted;
+#else
+  return false;
+#endif
+}
+
+}  // namespace
 #endif
 
 const Kernels* find_kernels(const char* name) {
@@ -20,7 +52,11 @@ const Kernels* find_kernels(const char* name) {
   const bool has_avx2 =
       __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
   const bool has_avx512 = has_avx2 && __builtin_cpu_supports("avx512f");
-  if (wanted("avx512_bf16") && has_avx512 && __builtin_cpu_supports("avx512bf16")) return &kernels_avx512_bf16;
+  const bool has_avx512_bf16 = has_avx512 && __builtin_cpu_supports("avx512bf16");
+  if (wanted("avx512_amx") && has_avx512_bf16 && may_use_tiles() && kernels_avx512_amx() != nullptr) {
+    return kernels_avx512_amx();
+  }
+  if (wanted("avx512_bf16") && has_avx512_bf16) return &kernels_avx512_bf16;
   if (wanted("avx512") && has_avx512) return &kernels_avx512;
   if (wanted("avx2") && has_avx2) return &kernels_avx2;
 #endif

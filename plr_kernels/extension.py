@@ -15,7 +15,7 @@ import plr_kernels._cpp as _cpp
 from plr_kernels.dispatch.errors import SettingError
 
 INSTRUCTION_SET_VARIABLE: Final = "PLR_KERNELS_INSTRUCTION_SET"
-INSTRUCTION_SETS: Final = ("auto", "avx512_bf16", "avx512", "avx2", "generic")
+INSTRUCTION_SETS: Final = ("auto", "avx512_amx", "avx512_bf16", "avx512", "avx2", "generic")
 # What is kept of a row's softmax with a target for the backward pass: TargetStatistics in csrc/target_softmax.h.
 TARGET_STATISTICS: Final = ("maximum", "inverse_sum", "prob_of_rest")
 # Address, data type, rows, columns, distance between rows.

@@ -34,9 +34,9 @@ OPERATORS = (
     CANDIDATE_CROSS_ENTROPY,
     CANDIDATE_BCE,
 )
-INSTRUCTION_SETS = [
-    name for name in ("avx512_bf16", "avx512", "avx2", "generic") if extension._cpp.instruction_set(name)
-]
+INSTRUCTION_SETS = [name for name in extension.INSTRUCTION_SETS[1:] if extension._cpp.instruction_set(name)]
+# Those that multiply in bfloat16.
+BFLOAT16_SETS = [name for name in ("avx512_amx", "avx512_bf16") if name in INSTRUCTION_SETS]
 
 for_every_operator = pytest.mark.parametrize("operator", OPERATORS, ids=str)
 

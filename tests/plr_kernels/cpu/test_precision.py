@@ -10,7 +10,7 @@ pytest.importorskip("plr_kernels._cpp", reason="the extension is not built")
 
 from plr_kernels import extension, info_nce, linear_cross_entropy, top_items, use_backend
 from plr_kernels.dispatch import workspace
-from tests.plr_kernels.cpu.test_cpp import INSTRUCTION_SETS
+from tests.plr_kernels.cpu.test_cpp import BFLOAT16_SETS, INSTRUCTION_SETS
 from tests.plr_kernels.harness import (
     INFO_NCE,
     LINEAR_CROSS_ENTROPY,
@@ -47,12 +47,10 @@ def _on_cpp():
         yield
 
 
-@pytest.fixture
-def _with_bfloat16_products(monkeypatch):
-    """Whatever instruction set the environment chooses for this process."""
-    if "avx512_bf16" not in INSTRUCTION_SETS:
-        pytest.skip("this CPU has no such products")
-    monkeypatch.setattr(extension, "_instruction_set", "avx512_bf16")
+@pytest.fixture(params=BFLOAT16_SETS)
+def _with_bfloat16_products(request, monkeypatch):
+    """Whatever instruction set the environment chooses for this process; skipped on a CPU without such products."""
+    monkeypatch.setattr(extension, "_instruction_set", request.param)
 
 
 @pytest.fixture(autouse=True)
@@ -92,7 +90,7 @@ def test_nothing_is_rounded_unasked(operator):
 
 
 @for_every_operator
-@pytest.mark.parametrize("instruction_set", [name for name in INSTRUCTION_SETS if name != "avx512_bf16"])
+@pytest.mark.parametrize("instruction_set", [name for name in INSTRUCTION_SETS if name not in BFLOAT16_SETS])
 def test_nothing_is_rounded_where_that_is_not_faster(monkeypatch, instruction_set, operator):
     monkeypatch.setattr(extension, "_instruction_set", instruction_set)
     for case in cases(operator):
@@ -263,7 +261,7 @@ def test_ranking_many_rows(monkeypatch, instruction_set, rows, vocabulary, dim):
     states, items = normal(generator, rows, dim).float(), normal(generator, vocabulary, dim).float()
     exact = ranked("highest", states, items)
     assert torch.equal(ranked("high", states, items), exact)
-    if instruction_set == "avx512_bf16":
+    if instruction_set in BFLOAT16_SETS:
         assert torch.equal(ranked("medium", states, items), ranked("highest", states.bfloat16(), items.bfloat16()))
         assert not torch.equal(ranked("medium", states, items), exact)
     else:

@@ -1,0 +1,253 @@
+// Products of bfloat16 by AMX tiles: matrices of 16 rows of 64 bytes in registers of their own. A tile of a is 16 rows of
+// 16 pairs, one of b 16 pairs of 16 columns, one of the result 16 x 16 float32: as they lie in panels, and a also as it
+// lies in memory.
+//
+// The inner dimension is cut into tiles in the same way for all rows and columns: a number of the result depends on its
+// row of a and its column of b, not on where they stand.
+#pragma once
+
+#include <cstdint>
+
+#include "../kernels.h"
+#include "common.h"
+#include "gemm.h"
+
+namespace plr_kernels {
+namespace {
+
+constexpr int64_t kTile = 16;             // rows of a tile, and cells of its rows
+constexpr int64_t kTileRows = 2 * kTile;  // rows of the result that are computed together
+constexpr int64_t kPanelBytes = kPanelColumns * int64_t{sizeof(float)};  // from a panel's row to the next
+
+// To the compiler, instructions that load tiles read nothing.
+inline void finish_writing(const void* memory) { __asm__ volatile("" ::"r"(memory) : "memory"); }
+
+// What the CPU is told about its eight tiles.
+struct TileConfiguration {
+  uint8_t palette = 1;
+  uint8_t start_row = 0;
+  uint8_t reserved[14] = {};
+  uint16_t row_bytes[16] = {};
+  uint8_t rows[16] = {};
+};
+
+// Tiles 0 to 3: up to 32 rows and 32 columns of the result; 4 and 5: those rows of a; 6 and 7: those columns of b.
+inline void configure_tiles(int64_t rows, int64_t cells) {
+  alignas(64) TileConfiguration configuration;
+  const auto set = [&](int tile, int64_t tile_rows, int64_t tile_cells) {
+    if (tile_rows == 0) return;
+    configuration.rows[tile] = static_cast<uint8_t>(tile_rows);
+    configuration.row_bytes[tile] = static_cast<uint16_t>(tile_cells * sizeof(float));
+  };
+  for (int half = 0; half < 2; ++half) {
+    const int64_t rows_of_half = half == 0 ? smaller(rows, kTile) : larger(rows - kTile, 0);
+    set(2 * half, rows_of_half, kTile);
+    set(2 * half + 1, rows_of_half, kTile);
+    set(4 + half, rows_of_half, cells);
+    set(6 + half, cells, kTile);
+  }
+  finish_writing(&configuration);
+  _tile_loadconfig(&configuration);
+}
+
+// The part of a product that one configuration of the tiles does: rows [first_row, end_row), `rows` <= 32 at a time, and
+// of the inner dimension the cells [first_cell, end_cell), at most 16 at a time.
+struct TiledPart {
+  int64_t first_row, end_row, rows;
+  int64_t first_cell, end_cell;
+};
+
+// Calls visit(part) for the at most four parts of a product with m rows and k cells; those of later cells come after
+// those of earlier ones. Then no tiles are configured, as before: a thread's next user may know nothing of them.
+template <class Visit>
+inline void for_tiled_parts(int64_t m, int64_t k, const Visit& visit) {
+  const int64_t whole_rows = m / kTileRows * kTileRows, whole_cells = k / kTile * kTile;
+  const auto visit_rows = [&](int64_t first_row, int64_t end_row, int64_t rows) {
+    if (first_row == end_row) return;
+    if (whole_cells > 0) {
+      configure_tiles(rows, kTile);
+      visit(TiledPart{first_row, end_row, rows, 0, whole_cells});
+    }
+    if (whole_cells < k) {
+      configure_tiles(rows, k - whole_cells);
+      visit(TiledPart{first_row, end_row, rows, whole_cells, k});
+    }
+  };
+  visit_rows(0, whole_rows, kTileRows);
+  visit_rows(whole_rows, m, m - whole_rows);
+  _tile_release();
+}
+
+// A row's cells from a multiple of 16 on.
+inline const float* cells_from(const PanelRows& a, int64_t row, int64_t cell) {
+  return a.data + (cell / kPanelColumns * a.panels_rows + row) * kPanelColumns + cell % kPanelColumns;
+}
+inline const float* cells_from(const MatrixRows& a, int64_t row, int64_t cell) {
+  return a.data + row * a.row_step + cell;
+}
+
+// c [rows, 16] = numbers [rows, 16] · scale, or +=.
+inline void store_scaled(const float* numbers, int64_t rows, float scale, bool accumulate, float* c) {
+  for (int64_t i = 0; i < rows; ++i) {
+    const Vector scaled = load(numbers + i * kTile) * broadcast(scale);
+    float* target = c + i * kPanelColumns;
+    store(target, accumulate ? load(target) + scaled : scaled);
+  }
+}
+
+// c = a b · scale, or += where `accumulate`, for the part's cells and `part.rows` rows, the first of which is `row`: up to
+// Rows · Columns tiles. b and c are panels' columns, all rows of them.
+template <int Rows, int Columns, class A, class Prefetch>
+inline void tile_kernel(const TiledPart& part, int64_t row, const A& a, const float* b, float* c, float scale,
+                        bool accumulate, const Prefetch& prefetch) {
+  c += row * kPanelColumns;
+  float* lower = c + kTile * kPanelColumns;
+  const bool summed_in_tiles = accumulate && scale == 1.0f;
+  if (summed_in_tiles) {
+    _tile_loadd(0, c, kPanelBytes);
+    if constexpr (Columns > 1) _tile_loadd(1, c + kTile, kPanelBytes);
+    if constexpr (Rows > 1) _tile_loadd(2, lower, kPanelBytes);
+    if constexpr (Rows > 1 && Columns > 1) _tile_loadd(3, lower + kTile, kPanelBytes);
+  } else {
+    _tile_zero(0);
+    if constexpr (Columns > 1) _tile_zero(1);
+    if constexpr (Rows > 1) _tile_zero(2);
+    if constexpr (Rows > 1 && Columns > 1) _tile_zero(3);
+  }
+  const int64_t row_bytes = a.row_step * int64_t{sizeof(float)};
+  for (int64_t cell = part.first_cell; cell < part.end_cell; cell += kTile) {
+    prefetch(cell);
+    const float* from_b = b + cell * kPanelColumns;
+    _tile_loadd(4, cells_from(a, row, cell), row_bytes);
+    _tile_loadd(6, from_b, kPanelBytes);
+    _tile_dpbf16ps(0, 4, 6);
+    if constexpr (Columns > 1) {
+      _tile_loadd(7, from_b + kTile, kPanelBytes);
+      _tile_dpbf16ps(1, 4, 7);
+    }
+    if constexpr (Rows > 1) {
+      _tile_loadd(5, cells_from(a, row + kTile, cell), row_bytes);
+      _tile_dpbf16ps(2, 5, 6);
+    }
+    if constexpr (Rows > 1 && Columns > 1) _tile_dpbf16ps(3, 5, 7);
+  }
+  if (scale == 1.0f) {
+    _tile_stored(0, c, kPanelBytes);
+    if constexpr (Columns > 1) _tile_stored(1, c + kTile, kPanelBytes);
+    if constexpr (Rows > 1) _tile_stored(2, lower, kPanelBytes);
+    if constexpr (Rows > 1 && Columns > 1) _tile_stored(3, lower + kTile, kPanelBytes);
+    return;
+  }
+  alignas(64) float numbers[4][kTile * kTile];
+  constexpr int64_t number_bytes = kTile * int64_t{sizeof(float)};
+  const int64_t upper_rows = smaller(part.rows, kTile), lower_rows = part.rows - kTile;
+  _tile_stored(0, numbers[0], number_bytes);
+  if constexpr (Columns > 1) _tile_stored(1, numbers[1], number_bytes);
+  if constexpr (Rows > 1) _tile_stored(2, numbers[2], number_bytes);
+  if constexpr (Rows > 1 && Columns > 1) _tile_stored(3, numbers[3], number_bytes);
+  store_scaled(numbers[0], upper_rows, scale, accumulate, c);
+  if constexpr (Columns > 1) store_scaled(numbers[1], upper_rows, scale, accumulate, c + kTile);
+  if constexpr (Rows > 1) store_scaled(numbers[2], lower_rows, scale, accumulate, lower);
+  if constexpr (Rows > 1 && Columns > 1) store_scaled(numbers[3], lower_rows, scale, accumulate, lower + kTile);
+}
+
+// The part's rows of one panel of c, which has `columns` columns, 16 or 32, and m rows.
+template <class A, class Prefetch>
+inline void tiled_panel(const TiledPart& part, int64_t m, int64_t columns, const A& a, const float* b, float* c,
+                        float scale, bool accumulate, const Prefetch& prefetch) {
+  const int64_t blocks = (m + kTileRows - 1) / kTileRows;
+  for (int64_t row = part.first_row; row < part.end_row; row += part.rows) {
+    const auto run = [&](auto kernel) {
+      kernel(part, row, a, b, c, scale, accumulate || part.first_cell > 0, prefetch.part(row / kTileRows, blocks));
+    };
+    if (part.rows > kTile) {
+      columns > kTile ? run(tile_kernel<2, 2, A, Prefetch>) : run(tile_kernel<2, 1, A, Prefetch>);
+    } else {
+      columns > kTile ? run(tile_kernel<1, 2, A, Prefetch>) : run(tile_kernel<1, 1, A, Prefetch>);
+    }
+  }
+}
+
+// The transpose of `rows` <= 16 rows of 16 cells, as 16 rows of 16 cells of which those beyond `rows` are zero.
+inline void transpose(const float* source, int64_t rows, int64_t source_step, float* target, int64_t target_step) {
+  __m512 a[kTile], b[kTile];
+#pragma GCC unroll 16
+  for (int64_t i = 0; i < kTile; ++i) a[i] = (i < rows ? load(source + i * source_step) : zero()).value;
+  // Within each 128 bits pairs of rows, then of pairs; then those quarters.
+#pragma GCC unroll 8
+  for (int i = 0; i < kTile; i += 2) {
+    b[i] = _mm512_unpacklo_ps(a[i], a[i + 1]);
+    b[i + 1] = _mm512_unpackhi_ps(a[i], a[i + 1]);
+  }
+  const auto low = [](__m512 x, __m512 y) {
+    return _mm512_castpd_ps(_mm512_unpacklo_pd(_mm512_castps_pd(x), _mm512_castps_pd(y)));
+  };
+  const auto high = [](__m512 x, __m512 y) {
+    return _mm512_castpd_ps(_mm512_unpackhi_pd(_mm512_castps_pd(x), _mm512_castps_pd(y)));
+  };
+#pragma GCC unroll 4
+  for (int i = 0; i < kTile; i += 4) {
+    a[i] = low(b[i], b[i + 2]);
+    a[i + 1] = high(b[i], b[i + 2]);
+    a[i + 2] = low(b[i + 1], b[i + 3]);
+    a[i + 3] = high(b[i + 1], b[i + 3]);
+  }
+  // Quarter q of a[4 r + i] is now column 4 q + i of rows 4 r to 4 r + 3.
+#pragma GCC unroll 4
+  for (int i = 0; i < 4; ++i) {
+    const __m512 even_low = _mm512_shuffle_f32x4(a[i], a[4 + i], 0x88);  // quarters 0 and 2 of rows 0 to 7
+    const __m512 odd_low = _mm512_shuffle_f32x4(a[i], a[4 + i], 0xdd);
+    const __m512 even_high = _mm512_shuffle_f32x4(a[8 + i], a[12 + i], 0x88);
+    const __m512 odd_high = _mm512_shuffle_f32x4(a[8 + i], a[12 + i], 0xdd);
+    store(target + i * target_step, {_mm512_shuffle_f32x4(even_low, even_high, 0x88)});
+    store(target + (4 + i) * target_step, {_mm512_shuffle_f32x4(odd_low, odd_high, 0x88)});
+    store(target + (8 + i) * target_step, {_mm512_shuffle_f32x4(even_low, even_high, 0xdd)});
+    store(target + (12 + i) * target_step, {_mm512_shuffle_f32x4(odd_low, odd_high, 0xdd)});
+  }
+}
+
+// ------------------------------------------------------------------------------------------ the products of PairKernels
+
+void tiled_gemm(int64_t m, int64_t n, int64_t k, Panels a, Panels b, float scale, bool accumulate, MutablePanels c) {
+  for_tiled_parts(m, k, [&](const TiledPart& part) {
+    for (int64_t j = 0; j < n; j += kPanelColumns) {
+      tiled_panel(part, m, smaller(kPanelColumns, n - j), PanelRows{a.data, a.rows}, b.data + j * b.rows,
+                  c.data + j * c.rows, scale, accumulate, NoPrefetch{});
+    }
+  });
+}
+
+void tiled_gemm_transposed(int64_t m, int64_t n, int64_t k, Panels a, Panels b, MutablePanels c) {
+  constexpr int64_t most_cells = 64;
+  alignas(64) float rows[kPanelColumns * most_cells];  // of aᵀ
+  for (int64_t i = 0; i < m; i += kPanelColumns) {
+    for (int64_t first = 0; first < k; first += most_cells) {
+      const int64_t cells = smaller(most_cells, k - first);
+      for (int64_t cell = 0; cell < cells; cell += kTile) {
+        for (int64_t column = 0; column < kPanelColumns; column += kTile) {
+          transpose(a.data + i * a.rows + (first + cell) * kPanelColumns + column, smaller(kTile, cells - cell),
+                    kPanelColumns, rows + column * most_cells + cell, most_cells);
+        }
+      }
+      finish_writing(rows);
+      for_tiled_parts(kPanelColumns, cells, [&](const TiledPart& part) {
+        for (int64_t j = 0; j < n; j += kPanelColumns) {
+          tiled_panel(part, kPanelColumns, smaller(kPanelColumns, n - j), MatrixRows{rows, most_cells},
+                      b.data + j * b.rows + first * kPanelColumns, c.data + j * c.rows + i * kPanelColumns, 1.0f, true,
+                      NoPrefetch{});
+        }
+      });
+    }
+  }
+}
+
+void tiled_gemm_unpacked(const Matrix& a, int64_t columns, const float* b, float* c, const Matrix& prefetched,
+                         int64_t first_prefetched, int64_t prefetched_count) {
+  for_tiled_parts(a.rows, a.columns, [&](const TiledPart& part) {
+    tiled_panel(part, a.rows, columns, MatrixRows{static_cast<const float*>(a.data), a.stride}, b, c, 1.0f, false,
+                RowsPrefetch<Pairs>{prefetched, 0, first_prefetched, first_prefetched + prefetched_count});
+  });
+}
+
+}  // namespace
+}  // namespace plr_kernels

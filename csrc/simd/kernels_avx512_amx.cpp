@@ -1,0 +1,36 @@
+#include "../kernels.h"
+
+// Where the compiler knows these tiles; the system has to permit them, and only Linux does.
+#if defined(__AMX_BF16__) && defined(__linux__)
+
+#include "avx512.h"
+
+#include "gemm_tiles.h"
+
+namespace plr_kernels {
+
+extern const Kernels kernels_avx512_bf16;
+
+const Kernels* kernels_avx512_amx() {
+  static const Kernels kernels = [] {
+    Kernels same = kernels_avx512_bf16;
+    same.name = "avx512_amx";
+    same.pairs.gemm = tiled_gemm;
+    same.pairs.gemm_transposed = tiled_gemm_transposed;
+    same.pairs.gemm_unpacked = tiled_gemm_unpacked;
+    return same;
+  }();
+  return &kernels;
+}
+
+}  // namespace plr_kernels
+
+#else
+
+namespace plr_kernels {
+
+const Kernels* kernels_avx512_amx() { return nullptr; }
+
+}  // namespace plr_kernels
+
+#endif
