@@ -20,8 +20,8 @@ const Kernels* kernels_avx512_amx();  // null where they are not compiled
 
 namespace {
 
-// Whether the CPU has AMX tiles of bfloat16 and the system keeps their state and lets this process use it: the first time
-// that this is asked, it asks the system, for all threads that there are and will be.
+// Whether the CPU has AMX tiles of bfloat16 and the system keeps their state and lets this process use it. When this is
+// called for the first time, it asks the system, for all threads that there are and will be.
 bool may_use_tiles() {
 #ifdef __linux__
   static const bool permitted = [] {

@@ -1,6 +1,6 @@
-// Products of bfloat16 by AMX tiles: matrices of 16 rows of 64 bytes in registers of their own. A tile of a is 16 rows of
-// 16 pairs, one of b 16 pairs of 16 columns, one of the result 16 x 16 float32: as they lie in panels, and a also as it
-// lies in memory.
+// Products of bfloat16 by AMX tiles: matrices of 16 rows of 64 bytes in registers of their own. A tile of a is 16 rows
+// of 16 pairs, one of b 16 pairs of 16 columns, one of the result 16 x 16 float32: as they lie in panels, and a also as
+// it lies in memory.
 //
 // The inner dimension is cut into tiles in the same way for all rows and columns: a number of the result depends on its
 // row of a and its column of b, not on where they stand.
@@ -50,31 +50,29 @@ inline void configure_tiles(int64_t rows, int64_t cells) {
   _tile_loadconfig(&configuration);
 }
 
-// The part of a product that one configuration of the tiles does: rows [first_row, end_row), `rows` <= 32 at a time, and
-// of the inner dimension the cells [first_cell, end_cell), at most 16 at a time.
-struct TiledPart {
-  int64_t first_row, end_row, rows;
+// A part of a product: rows [row, row + rows), at most 32, and of the inner dimension the cells [first_cell, end_cell),
+// at most 16 at a time.
+struct Strip {
+  int64_t row, rows;
   int64_t first_cell, end_cell;
 };
 
-// Calls visit(part) for the at most four parts of a product with m rows and k cells; those of later cells come after
-// those of earlier ones. Then no tiles are configured, as before: a thread's next user may know nothing of them.
+// Calls visit(strip) for all parts of a product with m rows and k cells, with tiles that are configured for it; of the
+// same rows, those of earlier cells first. Then no tiles are configured, as before: a thread's next user may know
+// nothing of them.
 template <class Visit>
-inline void for_tiled_parts(int64_t m, int64_t k, const Visit& visit) {
+inline void for_strips(int64_t m, int64_t k, const Visit& visit) {
   const int64_t whole_rows = m / kTileRows * kTileRows, whole_cells = k / kTile * kTile;
-  const auto visit_rows = [&](int64_t first_row, int64_t end_row, int64_t rows) {
-    if (first_row == end_row) return;
-    if (whole_cells > 0) {
-      configure_tiles(rows, kTile);
-      visit(TiledPart{first_row, end_row, rows, 0, whole_cells});
-    }
-    if (whole_cells < k) {
-      configure_tiles(rows, k - whole_cells);
-      visit(TiledPart{first_row, end_row, rows, whole_cells, k});
-    }
+  const auto visit_all = [&](int64_t first_row, int64_t end_row, int64_t first_cell, int64_t end_cell) {
+    if (first_row == end_row || first_cell == end_cell) return;
+    const int64_t rows = smaller(kTileRows, end_row - first_row);
+    configure_tiles(rows, smaller(kTile, end_cell - first_cell));
+    for (int64_t row = first_row; row < end_row; row += rows) visit(Strip{row, rows, first_cell, end_cell});
   };
-  visit_rows(0, whole_rows, kTileRows);
-  visit_rows(whole_rows, m, m - whole_rows);
+  visit_all(0, whole_rows, 0, whole_cells);
+  visit_all(0, whole_rows, whole_cells, k);
+  visit_all(whole_rows, m, 0, whole_cells);
+  visit_all(whole_rows, m, whole_cells, k);
   _tile_release();
 }
 
@@ -95,11 +93,12 @@ inline void store_scaled(const float* numbers, int64_t rows, float scale, bool a
   }
 }
 
-// c = a b · scale, or += where `accumulate`, for the part's cells and `part.rows` rows, the first of which is `row`: up to
-// Rows · Columns tiles. b and c are panels' columns, all rows of them.
+// c = a b · scale, or += where `accumulate`, of a strip and 16 Columns columns; b and c are those of a panel, all rows.
+// Rows: 2 where the strip has more than 16, else 1.
 template <int Rows, int Columns, class A, class Prefetch>
-inline void tile_kernel(const TiledPart& part, int64_t row, const A& a, const float* b, float* c, float scale,
-                        bool accumulate, const Prefetch& prefetch) {
+inline void tile_kernel(const Strip& strip, const A& a, const float* b, float* c, float scale, bool accumulate,
+                        const Prefetch& prefetch) {
+  const int64_t row = strip.row;
   c += row * kPanelColumns;
   float* lower = c + kTile * kPanelColumns;
   const bool summed_in_tiles = accumulate && scale == 1.0f;
@@ -115,7 +114,7 @@ inline void tile_kernel(const TiledPart& part, int64_t row, const A& a, const fl
     if constexpr (Rows > 1 && Columns > 1) _tile_zero(3);
   }
   const int64_t row_bytes = a.row_step * int64_t{sizeof(float)};
-  for (int64_t cell = part.first_cell; cell < part.end_cell; cell += kTile) {
+  for (int64_t cell = strip.first_cell; cell < strip.end_cell; cell += kTile) {
     prefetch(cell);
     const float* from_b = b + cell * kPanelColumns;
     _tile_loadd(4, cells_from(a, row, cell), row_bytes);
@@ -140,7 +139,7 @@ inline void tile_kernel(const TiledPart& part, int64_t row, const A& a, const fl
   }
   alignas(64) float numbers[4][kTile * kTile];
   constexpr int64_t number_bytes = kTile * int64_t{sizeof(float)};
-  const int64_t upper_rows = smaller(part.rows, kTile), lower_rows = part.rows - kTile;
+  const int64_t upper_rows = smaller(strip.rows, kTile), lower_rows = strip.rows - kTile;
   _tile_stored(0, numbers[0], number_bytes);
   if constexpr (Columns > 1) _tile_stored(1, numbers[1], number_bytes);
   if constexpr (Rows > 1) _tile_stored(2, numbers[2], number_bytes);
@@ -151,20 +150,15 @@ inline void tile_kernel(const TiledPart& part, int64_t row, const A& a, const fl
   if constexpr (Rows > 1 && Columns > 1) store_scaled(numbers[3], lower_rows, scale, accumulate, lower + kTile);
 }
 
-// The part's rows of one panel of c, which has `columns` columns, 16 or 32, and m rows.
+// The same of one panel, which has `columns` columns, 16 or 32.
 template <class A, class Prefetch>
-inline void tiled_panel(const TiledPart& part, int64_t m, int64_t columns, const A& a, const float* b, float* c,
-                        float scale, bool accumulate, const Prefetch& prefetch) {
-  const int64_t blocks = (m + kTileRows - 1) / kTileRows;
-  for (int64_t row = part.first_row; row < part.end_row; row += part.rows) {
-    const auto run = [&](auto kernel) {
-      kernel(part, row, a, b, c, scale, accumulate || part.first_cell > 0, prefetch.part(row / kTileRows, blocks));
-    };
-    if (part.rows > kTile) {
-      columns > kTile ? run(tile_kernel<2, 2, A, Prefetch>) : run(tile_kernel<2, 1, A, Prefetch>);
-    } else {
-      columns > kTile ? run(tile_kernel<1, 2, A, Prefetch>) : run(tile_kernel<1, 1, A, Prefetch>);
-    }
+inline void tiled_panel(const Strip& strip, int64_t columns, const A& a, const float* b, float* c, float scale,
+                        bool accumulate, const Prefetch& prefetch) {
+  const auto run = [&](auto kernel) { kernel(strip, a, b, c, scale, accumulate || strip.first_cell > 0, prefetch); };
+  if (strip.rows > kTile) {
+    columns > kTile ? run(tile_kernel<2, 2, A, Prefetch>) : run(tile_kernel<2, 1, A, Prefetch>);
+  } else {
+    columns > kTile ? run(tile_kernel<1, 2, A, Prefetch>) : run(tile_kernel<1, 1, A, Prefetch>);
   }
 }
 
@@ -206,12 +200,13 @@ inline void transpose(const float* source, int64_t rows, int64_t source_step, fl
   }
 }
 
-// ------------------------------------------------------------------------------------------ the products of PairKernels
+// ------------------------------------------------------------------------------------------ the products
 
+// A strip of a stays in the first-level cache while the panels of b stream past it.
 void tiled_gemm(int64_t m, int64_t n, int64_t k, Panels a, Panels b, float scale, bool accumulate, MutablePanels c) {
-  for_tiled_parts(m, k, [&](const TiledPart& part) {
+  for_strips(m, k, [&](const Strip& strip) {
     for (int64_t j = 0; j < n; j += kPanelColumns) {
-      tiled_panel(part, m, smaller(kPanelColumns, n - j), PanelRows{a.data, a.rows}, b.data + j * b.rows,
+      tiled_panel(strip, smaller(kPanelColumns, n - j), PanelRows{a.data, a.rows}, b.data + j * b.rows,
                   c.data + j * c.rows, scale, accumulate, NoPrefetch{});
     }
   });
@@ -230,9 +225,9 @@ void tiled_gemm_transposed(int64_t m, int64_t n, int64_t k, Panels a, Panels b, 
         }
       }
       finish_writing(rows);
-      for_tiled_parts(kPanelColumns, cells, [&](const TiledPart& part) {
+      for_strips(kPanelColumns, cells, [&](const Strip& strip) {
         for (int64_t j = 0; j < n; j += kPanelColumns) {
-          tiled_panel(part, kPanelColumns, smaller(kPanelColumns, n - j), MatrixRows{rows, most_cells},
+          tiled_panel(strip, smaller(kPanelColumns, n - j), MatrixRows{rows, most_cells},
                       b.data + j * b.rows + first * kPanelColumns, c.data + j * c.rows + i * kPanelColumns, 1.0f, true,
                       NoPrefetch{});
         }
@@ -243,9 +238,11 @@ void tiled_gemm_transposed(int64_t m, int64_t n, int64_t k, Panels a, Panels b, 
 
 void tiled_gemm_unpacked(const Matrix& a, int64_t columns, const float* b, float* c, const Matrix& prefetched,
                          int64_t first_prefetched, int64_t prefetched_count) {
-  for_tiled_parts(a.rows, a.columns, [&](const TiledPart& part) {
-    tiled_panel(part, a.rows, columns, MatrixRows{static_cast<const float*>(a.data), a.stride}, b, c, 1.0f, false,
-                RowsPrefetch<Pairs>{prefetched, 0, first_prefetched, first_prefetched + prefetched_count});
+  const RowsPrefetch<Pairs> prefetch{prefetched, 0, first_prefetched, first_prefetched + prefetched_count};
+  const int64_t strips = (a.rows + kTileRows - 1) / kTileRows;
+  for_strips(a.rows, a.columns, [&](const Strip& strip) {
+    tiled_panel(strip, columns, MatrixRows{static_cast<const float*>(a.data), a.stride}, b, c, 1.0f, false,
+                prefetch.part(strip.row / kTileRows, strips));
   });
 }
 

@@ -1,6 +1,7 @@
+// The kernels of avx512_bf16 but for the products of bfloat16, where the compiler knows how to make those; only Linux
+// permits them.
 #include "../kernels.h"
 
-// Where the compiler knows these tiles; the system has to permit them, and only Linux does.
 #if defined(__AMX_BF16__) && defined(__linux__)
 
 #include "avx512.h"

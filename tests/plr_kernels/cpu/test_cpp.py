@@ -10,7 +10,7 @@ from hypothesis import given, settings
 pytest.importorskip("plr_kernels._cpp", reason="the extension is not built")
 
 from bench.peers import extra_memory, training_step
-from plr_kernels import extension, info_nce, linear_cross_entropy, pairwise_kl, use_backend
+from plr_kernels import extension, info_nce, linear_cross_entropy, pairwise_kl, top_items, use_backend
 from tests.plr_kernels.harness import (
     CANDIDATE_BCE,
     CANDIDATE_CROSS_ENTROPY,
@@ -162,6 +162,43 @@ def test_exponentials_are_right_to_the_last_bits(monkeypatch, instruction_set):
     normal = probabilities[:-1] > 1e-37
     torch.testing.assert_close(gradient[:-1, 0][normal].double(), probabilities[:-1][normal], rtol=2e-5, atol=0)
     assert (gradient[:-1, 0][probabilities[:-1] < 1e-39] == 0).all()
+
+
+@pytest.mark.parametrize("instruction_set", BFLOAT16_SETS)
+@pytest.mark.parametrize("dim", [32, 63, 64, 97, 130])
+@pytest.mark.parametrize("vocabulary", [1024, 1025, 1039, 1057, 1900])
+def test_products_of_bfloat16_that_are_exact(monkeypatch, instruction_set, vocabulary, dim):
+    """Of small integers, whatever the parts of a tile at the edges; torch has its own products before and after."""
+    monkeypatch.setattr(extension, "_instruction_set", instruction_set)
+    generator = torch.Generator().manual_seed(0)
+    states = torch.randint(-4, 5, (70, dim), generator=generator).bfloat16()
+    items = torch.randint(-4, 5, (vocabulary, dim), generator=generator).bfloat16()
+    given, table = states.clone(), items.clone()
+    before = given @ table.T
+    scores, ids = top_items(states, items, vocabulary)
+    exact = (states.double() @ items.double().T).gather(1, ids)
+    assert torch.equal(scores.double(), exact)
+    assert torch.equal(ids.sort().values, torch.arange(vocabulary).expand(70, -1))
+    # Of one item that is far above the others the gradient is a sum of states, or of items, with weights 0 and ±1.
+    states[:, 0], items[:, 0], items[5, 0] = 128, 0, 128
+    leaves = [states.requires_grad_(), items.requires_grad_()]
+    loss = linear_cross_entropy(*leaves, torch.arange(70) % 7, reduction="sum")
+    by_states, by_items = torch.autograd.grad(loss, leaves)
+    by_logit = torch.zeros(70, vocabulary, dtype=torch.float64)
+    by_logit[:, 5] += 1
+    by_logit[torch.arange(70), torch.arange(70) % 7] -= 1
+    assert torch.equal(by_states, (by_logit @ items.detach().double()).bfloat16())
+    assert torch.equal(by_items, (by_logit.T @ states.detach().double()).bfloat16())
+    assert torch.equal(given @ table.T, before)
+
+
+@pytest.mark.parametrize("instruction_set", BFLOAT16_SETS)
+@pytest.mark.parametrize("vocabulary", [1040, 1500, 1900, 2300, 2650])
+def test_products_of_bfloat16_in_blocks_of_every_size(monkeypatch, instruction_set, vocabulary):
+    """Of 36, 48, 60, 72 and 84 items, which are no whole tiles, with more states than one panel has."""
+    monkeypatch.setattr(extension, "_instruction_set", instruction_set)
+    for operator in (LINEAR_CROSS_ENTROPY, PAIRWISE_KL):
+        check(operator, torch.bfloat16, vocabulary=vocabulary)
 
 
 def test_unknown_instruction_set():
