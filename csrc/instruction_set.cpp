@@ -53,7 +53,7 @@ const Kernels* find_kernels(const char* name) {
       __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
   const bool has_avx512 = has_avx2 && __builtin_cpu_supports("avx512f");
   const bool has_avx512_bf16 = has_avx512 && __builtin_cpu_supports("avx512bf16");
-  if (wanted("avx512_amx") && has_avx512_bf16 && may_use_tiles() && kernels_avx512_amx() != nullptr) {
+  if (wanted("avx512_amx") && has_avx512_bf16 && kernels_avx512_amx() != nullptr && may_use_tiles()) {
     return kernels_avx512_amx();
   }
   if (wanted("avx512_bf16") && has_avx512_bf16) return &kernels_avx512_bf16;
