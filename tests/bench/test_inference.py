@@ -28,11 +28,12 @@ def test_a_row_for_each_shape_and_a_column_for_each_system(tmp_path):
     shapes = [(row["users"], row["lengths"]) for row in rows]
     assert shapes == [(1, [50, 50]), (1, [3, 50]), (3, [50, 50]), (3, [3, 50])]
     for row in rows:
-        for system in inference.SYSTEMS:
+        for system in (*inference.SYSTEMS, inference.READ):
             low, median, high = row[system]
             assert 0 < low <= median <= high
     header = (tmp_path / "found.md").read_text().splitlines()[4]
-    assert header == "| V | d | users | items each | plain, ms a call | sasrec | plr as printed | plr |"
+    columns = "V | d | users | items each | plain, ms a call | sasrec | plr as printed | plr | table, read once"
+    assert header == f"| {columns} |"
 
 
 def test_what_answers_otherwise_is_not_timed(tmp_path, monkeypatch):
