@@ -61,6 +61,8 @@ class Config(
             self.temperature = BACKBONES[self.backbone].temperature
         if self.from_run and self.new_items is None:
             self.new_items = "content" if self.features or self.text_vectors else "neighbours"
+        if (self.row_kind, self.system.row_kinds[0], self.min_context) == ("prefix", "sequence", 1):
+            self.min_context = None  # what config.yaml of the bare backbone's earlier runs says
         for name, (default, reason) in self.without_effect().items():
             if self.provenance is None:
                 raise ConfigError(f"{name} {reason}; found {getattr(self, name)!r}")
@@ -68,7 +70,7 @@ class Config(
         if self.batch_order is None:
             uneven = self.row_kind == "sequence" and self.batch_unit == "rows"
             self.batch_order = "shuffled" if uneven else "length"
-        if self.min_context is None or (self.row_kind == "prefix" and self.min_context == 1):  # an older default
+        if self.min_context is None:
             self.min_context = self._default_min_context
         self.require("min_context", self.min_context <= self.max_length, f"at most max_length={self.max_length}")
 
@@ -98,7 +100,7 @@ class Config(
         found: dict[str, tuple[Any, str]] = {}
         if self.row_kind != "sequence":
             needs = f"needs sequence rows (training_rows 'sequence'), and these are {self.row_kind} rows"
-            if self.min_context not in (None, 1, self._default_min_context):
+            if self.min_context not in (None, self._default_min_context):
                 found["min_context"] = (self._default_min_context, needs)
             if self.batch_unit != "rows":
                 found["batch_unit"] = ("rows", needs)

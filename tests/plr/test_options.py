@@ -81,6 +81,7 @@ def test_sequences_are_shuffled_unless_batches_are_filled_by_targets(given, expe
 
 WITHOUT_EFFECT = [
     ({"method": "plr", "min_context": 10}, "min_context needs sequence rows (training_rows 'sequence'), and these are"),
+    ({"method": "plr", "min_context": 1}, "min_context needs sequence rows (training_rows 'sequence'), and these are"),
     ({"method": "base", "training_rows": "prefix", "batch_unit": "targets"}, "batch_unit needs sequence rows"),
     (
         {"method": "plr", "consistency_weight": 0, "divergence_share": 0.5},
