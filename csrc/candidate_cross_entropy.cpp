@@ -31,7 +31,7 @@ std::vector<int64_t> counted_rows(const int64_t* targets, int64_t rows, int64_t 
 
 States pack_counted(const Context& context, const Matrix& states, const int64_t* targets, const CandidateLoss& loss) {
   return pack_states(context, states, listed_order(counted_rows(targets, states.rows, loss.ignore_index)),
-                     kLog2E / loss.temperature, false);
+                     kLog2E / loss.temperature, Arithmetic::singles);
 }
 
 // The items of the list that all rows share, as panels [count, dim], zeros for -1; nothing where rows have their own.

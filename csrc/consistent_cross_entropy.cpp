@@ -44,6 +44,7 @@ struct ConsistentPass {
   float scale;              // of the gradients
   float* losses;            // of every state
   float* weights_gradient;  // null where not wanted
+  Arithmetic arithmetic;
   double total = 0.0;       // of all r̄
 
   int64_t row(int64_t history, int64_t view, int64_t stream) const {
@@ -156,7 +157,7 @@ class ConsistentChunk {
   ConsistentChunk(ConsistentPass& pass, int64_t first, int64_t count, int64_t batch, const Order& drawn,
                   const Order& others)
       : states(pack_states(pass.context, pass.states, joined(drawn, others), kLog2E / pass.temperature,
-                           takes_pairs(pass.context, pass.states, pass.items))),
+                           pass.arithmetic)),
         pass_(pass),
         first_(first),
         count_(count),
@@ -238,13 +239,16 @@ double consistent_cross_entropy_gradients(const Context& context, const Matrix& 
   const double row_weight = counted > 0 ? 1.0 / static_cast<double>(kViews * counted) : 1.0;
   const double pair_weight = weight / static_cast<double>(histories);
   const float scale = static_cast<float>(pair_weight / temperature);
-  ConsistentPass pass{context, states, items,  rows,  temperature, row_weight, row_weight / pair_weight,
-                      scale,   losses, weights_gradient};
+  const double quotient = row_weight / pair_weight;
+  const Arithmetic arithmetic =
+      within(choose_arithmetic(context, states, items, kLog2E / temperature), std::abs(quotient));
+  ConsistentPass pass{context, states, items,  rows,  temperature, row_weight, quotient,
+                      scale,   losses, weights_gradient, arithmetic};
   // Chunks of nearly equal size, and of whole Vectors of histories.
   const int64_t most = std::max<int64_t>(1, chunk_states / (of_history * kLanes)) * kLanes;
   const int64_t each = round_up(divided_up(histories, divided_up(histories, most)), kLanes);
   const int64_t largest = each * kViews + round_up(each * kViews * (rows.streams - 1), kPanelColumns);
-  sweep_chunks({context, states, items, kViews * kLanes, {states_gradient, items_gradient, scale}},
+  sweep_chunks({context, states, items, kViews * kLanes, pass.arithmetic, {states_gradient, items_gradient, scale}},
                divided_up(histories, each), largest, [&](int64_t number, int64_t batch) {
                  const int64_t first = number * each;
                  return std::make_unique<ConsistentChunk>(pass, first, std::min(each, histories - first), batch);

@@ -28,6 +28,7 @@ struct CrossEntropyRows {
   const float* log_weights = nullptr;
   float* weights_gradient = nullptr;
   double weights_scale = 1.0;
+  Arithmetic arithmetic = Arithmetic::singles;
 };
 
 class CrossEntropyChunk {
@@ -37,7 +38,7 @@ class CrossEntropyChunk {
   // Of some rows that count.
   CrossEntropyChunk(const Context& context, const CrossEntropyRows& all, std::vector<int64_t> rows, int64_t batch)
       : states(pack_states(context, all.states, states_of(rows, all.streams), kLog2E / all.temperature,
-                           takes_pairs(context, all.states, all.items))),
+                           all.arithmetic)),
         all_(all),
         rows_(std::move(rows)),
         softmax_(context, all.items.rows, states.order, all.targets, all.streams, batch) {}

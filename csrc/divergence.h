@@ -280,7 +280,7 @@ class DivergenceGradient {
   // Subtracts from the gradient w.r.t. each state, which `scale` has multiplied, what the sum over the items, which
   // should be 0, contributes; where all are float32.
   void correct(double scale, const MutableMatrix& gradient) const {
-    if (states_.paired || items_.type != DataType::float32) return;
+    if (states_.arithmetic == Arithmetic::pairs || items_.type != DataType::float32) return;
     const std::vector<double> middle = middle_item(items_);
     for (std::size_t i = 0; i < distributions_.argmax.size(); ++i) {
       if (states_.order[i] < 0) continue;

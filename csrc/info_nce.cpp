@@ -100,7 +100,8 @@ std::vector<int64_t> all_rows(int64_t batch) {
 
 // The rows of a view, for products with those of the other.
 States pack_view(const Context& context, const Matrix& view, const Matrix& other, double scale) {
-  return pack_states(context, view, listed_order(all_rows(view.rows)), scale, takes_pairs(context, view, other));
+  return pack_states(context, view, listed_order(all_rows(view.rows)), scale,
+                     pairs_or_singles(takes_pairs(context, view, other)));
 }
 
 // The unit vectors times the scale, rounded as in pack_view(): their products are the same to the bit. A row takes

@@ -67,6 +67,34 @@ struct PairKernels {
   void (*pair_scores)(Scores scores, MutablePanels by_state, MutablePanels by_item);
 };
 
+// Products of float32 numbers, each split into the sum of three bfloat16: its parts of 8 bits, the leading one, the middle
+// one and the last. Of the nine products of parts the three that are below the rounding of float32 are left out.
+//
+// A cell of an operand's panels is a pair of parts of numbers that are neighbours along the inner dimension. Of every 32
+// numbers along it there are 16 cells of leading parts, then 16 of middle and 16 of last ones; what is missing of 32 is
+// filled up with zeros. Results are panels of float32.
+struct PartKernels {
+  // As those of Kernels; k counts cells.
+  void (*gemm)(int64_t m, int64_t n, int64_t k, Panels a, Panels b, float scale, bool accumulate, MutablePanels c);
+  void (*gemm_transposed)(int64_t m, int64_t n, int64_t k, Panels a, Panels b, MutablePanels c);
+
+  // The largest magnitude of the numbers in rows [first, first + count) of a matrix as they lie in memory; infinite or
+  // NaN where one is not finite.
+  float (*largest)(const Matrix& source, int64_t first, int64_t count);
+
+  // Rows i, an even number, and i + 1 of float32, to panels [rows, cells of columns] and [cells of rows, columns], each
+  // where not null. A null row is one of zeros, in the latter alone.
+  void (*split_rows)(const float* row, const float* next_row, int64_t columns, int64_t i, MutablePanels along_columns,
+                     MutablePanels along_rows);
+
+  // Scores [items, states] times kPartsScale, to panels [items, cells of states] and, where not null, [cells of items,
+  // states].
+  void (*split_scores)(Scores scores, MutablePanels by_state, MutablePanels by_item);
+};
+
+// Of gradients, so that their last parts are not so small as to be taken for zero before the gradients are themselves.
+constexpr float kPartsScale = 1 << 24;
+
 struct Kernels {
   const char* name;
 
@@ -205,6 +233,9 @@ struct Kernels {
 
   // Null where the CPU has no products of bfloat16.
   PairKernels pairs;
+
+  // Null where these take longer than products of float32.
+  PartKernels parts;
 };
 
 // The kernels of the instruction set with this name, the widest that this CPU has for "auto", or null where this CPU or

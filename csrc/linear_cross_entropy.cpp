@@ -1,6 +1,7 @@
 // Cross-entropy of each state's target among all items. With p = softmax(s) over the items, the gradient w.r.t. the
 // logits of a row is g (p − [item = target]), g the gradient w.r.t. the row's loss.
 #include <algorithm>
+#include <cmath>
 #include <cstdint>
 #include <memory>
 #include <utility>
@@ -21,10 +22,20 @@ namespace plr_kernels {
 
 namespace {
 
-States pack_counted(const Context& context, const Matrix& states, const Matrix& items, const int64_t* targets,
-                    double temperature, int64_t ignore_index) {
+States pack_counted(const Context& context, const Matrix& states, const int64_t* targets, double temperature,
+                    int64_t ignore_index, Arithmetic arithmetic) {
   return pack_states(context, states, listed_order(counted_rows(targets, states.rows, ignore_index)),
-                     kLog2E / temperature, takes_pairs(context, states, items));
+                     kLog2E / temperature, arithmetic);
+}
+
+double largest_magnitude(const float* numbers, int64_t count) {
+  double largest = 0.0;
+  for (int64_t i = 0; i < count; ++i) {
+    const double magnitude = std::abs(static_cast<double>(numbers[i]));
+    if (!(magnitude <= largest)) largest = magnitude;
+    if (std::isnan(largest)) break;
+  }
+  return largest;
 }
 
 }  // namespace
@@ -32,7 +43,8 @@ States pack_counted(const Context& context, const Matrix& states, const Matrix& 
 void linear_cross_entropy_forward(const Context& context, const Matrix& matrix, const Matrix& items,
                                   const int64_t* targets, double temperature, int64_t ignore_index, float* losses,
                                   float* statistics) {
-  const States states = pack_counted(context, matrix, items, targets, temperature, ignore_index);
+  const States states = pack_counted(context, matrix, targets, temperature, ignore_index,
+                                     choose_arithmetic(context, matrix, items, kLog2E / temperature));
   const int64_t rows = matrix.rows;
   std::fill_n(losses, rows, 0.0f);
   std::fill_n(statistics, TargetStatistics<float>::columns * rows, 0.0f);
@@ -49,7 +61,9 @@ void linear_cross_entropy_backward(const Context& context, const Matrix& matrix,
                                    const int64_t* targets, double temperature, int64_t ignore_index,
                                    const float* statistics, const float* losses_gradient,
                                    const MutableMatrix* states_gradient, const MutableMatrix* items_gradient) {
-  const States states = pack_counted(context, matrix, items, targets, temperature, ignore_index);
+  const Arithmetic arithmetic = choose_arithmetic(context, matrix, items, kLog2E / temperature);
+  const States states = pack_counted(context, matrix, targets, temperature, ignore_index,
+                                     within(arithmetic, largest_magnitude(losses_gradient, matrix.rows)));
   const auto kept = TargetStatistics<const float>::of(statistics, matrix.rows);
   const Buffer maximum = packed_column(states, kept.maximum), inverse_sum = packed_column(states, kept.inverse_sum);
   const Buffer prob_of_rest = packed_column(states, kept.prob_of_rest);
@@ -76,12 +90,15 @@ void cross_entropy_gradients(const Context& context, const Matrix& states, const
   const double weight = mean && rows > 0 ? 1.0 / static_cast<double>(rows) : 1.0;
   std::fill_n(losses, states.rows, 0.0f);
   if (weights_gradient != nullptr) std::fill_n(weights_gradient, states.rows, 0.0f);
-  const CrossEntropyRows all{states, items,       targets,          temperature, losses,
-                             streams, log_weights, weights_gradient, weight};
+  const CrossEntropyRows all{states,      items,
+                             targets,     temperature,
+                             losses,      streams,
+                             log_weights, weights_gradient,
+                             weight,      choose_arithmetic(context, states, items, kLog2E / temperature)};
   const int64_t chunks = divided_up(rows, std::max<int64_t>(1, chunk_states / streams));
   const int64_t largest = chunks == 0 ? 0 : round_up(divided_up(rows, chunks) * streams, kPanelColumns);
   const Gradients gradients{states_gradient, items_gradient, static_cast<float>(weight / temperature)};
-  sweep_chunks({context, states, items, kPanelColumns, gradients}, chunks, largest,
+  sweep_chunks({context, states, items, kPanelColumns, all.arithmetic, gradients}, chunks, largest,
                [&](int64_t number, int64_t batch) {
                  std::vector<int64_t> chunk(counted.begin() + rows * number / chunks,
                                             counted.begin() + rows * (number + 1) / chunks);

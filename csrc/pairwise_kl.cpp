@@ -34,10 +34,16 @@ namespace {
 
 // `batch` groups from number `first` on.
 States pack_groups(const Context& context, const Matrix& states, int64_t first, int64_t batch, int64_t group,
-                   const Matrix& items, double temperature) {
+                   double temperature, Arithmetic arithmetic) {
   Order order = grouped_order(batch, group);
   for (int64_t& row : order) row += row >= 0 ? first * group : 0;
-  return pack_states(context, states, std::move(order), kLog2E / temperature, takes_pairs(context, states, items));
+  return pack_states(context, states, std::move(order), kLog2E / temperature, arithmetic);
+}
+
+// All of them.
+States pack_all(const Context& context, const Matrix& states, int64_t group, const Matrix& items, double temperature) {
+  return pack_groups(context, states, 0, states.rows / group, group, temperature,
+                     choose_arithmetic(context, states, items, kLog2E / temperature));
 }
 
 // What the backward pass needs of every state: the columns of its statistics [5, rows], as in StateDivergence.
@@ -99,6 +105,7 @@ struct DivergencePass {
   double temperature;
   bool detach_reference;
   float scale;         // of the gradients
+  Arithmetic arithmetic;
   double total = 0.0;  // of all r̄
 };
 
@@ -108,7 +115,8 @@ class DivergenceChunk {
   const States states;
 
   DivergenceChunk(DivergencePass& pass, int64_t first, int64_t entries, int64_t batch)
-      : states(pack_groups(pass.context, pass.states, first, entries, pass.group, pass.items, pass.temperature)),
+      : states(pack_groups(pass.context, pass.states, first, entries, pass.group, pass.temperature,
+                           pass.arithmetic)),
         pass_(pass),
         statistics_(pass.context, pass.items.rows, pass.group, states.count, batch) {}
 
@@ -144,7 +152,7 @@ class DivergenceChunk {
 double pairwise_kl_forward(const Context& context, const Matrix& matrix, int64_t group, const Matrix& items,
                            double temperature, float* statistics, int64_t* argmax) {
   const Kernels& kernels = context.kernels;
-  const States states = pack_groups(context, matrix, 0, matrix.rows / group, group, items, temperature);
+  const States states = pack_all(context, matrix, group, items, temperature);
   const ItemChunks chunks(items.rows);
   const int64_t block_states = visited_states(group * kLanes);
   PartialStatistics chunk_statistics(chunks.count, states.count);
@@ -187,7 +195,7 @@ void pairwise_kl_backward(const Context& context, const Matrix& matrix, int64_t 
                           double temperature, bool detach_reference, const float* statistics, const int64_t* argmax,
                           double loss_gradient, const MutableMatrix* states_gradient,
                           const MutableMatrix* items_gradient) {
-  const States states = pack_groups(context, matrix, 0, matrix.rows / group, group, items, temperature);
+  const States states = pack_all(context, matrix, group, items, temperature);
   DivergenceGradient to_gradient(
       context, states, items, group, detach_reference,
       packed_statistics(states, DivergenceColumns<const float>::of(statistics, matrix.rows), argmax));
@@ -205,12 +213,13 @@ double pairwise_kl_gradients(const Context& context, const Matrix& states, int64
   const int64_t rows = states.rows, entries = rows / group;
   const double share = share_of_pair(rows, group);
   const float scale = static_cast<float>(share / temperature);
-  DivergencePass pass{context, states, items, group, temperature, detach_reference, scale};
+  DivergencePass pass{context, states, items, group, temperature, detach_reference, scale,
+                      choose_arithmetic(context, states, items, kLog2E / temperature)};
   // Chunks of nearly equal size, and of whole Vectors of groups.
   const int64_t most = std::max<int64_t>(1, chunk_states / (group * kLanes)) * kLanes;
   const int64_t each = round_up(divided_up(entries, divided_up(entries, most)), kLanes);
   const int64_t largest = round_up(each * group, kPanelColumns);
-  sweep_chunks({context, states, items, group * kLanes, {states_gradient, items_gradient, scale}},
+  sweep_chunks({context, states, items, group * kLanes, pass.arithmetic, {states_gradient, items_gradient, scale}},
                divided_up(entries, each), largest, [&](int64_t number, int64_t batch) {
                  const int64_t first = number * each;
                  return std::make_unique<DivergenceChunk>(pass, first, std::min(each, entries - first), batch);

@@ -73,47 +73,52 @@ class ScoreProducts {
       : kernels_(kernels), states_(states), items_(items) {}
 
   // Cells of a block's items: as first operand of the scores, and as second operand of the gradient w.r.t. the states.
-  int64_t item_cells(int64_t block_items) const {
-    return panels_size(block_items, states_.depth) + (states_.paired ? panels_size(block_items / 2, states_.dim) : 0);
+  static int64_t item_cells(Arithmetic arithmetic, int64_t block_items, int64_t dim) {
+    const int64_t first = panels_size(block_items, cells_of(arithmetic, dim));
+    return multiplies_scores(arithmetic) ? first : first + panels_size(cells_of(arithmetic, block_items), dim);
   }
+  int64_t item_cells(int64_t block_items) const { return item_cells(states_.arithmetic, block_items, states_.dim); }
   float* second_operand(float* cells, int64_t block_items) const {
-    return states_.paired ? cells + panels_size(block_items, states_.depth) : cells;
+    return multiplies_scores(states_.arithmetic) ? cells : cells + panels_size(block_items, states_.depth);
   }
 
   void load_items(int64_t first, int64_t count, float* cells, int64_t block_items, bool for_gradient) const {
-    if (!states_.paired) {
-      kernels_.load_rows(items_, first, count, cells, block_items);
-      return;
-    }
-    Bfloat16Rows rows(kernels_, items_, 2);
-    float* second = second_operand(cells, block_items);
-    for (int64_t i = 0; i < count; i += 2) {
-      const uint16_t* row = rows.row(first + i);
-      const uint16_t* next_row = i + 1 < count ? rows.row(first + i + 1) : nullptr;
-      kernels_.pairs.pair_columns(row, states_.dim, i, cells, block_items);
-      if (next_row != nullptr) kernels_.pairs.pair_columns(next_row, states_.dim, i + 1, cells, block_items);
-      if (for_gradient) kernels_.pairs.pair_rows(row, next_row, states_.dim, i / 2, second, block_items / 2);
+    float* second = for_gradient ? second_operand(cells, block_items) : nullptr;
+    switch (states_.arithmetic) {
+      case Arithmetic::singles:
+        return kernels_.load_rows(items_, first, count, cells, block_items);
+      case Arithmetic::pairs:
+        return load_pairs(first, count, cells, second, block_items);
+      case Arithmetic::parts:
+        return load_parts(first, count, cells, second, block_items);
     }
   }
 
   // scores [count, width] = items [count, dim] · statesᵀ [dim, width], states from `state` on.
   void scores(int64_t count, const float* item_cells, int64_t block_items, int64_t state, int64_t width,
               float* scores) const {
-    const auto gemm = states_.paired ? kernels_.pairs.gemm : kernels_.gemm;
-    gemm(count, width, states_.depth, {item_cells, block_items},
-         {states_.transposed.data() + state * states_.depth, states_.depth}, states_.scale, false,
-         {scores, block_items});
+    gemm()(count, width, states_.depth, {item_cells, block_items},
+           {states_.transposed.data() + state * states_.depth, states_.depth}, states_.scale, false,
+           {scores, block_items});
+  }
+
+  // The gradients w.r.t. a block's scores as cells along the states, [items, cells of states], and, where not null, as
+  // cells along the items; only where those are not multiplied as they lie there.
+  void split_scores(const ScoreBlock& block, MutablePanels by_state, MutablePanels by_item) const {
+    if (states_.arithmetic == Arithmetic::pairs) {
+      kernels_.pairs.pair_scores(block, by_state, by_item);
+    } else {
+      kernels_.parts.split_scores(block, by_state, by_item);
+    }
   }
 
   // gradient [count, dim] += score gradients [count, width] · states [width, dim]; the first states set it. The score
   // gradients are cells along the states.
   void items_gradient(int64_t count, const float* by_state, int64_t block_items, int64_t state, int64_t width,
                       float* gradient) const {
-    const int64_t each = states_.per_cell();
-    const auto gemm = states_.paired ? kernels_.pairs.gemm : kernels_.gemm;
-    gemm(count, round_up(states_.dim, kLanes), width / each, {by_state, block_items},
-         {states_.rows.data() + state / each * kPanelColumns, states_.count / each}, 1.0f, state > 0,
-         {gradient, block_items});
+    gemm()(count, round_up(states_.dim, kLanes), states_.cells(width), {by_state, block_items},
+           {states_.rows.data() + states_.cells(state) * kPanelColumns, states_.cells(states_.count)}, 1.0f, state > 0,
+           {gradient, block_items});
   }
 
   // gradient [width, dim] += score gradientsᵀ [width, count] · items [count, dim]. The score gradients are cells along
@@ -126,14 +131,57 @@ class ScoreProducts {
   // Of the gradient, columns [first, end); first is a multiple of 32, and so is end unless it is dim.
   void states_gradient(int64_t count, const float* by_item, int64_t block_items, const float* second, int64_t width,
                        float* gradient, int64_t first, int64_t end) const {
-    const int64_t each = states_.per_cell();
-    const auto gemm_transposed = states_.paired ? kernels_.pairs.gemm_transposed : kernels_.gemm_transposed;
-    gemm_transposed(width, round_up(end - first, kLanes), divided_up(count, each), {by_item, block_items / each},
-                    {second + first * (block_items / each), block_items / each},
-                    {gradient + first * states_.count, states_.count});
+    const int64_t rows = states_.cells(block_items);
+    gemm_transposed()(width, round_up(end - first, kLanes), states_.cells(count), {by_item, rows},
+                      {second + first * rows, rows}, {gradient + first * states_.count, states_.count});
   }
 
  private:
+  auto gemm() const -> decltype(Kernels::gemm) {
+    switch (states_.arithmetic) {
+      case Arithmetic::singles:
+        return kernels_.gemm;
+      case Arithmetic::pairs:
+        return kernels_.pairs.gemm;
+      default:
+        return kernels_.parts.gemm;
+    }
+  }
+  auto gemm_transposed() const -> decltype(Kernels::gemm_transposed) {
+    switch (states_.arithmetic) {
+      case Arithmetic::singles:
+        return kernels_.gemm_transposed;
+      case Arithmetic::pairs:
+        return kernels_.pairs.gemm_transposed;
+      default:
+        return kernels_.parts.gemm_transposed;
+    }
+  }
+
+  void load_pairs(int64_t first, int64_t count, float* cells, float* second, int64_t block_items) const {
+    Bfloat16Rows rows(kernels_, items_, 2);
+    for (int64_t i = 0; i < count; i += 2) {
+      const uint16_t* row = rows.row(first + i);
+      const uint16_t* next_row = i + 1 < count ? rows.row(first + i + 1) : nullptr;
+      kernels_.pairs.pair_columns(row, states_.dim, i, cells, block_items);
+      if (next_row != nullptr) kernels_.pairs.pair_columns(next_row, states_.dim, i + 1, cells, block_items);
+      if (second == nullptr) continue;
+      kernels_.pairs.pair_rows(row, next_row, states_.dim, i / 2, second, states_.cells(block_items));
+    }
+  }
+
+  void load_parts(int64_t first, int64_t count, float* cells, float* second, int64_t block_items) const {
+    Float32Rows rows(kernels_, items_, 2);
+    // Cells along the items are filled up with zeros.
+    const int64_t end = second == nullptr ? count : round_up(count, kPanelColumns);
+    for (int64_t i = 0; i < end; i += 2) {
+      const float* row = i < count ? rows.row(first + i) : nullptr;
+      const float* next_row = i + 1 < count ? rows.row(first + i + 1) : nullptr;
+      kernels_.parts.split_rows(row, next_row, states_.dim, i, {cells, block_items},
+                                {second, states_.cells(block_items)});
+    }
+  }
+
   const Kernels& kernels_;
   const States& states_;
   const Matrix& items_;

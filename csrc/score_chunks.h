@@ -25,6 +25,7 @@ struct ChunkedPass {
   const Matrix& states;
   const Matrix& items;
   int64_t states_unit;  // what a block of states is a multiple of, but for a chunk's last one
+  Arithmetic arithmetic;  // of all chunks
   Gradients gradients;
 };
 
@@ -48,7 +49,6 @@ void sweep_chunks(const ChunkedPass& pass, int64_t chunks, int64_t chunk_states,
   const Matrix& items = pass.items;
   const MutableMatrix* to_states = pass.gradients.states;
   const MutableMatrix* to_items = pass.gradients.items;
-  const float scale = pass.gradients.scale;
   const bool wanted = to_states != nullptr || to_items != nullptr;  // else the scores are not kept beyond a batch
   if (to_states != nullptr) fill_zero(*to_states, pass.states.rows, pass.states.columns);
   if (chunks == 0) {
@@ -62,15 +62,21 @@ void sweep_chunks(const ChunkedPass& pass, int64_t chunks, int64_t chunk_states,
   // A thread's share of a batch stays in its second-level cache from one of the steps below to the next.
   constexpr int64_t share_bytes = int64_t{1} << 20;
   const int64_t scores_size = panels_size(block_items, chunk_states);
-  const int64_t most_cells = panels_size(block_items, 2 * items.columns);
-  const int64_t share = std::max<int64_t>(2, share_bytes / ((scores_size + most_cells / 2) * int64_t{sizeof(float)}));
+  // Pairs of a block's gradients take the place of its scores.
+  const bool in_place = pass.arithmetic != Arithmetic::parts;
+  const int64_t by_item_rows = cells_of(pass.arithmetic, block_items);
+  const int64_t by_item_size = in_place ? 0 : panels_size(by_item_rows, chunk_states);
+  const int64_t item_cells = ScoreProducts::item_cells(pass.arithmetic, block_items, items.columns);
+  const int64_t share = std::max<int64_t>(2, share_bytes / ((scores_size + by_item_size + item_cells) * int64_t{sizeof(float)}));
   const int64_t batch = std::min(blocks, share * threads.count());
+  const float scale = pass.gradients.scale / gradient_scale(pass.arithmetic);
   const int64_t gradient_size = panels_size(block_items, items.columns);
-  const int64_t pairs_size = panels_size(block_items, block_states / 2);
-  const int64_t scratch_size = gradient_size + pairs_size;
+  const int64_t by_state_size =
+      multiplies_scores(pass.arithmetic) ? 0 : panels_size(block_items, cells_of(pass.arithmetic, block_states));
+  const int64_t scratch_size = gradient_size + by_state_size;
 
   HugeBuffer workspace((wanted ? blocks : batch) * scores_size);
-  Buffer batch_items(batch * most_cells);
+  Buffer batch_items(batch * item_cells), batch_by_item(batch * by_item_size);
   Buffer scratch(scratch_size * threads.count());
   Buffer states_gradient(to_states != nullptr ? panels_size(chunk_states, items.columns) : 0);
 
@@ -81,7 +87,6 @@ void sweep_chunks(const ChunkedPass& pass, int64_t chunks, int64_t chunk_states,
     if (number < chunks) next = make_chunk(number, batch);
     const States& either = done ? done->states : next->states;
     const ScoreProducts item_products(kernels, either, items);
-    const int64_t item_cells = item_products.item_cells(block_items);
     const int64_t width = done ? done->states.count : 0;
     if (done && to_states != nullptr) std::fill_n(states_gradient.data(), panels_size(width, items.columns), 0.0f);
 
@@ -93,6 +98,9 @@ void sweep_chunks(const ChunkedPass& pass, int64_t chunks, int64_t chunk_states,
       const auto scores_of = [&](int64_t index) {
         return workspace.data() + ((wanted ? first_block : 0) + index) * scores_size;
       };
+      const auto by_item_of = [&](int64_t index) {
+        return in_place ? scores_of(index) : batch_by_item.data() + index * by_item_size;
+      };
 
       // By item blocks: score gradients, gradient w.r.t. the items.
       threads.run(in_batch, [&](int64_t index, int thread) {
@@ -103,15 +111,16 @@ void sweep_chunks(const ChunkedPass& pass, int64_t chunks, int64_t chunk_states,
         float* items_gradient = scratch.data() + scratch_size * thread;
         for (int64_t state = 0; state < width; state += block_states) {
           const int64_t part = std::min(block_states, width - state);
-          float* by_item = scores_of(index) + state * block_items;
-          const ScoreBlock block{{by_item, block_items, count, part}, first_of(index), state, thread};
+          float* scores = scores_of(index) + state * block_items;
+          const ScoreBlock block{{scores, block_items, count, part}, first_of(index), state, thread};
           done->to_gradient(block);
-          float* by_state = by_item;
-          if (done->states.paired) {
-            // In place: what is written of a panel lies before what is still to be read.
+          float* by_state = scores;
+          if (!multiplies_scores(pass.arithmetic)) {
+            // Where it is in place, what is written of a panel lies before what is still to be read.
             by_state = items_gradient + gradient_size;
-            kernels.pairs.pair_scores(block, {by_state, block_items},
-                                      {to_states != nullptr ? by_item : nullptr, block_items / 2});
+            float* by_item = by_item_of(index) + state * (in_place ? block_items : by_item_rows);
+            products.split_scores(block, {by_state, block_items},
+                                  {to_states != nullptr ? by_item : nullptr, by_item_rows});
           }
           if (to_items != nullptr) {
             products.items_gradient(count, by_state, block_items, state, part, items_gradient);
@@ -126,7 +135,6 @@ void sweep_chunks(const ChunkedPass& pass, int64_t chunks, int64_t chunk_states,
       if (done && to_states != nullptr) {
         const ScoreProducts products(kernels, done->states, items);
         const int64_t panels = width / kPanelColumns;
-        const int64_t item_rows = block_items / done->states.per_cell();
         // Few states are shared among many threads by columns, too.
         const int64_t column_panels = divided_up(items.columns, kPanelColumns);
         const int64_t parts = std::clamp<int64_t>(2 * threads.count() / panels, 1, column_panels);
@@ -134,11 +142,11 @@ void sweep_chunks(const ChunkedPass& pass, int64_t chunks, int64_t chunk_states,
           const int64_t state = task / parts * kPanelColumns, part = task % parts;
           const int64_t first = column_panels * part / parts * kPanelColumns;
           const int64_t end = std::min(column_panels * (part + 1) / parts * kPanelColumns, items.columns);
-          // Pairs are packed by block of states.
-          const int64_t block = state / block_states * block_states;
+          // What is in place is packed by block of states.
+          const int64_t block = in_place ? state / block_states * block_states : 0;
           for (int64_t index = 0; index < in_batch; ++index) {
             products.states_gradient(items_of(index),
-                                     scores_of(index) + block * block_items + (state - block) * item_rows, block_items,
+                                     by_item_of(index) + block * block_items + (state - block) * by_item_rows, block_items,
                                      products.second_operand(cells_of(index), block_items), kPanelColumns,
                                      states_gradient.data() + state * kPanelColumns, first, end);
           }

@@ -53,6 +53,7 @@ void backward_through_scores(const Context& context, const States& states, const
   const int64_t batch_bytes = (int64_t{8} << 20) / threads.side_by_side();
   constexpr int64_t stretch_states = 2048;  // states that go through together
   const ScoreProducts products(kernels, states, items);
+  const float scale = gradients.scale / gradient_scale(states.arithmetic);
   const int64_t block_items = items_per_block(items.rows);
   const int64_t blocks = divided_up(items.rows, block_items);
   const int64_t block_states = states_per_block(states_unit, kKC);
@@ -60,7 +61,7 @@ void backward_through_scores(const Context& context, const States& states, const
 
   const int64_t item_cells = products.item_cells(block_items);
   const int64_t gradient_size = panels_size(block_items, states.dim);
-  const int64_t item_rows = block_items / states.per_cell();  // of a block's score gradients, as cells along the items
+  const int64_t item_rows = states.cells(block_items);  // of a block's score gradients, as cells along the items
   const int64_t scores_size = panels_size(item_rows, stretch);
   const int64_t affordable = batch_bytes / (scores_size * static_cast<int64_t>(sizeof(float)));
   const int64_t batch = std::min(blocks, std::max<int64_t>(affordable, 2 * threads.count()));
@@ -68,9 +69,10 @@ void backward_through_scores(const Context& context, const States& states, const
   Buffer batch_items(batch * item_cells);
   Buffer batch_items_gradient(gradients.items != nullptr ? batch * gradient_size : 0);
   Buffer batch_scores(batch * scores_size);  // score gradients as cells along the items
-  // Where products take pairs: a thread's scores, and their gradients as cells along the states.
+  // Where these are not multiplied as they lie there: a thread's scores, and their gradients as cells along the states.
   const int64_t scratch_scores = panels_size(block_items, block_states);
-  const int64_t scratch_size = states.paired ? scratch_scores + panels_size(block_items, block_states / 2) : 0;
+  const int64_t scratch_size =
+      multiplies_scores(states.arithmetic) ? 0 : scratch_scores + panels_size(block_items, states.cells(block_states));
   Buffer scratch(scratch_size * threads.count());
   Buffer states_gradient(gradients.states != nullptr ? panels_size(states.count, states.dim) : 0);
   if (gradients.states != nullptr) {
@@ -96,21 +98,21 @@ void backward_through_scores(const Context& context, const States& states, const
         for (int64_t state = first_state; state < last_state; state += block_states) {
           const int64_t width = std::min(block_states, last_state - state);
           float* by_item = batch_scores.data() + index * scores_size + (state - first_state) * item_rows;
-          float* scores = states.paired ? thread_scratch : by_item;
+          float* scores = multiplies_scores(states.arithmetic) ? by_item : thread_scratch;
           products.scores(count, cells, block_items, state, width, scores);
           const ScoreBlock block{{scores, block_items, count, width}, first_item, state, thread};
           to_gradient(block);
           float* by_state = scores;
-          if (states.paired) {
+          if (!multiplies_scores(states.arithmetic)) {
             by_state = thread_scratch + scratch_scores;
-            kernels.pairs.pair_scores(block, {by_state, block_items},
-                                      {gradients.states != nullptr ? by_item : nullptr, item_rows});
+            products.split_scores(block, {by_state, block_items},
+                                  {gradients.states != nullptr ? by_item : nullptr, item_rows});
           }
           if (gradients.items == nullptr) continue;
           products.items_gradient(count, by_state, block_items, state, width, items_gradient);
         }
         if (gradients.items != nullptr && last_state == states.count) {
-          store_gradient(kernels, items, first_item, count, items_gradient, block_items, gradients.scale,
+          store_gradient(kernels, items, first_item, count, items_gradient, block_items, scale,
                          *gradients.items);
         }
       });
@@ -132,7 +134,7 @@ void backward_through_scores(const Context& context, const States& states, const
     }
   }
   if (gradients.states != nullptr) {
-    store_states_gradient(context, states, states_matrix, states_gradient, gradients.scale, *gradients.states);
+    store_states_gradient(context, states, states_matrix, states_gradient, scale, *gradients.states);
   }
 }
 

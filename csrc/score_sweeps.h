@@ -107,7 +107,7 @@ class GemmSweep {
   GemmSweep(const Context& context, const Matrix& states, Order order, const Matrix& items, bool paired)
       : context_(context),
         items_(items),
-        states_(pack_states(context, states, std::move(order), 1.0, paired)),
+        states_(pack_states(context, states, std::move(order), 1.0, pairs_or_singles(paired))),
         used_(used_columns(states_.order)),
         block_(items_per_block(items.rows)),
         in_place_(paired ? lies_in_pairs(items) : items.type == DataType::float32),
@@ -129,7 +129,7 @@ class GemmSweep {
   // which the visitor may overwrite any; one thread sees all blocks of a task, in order.
   template <class Visit>
   void run(int64_t tasks, int64_t together, const Visit& visit) const {
-    const auto gemm = states_.paired ? context_.kernels.pairs.gemm_unpacked : context_.kernels.gemm_unpacked;
+    const auto gemm = paired() ? context_.kernels.pairs.gemm_unpacked : context_.kernels.gemm_unpacked;
     const int64_t copied_size = in_place_ ? 0 : block_ * row_size_;
     const int64_t scores_size = panels_size(block_, together);
     const int64_t panels = divided_up(used_, kPanelColumns);
@@ -159,13 +159,15 @@ class GemmSweep {
 
   // The scores of one item and the 32 states from `first_state`, a multiple of 32; copied has room for an item.
   void of_item(int64_t item, int64_t first_state, float* copied, float* scores) const {
-    const auto gemm = states_.paired ? context_.kernels.pairs.gemm_unpacked : context_.kernels.gemm_unpacked;
+    const auto gemm = paired() ? context_.kernels.pairs.gemm_unpacked : context_.kernels.gemm_unpacked;
     gemm(first_operand(item, 1, copied), kPanelColumns, states_.transposed.data() + first_state * states_.depth, scores,
          items_, item, 0);
   }
   int64_t copied_item() const { return row_size_; }
 
  private:
+  bool paired() const { return states_.arithmetic == Arithmetic::pairs; }
+
   static int64_t used_columns(const Order& order) {
     const auto last = std::find_if(order.rbegin(), order.rend(), [](int64_t row) { return row >= 0; });
     return round_up(order.rend() - last, kLanes);
@@ -181,11 +183,11 @@ class GemmSweep {
   // Items as the product reads them: as they lie in memory, or else copied.
   Matrix first_operand(int64_t first_item, int64_t count, float* copied) const {
     if (in_place_) {
-      return {row_of(items_, first_item), DataType::float32, count, states_.depth, items_.stride / states_.per_cell()};
+      return {row_of(items_, first_item), DataType::float32, count, states_.depth, items_.stride / (paired() ? 2 : 1)};
     }
     for (int64_t i = 0; i < count; ++i) {
       float* row = copied + i * row_size_;
-      if (states_.paired) {
+      if (paired()) {
         row[row_size_ - 1] = 0.0f;  // the last pair of an odd number of columns has only one
         context_.kernels.pairs.round_row(items_, first_item + i, reinterpret_cast<uint16_t*>(row));
       } else {

@@ -1,6 +1,7 @@
 #include "states.h"
 
 #include <algorithm>
+#include <cmath>
 #include <cstring>
 #include <utility>
 
@@ -81,6 +82,54 @@ void pack_pairs(const Kernels& kernels, const Matrix& matrix, int64_t first, Sta
   }
 }
 
+void pack_parts(const Kernels& kernels, const Matrix& matrix, double scale, int64_t first, States& states) {
+  const float* source[kPanelColumns];
+  Float32Rows rows(kernels, matrix, kPanelColumns);
+  for (int64_t i = 0; i < kPanelColumns; ++i) {
+    const int64_t row = states.order[first + i];
+    source[i] = row >= 0 ? rows.row(row) : nullptr;
+  }
+  std::vector<float> scaled(2 * states.dim);
+  Buffer cells(panels_size(kPanelColumns, states.depth));
+  for (int64_t i = 0; i < kPanelColumns; i += 2) {
+    kernels.parts.split_rows(source[i], source[i + 1], states.dim, first + i, {nullptr, 0},
+                             {states.rows.data(), states.cells(states.count)});
+    for (int64_t d = 0; d < states.dim; ++d) {
+      for (int64_t next = 0; next < 2; ++next) {
+        const float number = source[i + next] == nullptr ? 0.0f : source[i + next][d];
+        scaled[next * states.dim + d] = static_cast<float>(number * scale);
+      }
+    }
+    kernels.parts.split_rows(scaled.data(), scaled.data() + states.dim, states.dim, i, {cells.data(), kPanelColumns},
+                             {nullptr, 0});
+  }
+  float* transposed = states.transposed.data() + first * states.depth;
+  for (int64_t cell = 0; cell < states.depth; ++cell) {
+    const float* column = cells.data() + cell / kPanelColumns * kPanelColumns * kPanelColumns + cell % kPanelColumns;
+    // Copied as bits: as numbers, pairs may be anything.
+    for (int64_t i = 0; i < kPanelColumns; ++i) {
+      std::memcpy(transposed + cell * kPanelColumns + i, column + i * kPanelColumns, sizeof(float));
+    }
+  }
+}
+
+// The largest magnitude of a matrix' numbers; infinite or NaN where one is not finite.
+float largest_of(const Context& context, const Matrix& matrix) {
+  constexpr int64_t numbers_per_task = 1 << 18;
+  const int64_t tasks = std::clamp<int64_t>(matrix.rows * matrix.columns / numbers_per_task, 1, 1024);
+  std::vector<float> of_task(tasks);
+  context.threads.run(tasks, [&](int64_t task, int) {
+    const int64_t first = matrix.rows * task / tasks;
+    of_task[task] = context.kernels.parts.largest(matrix, first, matrix.rows * (task + 1) / tasks - first);
+  });
+  float largest = 0.0f;
+  for (const float number : of_task) {
+    if (!(number <= largest)) largest = number;
+    if (std::isnan(largest)) break;
+  }
+  return largest;
+}
+
 }  // namespace
 
 bool takes_pairs(const Context& context, const Matrix& states, const Matrix& items) {
@@ -91,23 +140,46 @@ bool takes_pairs(const Context& context, const Matrix& states, const Matrix& ite
          ((exact(states) && exact(items)) || (rounded(states) && rounded(items)));
 }
 
-States pack_states(const Context& context, const Matrix& matrix, Order order, double scale, bool paired) {
+Arithmetic choose_arithmetic(const Context& context, const Matrix& states, const Matrix& items, double scale) {
+  if (takes_pairs(context, states, items)) return Arithmetic::pairs;
+  constexpr int64_t least_dim = 32, least_items = 1024, least_states = 64;
+  constexpr float largest = 1 << 30, smallest = 1 / largest;
+  const auto suits = [&](const Matrix& matrix, double factor) {
+    const float magnitude = largest_of(context, matrix) * static_cast<float>(factor);
+    return magnitude >= smallest && magnitude <= largest;
+  };
+  const bool parts = context.kernels.parts.gemm != nullptr && states.type == DataType::float32 &&
+                     items.type == DataType::float32 && states.columns >= least_dim && items.rows >= least_items &&
+                     states.rows >= least_states && suits(states, 1.0) && suits(states, scale) && suits(items, 1.0);
+  return parts ? Arithmetic::parts : Arithmetic::singles;
+}
+
+Arithmetic within(Arithmetic arithmetic, double largest_gradient) {
+  constexpr double largest = int64_t{1} << 60;
+  // NaN is not within.
+  return arithmetic == Arithmetic::parts && !(largest_gradient <= largest) ? Arithmetic::singles : arithmetic;
+}
+
+States pack_states(const Context& context, const Matrix& matrix, Order order, double scale, Arithmetic arithmetic) {
   const int64_t count = static_cast<int64_t>(order.size());
   const int64_t dim = matrix.columns;
-  const int64_t depth = paired ? (dim + 1) / 2 : dim;
+  const int64_t depth = cells_of(arithmetic, dim);
   States states{std::move(order),
                 count,
                 dim,
-                paired,
+                arithmetic,
                 depth,
-                Buffer(panels_size(paired ? count / 2 : count, dim)),
+                Buffer(panels_size(cells_of(arithmetic, count), dim)),
                 Buffer(panels_size(depth, count)),
-                paired ? static_cast<float>(scale) : 1.0f};
+                arithmetic == Arithmetic::pairs ? static_cast<float>(scale) : 1.0f};
   for_panels(context.threads, count, dim, [&](int64_t panel) {
-    if (paired) {
-      pack_pairs(context.kernels, matrix, panel * kPanelColumns, states);
-    } else {
-      pack_singles(context.kernels, matrix, scale, panel * kPanelColumns, states);
+    switch (arithmetic) {
+      case Arithmetic::singles:
+        return pack_singles(context.kernels, matrix, scale, panel * kPanelColumns, states);
+      case Arithmetic::pairs:
+        return pack_pairs(context.kernels, matrix, panel * kPanelColumns, states);
+      case Arithmetic::parts:
+        return pack_parts(context.kernels, matrix, scale, panel * kPanelColumns, states);
     }
   });
   return states;

@@ -1,4 +1,4 @@
-// Products of bfloat16 by AMX tiles: matrices of 16 rows of 64 bytes in registers of their own. A tile of a is 16 rows
+// Products of bfloat16, and of parts of float32, by AMX tiles: matrices of 16 rows of 64 bytes in registers of their own. A tile of a is 16 rows
 // of 16 pairs, one of b 16 pairs of 16 columns, one of the result 16 x 16 float32: as they lie in panels, and a also as
 // it lies in memory.
 //
@@ -93,9 +93,63 @@ inline void store_scaled(const float* numbers, int64_t rows, float scale, bool a
   }
 }
 
+// The tiles of a and b, and their product added to the result's.
+template <int Rows, class A>
+inline void load_rows_of_a(const A& a, int64_t row, int64_t cell) {
+  const int64_t row_bytes = a.row_step * int64_t{sizeof(float)};
+  _tile_loadd(4, cells_from(a, row, cell), row_bytes);
+  if constexpr (Rows > 1) _tile_loadd(5, cells_from(a, row + kTile, cell), row_bytes);
+}
+template <int Columns>
+inline void load_columns_of_b(const float* b) {
+  _tile_loadd(6, b, kPanelBytes);
+  if constexpr (Columns > 1) _tile_loadd(7, b + kTile, kPanelBytes);
+}
+template <int Rows, int Columns>
+inline void add_product() {
+  _tile_dpbf16ps(0, 4, 6);
+  if constexpr (Columns > 1) _tile_dpbf16ps(1, 4, 7);
+  if constexpr (Rows > 1) _tile_dpbf16ps(2, 5, 6);
+  if constexpr (Rows > 1 && Columns > 1) _tile_dpbf16ps(3, 5, 7);
+}
+
+// How the cells of a product are multiplied: so many at a time, those of a row of a and of b [cells, 32].
+struct PairTiles {
+  static constexpr int64_t cells = kTile;
+
+  template <int Rows, int Columns, class A>
+  static void add(const A& a, int64_t row, int64_t cell, const float* b) {
+    load_rows_of_a<Rows>(a, row, cell);
+    load_columns_of_b<Columns>(b);
+    add_product<Rows, Columns>();
+  }
+};
+struct PartTiles {
+  static constexpr int64_t cells = 3 * kTile;
+
+  // Six products of the leading, middle and last parts, in an order that loads few tiles twice.
+  template <int Rows, int Columns, class A>
+  static void add(const A& a, int64_t row, int64_t cell, const float* b) {
+    constexpr int64_t middle = kTile, last = 2 * kTile;
+    load_columns_of_b<Columns>(b);
+    load_rows_of_a<Rows>(a, row, cell + last);
+    add_product<Rows, Columns>();
+    load_rows_of_a<Rows>(a, row, cell + middle);
+    add_product<Rows, Columns>();
+    load_rows_of_a<Rows>(a, row, cell);
+    add_product<Rows, Columns>();
+    load_columns_of_b<Columns>(b + last * kPanelColumns);
+    add_product<Rows, Columns>();
+    load_columns_of_b<Columns>(b + middle * kPanelColumns);
+    add_product<Rows, Columns>();
+    load_rows_of_a<Rows>(a, row, cell + middle);
+    add_product<Rows, Columns>();
+  }
+};
+
 // c = a b · scale, or += where `accumulate`, of a strip and 16 Columns columns; b and c are those of a panel, all rows.
 // Rows: 2 where the strip has more than 16, else 1.
-template <int Rows, int Columns, class A, class Prefetch>
+template <class Tiles, int Rows, int Columns, class A, class Prefetch>
 inline void tile_kernel(const Strip& strip, const A& a, const float* b, float* c, float scale, bool accumulate,
                         const Prefetch& prefetch) {
   const int64_t row = strip.row;
@@ -113,22 +167,9 @@ inline void tile_kernel(const Strip& strip, const A& a, const float* b, float* c
     if constexpr (Rows > 1) _tile_zero(2);
     if constexpr (Rows > 1 && Columns > 1) _tile_zero(3);
   }
-  const int64_t row_bytes = a.row_step * int64_t{sizeof(float)};
-  for (int64_t cell = strip.first_cell; cell < strip.end_cell; cell += kTile) {
+  for (int64_t cell = strip.first_cell; cell < strip.end_cell; cell += Tiles::cells) {
     prefetch(cell);
-    const float* from_b = b + cell * kPanelColumns;
-    _tile_loadd(4, cells_from(a, row, cell), row_bytes);
-    _tile_loadd(6, from_b, kPanelBytes);
-    _tile_dpbf16ps(0, 4, 6);
-    if constexpr (Columns > 1) {
-      _tile_loadd(7, from_b + kTile, kPanelBytes);
-      _tile_dpbf16ps(1, 4, 7);
-    }
-    if constexpr (Rows > 1) {
-      _tile_loadd(5, cells_from(a, row + kTile, cell), row_bytes);
-      _tile_dpbf16ps(2, 5, 6);
-    }
-    if constexpr (Rows > 1 && Columns > 1) _tile_dpbf16ps(3, 5, 7);
+    Tiles::template add<Rows, Columns>(a, row, cell, b + cell * kPanelColumns);
   }
   if (scale == 1.0f) {
     _tile_stored(0, c, kPanelBytes);
@@ -151,14 +192,14 @@ inline void tile_kernel(const Strip& strip, const A& a, const float* b, float* c
 }
 
 // The same of one panel, which has `columns` columns, 16 or 32.
-template <class A, class Prefetch>
+template <class Tiles, class A, class Prefetch>
 inline void tiled_panel(const Strip& strip, int64_t columns, const A& a, const float* b, float* c, float scale,
                         bool accumulate, const Prefetch& prefetch) {
   const auto run = [&](auto kernel) { kernel(strip, a, b, c, scale, accumulate || strip.first_cell > 0, prefetch); };
   if (strip.rows > kTile) {
-    columns > kTile ? run(tile_kernel<2, 2, A, Prefetch>) : run(tile_kernel<2, 1, A, Prefetch>);
+    columns > kTile ? run(tile_kernel<Tiles, 2, 2, A, Prefetch>) : run(tile_kernel<Tiles, 2, 1, A, Prefetch>);
   } else {
-    columns > kTile ? run(tile_kernel<1, 2, A, Prefetch>) : run(tile_kernel<1, 1, A, Prefetch>);
+    columns > kTile ? run(tile_kernel<Tiles, 1, 2, A, Prefetch>) : run(tile_kernel<Tiles, 1, 1, A, Prefetch>);
   }
 }
 
@@ -203,17 +244,19 @@ inline void transpose(const float* source, int64_t rows, int64_t source_step, fl
 // ------------------------------------------------------------------------------------------ the products
 
 // A strip of a stays in the first-level cache while the panels of b stream past it.
+template <class Tiles>
 void tiled_gemm(int64_t m, int64_t n, int64_t k, Panels a, Panels b, float scale, bool accumulate, MutablePanels c) {
   for_strips(m, k, [&](const Strip& strip) {
     for (int64_t j = 0; j < n; j += kPanelColumns) {
-      tiled_panel(strip, smaller(kPanelColumns, n - j), PanelRows{a.data, a.rows}, b.data + j * b.rows,
+      tiled_panel<Tiles>(strip, smaller(kPanelColumns, n - j), PanelRows{a.data, a.rows}, b.data + j * b.rows,
                   c.data + j * c.rows, scale, accumulate, NoPrefetch{});
     }
   });
 }
 
+template <class Tiles>
 void tiled_gemm_transposed(int64_t m, int64_t n, int64_t k, Panels a, Panels b, MutablePanels c) {
-  constexpr int64_t most_cells = 64;
+  constexpr int64_t most_cells = 4 * Tiles::cells;
   alignas(64) float rows[kPanelColumns * most_cells];  // of aᵀ
   for (int64_t i = 0; i < m; i += kPanelColumns) {
     for (int64_t first = 0; first < k; first += most_cells) {
@@ -227,7 +270,7 @@ void tiled_gemm_transposed(int64_t m, int64_t n, int64_t k, Panels a, Panels b, 
       finish_writing(rows);
       for_strips(kPanelColumns, cells, [&](const Strip& strip) {
         for (int64_t j = 0; j < n; j += kPanelColumns) {
-          tiled_panel(strip, smaller(kPanelColumns, n - j), MatrixRows{rows, most_cells},
+          tiled_panel<Tiles>(strip, smaller(kPanelColumns, n - j), MatrixRows{rows, most_cells},
                       b.data + j * b.rows + first * kPanelColumns, c.data + j * c.rows + i * kPanelColumns, 1.0f, true,
                       NoPrefetch{});
         }
@@ -241,7 +284,7 @@ void tiled_gemm_unpacked(const Matrix& a, int64_t columns, const float* b, float
   const RowsPrefetch<Pairs> prefetch{prefetched, 0, first_prefetched, first_prefetched + prefetched_count};
   const int64_t strips = (a.rows + kTileRows - 1) / kTileRows;
   for_strips(a.rows, a.columns, [&](const Strip& strip) {
-    tiled_panel(strip, columns, MatrixRows{static_cast<const float*>(a.data), a.stride}, b, c, 1.0f, false,
+    tiled_panel<PairTiles>(strip, columns, MatrixRows{static_cast<const float*>(a.data), a.stride}, b, c, 1.0f, false,
                 prefetch.part(strip.row / kTileRows, strips));
   });
 }

@@ -6,6 +6,7 @@
 
 #include "avx512.h"
 
+#include "float32_parts.h"
 #include "gemm_tiles.h"
 
 namespace plr_kernels {
@@ -16,9 +17,10 @@ const Kernels* kernels_avx512_amx() {
   static const Kernels kernels = [] {
     Kernels same = kernels_avx512_bf16;
     same.name = "avx512_amx";
-    same.pairs.gemm = tiled_gemm;
-    same.pairs.gemm_transposed = tiled_gemm_transposed;
+    same.pairs.gemm = tiled_gemm<PairTiles>;
+    same.pairs.gemm_transposed = tiled_gemm_transposed<PairTiles>;
     same.pairs.gemm_unpacked = tiled_gemm_unpacked;
+    same.parts = {tiled_gemm<PartTiles>, tiled_gemm_transposed<PartTiles>, largest, split_rows, split_scores};
     return same;
   }();
   return &kernels;

@@ -58,10 +58,11 @@ constexpr Kernels table(const char* name) {
           gelu_rows,
           attend,
 #ifdef __AVX512BF16__
-          {gemm<Pairs>, gemm_transposed<Pairs>, gemm_unpacked<Pairs>, round_row, pair_columns, pair_rows, pair_scores}
+          {gemm<Pairs>, gemm_transposed<Pairs>, gemm_unpacked<Pairs>, round_row, pair_columns, pair_rows, pair_scores},
 #else
-          {}
+          {},
 #endif
+          {}  // parts
   };
 }
 
