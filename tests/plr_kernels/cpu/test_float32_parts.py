@@ -92,6 +92,14 @@ def test_as_accurate_as_the_plain_formula(rows_at_once, operator, dim, chunk):
 
 
 @for_every_operator
+@pytest.mark.parametrize("chunk", [0, 1024])
+def test_chunks_of_more_than_one_block_of_states(rows_at_once, operator, chunk):
+    rows_at_once(chunk)
+    case = make_case(operator, sizes_of(operator, rows=299, batch=299, histories=101, vocabulary=1500, dim=50))
+    assert_accurate(run(WITH_PARTS, evaluate, operator.public, case), operator, case)
+
+
+@for_every_operator
 @pytest.mark.parametrize("chunk", [0, 64])
 def test_when_parts_are_taken(rows_at_once, operator, chunk):
     rows_at_once(chunk)
