@@ -16,7 +16,8 @@ extern const Kernels kernels_generic;
 extern const Kernels kernels_avx2;
 extern const Kernels kernels_avx512;
 extern const Kernels kernels_avx512_bf16;
-const Kernels* kernels_avx512_amx();  // null where they are not compiled
+const Kernels* kernels_avx512_amx();        // null where they are not compiled
+const Kernels* kernels_avx512_amx_parts();  // likewise
 
 namespace {
 
@@ -55,6 +56,10 @@ const Kernels* find_kernels(const char* name) {
   const bool has_avx512_bf16 = has_avx512 && __builtin_cpu_supports("avx512bf16");
   if (wanted("avx512_amx") && has_avx512_bf16 && kernels_avx512_amx() != nullptr && may_use_tiles()) {
     return kernels_avx512_amx();
+  }
+  // Only by name: on CPUs that slow tiles down, float32 takes longer by them.
+  if (!any && wanted("avx512_amx_parts") && has_avx512_bf16 && kernels_avx512_amx() != nullptr && may_use_tiles()) {
+    return kernels_avx512_amx_parts();
   }
   if (wanted("avx512_bf16") && has_avx512_bf16) return &kernels_avx512_bf16;
   if (wanted("avx512") && has_avx512) return &kernels_avx512;

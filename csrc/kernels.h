@@ -234,11 +234,11 @@ struct Kernels {
   // Null where the CPU has no products of bfloat16.
   PairKernels pairs;
 
-  // Null where these take longer than products of float32.
+  // Null but where these are asked for.
   PartKernels parts;
 };
 
-// The kernels of the instruction set with this name, the widest that this CPU has for "auto", or null where this CPU or
+// The kernels of the instruction set with this name ("avx512_amx_parts" is avx512_amx with products of parts), the widest that this CPU has for "auto", or null where this CPU or
 // this build does not have it.
 const Kernels* find_kernels(const char* name);
 

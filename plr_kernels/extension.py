@@ -15,7 +15,8 @@ import plr_kernels._cpp as _cpp
 from plr_kernels.dispatch.errors import SettingError
 
 INSTRUCTION_SET_VARIABLE: Final = "PLR_KERNELS_INSTRUCTION_SET"
-INSTRUCTION_SETS: Final = ("auto", "avx512_amx", "avx512_bf16", "avx512", "avx2", "generic")
+# "auto" is the first of the others that the CPU has, but never the last.
+INSTRUCTION_SETS: Final = ("auto", "avx512_amx", "avx512_bf16", "avx512", "avx2", "generic", "avx512_amx_parts")
 # What is kept of a row's softmax with a target for the backward pass: TargetStatistics in csrc/target_softmax.h.
 TARGET_STATISTICS: Final = ("maximum", "inverse_sum", "prob_of_rest")
 # Address, data type, rows, columns, distance between rows.

@@ -34,7 +34,8 @@ OPERATORS = (
     CANDIDATE_CROSS_ENTROPY,
     CANDIDATE_BCE,
 )
-INSTRUCTION_SETS = [name for name in extension.INSTRUCTION_SETS[1:] if extension._cpp.instruction_set(name)]
+# test_float32_parts.py has what differs in the last, which must be asked for.
+INSTRUCTION_SETS = [name for name in extension.INSTRUCTION_SETS[1:-1] if extension._cpp.instruction_set(name)]
 # Those that multiply in bfloat16.
 BFLOAT16_SETS = [name for name in ("avx512_amx", "avx512_bf16") if name in INSTRUCTION_SETS]
 

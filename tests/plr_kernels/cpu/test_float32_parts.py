@@ -1,6 +1,7 @@
 """Products of float32 numbers as six of bfloat16, of parts that add up to them (csrc/simd/float32_parts.h).
 
-Where the CPU has AMX tiles. The float32 kernels beside them are those of the same instruction set without.
+Where the CPU has AMX tiles and they are asked for. The float32 kernels beside them are those of the same instruction
+set without.
 """
 
 from __future__ import annotations
@@ -14,7 +15,6 @@ pytest.importorskip("plr_kernels._cpp", reason="the extension is not built")
 
 from plr_kernels import extension, linear_cross_entropy, pairwise_kl, use_backend
 from plr_kernels.dispatch import workspace
-from tests.plr_kernels.cpu.test_cpp import INSTRUCTION_SETS
 from tests.plr_kernels.harness import (
     CONSISTENT_MIXTURE_CROSS_ENTROPY,
     LINEAR_CROSS_ENTROPY,
@@ -25,9 +25,11 @@ from tests.plr_kernels.harness import (
     make_case,
 )
 
-WITH_PARTS, WITHOUT = "avx512_amx", "avx512_bf16"
+WITH_PARTS, WITHOUT = "avx512_amx_parts", "avx512_amx"
 
-pytestmark = pytest.mark.skipif(WITH_PARTS not in INSTRUCTION_SETS, reason="this CPU has no AMX tiles of bfloat16")
+pytestmark = pytest.mark.skipif(
+    extension._cpp.instruction_set(WITH_PARTS) is None, reason="this CPU has no AMX tiles of bfloat16"
+)
 
 
 def reduced(operator, reduction):
@@ -214,6 +216,11 @@ def test_threads_change_nothing(rows_at_once, operator, threads):
                 assert torch.equal(result, expected[name]), name
     finally:
         torch.set_num_threads(before)
+
+
+def test_only_by_name():
+    assert extension._cpp.instruction_set("auto") == WITHOUT
+    assert extension._cpp.instruction_set(WITH_PARTS) == WITH_PARTS
 
 
 def test_a_row_does_not_depend_on_where_it_stands():
