@@ -27,6 +27,7 @@ FILES = [
     "operators/test_candidate_cross_entropy.py",
     "operators/test_info_nce.py",
     "operators/test_extremes.py",
+    "operators/test_half_precision_sums.py",
     "operators/test_top_items.py",
     "operators/test_target_rank.py",
     "operators/test_top_mixture_items.py",
@@ -40,7 +41,7 @@ FILES = [
 LEFT_TO_A_GPU = (
     "autocast or for_all_shapes or same_bits or (only_where_asked and stream) or unbiased or padding_reaches"
     " or accurate_as_a_product or first_ids"
-    " or (beyond_one_block and float16 and not bfloat16 and not candidate)"
+    " or ((beyond_one_block or half_precision_sums) and float16 and not bfloat16 and not candidate)"
     " or reentrant or nested or on_cpu or copied or second_backward or retained or draw_the_same or sequence"
     " or large_tables or all_equal_items or ((equal_vectors_tie or temperatures) and 40)"
     " or make_fx or export or device or nothing_to_compute or dropout_of_the_layer or (vmap or jacrev)"
