@@ -14,7 +14,7 @@ import torch
 pytest.importorskip("plr_kernels._cpp", reason="the extension is not built")
 
 from plr_kernels import extension, linear_cross_entropy, pairwise_kl, use_backend
-from plr_kernels.dispatch import workspace
+from tests.plr_kernels.cpu.test_workspace import reduced
 from tests.plr_kernels.harness import (
     CONSISTENT_MIXTURE_CROSS_ENTROPY,
     LINEAR_CROSS_ENTROPY,
@@ -30,10 +30,6 @@ WITH_PARTS, WITHOUT = "avx512_amx_parts", "avx512_amx"
 pytestmark = pytest.mark.skipif(
     extension._cpp.instruction_set(WITH_PARTS) is None, reason="this CPU has no AMX tiles of bfloat16"
 )
-
-
-def reduced(operator, reduction):
-    return dataclasses.replace(operator, variant=f"-{reduction}", large=operator.large | {"reduction": reduction})
 
 
 OPERATORS = (
@@ -70,17 +66,6 @@ def same(operator, case):
     """Whether the results are those of the float32 kernels to the bit, one by one."""
     with_parts, without = (run(name, evaluate, operator.public, case) for name in (WITH_PARTS, WITHOUT))
     return [torch.equal(result, without[name]) for name, result in with_parts.items()]
-
-
-@pytest.fixture
-def rows_at_once(monkeypatch):
-    """Sets how many rows a chunk has; 0 for a forward and a backward pass."""
-
-    def use(rows):
-        monkeypatch.setattr(workspace, "_megabytes", 512 if rows else 0)
-        monkeypatch.setattr(workspace, "MOST_ROWS", rows)
-
-    return use
 
 
 @for_every_operator

@@ -53,17 +53,6 @@ def _on_cpp():
         yield
 
 
-@pytest.fixture
-def rows_at_once(monkeypatch):
-    """Sets how many rows a chunk has; 0 for a forward and a backward pass."""
-
-    def use(rows):
-        monkeypatch.setattr(workspace, "_megabytes", 512 if rows else 0)
-        monkeypatch.setattr(workspace, "MOST_ROWS", rows)
-
-    return use
-
-
 # Rows beyond one chunk of 32 or 64, of 16 groups, of whole rows of a mixture, and chunks' ends in all places.
 SIZES = {"rows": 75, "batch": 37, "histories": 37, "group": 3, "streams": 3, "vocabulary": 211, "dim": 19}
 
