@@ -213,11 +213,6 @@ class Config(
             )
         if self.rank_with != "model":
             raise ConfigError(f"rank_with must be model {together}, found {self.rank_with!r}: the engine has all items")
-        if self.from_run:
-            raise ConfigError(
-                f"from must not be given {together}: what the run starts with is matched item by item in one process; "
-                f"found {self.from_run!r}"
-            )
 
     def decisive(self) -> dict[str, Any]:
         """Return the fields that decide the result, for telling whether a run may be resumed."""

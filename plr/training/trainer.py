@@ -127,6 +127,8 @@ def _begun(config: Config, dataset: SequenceDataset | None) -> Iterator[tuple[_O
         origin = _origin(folder, config, dataset, item_data)
         with _alone(folder):
             _open_folder(folder, config, dataset, item_data, origin)
+            if config.shard_items and config.from_run and is_leader():
+                origin = _origin(folder, config, dataset, item_data)  # it is in the folder now, to be read in parts
             yield (folder, config, dataset, item_data, origin), device
 
 
@@ -137,7 +139,7 @@ def _origin(folder: RunFolder, config: Config, dataset: SequenceDataset, item_da
     parent = _recorded_parent(folder)
     if parent is not None and folder.start_point.exists():
         try:
-            return Start.load(folder.start_point, parent["start"])
+            return Start.load(folder.start_point, parent["start"], held=not config.shard_items)
         except RunError as error:
             raise RunError(f"{error}; delete {folder.path} to begin again from --from {config.from_run}") from error
     start = Parent.of(config).start(config, dataset, item_data)

@@ -105,6 +105,8 @@ RUNS: dict[str, dict[str, Any]] = {
     "run sampled sharded": {"method": "base", "batch_size": 40, "clip": 0.5, **SAMPLED, **SHARDED},
     "run sharded texts": {"backbone": "unisrec", "method": "base", "text_vectors": "vectors", "experts": 2,
                           "batch_size": 40, **SHARDED},
+    "run from sharded": {"backbone": "bert4rec-cloze", "method": "base", "batch_size": 40, "from_run": "parent",
+                         **SHARDED},
     # Each process as if it were a machine's only one.
     "run nodes": {"backbone": "bert4rec-cloze", "method": "base", "batch_size": 40, "nodes": 2, **SHARDED},
 }
@@ -172,7 +174,7 @@ def gradients(name: str, folder: Path, rank: int, count: int) -> dict[str, Tenso
 
 
 def _values(case: dict[str, Any], folder: Path) -> dict[str, Any]:
-    sources = {source: str(folder / case[source]) for source in {"text_vectors", "features"} & case.keys()}
+    sources = {source: str(folder / case[source]) for source in {"text_vectors", "features", "from_run"} & case.keys()}
     return _SMALL | case | sources
 
 
@@ -226,6 +228,12 @@ def run(name: str, folder: Path, rank: int, count: int) -> dict[str, Tensor]:
     for other in left.get(count, []):
         _leave(replace(config, out=str(folder / f"{name}-{other}")))
     return {}
+
+
+def parent_of(folder: Path) -> Config:
+    """What another run goes on from."""
+    values = {name: value for name, value in RUNS["run from sharded"].items() if name not in {"from_run", *SHARDED}}
+    return Config(**_SMALL | values, lr=0.01, data=str(folder / "older.txt"), out=str(folder / "parent"))
 
 
 def _leave(config: Config) -> None:

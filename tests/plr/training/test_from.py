@@ -17,6 +17,7 @@ from plr.cli import main
 from plr.config import Config
 from plr.data import prepare
 from plr.errors import ConfigError, DataError
+from plr.files import sha256_of
 from plr.inputs import load_item_data
 from plr.items import ItemData
 from plr.models import build_model
@@ -25,6 +26,7 @@ from plr.training import RunError, train
 from plr.training.matching import NEAR
 from plr.training.module import build_optimizer
 from plr.training.parent import Parent, digest_of
+from plr.training.start import Start
 from tests.plr.training.test_resume import Killed, assert_equal_runs, killed_in_mid_epoch
 
 SMALL = {"dim": 8, "ffn_dim": 8, "layers": 1, "max_length": 10, "epochs": 2, "batch_size": 64, "lr": 0.01,
@@ -213,6 +215,32 @@ def test_adams_moments_go_with_their_rows(system, parents, going_on):
         elif not name.startswith("items.fields"):
             for kind in ("exp_avg", "exp_avg_sq"):
                 assert torch.equal(now[kind], was[kind])
+
+
+@pytest.mark.parametrize("system", SYSTEMS)
+@pytest.mark.parametrize("held", [True, False])
+def test_a_process_begins_with_its_rows(system, held, going_on, tmp_path):
+    config = going_on(system)
+    whole, _, item_data = start_of(config)
+    start, path = whole, tmp_path / "start.safetensors"
+    if not held:
+        whole.save(path)
+        start = Start.load(path, sha256_of(path), held=False)
+        assert not start.weights
+        assert not start.moments
+        assert start.counts == whole.counts
+    for process in range(3):
+        model = build_model(config, item_data, part=(process, 3))
+        optimizer = build_optimizer(model, config)
+        start.set_weights(model)
+        start.set_moments(model, optimizer)
+        assert set(model.shared_rows()) == set(model.own_rows())
+        for name, parameter in model.named_parameters():
+            rows = model.items.held if name in model.own_rows() else slice(None)
+            assert torch.equal(parameter, whole.weights[name][rows])
+            for kind in ("exp_avg", "exp_avg_sq"):
+                assert torch.equal(optimizer.state[parameter][kind], whole.moments[name][kind][rows])
+            assert optimizer.state[parameter]["step"] == whole.moments[name]["step"]
 
 
 def test_without_the_parents_moments_adam_begins_anew(parents, going_on, tmp_path):

@@ -16,7 +16,7 @@ from plr.config import Config
 from plr.errors import RunError
 from plr.text import embed_text
 from plr.training import train
-from tests.plr.training.parity import CASES, EPOCHS, RUNS
+from tests.plr.training.parity import CASES, EPOCHS, RUNS, parent_of
 
 OF_FOUR = ["plr all terms", "plr", "prl sequence", "lares", "cloze", "plr idle", "lares idle", "base sharded",
            "plr sharded", "plr sharded idle", "lares sharded", "cloze sharded idle", "run sharded"]  # fmt: skip
@@ -37,6 +37,9 @@ def folder(tmp_path_factory):
     embed_text(folder / "texts.tsv", folder / "vectors")
     features = {f"i{v}": {"colour": [str(v % 3), str(v % 5)], "shop": [str(v % 7)] * (v % 4 > 0)} for v in range(20)}
     (folder / "features.json").write_text(json.dumps(features))
+    older = [" ".join(word for word in line.split() if word not in ("i3", "i17")) for line in reversed(lines)]
+    (folder / "older.txt").write_text("\n".join(older) + "\n")
+    train(parent_of(folder))
     groups = json.dumps({1: [*CASES, *RUNS], 2: [*CASES, *RUNS], 4: OF_FOUR})
     program = [sys.executable, "-m", "tests.plr.training.parity", str(folder), groups]
     done = subprocess.run(program, capture_output=True, text=True, timeout=600)
@@ -81,6 +84,13 @@ def test_a_run_with_a_table_over_two_processes_ends_the_same_in_one(folder):
     train(replace(Config.load(out / "config.yaml"), devices=1, shard_items=False, provenance=None))
     assert not [*(out / "resume").glob("*items*")]
     _assert_same_end(folder / "run sharded-1", out)
+
+
+def test_a_run_from_another_begun_with_a_table_over_two_processes_ends_the_same_in_one(folder):
+    """So does what they began with, rows and moments: of items in another order, some of them new."""
+    out = folder / "run from sharded-back"
+    train(replace(Config.load(out / "config.yaml"), devices=1, shard_items=False, provenance=None))
+    _assert_same_end(folder / "run from sharded-1", out)
 
 
 def test_weights_of_a_table_over_processes_are_one_file(folder):

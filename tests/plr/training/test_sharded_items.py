@@ -182,7 +182,6 @@ def test_a_backbone_that_makes_all_vectors_at_once_is_refused(monkeypatch):
             "loss must be softmax with shard_items true and features, found 'sampled_softmax'",
         ),
         ({"rank_with": "engine"}, "rank_with must be model with shard_items true, found 'engine'"),
-        ({"from_run": "runs/one"}, "from must not be given with shard_items true"),
         ({"devices": 1}, "shard_items needs several devices.*devices of at least 2; found True"),
     ],
 )
