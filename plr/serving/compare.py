@@ -162,9 +162,12 @@ def _collect(paths: Sequence[Path]) -> list[_System]:
 
 
 def _decisive(config: Config) -> dict[str, Any]:
-    """Return the options that make a system: all that decide a result, but for the seed."""
+    """Return the options that make a system, all that decide a result but for the seed; and what its items' files held."""
     left_out = NOT_THE_SYSTEM | options_of_other_methods(config)
-    return {name: value for name, value in config.decisive().items() if name not in left_out}
+    values = {name: value for name, value in config.decisive().items() if name not in left_out}
+    # A file of features or a folder of text vectors may have been written anew between two runs that name it.
+    item_data = (config.provenance or {}).get("item_data_hash")
+    return values if item_data is None else {**values, "item_data": item_data[:12]}
 
 
 def _names(configs: Sequence[Config]) -> list[str]:

@@ -94,6 +94,17 @@ def test_second_phases_from_different_weights_are_two_runs_of_one_seed(run, tmp_
     assert [len(system.folders) for system in compare_runs(paths)] == [1, 2]
 
 
+def test_runs_with_other_features_in_the_same_file_are_not_one_system(run, tmp_path):
+    paths = [run("a", method="base"), *(run(f"f{n}", n, method="base", features="f.json") for n in range(3))]
+    for n, content in enumerate(("one" * 9, "one" * 9, "two" * 9)):
+        folder = RunFolder(tmp_path / f"f{n}")
+        config = Config.load(folder.config)
+        replace(config, provenance={**config.provenance, "item_data_hash": content}).save(folder.config)
+    _, one, two = compare_runs(paths)
+    assert [len(system.folders) for system in (one, two)] == [2, 1]
+    assert [system.name.rpartition(", ")[2] for system in (one, two)] == ["item_data oneoneoneone", "item_data twotwotwotwo"]
+
+
 @pytest.mark.parametrize(
     ("second", "expected"),
     [
