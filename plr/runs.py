@@ -96,11 +96,11 @@ class RunFolder:
         """Whether the run is complete."""
         return self.metrics.exists()
 
-    def finished_as(self, config: Config, data_hash: str) -> bool:
+    def finished_as(self, config: Config, data_hash: str, item_data_hash: str | None) -> bool:
         """Whether the run is complete and of this configuration, wherever its data and a first phase's run now lie.
 
         Raises:
-            RunError: it is of another configuration, or on other data.
+            RunError: it is of another configuration, on other data, or with other features or text vectors.
         """
         if not self.finished():
             return False
@@ -117,6 +117,11 @@ class RunFolder:
             )
         if (earlier.provenance or {}).get("data_hash") != data_hash:
             raise RunError(f"{self.path} holds a run on other data; choose another --out")
+        if (earlier.provenance or {}).get("item_data_hash") != item_data_hash:
+            raise RunError(
+                f"{self.path} holds a run with other item features or text vectors; "
+                f"{config.features or config.text_vectors} has changed since; choose another --out"
+            )
         return True
 
     def require_finished(self) -> Config:

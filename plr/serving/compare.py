@@ -162,7 +162,7 @@ def _collect(paths: Sequence[Path]) -> list[_System]:
 
 
 def _decisive(config: Config) -> dict[str, Any]:
-    """Return the options that make a system, all that decide a result but for the seed; and what its items' files held."""
+    """Return what makes a system: all options that decide a result, but for the seed, and what is known of items."""
     left_out = NOT_THE_SYSTEM | options_of_other_methods(config)
     values = {name: value for name, value in config.decisive().items() if name not in left_out}
     # A file of features or a folder of text vectors may have been written anew between two runs that name it.

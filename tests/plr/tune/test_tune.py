@@ -193,6 +193,27 @@ def test_another_search_is_not_mixed_with_it(whole, small_data, tmp_path):
         tune(request)
 
 
+def features_of(path: Path, classes: int) -> Path:
+    path.write_text(json.dumps({f"i{number}": [f"c{number % classes}"] for number in range(24)}), encoding="utf-8")
+    return path
+
+
+@pytest.mark.parametrize("storage", [True, False])
+def test_features_that_changed_in_place_are_another_search(small_data, tmp_path, storage):
+    """Trials of both would be compared, and final runs of the old ones shown as those of the new."""
+    out, features = tmp_path / "search", features_of(tmp_path / "features.json", 3)
+    changes = {"systems": ("sasrec-base",), "trials": 1, "settings": (*TINY, f"features={features}")}
+    request = requested(small_data, out, **changes)
+    tune(request, lambda line: None)
+    tune(request, lambda line: None)
+    features_of(features, 5)
+    if not storage:
+        (out / "trials.db").unlink()
+    expected = "features or text vectors are other ones" if storage else r"seed0 holds a run with other item features"
+    with pytest.raises(RunError, match=expected):
+        tune(request, lambda line: None)
+
+
 def test_final_runs_of_a_search_whose_storage_is_gone_are_not_taken_for_anothers(whole, small_data, tmp_path):
     """Trials have the same numbers in both: the tables would show what other settings had measured."""
     out = tmp_path / "search"
