@@ -15,7 +15,7 @@ from plr.evaluation.metrics import metric_of_rows
 from plr.models.registry import options_of_other_methods
 from plr.runs import RunFolder
 
-__all__ = ["BY_USER", "ComparedSystem", "compare_runs"]
+__all__ = ["BY_USER", "ComparedSystem", "compare_runs", "other_candidates"]
 
 BY_USER = (
     "metrics are means over rows, differences means over users, each with the mean of its rows: users with many rows "
@@ -38,6 +38,7 @@ class ComparedSystem:
         values: the test metrics of the runs, by metric.
         comparison: this system − the first; None for the first.
         p_value: of the comparison, Holm-corrected over all of them; None for the first.
+        left_out: how many of a history's last items it did not rank; 0 without exclude_seen.
     """
 
     name: str
@@ -45,6 +46,7 @@ class ComparedSystem:
     values: Mapping[str, list[float]]
     comparison: Comparison | None = None
     p_value: float | None = None
+    left_out: int = 0
 
     def mean(self, metric: str) -> float:
         """The metric's mean over the runs."""
@@ -119,9 +121,21 @@ def compare_runs(
             },
             comparison=comparison,
             p_value=p_value,
+            left_out=system.config.max_length if system.config.exclude_seen else 0,
         )
         for system, name, comparison, p_value in zip(systems, names, [None, *comparisons], p_values, strict=True)
     ]
+
+
+def other_candidates(systems: Sequence[ComparedSystem]) -> str:
+    """Return a sentence where the systems ranked other candidates, else nothing."""
+    if len({system.left_out for system in systems}) < 2:
+        return ""
+    each = ", ".join(f"{system.left_out} by {system.name}" for system in systems)
+    return (
+        "Not all ranked the same candidates: with exclude_seen the last max_length items of a history are left out "
+        f"({each}), so that of a longer history a larger max_length leaves fewer to rank."
+    )
 
 
 def _collect(paths: Sequence[Path]) -> list[_System]:

@@ -102,7 +102,7 @@ def test_runs_with_other_features_in_the_same_file_are_not_one_system(run, tmp_p
         replace(config, provenance={**config.provenance, "item_data_hash": content}).save(folder.config)
     _, one, two = compare_runs(paths)
     assert [len(system.folders) for system in (one, two)] == [2, 1]
-    assert [system.name for system in (one, two)] == [f"sasrec, item_data {each * 4}" for each in ("one", "two")]
+    assert [system.name for system in (one, two)] == [f"sasrec, features f.json, item_data {each * 4}" for each in ("one", "two")]
 
 
 @pytest.mark.parametrize(
@@ -121,6 +121,16 @@ def test_what_cannot_be_compared_is_refused(run, capsys, second, expected):
     assert expected in message
     assert message.startswith("plr: ")
     assert "Traceback" not in message
+
+
+def test_histories_left_out_to_other_lengths_are_stated(run, capsys):
+    same = [run("a", method="base", exclude_seen=True, max_length=3), run("b", exclude_seen=True, max_length=3)]
+    other = [run("c", method="erl", exclude_seen=True), run("d", method="base"), run("e", max_length=3)]
+    for paths, expected in ((same, ""), (other[1:], ""), ([*same, other[0]], "3 by sasrec + plr, 50 by sasrec + erl")):
+        assert main(["compare", *paths]) == 0
+        shown = capsys.readouterr().out
+        assert ("Not all ranked the same candidates" in shown) == bool(expected)
+        assert expected in shown
 
 
 def test_mistakes_on_the_command_line_are_named(run, tmp_path, capsys):

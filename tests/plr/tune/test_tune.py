@@ -193,6 +193,18 @@ def test_another_search_is_not_mixed_with_it(whole, small_data, tmp_path):
         tune(request)
 
 
+@pytest.mark.parametrize("exclude_seen", [True, False])
+def test_a_length_searched_with_the_history_left_out_is_stated(small_data, tmp_path, exclude_seen):
+    """Of a longer history a larger max_length leaves fewer candidates: its validation is better by that alone."""
+    settings = [each for each in TINY if not each.startswith("max_length")] + [f"exclude_seen={exclude_seen}".lower()]
+    changes = {"trials": 1, "settings": (*settings, "plr:max_length=2", "lr=0.001", "epochs=1")}
+    request = requested(small_data, tmp_path / "search", **changes)
+    space_beside(tmp_path / "search", "max_length: [4, 8]\nhidden_dropout: [0.1, 0.2]\n")
+    report = tune(request, lambda line: None).read_text(encoding="utf-8")
+    assert ("max_length was searched with exclude_seen (sasrec-base):" in report) == exclude_seen
+    assert ("left out (50 by sasrec, 2 by sasrec + plr)" in report) == exclude_seen
+
+
 def features_of(path: Path, classes: int) -> Path:
     path.write_text(json.dumps({f"i{number}": [f"c{number % classes}"] for number in range(24)}), encoding="utf-8")
     return path
