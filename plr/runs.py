@@ -17,6 +17,8 @@ from torch import Tensor, nn
 
 from plr.config import INTERACTIONS, Config
 from plr.errors import DataError, RunError
+from plr.evaluation import load_ranking
+from plr.evaluation.metrics import metric_of_rows
 from plr.files import atomic_path, sha256_of
 from plr.frames import as_polars
 from plr.items import ItemData
@@ -151,6 +153,13 @@ class RunFolder:
         if not isinstance(metrics, dict) or not isinstance(metrics.get("files", {}), dict):
             raise DataError("not the run's metrics: its JSON is not an object with theirs", self.metrics)
         return metrics
+
+    def test_metric(self, name: str) -> float:
+        """Return a metric of the finished run's test rows, of another K than its `ks` too."""
+        known = self.read_metrics()["test"]
+        if name in known:
+            return known[name]
+        return float(metric_of_rows(load_ranking(self.ranks("test")).ranks, name).mean())
 
     def hashes(self) -> dict[str, str]:
         """Return the SHA-256 (hex) of the files that recommendations depend on, by name."""

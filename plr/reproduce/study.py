@@ -232,7 +232,7 @@ class Study:
 
     def test_metric(self, run: Run, name: str) -> float:
         """Return a test metric of a finished run."""
-        return self.folder(run).read_metrics()["test"][name]
+        return self.folder(run).test_metric(name)
 
     def model(self, run: Run) -> RecommenderModel:
         """Return the model of a finished run, in evaluation mode."""

@@ -103,8 +103,8 @@ def _chosen(search: Search, best: Mapping[System, Trial], seeds: Sequence[int]) 
         row: list[Cell] = [system.name, trial.number, search.trials(system)[0].validation, trial.validation]
         row.append(plainly(trial.settings))
         if seeds:
-            results = [search.final(system, trial, seed).read_metrics()["test"] for seed in seeds]
-            row += [Estimate.of([each[name] for each in results]) for name in METRICS]
+            runs = [search.final(system, trial, seed) for seed in seeds]
+            row += [Estimate.of([run.test_metric(name) for run in runs]) for name in METRICS]
         if compared:
             row += _difference(compared.get(system))
         rows.append(row)

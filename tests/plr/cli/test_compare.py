@@ -102,7 +102,9 @@ def test_runs_with_other_features_in_the_same_file_are_not_one_system(run, tmp_p
         replace(config, provenance={**config.provenance, "item_data_hash": content}).save(folder.config)
     _, one, two = compare_runs(paths)
     assert [len(system.folders) for system in (one, two)] == [2, 1]
-    assert [system.name for system in (one, two)] == [f"sasrec, features f.json, item_data {each * 4}" for each in ("one", "two")]
+    assert [system.name for system in (one, two)] == [
+        f"sasrec, features f.json, item_data {each * 4}" for each in ("one", "two")
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize(

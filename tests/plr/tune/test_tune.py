@@ -205,6 +205,16 @@ def test_a_length_searched_with_the_history_left_out_is_stated(small_data, tmp_p
     assert ("left out (50 by sasrec, 2 by sasrec + plr)" in report) == exclude_seen
 
 
+def test_the_tables_have_their_metrics_whatever_ks_the_runs_have(small_data, tmp_path):
+    changes = {"systems": ("sasrec-base",), "trials": 1, "settings": (*TINY, "ks=[5]")}
+    report = tune(requested(small_data, tmp_path / "search", **changes), lambda line: None)
+    run = RunFolder(tmp_path / "search" / "runs" / "sasrec-base-trial0-seed0")
+    expected = (pl.read_parquet(run.ranks("test"))["rank"] <= 20).mean()
+    assert "recall@20" not in run.read_metrics()["test"]
+    assert run.test_metric("recall@20") == pytest.approx(expected)
+    assert f" {expected:.4f} " in report.read_text(encoding="utf-8")
+
+
 def features_of(path: Path, classes: int) -> Path:
     path.write_text(json.dumps({f"i{number}": [f"c{number % classes}"] for number in range(24)}), encoding="utf-8")
     return path
