@@ -210,7 +210,8 @@ class Search:
         fixed = {} if number else self._inside(system)
         for left in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
             if folder.config.exists():
-                fixed = left.params
+                # Of one that was killed while it was drawn again params are but a part.
+                fixed = left.system_attrs.get("fixed_params", left.params)
             study.tell(left.number, state=TrialState.FAIL)  # counts for nothing; the same comes again
         refused = 0
         while True:

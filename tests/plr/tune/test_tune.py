@@ -163,6 +163,30 @@ def test_killed_in_the_middle_of_a_trial_it_ends_as_undisturbed_and_looks_at_no_
     assert looked_at == {"train", "valid"}
 
 
+def test_killed_again_while_its_settings_are_drawn_a_trial_goes_on(whole, small_data, tmp_path, monkeypatch):
+    request = requested(small_data, tmp_path / "killed", systems=("sasrec-base",), seeds=0)
+    step, draw = TrainingModule.training_step, searching._drawn
+
+    def killing_step(self, batch, index):
+        if self.config.lr != 0.001 and self.current_epoch == 1:  # the second trial's
+            raise Killed
+        return step(self, batch, index)
+
+    def killing_draw(trial, name, spec):
+        if name == "optimizer":  # the second setting
+            raise Killed
+        return draw(trial, name, spec)
+
+    for place, name, killing in ((TrainingModule, "training_step", killing_step), (searching, "_drawn", killing_draw)):
+        with monkeypatch.context() as patch:
+            patch.setattr(place, name, killing)
+            with pytest.raises(Killed):
+                tune(request, lambda line: None)
+    tune(request, lambda line: None)
+    found, expected = (record(out)["systems"]["sasrec-base"]["trials"] for out in (tmp_path / "killed", whole[0]))
+    assert found == expected
+
+
 def test_a_pruned_trial_ends_and_is_not_chosen(small_data, tmp_path, monkeypatch):
     monkeypatch.setattr(optuna.Trial, "should_prune", lambda self: self.number == 1)
     tune(requested(small_data, tmp_path / "pruned", systems=("sasrec-base",), seeds=0), lambda line: None)
