@@ -12,6 +12,7 @@ from plr.config import Config
 from plr.errors import ConfigError, RunError
 from plr.evaluation import Comparison, Ranking, compare, holm, load_ranking
 from plr.evaluation.metrics import metric_of_rows
+from plr.files import sha256_of
 from plr.models.registry import options_of_other_methods
 from plr.runs import RunFolder
 
@@ -24,7 +25,8 @@ BY_USER = (
 """Why a difference is not that of two metrics, for the notes of tables."""
 
 # Beside the options of other methods: runs that differ in nothing else are one system. `data` may have moved; that the
-# rows are the same is checked. `init` names the first phase's run, of each seed another.
+# rows are the same is checked. `init` names the first phase's run, of each seed another: what that was made
+# with counts.
 NOT_THE_SYSTEM = {"seed", "data", "ks", "eval_batch_size", "rank_with", "init", "accelerator"}
 
 
@@ -181,7 +183,22 @@ def _decisive(config: Config) -> dict[str, Any]:
     values = {name: value for name, value in config.decisive().items() if name not in left_out}
     # A file of features or a folder of text vectors may have been written anew between two runs that name it.
     item_data = (config.provenance or {}).get("item_data_hash")
-    return values if item_data is None else {**values, "item_data": item_data[:12]}
+    values |= {} if item_data is None else {"item_data": item_data[:12]}
+    if config.init is None:
+        return values
+    first = _first_phase(config)
+    if first is None:
+        return {**values, "init": "not found"}
+    return {**values, "init": "found", **{f"init {name}": value for name, value in _decisive(first).items()}}
+
+
+def _first_phase(config: Config) -> Config | None:
+    """Return the configuration of the run that a second phase began with; None where that is not there any more."""
+    folder = RunFolder(Path(config.init or ""))
+    if not (folder.config.exists() and folder.weights.exists()):
+        return None
+    same = sha256_of(folder.weights) == (config.provenance or {}).get("init_hash")
+    return Config.load(folder.config) if same else None
 
 
 def _names(configs: Sequence[Config]) -> list[str]:
@@ -190,8 +207,9 @@ def _names(configs: Sequence[Config]) -> list[str]:
     for config in configs:
         own = _decisive(config)
         kin = [_decisive(other) for other in configs if other.title == config.title]
-        telling = [f"{key} {_shown(own[key])}" for key in own if any(other.get(key) != own[key] for other in kin)]
-        names.append(", ".join([config.title, *telling]))
+        # What one of them does not have, the file or the run that it is of tells apart.
+        telling = [key for key in own if any(other.get(key, own[key]) != own[key] for other in kin)]
+        names.append(", ".join([config.title, *(f"{key} {_shown(own[key])}" for key in telling)]))
     return names
 
 

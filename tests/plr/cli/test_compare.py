@@ -4,6 +4,7 @@ import json
 import re
 from dataclasses import replace
 from html.parser import HTMLParser
+from pathlib import Path
 
 import polars as pl
 import pytest
@@ -13,6 +14,7 @@ from plr.cli.commands import main
 from plr.config import Config
 from plr.errors import ConfigError
 from plr.evaluation import Ranking, metrics, save_ranking
+from plr.files import sha256_of
 from plr.formats import rendered
 from plr.runs import RunFolder
 from plr.serving.compare import compare_runs
@@ -75,6 +77,30 @@ def test_a_second_phase_from_each_seeds_own_first_is_one_system(run):
     phase = {"method": "lares", "phase": "rpt"}
     paths = [run("a", method="base"), *(run(f"l{seed}", seed, init=f"first{seed}", **phase) for seed in (0, 1))]
     assert [len(system.folders) for system in compare_runs(paths)] == [1, 2]
+
+
+def test_second_phases_of_first_ones_with_other_settings_are_not_one_system(run, tmp_path):
+    phase = {"method": "lares", "phase": "rpt"}
+    paths = [run("a", method="base")]
+    for seed, lr in enumerate((0.001, 0.001, 0.05)):
+        first = RunFolder(Path(run(f"first{seed}", seed, method="lares", lr=lr)))
+        first.weights.write_text(f"weights {seed}")
+        paths.append(run(f"l{seed}", seed, init=str(first.path), **phase))
+        second = RunFolder(Path(paths[-1]))
+        config = Config.load(second.config)
+        began = {**config.provenance, "init_hash": sha256_of(first.weights)}
+        replace(config, provenance=began).save(second.config)
+    _, *found = compare_runs(paths)
+    assert [(system.name, len(system.folders)) for system in found] == [
+        ("sasrec + lares, init lr 0.001", 2), ("sasrec + lares, init lr 0.05", 1),
+    ]  # fmt: skip
+    (tmp_path / "first2" / "model.safetensors").write_text("another's")
+    assert [system.name for system in compare_runs(paths)][1:] == [
+        "sasrec + lares, init found", "sasrec + lares, init not found",
+    ]  # fmt: skip
+    for seed in range(2):  # what is not known tells nothing apart
+        (tmp_path / f"first{seed}" / "model.safetensors").unlink()
+    assert len(compare_runs(paths)) == 2
 
 
 @pytest.mark.parametrize("other", [{}, {"devices": 2}, {"threads": 3}, {"accelerator": "cpu"}])
