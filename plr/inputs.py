@@ -113,3 +113,24 @@ def load_item_data(config: Config, item_ids: Sequence[str] | pl.Series, saved: P
     for note in data.notes():
         warnings.warn(note, stacklevel=2)
     return data
+
+
+class ItemDataHashes:
+    """What identifies the item data of configurations on the same items; each file is read once, without its notes.
+
+    Args:
+        item_ids: of items 0..V-1.
+    """
+
+    def __init__(self, item_ids: Sequence[str] | pl.Series):
+        self._item_ids = item_ids
+        self._known: dict[tuple[object, ...], str | None] = {}
+
+    def of(self, config: Config, saved: Path) -> str | None:
+        """Return the hash that a run of the configuration has in its provenance; arguments as of `load_item_data`."""
+        key = (config.features, config.feature_fields, config.text_vectors)
+        if key not in self._known:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                self._known[key] = load_item_data(config, self._item_ids, saved).content_hash
+        return self._known[key]

@@ -17,6 +17,8 @@ from torch import Tensor, nn
 
 from plr.config import INTERACTIONS, Config
 from plr.errors import DataError, RunError
+from plr.evaluation import load_ranking
+from plr.evaluation.metrics import metric_of_rows
 from plr.files import atomic_path, sha256_of
 from plr.frames import as_polars
 from plr.items import ItemData
@@ -96,11 +98,11 @@ class RunFolder:
         """Whether the run is complete."""
         return self.metrics.exists()
 
-    def finished_as(self, config: Config, data_hash: str) -> bool:
+    def finished_as(self, config: Config, data_hash: str, item_data_hash: str | None) -> bool:
         """Whether the run is complete and of this configuration, wherever its data and a first phase's run now lie.
 
         Raises:
-            RunError: it is of another configuration, or on other data.
+            RunError: it is of another configuration, on other data, or with other features or text vectors.
         """
         if not self.finished():
             return False
@@ -117,6 +119,11 @@ class RunFolder:
             )
         if (earlier.provenance or {}).get("data_hash") != data_hash:
             raise RunError(f"{self.path} holds a run on other data; choose another --out")
+        if (earlier.provenance or {}).get("item_data_hash") != item_data_hash:
+            raise RunError(
+                f"{self.path} holds a run with other item features or text vectors; "
+                f"{config.features or config.text_vectors} has changed since; choose another --out"
+            )
         return True
 
     def require_finished(self) -> Config:
@@ -146,6 +153,13 @@ class RunFolder:
         if not isinstance(metrics, dict) or not isinstance(metrics.get("files", {}), dict):
             raise DataError("not the run's metrics: its JSON is not an object with theirs", self.metrics)
         return metrics
+
+    def test_metric(self, name: str) -> float:
+        """Return a metric of the finished run's test rows, of another K than its `ks` too."""
+        known = self.read_metrics()["test"]
+        if name in known:
+            return known[name]
+        return float(metric_of_rows(load_ranking(self.ranks("test")).ranks, name).mean())
 
     def hashes(self) -> dict[str, str]:
         """Return the SHA-256 (hex) of the files that recommendations depend on, by name."""

@@ -16,7 +16,7 @@ from plr.config import Config
 from plr.data import Batch, Rows, SequenceDataset
 from plr.errors import ConfigError, RunError
 from plr.files import atomic_path
-from plr.inputs import OPTIONS, load_dataset
+from plr.inputs import OPTIONS, ItemDataHashes, load_dataset
 from plr.models import RecommenderModel, build_model
 from plr.reproduce.presets import METHODS, REINFORCED, Preset
 from plr.reproduce.request import Request, settings_of
@@ -123,6 +123,10 @@ class Study:
         """The data of all runs."""
         return load_dataset(self.config(Run(System("sasrec", "base"), 0)))
 
+    @cached_property
+    def _item_data(self) -> ItemDataHashes:
+        return ItemDataHashes(self.dataset.item_ids)
+
     @property
     def has_data(self) -> bool:
         """Whether any data were named."""
@@ -208,10 +212,11 @@ class Study:
         """Whether the run is finished.
 
         Raises:
-            RunError: its folder holds a run of another configuration, or on other data.
+            RunError: its folder holds a run of another configuration, on other data, or with other item data.
         """
-        folder = self.folder(run)
-        if not folder.finished_as(self.config(run), self.dataset.content_hash):
+        folder, config = self.folder(run), self.config(run)
+        item_data = self._item_data.of(config, folder.item_data)
+        if not folder.finished_as(config, self.dataset.content_hash, item_data):
             return False
         if run.first_phase is not None and self.folder(run.first_phase).finished():
             weights = self.folder(run.first_phase).read_metrics()["files"]["model.safetensors"]
@@ -227,7 +232,7 @@ class Study:
 
     def test_metric(self, run: Run, name: str) -> float:
         """Return a test metric of a finished run."""
-        return self.folder(run).read_metrics()["test"][name]
+        return self.folder(run).test_metric(name)
 
     def model(self, run: Run) -> RecommenderModel:
         """Return the model of a finished run, in evaluation mode."""

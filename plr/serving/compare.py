@@ -12,10 +12,11 @@ from plr.config import Config
 from plr.errors import ConfigError, RunError
 from plr.evaluation import Comparison, Ranking, compare, holm, load_ranking
 from plr.evaluation.metrics import metric_of_rows
+from plr.files import sha256_of
 from plr.models.registry import options_of_other_methods
 from plr.runs import RunFolder
 
-__all__ = ["BY_USER", "ComparedSystem", "compare_runs"]
+__all__ = ["BY_USER", "ComparedSystem", "compare_runs", "other_candidates"]
 
 BY_USER = (
     "metrics are means over rows, differences means over users, each with the mean of its rows: users with many rows "
@@ -24,7 +25,8 @@ BY_USER = (
 """Why a difference is not that of two metrics, for the notes of tables."""
 
 # Beside the options of other methods: runs that differ in nothing else are one system. `data` may have moved; that the
-# rows are the same is checked. `init` names the first phase's run, of each seed another.
+# rows are the same is checked. `init` names the first phase's run, of each seed another: what that was made
+# with counts.
 NOT_THE_SYSTEM = {"seed", "data", "ks", "eval_batch_size", "rank_with", "init", "accelerator"}
 
 
@@ -38,6 +40,7 @@ class ComparedSystem:
         values: the test metrics of the runs, by metric.
         comparison: this system − the first; None for the first.
         p_value: of the comparison, Holm-corrected over all of them; None for the first.
+        left_out: how many of a history's last items it did not rank; 0 without exclude_seen.
     """
 
     name: str
@@ -45,6 +48,7 @@ class ComparedSystem:
     values: Mapping[str, list[float]]
     comparison: Comparison | None = None
     p_value: float | None = None
+    left_out: int = 0
 
     def mean(self, metric: str) -> float:
         """The metric's mean over the runs."""
@@ -119,9 +123,21 @@ def compare_runs(
             },
             comparison=comparison,
             p_value=p_value,
+            left_out=system.config.max_length if system.config.exclude_seen else 0,
         )
         for system, name, comparison, p_value in zip(systems, names, [None, *comparisons], p_values, strict=True)
     ]
+
+
+def other_candidates(systems: Sequence[ComparedSystem]) -> str:
+    """Return a sentence where the systems ranked other candidates, else nothing."""
+    if len({system.left_out for system in systems}) < 2:
+        return ""
+    each = ", ".join(f"{system.left_out} by {system.name}" for system in systems)
+    return (
+        "Not all ranked the same candidates: with exclude_seen the last max_length items of a history are left out "
+        f"({each}), so that of a longer history a larger max_length leaves fewer to rank."
+    )
 
 
 def _collect(paths: Sequence[Path]) -> list[_System]:
@@ -162,9 +178,27 @@ def _collect(paths: Sequence[Path]) -> list[_System]:
 
 
 def _decisive(config: Config) -> dict[str, Any]:
-    """Return the options that make a system: all that decide a result, but for the seed."""
+    """Return what makes a system: all options that decide a result, but for the seed, and what is known of items."""
     left_out = NOT_THE_SYSTEM | options_of_other_methods(config)
-    return {name: value for name, value in config.decisive().items() if name not in left_out}
+    values = {name: value for name, value in config.decisive().items() if name not in left_out}
+    # A file of features or a folder of text vectors may have been written anew between two runs that name it.
+    item_data = (config.provenance or {}).get("item_data_hash")
+    values |= {} if item_data is None else {"item_data": item_data[:12]}
+    if config.init is None:
+        return values
+    first = _first_phase(config)
+    if first is None:
+        return {**values, "init": "not found"}
+    return {**values, "init": "found", **{f"init {name}": value for name, value in _decisive(first).items()}}
+
+
+def _first_phase(config: Config) -> Config | None:
+    """Return the configuration of the run that a second phase began with; None where that is not there any more."""
+    folder = RunFolder(Path(config.init or ""))
+    if not (folder.config.exists() and folder.weights.exists()):
+        return None
+    same = sha256_of(folder.weights) == (config.provenance or {}).get("init_hash")
+    return Config.load(folder.config) if same else None
 
 
 def _names(configs: Sequence[Config]) -> list[str]:
@@ -173,8 +207,9 @@ def _names(configs: Sequence[Config]) -> list[str]:
     for config in configs:
         own = _decisive(config)
         kin = [_decisive(other) for other in configs if other.title == config.title]
-        telling = [f"{key} {_shown(own[key])}" for key in own if any(other.get(key) != own[key] for other in kin)]
-        names.append(", ".join([config.title, *telling]))
+        # What one of them does not have, the file or the run that it is of tells apart.
+        telling = [key for key in own if any(other.get(key, own[key]) != own[key] for other in kin)]
+        names.append(", ".join([config.title, *(f"{key} {_shown(own[key])}" for key in telling)]))
     return names
 
 

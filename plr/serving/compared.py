@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from plr.formats import rendered
-from plr.serving.compare import BY_USER, ComparedSystem
+from plr.serving.compare import BY_USER, ComparedSystem, other_candidates
 
 __all__ = ["ComparedRuns"]
 
@@ -53,12 +53,13 @@ def _rows(systems: Sequence[ComparedSystem], metrics: Sequence[str], metric: str
 def _explained(systems: Sequence[ComparedSystem], metric: str) -> str:
     """Return what the table's figures are."""
     first, users = systems[0], next(system.comparison.n for system in systems if system.comparison)
-    return (
+    text = (
         f"Test rows of {users} users; mean ± standard deviation over runs. Differences in {metric} to {first.name}, "
         f"averaged over runs; {BY_USER}; bootstrap interval over users and runs; effect size: the mean difference in "
         "standard deviations of the users' differences; p of the paired t-test over users, corrected by Holm for "
         f"{len(systems) - 1} comparison{'s' if len(systems) > 2 else ''}."
     )
+    return " ".join(filter(None, (text, other_candidates(systems))))
 
 
 def _mean_and_spread(system: ComparedSystem, metric: str) -> str:

@@ -14,7 +14,7 @@ from plr.config import Config, without_derived
 from plr.files import atomic_path
 from plr.formats import rendered
 from plr.reproduce.results import Cell, Estimate, Table
-from plr.serving.compare import BY_USER, ComparedSystem, compare_runs
+from plr.serving.compare import BY_USER, ComparedSystem, compare_runs, other_candidates
 from plr.tune.request import PRUNERS
 from plr.tune.search import Search, Trial, plainly
 from plr.tune.systems import System
@@ -73,6 +73,14 @@ def _markdown(search: Search, best: Mapping[System, Trial], seeds: Sequence[int]
         lines.append(f"- tested: the chosen settings alone, with seeds {', '.join(map(str, seeds))}")
     if request.settings:
         lines.append(f"- set for all: {', '.join(request.settings)}")
+    searched = [each for each in request.tuned if "max_length" in search.searched[each]]
+    unequal = [each.name for each in searched if search.defaults(each).exclude_seen]
+    if unequal:
+        lines.append(
+            f"- max_length was searched with exclude_seen ({', '.join(unequal)}): the last max_length items of a "
+            "history are left out of the ranking, so that of a longer history a larger one leaves fewer candidates, "
+            "which raises its validation by itself"
+        )
     lines += ["", "## Chosen", "", _rendered(_chosen(search, best, seeds)), ""]
     unsettled = [system.name for system, trial in best.items() if trial.number >= -(-request.trials // 2)]
     if unsettled:
@@ -95,15 +103,16 @@ def _chosen(search: Search, best: Mapping[System, Trial], seeds: Sequence[int]) 
         row: list[Cell] = [system.name, trial.number, search.trials(system)[0].validation, trial.validation]
         row.append(plainly(trial.settings))
         if seeds:
-            results = [search.final(system, trial, seed).read_metrics()["test"] for seed in seeds]
-            row += [Estimate.of([each[name] for each in results]) for name in METRICS]
+            runs = [search.final(system, trial, seed) for seed in seeds]
+            row += [Estimate.of([run.test_metric(name) for run in runs]) for name in METRICS]
         if compared:
             row += _difference(compared.get(system))
         rows.append(row)
     note = "Test metrics: mean ± standard deviation over seeds. " if seeds else ""
     if compared:
-        note += f"Of differences: {BY_USER}; interval over users and seeds, p of paired t-tests over users."
-    return Table("chosen", "", header, rows, note)
+        note += f"Of differences: {BY_USER}; interval over users and seeds, p of paired t-tests over users. "
+        note += other_candidates(list(compared.values()))
+    return Table("chosen", "", header, rows, note.rstrip())
 
 
 def _compared(search: Search, best: Mapping[System, Trial], seeds: Sequence[int]) -> dict[System, ComparedSystem]:

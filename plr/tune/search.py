@@ -21,7 +21,7 @@ from optuna.trial import FrozenTrial, TrialState
 from plr.config import Config
 from plr.data import SequenceDataset
 from plr.errors import ConfigError, EvaluationError, NonFiniteLossError, RunError
-from plr.inputs import load_dataset
+from plr.inputs import ItemDataHashes, load_dataset
 from plr.models.registry import options_of_other_methods
 from plr.options import UniSRecOptions
 from plr.runs import RunFolder
@@ -37,6 +37,7 @@ __all__ = ["Search", "Trial", "plainly"]
 _STARTUP = 5  # trials that are drawn at random, the default settings among them
 _WARM_UP = 2  # epochs that no trial is ended in
 _MOST_REFUSED = 100
+_OTHER_DATA = {"data": "the data are other ones", "item_data": "the items' features or text vectors are other ones"}
 _COUNTED = (TrialState.COMPLETE, TrialState.PRUNED)
 
 
@@ -111,6 +112,10 @@ class Search:
         """The data of all runs."""
         return load_dataset(self.defaults(self.request.tuned[0]))
 
+    @cached_property
+    def _item_data(self) -> ItemDataHashes:
+        return ItemDataHashes(self.dataset.item_ids)
+
     def defaults(self, system: System) -> Config:
         """Return the configuration of a system's first trial."""
         return self._config(system, {}, self._trial_folder(system, 0))
@@ -140,9 +145,8 @@ class Search:
         Raises:
             RunError: its folder holds another one, say of a search whose storage was deleted.
         """
-        return self.final(system, trial, seed).finished_as(
-            self._final_config(system, trial, seed), self.dataset.content_hash
-        )
+        folder, config = self.final(system, trial, seed), self._final_config(system, trial, seed)
+        return folder.finished_as(config, self.dataset.content_hash, self._item_data.of(config, folder.item_data))
 
     def train_final(self, system: System, trial: Trial, seed: int) -> None:
         """Train, validate and test that run."""
@@ -163,7 +167,8 @@ class Search:
             before = study.user_attrs.get("search")
             if before is None:
                 study.set_user_attr("search", now)
-            elif changed := _differences(before, now):
+            # An earlier plr did not keep what was known of items.
+            elif changed := _differences({"item_data": now.get("item_data"), **before}, now):
                 raise RunError(
                     f"{self.out}: holds another search of {system.name} ({'; '.join(changed)}); choose another --out, "
                     "or delete the folder"
@@ -205,7 +210,8 @@ class Search:
         fixed = {} if number else self._inside(system)
         for left in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
             if folder.config.exists():
-                fixed = left.params
+                # Of one that was killed while it was drawn again params are but a part.
+                fixed = left.system_attrs.get("fixed_params", left.params)
             study.tell(left.number, state=TrialState.FAIL)  # counts for nothing; the same comes again
         refused = 0
         while True:
@@ -306,6 +312,9 @@ class Search:
         settings = {name: value for name, value in self.defaults(system).decisive().items() if name != "data"}
         space = {name: spec.plain() for name, spec in self.searched[system].items()}
         found = {"data": self.dataset.content_hash, "seed": self.request.seed, "pruner": self.request.pruner}
+        config = self.defaults(system)
+        item_data = self._item_data.of(config, RunFolder(Path(config.out)).item_data)
+        found |= {} if item_data is None else {"item_data": item_data}
         return json.loads(json.dumps(found | {"space": space, "settings": settings}))
 
 
@@ -381,5 +390,5 @@ def _differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
                 if earlier.get(key) != value.get(key):
                     found.append(f"{name} of {key}: {earlier.get(key)!r} -> {value.get(key)!r}")
         elif earlier != value:
-            found.append(f"{name}: {earlier!r} -> {value!r}" if name != "data" else "the data are other ones")
+            found.append(_OTHER_DATA.get(name, f"{name}: {earlier!r} -> {value!r}"))
     return found

@@ -4,6 +4,7 @@ import json
 import re
 from dataclasses import replace
 from html.parser import HTMLParser
+from pathlib import Path
 
 import polars as pl
 import pytest
@@ -13,6 +14,7 @@ from plr.cli.commands import main
 from plr.config import Config
 from plr.errors import ConfigError
 from plr.evaluation import Ranking, metrics, save_ranking
+from plr.files import sha256_of
 from plr.formats import rendered
 from plr.runs import RunFolder
 from plr.serving.compare import compare_runs
@@ -77,6 +79,30 @@ def test_a_second_phase_from_each_seeds_own_first_is_one_system(run):
     assert [len(system.folders) for system in compare_runs(paths)] == [1, 2]
 
 
+def test_second_phases_of_first_ones_with_other_settings_are_not_one_system(run, tmp_path):
+    phase = {"method": "lares", "phase": "rpt"}
+    paths = [run("a", method="base")]
+    for seed, lr in enumerate((0.001, 0.001, 0.05)):
+        first = RunFolder(Path(run(f"first{seed}", seed, method="lares", lr=lr)))
+        first.weights.write_text(f"weights {seed}")
+        paths.append(run(f"l{seed}", seed, init=str(first.path), **phase))
+        second = RunFolder(Path(paths[-1]))
+        config = Config.load(second.config)
+        began = {**config.provenance, "init_hash": sha256_of(first.weights)}
+        replace(config, provenance=began).save(second.config)
+    _, *found = compare_runs(paths)
+    assert [(system.name, len(system.folders)) for system in found] == [
+        ("sasrec + lares, init lr 0.001", 2), ("sasrec + lares, init lr 0.05", 1),
+    ]  # fmt: skip
+    (tmp_path / "first2" / "model.safetensors").write_text("another's")
+    assert [system.name for system in compare_runs(paths)][1:] == [
+        "sasrec + lares, init found", "sasrec + lares, init not found",
+    ]  # fmt: skip
+    for seed in range(2):  # what is not known tells nothing apart
+        (tmp_path / f"first{seed}" / "model.safetensors").unlink()
+    assert len(compare_runs(paths)) == 2
+
+
 @pytest.mark.parametrize("other", [{}, {"devices": 2}, {"threads": 3}, {"accelerator": "cpu"}])
 def test_one_system_and_seed_counts_once_however_it_was_computed(run, other):
     paths = [run("a", method="base"), run("b", 1, streams=2), run("c", 1, streams=2, **other)]
@@ -92,6 +118,19 @@ def test_second_phases_from_different_weights_are_two_runs_of_one_seed(run, tmp_
         config = Config.load(folder.config)
         replace(config, provenance={**config.provenance, "init_hash": f"{n}"}).save(folder.config)
     assert [len(system.folders) for system in compare_runs(paths)] == [1, 2]
+
+
+def test_runs_with_other_features_in_the_same_file_are_not_one_system(run, tmp_path):
+    paths = [run("a", method="base"), *(run(f"f{n}", n, method="base", features="f.json") for n in range(3))]
+    for n, content in enumerate(("one" * 9, "one" * 9, "two" * 9)):
+        folder = RunFolder(tmp_path / f"f{n}")
+        config = Config.load(folder.config)
+        replace(config, provenance={**config.provenance, "item_data_hash": content}).save(folder.config)
+    _, one, two = compare_runs(paths)
+    assert [len(system.folders) for system in (one, two)] == [2, 1]
+    assert [system.name for system in (one, two)] == [
+        f"sasrec, features f.json, item_data {each * 4}" for each in ("one", "two")
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -110,6 +149,16 @@ def test_what_cannot_be_compared_is_refused(run, capsys, second, expected):
     assert expected in message
     assert message.startswith("plr: ")
     assert "Traceback" not in message
+
+
+def test_histories_left_out_to_other_lengths_are_stated(run, capsys):
+    same = [run("a", method="base", exclude_seen=True, max_length=3), run("b", exclude_seen=True, max_length=3)]
+    other = [run("c", method="erl", exclude_seen=True), run("d", method="base"), run("e", max_length=3)]
+    for paths, expected in ((same, ""), (other[1:], ""), ([*same, other[0]], "3 by sasrec + plr, 50 by sasrec + erl")):
+        assert main(["compare", *paths]) == 0
+        shown = capsys.readouterr().out
+        assert ("Not all ranked the same candidates" in shown) == bool(expected)
+        assert expected in shown
 
 
 def test_mistakes_on_the_command_line_are_named(run, tmp_path, capsys):

@@ -493,3 +493,22 @@ def test_a_run_of_other_settings_is_not_taken_for_one(data, whole, capsys):
     out, _ = whole
     assert main([*arguments(requested(data, out)), "--set", "lr=0.5"]) == 2
     assert "holds a run of another configuration (lr: 0.01 -> 0.5)" in capsys.readouterr().err
+
+
+def test_a_run_with_other_features_in_the_same_file_is_not_taken_for_one(tmp_path):
+    data, features = tmp_path / "made.csv", tmp_path / "features.json"
+    generate(data, users=60, items=48)
+    request = replace(requested(data, tmp_path / "out"), sample=0, settings=(*TINY, f"features={features}"))
+    run = Run(System("sasrec", "base"), 0)
+
+    def written(classes: int) -> Study:
+        items = Study(replace(request, settings=TINY)).dataset.item_ids
+        features.write_text(json.dumps({item: [f"c{number % classes}"] for number, item in enumerate(items)}))
+        return Study(request)
+
+    train(written(3).config(run))
+    assert written(3).finished(run)
+    with pytest.raises(RunError, match=r"sasrec-base-seed0 holds a run with other item features or text vectors"):
+        written(5).finished(run)
+    features.unlink()  # the run's own copy is enough
+    assert Study(request).finished(run)

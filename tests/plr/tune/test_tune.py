@@ -163,6 +163,30 @@ def test_killed_in_the_middle_of_a_trial_it_ends_as_undisturbed_and_looks_at_no_
     assert looked_at == {"train", "valid"}
 
 
+def test_killed_again_while_its_settings_are_drawn_a_trial_goes_on(whole, small_data, tmp_path, monkeypatch):
+    request = requested(small_data, tmp_path / "killed", systems=("sasrec-base",), seeds=0)
+    step, draw = TrainingModule.training_step, searching._drawn
+
+    def killing_step(self, batch, index):
+        if self.config.lr != 0.001 and self.current_epoch == 1:  # the second trial's
+            raise Killed
+        return step(self, batch, index)
+
+    def killing_draw(trial, name, spec):
+        if name == "optimizer":  # the second setting
+            raise Killed
+        return draw(trial, name, spec)
+
+    for place, name, killing in ((TrainingModule, "training_step", killing_step), (searching, "_drawn", killing_draw)):
+        with monkeypatch.context() as patch:
+            patch.setattr(place, name, killing)
+            with pytest.raises(Killed):
+                tune(request, lambda line: None)
+    tune(request, lambda line: None)
+    found, expected = (record(out)["systems"]["sasrec-base"]["trials"] for out in (tmp_path / "killed", whole[0]))
+    assert found == expected
+
+
 def test_a_pruned_trial_ends_and_is_not_chosen(small_data, tmp_path, monkeypatch):
     monkeypatch.setattr(optuna.Trial, "should_prune", lambda self: self.number == 1)
     tune(requested(small_data, tmp_path / "pruned", systems=("sasrec-base",), seeds=0), lambda line: None)
@@ -191,6 +215,49 @@ def test_another_search_is_not_mixed_with_it(whole, small_data, tmp_path):
     space_beside(out, SPACE.replace("0.03", "0.04"))
     with pytest.raises(RunError, match=r"space of lr: .*0.03.* -> .*0.04"):
         tune(request)
+
+
+@pytest.mark.parametrize("exclude_seen", [True, False])
+def test_a_length_searched_with_the_history_left_out_is_stated(small_data, tmp_path, exclude_seen):
+    """Of a longer history a larger max_length leaves fewer candidates: its validation is better by that alone."""
+    settings = [each for each in TINY if not each.startswith("max_length")] + [f"exclude_seen={exclude_seen}".lower()]
+    changes = {"trials": 1, "settings": (*settings, "plr:max_length=2", "lr=0.001", "epochs=1")}
+    request = requested(small_data, tmp_path / "search", **changes)
+    space_beside(tmp_path / "search", "max_length: [4, 8]\nhidden_dropout: [0.1, 0.2]\n")
+    report = tune(request, lambda line: None).read_text(encoding="utf-8")
+    assert ("max_length was searched with exclude_seen (sasrec-base):" in report) == exclude_seen
+    assert ("left out (50 by sasrec, 2 by sasrec + plr)" in report) == exclude_seen
+
+
+def test_the_tables_have_their_metrics_whatever_ks_the_runs_have(small_data, tmp_path):
+    changes = {"systems": ("sasrec-base",), "trials": 1, "settings": (*TINY, "ks=[5]")}
+    report = tune(requested(small_data, tmp_path / "search", **changes), lambda line: None)
+    run = RunFolder(tmp_path / "search" / "runs" / "sasrec-base-trial0-seed0")
+    expected = (pl.read_parquet(run.ranks("test"))["rank"] <= 20).mean()
+    assert "recall@20" not in run.read_metrics()["test"]
+    assert run.test_metric("recall@20") == pytest.approx(expected)
+    assert f" {expected:.4f} " in report.read_text(encoding="utf-8")
+
+
+def features_of(path: Path, classes: int) -> Path:
+    path.write_text(json.dumps({f"i{number}": [f"c{number % classes}"] for number in range(24)}), encoding="utf-8")
+    return path
+
+
+@pytest.mark.parametrize("storage", [True, False])
+def test_features_that_changed_in_place_are_another_search(small_data, tmp_path, storage):
+    """Trials of both would be compared, and final runs of the old ones shown as those of the new."""
+    out, features = tmp_path / "search", features_of(tmp_path / "features.json", 3)
+    changes = {"systems": ("sasrec-base",), "trials": 1, "settings": (*TINY, f"features={features}")}
+    request = requested(small_data, out, **changes)
+    tune(request, lambda line: None)
+    tune(request, lambda line: None)
+    features_of(features, 5)
+    if not storage:
+        (out / "trials.db").unlink()
+    expected = "features or text vectors are other ones" if storage else r"seed0 holds a run with other item features"
+    with pytest.raises(RunError, match=expected):
+        tune(request, lambda line: None)
 
 
 def test_final_runs_of_a_search_whose_storage_is_gone_are_not_taken_for_anothers(whole, small_data, tmp_path):
