@@ -67,12 +67,12 @@ struct PairKernels {
   void (*pair_scores)(Scores scores, MutablePanels by_state, MutablePanels by_item);
 };
 
-// Products of float32 numbers, each split into the sum of three bfloat16: its parts of 8 bits, the leading one, the middle
-// one and the last. Of the nine products of parts the three that are below the rounding of float32 are left out.
+// Products of float32 numbers, each split into the sum of three bfloat16: its parts of 8 bits, the leading one, the
+// middle one and the last. Of the nine products of parts the three that are below the rounding of float32 are left out.
 //
-// A cell of an operand's panels is a pair of parts of numbers that are neighbours along the inner dimension. Of every 32
-// numbers along it there are 16 cells of leading parts, then 16 of middle and 16 of last ones; what is missing of 32 is
-// filled up with zeros. Results are panels of float32.
+// A cell of an operand's panels is a pair of parts of numbers that are neighbours along the inner dimension. Of every
+// 32 numbers along it there are 16 cells of leading parts, then 16 of middle and 16 of last ones; what is missing of 32
+// is filled up with zeros. Results are panels of float32.
 struct PartKernels {
   // As those of Kernels; k counts cells.
   void (*gemm)(int64_t m, int64_t n, int64_t k, Panels a, Panels b, float scale, bool accumulate, MutablePanels c);
@@ -238,8 +238,8 @@ struct Kernels {
   PartKernels parts;
 };
 
-// The kernels of the instruction set with this name ("avx512_amx_parts" is avx512_amx with products of parts), the widest that this CPU has for "auto", or null where this CPU or
-// this build does not have it.
+// The kernels of the instruction set with this name ("avx512_amx_parts": avx512_amx with products of parts), the widest
+// that this CPU has for "auto", or null where this CPU or this build does not have it.
 const Kernels* find_kernels(const char* name);
 
 }  // namespace plr_kernels

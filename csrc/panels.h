@@ -21,8 +21,8 @@ constexpr int64_t round_up(int64_t value, int64_t multiple) { return (value + mu
 // Numbers in the panels of a matrix [rows, columns].
 constexpr int64_t panels_size(int64_t rows, int64_t columns) { return rows * round_up(columns, kPanelColumns); }
 
-// What the cells of panels are that a product multiplies: numbers in float32, pairs of bfloat16 (PairKernels) or pairs of
-// parts of float32 (PartKernels).
+// What the cells of panels are that a product multiplies: numbers in float32, pairs of bfloat16 (PairKernels) or pairs
+// of parts of float32 (PartKernels).
 enum class Arithmetic { singles, pairs, parts };
 
 // Cells of so many numbers along the inner dimension.

@@ -24,7 +24,7 @@ struct ChunkedPass {
   const Context& context;
   const Matrix& states;
   const Matrix& items;
-  int64_t states_unit;  // what a block of states is a multiple of, but for a chunk's last one
+  int64_t states_unit;    // what a block of states is a multiple of, but for a chunk's last one
   Arithmetic arithmetic;  // of all chunks
   Gradients gradients;
 };
@@ -67,7 +67,8 @@ void sweep_chunks(const ChunkedPass& pass, int64_t chunks, int64_t chunk_states,
   const int64_t by_item_rows = cells_of(pass.arithmetic, block_items);
   const int64_t by_item_size = in_place ? 0 : panels_size(by_item_rows, chunk_states);
   const int64_t item_cells = ScoreProducts::item_cells(pass.arithmetic, block_items, items.columns);
-  const int64_t share = std::max<int64_t>(2, share_bytes / ((scores_size + by_item_size + item_cells) * int64_t{sizeof(float)}));
+  const int64_t block_bytes = (scores_size + by_item_size + item_cells) * int64_t{sizeof(float)};
+  const int64_t share = std::max<int64_t>(2, share_bytes / block_bytes);
   const int64_t batch = std::min(blocks, share * threads.count());
   const float scale = pass.gradients.scale / gradient_scale(pass.arithmetic);
   const int64_t gradient_size = panels_size(block_items, items.columns);
@@ -145,8 +146,8 @@ void sweep_chunks(const ChunkedPass& pass, int64_t chunks, int64_t chunk_states,
           // What is in place is packed by block of states.
           const int64_t block = in_place ? state / block_states * block_states : 0;
           for (int64_t index = 0; index < in_batch; ++index) {
-            products.states_gradient(items_of(index),
-                                     by_item_of(index) + block * block_items + (state - block) * by_item_rows, block_items,
+            const float* by_item = by_item_of(index) + block * block_items + (state - block) * by_item_rows;
+            products.states_gradient(items_of(index), by_item, block_items,
                                      products.second_operand(cells_of(index), block_items), kPanelColumns,
                                      states_gradient.data() + state * kPanelColumns, first, end);
           }

@@ -1,5 +1,5 @@
-// Panels whose cells are pairs of parts of float32 numbers: a number is the sum of three bfloat16, its leading, middle and
-// last part, each the rest rounded to nearest. Where no part is below the smallest normal number, the sum is exact.
+// Panels whose cells are pairs of parts of float32 numbers: a number is the sum of three bfloat16, its leading, middle
+// and last part, each the rest rounded to nearest. Where no part is below the smallest normal number, the sum is exact.
 #pragma once
 
 #include <cstdint>
@@ -50,8 +50,9 @@ inline SplitNumbers split(const float* row, int64_t column, int64_t columns) {
 // Stores 32 numbers of rows i, even, and i + 1 from `column` on, a multiple of 32, as cells of pairs of both.
 inline void store_rows_as_pairs(const SplitNumbers& first, const SplitNumbers& second, int64_t i, int64_t column,
                                 MutablePanels panels) {
-  alignas(64) static constexpr uint16_t low[kSplitNumbers] = {0, 32, 1, 33, 2,  34, 3,  35, 4,  36, 5,  37, 6,  38, 7,  39,
-                                                              8, 40, 9, 41, 10, 42, 11, 43, 12, 44, 13, 45, 14, 46, 15, 47};
+  alignas(64) static constexpr uint16_t low[kSplitNumbers] = {
+      0, 32, 1, 33, 2,  34, 3,  35, 4,  36, 5,  37, 6,  38, 7,  39,
+      8, 40, 9, 41, 10, 42, 11, 43, 12, 44, 13, 45, 14, 46, 15, 47};
   const __m512i lower = _mm512_load_si512(low);
   const __m512i upper = _mm512_add_epi16(lower, _mm512_set1_epi16(kLanes));
   const int64_t pair = i / 2, cell = pair / kPartCells * kSplitCells + pair % kPartCells;

@@ -1,6 +1,6 @@
-// Products of bfloat16, and of parts of float32, by AMX tiles: matrices of 16 rows of 64 bytes in registers of their own. A tile of a is 16 rows
-// of 16 pairs, one of b 16 pairs of 16 columns, one of the result 16 x 16 float32: as they lie in panels, and a also as
-// it lies in memory.
+// Products of bfloat16, and of parts of float32, by AMX tiles: matrices of 16 rows of 64 bytes in registers of their
+// own. A tile of a is 16 rows of 16 pairs, one of b 16 pairs of 16 columns, one of the result 16 x 16 float32: as they
+// lie in panels, and a also as it lies in memory.
 //
 // The inner dimension is cut into tiles in the same way for all rows and columns: a number of the result depends on its
 // row of a and its column of b, not on where they stand.
