@@ -110,11 +110,14 @@ def being_asked(server, users=3):
 
     def client(answers):
         connection = server.connection()
+        answered = time.monotonic()
         try:
             while not stop.is_set():
+                asked = time.monotonic()
                 answers.append(ask(connection))
-        except Exception as error:
-            answers.append((0, repr(error)))
+                answered = time.monotonic()
+        except Exception as error:  # how long the connection was idle: one that is closed after 5 s is no answer lost
+            answers.append((0, f"{error!r}, asked {asked - answered:.1f} s after the answer before"))
 
     threads = [threading.Thread(target=client, args=(answers,)) for answers in found]
     for thread in threads:
