@@ -15,6 +15,7 @@ pytest.importorskip("plr_kernels._cpp", reason="the extension is not built")
 
 from plr_kernels import extension, linear_cross_entropy, pairwise_kl, use_backend
 from tests.plr_kernels.cpu.test_workspace import reduced
+from tests.plr_kernels.cpu.test_workspace import sizes_of as some_sizes_of
 from tests.plr_kernels.harness import (
     CONSISTENT_MIXTURE_CROSS_ENTROPY,
     LINEAR_CROSS_ENTROPY,
@@ -48,8 +49,7 @@ LEAST = {"rows": 64, "batch": 32, "group": 2, "histories": 16, "streams": 2, "vo
 
 
 def sizes_of(operator, **sizes):
-    wanted = LEAST | sizes
-    return {name: wanted.get(name, size) for name, size in operator.large.items()}
+    return some_sizes_of(operator, **LEAST | sizes)
 
 
 def run(instruction_set, function, *arguments, **options):
