@@ -14,18 +14,19 @@ __all__ = ["learning_curve", "learning_curves"]
 METRIC = "ndcg@10"
 
 
-def learning_curve(run: RunFolder) -> dict[int, float]:
-    """Return a run's validation NDCG@10 by epoch, from 1. Of an epoch that was run again, the later figure counts.
+def learning_curve(run: RunFolder, column: str = METRIC) -> dict[int, float]:
+    """Return a column of a run's log, validation NDCG@10, by epoch, from 1; {} where the log has no such column.
 
-    A run that was killed while it logged leaves a line without its end: it resumed in a log of its own.
+    Of an epoch that was run again, the later figure counts. A run that was killed while it logged leaves a line without
+    its end: it resumed in a log of its own.
     """
     logged = sorted(run.logs.glob("csv/version_*/metrics.csv"), key=lambda path: int(path.parent.name.split("_")[1]))
     curve: dict[int, float] = {}
     for path in logged:
         whole = path.read_bytes().rpartition(b"\n")[0]
         log = pl.read_csv(whole) if whole else pl.DataFrame()
-        if METRIC in log.columns:
-            for epoch, value in log.select("epoch", METRIC).drop_nulls().iter_rows():
+        if column in log.columns:
+            for epoch, value in log.select("epoch", column).drop_nulls().iter_rows():
                 curve[epoch + 1] = value
     return curve
 

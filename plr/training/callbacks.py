@@ -37,15 +37,15 @@ class Validation(Callback):
         self.ks = ks
         self.exclude_seen, self.rank_with = exclude_seen, rank_with
         self.train_seconds: list[float] = []
-        self._start = 0.0
+        self._start = self._processor_start = 0.0
 
     def on_train_epoch_start(self, trainer: lightning.Trainer, pl_module: Any) -> None:
-        """Start the clock of the training part."""
-        self._start = time.perf_counter()
+        """Start the clocks of the training part."""
+        self._start, self._processor_start = time.perf_counter(), time.process_time()
 
     def on_train_epoch_end(self, trainer: lightning.Trainer, pl_module: Any) -> None:
         """Rank, gather and log."""
-        seconds = time.perf_counter() - self._start
+        seconds, processor_seconds = time.perf_counter() - self._start, time.process_time() - self._processor_start
         self.train_seconds.append(seconds)
         ranking = rank_together(
             pl_module.model, self.rows, self.batch_size, exclude_seen=self.exclude_seen, rank_with=self.rank_with
@@ -56,6 +56,7 @@ class Validation(Callback):
                 name, torch.tensor(value, dtype=torch.float64), prog_bar=name == MONITOR, rank_zero_only=False
             )
         pl_module.log("train/seconds", seconds)
+        pl_module.log("train/processor_seconds", processor_seconds)  # of all threads, whatever else runs beside
 
     def state_dict(self) -> dict[str, Any]:
         """Keep the clock's readings of earlier epochs for the summary of a resumed run."""
