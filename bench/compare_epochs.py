@@ -6,7 +6,7 @@ rectools_epoch.py says how to make the peer's environment, and what its models a
 `fast_transformers`, and that with logits where a target counts alone. Each round trains each for one epoch, then ours,
 in processes of their own with the same number of threads; only the epoch is counted, on either side. Width 64, two
 layers, two heads, dropout 0.5, at most 50 items, batches of 128 users, full softmax, float32. RecTools keeps freed
-memory (its faster setting on Linux). Writes bench/results/epochs.json. Nothing else should be running.
+memory (its faster setting on Linux). Writes bench/results/epochs.json, or --out. Nothing else should be running.
 """
 
 from __future__ import annotations
@@ -59,6 +59,7 @@ def main() -> None:
     parser.add_argument("--data", required=True, help="a line `user item item ...` per user")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=os.cpu_count())
+    parser.add_argument("--out", type=Path, default=RESULTS / "epochs.json")
     arguments = parser.parse_args()
     rounds: list[dict[str, float]] = []
     for _ in range(arguments.rounds):
@@ -77,7 +78,7 @@ def main() -> None:
         "instruction_set": instruction_set(),
         "rectools": peer["versions"],
     }
-    write_record(RESULTS / "epochs.json", record)
+    write_record(arguments.out, record)
     for name, each in ratios.items():
         print(f"{name}: {statistics.median(each):.1f} times ours, from {min(each):.1f} to {max(each):.1f}")
 

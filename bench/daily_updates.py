@@ -170,13 +170,14 @@ def main() -> None:
     parser.add_argument("--updates", type=int, default=8)
     parser.add_argument("--dim", type=int, default=64)
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--out", type=Path, default=RESULTS, help="a folder for the result files")
     given = parser.parse_args()
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
         for record in bench(given.data, Path(folder), days=given.days, updates=given.updates, seed=given.seed,
                             sizes={"dim": given.dim, "ffn_dim": given.dim}):  # fmt: skip
-            write_record(RESULTS / f"daily_updates-{given.name}.json", record)
-            write_text(RESULTS / f"daily_updates-{given.name}.md", markdown(record))
+            write_record(given.out / f"daily_updates-{given.name}.json", record)
+            write_text(given.out / f"daily_updates-{given.name}.md", markdown(record))
 
 
 if __name__ == "__main__":

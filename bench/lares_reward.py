@@ -250,6 +250,7 @@ def main() -> None:
     """Measure and write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--out", type=Path, default=RESULTS / "lares_reward.json", help="a table beside it")
     arguments = parser.parse_args()
     records = []
     with tempfile.TemporaryDirectory() as folder:
@@ -261,8 +262,8 @@ def main() -> None:
         records += run(rows, seed, few) + run(rows, seed, whole, RECALL_CASES, rollouts=8)
         print(f"seed {seed}", flush=True)
     settings = {name: asdict(setting) for name, setting in SETTINGS.items()}
-    write_record(RESULTS / "lares_reward.json", {"settings": settings, "runs": records})
-    write_text(RESULTS / "lares_reward.md", table(records))
+    write_record(arguments.out, {"settings": settings, "runs": records})
+    write_text(arguments.out.with_suffix(".md"), table(records))
     print(table(records))
 
 

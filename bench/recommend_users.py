@@ -107,7 +107,8 @@ def main() -> None:
     parser.add_argument("--forms", nargs="+", choices=FORMS, default=list(FORMS))
     text = "what the record shall say of the machine and what else ran on it"
     parser.add_argument("--machine", default="", help=text)
-    parser.add_argument("--record", action="store_true", help="write bench/results/recommend_users.json")
+    parser.add_argument("--record", action="store_true", help="write the result")
+    parser.add_argument("--out", type=Path, default=RESULTS / "recommend_users.json", help="where to")
     options = parser.parse_args()
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory(prefix="plr-bench-") as temporary:
@@ -145,7 +146,7 @@ def main() -> None:
             "systems": {system: _sizes(system) for system in options.systems},
             "rows": rows,
         }
-        write_record(RESULTS / "recommend_users.json", record)
+        write_record(options.out, record)
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ import argparse
 import statistics
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 
@@ -77,7 +78,8 @@ def main() -> None:
     parser.add_argument("--dim", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--note", default="", help="what else the machine did, for the record")
-    parser.add_argument("--record", action="store_true")
+    parser.add_argument("--record", action="store_true", help="write the result")
+    parser.add_argument("--out", type=Path, default=RESULTS / "sampled_losses.json", help="where to")
     options = parser.parse_args()
     config = Config(training_rows="prefix")
     record = {
@@ -102,7 +104,7 @@ def main() -> None:
                 flush=True,
             )
     if options.record:
-        write_record(RESULTS / "sampled_losses.json", record)
+        write_record(options.out, record)
 
 
 if __name__ == "__main__":

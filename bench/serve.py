@@ -192,7 +192,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--users", type=int, nargs="+", default=[1, 16], help="of a request")
     parser.add_argument("--seconds", type=float, default=5.0, help="for each row")
     parser.add_argument("--alone", type=int, default=20_000, help="requests to the application alone")
-    parser.add_argument("--record", action="store_true", help="write bench/results/serve.json")
+    parser.add_argument("--record", action="store_true", help="write the result")
+    parser.add_argument("--out", type=Path, default=RESULTS / "serve.json", help="where to")
     options = parser.parse_args(arguments)
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory(prefix="plr-bench-") as temporary:
@@ -239,7 +240,7 @@ def main(arguments: list[str] | None = None) -> None:
             "application_alone_us": alone,
             "rows": rows,
         }
-        write_record(RESULTS / "serve.json", record)
+        write_record(options.out, record)
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ intercept of its time at two numbers of rows. Best of the rounds, in turns. Writ
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 
 import torch
 
@@ -49,7 +50,9 @@ def best_seconds(steps: dict[str, Step]) -> dict[str, dict[str, float]]:
 
 def main() -> None:
     """Measure, write and print."""
-    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=RESULTS / "shared_sweep.json")
+    out = parser.parse_args().out
     torch.manual_seed(0)
     items = torch.randn(ITEMS, CONFIG.dim) / 4
     group = CONFIG.streams * CONFIG.steps
@@ -74,7 +77,7 @@ def main() -> None:
         "saved_at_most": saved,
         "share_of_both_operators": saved / both,
     }
-    write_record(RESULTS / "shared_sweep.json", record)
+    write_record(out, record)
     print(f"{saved * 1e3:.0f} ms of {both * 1e3:.0f} ms, {saved / both:.1%}; independent of the rows: "
           + ", ".join(f"{phase} {seconds * 1e3:.0f} ms" for phase, seconds in packing.items()))  # fmt: skip
 

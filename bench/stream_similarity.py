@@ -2,8 +2,8 @@
 
     python -m bench.stream_similarity runs/one runs/two
 
-writes bench/results/stream_similarity.json and prints it. A cosine of 1 between two streams' states says that the
-second stream adds nothing; between users it says how far apart states can be.
+writes bench/results/stream_similarity.json, or --out, and prints it. A cosine of 1 between two streams' states says
+that the second stream adds nothing; between users it says how far apart states can be.
 """
 
 from __future__ import annotations
@@ -58,8 +58,10 @@ def main() -> None:
     """Measure, write and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", nargs="+", type=Path)
-    found = {"/".join(path.parts[-2:]): similarity(path) for path in parser.parse_args().runs}
-    write_record(RESULTS / "stream_similarity.json", found)
+    parser.add_argument("--out", type=Path, default=RESULTS / "stream_similarity.json")
+    arguments = parser.parse_args()
+    found = {"/".join(path.parts[-2:]): similarity(path) for path in arguments.runs}
+    write_record(arguments.out, found)
     print(json.dumps(found, indent=2))
 
 
