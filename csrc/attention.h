@@ -60,51 +60,52 @@ inline int64_t queries_per_block(const AttentionCall& call) {
   return call.streams < kQueriesPerBlock ? call.streams : kQueriesPerBlock;
 }
 
-// Whether a (b, h) has so many queries that packing its keys and values is worth it (simd/attention/packed_dots.h). It
+// Whether a (b, h) has so many queries that 16 of them are computed side by side (simd/attention/many_queries.h). It
 // depends on the number of queries alone: not on whether each has a length of its own.
 inline bool has_many_queries(const AttentionCall& call) { return call.streams >= 16; }
 
-// A thread's memory for one block of queries at a time, Q of them. Rows of numbers per entry have `row_size` numbers:
-// first the prefix, then the suffix, each padded to whole Vectors.
+// A thread's memory for one block of queries at a time, Q of them. Numbers of queries and entries are rows of `row_size`
+// per query, first the prefix, then the suffix, each padded to whole Vectors; with many queries a row of Q per entry.
 struct AttentionWorkspace {
   int64_t dim;  // D in whole Vectors
   int64_t row_size;
   float* query;             // [Q, dim], zero beyond D
   float* output;            // [Q, dim]
-  float* weights;           // [Q, row_size]: scores, then probabilities
+  float* weights;           // of queries and entries: scores, then probabilities
   float* factor;            // [Q]
-  uint32_t* words;          // [Q, row_size]: the draws of dropout
+  uint32_t* words;          // of queries and entries: the draws of dropout; only where there are few queries
   float* output_gradient;   // [Q, dim], zero beyond D; backward only, as those below
-  float* weights_gradient;  // [Q, row_size]
-  float* kept;              // [Q, row_size]: c p
-  // Where there are many queries: prefix keys and values with entries in the lanes, and room to upcast four of them.
-  float* packed_key;
-  float* packed_value;
-  float* upcast;
+  float* weights_gradient;  // of queries and entries
+  float* kept;              // of queries and entries: c p
+  // Where there are many queries: rows of 16 queries side by side, [dim, 16], and what is not float32 upcast, [P, dim].
+  float* lanes;
+  float* upcast_key;
+  float* upcast_value;
   // Gradients of all prefix entries, summed over the blocks of queries: [P, dim] each; only where there are several.
   float* prefix_key_sum;
   float* prefix_value_sum;
   float* end;
 
   AttentionWorkspace(const AttentionCall& call, float* memory) {
-    const bool packs = has_many_queries(call);
-    const int64_t queries = packs ? kQueriesPerBlock : queries_per_block(call);
+    const bool many = has_many_queries(call);
+    const int64_t queries = many ? kQueriesPerBlock : queries_per_block(call);
     dim = round_up(call.dim, kLanes);
     row_size = round_up(call.prefix, kLanes) + round_up(call.suffix, kLanes);
+    const int64_t weights_size = queries * (many ? call.prefix + call.suffix : row_size);
     query = memory;
     output = query + queries * dim;
     weights = output + queries * dim;
-    factor = weights + queries * row_size;
+    factor = weights + weights_size;
     words = reinterpret_cast<uint32_t*>(factor + round_up(queries, kLanes));
-    output_gradient = reinterpret_cast<float*>(words) + queries * row_size;
+    output_gradient = reinterpret_cast<float*>(words) + (many ? 0 : weights_size);
     weights_gradient = output_gradient + queries * dim;
-    kept = weights_gradient + queries * row_size;
-    const int64_t packed = packs ? round_up(call.prefix, kLanes) * dim : 0;
-    packed_key = kept + queries * row_size;
-    packed_value = packed_key + packed;
-    upcast = packed_value + packed;
+    kept = weights_gradient + weights_size;
+    lanes = kept + weights_size;
+    upcast_key = lanes + (many ? kLanes * dim : 0);
+    const int64_t upcast = many && call.type != DataType::float32 ? call.prefix * dim : 0;
+    upcast_value = upcast_key + upcast;
     const int64_t summed = queries < call.streams ? call.prefix * dim : 0;
-    prefix_key_sum = upcast + (packs ? 4 * dim : 0);
+    prefix_key_sum = upcast_value + upcast;
     prefix_value_sum = prefix_key_sum + summed;
     end = prefix_value_sum + summed;
   }

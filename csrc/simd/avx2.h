@@ -23,9 +23,8 @@ constexpr int kSumVectors = 2;
 // The same with rows as wide as can be.
 constexpr int kWideStreams = 2;
 constexpr int kWideVectors = 2;
-// Where there are many queries, kPackedRows of them are multiplied with kPackedPanels panels of 16 entries.
-constexpr int kPackedRows = 4;
-constexpr int kPackedPanels = 1;
+// Where there are many queries, 16 of them are multiplied with kLaneEntries entries.
+constexpr int kLaneEntries = 6;
 
 inline Vector zero() { return {_mm256_setzero_ps(), _mm256_setzero_ps()}; }
 inline Vector broadcast(float number) { return {_mm256_set1_ps(number), _mm256_set1_ps(number)}; }
@@ -134,15 +133,50 @@ inline float largest_lane(Vector a) {
   return _mm_cvtss_f32(_mm_max_ss(four, _mm_movehdup_ps(four)));
 }
 
-// `values` where the unsigned words are above the limit, else zero.
-inline __m256 where_above(const uint32_t* words, uint32_t limit, __m256 values) {
+// 16 unsigned numbers of 32 bits.
+struct Words {
+  __m256i low;
+  __m256i high;
+};
+
+inline Words broadcast_word(uint32_t word) {
+  const __m256i all = _mm256_set1_epi32(static_cast<int>(word));
+  return {all, all};
+}
+inline Words load_words(const uint32_t* source) {
+  return {_mm256_loadu_si256(reinterpret_cast<const __m256i*>(source)),
+          _mm256_loadu_si256(reinterpret_cast<const __m256i*>(source + 8))};
+}
+inline void store_words(uint32_t* target, Words a) {
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(target), a.low);
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(target + 8), a.high);
+}
+inline Words operator^(Words a, Words b) {
+  return {_mm256_xor_si256(a.low, b.low), _mm256_xor_si256(a.high, b.high)};
+}
+
+// The upper and the lower half of each lane's product with `factor`.
+inline void multiply_words(__m256i a, uint32_t factor, __m256i& high, __m256i& low) {
+  constexpr int odd_lanes = 0xaa;
+  const __m256i by = _mm256_set1_epi32(static_cast<int>(factor));
+  const __m256i even = _mm256_mul_epu32(a, by), odd = _mm256_mul_epu32(_mm256_srli_epi64(a, 32), by);
+  high = _mm256_blend_epi32(_mm256_srli_epi64(even, 32), odd, odd_lanes);
+  low = _mm256_blend_epi32(even, _mm256_slli_epi64(odd, 32), odd_lanes);
+}
+inline void multiply_words(Words a, uint32_t factor, Words& high, Words& low) {
+  multiply_words(a.low, factor, high.low, low.low);
+  multiply_words(a.high, factor, high.high, low.high);
+}
+
+// `values` where the words are above the limit, else zero.
+inline __m256 where_above(__m256i words, uint32_t limit, __m256 values) {
   const __m256i sign = _mm256_set1_epi32(static_cast<int>(0x80000000u));  // moves unsigned order to signed order
-  const __m256i from_words = _mm256_xor_si256(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(words)), sign);
-  const __m256i above = _mm256_cmpgt_epi32(from_words, _mm256_set1_epi32(static_cast<int>(limit ^ 0x80000000u)));
+  const __m256i above = _mm256_cmpgt_epi32(_mm256_xor_si256(words, sign),
+                                           _mm256_set1_epi32(static_cast<int>(limit ^ 0x80000000u)));
   return _mm256_and_ps(_mm256_castsi256_ps(above), values);
 }
-inline Vector where_above(const uint32_t* words, uint32_t limit, Vector values) {
-  return {where_above(words, limit, values.low), where_above(words + 8, limit, values.high)};
+inline Vector where_above(Words words, uint32_t limit, Vector values) {
+  return {where_above(words.low, limit, values.low), where_above(words.high, limit, values.high)};
 }
 
 // Which lanes of a are not at most b's: larger or NaN.

@@ -26,9 +26,8 @@ constexpr int kSumVectors = 4;
 // The same with rows as wide as can be.
 constexpr int kWideStreams = 2;
 constexpr int kWideVectors = 8;
-// Where there are many queries, kPackedRows of them are multiplied with kPackedPanels panels of 16 entries.
-constexpr int kPackedRows = 8;
-constexpr int kPackedPanels = 3;
+// Where there are many queries, 16 of them are multiplied with kLaneEntries entries.
+constexpr int kLaneEntries = 8;
 
 inline Vector zero() { return {_mm512_setzero_ps()}; }
 inline Vector broadcast(float number) { return {_mm512_set1_ps(number)}; }
@@ -133,10 +132,28 @@ inline Vector sums_of_lanes(const Vector (&vectors)[16]) {
 inline float sum_of_lanes(Vector a) { return _mm512_reduce_add_ps(a.value); }
 inline float largest_lane(Vector a) { return _mm512_reduce_max_ps(a.value); }
 
-// `values` where the unsigned words are above the limit, else zero.
-inline Vector where_above(const uint32_t* words, uint32_t limit, Vector values) {
-  const __mmask16 above =
-      _mm512_cmpgt_epu32_mask(_mm512_loadu_si512(words), _mm512_set1_epi32(static_cast<int>(limit)));
+// 16 unsigned numbers of 32 bits.
+struct Words {
+  __m512i value;
+};
+
+inline Words broadcast_word(uint32_t word) { return {_mm512_set1_epi32(static_cast<int>(word))}; }
+inline Words load_words(const uint32_t* source) { return {_mm512_loadu_si512(source)}; }
+inline void store_words(uint32_t* target, Words a) { _mm512_storeu_si512(target, a.value); }
+inline Words operator^(Words a, Words b) { return {_mm512_xor_si512(a.value, b.value)}; }
+
+// The upper and the lower half of each lane's product with `factor`.
+inline void multiply_words(Words a, uint32_t factor, Words& high, Words& low) {
+  constexpr __mmask16 odd_lanes = 0xaaaa;
+  const __m512i by = _mm512_set1_epi32(static_cast<int>(factor));
+  const __m512i even = _mm512_mul_epu32(a.value, by), odd = _mm512_mul_epu32(_mm512_srli_epi64(a.value, 32), by);
+  high = {_mm512_mask_mov_epi32(_mm512_srli_epi64(even, 32), odd_lanes, odd)};
+  low = {_mm512_mask_mov_epi32(even, odd_lanes, _mm512_slli_epi64(odd, 32))};
+}
+
+// `values` where the words are above the limit, else zero.
+inline Vector where_above(Words words, uint32_t limit, Vector values) {
+  const __mmask16 above = _mm512_cmpgt_epu32_mask(words.value, _mm512_set1_epi32(static_cast<int>(limit)));
   return {_mm512_maskz_mov_ps(above, values.value)};
 }
 

@@ -23,9 +23,8 @@ constexpr int kSumVectors = 1;
 // The same with rows as wide as can be.
 constexpr int kWideStreams = 2;
 constexpr int kWideVectors = 1;
-// Where there are many queries, kPackedRows of them are multiplied with kPackedPanels panels of 16 entries.
-constexpr int kPackedRows = 4;
-constexpr int kPackedPanels = 1;
+// Where there are many queries, 16 of them are multiplied with kLaneEntries entries.
+constexpr int kLaneEntries = 2;
 
 template <class Function>
 inline Vector each(Function function) {
@@ -172,9 +171,39 @@ inline float largest_lane(Vector a) {
   return largest;
 }
 
-// `values` where the unsigned words are above the limit, else zero.
-inline Vector where_above(const uint32_t* words, uint32_t limit, Vector values) {
-  return each([&](int lane) { return words[lane] > limit ? values.value[lane] : 0.0f; });
+// 16 unsigned numbers of 32 bits.
+struct Words {
+  uint32_t value[kWidth];
+};
+
+template <class Function>
+inline Words each_word(Function function) {
+  Words result;
+  for (int lane = 0; lane < kWidth; ++lane) result.value[lane] = function(lane);
+  return result;
+}
+
+inline Words broadcast_word(uint32_t word) {
+  return each_word([&](int) { return word; });
+}
+inline Words load_words(const uint32_t* source) {
+  return each_word([&](int lane) { return source[lane]; });
+}
+inline void store_words(uint32_t* target, Words a) { std::memcpy(target, a.value, sizeof(a.value)); }
+inline Words operator^(Words a, Words b) {
+  return each_word([&](int lane) { return a.value[lane] ^ b.value[lane]; });
+}
+
+// The upper and the lower half of each lane's product with `factor`.
+inline void multiply_words(Words a, uint32_t factor, Words& high, Words& low) {
+  const auto product = [&](int lane) { return uint64_t{a.value[lane]} * factor; };
+  high = each_word([&](int lane) { return static_cast<uint32_t>(product(lane) >> 32); });
+  low = each_word([&](int lane) { return static_cast<uint32_t>(product(lane)); });
+}
+
+// `values` where the words are above the limit, else zero.
+inline Vector where_above(Words words, uint32_t limit, Vector values) {
+  return each([&](int lane) { return words.value[lane] > limit ? values.value[lane] : 0.0f; });
 }
 
 constexpr int kKeyLanes = 2;  // 64-bit integers in a register

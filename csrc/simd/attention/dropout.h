@@ -11,23 +11,19 @@
 namespace plr_kernels {
 namespace {
 
-// Philox 4x32-10 (Salmon, Moraes, Dror, Shaw 2011) for 16 counters; words[lane][4].
-inline void philox(uint32_t (&counter)[4][kLanes], uint64_t seed, uint32_t (&words)[kLanes][4]) {
+// Philox 4x32-10 (Salmon, Moraes, Dror, Shaw 2011): each lane's counter of four words becomes four random words.
+inline void philox(Words (&counter)[4], uint64_t seed) {
   uint32_t key0 = static_cast<uint32_t>(seed), key1 = static_cast<uint32_t>(seed >> 32);
   for (int round = 0; round < 10; ++round) {
-    for (int lane = 0; lane < kLanes; ++lane) {
-      const uint64_t product0 = uint64_t{0xD2511F53} * counter[0][lane];
-      const uint64_t product1 = uint64_t{0xCD9E8D57} * counter[2][lane];
-      counter[0][lane] = static_cast<uint32_t>(product1 >> 32) ^ counter[1][lane] ^ key0;
-      counter[1][lane] = static_cast<uint32_t>(product1);
-      counter[2][lane] = static_cast<uint32_t>(product0 >> 32) ^ counter[3][lane] ^ key1;
-      counter[3][lane] = static_cast<uint32_t>(product0);
-    }
+    Words high0, low0, high1, low1;
+    multiply_words(counter[0], 0xD2511F53, high0, low0);
+    multiply_words(counter[2], 0xCD9E8D57, high1, low1);
+    counter[0] = high1 ^ counter[1] ^ broadcast_word(key0);
+    counter[1] = low1;
+    counter[2] = high0 ^ counter[3] ^ broadcast_word(key1);
+    counter[3] = low0;
     key0 += 0x9E3779B9;
     key1 += 0xBB67AE85;
-  }
-  for (int lane = 0; lane < kLanes; ++lane) {
-    for (int word = 0; word < 4; ++word) words[lane][word] = counter[word][lane];
   }
 }
 
@@ -35,12 +31,16 @@ inline void philox(uint32_t (&counter)[4][kLanes], uint64_t seed, uint32_t (&wor
 // them: entry / 4, row b · H · M + h · M + m (64 bits), 0 for the prefix and 1 for the suffix.
 inline void draw_words(const AttentionCall& call, const QueryBlock& block, uint32_t* words, int64_t row_size) {
   uint32_t counter[4][kLanes] = {};
-  uint32_t drawn[kLanes][4];
   uint32_t* targets[kLanes];
   int waiting = 0;
   const auto draw = [&] {
-    philox(counter, call.dropout->seed, drawn);
-    for (int i = 0; i < waiting; ++i) __builtin_memcpy(targets[i], drawn[i], sizeof(drawn[i]));
+    Words drawn[4];
+    for (int word = 0; word < 4; ++word) drawn[word] = load_words(counter[word]);
+    philox(drawn, call.dropout->seed);
+    for (int word = 0; word < 4; ++word) store_words(counter[word], drawn[word]);
+    for (int i = 0; i < waiting; ++i) {
+      for (int word = 0; word < 4; ++word) targets[i][word] = counter[word][i];
+    }
     waiting = 0;
   };
   for (int64_t m = 0; m < block.count; ++m) {
@@ -61,11 +61,32 @@ inline void draw_words(const AttentionCall& call, const QueryBlock& block, uint3
   if (waiting > 0) draw();
 }
 
+// visit(entry, words) for the entries of a part, 0 the prefix and 1 the suffix, with the words of 16 consecutive rows.
+template <class Visit>
+inline void for_words_of_rows(const Dropout& dropout, uint64_t first_row, uint32_t part, int64_t entries,
+                              const Visit& visit) {
+  uint32_t low[kLanes], high[kLanes];
+  for (uint64_t lane = 0; lane < kLanes; ++lane) {
+    low[lane] = static_cast<uint32_t>(first_row + lane);
+    high[lane] = static_cast<uint32_t>((first_row + lane) >> 32);
+  }
+  const Words rows_low = load_words(low), rows_high = load_words(high);
+  for (int64_t entry = 0; entry < entries; entry += 4) {
+    Words words[4] = {broadcast_word(static_cast<uint32_t>(entry / 4)), rows_low, rows_high, broadcast_word(part)};
+    philox(words, dropout.seed);
+    for (int word = 0; word < 4 && entry + word < entries; ++word) visit(entry + word, words[word]);
+  }
+}
+
+// `factor` where dropout keeps the entry, else zero.
+inline Vector kept_factor(const Dropout& dropout, Words words, Vector factor) {
+  return dropout.threshold == 0 ? factor : where_above(words, static_cast<uint32_t>(dropout.threshold - 1), factor);
+}
+
 // `values` times `factor` where dropout keeps the entry, else times zero, which hides neither NaN nor infinity: as in
 // the reference.
 inline Vector dropped(const Dropout& dropout, Vector values, const uint32_t* words, Vector factor) {
-  if (dropout.threshold == 0) return values * factor;
-  return values * where_above(words, static_cast<uint32_t>(dropout.threshold - 1), factor);
+  return values * kept_factor(dropout, load_words(words), factor);
 }
 
 }  // namespace

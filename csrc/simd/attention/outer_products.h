@@ -4,6 +4,7 @@
 #include <cstdint>
 
 #include "rows.h"
+#include "weights.h"
 
 namespace plr_kernels {
 namespace {
@@ -16,9 +17,9 @@ enum class Sums {
 };
 
 // Rows e of the result [entries, dim]: Σ_m weights[m, e] left[m], Entries x Vectors Vectors of it.
-template <DataType type, Sums sums, int Entries, int Vectors>
-inline void outer_tile(int64_t streams, const float* weights, int64_t weights_stride, const float* left,
-                       int64_t left_stride, int64_t column, int64_t dim, char* target, int64_t target_stride) {
+template <DataType type, Sums sums, int Entries, int Vectors, class Weights>
+inline void outer_tile(int64_t streams, const Weights& weights, const float* left, int64_t left_stride,
+                       int64_t column, int64_t dim, char* target, int64_t target_stride) {
   Vector tile[Entries][Vectors];
 #pragma GCC unroll 4
   for (int i = 0; i < Entries; ++i) {
@@ -34,7 +35,7 @@ inline void outer_tile(int64_t streams, const float* weights, int64_t weights_st
     for (int j = 0; j < Vectors; ++j) from_left[j] = load(left + m * left_stride + column + j * kLanes);
 #pragma GCC unroll 4
     for (int i = 0; i < Entries; ++i) {
-      const Vector weight = broadcast(weights[m * weights_stride + i]);
+      const Vector weight = broadcast(weights.at(m, i));
 #pragma GCC unroll 4
       for (int j = 0; j < Vectors; ++j) tile[i][j] = multiply_add(weight, from_left[j], tile[i][j]);
     }
@@ -55,26 +56,31 @@ inline void outer_tile(int64_t streams, const float* weights, int64_t weights_st
   }
 }
 
+// Columns from `column` on, Vectors Vectors at a time, then half as many, down to one.
+template <DataType type, Sums sums, int Entries, int Vectors, class Weights>
+inline void outer_columns(int64_t streams, const Weights& weights, const float* left, int64_t left_stride,
+                          int64_t column, int64_t dim, char* target, int64_t target_stride) {
+  constexpr int64_t least = Vectors == 1 ? 1 : Vectors * kLanes;  // columns
+  for (; column + least <= dim; column += Vectors * kLanes) {
+    outer_tile<type, sums, Entries, Vectors>(streams, weights, left, left_stride, column, dim, target, target_stride);
+  }
+  if constexpr (Vectors > 1) {
+    outer_columns<type, sums, Entries, Vectors / 2>(streams, weights, left, left_stride, column, dim, target,
+                                                    target_stride);
+  }
+}
+
 // All columns of at most Entries rows of the result.
-template <DataType type, Sums sums, int Entries = kDotEntries>
-inline void outer_rows(int64_t entries, int64_t streams, const float* weights, int64_t weights_stride,
-                       const float* left, int64_t left_stride, int64_t dim, char* target, int64_t target_stride) {
+template <DataType type, Sums sums, int Entries = kDotEntries, class Weights>
+inline void outer_rows(int64_t entries, int64_t streams, const Weights& weights, const float* left, int64_t left_stride,
+                       int64_t dim, char* target, int64_t target_stride) {
   if constexpr (Entries > 1) {
     if (entries < Entries) {
-      outer_rows<type, sums, Entries - 1>(entries, streams, weights, weights_stride, left, left_stride, dim, target,
-                                          target_stride);
+      outer_rows<type, sums, Entries - 1>(entries, streams, weights, left, left_stride, dim, target, target_stride);
       return;
     }
   }
-  int64_t column = 0;
-  for (; column + kSumVectors * kLanes <= dim; column += kSumVectors * kLanes) {
-    outer_tile<type, sums, Entries, kSumVectors>(streams, weights, weights_stride, left, left_stride, column, dim,
-                                                 target, target_stride);
-  }
-  for (; column < dim; column += kLanes) {
-    outer_tile<type, sums, Entries, 1>(streams, weights, weights_stride, left, left_stride, column, dim, target,
-                                       target_stride);
-  }
+  outer_columns<type, sums, Entries, kSumVectors>(streams, weights, left, left_stride, 0, dim, target, target_stride);
 }
 
 // Writes the gradient w.r.t. the prefix entries of (b, h) in `tensor`, kDotEntries rows at a time, by
@@ -98,29 +104,28 @@ inline void write_prefix_gradient(const AttentionCall& call, const Strided& tens
 }
 
 // The gradient w.r.t. the prefix entries where one block has all queries: Σ_m weights[m, e] left[m].
-template <DataType type, Sums sums>
+template <DataType type, Sums sums, class Weights>
 inline void prefix_gradient(const AttentionCall& call, const Strided& tensor, const QueryBlock& block,
-                            const float* weights, int64_t weights_stride, const float* left, int64_t left_stride,
-                            void* gradient) {
+                            const Weights& weights, const float* left, int64_t left_stride, void* gradient) {
   write_prefix_gradient<type, sums>(
       call, tensor, block.batch_head, gradient, [&](int64_t e, int64_t rows, char* target) {
-        outer_rows<type, sums>(rows, block.count, weights + e, weights_stride, left, left_stride, call.dim, target,
+        outer_rows<type, sums>(rows, block.count, weights.from(0, e), left, left_stride, call.dim, target,
                                call.dim * bytes_of(type));
       });
 }
 
 // Adds a block's part of it to `total` [P, total_stride]. The first queries of ascending lengths do not see the last
 // entries.
-inline void add_prefix_gradient(const AttentionCall& call, const QueryBlock& block, const float* weights,
-                                int64_t weights_stride, const float* left, int64_t left_stride, float* total,
-                                int64_t total_stride) {
+template <class Weights>
+inline void add_prefix_gradient(const AttentionCall& call, const QueryBlock& block, const Weights& weights,
+                                const float* left, int64_t left_stride, float* total, int64_t total_stride) {
   int64_t first = 0;
   for (int64_t e = 0; e < block.length; e += kDotEntries) {
     while (block.length_of(call, first) <= e) ++first;
     outer_rows<DataType::float32, Sums::added>(
-        smaller(kDotEntries, block.length - e), block.count - first, weights + first * weights_stride + e,
-        weights_stride, left + first * left_stride, left_stride, total_stride,
-        reinterpret_cast<char*>(total + e * total_stride), total_stride * static_cast<int64_t>(sizeof(float)));
+        smaller(kDotEntries, block.length - e), block.count - first, weights.from(first, e), left + first * left_stride,
+        left_stride, total_stride, reinterpret_cast<char*>(total + e * total_stride),
+        total_stride * static_cast<int64_t>(sizeof(float)));
   }
 }
 
@@ -145,17 +150,31 @@ inline void store_prefix_gradient(const AttentionCall& call, const Strided& tens
 }
 
 // The gradient w.r.t. the suffixes of a block: weights[m, s] left[m].
-template <DataType type, Sums sums>
-inline void suffix_gradient(const AttentionCall& call, const QueryBlock& block, const float* weights,
-                            int64_t weights_stride, const float* left, int64_t left_stride, void* gradient) {
+template <DataType type, Sums sums, class Weights>
+inline void suffix_gradient(const AttentionCall& call, const QueryBlock& block, const Weights& weights,
+                            const float* left, int64_t left_stride, void* gradient) {
   const int64_t row_bytes = call.dim * bytes_of(type);
   char* target = static_cast<char*>(gradient) + block.first_row(call) * call.suffix * row_bytes;
   for (int64_t m = 0; m < block.count; ++m) {
     for (int64_t s = 0; s < call.suffix; ++s) {
-      outer_rows<type, sums, 1>(1, 1, weights + m * weights_stride + s, weights_stride, left + m * left_stride,
-                                left_stride, call.dim, target, row_bytes);
+      outer_rows<type, sums, 1>(1, 1, weights.from(m, s), left + m * left_stride, left_stride, call.dim, target,
+                                row_bytes);
       target += row_bytes;
     }
+  }
+}
+
+// The gradients w.r.t. the suffixes of a block that are wanted: those of keys, ds q, and of values, c p · output gradient.
+template <DataType type, Sums sums, class Weights>
+inline void suffix_gradients(const AttentionCall& call, const QueryBlock& block, const AttentionWorkspace& space,
+                             const Weights& scores, const Weights& kept, int64_t suffix_start,
+                             const AttentionGradients& wanted) {
+  if (wanted.stream_key != nullptr) {
+    suffix_gradient<type, sums>(call, block, scores.from(0, suffix_start), space.query, space.dim, wanted.stream_key);
+  }
+  if (wanted.stream_value != nullptr) {
+    suffix_gradient<type, sums>(call, block, kept.from(0, suffix_start), space.output_gradient, space.dim,
+                                wanted.stream_value);
   }
 }
 

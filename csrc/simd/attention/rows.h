@@ -109,11 +109,10 @@ struct QueryBlock {
     const int64_t most = queries_per_block(call);
     return (call.streams + most - 1) / most;
   }
-  // Nearly as many queries in each block, in whole tiles of registers.
+  // Nearly as many queries in each block, in whole Vectors.
   static int64_t start(const AttentionCall& call, int64_t index) {
-    constexpr int64_t tile = 8;
-    const int64_t tiles = (call.streams + tile - 1) / tile;
-    return smaller(call.streams, tile * (tiles * index / blocks(call)));
+    const int64_t vectors = (call.streams + kLanes - 1) / kLanes;
+    return smaller(call.streams, kLanes * (vectors * index / blocks(call)));
   }
 
   // The length of its query i.
@@ -130,8 +129,6 @@ struct QueryBlock {
     return longest;
   }
   bool is_last(const AttentionCall& call) const { return first + count == call.streams; }
-  // Whether it is one of the last two, which fetch the prefix of the next (b, h) where there are many queries.
-  bool fetches_next(const AttentionCall& call) const { return index + 2 >= blocks(call); }
   // The number of its first query among those of the whole call.
   int64_t first_row(const AttentionCall& call) const { return batch_head.number * call.streams + first; }
 };
@@ -203,21 +200,34 @@ inline void store_columns(char* row, int64_t column, int64_t dim, Vector values)
   __builtin_memcpy(row + column * bytes, padded, (dim - column) * bytes);
 }
 
-// The rows [Q, D] of a block as float32 [Q, target_stride], zero beyond D; fetches those of the next block, where there
-// are few.
+// A row [D] as float32 in whole Vectors, zero beyond D.
+template <DataType type>
+inline void upcast_row(const char* row, int64_t dim, float* target) {
+  for (int64_t column = 0; column < dim; column += kLanes) {
+    const int64_t left = dim - column;
+    store(target + column,
+          left >= kLanes ? load_columns<type>(row, column) : load_last_columns<type>(row, column, left));
+  }
+}
+
+// The rows [Q, D] of a block as float32 [Q, target_stride], zero beyond D.
 template <DataType type>
 inline void upcast_rows(const AttentionCall& call, const Strided& tensor, const QueryBlock& block, float* target,
                         int64_t target_stride) {
   const Source source = rows_of(call, tensor, block);
-  const int64_t dim = call.dim, ahead = to_next_block(call, tensor, block);
-  const bool many = has_many_queries(call);  // packed_dots fetches them
-  for (int64_t i = 0; i < block.count; ++i) {
+  for (int64_t i = 0; i < block.count; ++i) upcast_row<type>(source.row(i), call.dim, target + i * target_stride);
+}
+
+// The sums of a block [Q, dim], each times its factor where there are some, to rows [Q, D] of a result.
+template <DataType type>
+inline void write_rows(const QueryBlock& block, const AttentionWorkspace& space, int64_t dim, const float* factors,
+                       char* target) {
+  for (int64_t m = 0; m < block.count; ++m) {
+    const Vector factor = broadcast(factors == nullptr ? 1.0f : factors[m]);
     for (int64_t column = 0; column < dim; column += kLanes) {
-      const int64_t left = dim - column;
-      store(target + i * target_stride + column, left >= kLanes ? load_columns<type>(source.row(i), column)
-                                                                : load_last_columns<type>(source.row(i), column, left));
+      store_columns<type>(target, column, dim, load(space.output + m * space.dim + column) * factor);
     }
-    if (!many) fetch(source.row(i) + ahead, dim * bytes_of(type));
+    target += dim * bytes_of(type);
   }
 }
 

@@ -5,29 +5,31 @@
 #include <cstdint>
 
 #include "rows.h"
+#include "weights.h"
 
 namespace plr_kernels {
 namespace {
 
 // Streams' suffixes, entry s of stream i with the weight [i, s].
+template <class Weights>
 struct SuffixEntries {
   Source streams;
   int64_t entry_stride;
   int64_t count;
-  const float* weights;
+  Weights weights;
   int64_t ahead;  // bytes to those of the next block, to be fetched; 0: none are
 
-  SuffixEntries from(int64_t stream, int64_t weights_stride) const {
-    return {streams.from(stream), entry_stride, count, weights + stream * weights_stride, ahead};
+  SuffixEntries from(int64_t stream) const {
+    return {streams.from(stream), entry_stride, count, weights.from(stream, 0), ahead};
   }
 };
 
 // sums[i] = Σ_s suffix weight · suffix entry + Σ_e weights[i, e] row e, for Streams rows of weights and Vectors Vectors
 // from `column` on; with Last, one Vector that is only partly within `dim`. Where `suffix` is null, the second sum is
 // added to sums[i]. `first_visit` says that the rows have not been read before.
-template <DataType type, int Streams, int Vectors, bool Last>
-inline void sum_tile(const float* weights, int64_t weights_stride, const Rows& rows, int64_t entries, bool first_visit,
-                     const SuffixEntries* suffix, int64_t column, int64_t dim, float* sums, int64_t sums_stride) {
+template <DataType type, int Streams, int Vectors, bool Last, class Weights>
+inline void sum_tile(const Weights& weights, const Rows& rows, int64_t entries, bool first_visit,
+                     const SuffixEntries<Weights>* suffix, int64_t column, int64_t dim, float* sums, int64_t sums_stride) {
   static_assert(!Last || Vectors == 1, "only the last Vector of a row is not whole");
   const int64_t start = column * bytes_of(type);
   const auto vector_at = [&](const char* row, int j) {
@@ -47,7 +49,7 @@ inline void sum_tile(const float* weights, int64_t weights_stride, const Rows& r
     for (int j = 0; j < Vectors; ++j) tile[i][j] = zero();
     const char* row = suffix->streams.row(i);
     for (int64_t s = 0; s < suffix->count; ++s) {
-      const Vector weight = broadcast(suffix->weights[i * weights_stride + s]);
+      const Vector weight = broadcast(suffix->weights.at(i, s));
 #pragma GCC unroll 8
       for (int j = 0; j < Vectors; ++j) {
         tile[i][j] = multiply_add(weight, vector_at(row + start, j), tile[i][j]);
@@ -75,7 +77,7 @@ inline void sum_tile(const float* weights, int64_t weights_stride, const Rows& r
       fetched_row += fetched.stride;
 #pragma GCC unroll 4
       for (int i = 0; i < Streams; ++i) {
-        const Vector weight = broadcast(weights[i * weights_stride + e]);
+        const Vector weight = broadcast(weights.at(i, e));
 #pragma GCC unroll 8
         for (int j = 0; j < Vectors; ++j) tile[i][j] = multiply_add(weight, from_row[j], tile[i][j]);
       }
@@ -90,66 +92,64 @@ inline void sum_tile(const float* weights, int64_t weights_stride, const Rows& r
 }
 
 // Columns from `column` on that are less than a tile's: as many whole Vectors as there are, then the last part.
-template <DataType type, int Streams, int Vectors>
-inline void sum_last_columns(const float* weights, int64_t weights_stride, const Rows& rows, int64_t entries,
-                             bool first_visit, const SuffixEntries* suffix, int64_t column, int64_t dim, float* sums,
+template <DataType type, int Streams, int Vectors, class Weights>
+inline void sum_last_columns(const Weights& weights, const Rows& rows, int64_t entries, bool first_visit,
+                             const SuffixEntries<Weights>* suffix, int64_t column, int64_t dim, float* sums,
                              int64_t sums_stride) {
   if constexpr (Vectors == 0) {
     if (column < dim) {
-      sum_tile<type, Streams, 1, true>(weights, weights_stride, rows, entries, first_visit, suffix, column, dim, sums,
-                                       sums_stride);
+      sum_tile<type, Streams, 1, true>(weights, rows, entries, first_visit, suffix, column, dim, sums, sums_stride);
     }
   } else if ((dim - column) / kLanes >= Vectors) {
-    sum_tile<type, Streams, Vectors, false>(weights, weights_stride, rows, entries, first_visit, suffix, column, dim,
-                                            sums, sums_stride);
-    sum_last_columns<type, Streams, 0>(weights, weights_stride, rows, entries, false, suffix, column + Vectors * kLanes,
-                                       dim, sums, sums_stride);
+    sum_tile<type, Streams, Vectors, false>(weights, rows, entries, first_visit, suffix, column, dim, sums,
+                                            sums_stride);
+    sum_last_columns<type, Streams, 0>(weights, rows, entries, false, suffix, column + Vectors * kLanes, dim, sums,
+                                       sums_stride);
   } else {
-    sum_last_columns<type, Streams, Vectors - 1>(weights, weights_stride, rows, entries, first_visit, suffix, column,
-                                                 dim, sums, sums_stride);
+    sum_last_columns<type, Streams, Vectors - 1>(weights, rows, entries, first_visit, suffix, column, dim, sums,
+                                                 sums_stride);
   }
 }
 
 // All columns of at most Streams rows: first, where they are few enough streams, in wide tiles.
-template <DataType type, int Streams = kStreamTile>
-inline void sums_of_tile(int64_t streams, const float* weights, int64_t weights_stride, const Rows& rows,
-                         int64_t entries, bool first_visit, const SuffixEntries* suffix, int64_t dim, float* sums,
-                         int64_t sums_stride) {
+template <DataType type, int Streams = kStreamTile, class Weights>
+inline void sums_of_tile(int64_t streams, const Weights& weights, const Rows& rows, int64_t entries, bool first_visit,
+                         const SuffixEntries<Weights>* suffix, int64_t dim, float* sums, int64_t sums_stride) {
   if constexpr (Streams > 1) {
     if (streams < Streams) {
-      sums_of_tile<type, Streams - 1>(streams, weights, weights_stride, rows, entries, first_visit, suffix, dim, sums,
-                                      sums_stride);
+      sums_of_tile<type, Streams - 1>(streams, weights, rows, entries, first_visit, suffix, dim, sums, sums_stride);
       return;
     }
   }
   int64_t column = 0;
   if constexpr (Streams <= kWideStreams && kWideVectors > kSumVectors) {
     for (; column + kWideVectors * kLanes <= dim; column += kWideVectors * kLanes) {
-      sum_tile<type, Streams, kWideVectors, false>(weights, weights_stride, rows, entries, first_visit && column == 0,
-                                                   suffix, column, dim, sums, sums_stride);
+      sum_tile<type, Streams, kWideVectors, false>(weights, rows, entries, first_visit && column == 0, suffix, column,
+                                                   dim, sums, sums_stride);
     }
   }
   for (; column + kSumVectors * kLanes <= dim; column += kSumVectors * kLanes) {
-    sum_tile<type, Streams, kSumVectors, false>(weights, weights_stride, rows, entries, first_visit && column == 0,
-                                                suffix, column, dim, sums, sums_stride);
+    sum_tile<type, Streams, kSumVectors, false>(weights, rows, entries, first_visit && column == 0, suffix, column,
+                                                dim, sums, sums_stride);
   }
-  sum_last_columns<type, Streams, kSumVectors - 1>(weights, weights_stride, rows, entries, first_visit && column == 0,
-                                                   suffix, column, dim, sums, sums_stride);
+  sum_last_columns<type, Streams, kSumVectors - 1>(weights, rows, entries, first_visit && column == 0, suffix, column,
+                                                   dim, sums, sums_stride);
 }
 
 // Of what weighted_sums fetches the next rows, with each that it reads.
 enum class Fetches { none, prefix, suffix, all };
 
-// sums[m] = Σ weight · row over the prefix entries and over the suffix [S, D] of each stream of a block.
-template <DataType type>
+// sums[m] = Σ weight · row over the prefix entries and over the suffix [S, D] of each stream of a block, whose weights
+// begin with those of `suffix_start`.
+template <DataType type, class Weights>
 inline void weighted_sums(const AttentionCall& call, const Rows& rows, const Strided& suffix, const QueryBlock& block,
-                          Fetches fetches, const float* weights, int64_t weights_stride, float* sums,
+                          Fetches fetches, const Weights& weights, int64_t suffix_start, float* sums,
                           int64_t sums_stride) {
-  const SuffixEntries all_suffixes{rows_of(call, suffix, block), suffix.entry_stride * bytes_of(type), call.suffix,
-                                   weights + round_up(rows.count, kLanes),
-                                   fetches == Fetches::suffix || fetches == Fetches::all
-                                       ? to_next_block(call, suffix, block)
-                                       : 0};
+  const SuffixEntries<Weights> all_suffixes{rows_of(call, suffix, block), suffix.entry_stride * bytes_of(type),
+                                            call.suffix, weights.from(0, suffix_start),
+                                            fetches == Fetches::suffix || fetches == Fetches::all
+                                                ? to_next_block(call, suffix, block)
+                                                : 0};
   const bool fetches_prefix = fetches == Fetches::prefix || fetches == Fetches::all;
   // Rows that are read as a whole come faster: few streams at a time where that lets all columns be in registers.
   const int64_t tile = call.dim >= kWideVectors * kLanes ? kWideStreams : kStreamTile;
@@ -157,11 +157,11 @@ inline void weighted_sums(const AttentionCall& call, const Rows& rows, const Str
   do {  // once even where there is no prefix
     const Rows entries = rows.from(first);
     for (int64_t m = 0; m < block.count; m += tile) {
-      const SuffixEntries suffix_entries = all_suffixes.from(m, weights_stride);
-      sums_of_tile<type>(smaller(tile, block.count - m), weights + m * weights_stride + first, weights_stride, entries,
+      const SuffixEntries<Weights> suffix_entries = all_suffixes.from(m);
+      sums_of_tile<type>(smaller(tile, block.count - m), weights.from(m, first), entries,
                          larger(smaller(kEntryBlock, block.longest_of(call, m, tile) - first), 0),
-                         fetches_prefix && m == 0,
-                         first == 0 ? &suffix_entries : nullptr, call.dim, sums + m * sums_stride, sums_stride);
+                         fetches_prefix && m == 0, first == 0 ? &suffix_entries : nullptr, call.dim,
+                         sums + m * sums_stride, sums_stride);
     }
     first += kEntryBlock;
   } while (first < rows.count);
