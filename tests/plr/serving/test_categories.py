@@ -78,6 +78,8 @@ def test_what_cannot_be_is_refused(recommender, tmp_path):
         ({"at_most": 2}, "belong together"),
         ({"categories": CATEGORIES}, "belong together"),
         ({"at_most": 0, "categories": CATEGORIES}, "at_most must be at least 1; found 0"),
+        ({"at_most": 2, "categories": {3.0: "one"}}, "must name items of the run, such as 'i0', .*; found '3.0'"),
+        ({"at_most": 2, "categories": {"i1": "a", " i1": "b"}}, "names the item 'i1' more than once"),
     ):
         with pytest.raises(ConfigError, match=said):
             recommender.recommend([["i1"]], 3, **options)
