@@ -13,7 +13,7 @@ import polars as pl
 from plr.errors import DataError, RequestError, listed, shortened
 from plr.prepare.readers import Columns
 from plr.prepare.readers.columns import find_columns
-from plr.serving.item_numbers import ItemNumbers
+from plr.serving.item_numbers import ItemNumbers, is_id
 from plr.serving.ragged import Ragged
 
 __all__ = ["HISTORY", "UserHistories", "histories_of", "split_history"]
@@ -97,7 +97,7 @@ def split_history(text: str) -> Sequence[str]:
             ids = json.loads(text)
         except ValueError:
             ids = None
-        if isinstance(ids, list) and all(isinstance(each, (str, int)) and not isinstance(each, bool) for each in ids):
+        if isinstance(ids, list) and all(map(is_id, ids)):
             return [str(each) for each in ids]
     return text.split()
 

@@ -31,7 +31,7 @@ from plr.serving.filters import ItemFilter
 from plr.serving.gpu_plan import GPUPlan
 from plr.serving.gpu_plan import why_not as why_no_plan
 from plr.serving.histories import UserHistories, histories_of
-from plr.serving.item_numbers import ItemNumbers
+from plr.serving.item_numbers import ItemNumbers, is_id, is_sequence
 from plr.serving.new_items import with_new_items
 from plr.serving.popularity import check_days, most_popular, popularity_of_run, recent_popularity
 from plr.serving.ragged import Ragged
@@ -262,6 +262,8 @@ class Recommender:
             raise ValueError(f'unknown must be "error" or "skip"; found {unknown!r}')
         if not isinstance(histories, Iterable):
             raise TypeError(f"histories must be lists of item ids, one for each history; found {shortened(histories)}")
+        if isinstance(histories, pl.DataFrame):  # whose items are its columns
+            raise TypeError("histories must be lists of item ids; found a frame, which recommend_frame takes")
         numbers = Ragged.of(
             [self._to_numbers(place, history, unknown == "skip") for place, history in enumerate(histories)]
         )
@@ -659,19 +661,26 @@ class Recommender:
             raise RunError("the user embedding of a history is not finite; the weights are damaged")
 
     def numbers_of(self, items: Iterable[str | int]) -> tuple[list[int], list[str]]:
-        """Return the numbers of the items that training has seen, and the ids of the others."""
+        """Return the numbers of the items that training has seen, and the ids of the others.
+
+        Raises:
+            TypeError: what is unknown can be no id.
+        """
         known: list[int] = []
         unknown: list[str] = []
-        for item in map(str, items):
-            index = self._index.get(item)
-            if index is None:
-                unknown.append(item)
-            else:
+        for item in items:
+            name = str(item)
+            index = self._index.get(name)
+            if index is not None:
                 known.append(index)
+            elif is_id(item):
+                unknown.append(name)
+            else:  # what is skipped must be an item that training never saw, not a number that has become a float
+                raise TypeError(f"an item must be an id, a text or a whole number; found {shortened(item)}")
         return known, unknown
 
     def _to_numbers(self, place: int, history: Sequence[str | int], skip: bool) -> list[int]:
-        if isinstance(history, str) or not isinstance(history, Iterable):
+        if not is_sequence(history):
             raise TypeError(f"history {place} must be a sequence of item ids; found {shortened(history)}")
         known, unknown = self.numbers_of(history)
         if unknown and not skip:
@@ -693,6 +702,9 @@ def _of_users(name: str, given: Any, users: pl.Series) -> Any:
     if len(lists) < len(given):
         twice = next(user for user in given if user != str(user) and str(user) in given)
         raise RequestError(f"{name} has two lists for the user {twice!r}, one of a number and one of a text")
+    for user, items in given.items():
+        if isinstance(items, (str, Integral)):  # of texts alone a list for all users would be made
+            raise TypeError(f"{name} must have a list of item ids for the user {user!r}; found {shortened(items)}")
     return [lists.get(user) for user in users.cast(pl.String)] or None
 
 

@@ -8,7 +8,7 @@ import io
 import json
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import polars as pl
@@ -28,7 +28,7 @@ from plr.prepare.readers.parquet import PARQUET_ERRORS, open_parquet, unreadable
 from plr.prepare.readers.source import unreadable
 from plr.prepare.sources import SourceFiles
 from plr.serving.histories import HISTORY, UserHistories, histories_of, split_history
-from plr.serving.item_numbers import ItemNumbers
+from plr.serving.item_numbers import ItemNumbers, is_id
 
 __all__ = ["UserFile", "open_user_file"]
 
@@ -249,15 +249,11 @@ def _json_rows(path: Path, user_column: str | None) -> Iterator[Row]:
             if user is None:
                 user = find_columns(list(record), Columns(user_column, HISTORY), path, line)["user"]
             history = record.get(HISTORY)
-            if not isinstance(history, list) or not all(map(_is_id, history)):
+            if not isinstance(history, list) or not all(map(is_id, history)):
                 raise DataError(f"history must be a list of item ids; found {shortened(history)}", path, line)
-            if not _is_id(record.get(user)):
+            if not is_id(record.get(user)):
                 raise DataError(f"{user} must be an id; found {shortened(record.get(user))}", path, line)
             yield _user(str(record[user]), path, line), [str(item) for item in history]
-
-
-def _is_id(value: Any) -> bool:
-    return isinstance(value, (str, int)) and not isinstance(value, bool)
 
 
 def _user(text: str, path: Path, line: int) -> str:
