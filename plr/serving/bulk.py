@@ -123,7 +123,7 @@ def recommend_users(
         "text_vectors": None if text_vectors is None else sha256_of(text_vectors / "manifest.json"),
         "device": device,
         "block": BLOCK,
-        **_chosen(limit, popularity),
+        **_chosen(limit, popularity, reading or {}),
     }
     folder = parts_folder(out)
     folder.mkdir(parents=True, exist_ok=True)
@@ -230,9 +230,11 @@ def _read_json(path: Path) -> dict[str, Any]:
     return content
 
 
-def _chosen(limit: CategoryLimit | None, popularity: np.ndarray | None) -> dict[str, Any]:
+def _chosen(
+    limit: CategoryLimit | None, popularity: np.ndarray | None, reading: dict[str, str | None]
+) -> dict[str, Any]:
     """Return what tells jobs apart by options that jobs of earlier versions do not name."""
-    chosen: dict[str, Any] = {}
+    chosen: dict[str, Any] = {name: value for name, value in reading.items() if value is not None}
     if limit is not None:
         digest = hashlib.sha256(limit.categories.offsets.tobytes() + limit.categories.ids.tobytes())
         chosen |= {"at_most": limit.most, "categories": digest.hexdigest()}

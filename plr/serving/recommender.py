@@ -389,7 +389,8 @@ class Recommender:
             histories: a frame of pandas, polars, pyarrow or any Arrow stream, or a mapping from names to arrays: a row
                 per interaction, a history being a user's rows in the order of the timestamps (without: of the frame);
                 or a row per history, with a list of item ids (or a text of them) in the column `history`. Columns have
-                the usual names or those of the run (`user_column`, …).
+                the usual names or those of the run (`user_column`, …). Ratings below the run's `min_rating` are left
+                out, where the frame has any.
             unknown: "skip" ignores items that training never saw, and warns of them; "error" refuses them.
             only, exclude: as in `recommend`, lists being those of the users in the order in which they come in the
                 frame; or mappings from users to lists of item ids.
@@ -408,8 +409,11 @@ class Recommender:
         if unknown not in ("error", "skip"):
             raise ValueError(f'unknown must be "error" or "skip"; found {unknown!r}')
         frame = as_polars(histories)
-        wanted = Columns(self.config.user_column, self.config.item_column, None, self.config.timestamp_column)
-        users = histories_of(frame, wanted, self.numbers, strict=unknown == "error")
+        config = self.config
+        rating = config.rating_column if config.rating_column in frame.columns else None
+        wanted = Columns(config.user_column, config.item_column, rating, config.timestamp_column)
+        strict = unknown == "error"
+        users = histories_of(frame, wanted, self.numbers, min_rating=config.min_rating, strict=strict)
         if users.unknown:
             warnings.warn(
                 f"{users.unknown:,} of {users.interactions:,} interactions are with items never seen in training; "

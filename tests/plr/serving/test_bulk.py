@@ -355,6 +355,8 @@ def test_arguments_that_make_no_sense(arguments, message, run, tmp_path, capsys,
     [
         ("u.jsonl", '{"user": "a", "history": ["i1"]}\n{"user": "b", "history": "i1"}\n',
          "u.jsonl:2: history must be a list of item ids; found 'i1'"),
+        ("u.jsonl", '{"user": "a", "history": ["i1"], "history": ["i2"]}\n',
+         "u.jsonl:1: not usable JSON: 'history' occurs twice"),
         ("u.jsonl", '{"user": "a", "history": ["i1"]}\n\n{"user": null, "history": []}\n',
          "u.jsonl:3: user must be an id; found None"),
         ("u.jsonl", '{"user": "a", "history": [true]}\n', "u.jsonl:1: history must be a list of item ids"),
@@ -381,6 +383,84 @@ def test_files_that_cannot_be_used(name, content, message, run, write, tmp_path)
 def test_names_of_columns_for_a_format_without_any(run, small_data, tmp_path):
     with pytest.raises(ConfigError, match="has no named columns"):
         recommend_users(run, small_data, tmp_path / "o.csv", reading={"user_column": "u"})
+
+
+@pytest.mark.parametrize(
+    ("form", "reading", "message"),
+    [
+        ("prepared", {"format": "csv", "user_column": "u", "item_column": None},
+         "prepared: a prepared folder has no format, .*; found format 'csv', user_column 'u'"),
+        ("wide.jsonl", {"user_column": "user", "item_column": "x"}, "lines of histories have no .*; found item_column"),
+        ("wide.csv", {"timestamp_column": "age"}, "rows of histories have no rating_column, timestamp_column; found"),
+        ("wide.parquet", {"rating_column": "age"}, "rows of histories have no .*; found rating_column 'age'"),
+    ],
+)  # fmt: skip
+def test_names_that_would_be_ignored(form, reading, message, run, small_data, tmp_path):
+    if form == "prepared":
+        assert main(["prepare", str(small_data), "--out", str(tmp_path / form)]) == 0
+    users = as_file(form, tmp_path)
+    with pytest.raises(ConfigError, match=message):
+        recommend_users(run, users, tmp_path / "o.csv", reading=reading)
+    named = {"format": "auto", "timestamp_column": "none"}  # says what is so
+    assert recommend_users(run, users, tmp_path / "o.csv", reading=named).users
+
+
+def test_an_interrupted_command_that_read_other_columns_is_not_gone_on_with(run, tmp_path, monkeypatch):
+    users, out = tmp_path / "users.parquet", tmp_path / "out.csv"
+    pl.DataFrame({"user": ["a"], "account": ["b"], "history": [["i1"]]}).write_parquet(users)
+
+    def killed(*_):
+        raise Killed
+
+    with monkeypatch.context() as patched:
+        patched.setattr(bulk, "_join", killed)
+        with pytest.raises(Killed):
+            recommend_users(run, users, out, k=2)
+    with pytest.raises(RunError, match="other user_column;"):
+        recommend_users(run, users, out, k=2, reading={"user_column": "account"})
+    recommend_users(run, users, out, k=2, reading={"user_column": None})
+    assert set(pl.read_csv(out)["user"]) == {"a"}
+
+
+def test_users_of_parquet_files_are_read_as_those_of_others(run, tmp_path, monkeypatch):
+    monkeypatch.setattr(bulk, "BLOCK", 2)
+    users, out = tmp_path / "users.parquet", tmp_path / "out.parquet"
+    pl.DataFrame({"user": [" a", "b "], "history": [["i1"], ["i1"]]}).write_parquet(users)
+    recommend_users(run, users, out, k=1)
+    assert pl.read_parquet(out)["user"].to_list() == ["a", "b"]
+    pl.DataFrame({"user": ["a", "b", "c", " "], "history": [["i1"]] * 4}).write_parquet(users)
+    with pytest.raises(DataError, match=r"users.parquet: the user is missing in row 4"):
+        recommend_users(run, users, out)
+
+
+def test_a_user_whose_ratings_are_all_too_low_is_answered_in_a_file_and_in_a_frame(small_data, tmp_path):
+    rows = [
+        (user, item, 1 + (user_number + step) % 5, step)
+        for user_number, (user, *items) in enumerate(map(str.split, small_data.read_text().splitlines()))
+        for step, item in enumerate(items)
+    ]
+    frame = pl.DataFrame(rows, schema=["user", "item", "stars", "timestamp"], orient="row")
+    metrics = plr.train(frame, tmp_path / "run", method="base", dim=8, ffn_dim=8, epochs=1, threads=1, min_rating=3,
+                        rating_column="stars")  # fmt: skip
+    assert metrics
+    recommender = plr.Recommender.load(tmp_path / "run")
+    first, second, third = recommender.item_ids[:3]
+    rows = [("a", first, 2, 1), ("b", second, 5, 1), ("b", third, 2, 2), ("c", first, 3, 1), ("c", third, 4, 2)]
+    asked = pl.DataFrame(rows, schema=["user", "item", "stars", "timestamp"], orient="row")
+    asked.write_csv(tmp_path / "users.csv")
+    counts = recommend_users(tmp_path / "run", tmp_path / "users.csv", tmp_path / "out.parquet", k=3)
+    assert (counts.users, counts.popular, counts.interactions) == (3, 1, 3)
+    found = recommender.recommend_frame(asked, 3)
+    assert found.equals(pl.read_parquet(tmp_path / "out.parquet"))
+    popular = found.filter(pl.col("source") == "popularity")
+    assert set(popular["user"]) == {"a"}
+    of_model = recommender.recommend([[second], [first, third]], 3)
+    assert found.filter(pl.col("user") != "a")["item"].to_list() == [each.item for row in of_model for each in row]
+    assert recommender.recommend_frame(asked.head(0), 3).shape == (0, 5)
+    assert recommender.recommend_frame(asked.drop("stars"), 3)["source"].unique().to_list() == ["model"]
+    for stars in (None, float("nan")):
+        with pytest.raises(DataError, match="column 'stars' must hold numbers, none missing"):
+            recommender.recommend_frame(asked.with_columns(stars=pl.lit(stars, pl.Float64)), 3)
 
 
 def test_lists_of_items(write):
