@@ -93,11 +93,20 @@ class Recommender:
         self._run = run
         self._gpu = gpu
         self._index = {item_id: index for index, item_id in enumerate(self.item_ids)}
-        with torch.no_grad():
-            self._table = model.item_table().detach()  # [V, d]
-            self._candidates = model.candidates(self._table)  # [V, d]
+        self._make_vectors()
         self._fingerprint: tuple[list[Any], bytes] | None = None
         self._prepare()
+
+    def _make_vectors(self) -> None:
+        self._vectors_of = snapshot(self.model)
+        with torch.inference_mode(False), torch.no_grad():
+            self._table = self.model.item_table().detach()  # [V, d]
+            self._candidates = self.model.candidates(self._table)  # [V, d]
+
+    def _refresh(self) -> None:
+        """Make the item vectors anew where the model has been changed: those of features and texts are not weights."""
+        if snapshot(self.model) != self._vectors_of:
+            self._make_vectors()
 
     def _prepare(self) -> None:
         """Pack the weights for what computes the answers."""
@@ -534,6 +543,8 @@ class Recommender:
             self._check_finite(states.states)
         exclude_seen = self.config.exclude_seen if exclude_seen is None else exclude_seen
         engine = self.engine
+        if engine is None:
+            self._refresh()
         wide = self._candidates.dtype == torch.float64
         scores = np.empty((len(histories), k), np.float64 if wide else np.float32)
         items = np.empty((len(histories), k), np.int64)
@@ -564,6 +575,7 @@ class Recommender:
     @property
     def item_vectors(self) -> Tensor:
         """The vectors that scores are taken against, [V, d] in the order of `item_ids`: of cosines, unit vectors."""
+        self._refresh()
         return self._candidates.cpu()
 
     @torch.inference_mode()
@@ -596,8 +608,11 @@ class Recommender:
         numbers = Ragged.of(
             [self._to_numbers(place, history, unknown == "skip") for place, history in enumerate(histories)]
         )
+        engine = self.engine
+        if engine is None:
+            self._refresh()
         parts = [
-            self._states(numbers.take(np.arange(first, min(first + batch_size, len(numbers)))), self.engine)
+            self._states(numbers.take(np.arange(first, min(first + batch_size, len(numbers)))), engine)
             for first in range(0, max(1, len(numbers)), batch_size)
         ]
         log_weights = [part.log_weights for part in parts if part.log_weights is not None]
