@@ -559,8 +559,10 @@ def _recommend(options: Namespace) -> None:
             raise ConfigError(f"--{name} belongs to {other}")
     if options.users is not None and options.out is None:
         raise ConfigError("--users needs --out, the file to write")
-    from plr.serving.bulk import read_item_list
+    from plr.serving.bulk import read_item_list, refuse_inputs
 
+    if options.users is not None:
+        refuse_inputs(Path(options.out), *(Path(options[name]) for name in ("only", "deny") if options[name]))
     lists = {name: options[name] and read_item_list(Path(options[name])) for name in ("only", "deny")}
     if options.users is None:
         _recommend_one(options, lists)

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from plr.errors import DataError, RunError, listed
+from plr.errors import ConfigError, DataError, RunError, listed
 from plr.files import atomic_path, remove_leftovers, sha256_of
 from plr.lock import LOCK, locked
 from plr.prepare.readers import open_plain
@@ -28,7 +28,7 @@ from plr.serving.recommender import Recommender
 from plr.serving.tables import TableFormat, table_format
 from plr.serving.user_files import UserFile, open_user_file
 
-__all__ = ["BulkCounts", "read_item_list", "recommend_users"]
+__all__ = ["BulkCounts", "read_item_list", "recommend_users", "refuse_inputs"]
 
 BLOCK = 4096
 """Users whose recommendations are one part."""
@@ -101,11 +101,12 @@ def recommend_users(
         progress: shows it.
 
     Raises:
-        ConfigError: the name of `out` asks for no known format.
+        ConfigError: the name of `out` asks for no known format, or is that of a file that is read.
         RunError: the parts beside `out` are those of another command, or another process is writing there.
         UserError: as `Recommender.load`, `open_user_file` and `Recommender.recommend_frame`.
     """
     table = table_format(out)
+    refuse_inputs(out, users, categories, popularity_data)
     recommender = Recommender.load(run, device, text_vectors=text_vectors)
     k, filters = recommender.checked_k(k), recommender.filters(0, only, deny)
     limit = CategoryLimit.of(recommender.item_ids, at_most, categories, category_field)
@@ -145,6 +146,13 @@ def recommend_users(
         with suppress(OSError):  # parts are kept, or another process has begun
             folder.rmdir()
     return counts
+
+
+def refuse_inputs(out: Path, *inputs: Path | None) -> None:
+    """Raise a ConfigError where `out` is one of the files that are read: it would be lost."""
+    for path in inputs:
+        if path is not None and path.exists() and out.exists() and out.samefile(path):
+            raise ConfigError(f"--out must not be a file that is read, which it would replace; found {str(out)!r}")
 
 
 def _clear(folder: Path) -> None:
@@ -255,7 +263,8 @@ def read_item_list(path: Path) -> list[str]:
     """
     try:
         with open_plain(path) as file:
-            ids = [line.strip() for line in file.read().decode("utf-8-sig").splitlines()]
+            # Not splitlines(), whose separators beyond these an id may hold.
+            ids = [line.strip() for line in re.split(r"[\r\n]", file.read().decode("utf-8-sig"))]
     except FileNotFoundError as error:
         raise DataError("no such file", path) from error
     except (*UNREADABLE, UnicodeDecodeError) as error:

@@ -293,6 +293,19 @@ def test_a_command_that_ends_while_it_removes_the_parts_can_be_repeated(removed,
     assert not parts_folder(out).exists()
 
 
+def test_a_file_that_is_read_is_not_written_over(run, tmp_path, capsys):
+    users, deny = as_file("wide.csv", tmp_path), tmp_path / "deny.csv"
+    deny.write_text("i1\n")
+    before = users.read_bytes()
+    link = tmp_path / "link.csv"
+    link.symlink_to(users)
+    for out, options in ((users, []), (link, []), (deny, ["--deny", str(deny)])):
+        assert main(["recommend", str(run), "--users", str(users), "--out", str(out), *options]) == 2
+        assert "--out must not be a file that is read, which it would replace; found" in capsys.readouterr().err
+    assert (users.read_bytes(), deny.read_text()) == (before, "i1\n")
+    assert not parts_folder(users).exists()
+
+
 def test_the_parts_are_locked(run, tmp_path):
     users, out = as_file("wide.jsonl", tmp_path), tmp_path / "out.csv"
     parts_folder(out).mkdir()
@@ -464,7 +477,9 @@ def test_a_user_whose_ratings_are_all_too_low_is_answered_in_a_file_and_in_a_fra
 
 
 def test_lists_of_items(write):
-    assert read_item_list(write("a", "i1\n\n  i 2\r\n")) == ["i1", "i 2"]
+    assert read_item_list(write("a", "i1\n\n  i 2\r\ni3\ri\x854\ni\u20285\ni\x1c6")) == [
+        "i1", "i 2", "i3", "i\x854", "i\u20285", "i\x1c6"
+    ]  # fmt: skip
     with pytest.raises(DataError, match="holds no item id"):
         read_item_list(write("b", " \n"))
     with pytest.raises(DataError, match="b:2: byte 0xff"):
