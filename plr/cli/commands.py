@@ -599,10 +599,14 @@ def _recommend_many(options: Namespace, lists: dict[str, list[str] | None]) -> N
     from plr.evaluation import ranking_progress
     from plr.runs import RunFolder
     from plr.serving.bulk import recommend_users
+    from plr.text import TextVectors
 
     folder = RunFolder(Path(options.run))
     folder.require_finished()
-    _tell_unknown(options, lists, folder.read_item_ids())
+    item_ids = folder.read_item_ids()
+    if options.text_vectors is not None:
+        item_ids += TextVectors.load(Path(options.text_vectors)).item_ids
+    _tell_unknown(options, lists, item_ids)
     counts = recommend_users(
         Path(options.run),
         Path(options.users),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -121,7 +121,7 @@ def recommend_users(
         "exclude_seen": recommender.config.exclude_seen if exclude_seen is None else exclude_seen,
         "only": _hash(only),
         "deny": _hash(deny),
-        "text_vectors": None if text_vectors is None else sha256_of(text_vectors / "manifest.json"),
+        "text_vectors": None if text_vectors is None else _hash(map(sha256_of, _files(text_vectors))),
         "device": device,
         "block": BLOCK,
         **_chosen(limit, popularity, reading or {}),
@@ -251,7 +251,12 @@ def _chosen(
     return chosen
 
 
-def _hash(ids: Sequence[str] | None) -> str | None:
+def _files(text_vectors: Path) -> list[Path]:
+    """Return what ranks by text vectors; vectors of one's own may all have the same manifest."""
+    return [text_vectors / name for name in ("manifest.json", "items.parquet", "vectors.safetensors")]
+
+
+def _hash(ids: Iterable[str] | None) -> str | None:
     return None if ids is None else hashlib.sha256("\n".join(sorted(ids)).encode()).hexdigest()
 
 

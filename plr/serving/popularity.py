@@ -74,7 +74,7 @@ def recent_popularity(
 
     Raises:
         RunError: the run's data are not there, have changed, or hold no times.
-        DataError: the file cannot be used, or has no times of a known unit.
+        DataError: the file cannot be used, has no times of a known unit, or none of the run's items.
     """
     item_ids, items, times, unit, path = (
         _of_training(run, config) if data is None else _of_file(Path(data), config)
@@ -86,6 +86,12 @@ def recent_popularity(
         items = items[times > times.max() - days * PER_DAY[unit]]
     of_items = numbers.of(item_ids)
     found_items = of_items[items]
+    if not (found_items >= 0).any():
+        raise DataError(
+            f"none of {len(items):,} interactions{'' if days is None else ' of the last days'} is with an item of the "
+            f"run, which has {len(numbers):,}: nothing says what is popular",
+            path,
+        )
     return np.bincount(found_items[found_items >= 0], minlength=len(numbers)).astype(np.int64)
 
 

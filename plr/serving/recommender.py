@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from hashlib import sha256
-from numbers import Integral
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -722,6 +722,8 @@ def _of_users(name: str, given: Any, users: pl.Series) -> Any:
         twice = next(user for user in given if user != str(user) and str(user) in given)
         raise RequestError(f"{name} has two lists for the user {twice!r}, one of a number and one of a text")
     for user, items in given.items():
+        if isinstance(user, Real) and not isinstance(user, Integral):  # as text no user's: 1.0 is not 1
+            raise TypeError(f"{name} must name users by their ids, texts or whole numbers; found {user!r}")
         if isinstance(items, (str, Integral)):  # of texts alone a list for all users would be made
             raise TypeError(f"{name} must have a list of item ids for the user {user!r}; found {shortened(items)}")
     return [lists.get(user) for user in users.cast(pl.String)] or None

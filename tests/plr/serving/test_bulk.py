@@ -17,6 +17,7 @@ from pathlib import Path
 
 import polars as pl
 import pytest
+import torch
 
 import plr
 from plr.cli import main
@@ -26,6 +27,7 @@ from plr.lock import LOCK
 from plr.runs import RunFolder
 from plr.serving import bulk
 from plr.serving.bulk import parts_folder, read_item_list, recommend_users
+from plr.text import TextVectors
 from plr.training import train
 
 
@@ -433,6 +435,41 @@ def test_an_interrupted_command_that_read_other_columns_is_not_gone_on_with(run,
         recommend_users(run, users, out, k=2, reading={"user_column": "account"})
     recommend_users(run, users, out, k=2, reading={"user_column": None})
     assert set(pl.read_csv(out)["user"]) == {"a"}
+
+
+def test_an_interrupted_command_with_other_text_vectors_is_not_gone_on_with(
+    small_data, tmp_path, monkeypatch, capsys
+):
+    """Vectors of one's own have the manifest that was given, whatever they are."""
+    known = sorted({item for line in small_data.read_text().splitlines() for item in line.split()[1:]})
+
+    def vectors(folder, ids, seed):
+        made = torch.randn(len(ids), 6, generator=torch.Generator().manual_seed(seed))
+        marks = torch.ones(len(ids), dtype=torch.bool)
+        TextVectors(ids, made, marks, {"encoder": "mine"}, {}).save(tmp_path / folder)
+        return tmp_path / folder
+
+    run, out, users = tmp_path / "run", tmp_path / "out.csv", tmp_path / "users.csv"
+    plr.train(small_data, run, backbone="unisrec", method="base", text_vectors=str(vectors("own", known, 0)), dim=8,
+              ffn_dim=8, epochs=1, threads=1)  # fmt: skip
+    users.write_text("user,history\na,i1\n")
+    first, second = vectors("first", ["new"], 1), vectors("second", ["new"], 2)
+
+    def killed(*_):
+        raise Killed
+
+    with monkeypatch.context() as patched:
+        patched.setattr(bulk, "_join", killed)
+        with pytest.raises(Killed):
+            recommend_users(run, users, out, k=2, text_vectors=first)
+    with pytest.raises(RunError, match="other text_vectors;"):
+        recommend_users(run, users, out, k=2, text_vectors=second)
+    (tmp_path / "only.txt").write_text("new\ni2\nnobody\n")
+    shutil.rmtree(parts_folder(out))
+    options = ["-k", "2", "--text_vectors", str(first), "--only", str(tmp_path / "only.txt")]
+    assert main(["recommend", str(run), "--users", str(users), "--out", str(out), *options]) == 0
+    assert "only.txt: 1 of 3 ids are no items of the run" in capsys.readouterr().err
+    assert sorted(pl.read_csv(out)["item"]) == ["i2", "new"]
 
 
 def test_users_of_parquet_files_are_read_as_those_of_others(run, tmp_path, monkeypatch):
