@@ -43,6 +43,12 @@ def popularity_of_run(path: Path) -> np.ndarray:
     if recorded is not None:
         if len(recorded) != len(items):
             raise DataError(f"{len(recorded)} numbers; the run has {len(items)} items", folder.popularity)
+        if not recorded.dtype.is_integer() or recorded.null_count() or (recorded < 0).any():
+            raise DataError(
+                "must hold how often each item occurs, whole numbers from 0 on; found "
+                f"{recorded.dtype} with {recorded.null_count()} missing, from {recorded.min()!r} on",
+                folder.popularity,
+            )
         return recorded.to_numpy()
     try:
         dataset = load_dataset(config, run=path)

@@ -540,6 +540,12 @@ def test_popularity_is_that_of_training_and_older_runs_count_it_again(run, recom
     shutil.copytree(run, older)
     RunFolder(older).popularity.unlink()
     assert plr.Recommender.load(older).popularity.tolist() == recommender.popularity.tolist()
+    for damaged in (pl.lit(None, pl.Int64), pl.lit(float("nan")), -1 - pl.col("interactions")):
+        frame = pl.read_parquet(RunFolder(run).popularity).with_columns(damaged.alias("interactions"))
+        frame.write_parquet(RunFolder(older).popularity)
+        with pytest.raises(DataError, match=r"popularity.parquet: must hold how often each item occurs, whole numbers"):
+            plr.Recommender.load(older).recommend_frame({"user": ["a"], "history": [""]})
+    RunFolder(older).popularity.unlink()
     config = (older / "config.yaml").read_text()
     (older / "config.yaml").write_text(config.replace(str(small_data), "moved.txt"))
     users = tmp_path / "u.csv"
