@@ -559,8 +559,10 @@ def _recommend(options: Namespace) -> None:
             raise ConfigError(f"--{name} belongs to {other}")
     if options.users is not None and options.out is None:
         raise ConfigError("--users needs --out, the file to write")
-    from plr.serving.bulk import read_item_list
+    from plr.serving.bulk import read_item_list, refuse_inputs
 
+    if options.users is not None:
+        refuse_inputs(Path(options.out), *(Path(options[name]) for name in ("only", "deny") if options[name]))
     lists = {name: options[name] and read_item_list(Path(options[name])) for name in ("only", "deny")}
     if options.users is None:
         _recommend_one(options, lists)
@@ -597,10 +599,14 @@ def _recommend_many(options: Namespace, lists: dict[str, list[str] | None]) -> N
     from plr.evaluation import ranking_progress
     from plr.runs import RunFolder
     from plr.serving.bulk import recommend_users
+    from plr.text import TextVectors
 
     folder = RunFolder(Path(options.run))
     folder.require_finished()
-    _tell_unknown(options, lists, folder.read_item_ids())
+    item_ids = folder.read_item_ids()
+    if options.text_vectors is not None:
+        item_ids += TextVectors.load(Path(options.text_vectors)).item_ids
+    _tell_unknown(options, lists, item_ids)
     counts = recommend_users(
         Path(options.run),
         Path(options.users),

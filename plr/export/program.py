@@ -24,6 +24,8 @@ from plr.serving.ragged import Ragged
 from plr_kernels import use_backend
 from plr_kernels.top_items.reference import best_columns
 
+_NOWHERE = torch.iinfo(torch.int64).max
+"""In place of negative numbers: ONNX counts them from the end, while this is refused wherever a program runs."""
 _LARGEST_ONNX = 2**31 - 2**24  # bytes of weights: a file of protocol buffers ends at 2 GiB
 
 
@@ -62,9 +64,12 @@ class Ranking(nn.Module):
 
     def forward(self, item_ids: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         """Rank all items for each history."""
+        item_ids = item_ids.masked_fill(item_ids < 0, _NOWHERE)
         kept = lengths.clamp(max=self.max_length)
-        places = (lengths - kept)[:, None] + torch.arange(self.max_length)
-        recent = item_ids.gather(1, torch.minimum(places, (lengths - 1)[:, None]))  # [B, max_length]
+        places = torch.minimum(
+            (lengths - kept)[:, None] + torch.arange(self.max_length), (lengths - 1)[:, None]
+        ).masked_fill(lengths[:, None] < 1, _NOWHERE)
+        recent = item_ids.gather(1, places)  # [B, max_length]
         batch = Batch(recent, kept, torch.full_like(lengths, -100), torch.zeros_like(lengths))
         scores = self.model.scorer(batch, self.table).scores(self.candidates)  # [B, V]
         if self.exclude_seen:

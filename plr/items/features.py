@@ -73,10 +73,10 @@ def _field(path: Path, name: str, values_of: _Values, item_ids: Sequence[str] | 
 
 def _read_json(path: Path, chosen: list[str] | None) -> tuple[set[str], dict[str, _Values]]:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_without_duplicates)
+        content = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=without_duplicates)
     except json.JSONDecodeError as error:
         raise DataError(f"not JSON: {error.msg} (column {error.colno})", path, error.lineno) from error
-    except (UnicodeDecodeError, _DuplicateKeyError) as error:
+    except (UnicodeDecodeError, DuplicateKeyError) as error:
         raise DataError(f"not usable JSON: {error}", path) from error
     if not isinstance(content, dict) or not content:
         raise DataError("expected an object {item: values}, not empty", path)
@@ -152,15 +152,20 @@ def _strings(path: Path, item: str, field: str, value: Any) -> list[str]:
     return [str(each) for each in values if each is not None]
 
 
-class _DuplicateKeyError(ValueError):
+class DuplicateKeyError(ValueError):
     pass
 
 
-def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return a JSON object as a mapping, as `object_pairs_hook` of json.
+
+    Raises:
+        DuplicateKeyError: a name occurs twice; JSON would take the last of its values.
+    """
     mapping = dict(pairs)
     if len(mapping) != len(pairs):
         names = [name for name, _ in pairs]
-        raise _DuplicateKeyError(f"{next(n for n in names if names.count(n) > 1)!r} occurs twice")
+        raise DuplicateKeyError(f"{next(n for n in names if names.count(n) > 1)!r} occurs twice")
     return mapping
 
 

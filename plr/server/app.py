@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from plr.errors import RequestError
+from plr.errors import RequestError, shortened
 from plr.server.batches import Batches, GoneError, QueueFullError, TooLateError
 from plr.server.messages import (
     Failure,
@@ -172,7 +172,8 @@ class Application:
         path = scope["path"].removeprefix(scope.get("root_path", ""))
         status, media, headers = 200, _JSON, Headers()
         try:
-            media, body = await self._answer(scope["method"], path, dict(scope["headers"]), receive)
+            query = scope.get("query_string", b"")
+            media, body = await self._answer(scope["method"], path, query, dict(scope["headers"]), receive)
         except Refusal as refusal:
             status, headers = refusal.status, list(refusal.headers)
             body = self._encode(Failure(refusal.message))
@@ -192,7 +193,9 @@ class Application:
             await send({"type": "http.response.body", "body": b"" if scope["method"] == "HEAD" else body})
         self._counters.request(path, status, time.perf_counter() - begin)
 
-    async def _answer(self, method: str, path: str, headers: dict[bytes, bytes], receive: Receive) -> tuple[str, bytes]:
+    async def _answer(
+        self, method: str, path: str, query: bytes, headers: dict[bytes, bytes], receive: Receive
+    ) -> tuple[str, bytes]:
         """Return the kind of an answer and the answer."""
         due = asyncio.get_running_loop().time() + self._options.timeout
         route = self._routes.get(("GET" if method == "HEAD" else method, path))
@@ -203,6 +206,9 @@ class Application:
             self._check_token(headers.get(b"authorization", b""))
         request = None
         if route.request is not None:
+            if query:  # k=3, say, which would be ignored
+                found = shortened(query.decode("latin-1"))
+                raise Refusal(422, f"what is asked must be in the body, not behind the path; found {found}")
             kind = headers.get(b"content-type", b"").partition(b";")[0].strip().lower()
             if kind != b"application/json":
                 found = repr(kind.decode("latin-1")) if kind else "none"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from plr.errors import DataError, RunError, listed
+from plr.errors import ConfigError, DataError, RunError, listed
 from plr.files import atomic_path, remove_leftovers, sha256_of
 from plr.lock import LOCK, locked
 from plr.prepare.readers import open_plain
@@ -28,7 +28,7 @@ from plr.serving.recommender import Recommender
 from plr.serving.tables import TableFormat, table_format
 from plr.serving.user_files import UserFile, open_user_file
 
-__all__ = ["BulkCounts", "read_item_list", "recommend_users"]
+__all__ = ["BulkCounts", "read_item_list", "recommend_users", "refuse_inputs"]
 
 BLOCK = 4096
 """Users whose recommendations are one part."""
@@ -101,11 +101,12 @@ def recommend_users(
         progress: shows it.
 
     Raises:
-        ConfigError: the name of `out` asks for no known format.
+        ConfigError: the name of `out` asks for no known format, or is that of a file that is read.
         RunError: the parts beside `out` are those of another command, or another process is writing there.
         UserError: as `Recommender.load`, `open_user_file` and `Recommender.recommend_frame`.
     """
     table = table_format(out)
+    refuse_inputs(out, users, categories, popularity_data)
     recommender = Recommender.load(run, device, text_vectors=text_vectors)
     k, filters = recommender.checked_k(k), recommender.filters(0, only, deny)
     limit = CategoryLimit.of(recommender.item_ids, at_most, categories, category_field)
@@ -120,10 +121,10 @@ def recommend_users(
         "exclude_seen": recommender.config.exclude_seen if exclude_seen is None else exclude_seen,
         "only": _hash(only),
         "deny": _hash(deny),
-        "text_vectors": None if text_vectors is None else sha256_of(text_vectors / "manifest.json"),
+        "text_vectors": None if text_vectors is None else _hash(map(sha256_of, _files(text_vectors))),
         "device": device,
         "block": BLOCK,
-        **_chosen(limit, popularity),
+        **_chosen(limit, popularity, reading or {}),
     }
     folder = parts_folder(out)
     folder.mkdir(parents=True, exist_ok=True)
@@ -145,6 +146,13 @@ def recommend_users(
         with suppress(OSError):  # parts are kept, or another process has begun
             folder.rmdir()
     return counts
+
+
+def refuse_inputs(out: Path, *inputs: Path | None) -> None:
+    """Raise a ConfigError where `out` is one of the files that are read: it would be lost."""
+    for path in inputs:
+        if path is not None and path.exists() and out.exists() and out.samefile(path):
+            raise ConfigError(f"--out must not be a file that is read, which it would replace; found {str(out)!r}")
 
 
 def _clear(folder: Path) -> None:
@@ -230,9 +238,11 @@ def _read_json(path: Path) -> dict[str, Any]:
     return content
 
 
-def _chosen(limit: CategoryLimit | None, popularity: np.ndarray | None) -> dict[str, Any]:
+def _chosen(
+    limit: CategoryLimit | None, popularity: np.ndarray | None, reading: dict[str, str | None]
+) -> dict[str, Any]:
     """Return what tells jobs apart by options that jobs of earlier versions do not name."""
-    chosen: dict[str, Any] = {}
+    chosen: dict[str, Any] = {name: value for name, value in reading.items() if value is not None}
     if limit is not None:
         digest = hashlib.sha256(limit.categories.offsets.tobytes() + limit.categories.ids.tobytes())
         chosen |= {"at_most": limit.most, "categories": digest.hexdigest()}
@@ -241,7 +251,12 @@ def _chosen(limit: CategoryLimit | None, popularity: np.ndarray | None) -> dict[
     return chosen
 
 
-def _hash(ids: Sequence[str] | None) -> str | None:
+def _files(text_vectors: Path) -> list[Path]:
+    """Return what ranks by text vectors; vectors of one's own may all have the same manifest."""
+    return [text_vectors / name for name in ("manifest.json", "items.parquet", "vectors.safetensors")]
+
+
+def _hash(ids: Iterable[str] | None) -> str | None:
     return None if ids is None else hashlib.sha256("\n".join(sorted(ids)).encode()).hexdigest()
 
 
@@ -253,7 +268,8 @@ def read_item_list(path: Path) -> list[str]:
     """
     try:
         with open_plain(path) as file:
-            ids = [line.strip() for line in file.read().decode("utf-8-sig").splitlines()]
+            # Not splitlines(), whose separators beyond these an id may hold.
+            ids = [line.strip() for line in re.split(r"[\r\n]", file.read().decode("utf-8-sig"))]
     except FileNotFoundError as error:
         raise DataError("no such file", path) from error
     except (*UNREADABLE, UnicodeDecodeError) as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Integral
@@ -161,7 +162,7 @@ def numbered_categories(
         field: of the file; None: "categories", or the only one that there is.
 
     Raises:
-        ConfigError: the file has several fields.
+        ConfigError: the file has several fields; the mapping names an item twice, or none of the run's.
         TypeError: categories of another kind.
         DataError: the file cannot be used.
     """
@@ -184,6 +185,14 @@ def numbered_categories(
 
 def _of_mapping(item_ids: Sequence[str], categories: Mapping[Any, Any]) -> Ragged:
     of_id = {str(item).strip(): given for item, given in categories.items()}
+    if len(of_id) < len(categories):
+        ids = Counter(str(item).strip() for item in categories)
+        raise ConfigError(f"categories names the item {ids.most_common(1)[0][0]!r} more than once")
+    if of_id and of_id.keys().isdisjoint(item_ids):
+        raise ConfigError(
+            f"categories must name items of the run, such as {listed(item_ids[:3])}; "
+            f"found {listed(list(of_id)[:3])}"
+        )
     number: dict[str, int] = {}
     lists = []
     for item in item_ids:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from plr.errors import RequestError, shortened
+from plr.serving.item_numbers import is_id
 from plr.serving.ragged import Ragged
 
 __all__ = ["ItemFilter"]
@@ -68,13 +69,13 @@ class ItemFilter:
             values, nested = _ids("only", only, histories)
             if nested:
                 restricted = np.array([each is not None for each in values], dtype=bool)
-                listed = Ragged.of([_numbers(number_of, each or ()) for each in values])
+                listed = Ragged.of([_numbers("only", number_of, each) for each in values])
                 empty = np.flatnonzero(restricted & (listed.lengths == 0))
                 if len(empty):
                     raise RequestError(f"only of history {empty[0]} names no item that training has seen")
             else:
                 allowed = np.zeros(count, dtype=bool)
-                allowed[_numbers(number_of, values)] = True
+                allowed[_numbers("only", number_of, values)] = True
                 if not allowed.any():
                     raise RequestError("only names no item that training has seen")
                 shared = allowed if shared is None else shared & allowed
@@ -83,11 +84,11 @@ class ItemFilter:
             if nested:
                 # A list that stands there for many histories is read once.
                 lists = {id(each): each for each in values}
-                read = {place: _numbers(number_of, each or ()) for place, each in lists.items()}
+                read = {place: _numbers("exclude", number_of, each) for place, each in lists.items()}
                 denied = Ragged.of([read[id(each)] for each in values])
             else:
                 shared = np.ones(count, dtype=bool) if shared is None else shared.copy()
-                shared[_numbers(number_of, values)] = False
+                shared[_numbers("exclude", number_of, values)] = False
         if shared is not None and not shared.any():
             raise RequestError("only, exclude and where together leave no item")
         return cls(count, shared, own, listed, restricted, denied)
@@ -123,7 +124,7 @@ class ItemFilter:
 def _ids(name: str, given: Any, histories: int) -> tuple[list[Any], bool]:
     """Return item ids, or what may be item ids for each history, and whether it is the latter."""
     accepted = f"{name} must be a list of item ids, or for each history such a list"
-    if isinstance(given, str) or not isinstance(given, Iterable):
+    if isinstance(given, (str, bytes, Mapping)) or not isinstance(given, Iterable):
         raise TypeError(f"{accepted}; found {shortened(given)}")
     values = list(given)
     odd = next((each for each in values if isinstance(each, (bool, np.bool_))), None)
@@ -140,7 +141,17 @@ def _ids(name: str, given: Any, histories: int) -> tuple[list[Any], bool]:
     return values, True
 
 
-def _numbers(number_of: Mapping[str, int], ids: Iterable[str | int]) -> list[int]:
-    """Return the numbers of the ids that training has seen; others cannot be recommended anyway."""
-    found = (number_of.get(str(each)) for each in ids)
-    return [number for number in found if number is not None]
+def _numbers(name: str, number_of: Mapping[str, int], ids: Iterable[str | int] | None) -> list[int]:
+    """Return the numbers of the ids that training has seen; others cannot be recommended anyway.
+
+    Raises:
+        TypeError: what is no number's is no id either: it would never be one.
+    """
+    numbers = []
+    for each in () if ids is None else ids:
+        number = number_of.get(str(each))
+        if number is not None:
+            numbers.append(number)
+        elif not is_id(each):
+            raise TypeError(f"{name} must hold item ids, texts or whole numbers; found {shortened(each)}")
+    return numbers

@@ -13,7 +13,7 @@ import polars as pl
 from plr.errors import DataError, RequestError, listed, shortened
 from plr.prepare.readers import Columns
 from plr.prepare.readers.columns import find_columns
-from plr.serving.item_numbers import ItemNumbers
+from plr.serving.item_numbers import ItemNumbers, is_id
 from plr.serving.ragged import Ragged
 
 __all__ = ["HISTORY", "UserHistories", "histories_of", "split_history"]
@@ -46,7 +46,14 @@ class UserHistories:
         return cls(users, Ragged(numbers[numbers >= 0], offsets), len(numbers), len(numbers) - int(known[-1]))
 
 
-def histories_of(frame: pl.DataFrame, wanted: Columns, numbers: ItemNumbers, *, strict: bool = False) -> UserHistories:
+def histories_of(
+    frame: pl.DataFrame,
+    wanted: Columns,
+    numbers: ItemNumbers,
+    *,
+    min_rating: float | None = None,
+    strict: bool = False,
+) -> UserHistories:
     """Return the histories of a frame, in the order in which the users come.
 
     Args:
@@ -55,6 +62,7 @@ def histories_of(frame: pl.DataFrame, wanted: Columns, numbers: ItemNumbers, *, 
             that is named as the item column.
         wanted: the names of the columns, where they are not the usual ones.
         numbers: of the run's items.
+        min_rating: leave out interactions rated below, where the frame has ratings; their users stay.
         strict: refuse items that the run does not know.
 
     Raises:
@@ -76,9 +84,13 @@ def histories_of(frame: pl.DataFrame, wanted: Columns, numbers: ItemNumbers, *, 
         if time is not None:
             _check(frame, time, "numbers or dates", text=False)
             frame = frame.sort(time, maintain_order=True)
-        grouped = frame.select(user, item).group_by(user, maintain_order=True).agg(pl.col(item))
-        users, ids = grouped[user], grouped[item].explode()
-        lengths = grouped[item].list.len().to_numpy().astype(np.int64)
+        kept = pl.col(item)
+        if min_rating is not None and "rating" in found:
+            _check_ratings(frame[found["rating"]])
+            kept = kept.filter(pl.col(found["rating"]).cast(pl.Float64) >= min_rating)
+        grouped = frame.group_by(user, maintain_order=True).agg(kept)
+        users, lists = grouped[user], grouped[item]
+        ids, lengths = lists.filter(lists.list.len() > 0).explode(), lists.list.len().to_numpy().astype(np.int64)
     ids = ids.cast(pl.String).str.strip_chars()
     found_numbers = numbers.of(ids)
     if strict and (found_numbers < 0).any():
@@ -97,7 +109,7 @@ def split_history(text: str) -> Sequence[str]:
             ids = json.loads(text)
         except ValueError:
             ids = None
-        if isinstance(ids, list) and all(isinstance(each, (str, int)) and not isinstance(each, bool) for each in ids):
+        if isinstance(ids, list) and all(map(is_id, ids)):
             return [str(each) for each in ids]
     return text.split()
 
@@ -126,5 +138,13 @@ def _check(frame: pl.DataFrame, name: str, accepted: str, *, text: bool) -> None
     if column.null_count() or column.dtype.is_float() or column.dtype.is_nested() or (is_text and not text):
         raise DataError(
             f"column {name!r} of a frame of histories must hold {accepted}, whole and none missing; found "
+            f"{column.dtype} with {column.null_count()} missing"
+        )
+
+
+def _check_ratings(column: pl.Series) -> None:
+    if not column.dtype.is_numeric() or column.null_count() or (column.dtype.is_float() and column.is_nan().any()):
+        raise DataError(
+            f"column {column.name!r} must hold numbers, none missing, as the run has a min_rating; found "
             f"{column.dtype} with {column.null_count()} missing"
         )

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from numbers import Integral
+from typing import Any
 
 import numpy as np
 import polars as pl
 
 from plr.prepare.readers.id_encoder import new_id_encoder
 
-__all__ = ["ItemNumbers"]
+__all__ = ["ItemNumbers", "is_id", "is_sequence"]
 
 MOST_UNKNOWN = 1 << 20
 """The most different unknown ids that are remembered before all of them are forgotten."""
@@ -41,3 +43,13 @@ class ItemNumbers:
         self._encoder = new_id_encoder()
         self._item_of = np.zeros(max(len(self), 1), dtype=np.int64)  # the item of each code, whose order is any
         self._item_of[self._encoder.numbers(self._ids).to_numpy()] = np.arange(len(self))
+
+
+def is_id(value: Any) -> bool:
+    """Return whether a value can be an external id: a text or a whole number."""
+    return isinstance(value, (str, Integral)) and not isinstance(value, bool)
+
+
+def is_sequence(value: Any) -> bool:
+    """Return whether a value can be a history: it holds its items in an order, which a set does not."""
+    return isinstance(value, Iterable) and not isinstance(value, (str, bytes, set, frozenset))

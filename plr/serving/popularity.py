@@ -43,6 +43,12 @@ def popularity_of_run(path: Path) -> np.ndarray:
     if recorded is not None:
         if len(recorded) != len(items):
             raise DataError(f"{len(recorded)} numbers; the run has {len(items)} items", folder.popularity)
+        if not recorded.dtype.is_integer() or recorded.null_count() or (recorded < 0).any():
+            raise DataError(
+                "must hold how often each item occurs, whole numbers from 0 on; found "
+                f"{recorded.dtype} with {recorded.null_count()} missing, from {recorded.min()!r} on",
+                folder.popularity,
+            )
         return recorded.to_numpy()
     try:
         dataset = load_dataset(config, run=path)
@@ -74,7 +80,7 @@ def recent_popularity(
 
     Raises:
         RunError: the run's data are not there, have changed, or hold no times.
-        DataError: the file cannot be used, or has no times of a known unit.
+        DataError: the file cannot be used, has no times of a known unit, or none of the run's items.
     """
     item_ids, items, times, unit, path = (
         _of_training(run, config) if data is None else _of_file(Path(data), config)
@@ -86,6 +92,12 @@ def recent_popularity(
         items = items[times > times.max() - days * PER_DAY[unit]]
     of_items = numbers.of(item_ids)
     found_items = of_items[items]
+    if not (found_items >= 0).any():
+        raise DataError(
+            f"none of {len(items):,} interactions{'' if days is None else ' of the last days'} is with an item of the "
+            f"run, which has {len(numbers):,}: nothing says what is popular",
+            path,
+        )
     return np.bincount(found_items[found_items >= 0], minlength=len(numbers)).astype(np.int64)
 
 

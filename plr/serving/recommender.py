@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from hashlib import sha256
-from numbers import Integral
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -31,7 +31,7 @@ from plr.serving.filters import ItemFilter
 from plr.serving.gpu_plan import GPUPlan
 from plr.serving.gpu_plan import why_not as why_no_plan
 from plr.serving.histories import UserHistories, histories_of
-from plr.serving.item_numbers import ItemNumbers
+from plr.serving.item_numbers import ItemNumbers, is_id, is_sequence
 from plr.serving.new_items import with_new_items
 from plr.serving.popularity import check_days, most_popular, popularity_of_run, recent_popularity
 from plr.serving.ragged import Ragged
@@ -93,11 +93,20 @@ class Recommender:
         self._run = run
         self._gpu = gpu
         self._index = {item_id: index for index, item_id in enumerate(self.item_ids)}
-        with torch.no_grad():
-            self._table = model.item_table().detach()  # [V, d]
-            self._candidates = model.candidates(self._table)  # [V, d]
+        self._make_vectors()
         self._fingerprint: tuple[list[Any], bytes] | None = None
         self._prepare()
+
+    def _make_vectors(self) -> None:
+        self._vectors_of = snapshot(self.model)
+        with torch.inference_mode(False), torch.no_grad():
+            self._table = self.model.item_table().detach()  # [V, d]
+            self._candidates = self.model.candidates(self._table)  # [V, d]
+
+    def _refresh(self) -> None:
+        """Make the item vectors anew where the model has been changed: those of features and texts are not weights."""
+        if snapshot(self.model) != self._vectors_of:
+            self._make_vectors()
 
     def _prepare(self) -> None:
         """Pack the weights for what computes the answers."""
@@ -262,6 +271,8 @@ class Recommender:
             raise ValueError(f'unknown must be "error" or "skip"; found {unknown!r}')
         if not isinstance(histories, Iterable):
             raise TypeError(f"histories must be lists of item ids, one for each history; found {shortened(histories)}")
+        if isinstance(histories, pl.DataFrame):  # whose items are its columns
+            raise TypeError("histories must be lists of item ids; found a frame, which recommend_frame takes")
         numbers = Ragged.of(
             [self._to_numbers(place, history, unknown == "skip") for place, history in enumerate(histories)]
         )
@@ -387,7 +398,8 @@ class Recommender:
             histories: a frame of pandas, polars, pyarrow or any Arrow stream, or a mapping from names to arrays: a row
                 per interaction, a history being a user's rows in the order of the timestamps (without: of the frame);
                 or a row per history, with a list of item ids (or a text of them) in the column `history`. Columns have
-                the usual names or those of the run (`user_column`, …).
+                the usual names or those of the run (`user_column`, …). Ratings below the run's `min_rating` are left
+                out, where the frame has any.
             unknown: "skip" ignores items that training never saw, and warns of them; "error" refuses them.
             only, exclude: as in `recommend`, lists being those of the users in the order in which they come in the
                 frame; or mappings from users to lists of item ids.
@@ -406,8 +418,11 @@ class Recommender:
         if unknown not in ("error", "skip"):
             raise ValueError(f'unknown must be "error" or "skip"; found {unknown!r}')
         frame = as_polars(histories)
-        wanted = Columns(self.config.user_column, self.config.item_column, None, self.config.timestamp_column)
-        users = histories_of(frame, wanted, self.numbers, strict=unknown == "error")
+        config = self.config
+        rating = config.rating_column if config.rating_column in frame.columns else None
+        wanted = Columns(config.user_column, config.item_column, rating, config.timestamp_column)
+        strict = unknown == "error"
+        users = histories_of(frame, wanted, self.numbers, min_rating=config.min_rating, strict=strict)
         if users.unknown:
             warnings.warn(
                 f"{users.unknown:,} of {users.interactions:,} interactions are with items never seen in training; "
@@ -528,6 +543,8 @@ class Recommender:
             self._check_finite(states.states)
         exclude_seen = self.config.exclude_seen if exclude_seen is None else exclude_seen
         engine = self.engine
+        if engine is None:
+            self._refresh()
         wide = self._candidates.dtype == torch.float64
         scores = np.empty((len(histories), k), np.float64 if wide else np.float32)
         items = np.empty((len(histories), k), np.int64)
@@ -558,6 +575,7 @@ class Recommender:
     @property
     def item_vectors(self) -> Tensor:
         """The vectors that scores are taken against, [V, d] in the order of `item_ids`: of cosines, unit vectors."""
+        self._refresh()
         return self._candidates.cpu()
 
     @torch.inference_mode()
@@ -590,8 +608,11 @@ class Recommender:
         numbers = Ragged.of(
             [self._to_numbers(place, history, unknown == "skip") for place, history in enumerate(histories)]
         )
+        engine = self.engine
+        if engine is None:
+            self._refresh()
         parts = [
-            self._states(numbers.take(np.arange(first, min(first + batch_size, len(numbers)))), self.engine)
+            self._states(numbers.take(np.arange(first, min(first + batch_size, len(numbers)))), engine)
             for first in range(0, max(1, len(numbers)), batch_size)
         ]
         log_weights = [part.log_weights for part in parts if part.log_weights is not None]
@@ -659,19 +680,26 @@ class Recommender:
             raise RunError("the user embedding of a history is not finite; the weights are damaged")
 
     def numbers_of(self, items: Iterable[str | int]) -> tuple[list[int], list[str]]:
-        """Return the numbers of the items that training has seen, and the ids of the others."""
+        """Return the numbers of the items that training has seen, and the ids of the others.
+
+        Raises:
+            TypeError: what is unknown can be no id.
+        """
         known: list[int] = []
         unknown: list[str] = []
-        for item in map(str, items):
-            index = self._index.get(item)
-            if index is None:
-                unknown.append(item)
-            else:
+        for item in items:
+            name = str(item)
+            index = self._index.get(name)
+            if index is not None:
                 known.append(index)
+            elif is_id(item):
+                unknown.append(name)
+            else:  # what is skipped must be an item that training never saw, not a number that has become a float
+                raise TypeError(f"an item must be an id, a text or a whole number; found {shortened(item)}")
         return known, unknown
 
     def _to_numbers(self, place: int, history: Sequence[str | int], skip: bool) -> list[int]:
-        if isinstance(history, str) or not isinstance(history, Iterable):
+        if not is_sequence(history):
             raise TypeError(f"history {place} must be a sequence of item ids; found {shortened(history)}")
         known, unknown = self.numbers_of(history)
         if unknown and not skip:
@@ -693,6 +721,11 @@ def _of_users(name: str, given: Any, users: pl.Series) -> Any:
     if len(lists) < len(given):
         twice = next(user for user in given if user != str(user) and str(user) in given)
         raise RequestError(f"{name} has two lists for the user {twice!r}, one of a number and one of a text")
+    for user, items in given.items():
+        if isinstance(user, Real) and not isinstance(user, Integral):  # as text no user's: 1.0 is not 1
+            raise TypeError(f"{name} must name users by their ids, texts or whole numbers; found {user!r}")
+        if isinstance(items, (str, Integral)):  # of texts alone a list for all users would be made
+            raise TypeError(f"{name} must have a list of item ids for the user {user!r}; found {shortened(items)}")
     return [lists.get(user) for user in users.cast(pl.String)] or None
 
 

@@ -15,6 +15,7 @@ from plr.errors import RequestError, RunError, listed, shortened
 from plr.serving.categories import CategoryLimit
 from plr.serving.engine import Engine, KeptHistory, UserStates
 from plr.serving.filters import ItemFilter
+from plr.serving.item_numbers import is_sequence
 from plr.serving.ragged import Ragged
 
 if TYPE_CHECKING:
@@ -89,8 +90,6 @@ class Session:
             RequestError: training never saw it, and unknown items are refused.
             TypeError: it is no item id.
         """
-        if isinstance(item, bool) or not isinstance(item, (str, int, np.integer)):
-            raise TypeError(f"an item must be an id, a text or a whole number; found {shortened(item)}")
         self.extend([item])
 
     def extend(self, items: Iterable[str | int]) -> None:
@@ -99,7 +98,7 @@ class Session:
         Raises:
             As `append`.
         """
-        if isinstance(items, str) or not isinstance(items, Iterable):
+        if not is_sequence(items):
             raise TypeError(f"a session takes a sequence of item ids; found {shortened(items)}")
         numbers, unknown = self._recommender.numbers_of(items)
         if unknown and self.unknown == "error":

@@ -8,7 +8,7 @@ import io
 import json
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import polars as pl
@@ -17,10 +17,11 @@ from plr.config import Config
 from plr.data import open_prepared
 from plr.errors import ConfigError, DataError, shortened
 from plr.files import sha256_of
+from plr.items.features import DuplicateKeyError, without_duplicates
 from plr.prepare.folder import is_prepared
 from plr.prepare.options import PrepareOptions
 from plr.prepare.readers import Columns, detect_format, find_interactions, open_plain
-from plr.prepare.readers.columns import find_columns
+from plr.prepare.readers.columns import NO_TIMES, find_columns
 from plr.prepare.readers.delimited import header_of, separator_of
 from plr.prepare.readers.kinds import refuse_other_kinds
 from plr.prepare.readers.packed import SUFFIXES, UNREADABLE
@@ -28,12 +29,14 @@ from plr.prepare.readers.parquet import PARQUET_ERRORS, open_parquet, unreadable
 from plr.prepare.readers.source import unreadable
 from plr.prepare.sources import SourceFiles
 from plr.serving.histories import HISTORY, UserHistories, histories_of, split_history
-from plr.serving.item_numbers import ItemNumbers
+from plr.serving.item_numbers import ItemNumbers, is_id
 
 __all__ = ["UserFile", "open_user_file"]
 
 _NOTHING: Mapping[str, str | None] = {}
 _ROLES = ("user", "item", "rating", "timestamp")
+_COLUMNS = tuple(f"{role}_column" for role in _ROLES)
+_NO_VALUE = ("auto", NO_TIMES)  # which say what is so anyway
 _NAMED = ("csv", "recbole", "parquet", "huggingface")
 _JSON_LINES = (".jsonl", ".ndjson")
 _UNREADABLE = (*UNREADABLE, UnicodeDecodeError)
@@ -76,10 +79,11 @@ def open_user_file(
         given: format, user_column, item_column, rating_column, timestamp_column.
 
     Raises:
-        ConfigError: names of columns are given for a format that has none.
+        ConfigError: a format or names of columns are given for what has none.
         DataError: it cannot be used; says why, and where.
     """
     if is_prepared(path):
+        _refuse(path, "a prepared folder has", given, "format", *_COLUMNS)
         return _prepared(path, numbers)
     path = find_interactions(path)
     if not path.exists():
@@ -87,6 +91,7 @@ def open_user_file(
     if path.is_file():
         refuse_other_kinds(path, json=_suffix(path) in _JSON_LINES)
     if path.is_file() and _suffix(path) in _JSON_LINES:
+        _refuse(path, "JSON lines of histories have", given, "format", *_COLUMNS[1:])
         return _lines(path, numbers, lambda: _json_rows(path, given.get("user_column")))
     file_format = given.get("format") or "auto"
     if file_format == "auto":
@@ -98,10 +103,19 @@ def open_user_file(
     if columns.item in (None, HISTORY):
         of_lists = Columns(columns.user, HISTORY)
         if file_format == "parquet" and HISTORY in open_parquet(path).collect_schema().names():
+            _refuse(path, "rows of histories have", given, *_COLUMNS[2:])
             return _parquet(path, of_lists, numbers)
         if file_format == "csv" and HISTORY in _header(path)[1]:
+            _refuse(path, "rows of histories have", given, *_COLUMNS[2:])
             return _lines(path, numbers, lambda: _csv_rows(path, of_lists))
     return _interactions(path, file_format, columns, None if config is None else config.min_rating, numbers)
+
+
+def _refuse(path: Path, what_has: str, given: Mapping[str, str | None], *names: str) -> None:
+    """Raise a ConfigError where one of these is given, which would be ignored."""
+    found = [f"{name} {value!r}" for name, value in given.items() if name in names and value not in (None, *_NO_VALUE)]
+    if found:
+        raise ConfigError(f"{path}: {what_has} no {', '.join(names)}; found {', '.join(found)}")
 
 
 def _suffix(path: Path) -> str:
@@ -132,11 +146,11 @@ def _interactions(
         raise sources.first_cause(error) from error.__cause__
     except ValueError as error:
         raise ConfigError(f"{path}: {error}") from error
-    if interactions.positive is not None:
-        interactions = interactions.take(interactions.positive)
-    of_items = numbers.of(interactions.item_ids)
-    users = interactions.user_ids
-    return UserFile(len(users), _slices(users, interactions.offsets, interactions.item, of_items), digest)
+    offsets, items, users = interactions.offsets, interactions.item, interactions.user_ids
+    if interactions.positive is not None:  # a user may have none that is, and is answered all the same
+        lengths = np.add.reduceat(interactions.positive, offsets[:-1], dtype=np.int64)
+        offsets, items = np.concatenate([[0], np.cumsum(lengths)]), items[interactions.positive]
+    return UserFile(len(users), _slices(users, offsets, items, numbers.of(interactions.item_ids)), digest)
 
 
 def _slices(
@@ -170,7 +184,11 @@ def _parquet(path: Path, wanted: Columns, numbers: ItemNumbers) -> UserFile:
                     users = histories_of(frame[start : start + size], Columns(user="user"), numbers)
                 except DataError as error:
                     raise DataError(f"{error.reason} in rows {first + start + 1} and those after it", path) from error
-                yield UserHistories(users.users.cast(pl.String), users.items, users.interactions, users.unknown)
+                ids = users.users.cast(pl.String).str.strip_chars()
+                missing = (ids == "").to_numpy()
+                if missing.any():
+                    raise DataError(f"the user is missing in row {first + start + int(missing.argmax()) + 1}", path)
+                yield UserHistories(ids, users.items, users.interactions, users.unknown)
 
     total = int(table.select(pl.len()).collect().item())
     return UserFile(total, blocks, sha256_of(path))
@@ -241,7 +259,9 @@ def _json_rows(path: Path, user_column: str | None) -> Iterator[Row]:
             if not text.strip():
                 continue
             try:
-                record = json.loads(text)
+                record = json.loads(text, object_pairs_hook=without_duplicates)
+            except DuplicateKeyError as error:
+                raise DataError(f"not usable JSON: {error}", path, line) from error
             except ValueError as error:
                 raise DataError(f"not JSON: {error}", path, line) from error
             if not isinstance(record, dict):
@@ -249,15 +269,11 @@ def _json_rows(path: Path, user_column: str | None) -> Iterator[Row]:
             if user is None:
                 user = find_columns(list(record), Columns(user_column, HISTORY), path, line)["user"]
             history = record.get(HISTORY)
-            if not isinstance(history, list) or not all(map(_is_id, history)):
+            if not isinstance(history, list) or not all(map(is_id, history)):
                 raise DataError(f"history must be a list of item ids; found {shortened(history)}", path, line)
-            if not _is_id(record.get(user)):
+            if not is_id(record.get(user)):
                 raise DataError(f"{user} must be an id; found {shortened(record.get(user))}", path, line)
             yield _user(str(record[user]), path, line), [str(item) for item in history]
-
-
-def _is_id(value: Any) -> bool:
-    return isinstance(value, (str, int)) and not isinstance(value, bool)
 
 
 def _user(text: str, path: Path, line: int) -> str:

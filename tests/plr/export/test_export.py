@@ -189,6 +189,32 @@ def test_a_graph_loads_with_onnx_runtime_alone(base, tmp_path):
     assert run_example(".onnx", tmp_path, "plr", "plr_kernels", "torch") == expected(base, k=5)
 
 
+@needs_onnx
+@pytest.mark.parametrize("exclude_seen", [False, True])
+def test_a_graph_refuses_numbers_that_are_none(exclude_seen, base, tmp_path):
+    """ONNX counts negative numbers from the end: -1, which stands for an unknown item, was the last item."""
+    import onnxruntime
+
+    export_run(base, "onnx", tmp_path / "run.onnx", k=5, exclude_seen=exclude_seen)
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4
+    session = onnxruntime.InferenceSession(tmp_path / "run.onnx", options, providers=["CPUExecutionProvider"])
+
+    def answer(items, length):
+        history = {"item_ids": np.array([items, items]), "lengths": np.array([len(items), length])}
+        return session.run(None, history)[1]
+
+    recommender = plr.Recommender.load(base)
+    count, longest = len(recommender.item_ids), recommender.config.max_length
+    for items, length in (
+        ([3, -1], 2), ([-1, 3], 2), ([3, count], 2), ([3, 4], 0), ([3, 4], -1), ([3, 4], 3), ([3] * 2 * longest, 0)
+    ):  # fmt: skip
+        with pytest.raises(Exception, match=r"out of|Out of"):
+            answer(items, length)
+    padded = session.run(None, {"item_ids": np.array([[3, 4, -1]]), "lengths": np.array([2])})[1]
+    assert padded[0].tolist() == answer([3, 4], 2)[0].tolist()
+
+
 def test_vectors_of_the_page_rank(base, tmp_path):
     export_run(base, "vectors", tmp_path / "beauty-vectors")
     (tmp_path / "runs").mkdir()

@@ -43,14 +43,19 @@ class Gate:
         monkeypatch.setattr(recommender, method, gated)
 
 
-async def ask(app, method, path, body=b"", *, kind="application/json", headers=(), chunks=None, root_path=""):
+async def ask(
+    app, method, path, body=b"", *, kind="application/json", headers=(), chunks=None, root_path="", query=b""
+):
     """One request; `chunks` are an async iterator of the body's parts in place of `body`."""
     body = body if isinstance(body, bytes) else json.dumps(body).encode()
     given = {b"content-type": kind.encode(), b"content-length": str(len(body)).encode()}
     if chunks is not None:
         del given[b"content-length"]
     given.update({name.encode(): value.encode() for name, value in headers})
-    scope = {"type": "http", "method": method, "path": path, "headers": list(given.items()), "root_path": root_path}
+    scope = {
+        "type": "http", "method": method, "path": path, "query_string": query, "headers": list(given.items()),
+        "root_path": root_path,
+    }  # fmt: skip
     sent = []
 
     async def whole():

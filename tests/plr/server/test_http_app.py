@@ -254,10 +254,11 @@ def test_paths_methods_and_kinds(application):
                 await ask(app, "POST", "/recommend", HISTORY, kind="text/plain"),
                 await ask(app, "POST", "/recommend", HISTORY, kind="application/json; charset=utf-8"),
                 await ask(app, "GET", "/api/health", root_path="/api"),
-                await ask(app, "GET", "/ready"),
+                await ask(app, "GET", "/ready", query=b"probe=1"),
+                await ask(app, "POST", "/recommend", HISTORY, query=b"k=3"),
             ]
 
-    nothing, recommend, health, head, text, charset, mounted, ready = asyncio.run(main())
+    nothing, recommend, health, head, text, charset, mounted, ready, query = asyncio.run(main())
     assert (nothing.status, nothing.error.count("/recommend")) == (404, 1)
     assert (recommend.status, recommend.headers["allow"]) == (405, "POST")
     assert (health.status, health.headers["allow"]) == (405, "GET, HEAD")
@@ -265,6 +266,8 @@ def test_paths_methods_and_kinds(application):
     assert (text.status, text.error) == (415, "the header Content-Type must be application/json; found 'text/plain'")
     assert charset.status == 200
     assert mounted.json == {"status": "ok"}
+    assert query.status == 422  # it would be ignored
+    assert query.error == "what is asked must be in the body, not behind the path; found 'k=3'"
     assert ready.json == {
         "status": "ready", "run": "first", "backbone": "sasrec", "method": "plr", "items": ITEMS, "max_length": 12,
     }  # fmt: skip

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import polars as pl
 import pytest
+import torch
 
 import plr
 from plr.cli import main
@@ -26,6 +27,7 @@ from plr.lock import LOCK
 from plr.runs import RunFolder
 from plr.serving import bulk
 from plr.serving.bulk import parts_folder, read_item_list, recommend_users
+from plr.text import TextVectors
 from plr.training import train
 
 
@@ -293,6 +295,19 @@ def test_a_command_that_ends_while_it_removes_the_parts_can_be_repeated(removed,
     assert not parts_folder(out).exists()
 
 
+def test_a_file_that_is_read_is_not_written_over(run, tmp_path, capsys):
+    users, deny = as_file("wide.csv", tmp_path), tmp_path / "deny.csv"
+    deny.write_text("i1\n")
+    before = users.read_bytes()
+    link = tmp_path / "link.csv"
+    link.symlink_to(users)
+    for out, options in ((users, []), (link, []), (deny, ["--deny", str(deny)])):
+        assert main(["recommend", str(run), "--users", str(users), "--out", str(out), *options]) == 2
+        assert "--out must not be a file that is read, which it would replace; found" in capsys.readouterr().err
+    assert (users.read_bytes(), deny.read_text()) == (before, "i1\n")
+    assert not parts_folder(users).exists()
+
+
 def test_the_parts_are_locked(run, tmp_path):
     users, out = as_file("wide.jsonl", tmp_path), tmp_path / "out.csv"
     parts_folder(out).mkdir()
@@ -355,6 +370,8 @@ def test_arguments_that_make_no_sense(arguments, message, run, tmp_path, capsys,
     [
         ("u.jsonl", '{"user": "a", "history": ["i1"]}\n{"user": "b", "history": "i1"}\n',
          "u.jsonl:2: history must be a list of item ids; found 'i1'"),
+        ("u.jsonl", '{"user": "a", "history": ["i1"], "history": ["i2"]}\n',
+         "u.jsonl:1: not usable JSON: 'history' occurs twice"),
         ("u.jsonl", '{"user": "a", "history": ["i1"]}\n\n{"user": null, "history": []}\n',
          "u.jsonl:3: user must be an id; found None"),
         ("u.jsonl", '{"user": "a", "history": [true]}\n', "u.jsonl:1: history must be a list of item ids"),
@@ -383,8 +400,123 @@ def test_names_of_columns_for_a_format_without_any(run, small_data, tmp_path):
         recommend_users(run, small_data, tmp_path / "o.csv", reading={"user_column": "u"})
 
 
+@pytest.mark.parametrize(
+    ("form", "reading", "message"),
+    [
+        ("prepared", {"format": "csv", "user_column": "u", "item_column": None},
+         "prepared: a prepared folder has no format, .*; found format 'csv', user_column 'u'"),
+        ("wide.jsonl", {"user_column": "user", "item_column": "x"}, "lines of histories have no .*; found item_column"),
+        ("wide.csv", {"timestamp_column": "age"}, "rows of histories have no rating_column, timestamp_column; found"),
+        ("wide.parquet", {"rating_column": "age"}, "rows of histories have no .*; found rating_column 'age'"),
+    ],
+)  # fmt: skip
+def test_names_that_would_be_ignored(form, reading, message, run, small_data, tmp_path):
+    if form == "prepared":
+        assert main(["prepare", str(small_data), "--out", str(tmp_path / form)]) == 0
+    users = as_file(form, tmp_path)
+    with pytest.raises(ConfigError, match=message):
+        recommend_users(run, users, tmp_path / "o.csv", reading=reading)
+    named = {"format": "auto", "timestamp_column": "none"}  # says what is so
+    assert recommend_users(run, users, tmp_path / "o.csv", reading=named).users
+
+
+def test_an_interrupted_command_that_read_other_columns_is_not_gone_on_with(run, tmp_path, monkeypatch):
+    users, out = tmp_path / "users.parquet", tmp_path / "out.csv"
+    pl.DataFrame({"user": ["a"], "account": ["b"], "history": [["i1"]]}).write_parquet(users)
+
+    def killed(*_):
+        raise Killed
+
+    with monkeypatch.context() as patched:
+        patched.setattr(bulk, "_join", killed)
+        with pytest.raises(Killed):
+            recommend_users(run, users, out, k=2)
+    with pytest.raises(RunError, match="other user_column;"):
+        recommend_users(run, users, out, k=2, reading={"user_column": "account"})
+    recommend_users(run, users, out, k=2, reading={"user_column": None})
+    assert set(pl.read_csv(out)["user"]) == {"a"}
+
+
+def test_an_interrupted_command_with_other_text_vectors_is_not_gone_on_with(
+    small_data, tmp_path, monkeypatch, capsys
+):
+    """Vectors of one's own have the manifest that was given, whatever they are."""
+    known = sorted({item for line in small_data.read_text().splitlines() for item in line.split()[1:]})
+
+    def vectors(folder, ids, seed):
+        made = torch.randn(len(ids), 6, generator=torch.Generator().manual_seed(seed))
+        marks = torch.ones(len(ids), dtype=torch.bool)
+        TextVectors(ids, made, marks, {"encoder": "mine"}, {}).save(tmp_path / folder)
+        return tmp_path / folder
+
+    run, out, users = tmp_path / "run", tmp_path / "out.csv", tmp_path / "users.csv"
+    plr.train(small_data, run, backbone="unisrec", method="base", text_vectors=str(vectors("own", known, 0)), dim=8,
+              ffn_dim=8, epochs=1, threads=1)  # fmt: skip
+    users.write_text("user,history\na,i1\n")
+    first, second = vectors("first", ["new"], 1), vectors("second", ["new"], 2)
+
+    def killed(*_):
+        raise Killed
+
+    with monkeypatch.context() as patched:
+        patched.setattr(bulk, "_join", killed)
+        with pytest.raises(Killed):
+            recommend_users(run, users, out, k=2, text_vectors=first)
+    with pytest.raises(RunError, match="other text_vectors;"):
+        recommend_users(run, users, out, k=2, text_vectors=second)
+    (tmp_path / "only.txt").write_text("new\ni2\nnobody\n")
+    shutil.rmtree(parts_folder(out))
+    options = ["-k", "2", "--text_vectors", str(first), "--only", str(tmp_path / "only.txt")]
+    assert main(["recommend", str(run), "--users", str(users), "--out", str(out), *options]) == 0
+    assert "only.txt: 1 of 3 ids are no items of the run" in capsys.readouterr().err
+    assert sorted(pl.read_csv(out)["item"]) == ["i2", "new"]
+
+
+def test_users_of_parquet_files_are_read_as_those_of_others(run, tmp_path, monkeypatch):
+    monkeypatch.setattr(bulk, "BLOCK", 2)
+    users, out = tmp_path / "users.parquet", tmp_path / "out.parquet"
+    pl.DataFrame({"user": [" a", "b "], "history": [["i1"], ["i1"]]}).write_parquet(users)
+    recommend_users(run, users, out, k=1)
+    assert pl.read_parquet(out)["user"].to_list() == ["a", "b"]
+    pl.DataFrame({"user": ["a", "b", "c", " "], "history": [["i1"]] * 4}).write_parquet(users)
+    with pytest.raises(DataError, match=r"users.parquet: the user is missing in row 4"):
+        recommend_users(run, users, out)
+
+
+def test_a_user_whose_ratings_are_all_too_low_is_answered_in_a_file_and_in_a_frame(small_data, tmp_path):
+    rows = [
+        (user, item, 1 + (user_number + step) % 5, step)
+        for user_number, (user, *items) in enumerate(map(str.split, small_data.read_text().splitlines()))
+        for step, item in enumerate(items)
+    ]
+    frame = pl.DataFrame(rows, schema=["user", "item", "stars", "timestamp"], orient="row")
+    metrics = plr.train(frame, tmp_path / "run", method="base", dim=8, ffn_dim=8, epochs=1, threads=1, min_rating=3,
+                        rating_column="stars")  # fmt: skip
+    assert metrics
+    recommender = plr.Recommender.load(tmp_path / "run")
+    first, second, third = recommender.item_ids[:3]
+    rows = [("a", first, 2, 1), ("b", second, 5, 1), ("b", third, 2, 2), ("c", first, 3, 1), ("c", third, 4, 2)]
+    asked = pl.DataFrame(rows, schema=["user", "item", "stars", "timestamp"], orient="row")
+    asked.write_csv(tmp_path / "users.csv")
+    counts = recommend_users(tmp_path / "run", tmp_path / "users.csv", tmp_path / "out.parquet", k=3)
+    assert (counts.users, counts.popular, counts.interactions) == (3, 1, 3)
+    found = recommender.recommend_frame(asked, 3)
+    assert found.equals(pl.read_parquet(tmp_path / "out.parquet"))
+    popular = found.filter(pl.col("source") == "popularity")
+    assert set(popular["user"]) == {"a"}
+    of_model = recommender.recommend([[second], [first, third]], 3)
+    assert found.filter(pl.col("user") != "a")["item"].to_list() == [each.item for row in of_model for each in row]
+    assert recommender.recommend_frame(asked.head(0), 3).shape == (0, 5)
+    assert recommender.recommend_frame(asked.drop("stars"), 3)["source"].unique().to_list() == ["model"]
+    for stars in (None, float("nan")):
+        with pytest.raises(DataError, match="column 'stars' must hold numbers, none missing"):
+            recommender.recommend_frame(asked.with_columns(stars=pl.lit(stars, pl.Float64)), 3)
+
+
 def test_lists_of_items(write):
-    assert read_item_list(write("a", "i1\n\n  i 2\r\n")) == ["i1", "i 2"]
+    assert read_item_list(write("a", "i1\n\n  i 2\r\ni3\ri\x854\ni\u20285\ni\x1c6")) == [
+        "i1", "i 2", "i3", "i\x854", "i\u20285", "i\x1c6"
+    ]  # fmt: skip
     with pytest.raises(DataError, match="holds no item id"):
         read_item_list(write("b", " \n"))
     with pytest.raises(DataError, match="b:2: byte 0xff"):
@@ -408,6 +540,12 @@ def test_popularity_is_that_of_training_and_older_runs_count_it_again(run, recom
     shutil.copytree(run, older)
     RunFolder(older).popularity.unlink()
     assert plr.Recommender.load(older).popularity.tolist() == recommender.popularity.tolist()
+    for damaged in (pl.lit(None, pl.Int64), pl.lit(float("nan")), -1 - pl.col("interactions")):
+        frame = pl.read_parquet(RunFolder(run).popularity).with_columns(damaged.alias("interactions"))
+        frame.write_parquet(RunFolder(older).popularity)
+        with pytest.raises(DataError, match=r"popularity.parquet: must hold how often each item occurs, whole numbers"):
+            plr.Recommender.load(older).recommend_frame({"user": ["a"], "history": [""]})
+    RunFolder(older).popularity.unlink()
     config = (older / "config.yaml").read_text()
     (older / "config.yaml").write_text(config.replace(str(small_data), "moved.txt"))
     users = tmp_path / "u.csv"

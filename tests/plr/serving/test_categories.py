@@ -78,6 +78,8 @@ def test_what_cannot_be_is_refused(recommender, tmp_path):
         ({"at_most": 2}, "belong together"),
         ({"categories": CATEGORIES}, "belong together"),
         ({"at_most": 0, "categories": CATEGORIES}, "at_most must be at least 1; found 0"),
+        ({"at_most": 2, "categories": {3.0: "one"}}, "must name items of the run, such as 'i0', .*; found '3.0'"),
+        ({"at_most": 2, "categories": {"i1": "a", " i1": "b"}}, "names the item 'i1' more than once"),
     ):
         with pytest.raises(ConfigError, match=said):
             recommender.recommend([["i1"]], 3, **options)
@@ -157,6 +159,10 @@ def test_popularity_of_other_data_and_what_has_no_times(run, tmp_path):
             recommender.recommend_frame({"user": ["u"], "history": [["i1"]]}, 3, popularity_days=days)
     with pytest.raises(DataError, match="no such file"):
         recommender.popularity_of(1, tmp_path / "nothing.csv")
+    frame.with_columns(pl.col("item").str.to_uppercase()).write_csv(tmp_path / "others.csv")
+    for days, which in ((None, "interactions is"), (1, "interactions of the last days is")):
+        with pytest.raises(DataError, match=rf"others.csv: none of \d+ {which} with an item of the run, which has 12"):
+            recommender.popularity_of(days, tmp_path / "others.csv")
     with pytest.raises(RunError, match="recommender was made of a model"):
         Recommender(recommender.model, recommender.item_ids, recommender.config).popularity_of(1)
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import re
+
 import hypothesis.strategies as st
 import numpy as np
+import polars as pl
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
@@ -130,6 +133,11 @@ def test_filters_are_the_same_in_blocks(recommender, monkeypatch):
         ({"exclude": [["i1"]]}, ValueError, "exclude must have a list for each of the 2 histories; found 1"),
         ({"exclude": 3}, TypeError, "exclude must be a list of item ids"),
         ({"only": [True, False]}, TypeError, "a mask of all items is given as where"),
+        ({"exclude": {"u1": ["i1"]}}, TypeError, "exclude must be a list of item ids, or for each history such a list"),
+        ({"exclude": b"i1"}, TypeError, "exclude must be a list of item ids"),
+        ({"exclude": [[3.0], []]}, TypeError, "exclude must hold item ids, texts or whole numbers; found 3.0"),
+        ({"exclude": [["i1"], [None]]}, TypeError, "exclude must hold item ids, texts or whole numbers; found None"),
+        ({"only": [[True], None]}, TypeError, "only must hold item ids, texts or whole numbers; found True"),
         ({"only": []}, RequestError, "only names no item that training has seen"),
         ({"only": ["never"]}, RequestError, "only names no item that training has seen"),
         ({"only": [None, ["never"]]}, RequestError, "only of history 1 names no item that training has seen"),
@@ -143,6 +151,39 @@ def test_filters_that_make_no_sense_are_named(options, error, message, recommend
     with pytest.raises(error) as caught:
         recommender.recommend([["i1"], ["i2"]], 3, **options)
     assert message in str(caught.value)
+
+
+@pytest.mark.parametrize("made", [list, np.array, pl.Series])
+def test_lists_may_be_arrays_of_numbers(made):
+    """An array of the one number 0 is false, and its item is left out all the same."""
+    recommender = Recommender(trained(ITEMS, method="base"), [str(item) for item in range(ITEMS)], small_config())
+    lists = [[0], [0, 3], [4, 5]]
+    arrays = [made(each) for each in lists]
+    answers = recommender.recommend([[1], [2], [3]], ITEMS, exclude=arrays, exclude_seen=False)
+    for answer, denied in zip(answers, lists, strict=True):
+        assert {each.item for each in answer} == {str(item) for item in range(ITEMS) if item not in denied}
+    answers = recommender.recommend([[1], [2], [3]], ITEMS, only=arrays, exclude_seen=False)
+    assert [sorted(int(each.item) for each in answer) for answer in answers] == lists
+
+
+@pytest.mark.parametrize(
+    ("histories", "message"),
+    [
+        ([["i1", 2.0]], "an item must be an id, a text or a whole number; found 2.0"),
+        ([["i1", None]], "an item must be an id, a text or a whole number; found None"),
+        ([["i1", True]], "an item must be an id, a text or a whole number; found True"),
+        ([["i1", ["i2"]]], "an item must be an id, a text or a whole number; found ['i2']"),
+        ([{"i1", "i2"}], "history 0 must be a sequence of item ids"),
+        ([b"i1"], "history 0 must be a sequence of item ids; found b'i1'"),
+        (pl.DataFrame({"first": ["i1"], "second": ["i2"]}), "found a frame, which recommend_frame takes"),
+    ],
+)
+def test_histories_that_are_none_are_named_where_unknown_items_are_skipped(histories, message, recommender):
+    with pytest.raises(TypeError, match=re.escape(message)):
+        recommender.recommend(histories, 3, unknown="skip")
+    if isinstance(histories, list):
+        with pytest.raises(TypeError, match=r"must be an id|a sequence of item ids"):
+            recommender.session(histories[0], unknown="skip")
 
 
 def test_ragged_lists():

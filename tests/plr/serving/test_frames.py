@@ -100,6 +100,15 @@ def test_filters_by_user(recommender):
     assert_answers(found, recommender, HISTORIES, 6, exclude=[[], ["i1"], IDS[2:9]], only=[None, IDS[:7], None])
 
 
+def test_filters_by_user_are_lists(recommender):
+    """Of texts alone a list of items for all users was made."""
+    for denied in ({"a": "i1", "b": "i2", "c": "i3"}, {"a": ["i1"], "b": 2}):
+        with pytest.raises(TypeError, match=r"exclude must have a list of item ids for the user '[ab]'; found"):
+            recommender.recommend_frame(wide(HISTORIES), 6, exclude=denied)
+    with pytest.raises(TypeError, match=r"only must name users by their ids, texts or whole numbers; found 3\.0"):
+        recommender.recommend_frame({"user": [3], "item": ["i3"]}, 6, only={3.0: ["i1"]})
+
+
 def test_unknown_items_are_ignored_and_counted_and_unknown_users_get_what_is_popular(recommender):
     histories = {"x": ["never"], "a": ["i5", "new"], "y": []}
     with pytest.warns(UserWarning, match="2 of 3 interactions are with items never seen in training"):

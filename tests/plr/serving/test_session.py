@@ -148,6 +148,24 @@ def test_a_model_that_has_changed_is_asked_anew():
     assert session.recommend(5) == recommender.recommend([["i1", "i2"]], 5)[0] != before
 
 
+def test_items_of_a_model_that_has_changed_are_made_anew():
+    """Vectors of texts are no weights: a changed encoder ranked items that the former model had made."""
+    model = trained(ITEMS, backbone="unisrec", method="base")
+    recommender = Recommender(model, IDS, small_config())
+    session = recommender.session(["i1", "i2"])
+    session.recommend(5)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(1.5).add_(0.1)
+    fresh = Recommender(model, IDS, small_config())
+    with use_backend("reference"):  # by PyTorch, as the changed one is
+        answers = [each.recommend([["i1", "i2"]], 5) for each in (recommender, fresh)]
+        states = [each.user_states([["i1", "i2"]]).states for each in (recommender, fresh)]
+        assert answers[0] == answers[1] == [session.recommend(5)]
+    assert torch.equal(*states)
+    assert torch.equal(recommender.item_vectors, fresh.item_vectors)
+
+
 def test_what_a_session_refuses(recommender):
     session = recommender.session(["i1"])
     before = session.recommend(3)
