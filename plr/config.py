@@ -160,7 +160,8 @@ class Config(
                 steps = "needs reasoning true: without it no step is taken"
                 refuse("steps", 1 if self.mixes_distributions else 2, steps)
                 refuse("trigger_std", 1.0 if self.mixes_distributions else 0.02, steps)
-                refuse("pooling", "mean", steps)
+            if not self.reasoning or self.steps == 1:
+                refuse("pooling", "mean", "needs several steps: the mean of one is the last")
         return found
 
     def _check_system(self) -> None:

@@ -115,7 +115,8 @@ WITHOUT_EFFECT = [
     ({"method": "plr", "streams": 1, "load_weight": 0.1}, "load_weight needs several streams; found 0.1"),
     ({"method": "plr", "reasoning": False, "steps": 3}, "steps needs reasoning true: without it no step is taken; fo"),
     ({"method": "plr", "reasoning": False, "trigger_std": 0.1}, "trigger_std needs reasoning true: without it no step"),
-    ({"method": "plr", "reasoning": False, "pooling": "last"}, "pooling needs reasoning true: without it no step is"),
+    ({"method": "plr", "reasoning": False, "pooling": "last"}, "pooling needs several steps: the mean of one is the"),
+    ({"method": "plr", "pooling": "last"}, "pooling needs several steps: the mean of one is the last; found 'last'"),
     (
         {"backbone": "unisrec", "text_vectors": "texts", "from_run": "run", "new_items": "neighbours"},
         "new_items needs items with vectors of their own: an inductive unisrec's are their texts; found 'neighbours'",
@@ -163,6 +164,7 @@ def test_the_older_default_of_min_context_does_nothing_with_prefix_rows():
         {"method": "plr", "streams": 1, "steps": 2, "kl_weight": 0.3, "kl_limit": 0.5},
         {"method": "plr", "streams": 1, "fast_state": "component", "load_weight": 0.1},
         {"method": "plr", "contrastive_weight": 0.1, "contrastive_temperature": 0.5},
+        {"method": "plr", "steps": 2, "pooling": "last"},
         {"method": "plr", "reasoning": False, "mixture": "states", "steps": 2, "trigger_std": 0.02},  # its defaults
         {"method": "prl", "progressive_weight": 0.0, "noise": 0.1, "warmup_epochs": 5},
         {"method": "lares", "trajectory_weight": 0.0, "contrastive_temperature": 0.5},
