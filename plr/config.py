@@ -122,11 +122,46 @@ class Config(
             found["logq"] = (True, "needs loss sampled_softmax: the others have no correction")
         if self.gbce_t != 0.75 and self.loss != "gbce":
             found["gbce_t"] = (0.75, "needs loss gbce")
+        if self.new_items not in (None, "content") and self.backbone == "unisrec" and self.unisrec_mode == "inductive":
+            needs = "needs items with vectors of their own: an inductive unisrec's are their texts"
+            found["new_items"] = ("content", needs)
+        return found | self._left_out_of_the_loss()
+
+    def _left_out_of_the_loss(self) -> dict[str, tuple[Any, str]]:
+        """Return those of the method's own options that belong to a term or a part that it does not have here."""
+        found: dict[str, tuple[Any, str]] = {}
+
+        def refuse(name: str, default: Any, needs: str) -> None:
+            if getattr(self, name) != default:
+                found[name] = (default, needs)
+
+        contrast, predictions = "needs contrastive_weight above 0", "needs progressive_weight above 0"
+        # 0 is no limit, which is as true where there is nothing to limit.
+        if self.method in ("plr", "erl") and not self.kl_weight and self.kl_limit:
+            refuse("kl_limit", 1.0, "needs kl_weight above 0")
+        if self.method == "prl":
+            if not self.progressive_weight:
+                refuse("temperature_scale", 5.0, predictions)
+            if not self.contrastive_weight:
+                refuse("noise", 0.01, contrast)
+                refuse("warmup_epochs", 2, contrast)
+        if self.method == "lares" and self.phase == "spt" and not (self.trajectory_weight or self.step_weight):
+            refuse("contrastive_temperature", 1.0, "needs trajectory_weight or step_weight above 0")
         if self.method == "plr":
-            if self.contrastive_negatives != "all" and not self.contrastive_weight:
-                found["contrastive_negatives"] = ("all", "needs contrastive_weight above 0")
-            if self.load_weight and not self.gate:
-                found["load_weight"] = (0.0, "needs the gate")
+            if not self.contrastive_weight:
+                refuse("contrastive_negatives", "all", contrast)
+                refuse("contrastive_temperature", 1.0, contrast)
+            if self.kl_weight and self.streams * (self.steps or 1 if self.reasoning else 1) == 1:
+                refuse("kl_weight", 0.0 if self.mixes_distributions else 0.1, "needs several states: streams or steps")
+            components = self.streams + (self.fast_state == "component")
+            if not self.gate or components == 1:
+                refuse("load_weight", 0.0, "needs the gate" if not self.gate else "needs several streams")
+            if not self.reasoning:
+                steps = "needs reasoning true: without it no step is taken"
+                refuse("steps", 1 if self.mixes_distributions else 2, steps)
+                refuse("trigger_std", 1.0 if self.mixes_distributions else 0.02, steps)
+            if not self.reasoning or self.steps == 1:
+                refuse("pooling", "mean", "needs several steps: the mean of one is the last")
         return found
 
     def _check_system(self) -> None:
@@ -214,6 +249,17 @@ class Config(
         if self.rank_with != "model":
             raise ConfigError(f"rank_with must be model {together}, found {self.rank_with!r}: the engine has all items")
 
+    @classmethod
+    def effective(cls, **values: Any) -> Config:
+        """Return the configuration of these values in which what has no effect beside the others has its default.
+
+        Raises:
+            ConfigError: values cannot be taken.
+        """
+        run = asdict(cls(**values, provenance={}))
+        del run["provenance"]
+        return cls(**run)
+
     def decisive(self) -> dict[str, Any]:
         """Return the fields that decide the result, for telling whether a run may be resumed."""
         elsewhere = {"out", "cache", "progress", "provenance", "threads", "devices", "nodes", "shard_items"}
@@ -291,7 +337,8 @@ def is_own_frame(config: Config) -> bool:
 
 _WITHOUT_EFFECT = (
     "min_context", "batch_unit", "divergence_share", "optimizer", "contrastive_negatives", "load_weight", "negatives",
-    "sampler", "logq", "gbce_t", "sparse_adam", "shard_items",
+    "sampler", "logq", "gbce_t", "sparse_adam", "shard_items", "new_items", "kl_limit", "temperature_scale", "noise",
+    "warmup_epochs", "contrastive_temperature", "steps", "trigger_std", "pooling", "kl_weight",
 )  # fmt: skip
 """The options that `Config.without_effect` knows."""
 

@@ -223,12 +223,12 @@ def _table(rows: Any, lines: int, header: Sequence[str], path_separator: str) ->
             continue
         if problem is not None:
             yield line, problem
-        elif len(row) > len(header):
+        elif len(row) != len(header):  # fewer where a record was cut off
             yield line, f"{len(row)} fields; the header has {len(header)}"
         elif any(map(_has_surrogate, row)):
             yield line, "bytes that are not UTF-8"
         else:
-            yield line, roles.record(dict(zip(header, row, strict=False)), path_separator)
+            yield line, roles.record(dict(zip(header, row, strict=True)), path_separator)
 
 
 def _movielens(file: BinaryIO) -> Lines:

@@ -195,8 +195,12 @@ class Study:
             values = {name: value for name, value in values.items() if name not in OPTIONS}
         if self.request.processes > 1:
             values.setdefault("threads", max(1, torch.get_num_threads() // self.request.processes))
+        make: Callable[..., Config] = Config
+        if system.changes:
+            self._config(System(system.backbone, system.method), seed, **places)  # what is set has to have an effect
+            make = Config.effective  # and what was set of the part that a variant lacks has its default there
         try:
-            return Config(**places, backbone=system.backbone, seed=seed, progress=False, **values)
+            return make(**places, backbone=system.backbone, seed=seed, progress=False, **values)
         except ConfigError as error:
             raise ConfigError(f"{system.name}: {error}") from error
 

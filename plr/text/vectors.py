@@ -115,6 +115,8 @@ class TextVectors:
             return f"present must be bool [N]; found {present.dtype} {list(present.shape)}"
         if not len(self.item_ids) == len(vectors) == len(present):
             return f"{len(self.item_ids)} items, {len(vectors)} vectors and {len(present)} marks of presence"
+        if not self.item_ids:
+            return "there is no item"
         if not bool(vectors.isfinite().all()):
             return "a value is not finite"
         odd = [item_id for item_id in self.item_ids if not isinstance(item_id, str)]

@@ -42,6 +42,7 @@ class InitialRun:
 
         Raises:
             FileNotFoundError: there is no finished run.
+            DataError: it is damaged.
             RunError: it is one of another phase, method, backbone, size or data set, or it was refitted.
         """
         if config.init is None:
@@ -69,6 +70,7 @@ class InitialRun:
             )
         if (initial.provenance or {}).get("item_data_hash") != item_data.content_hash:
             raise RunError(f"--init {config.init}: was trained with other item features or text vectors")
+        folder.check_hashes()
         return cls(initial, folder, sha256_of(folder.weights))
 
     def load(self, item_data: ItemData) -> RecommenderModel:

@@ -254,10 +254,9 @@ class Search:
         given = {**system.settings, **self._fixed[system]}
         try:
             Config(**own, **given)  # what was asked for has to have an effect
-            drawn = Config(**own, **{**given, **values}, provenance={})
+            return Config.effective(**own, **{**given, **values})
         except ConfigError as error:
             raise ConfigError(f"{system.name}: {error}") from error
-        return Config(**{each.name: getattr(drawn, each.name) for each in fields(Config) if each.name != "provenance"})
 
     def _check(self, space: Space, system: System) -> None:
         """Refuse a space of which some value cannot be taken at all."""

@@ -12,7 +12,7 @@ def small_config(**changes) -> Config:
     values = {
         "method": "plr",
         "streams": 4,
-        "steps": 2,
+        "steps": None if changes.get("reasoning") is False else 2,
         "dim": 16,
         "heads": 2,
         "ffn_dim": 24,

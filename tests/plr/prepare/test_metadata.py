@@ -95,6 +95,7 @@ BAD = [
     ("a.jsonl", b'{"parent_asin": "7", "categories": {"a": 1}}', "the categories are not a list of texts"),
     ("a.jsonl", b'{"parent_asin": "7", "title": "\xff"}', "byte 0xff at column 32 is not UTF-8"),
     ("a.csv", b"7,x,y,z", "4 fields; the header has 3"),
+    ("a.csv", b"7,x", "2 fields; the header has 3"),  # cut off
     ("a.csv", b"7,\xff,y", "not UTF-8"),
     ("a.csv", b'7,"x"y,z', "expected after"),
     ("a.jsonl", b'{"parent_asin": 7.0}', "the item is a float; expected text"),

@@ -24,7 +24,7 @@ from plr.config import Config
 from plr.data import open_prepared, prepare
 from plr.errors import ConfigError, NonFiniteLossError, NoReachableTargetError, RunError
 from plr.prepare.synthetic import generate
-from plr.reproduce import EXPERIMENTS, runner, theory
+from plr.reproduce import EXPERIMENTS, runner, table3, theory
 from plr.reproduce.report import keep_section, kept_sections, write_report
 from plr.reproduce.reproduce import _needed as needed
 from plr.reproduce.reproduce import reproduce
@@ -295,6 +295,24 @@ def test_a_change_to_what_a_system_has_is_none_and_derived_defaults_are_no_surpr
     states = made.system("sasrec", "plr", mixture="states", kl_weight=0.0, fast_state="none")
     config = made.config(Run(states, 0))
     assert (config.kl_weight, config.fast_state) == (0.0, "none")
+
+
+def test_what_is_set_of_a_part_is_not_in_the_variant_without_it(data, tmp_path):
+    given = ("plr-states:contrastive_temperature=0.5", "plr-states:kl_limit=0.5", "plr:load_weight=0.1", "plr:steps=3")
+    made = study(data, tmp_path, settings=given)
+    found = {
+        (form, name): made.config_of(system)
+        for form, systems in table3.variants(made).items()
+        for name, system in systems.items()
+    }
+    states, ours = found["plr-states", "full"], found["plr", "full"]
+    assert (states.contrastive_temperature, states.kl_limit, ours.load_weight, ours.steps) == (0.5, 0.5, 0.1, 3)
+    assert (found["plr-states", "w/o RCL"].contrastive_temperature, found["plr-states", "w/o RCL"].kl_limit) == (1, 0.5)
+    assert (found["plr-states", "w/o KL"].contrastive_temperature, found["plr-states", "w/o KL"].kl_limit) == (0.5, 1)
+    assert (found["plr", "w/o gate"].load_weight, found["plr", "w/o gate"].steps) == (0, 3)
+    assert (found["plr", "w/o reasoning"].load_weight, found["plr", "w/o reasoning"].steps) == (0.1, 1)
+    with pytest.raises(ConfigError, match="sasrec-plr: kl_limit needs kl_weight above 0; found"):
+        table3.variants(study(data, tmp_path, settings=("plr:kl_limit=0.5",)))
 
 
 def test_a_form_that_has_eight_steps_anyway_is_the_one_that_diversity_is_followed_through(data, tmp_path, monkeypatch):

@@ -155,6 +155,7 @@ def test_vectors_made_elsewhere_can_be_brought(tmp_path):
         ({"vectors": torch.ones(2, 0)}, "vectors must be float32 [N, W], W at least 1; found torch.float32 [2, 0]"),
         ({"vectors": torch.ones(3, 2)}, "2 items, 3 vectors and 2 marks of presence"),
         ({"present": torch.tensor([1, 0])}, "present must be bool [N]; found torch.int64 [2]"),
+        ({"item_ids": [], "vectors": torch.ones(0, 2), "present": torch.ones(0, dtype=torch.bool)}, "there is no item"),
         ({"item_ids": ["a", "a"]}, "item 'a' occurs a second time"),
         ({"item_ids": ["a", None]}, "item ids must be strings; found None"),
     ],

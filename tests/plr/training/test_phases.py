@@ -2,17 +2,18 @@
 
 import json
 import re
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 import yaml
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from plr.config import Config
 from plr.data import SameTargetPositives, prepare
-from plr.errors import ConfigError
+from plr.errors import ConfigError, DataError
 from plr.models import build_model
 from plr.serving import Recommender
 from plr.serving.evaluate import evaluate_run
@@ -224,6 +225,16 @@ def test_runs_that_are_no_finished_first_phase_on_the_same_data_are_refused(pret
         train(post_training(pretrained, other, tmp_path / "run"))
     with pytest.raises(RunError, match="was trained on other data or another split of them"):
         train(post_training(pretrained, small_data, tmp_path / "run", core=2))
+    assert not (tmp_path / "run").exists()
+
+
+def test_weights_that_are_not_as_the_first_phase_wrote_them_are_refused(pretrained, small_data, tmp_path):
+    damaged = tmp_path / "damaged"
+    shutil.copytree(pretrained, damaged)
+    weights = load_file(damaged / "model.safetensors")
+    save_file(weights | {"evaluation_state": weights["evaluation_state"] + 1}, damaged / "model.safetensors")
+    with pytest.raises(DataError, match=r"model\.safetensors: not as the run wrote it"):
+        train(post_training(damaged, small_data, tmp_path / "run"))
     assert not (tmp_path / "run").exists()
 
 
