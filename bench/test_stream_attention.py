@@ -151,15 +151,20 @@ def position_by_position(lengths, query, prefix_key, prefix_value, stream_key, s
     return attended.unflatten(0, (batch, positions)).transpose(1, 2).reshape(batch, heads, queries, dim)
 
 
-@pytest.mark.parametrize(
-    ("batch", "positions", "streams", "suffix", "dim", "rounds"),
-    [
-        pytest.param(64, 50, 2, 1, 32, 30, id="B64 H2 positions 50 M2 S1 D32"),
-        pytest.param(64, 50, 2, 1, 64, 30, id="B64 H2 positions 50 M2 S1 D64", marks=pytest.mark.large),
-        pytest.param(64, 50, 2, 1, 128, 30, id="B64 H2 positions 50 M2 S1 D128", marks=pytest.mark.large),
-        pytest.param(2, 9, 2, 1, 16, 2, id="B2 H2 positions 9 M2 S1 D16", marks=pytest.mark.tiny),
-    ],
-)
+def positions(kind=""):
+    """All positions of 64 histories at once, in the first of plr's steps."""
+    return pytest.mark.parametrize(
+        ("batch", "positions", "streams", "suffix", "dim", "rounds"),
+        [
+            pytest.param(64, 50, 2, 1, 32, 30, id=f"B64 H2 positions 50 M2 S1 D32{kind}"),
+            pytest.param(64, 50, 2, 1, 64, 30, id=f"B64 H2 positions 50 M2 S1 D64{kind}", marks=pytest.mark.large),
+            pytest.param(64, 50, 2, 1, 128, 30, id=f"B64 H2 positions 50 M2 S1 D128{kind}", marks=pytest.mark.large),
+            pytest.param(2, 9, 2, 1, 16, 2, id=f"B2 H2 positions 9 M2 S1 D16{kind}", marks=pytest.mark.tiny),
+        ],
+    )
+
+
+@positions()
 def test_all_positions(benchmark, batch, positions, streams, suffix, dim, rounds):
     queries = positions * streams
     tensors = make(batch, 2, queries, positions, suffix, dim)
@@ -180,3 +185,18 @@ def test_all_positions(benchmark, batch, positions, streams, suffix, dim, rounds
     product = 2 * batch * 2 * (int(lengths.sum()) + queries * suffix) * dim  # of what is seen
     limit = slowest(moved, square_products(forward=2 * product, backward=5 * product))
     compare(benchmark, implementations, rounds, limit=limit)
+
+
+@positions(" dropout")
+def test_all_positions_with_dropout(benchmark, batch, positions, streams, suffix, dim, rounds):
+    queries = positions * streams
+    tensors = make(batch, 2, queries, positions, suffix, dim)
+    lengths = lengths_of_positions(positions, streams).expand(batch, -1)
+    kept = attention_keep_mask(torch.tensor(3), 0.1, batch, 2, queries, positions, suffix)
+    given = partial(formula, seen=seen_by_positions(positions, streams), factor=torch.cat(kept, dim=-1) / 0.9)
+    implementations = {
+        OURS: training_step(partial(ours, prefix_lengths=lengths, dropout_p=0.1, seed=3), *tensors),
+        "eager formula, mask given": training_step(given, *tensors),
+        "compiled formula, mask given": training_step(compiled(given), *tensors),
+    }
+    compare(benchmark, implementations, rounds)
