@@ -31,7 +31,7 @@ struct QueryLanes {
     for (int64_t i = 0; i < kLanes; ++i) {
       const int64_t length = first + i < block.count ? block.length_of(call, first + i) : longest;
       shortest = smaller(shortest, length);
-      numbers[i] = static_cast<float>(length);  // exact up to 2^24, where a row of 16 queries would have 1 GB
+      numbers[i] = static_cast<float>(length);  // exact up to 2^24, where the workspace would have 6 GB
     }
     lengths = load(numbers);
   }
