@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import mmap
 
 import pytest
@@ -58,6 +59,24 @@ def check(dtype=torch.float32, **sizes):
 @pytest.mark.parametrize("streams", [1, 2, 3, 4, 5, 6, 7, 8, 9, 33])
 def test_any_number_of_streams(instruction_set, streams):
     check(streams=streams, prefix=21, suffix=3, dim=20)
+
+
+@on_every_instruction_set
+@pytest.mark.parametrize("streams", [3, 20])
+@pytest.mark.parametrize("suffix", [0, 2])
+def test_the_sums_of_the_softmax(instruction_set, streams, suffix):
+    """log2 of them stands beside the output: -inf where a query has nothing to attend to."""
+    tensors = plain_tensors(batch=2, streams=streams, prefix=9, suffix=suffix)
+    lengths = torch.arange(2 * streams).reshape(2, streams) % 10
+    _, sums = cpu.forward(tuple(tensors), lengths, 0.25, 0.0, None)
+    query, prefix_key, _, stream_key, _ = (tensor.double() for tensor in tensors)
+    seen = torch.arange(9) < lengths[:, None, :, None]
+    prefix_scores = (query @ prefix_key.mT).masked_fill(~seen, -torch.inf)
+    stream_scores = (stream_key @ query.unsqueeze(-1)).squeeze(-1)
+    expected = (torch.cat([prefix_scores, stream_scores], dim=-1) * 0.25).logsumexp(dim=-1) / math.log(2)
+    assert (expected == -torch.inf).any() == (suffix == 0)
+    # A few roundings of numbers of about this size: scores of some units, and a logarithm.
+    torch.testing.assert_close(sums.double(), expected, rtol=1e-6, atol=4e-6)
 
 
 @on_every_instruction_set
