@@ -281,7 +281,7 @@ def _in_python(message: str) -> str:
 
 
 def _cut_offs(ks: Any) -> tuple[int, ...]:
-    if not isinstance(ks, Iterable) or not all(isinstance(k, Integral) for k in ks):
+    if not isinstance(ks, Iterable) or not all(isinstance(k, Integral) and not isinstance(k, bool) for k in ks):
         raise ConfigError(f"ks must be a list of whole numbers; found {shortened(ks)}")
     found = [int(k) for k in ks]
     if min(found, default=0) < 1:

@@ -105,6 +105,9 @@ def evaluate_run(
         FileNotFoundError: there is no finished run.
         DataError: the run's own data have changed since, or the data have no test row.
     """
+    by = tuple(by)
+    if exclude_seen is not None and not isinstance(exclude_seen, (bool, np.bool_)):  # "no" would be taken for true
+        raise ConfigError(f"exclude_seen must be True, False or None; found {shortened(exclude_seen)}")
     if ks is not None and (not ks or min(ks) < 1):
         raise ConfigError(f"ks must be positive, one at least; found {list(ks)}")
     if ks is not None and not EACH_A_RANK.holds(ks):
@@ -118,11 +121,11 @@ def evaluate_run(
             history_labels(np.ones(1, np.int64), history_edges)
         except ValueError as error:
             raise ConfigError(str(error)) from error
-    if sampled is not None and not isinstance(sampled, Integral):
+    if sampled is not None and (not isinstance(sampled, Integral) or isinstance(sampled, bool)):
         raise ConfigError(f"sampled must be a whole number; found {shortened(sampled)}")
     if sampled is not None and sampled < 1:
         raise ConfigError(f"sampled must be at least 1; found {sampled}")
-    if not isinstance(seed, Integral) or seed < 0:
+    if not isinstance(seed, Integral) or isinstance(seed, bool) or seed < 0:
         raise ConfigError(f"seed must be a whole number, 0 or more; found {shortened(seed)}")
     if rank_with not in (None, "model", "engine"):
         raise ConfigError(f"rank_with must be model or engine; found {rank_with!r}")
