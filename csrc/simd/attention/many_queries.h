@@ -29,7 +29,7 @@ inline FloatRows float_rows(const AttentionCall& call, const Strided& tensor, co
 }
 
 // The queries of a block, or the gradients of their outputs, as float32 [Q, dim]: zero beyond D, and beyond the count up
-// to whole lanes.
+// to whole lanes. These are never read, but leftovers of other calls could be denormal numbers, which are slow.
 template <DataType type>
 inline void upcast_lanes(const AttentionCall& call, const Strided& tensor, const QueryBlock& block, float* target,
                          int64_t target_stride) {
