@@ -26,9 +26,10 @@ constexpr int kWideVectors = 1;
 // Where there are many queries, 16 of them are multiplied with kLaneEntries entries.
 constexpr int kLaneEntries = 2;
 
-template <class Function>
-inline Vector each(Function function) {
-  Vector result;
+// A Vector, or other numbers of 16 lanes, of what the function says of each lane.
+template <class Result = Vector, class Function>
+inline Result each(Function function) {
+  Result result;
   for (int lane = 0; lane < kWidth; ++lane) result.value[lane] = function(lane);
   return result;
 }
@@ -176,29 +177,22 @@ struct Words {
   uint32_t value[kWidth];
 };
 
-template <class Function>
-inline Words each_word(Function function) {
-  Words result;
-  for (int lane = 0; lane < kWidth; ++lane) result.value[lane] = function(lane);
-  return result;
-}
-
 inline Words broadcast_word(uint32_t word) {
-  return each_word([&](int) { return word; });
+  return each<Words>([&](int) { return word; });
 }
 inline Words load_words(const uint32_t* source) {
-  return each_word([&](int lane) { return source[lane]; });
+  return each<Words>([&](int lane) { return source[lane]; });
 }
 inline void store_words(uint32_t* target, Words a) { std::memcpy(target, a.value, sizeof(a.value)); }
 inline Words operator^(Words a, Words b) {
-  return each_word([&](int lane) { return a.value[lane] ^ b.value[lane]; });
+  return each<Words>([&](int lane) { return a.value[lane] ^ b.value[lane]; });
 }
 
 // The upper and the lower half of each lane's product with `factor`.
 inline void multiply_words(Words a, uint32_t factor, Words& high, Words& low) {
   const auto product = [&](int lane) { return uint64_t{a.value[lane]} * factor; };
-  high = each_word([&](int lane) { return static_cast<uint32_t>(product(lane) >> 32); });
-  low = each_word([&](int lane) { return static_cast<uint32_t>(product(lane)); });
+  high = each<Words>([&](int lane) { return static_cast<uint32_t>(product(lane) >> 32); });
+  low = each<Words>([&](int lane) { return static_cast<uint32_t>(product(lane)); });
 }
 
 // `values` where the words are above the limit, else zero.
