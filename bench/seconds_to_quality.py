@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.conftest import instruction_set
-from bench.records import write_record
+from bench.records import write_record, write_text
 from plr.formats import rendered
 from plr.reproduce.learning_curves import learning_curve
 from plr.runs import RunFolder
@@ -102,7 +102,7 @@ def main() -> None:
     if arguments.out is not None:
         record = {"clock": arguments.clock, "instruction_set": instruction_set(), "systems": found}
         write_record(arguments.out, record)
-        arguments.out.with_suffix(".md").write_text(rendered(table(found), note, "markdown"), encoding="utf-8")
+        write_text(arguments.out.with_suffix(".md"), rendered(table(found), note, "markdown"))
 
 
 if __name__ == "__main__":
