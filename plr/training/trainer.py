@@ -46,6 +46,7 @@ from plr.training.schedule import check_warmup, steps_of
 from plr.training.shared_ranking import rank_together, share_of
 from plr.training.shared_rows import load_own_weights, number_of_parameters
 from plr.training.start import Start
+from plr.training.without_effect import warn_of_parts_without_effect
 
 Origin = InitialRun | Start | None
 """Where the weights come from: the first phase, a run on earlier data, or, None, the seed."""
@@ -122,6 +123,8 @@ def _begun(config: Config, dataset: SequenceDataset | None) -> Iterator[tuple[_O
         if dataset is None:
             dataset = load_dataset(config)
         check_rows(config, dataset)
+        if is_leader():
+            warn_of_parts_without_effect(config, dataset.num_items)
         folder = RunFolder(Path(config.out))
         item_data = load_item_data(config, dataset.item_ids, folder.item_data)
         origin = _origin(folder, config, dataset, item_data)
