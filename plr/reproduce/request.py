@@ -11,14 +11,16 @@ import yaml
 
 from plr.config import Config
 from plr.errors import ConfigError
-from plr.options import types_of
+from plr.options import RawDataOptions, types_of
 from plr.reproduce import EXPERIMENTS
 from plr.reproduce.presets import BACKBONES, METHODS, ON_ASKING, PRESETS, Preset
 
 __all__ = ["Request", "as_number", "kinds_of", "settings_of"]
 
-_FIXED = frozenset(("data", "out", "backbone", "seed", "threads", "progress", "provenance", "cache", "phase", "init",
-                    "from_run", "new_items"))  # fmt: skip
+_FIXED = frozenset(("data", "out", "backbone", "method", "mixture", "seed", "threads", "progress", "provenance",
+                    "cache", "phase", "init", "from_run", "new_items"))  # fmt: skip
+# What decides the rows, and the items that each is ranked among: of one system alone it could not be compared.
+_OF_ALL = frozenset((*(each.name for each in fields(RawDataOptions)), "exclude_seen"))
 
 
 @dataclass(frozen=True)
@@ -101,7 +103,8 @@ def settings_of(
         known: the names that SYSTEM may be; None: any.
 
     Raises:
-        ConfigError: an assignment that is none, of a system or a field that does not exist or that is set elsewhere.
+        ConfigError: an assignment that is none, of a system or a field that does not exist or that is set elsewhere; or
+            for one system, of what all have to share.
     """
     options = {each.name for each in fields(Config)}
     systems, chosen = set(systems), {}
@@ -117,6 +120,11 @@ def settings_of(
         if name not in options:
             (nearest,) = difflib.get_close_matches(name, options, n=1, cutoff=0.0)
             raise ConfigError(f"--set {assignment}: unknown field {name!r}, the nearest known is {nearest!r}")
+        if colon and name in _OF_ALL:
+            raise ConfigError(
+                f"--set {assignment}: all systems have the same rows and candidates, so {name} is set for all: "
+                f"--set {name}={value}"
+            )
         try:
             parsed = yaml.safe_load(value)
         except yaml.YAMLError as error:

@@ -91,6 +91,10 @@ def results(out: Path) -> dict[str, bytes]:
         ({"settings": ("dims=3",)}, r"unknown field 'dims', the nearest known is 'dim'"),
         ({"settings": ("gru:dim=3",)}, r"SYSTEM is one of sasrec, .*; found 'gru'"),
         ({"settings": ("seed=3",)}, "seed is set by the command itself"),
+        ({"settings": ("method=erl",)}, "method is set by the command itself"),  # all rows were ERL's, under their names
+        ({"settings": ("plr-states:mixture=distributions",)}, "mixture is set by the command itself"),
+        ({"settings": ("plr:min_rating=4",)}, r"min_rating is set for all: --set min_rating=4"),  # it had no effect
+        ({"settings": ("bert4rec:exclude_seen=true",)}, "exclude_seen is set for all"),
     ],
 )
 def test_what_cannot_work_is_refused(given, message):

@@ -306,6 +306,7 @@ def test_the_plan_trains_nothing_and_help_needs_no_pytorch(small_data, tmp_path,
         ({"pruner": "best"}, "pruner must be one of median, none; found 'best'"),
         ({"settings": ("seed=3",)}, "seed is set by the command itself"),
         ({"settings": ("gru:dim=3",)}, r"SYSTEM is one of .*sasrec-plr-states.*; found 'gru'"),
+        ({"settings": ("sasrec-plr:core=5",)}, "core is set for all: --set core=5"),  # config.yaml had it, the rows not
     ],
 )
 def test_requests_that_cannot_be_met(given, message):
