@@ -94,6 +94,7 @@ class Study:
         self.request = request
         self.out = Path(request.out)
         self.failed: dict[Run, str] = {}  # why runs have no result
+        self._own: set[Run] = set()  # those that are known to be finished, and of this study
 
     @property
     def preset(self) -> Preset:
@@ -231,8 +232,21 @@ class Study:
         return True
 
     def done(self, system: System, seeds: Iterable[int] | None = None) -> list[Run]:
-        """Return the finished runs of a system."""
-        return [run for run in self.runs([system], seeds) if run not in self.failed and self.folder(run).finished()]
+        """Return the finished runs of a system.
+
+        One that an earlier command left in the folder, of other settings or on other data, is none of them.
+        """
+        return [run for run in self.runs([system], seeds) if run not in self.failed and self._is_own(run)]
+
+    def _is_own(self, run: Run) -> bool:
+        if run not in self._own:
+            try:
+                if not self.finished(run):
+                    return False
+            except RunError:
+                return False
+            self._own.add(run)
+        return True
 
     def test_metric(self, run: Run, name: str) -> float:
         """Return a test metric of a finished run."""

@@ -517,6 +517,21 @@ def test_a_run_of_other_settings_is_not_taken_for_one(data, whole, capsys):
     assert "holds a run of another configuration (lr: 0.01 -> 0.5)" in capsys.readouterr().err
 
 
+def test_a_run_of_other_settings_that_no_table_needs_is_not_compared_with(data, whole, tmp_path):
+    """Neither as the bare backbone of the differences, nor as the twin of the oracles."""
+    out = tmp_path / "report"
+    shutil.copytree(whole[0] / "runs", out / "runs")
+    shutil.copytree(whole[0] / "data", out / "data")
+    asked = replace(requested(data, out, "table2"), methods=("erl", "plr"))
+    reproduce(asked, lambda _: None)
+    same = list(csv.DictReader((out / "tables" / "table2.csv").open()))
+    assert all(row["NDCG@10 − reference"] for row in same[1:])  # the base's run is there
+    reproduce(replace(asked, settings=(*TINY, "base:lr=0.5")), lambda _: None)
+    other = list(csv.DictReader((out / "tables" / "table2.csv").open()))
+    assert len(other) == len(same) == 3
+    assert not any(row["NDCG@10 − reference"] for row in other)
+
+
 def test_a_run_with_other_features_in_the_same_file_is_not_taken_for_one(tmp_path):
     data, features = tmp_path / "made.csv", tmp_path / "features.json"
     generate(data, users=60, items=48)
