@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 
 import torch
@@ -14,7 +15,7 @@ from plr.evaluation import evaluation_batches, load_ranking, metrics
 from plr.evaluation.ranking import seen_items
 from plr.models import RecommenderModel
 from plr.models.methods.lares import LARESRecommender
-from plr.models.methods.plr import PLRRecommender
+from plr.models.methods.plr import ParallelReasoning, PLRRecommender
 from plr.models.methods.rearec import ReaRecRecommender
 from plr.models.scoring import ItemScorer
 from plr.reproduce.comparison import listed_runs, spread
@@ -61,17 +62,12 @@ def alternatives(model: RecommenderModel, batch: Batch, table: torch.Tensor) -> 
                 yield "steps and streams", ItemScorer(model.queries(state))
 
 
-def _ended_at(model: PLRRecommender, outcome, states: torch.Tensor) -> ItemScorer:
+def _ended_at(model: PLRRecommender, outcome: ParallelReasoning, states: torch.Tensor) -> ItemScorer:
     """Rank as the model does, with one step's states [B, M, d] in place of the pooled ones."""
-    options = model.options
-    if options.fast_state == "added":
-        states = states + outcome.fast[:, None]
-    elif options.fast_state == "component":
-        states = torch.cat([states, outcome.fast[:, None]], dim=1)
-    if options.mixes_distributions:
-        return ItemScorer(model.queries(states), outcome.log_gates, model.temperature)
-    mixed = (outcome.gates[:, :, None] * states).sum(dim=1)
-    return ItemScorer(model.queries(outcome.fast + mixed if options.fast_state == "ranking" else mixed))
+    ended = replace(outcome, streams=model.pooled(states[:, :, None], outcome.fast))
+    if model.options.mixes_distributions:
+        return ItemScorer(model.queries(ended.streams), ended.log_gates, model.temperature)
+    return ItemScorer(model.queries(ended.final if model.options.fast_state == "ranking" else ended.slow))
 
 
 @torch.no_grad()

@@ -21,8 +21,9 @@ BATCH = 256
 
 
 def needs(study: Study) -> list[Run]:
-    """Return a run of either form of PLR."""
-    return study.runs([System(BACKBONE, method) for method in METHODS], seeds=study.seeds[:1])
+    """Return a run of either form of PLR that reasons: without steps nothing attends."""
+    systems = [System(BACKBONE, method) for method in METHODS]
+    return study.runs([each for each in systems if study.config_of(each).reasoning], seeds=study.seeds[:1])
 
 
 @torch.no_grad()

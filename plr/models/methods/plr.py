@@ -267,18 +267,22 @@ class PLRRecommender(RecommenderModel):
         fast, *reasoned = in_buckets(item_ids, lengths, counted, encoded_and_reasoned, views)  # [views·N, d]
         # [views·N, M, T, d]
         states = reasoned[0] if reasoned else self.heads(fast).unflatten(1, (self.options.streams, 1, -1))
-        streams = states.mean(dim=2) if self.options.pooling == "mean" else states[:, :, -1]  # [N, M, d]
-        if self.options.fast_state == "added":
-            streams = streams + fast[:, None]
-        elif self.options.fast_state == "component":
-            streams = torch.cat([streams, fast[:, None]], dim=1)
         return ParallelReasoning(
             fast=fast,
             states=states,
-            streams=streams,
+            streams=self.pooled(states, fast),
             gate_scores=self.gate_scores(fast),
             attention=attention,
         )
+
+    def pooled(self, states: Tensor, fast: Tensor) -> Tensor:
+        """Return what is mixed, [N, C, d], where the streams have taken the steps of states [N, M, T, d] from h_0 [N, d]."""
+        streams = states.mean(dim=2) if self.options.pooling == "mean" else states[:, :, -1]  # [N, M, d]
+        if self.options.fast_state == "added":
+            return streams + fast[:, None]
+        if self.options.fast_state == "component":
+            return torch.cat([streams, fast[:, None]], dim=1)
+        return streams
 
     def reason(self, histories: Histories, *, with_attention: bool = False) -> Reasoning:
         """Open the streams with the trigger tokens (Eq. 3) and take T steps (Eq. 4, 5)."""

@@ -12,7 +12,7 @@ DEPTH = 8  # steps of the model that diversity is followed through
 
 
 def needs(study: Study) -> list[Run]:
-    """Return a run of either form of PLR, and one of either with eight steps."""
+    """Return a run of either form of PLR, and one of either that reasons with eight steps."""
     return list(dict.fromkeys(_shallow(study) + _deep(study)))
 
 
@@ -21,8 +21,9 @@ def _shallow(study: Study) -> list[Run]:
 
 
 def _deep(study: Study) -> list[Run]:
-    """Return those with eight steps: the same ones where --set gives a form as many."""
-    return study.runs([study.system(BACKBONE, method, steps=DEPTH) for method in METHODS], study.seeds[:1])
+    """Return those with eight steps: the same ones where --set gives a form as many, none of one that takes none."""
+    reasoning = [method for method in METHODS if study.config_of(System(BACKBONE, method)).reasoning]
+    return study.runs([study.system(BACKBONE, method, steps=DEPTH) for method in reasoning], study.seeds[:1])
 
 
 def section(study: Study) -> Section:

@@ -23,7 +23,7 @@ from plr.reproduce.learning_curves import learning_curve
 from plr.reproduce.request import Request
 from plr.reproduce.study import Run, Study, System
 from plr.reproduce.table4 import PAPER_ITEMS, _latency, _operations, flops, paper_config
-from plr.reproduce.theory.contraction import local_lipschitz, step_functions
+from plr.reproduce.theory.contraction import local_lipschitz, losses_by_steps, step_functions
 from plr.reproduce.theory.ensemble import gaps, smallest_distance
 from plr.runs import RunFolder
 from plr.serving.engine import Engine
@@ -209,6 +209,27 @@ def test_steps_as_functions_give_the_models_states_and_their_norms_are_those_of_
             jacobian = torch.autograd.functional.jacobian(own, state[row, stream].detach())
             largest = float(torch.linalg.svdvals(jacobian)[0])
             assert float(found[row, stream]) == pytest.approx(largest, rel=1e-3)
+
+
+@pytest.mark.parametrize("pooling", ["mean", "last"])
+@pytest.mark.parametrize("fast_state", ["none", "added", "component"])
+def test_a_model_that_ends_after_all_its_steps_has_its_own_losses(pooling, fast_state):
+    """With the last step's states or h_0 in its streams, too: they were always the mean of the steps alone."""
+    torch.manual_seed(0)
+    encoder = SequenceEncoder(EncoderOptions(dim=8, ffn_dim=8, layers=1), causal=True)
+    options = PLROptions(streams=STREAMS, steps=STEPS, pooling=pooling, fast_state=fast_state)
+    model = PLRRecommender(IdItemEncoder(ITEMS, 8), encoder, options)
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.5)
+    model, batch = model.double().eval(), random_batch()
+    with torch.no_grad():
+        table, outcome = model.item_table(), model.run(batch)
+        found = losses_by_steps(model, outcome, table, batch.targets)
+        scores = model.scorer(batch, table).scores(table)
+    assert len(found) == STEPS
+    own = -torch.log_softmax(scores, dim=1).gather(1, batch.targets[:, None])[:, 0]
+    torch.testing.assert_close(found[-1]["gated"], own)
+    assert not torch.allclose(found[0]["gated"], own)
 
 
 def test_attention_is_aligned_at_the_most_recent_item(model):

@@ -24,7 +24,7 @@ from plr.config import Config
 from plr.data import open_prepared, prepare
 from plr.errors import ConfigError, NonFiniteLossError, NoReachableTargetError, RunError
 from plr.prepare.synthetic import generate
-from plr.reproduce import EXPERIMENTS, runner, table3, theory
+from plr.reproduce import EXPERIMENTS, figure5, runner, table3, theory
 from plr.reproduce.report import keep_section, kept_sections, write_report
 from plr.reproduce.reproduce import _needed as needed
 from plr.reproduce.reproduce import reproduce
@@ -329,6 +329,15 @@ def test_a_form_that_has_eight_steps_anyway_is_the_one_that_diversity_is_followe
     assert names[ensemble] == ["sasrec-plr-states-seed0", "sasrec-plr-seed0"]
     assert names[contraction] == ["sasrec-plr-states-steps8-seed0", "sasrec-plr-seed0"]
     assert [run.name for run in theory.needs(made)] == [*names[ensemble], "sasrec-plr-states-steps8-seed0"]
+
+
+def test_a_form_that_takes_no_step_has_no_steps_to_look_at(data, tmp_path):
+    made = study(data, tmp_path, settings=("plr:reasoning=false",))
+    assert [run.name for run in theory.needs(made)] == [
+        "sasrec-plr-states-seed0", "sasrec-plr-seed0", "sasrec-plr-states-steps8-seed0",
+    ]  # fmt: skip
+    assert [run.name for run in figure5.needs(made)] == ["sasrec-plr-states-seed0"]
+    assert not figure5.needs(study(data, tmp_path, settings=("plr:reasoning=false", "plr-states:reasoning=false")))
 
 
 def test_published_settings_of_a_method_are_its_own_and_sizes_are_equal(data, tmp_path):
