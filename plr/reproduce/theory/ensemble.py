@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any
 
 import numpy as np
+import polars as pl
 import torch
 from matplotlib.ticker import NullFormatter
 from torch import Tensor
@@ -19,7 +20,7 @@ from plr.reproduce.results import Cell, Part, Plot, Table, signed
 from plr.reproduce.study import Run, Study
 from plr.signals import raise_again
 
-__all__ = ["gaps", "parts", "smallest_distance"]
+__all__ = ["gaps", "parts", "rank_correlation", "smallest_distance"]
 
 _LOGITS = 2**24  # at most so many are held at a time
 _BLOCK, _NEAREST = 1024, 8
@@ -106,13 +107,15 @@ def _measure(study: Study, run: Run) -> dict[str, Any]:
         "nearest": smallest_distance(items),
         "longest": float(items.norm(dim=1).max()),
         "streams": outcome.streams.shape[1],
+        "user": batch.users.tolist(),
     }
 
 
 def parts(study: Study, runs: Sequence[Run]) -> list[Part]:
     """Return Theorem 4.1, Proposition 4.2 and Theorem 4.6 on the runs."""
     found = {
-        run: study.measured("ensemble", run, partial(_measure, study, run), users=study.preset.users) for run in runs
+        run: study.measured("ensemble", run, partial(_measure, study, run), users=study.preset.users, with_users=True)
+        for run in runs
     }
     arrays = {
         run: {name: np.asarray(values) if isinstance(values, list) else values for name, values in each.items()}
@@ -154,7 +157,7 @@ def _proposition_4_2(found: dict[Run, dict[str, Any]]) -> list[Part]:
             holds = [f"{(values >= constant * diversity).mean():.1%}" for values in (gap, expected)]
             ratios = float(ratio.min()), float(np.median(ratio))
             beyond = f"{(each['pairwise_kl'] > expected + 1e-12).mean():.1%}"
-            correlation = _correlation(expected, diversity)
+            correlation = rank_correlation(expected, diversity)
             rows.append([run.system.label, constant, *holds, *ratios, correlation, beyond, run.name])
             points += [
                 [run.system.label, float(x), float(y), run.name] for x, y in zip(diversity, expected, strict=True)
@@ -189,29 +192,46 @@ def _proposition_4_2(found: dict[Run, dict[str, Any]]) -> list[Part]:
     return [table, Plot("proposition-4.2", caption, svg, data)]
 
 
-def _correlation(one: np.ndarray, other: np.ndarray) -> float:
-    """Return Spearman's rank correlation of values without ties to speak of; undefined where one is constant."""
-    ranks = np.stack([np.argsort(np.argsort(each)) for each in (one, other)]).astype(np.float64)
-    return float(np.asarray(np.corrcoef(ranks))[0, 1]) if np.ptp(one) > 0 and np.ptp(other) > 0 else math.nan
+def rank_correlation(one: np.ndarray, other: np.ndarray) -> float:
+    """Return Spearman's rank correlation, ties at their mean rank; undefined where one is constant."""
+    if np.ptp(one) == 0 or np.ptp(other) == 0:
+        return math.nan
+    ranks = np.stack([pl.Series(each).rank("average").to_numpy() for each in (one, other)])
+    return float(np.asarray(np.corrcoef(ranks))[0, 1])
+
+
+def gain_by_user(gains: np.ndarray, user: np.ndarray) -> tuple[int, list[Cell]]:
+    """Return how many users there are, and the mean of theirs, its interval and p; these empty where there is one.
+
+    Args:
+        gains: of each row.
+        user: whose row it is.
+    """
+    _, number, rows = np.unique(user, return_inverse=True, return_counts=True)
+    means = np.bincount(number, gains) / rows
+    if len(means) < 2:
+        return len(means), [None, None, None]
+    gain = paired_comparison(means, np.zeros_like(means))
+    interval = f"{signed(gain.low)} to {signed(gain.high)}"
+    return len(means), [signed(gain.difference), interval, f"{gain.p_value:.2g}"]
 
 
 def _theorem_4_6(found: dict[Run, dict[str, Any]]) -> list[Part]:
     rows: list[list[Cell]] = []
     for run, each in found.items():
-        gain = paired_comparison(each["uniform"], each["gated"])
-        interval = f"{signed(gain.low)} to {signed(gain.high)}"
+        users, tested = gain_by_user(each["uniform"] - each["gated"], each["user"])
         proof = each["gated"] - each["gated_member"]
         gated, uniform, information = (float(each[name].mean()) for name in ("gated", "uniform", "information"))
         claimed = "yes" if gated <= uniform - information else "no"
-        tested = [signed(gain.difference), interval, f"{gain.p_value:.2g}"]
         printed: list[Cell] = [float(proof.mean()), f"{(proof <= 1e-12).mean():.0%}"]
-        rows.append([run.system.label, gated, uniform, *tested, *printed, information, claimed, run.name])
-    header = ["method", "loss gated", "loss uniform", "uniform − gated", "95 % interval", "p", "proof's I"]
+        rows.append([run.system.label, gated, uniform, users, *tested, *printed, information, claimed, run.name])
+    header = ["method", "loss gated", "loss uniform", "users", "uniform − gated", "95 % interval", "p", "proof's I"]
     header += ["rows with I ≤ 0", "information of streams", "gated ≤ uniform − information", "run"]
     note = (
         "The printed statement subtracts the mutual information of Z ~ w(S) and V ~ p*(·|S), which are independent "
         "given S: it is 0, and what is left is that gated is at most uniform, which no gate guarantees; whether it "
-        "holds here say the difference and its interval over rows. The proof's I = Σ w_m E[log p_m / p̃] is not "
+        "holds here say the difference, its bootstrap interval and the p of the t-test: over users, each with the mean of "
+        "its rows, for rows of one user are not independent; losses are means over rows. The proof's I = Σ w_m E[log p_m / p̃] is not "
         "positive by Jensen's inequality: its mean on the targets is in the table. A mutual information that is "
         "positive is that of the stream and an item drawn from it, Σ w_m KL(p_m‖p̃); the last column but one says "
         "whether the printed bound holds with it."

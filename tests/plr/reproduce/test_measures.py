@@ -24,7 +24,7 @@ from plr.reproduce.request import Request
 from plr.reproduce.study import Run, Study, System
 from plr.reproduce.table4 import PAPER_ITEMS, _latency, _operations, flops, paper_config
 from plr.reproduce.theory.contraction import local_lipschitz, losses_by_steps, step_functions
-from plr.reproduce.theory.ensemble import gaps, smallest_distance
+from plr.reproduce.theory.ensemble import gain_by_user, gaps, rank_correlation, smallest_distance
 from plr.runs import RunFolder
 from plr.serving.engine import Engine
 from plr_kernels import use_backend
@@ -180,6 +180,24 @@ def test_equal_streams_gain_nothing():
     found = gaps(states, torch.full((3, STREAMS), -math.log(STREAMS)), torch.randn(7, 4), torch.tensor([0, 1, 2]), 1.0)
     for name in ("expected_gap", "pairwise_kl", "diversity", "information"):
         torch.testing.assert_close(found[name], torch.zeros(3, dtype=torch.float64), rtol=0, atol=1e-12)
+
+
+def test_tied_values_have_their_mean_rank():
+    one, other = np.array([1.0, 1.0, 2.0, 3.0]), np.array([4.0, 5.0, 5.0, 6.0])
+    # Ranks 1.5 1.5 3 4 and 1 2.5 2.5 4, each with the variance 1.125: their covariance is .9375 of n = 4.
+    for order in ([0, 1, 2, 3], [3, 1, 0, 2], [2, 0, 3, 1]):
+        assert rank_correlation(one[order], other[order]) == pytest.approx(0.9375 / 1.125)
+    assert math.isnan(rank_correlation(np.ones(4), other))
+
+
+def test_a_gain_is_tested_over_users_however_many_rows_they_have():
+    gains = np.array([0.1, 0.3, 0.2])
+    once = gain_by_user(gains, np.array([3, 5, 9]))
+    assert once[0] == 3
+    assert once[1][0] == "+0.2000"
+    many = np.array([3] * 50 + [5] + [9] * 7)  # the mean over rows would be .115, and p that of 58 rows
+    assert gain_by_user(gains[np.searchsorted([3, 5, 9], many)], many) == once
+    assert gain_by_user(gains, np.array([3, 3, 3])) == (1, [None, None, None])
 
 
 def test_the_smallest_distance_is_found_across_blocks():
