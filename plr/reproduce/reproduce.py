@@ -113,8 +113,8 @@ def _facts(study: Study) -> list[str]:
         dataset = study.dataset
         facts.append(
             f"data: {Path(request.data).name}, {dataset.num_users:,} users, {dataset.num_items:,} items, "
-            f"{len(dataset.items):,} interactions; {dataset.split} split; all items are ranked, rank = 1 + better + "
-            "others with the same score / 2"
+            f"{len(dataset.items):,} interactions; {dataset.split} split; {_candidates(study)} are ranked, rank = 1 + "
+            "better + others with the same score / 2"
         )
         if Path(study.data) != Path(request.data):
             facts.append("the data are a sample of the file's users, drawn at random")
@@ -132,3 +132,11 @@ def _facts(study: Study) -> list[str]:
         )
     facts.append("runs lie in the folder runs beside this report; plr evaluate, compare and recommend take them")
     return facts
+
+
+def _candidates(study: Study) -> str:
+    """Return what is ranked for a test row."""
+    config = study.config_of(System("sasrec", "base"))
+    if not config.exclude_seen:
+        return "all items"
+    return f"all items but those that the history's last {config.max_length} interactions are with (exclude_seen)"

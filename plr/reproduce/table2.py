@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from plr.evaluation import metrics, popularity_ranks
+import torch
+
+from plr.evaluation import evaluation_batches, metrics, popularity_ranks
+from plr.evaluation.ranking import seen_items
 from plr.reproduce import paper
 from plr.reproduce.comparison import COLUMNS, METRICS, Pair, against, difference_cells, listed_runs, metric_cells
 from plr.reproduce.learning_curves import learning_curves
@@ -35,7 +38,7 @@ def section(study: Study) -> Section:
 
 
 def _comparison(study: Study, cells: list[System], found: dict) -> Table:
-    popularity = metrics(popularity_ranks(study.dataset.popularity(), study.dataset.target_items("test")))
+    popularity = _popularity(study)
     rows: list[list[Cell]] = [["", "popularity", *(popularity[name] for name in METRICS), *[None] * (len(COLUMNS) + 2)]]
     for system in cells:
         runs = study.done(system)
@@ -54,6 +57,16 @@ def _comparison(study: Study, cells: list[System], found: dict) -> Table:
         "users' differences; p of the paired t-test over users, corrected by Holm over all comparisons "
         f"of this table and the next: {len(found)}. {_phases(cells)}",
     )
+
+
+def _popularity(study: Study) -> dict[str, float]:
+    """Return the metrics of ranking by what the runs are trained on, among the items that they rank."""
+    config = study.config_of(System("sasrec", "base"))
+    counts, ranks = study.dataset.training_popularity(config.refit), []
+    for batch in evaluation_batches(study.dataset.rows("test", config.max_length), config.eval_batch_size, "cpu"):
+        seen = seen_items(batch.item_ids, batch.lengths) if config.exclude_seen else None
+        ranks.append(popularity_ranks(counts, batch.targets, exclude=seen))
+    return metrics(torch.cat(ranks))
 
 
 def _phases(cells: list[System]) -> str:

@@ -276,7 +276,7 @@ class PLRRecommender(RecommenderModel):
         )
 
     def pooled(self, states: Tensor, fast: Tensor) -> Tensor:
-        """Return what is mixed, [N, C, d], where the streams have taken the steps of states [N, M, T, d] from h_0 [N, d]."""
+        """Return what is mixed [N, C, d] where streams took the steps of states [N, M, T, d] from fast, h_0 [N, d]."""
         streams = states.mean(dim=2) if self.options.pooling == "mean" else states[:, :, -1]  # [N, M, d]
         if self.options.fast_state == "added":
             return streams + fast[:, None]

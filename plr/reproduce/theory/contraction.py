@@ -230,8 +230,8 @@ def _corollary_4_5(found: dict[Run, dict[str, Any]]) -> list[Part]:
     best = "; ".join(f"{run.system.label}: T = {int(np.argmin(each['uniform'])) + 1}" for run, each in found.items())
     note = (
         "Losses on test rows if the model of eight steps ended after T, its streams pooled of the steps so far as it "
-        "pools them (Eq. 6: their mean). It was trained to end after the eighth: early ends are at a disadvantage, Figure 2 trains "
-        f"each T by itself. The ensemble's loss is least at {best}."
+        "pools them (Eq. 6: their mean). It was trained to end after the eighth: early ends are at a disadvantage, "
+        f"Figure 2 trains each T by itself. The ensemble's loss is least at {best}."
     )
     caption = "Corollary 4.5: loss of the ensemble and of its members, and the gap between them, by number of steps"
     return [Plot("corollary-4.5", caption, svg, data), note]

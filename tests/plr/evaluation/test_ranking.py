@@ -237,6 +237,11 @@ def test_popularity_ranks_are_those_of_one_dimensional_states(counts, targets):
     targets = torch.tensor(targets, dtype=torch.int64) % len(counts)
     expected = target_ranks(torch.ones(len(targets), 1), counts[:, None].float(), targets)
     assert torch.equal(popularity_ranks(counts, targets), expected)
+    # Whatever the excluded are: repeated, padding between them, the target itself.
+    others = targets[:, None] * torch.tensor([1, 3, 3, 0, 7]) + torch.tensor([0, 2, 2, -1, 4])
+    exclude = torch.cat([targets[:, None], others % (len(counts) + 1) - 1], dim=1)
+    expected = target_ranks(torch.ones(len(targets), 1), counts[:, None].float(), targets, exclude=exclude)
+    assert torch.equal(popularity_ranks(counts, targets, exclude=exclude), expected)
 
 
 def test_popularity_ranks_of_nothing():
@@ -255,3 +260,17 @@ def test_popularity_ranks_of_nothing():
 def test_popularity_names_what_does_not_fit(counts, targets, message):
     with pytest.raises(ValueError, match=message):
         popularity_ranks(counts, targets)
+
+
+@pytest.mark.parametrize(
+    ("exclude", "message"),
+    [
+        ([1], r"exclude must be int64 \[1, X\]"),
+        ([[0], [1]], r"\[1, X\]"),
+        ([[2]], r"lie in \[-1, 2\)"),
+        ([[-2]], "found -2"),
+    ],
+)
+def test_popularity_names_exclusions_that_do_not_fit(exclude, message):
+    with pytest.raises(ValueError, match=message):
+        popularity_ranks(torch.tensor([1, 2]), torch.tensor([0]), exclude=torch.tensor(exclude))

@@ -23,11 +23,12 @@ from plr.cli import main
 from plr.config import Config
 from plr.data import open_prepared, prepare
 from plr.errors import ConfigError, NonFiniteLossError, NoReachableTargetError, RunError
+from plr.evaluation import metrics
 from plr.prepare.synthetic import generate
-from plr.reproduce import EXPERIMENTS, figure5, runner, table3, theory
+from plr.reproduce import EXPERIMENTS, figure5, runner, table2, table3, theory
 from plr.reproduce.report import keep_section, kept_sections, write_report
+from plr.reproduce.reproduce import _facts, reproduce
 from plr.reproduce.reproduce import _needed as needed
-from plr.reproduce.reproduce import reproduce
 from plr.reproduce.request import Request, settings_of
 from plr.reproduce.results import Estimate, Plot, Section, Table, signed
 from plr.reproduce.sample import sampled
@@ -91,7 +92,7 @@ def results(out: Path) -> dict[str, bytes]:
         ({"settings": ("dims=3",)}, r"unknown field 'dims', the nearest known is 'dim'"),
         ({"settings": ("gru:dim=3",)}, r"SYSTEM is one of sasrec, .*; found 'gru'"),
         ({"settings": ("seed=3",)}, "seed is set by the command itself"),
-        ({"settings": ("method=erl",)}, "method is set by the command itself"),  # all rows were ERL's, under their names
+        ({"settings": ("method=erl",)}, "method is set by the command itself"),  # all rows were ERL's
         ({"settings": ("plr-states:mixture=distributions",)}, "mixture is set by the command itself"),
         ({"settings": ("plr:min_rating=4",)}, r"min_rating is set for all: --set min_rating=4"),  # it had no effect
         ({"settings": ("bert4rec:exclude_seen=true",)}, "exclude_seen is set for all"),
@@ -338,6 +339,26 @@ def test_a_form_that_takes_no_step_has_no_steps_to_look_at(data, tmp_path):
     ]  # fmt: skip
     assert [run.name for run in figure5.needs(made)] == ["sasrec-plr-states-seed0"]
     assert not figure5.needs(study(data, tmp_path, settings=("plr:reasoning=false", "plr-states:reasoning=false")))
+
+
+@pytest.mark.parametrize("settings", [(), ("exclude_seen=true", "max_length=7"), ("refit=true", "exclude_seen=true")])
+def test_popularity_is_ranked_among_the_items_that_the_systems_rank(data, tmp_path, settings):
+    """It was among all, and of the training interactions without validation, whatever the systems had."""
+    made = study(data, tmp_path, settings=settings)
+    config, dataset = made.config_of(System("sasrec", "base")), made.dataset
+    items, offsets, roles = dataset.items.tolist(), dataset.offsets.tolist(), dataset.roles.tolist()
+    counts = dataset.training_popularity(config.refit).tolist()
+    ranks = []
+    for target in (place for place, role in enumerate(roles) if role == 3):
+        start = max(first for first in offsets if first <= target)
+        seen = set(items[max(start, target - config.max_length) : target]) if config.exclude_seen else set()
+        others = [counts[item] for item in set(items) - seen - {items[target]}]
+        own = counts[items[target]]
+        ranks.append(1 + sum(each > own for each in others) + sum(each == own for each in others) / 2)
+    assert table2._popularity(made) == pytest.approx(metrics(ranks))
+    (fact,) = (each for each in _facts(made) if each.startswith("data:"))
+    assert ("all items are ranked" in fact) != config.exclude_seen
+    assert (f"but those that the history's last {config.max_length} interactions" in fact) == config.exclude_seen
 
 
 def test_published_settings_of_a_method_are_its_own_and_sizes_are_equal(data, tmp_path):
