@@ -233,7 +233,7 @@ def _theorem_4_6(found: dict[Run, dict[str, Any]]) -> list[Part]:
         "holds here say the difference, its bootstrap interval and the p of the t-test: over users, each with the mean "
         "of its rows, for rows of one user are not independent; losses are means over rows. The proof's "
         "I = Σ w_m E[log p_m / p̃] is not positive by Jensen's inequality: its mean on the targets is in the table. A "
-        "mutual information that is positive is that of the stream and an item drawn from it, Σ w_m KL(p_m‖p̃); the last column but one says "
-        "whether the printed bound holds with it."
+        "mutual information that is positive is that of the stream and an item drawn from it, Σ w_m KL(p_m‖p̃); the "
+        "last column but one says whether the printed bound holds with it."
     )
     return [Table("theorem-4.6", "Theorem 4.6: gated against uniform weights", header, rows, note)]

@@ -25,7 +25,7 @@ from plr.data import open_prepared, prepare
 from plr.errors import ConfigError, NonFiniteLossError, NoReachableTargetError, RunError
 from plr.evaluation import metrics
 from plr.prepare.synthetic import generate
-from plr.reproduce import EXPERIMENTS, figure5, runner, table2, table3, theory
+from plr.reproduce import EXPERIMENTS, figure5, runner, table1, table2, table3, theory
 from plr.reproduce.report import keep_section, kept_sections, write_report
 from plr.reproduce.reproduce import _facts, reproduce
 from plr.reproduce.reproduce import _needed as needed
@@ -359,6 +359,16 @@ def test_popularity_is_ranked_among_the_items_that_the_systems_rank(data, tmp_pa
     (fact,) = (each for each in _facts(made) if each.startswith("data:"))
     assert ("all items are ranked" in fact) != config.exclude_seen
     assert (f"but those that the history's last {config.max_length} interactions" in fact) == config.exclude_seen
+
+
+def test_rows_that_ask_for_items_unknown_to_training_are_counted(write, tmp_path):
+    """The time split drops them; others do not, and a sample of users has some that the whole has not."""
+    # Training has a b, b c, c a b; validation asks for c, x, c, and the test for y, z, a: x, y and z are new.
+    path = write("data.txt", "u1 a b c y\nu2 b c x z\nu3 c a b c a\n")
+    made = study(path, tmp_path, settings=("split=leave-one-out",))
+    (rows,) = (part for part in table1.section(made).parts if part.name == "table1-rows")
+    assert rows.header[2] == "of items that training does not have"
+    assert rows.rows == [["train", 4, 0], ["valid", 3, 1], ["test", 3, 2]]
 
 
 def test_published_settings_of_a_method_are_its_own_and_sizes_are_equal(data, tmp_path):
