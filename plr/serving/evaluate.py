@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from numbers import Integral
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -32,6 +33,7 @@ from plr.evaluation import (
 )
 from plr.inputs import load_dataset
 from plr.options import EACH_A_RANK
+from plr.runs import RunFolder
 from plr.serving import Recommender
 from plr.serving.engine import why_not
 from plr.serving.engine_scorer import engine_scorer
@@ -152,6 +154,8 @@ def evaluate_run(
                 f"{unknown['interactions']} interactions with items unknown to the run were left out, "
                 f"and with them {unknown['rows']['test']} test rows"
             )
+    if data is not None:
+        notes += _trained_on(RunFolder(Path(path)).read_metrics().get("data", {}), dataset.report, config.refit)
     rows = dataset.rows("test", config.max_length)
     if not len(rows):
         raise DataError(f"{data or config.data}: there is no test row that the run could rank")
@@ -194,6 +198,27 @@ def evaluate_run(
         lists=of_lists,
         sampled={} if sampled is None else _sampled(rows, ranking, recommender, exclude_seen, sampled, seed, ks),
     )
+
+
+def _trained_on(own: Mapping[str, Any], other: Mapping[str, Any], refit: bool) -> list[str]:
+    """Say where test rows of other data, split by time, lie in the time that the run was trained on.
+
+    Args:
+        own: the report of the run's data.
+        other: that of the other data.
+        refit: whether the run was trained on its validation rows too.
+    """
+    times = own.get("times", {})
+    trained = [times[split][1] for split in (("train", "valid") if refit else ("train",)) if split in times]
+    begin = other.get("times", {}).get("test")
+    if other.get("split") != "time" or not trained or begin is None or own.get("time_unit") != other.get("time_unit"):
+        return []
+    if begin[0] > max(trained):
+        return []
+    return [
+        f"the test rows of these data begin at {begin[0]}, and the run was trained on targets up to {max(trained)}: "
+        f"rows of its own data among them are no test; prepare the data with a test_time after {max(trained)}"
+    ]
 
 
 def _labels(

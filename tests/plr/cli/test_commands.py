@@ -207,6 +207,30 @@ def test_evaluate_on_other_data_counts_what_the_run_does_not_know(run, small_dat
     assert "2 interactions with items unknown to the run were left out, and with them 1 test rows" in printed
 
 
+@pytest.mark.parametrize("refit", [False, True])
+def test_evaluate_says_where_the_test_rows_of_other_data_lie_in_the_time_trained_on(write, tmp_path, capsys, refit):
+    """The time split cuts each file by its own quantiles: of a part of the run's file it tests what was trained on."""
+    lines = [f"u{user},i{(user + day) % 7},{1_600_000_000 + 86_400 * day}" for day in range(10) for user in range(6)]
+    names = ("whole.csv", "early.csv", "late.csv")
+    whole, early, late = (
+        write(name, "\n".join(["user_id,item_id,timestamp", *part]) + "\n")
+        for name, part in zip(names, (lines, lines[:42], [*lines, "u0,i5,1601000000"]), strict=True)
+    )
+    out = tmp_path / "run"
+    sizes = ["--dim", "8", "--ffn_dim", "8", "--heads", "1", "--layers", "1", "--epochs", "1"]
+    assert main(["train", "--data", str(whole), "--out", str(out), *sizes, "--refit", str(refit).lower()]) == 0
+    until = 1_600_000_000 + 86_400 * (8 if refit else 7)  # the last day of training, and of validation
+
+    def said(*arguments):
+        capsys.readouterr()
+        assert main(["evaluate", str(out), *arguments]) == 0
+        return re.sub(r"\s+", " ", capsys.readouterr().out)
+
+    assert f"the run was trained on targets up to {until}: rows of its own data" in said("--data", str(early))
+    assert "trained on targets" not in said("--data", str(late))
+    assert "trained on targets" not in said()
+
+
 def test_recommend_prints_k_items_and_agrees_with_python(run, capsys):
     assert main(["recommend", str(run), "--history", "i3 i4 i5", "-k", "4"]) == 0
     printed = capsys.readouterr().out
