@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 
@@ -14,8 +14,8 @@ from plr.reproduce.study import Run, Study, System
 from plr.serving.compare import compare_runs
 
 __all__ = [
-    "COLUMNS", "METRICS", "Pair", "against", "check_comparable", "difference_cells", "listed_runs", "metric_cells",
-    "spread",
+    "COLUMNS", "METRICS", "Pair", "against", "check_comparable", "compared", "difference_cells", "listed_runs",
+    "metric_cells", "spread",
 ]  # fmt: skip
 
 METRICS = ("recall@10", "recall@20", "ndcg@10", "ndcg@20")
@@ -68,6 +68,12 @@ def difference_cells(found: tuple[Comparison, float] | None) -> list[Cell]:
     comparison, p = found
     interval = f"{comparison.low:+.4f} to {comparison.high:+.4f}"  # as the metrics are shown
     return [f"{comparison.difference:+.4f}", interval, f"{comparison.effect_size:+.3f}", f"{p:.2g}"]
+
+
+def compared(found: Mapping[Pair, tuple[Comparison, float]]) -> str:
+    """Return how many comparisons a table has, and of how many users, for its note."""
+    users = {comparison.n for comparison, _ in found.values()}  # all are of one split's rows
+    return ", ".join([str(len(found)), *(f"over the {each:,} users with a test row" for each in users)])
 
 
 def spread(study: Study) -> str:

@@ -7,7 +7,16 @@ import torch
 from plr.evaluation import evaluation_batches, metrics, popularity_ranks
 from plr.evaluation.ranking import seen_items
 from plr.reproduce import paper
-from plr.reproduce.comparison import COLUMNS, METRICS, Pair, against, difference_cells, listed_runs, metric_cells
+from plr.reproduce.comparison import (
+    COLUMNS,
+    METRICS,
+    Pair,
+    against,
+    compared,
+    difference_cells,
+    listed_runs,
+    metric_cells,
+)
 from plr.reproduce.learning_curves import learning_curves
 from plr.reproduce.presets import REINFORCED
 from plr.reproduce.results import Cell, Part, Section, Table
@@ -55,7 +64,7 @@ def _comparison(study: Study, cells: list[System], found: dict) -> Table:
         f"Reference: the bare backbone. Differences are averaged over the seeds that both have; {BY_USER}; "
         "bootstrap interval over users and runs; effect size: the mean difference in standard deviations of the "
         "users' differences; p of the paired t-test over users, corrected by Holm over all comparisons "
-        f"of this table and the next: {len(found)}. {_phases(cells)}",
+        f"of this table and the next: {compared(found)}. {_phases(cells)}",
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from plr.reproduce import paper
-from plr.reproduce.comparison import COLUMNS, against, difference_cells, listed_runs, metric_cells
+from plr.reproduce.comparison import COLUMNS, against, compared, difference_cells, listed_runs, metric_cells
 from plr.reproduce.results import Cell, Part, Section, Table
 from plr.reproduce.study import Run, Study, System
 from plr.serving.compare import BY_USER
@@ -69,7 +69,7 @@ def section(study: Study) -> Section:
             ["variant", *METRICS, *COLUMNS, "runs"],
             rows,
             f"{notes[method]} Reference: the full form; {BY_USER}; p corrected by Holm over all "
-            f"comparisons: {len(found)}.",
+            f"comparisons: {compared(found)}.",
         )
         parts.append(table)
     printed: list[list[Cell]] = [[name, *first, *second] for name, (first, second) in paper.TABLE_3.items()]

@@ -17,6 +17,7 @@ from html.parser import HTMLParser
 from importlib import import_module
 from pathlib import Path
 
+import polars as pl
 import pytest
 
 from plr.cli import main
@@ -519,6 +520,13 @@ def test_the_figures_are_those_of_the_runs(whole):
         assert float(row["ndcg@20, as ranked"]) == pytest.approx(ranked[row["runs"]])
     # Two streams of one step: their steps are no other choice than they are, and one step is none.
     assert [row["oracle over"] for row in oracles if row["method"] == "PLR (mixture)"] == ["best stream"]
+
+
+def test_a_table_of_differences_says_of_how_many_users(whole):
+    out, _ = whole
+    users = pl.read_parquet(out / "runs" / "sasrec-base-seed0" / "ranks_test.parquet")["user"].n_unique()
+    markdown = (out / "report.md").read_text()
+    assert len(re.findall(rf"\d, over the {users} users with a test row", markdown)) == 3  # Table 2, and 3's two
 
 
 def test_killed_and_repeated_it_ends_with_the_same_files(data, whole, tmp_path):
