@@ -135,8 +135,11 @@ def _facts(study: Study) -> list[str]:
 
 
 def _candidates(study: Study) -> str:
-    """Return what is ranked for a test row."""
-    config = study.config_of(System("sasrec", "base"))
-    if not config.exclude_seen:
+    """Return what is ranked for a test row: with exclude_seen and a max_length of their own, not the same by all."""
+    bare = System("sasrec", "base")
+    if not study.config_of(bare).exclude_seen:
         return "all items"
-    return f"all items but those that the history's last {config.max_length} interactions are with (exclude_seen)"
+    lengths = sorted({study.config_of(system).max_length for system in (bare, *study.table_2())})
+    unequal = ", fewer by systems with a larger max_length" if len(lengths) > 1 else ""
+    each = " or ".join(map(str, lengths))
+    return f"all items but those that the history's last {each} interactions are with (exclude_seen{unequal})"

@@ -360,6 +360,11 @@ def test_popularity_is_ranked_among_the_items_that_the_systems_rank(data, tmp_pa
     (fact,) = (each for each in _facts(made) if each.startswith("data:"))
     assert ("all items are ranked" in fact) != config.exclude_seen
     assert (f"but those that the history's last {config.max_length} interactions" in fact) == config.exclude_seen
+    if config.exclude_seen:
+        longer = study(data, tmp_path, settings=(*settings, "plr:max_length=31"))
+        (fact,) = (each for each in _facts(longer) if each.startswith("data:"))
+        assert f"last {config.max_length} or 31 interactions" in fact
+        assert "fewer by systems with a larger max_length" in fact
 
 
 def test_rows_that_ask_for_items_unknown_to_training_are_counted(write, tmp_path):
