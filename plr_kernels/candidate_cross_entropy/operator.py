@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Final
 
 import torch
 from torch import Tensor
@@ -88,6 +88,8 @@ def _run_mixture_fused(backend: str) -> Implementation:
     return run
 
 
+_IGNORED: Final = -100  # the target of rows that do not count, where rows are numbered anew
+
 # Backend name -> implementation with the arguments of the reference.
 IMPLEMENTATIONS = {"reference": _run_reference, "cpp": _run_fused("cpp"), "triton": _run_fused("triton")}
 MIXTURE_IMPLEMENTATIONS = {
@@ -165,6 +167,7 @@ def candidate_cross_entropy(
         check_candidates(candidates, sizes["V"])
     if sparse_gradient:
         items, targets, candidates = _named_rows(items, targets, candidates, ignore_index)
+        ignore_index = _IGNORED
     with no_autocast(states):
         return run(
             states,
@@ -230,6 +233,7 @@ def candidate_mixture_cross_entropy(
         check_candidates(candidates, sizes["V"])
     if sparse_gradient:
         items, targets, candidates = _named_rows(items, targets, candidates, ignore_index)
+        ignore_index = _IGNORED
     with no_autocast(states):
         return run(states, log_weights, items, targets, candidates, log_q, temperature, ignore_index, reduction)
 
@@ -239,7 +243,8 @@ def _named_rows(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The rows of items that targets and candidates name, each once, and both as numbers of these rows.
 
-    What is made of the rows has a dense gradient; that of the items is sparse by PyTorch's own look-up.
+    Rows that do not count have the target `_IGNORED`, since ignore_index may be one of the new numbers. What is made of
+    the rows has a dense gradient; that of the items is sparse by PyTorch's own look-up.
     """
     counted, listed = targets != ignore_index, candidates >= 0
     ids = torch.unique(torch.cat([targets[counted], candidates[listed]]))
@@ -247,6 +252,6 @@ def _named_rows(
         ids = ids.new_zeros(1)  # of an item table at least one row, here without a gradient
     return (
         embedding(ids, items, sparse=True),
-        torch.searchsorted(ids, targets).where(counted, ignore_index),
+        torch.searchsorted(ids, targets).where(counted, _IGNORED),
         torch.searchsorted(ids, candidates).where(listed, -1),
     )

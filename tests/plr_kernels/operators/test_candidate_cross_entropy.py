@@ -190,6 +190,27 @@ def test_a_sparse_gradient_of_a_mixture(target):
     torch.testing.assert_close(items.grad.to_dense(), expected)
 
 
+@pytest.mark.parametrize("ignore_index", [0, 1, 3])
+def test_a_sparse_gradient_beside_an_item_as_the_ignored_target(target, ignore_index):
+    """Rows are numbered anew among those that are named: no number may be taken for the ignored item's."""
+    case = make(target, vocabulary=40, ignored=0.0)
+    wanted = torch.tensor([11, ignore_index, 12, 30, ignore_index, 11], device=target.device)
+    case.options.update(targets=wanted, ignore_index=ignore_index)
+    dense = evaluate(candidate_cross_entropy, case)
+    case.options["sparse_gradient"] = True
+    sparse = candidate_cross_entropy(*case.tensors.values(), **case.options)
+    torch.testing.assert_close(sparse, dense["output"])
+    assert torch.equal(sparse == 0, wanted == ignore_index)
+
+
+def test_a_sparse_gradient_of_a_mixture_beside_an_item_as_the_ignored_target(target):
+    case = make(target, CANDIDATE_MIXTURE_CROSS_ENTROPY, vocabulary=40, ignored=0.0)
+    case.options.update(targets=torch.tensor([11, 0, 12, 30, 0, 11], device=target.device), ignore_index=0)
+    expected = candidate_mixture_cross_entropy(*case.tensors.values(), **case.options)
+    found = candidate_mixture_cross_entropy(*case.tensors.values(), **case.options, sparse_gradient=True)
+    torch.testing.assert_close(found, expected)
+
+
 def test_log_q_has_no_gradient(target):
     case = make(target)
     log_q = case.options.pop("log_q").requires_grad_()
