@@ -10,7 +10,8 @@ from plr_kernels.consistent_mixture_cross_entropy import consistent_mixture_cros
 from plr_kernels.dispatch.checks import (
     check_candidate_options,
     check_dropout_p,
-    check_index,
+    check_flag,
+    check_ignore_index,
     check_loss_options,
     check_number,
     check_temperature,
@@ -86,6 +87,7 @@ class PairwiseKL(nn.Module):
     def __init__(self, *, temperature: float = 1.0, detach_reference: bool = False) -> None:
         super().__init__()
         check_temperature(temperature)
+        check_flag("detach_reference", detach_reference)
         self.temperature = temperature
         self.detach_reference = detach_reference
 
@@ -188,7 +190,7 @@ class ConsistentMixtureCrossEntropy(nn.Module):
         super().__init__()
         check_number("weight", weight)
         check_temperature(temperature)
-        check_index("ignore_index", ignore_index)
+        check_ignore_index(ignore_index)
         self.weight = weight
         self.temperature = temperature
         self.ignore_index = ignore_index
@@ -240,6 +242,7 @@ class CandidateCrossEntropy(LinearCrossEntropy):
     ) -> None:
         super().__init__(temperature=temperature, ignore_index=ignore_index, reduction=reduction)
         check_candidate_options(kind, positive_power)
+        check_flag("sparse_gradient", sparse_gradient)
         self.kind = kind
         self.positive_power = positive_power
         self.sparse_gradient = sparse_gradient
@@ -289,6 +292,7 @@ class CandidateMixtureCrossEntropy(LinearCrossEntropy):
         sparse_gradient: bool = False,
     ) -> None:
         super().__init__(temperature=temperature, ignore_index=ignore_index, reduction=reduction)
+        check_flag("sparse_gradient", sparse_gradient)
         self.sparse_gradient = sparse_gradient
 
     def forward(  # type: ignore[override]

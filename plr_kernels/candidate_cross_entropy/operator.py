@@ -13,6 +13,7 @@ from plr_kernels.dispatch.backend import Implementation, checks_values, resolve
 from plr_kernels.dispatch.checks import (
     check_candidate_options,
     check_candidates,
+    check_flag,
     check_ids,
     check_log_q,
     check_loss_options,
@@ -159,6 +160,7 @@ def candidate_cross_entropy(
     check_not_empty("candidates", "K", sizes)
     log_q = check_log_q(log_q, candidates, states)
     check_loss_options(temperature, ignore_index, reduction)
+    check_flag("sparse_gradient", sparse_gradient)
     check_candidate_options(kind, positive_power)
 
     run = resolve("candidate_cross_entropy", IMPLEMENTATIONS, states)
@@ -226,6 +228,7 @@ def candidate_mixture_cross_entropy(
     check_not_empty("candidates", "K", sizes)
     log_q = check_log_q(log_q, candidates, states)
     check_loss_options(temperature, ignore_index, reduction)
+    check_flag("sparse_gradient", sparse_gradient)
 
     run = resolve("candidate_mixture_cross_entropy", MIXTURE_IMPLEMENTATIONS, states)
     if not checks_values(run, MIXTURE_IMPLEMENTATIONS, states):

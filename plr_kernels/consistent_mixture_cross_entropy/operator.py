@@ -11,7 +11,7 @@ from plr_kernels.consistent_mixture_cross_entropy import reference
 from plr_kernels.dispatch.backend import Implementation, checks_values, resolve
 from plr_kernels.dispatch.checks import (
     check_ids,
-    check_index,
+    check_ignore_index,
     check_number,
     check_states_and_items,
     check_targets,
@@ -137,7 +137,7 @@ def consistent_mixture_cross_entropy(
     check_ids("drawn", drawn, "N", states, sizes)
     check_number("weight", weight)
     check_temperature(temperature)
-    check_index("ignore_index", ignore_index)
+    check_ignore_index(ignore_index)
 
     run = resolve("consistent_mixture_cross_entropy", IMPLEMENTATIONS, states)
     if not checks_values(run, IMPLEMENTATIONS, states):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from typing import Any, Final
 
 import torch
@@ -19,10 +20,17 @@ def check_tensor(name: str, value: Any) -> None:
         raise TypeError(f"{name} must be a torch.Tensor, found {type(value).__name__}")
 
 
+def check_dense(name: str, tensor: Tensor) -> None:
+    """Raise unless the tensor's entries lie in plain memory: it is neither sparse nor of a library's own layout."""
+    if tensor.layout != torch.strided:
+        raise TypeError(f"{name} must be a dense tensor, of layout torch.strided, found {tensor.layout}")
+
+
 def check_floating(**tensors: Tensor) -> None:
-    """Raise unless all tensors have one floating dtype and lie on one device: those of the first."""
+    """Raise unless all tensors are dense, have one floating dtype and lie on one device: those of the first."""
     first_name, first = next(iter(tensors.items()))
     for name, tensor in tensors.items():
+        check_dense(name, tensor)
         if tensor.dtype not in FLOATING_DTYPES:
             accepted = ", ".join(str(dtype) for dtype in FLOATING_DTYPES)
             raise TypeError(f"{name} must have one of the dtypes {accepted}, found {tensor.dtype}")
@@ -39,8 +47,9 @@ def check_device(name: str, tensor: Tensor, other_name: str, other: Tensor) -> N
 
 
 def check_integer(name: str, value: Any, dtypes: tuple[torch.dtype, ...], other_name: str, other: Tensor) -> None:
-    """Raise unless `value` is a tensor of one of `dtypes` on the device of `other`."""
+    """Raise unless `value` is a dense tensor of one of `dtypes` on the device of `other`."""
     check_tensor(name, value)
+    check_dense(name, value)
     if value.dtype not in dtypes:
         accepted = " or ".join(str(dtype) for dtype in dtypes)
         raise TypeError(f"{name} must have dtype {accepted}, found {value.dtype}")
@@ -85,10 +94,12 @@ def check_not_empty(name: str, dimension: str, sizes: dict[str, int]) -> None:
 def check_number(name: str, value: Any) -> None:
     """Raise unless `value` is a finite Python number."""
     # What is derived from a shape is a symbol while that is traced. PyTorch 2.7 cannot trace `int | float`.
-    if not isinstance(value, (int, float, torch.SymInt, torch.SymFloat)):
+    if isinstance(value, bool) or not isinstance(value, (int, float, torch.SymInt, torch.SymFloat)):
         raise TypeError(f"{name} must be a number, found {type(value).__name__}")
     if not -math.inf < value < math.inf:
         raise ValueError(f"{name} must be finite, found {value}")
+    if isinstance(value, int) and not -sys.float_info.max <= value <= sys.float_info.max:
+        raise ValueError(f"{name} must be at most {sys.float_info.max} in size, found {value}")
 
 
 def check_temperature(temperature: Any) -> None:
@@ -131,8 +142,21 @@ def check_values(
 
 def check_index(name: str, value: Any) -> None:
     """Raise unless `value` is a Python int."""
-    if not isinstance(value, (int, torch.SymInt)):
+    if isinstance(value, bool) or not isinstance(value, (int, torch.SymInt)):
         raise TypeError(f"{name} must be an int, found {type(value).__name__}")
+
+
+def check_ignore_index(value: Any) -> None:
+    """Raise unless `value` is a number that an int64 tensor of targets can hold."""
+    check_index("ignore_index", value)
+    if not -(2**63) <= value < 2**63:
+        raise ValueError(f"ignore_index must fit into 64 bits, in [-2^63, 2^63), found {value}")
+
+
+def check_flag(name: str, value: Any) -> None:
+    """Raise unless `value` is a bool: "false" and "no" would count as True."""
+    if not isinstance(value, bool):
+        raise TypeError(f"{name} must be a bool, found {type(value).__name__} {value!r}")
 
 
 # What operators on states and an item table take.
@@ -190,6 +214,7 @@ def check_log_q(log_q: Any, candidates: Tensor, states: Tensor) -> Tensor | None
     if log_q is None:
         return None
     check_tensor("log_q", log_q)
+    check_dense("log_q", log_q)
     if log_q.dtype not in FLOATING_DTYPES:
         accepted = ", ".join(str(dtype) for dtype in FLOATING_DTYPES)
         raise TypeError(f"log_q must have one of the dtypes {accepted}, found {log_q.dtype}")
@@ -223,7 +248,7 @@ def check_list_length(k: Any, vocabulary: int) -> None:
 def check_loss_options(temperature: Any, ignore_index: Any, reduction: Any) -> None:
     """Raise unless these are the options of a cross-entropy."""
     check_temperature(temperature)
-    check_index("ignore_index", ignore_index)
+    check_ignore_index(ignore_index)
     if reduction not in ("mean", "sum", "none"):
         raise ValueError(f"reduction must be 'mean', 'sum' or 'none', found {reduction!r}")
 

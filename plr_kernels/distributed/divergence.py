@@ -9,7 +9,7 @@ import torch.distributed as distributed
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from plr_kernels.dispatch.checks import check_states_and_items, check_temperature
+from plr_kernels.dispatch.checks import check_flag, check_states_and_items, check_temperature
 from plr_kernels.dispatch.precision import floating_inputs, no_autocast, upcast
 from plr_kernels.distributed.peers import Facts, Peers, agree, check_local_table, dtype_number, gather_equal
 from plr_kernels.distributed.shard import ItemShard
@@ -51,12 +51,13 @@ def sharded_pairwise_kl(
         sizes = check_states_and_items("B N D", cast, table)
         check_local_table(table, shard)
         check_temperature(temperature)
+        check_flag("detach_reference", detach_reference)
         return {"R": sizes["B"], "D": sizes["D"], "dtype": dtype_number(cast), "N": sizes["N"]}
 
     peers = agree(shard, states, check)
     states, items = floating_inputs(states=states, items=items)
     with no_autocast(states):
-        return _Divergence.apply(states, items, peers, temperature, bool(detach_reference))
+        return _Divergence.apply(states, items, peers, temperature, detach_reference)
 
 
 class _Divergence(torch.autograd.Function):

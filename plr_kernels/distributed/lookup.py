@@ -9,7 +9,14 @@ import torch.distributed as distributed
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from plr_kernels.dispatch.checks import check_floating, check_integer, check_shape, check_tensor, check_values
+from plr_kernels.dispatch.checks import (
+    check_flag,
+    check_floating,
+    check_integer,
+    check_shape,
+    check_tensor,
+    check_values,
+)
 from plr_kernels.dispatch.precision import upcast
 from plr_kernels.distributed.peers import Facts, agree, check_local_table, dtype_number
 from plr_kernels.distributed.shard import ItemShard
@@ -47,6 +54,7 @@ def sharded_lookup(items: Tensor, ids: Tensor, shard: ItemShard, *, sparse: bool
         check_local_table(items, shard)
         check_integer("ids", ids, (torch.int64,), "items", items)
         check_values("ids", ids, 0, shard.items, "in [0, V)", V=shard.items)
+        check_flag("sparse", sparse)
         return {"R": ids.numel(), "D": sizes["D"], "dtype": dtype_number(items), "sparse": int(sparse)}
 
     agree(shard, items, check)

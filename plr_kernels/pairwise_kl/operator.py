@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from plr_kernels.dispatch.backend import Implementation, resolve
-from plr_kernels.dispatch.checks import check_states_and_items, check_temperature
+from plr_kernels.dispatch.checks import check_flag, check_states_and_items, check_temperature
 from plr_kernels.dispatch.dispatcher import autograd_records
 from plr_kernels.dispatch.precision import floating_inputs, no_autocast
 from plr_kernels.dispatch.registration import (
@@ -87,7 +87,8 @@ def pairwise_kl(states: Tensor, items: Tensor, *, temperature: float = 1.0, deta
     states, items = floating_inputs(states=states, items=items)
     check_states_and_items("B N D", states, items)
     check_temperature(temperature)
+    check_flag("detach_reference", detach_reference)
 
     run = resolve("pairwise_kl", IMPLEMENTATIONS, states)
     with no_autocast(states):
-        return run(states, items, temperature, bool(detach_reference))
+        return run(states, items, temperature, detach_reference)

@@ -184,7 +184,7 @@ def _checked_seed(seed: int | Tensor | None, query: Tensor) -> Tensor:
             raise TypeError(f"seed must be an int or an int64 tensor of shape [], found {found}")
         check_device("seed", seed, "query", query)
         return seed
-    if not isinstance(seed, int):
+    if isinstance(seed, bool) or not isinstance(seed, int):
         raise TypeError(f"seed must be an int or an int64 tensor of shape [], found {type(seed).__name__}")
     if not -(2**63) <= seed < 2**63:
         raise ValueError(f"seed must fit into 64 bits, in [-2^63, 2^63), found {seed}")
