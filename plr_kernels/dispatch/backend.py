@@ -88,15 +88,21 @@ class use_backend:
 
     def __init__(self, name: str) -> None:
         global _selected
-        self._previous = _selected
-        _selected = _checked(name)
+        previous, _selected = _selected, _checked(name)
+        self._name = name
+        self._previous = [previous]  # of each block that is not left yet, and of the first one before it is entered
+        self._entered = False
 
     def __enter__(self) -> None:
-        return None
+        global _selected
+        if self._entered:  # the object was kept: it chooses for this block, too
+            self._previous.append(_selected)
+            _selected = self._name
+        self._entered = True
 
     def __exit__(self, *_: object) -> None:
         global _selected
-        _selected = self._previous
+        _selected = self._previous.pop()
 
 
 def chosen_backend() -> str:

@@ -94,6 +94,17 @@ def test_block_restores_and_call_stays():
     assert backend._selected == "reference"
 
 
+def test_a_choice_that_is_kept_serves_several_blocks():
+    reference = use_backend("reference")
+    for _ in range(2):
+        with reference:
+            assert backend._selected == "reference"
+            with use_backend("auto"), reference:
+                assert backend._selected == "reference"
+            assert backend._selected == "reference"
+        assert backend._selected == "auto"
+
+
 def leave_with_an_error():
     with use_backend("reference"):
         raise KeyError
