@@ -12,6 +12,7 @@ from torch import Tensor
 from plr_kernels.dispatch.dispatcher import unwrapped, value_is_readable
 
 FLOATING_DTYPES: Final = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+REDUCTIONS: Final = ("mean", "sum", "none")
 
 
 def check_tensor(name: str, value: Any) -> None:
@@ -249,7 +250,7 @@ def check_loss_options(temperature: Any, ignore_index: Any, reduction: Any) -> N
     """Raise unless these are the options of a cross-entropy."""
     check_temperature(temperature)
     check_ignore_index(ignore_index)
-    if reduction not in ("mean", "sum", "none"):
+    if reduction not in REDUCTIONS:
         raise ValueError(f"reduction must be 'mean', 'sum' or 'none', found {reduction!r}")
 
 

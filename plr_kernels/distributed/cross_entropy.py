@@ -11,7 +11,16 @@ from torch.autograd.function import once_differentiable
 
 from plr_kernels.dispatch.checks import check_ids, check_loss_options, check_states_and_items, check_targets
 from plr_kernels.dispatch.precision import floating_inputs, no_autocast, upcast
-from plr_kernels.distributed.peers import Facts, Peers, agree, check_local_table, dtype_number
+from plr_kernels.distributed.peers import (
+    Facts,
+    Peers,
+    agree,
+    check_local_table,
+    dtype_number,
+    gradients_number,
+    reduction_number,
+    temperature_number,
+)
 from plr_kernels.distributed.shard import ItemShard
 from plr_kernels.linear_cross_entropy import linear_cross_entropy
 from plr_kernels.mixture_cross_entropy.reference import mixed
@@ -130,7 +139,15 @@ def _facts(
     check_ids("targets", targets, "R", states, sizes)
     check_loss_options(temperature, ignore_index, reduction)
     check_targets(targets, shard.items, ignore_index)
-    return {"R": sizes["R"], "D": sizes["D"], "dtype": dtype_number(states), "M": sizes.get("M", 1)}
+    return {
+        "R": sizes["R"],
+        "D": sizes["D"],
+        "dtype": dtype_number(states),
+        "M": sizes.get("M", 1),
+        "temperature": temperature_number(temperature),
+        "reduction": reduction_number(reduction),
+        "gradients": gradients_number(items, states),
+    }
 
 
 def _reduced(losses: Tensor, counted: Tensor, reduction: str) -> Tensor:

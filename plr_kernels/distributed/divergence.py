@@ -11,7 +11,16 @@ from torch.autograd.function import once_differentiable
 
 from plr_kernels.dispatch.checks import check_flag, check_states_and_items, check_temperature
 from plr_kernels.dispatch.precision import floating_inputs, no_autocast, upcast
-from plr_kernels.distributed.peers import Facts, Peers, agree, check_local_table, dtype_number, gather_equal
+from plr_kernels.distributed.peers import (
+    Facts,
+    Peers,
+    agree,
+    check_local_table,
+    dtype_number,
+    gather_equal,
+    gradients_number,
+    temperature_number,
+)
 from plr_kernels.distributed.shard import ItemShard
 from plr_kernels.top_items.reference import blocks
 
@@ -52,7 +61,15 @@ def sharded_pairwise_kl(
         check_local_table(table, shard)
         check_temperature(temperature)
         check_flag("detach_reference", detach_reference)
-        return {"R": sizes["B"], "D": sizes["D"], "dtype": dtype_number(cast), "N": sizes["N"]}
+        return {
+            "R": sizes["B"],
+            "D": sizes["D"],
+            "dtype": dtype_number(cast),
+            "N": sizes["N"],
+            "temperature": temperature_number(temperature),
+            "detach_reference": int(detach_reference),
+            "gradients": gradients_number(table, cast),
+        }
 
     peers = agree(shard, states, check)
     states, items = floating_inputs(states=states, items=items)

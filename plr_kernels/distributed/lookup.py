@@ -18,7 +18,7 @@ from plr_kernels.dispatch.checks import (
     check_values,
 )
 from plr_kernels.dispatch.precision import upcast
-from plr_kernels.distributed.peers import Facts, agree, check_local_table, dtype_number
+from plr_kernels.distributed.peers import Facts, agree, check_local_table, dtype_number, gradients_number
 from plr_kernels.distributed.shard import ItemShard
 
 __all__ = ["sharded_lookup"]
@@ -55,7 +55,13 @@ def sharded_lookup(items: Tensor, ids: Tensor, shard: ItemShard, *, sparse: bool
         check_integer("ids", ids, (torch.int64,), "items", items)
         check_values("ids", ids, 0, shard.items, "in [0, V)", V=shard.items)
         check_flag("sparse", sparse)
-        return {"R": ids.numel(), "D": sizes["D"], "dtype": dtype_number(items), "sparse": int(sparse)}
+        return {
+            "R": ids.numel(),
+            "D": sizes["D"],
+            "dtype": dtype_number(items),
+            "sparse": int(sparse),
+            "gradients": gradients_number(items),
+        }
 
     agree(shard, items, check)
     distinct, places = torch.unique(ids, return_inverse=True)  # ascending: those of one process after the other's

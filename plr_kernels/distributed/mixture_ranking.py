@@ -17,7 +17,14 @@ from plr_kernels.dispatch.checks import (
     check_temperature,
 )
 from plr_kernels.dispatch.precision import floating_inputs, no_autocast, upcast
-from plr_kernels.distributed.peers import Facts, Peers, agree, check_local_table, dtype_number
+from plr_kernels.distributed.peers import (
+    Facts,
+    Peers,
+    agree,
+    check_local_table,
+    dtype_number,
+    temperature_number,
+)
 from plr_kernels.distributed.ranking import added_counts, check_own_mask, excluded_here, merged_lists
 from plr_kernels.distributed.shard import ItemShard
 from plr_kernels.target_mixture_rank.reference import normalisers, scores_over
@@ -147,6 +154,7 @@ def _facts(
         "dtype": dtype_number(states),
         "M": sizes["M"],
         "X": sizes.get("X", 0),
+        "temperature": temperature_number(temperature),
     }
 
 

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 import torch
 import torch.distributed as distributed
 from torch import Tensor
 
-from plr_kernels.dispatch.checks import FLOATING_DTYPES
+from plr_kernels.dispatch.checks import FLOATING_DTYPES, REDUCTIONS
+from plr_kernels.dispatch.dispatcher import autograd_records
 from plr_kernels.dispatch.precision import upcast
 from plr_kernels.distributed.shard import ItemShard
 
@@ -18,8 +20,9 @@ __all__ = ["Peers", "agree"]
 
 Facts = dict[str, int]
 
-_FACTS = 7
-"""Numbers that processes tell each other before they compute: V, R, and five of the operator's own."""
+_FACTS = 8
+"""Numbers that processes tell each other before they compute: V, R, and six of the operator's own."""
+_GRADIENTS: Final = ("none", "of the items alone", "of the states")
 
 
 @dataclass(frozen=True)
@@ -73,7 +76,7 @@ def agree(shard: ItemShard, states: Any, check: Callable[[], Facts]) -> Peers:
         shard: of the table.
         states: on whose device processes exchange, if it is a tensor.
         check: raises TypeError or ValueError, or returns {"R": rows, ...}; but for R all must be the same in all
-            processes, and there are at most six.
+            processes, and there are at most seven.
 
     Raises:
         TypeError, ValueError: those of `check`, or the processes' arguments do not fit each other.
@@ -125,5 +128,36 @@ def dtype_number(tensor: Tensor) -> int:
     return FLOATING_DTYPES.index(tensor.dtype)
 
 
+def temperature_number(temperature: float) -> int:
+    """Return the bits of a temperature, for `agree`."""
+    return struct.unpack("<q", struct.pack("<d", temperature))[0]
+
+
+def reduction_number(reduction: str) -> int:
+    """Return a number for a reduction, for `agree`."""
+    return REDUCTIONS.index(reduction)
+
+
+def gradients_number(items: Tensor, states: Tensor | None = None) -> int:
+    """Return a number for what has gradients, for `agree`: it decides what a process sends in the backward pass.
+
+    That of the items stays in its process, so that it is not told where there is one of the states, too.
+    """
+    if states is not None and autograd_records(states):
+        return 2
+    return int(autograd_records(items))
+
+
+# What numbers mean that stand for something else.
+_MEANING: Final[dict[str, Callable[[int], Any]]] = {
+    "dtype": FLOATING_DTYPES.__getitem__,
+    "temperature": lambda number: struct.unpack("<d", struct.pack("<q", number))[0],
+    "reduction": REDUCTIONS.__getitem__,
+    "detach_reference": bool,
+    "sparse": bool,
+    "gradients": _GRADIENTS.__getitem__,
+}
+
+
 def _shown(name: str, value: int) -> str:
-    return str(FLOATING_DTYPES[value]) if name.startswith("dtype") else str(value)
+    return str(_MEANING[name](value)) if name in _MEANING else str(value)

@@ -304,6 +304,26 @@ def refusals(rank: int) -> dict[str, str]:
         "lists differ": lambda: sharded_top_items(states, items, 2 + wrong, shard),
         "dtypes differ": lambda: sharded_lookup(items.double() if wrong else items, targets, shard),
         "gradients differ": lambda: sharded_lookup(items, targets, shard, sparse=bool(wrong)),
+        "temperatures differ": lambda: sharded_linear_cross_entropy(
+            states, items, targets, shard, temperature=0.5 + wrong
+        ),
+        "reductions differ": lambda: sharded_mixture_cross_entropy(
+            states[:, None], states[:, :1], items, targets, shard, reduction="sum" if wrong else "mean"
+        ),
+        "references differ": lambda: sharded_pairwise_kl(states[None], items, shard, detach_reference=wrong),
+        "temperatures of lists differ": lambda: sharded_top_mixture_items(
+            states[:, None], states[:, :1], items, 2, shard, temperature=0.5 + wrong
+        ),
+        "temperatures of ranks differ": lambda: sharded_target_mixture_rank(
+            states[:, None], states[:, :1], items, targets, shard, temperature=0.5 + wrong
+        ),
+        "gradients of losses differ": lambda: sharded_linear_cross_entropy(
+            states.clone().requires_grad_(not wrong), items.clone().requires_grad_(), targets, shard
+        ),
+        "gradients of divergences differ": lambda: sharded_pairwise_kl(
+            states[None].clone().requires_grad_(not wrong), items, shard
+        ),
+        "gradients of rows differ": lambda: sharded_lookup(items.clone().requires_grad_(not wrong), targets, shard),
         "tables differ": lambda: sharded_lookup(torch.zeros(other.rows, 4), targets, other),
         "shard": lambda: sharded_lookup(items, targets, 9),
         "few items": lambda: ItemShard(1),

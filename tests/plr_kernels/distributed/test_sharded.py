@@ -30,7 +30,7 @@ from tests.plr_kernels.distributed.processes import (
 )
 from tests.plr_kernels.harness import LINEAR_CROSS_ENTROPY, PAIRWISE_KL, assert_accurate, cast, evaluate, largest_error
 
-AGREED = 7 * 8
+AGREED = 8 * 8
 """Bytes of the numbers that processes compare first."""
 
 
@@ -236,6 +236,14 @@ REFUSED_TOGETHER = {
     "lists differ": "ValueError: k must be the same in all processes: {} in process",
     "gradients differ": "ValueError: sparse must be the same in all processes: {} in process",
     "dtypes differ": "ValueError: dtype must be the same in all processes: {} in process",
+    "temperatures differ": "ValueError: temperature must be the same in all processes: {} in process",
+    "reductions differ": "ValueError: reduction must be the same in all processes: {} in process",
+    "references differ": "ValueError: detach_reference must be the same in all processes: {} in process",
+    "temperatures of lists differ": "ValueError: temperature must be the same in all processes: {} in process",
+    "temperatures of ranks differ": "ValueError: temperature must be the same in all processes: {} in process",
+    "gradients of losses differ": "ValueError: gradients must be the same in all processes: {} in process",
+    "gradients of divergences differ": "ValueError: gradients must be the same in all processes: {} in process",
+    "gradients of rows differ": "ValueError: gradients must be the same in all processes: {} in process",
     "tables differ": "ValueError: V must be the same in all processes: {} in process",
 }
 
@@ -252,8 +260,14 @@ def test_what_one_process_refuses_ends_the_others_too(name, found):
 
 @pytest.mark.parametrize("name", REFUSED_TOGETHER)
 def test_arguments_must_fit_the_other_processes(name, found):
-    one, other = {"widths differ": (4, 3), "gradients differ": (0, 1), "mixtures differ": (2, 3),
+    one, other = {"widths differ": (4, 3), "gradients differ": (False, True), "mixtures differ": (2, 3),
                   "lists differ": (2, 3), "dtypes differ": ("torch.float32", "torch.float64"),
+                  "temperatures differ": (0.5, 1.5), "temperatures of lists differ": (0.5, 1.5),
+                  "temperatures of ranks differ": (0.5, 1.5), "reductions differ": ("mean", "sum"),
+                  "references differ": (False, True),
+                  "gradients of losses differ": ("of the states", "of the items alone"),
+                  "gradients of divergences differ": ("of the states", "none"),
+                  "gradients of rows differ": ("of the items alone", "none"),
                   "tables differ": (9, 10)}[name]  # fmt: skip
     for rank, each in enumerate(found):
         own = other if rank == 1 else one
