@@ -1,8 +1,13 @@
-"""Gradients that operators make: memory for them, None for those that nobody asked for, those made with the loss."""
+"""Gradients that operators make: memory for them, None for those that nobody asked for, those made with the loss.
+
+And gradients that cannot be differentiated again.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import functools
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -55,3 +60,34 @@ def may_overwrite(*kept: Tensor) -> bool:
         and all(tensor.device.type == "cpu" for tensor in kept)
         and not _graph_is_retained()
     )
+
+
+class _Refused(torch.autograd.Function):
+    """The tensors as they are, with a backward pass that raises."""
+
+    @staticmethod
+    def forward(ctx: Any, *tensors: Tensor) -> tuple[Tensor, ...]:
+        return tuple(tensor.view_as(tensor) for tensor in tensors)
+
+    @staticmethod
+    def backward(ctx: Any, *_: Tensor | None) -> tuple[Tensor | None, ...]:
+        raise RuntimeError("trying to differentiate twice what can be differentiated once")
+
+
+def differentiable_once(backward: Callable[..., tuple[Any, ...]]) -> Callable[..., tuple[Any, ...]]:
+    """Make the `backward` of an autograd function one whose gradients raise where they are differentiated.
+
+    PyTorch's `once_differentiable` makes constants of them unless the gradient that it is given needs a gradient
+    itself: what a gradient w.r.t. the inputs adds to a loss would be left out.
+    """
+
+    @functools.wraps(backward)
+    def once(ctx: Any, *gradients: Tensor | None) -> tuple[Any, ...]:
+        with torch.no_grad():
+            found = backward(ctx, *gradients)
+        if not torch.is_grad_enabled():  # no graph of the gradients was asked for
+            return found
+        refused = iter(_Refused.apply(*[each.detach().requires_grad_() for each in found if each is not None]))
+        return tuple(None if each is None else next(refused) for each in found)
+
+    return once

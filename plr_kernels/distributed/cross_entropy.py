@@ -7,9 +7,9 @@ from typing import Any
 import torch
 import torch.distributed as distributed
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from plr_kernels.dispatch.checks import check_ids, check_loss_options, check_states_and_items, check_targets
+from plr_kernels.dispatch.gradients import differentiable_once
 from plr_kernels.dispatch.precision import floating_inputs, no_autocast, upcast
 from plr_kernels.distributed.peers import (
     Facts,
@@ -202,7 +202,7 @@ class _CrossEntropy(torch.autograd.Function):
         return peers.own(losses), number
 
     @staticmethod
-    @once_differentiable
+    @differentiable_once
     def backward(ctx: Any, gradient: Tensor, _: Tensor | None) -> tuple[Tensor | None, ...]:
         if ctx.kept is None:
             raise RuntimeError("the loss was differentiated before; its second backward pass has nothing to go through")

@@ -7,9 +7,9 @@ from typing import Any
 import torch
 import torch.distributed as distributed
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from plr_kernels.dispatch.checks import check_flag, check_states_and_items, check_temperature
+from plr_kernels.dispatch.gradients import differentiable_once
 from plr_kernels.dispatch.precision import floating_inputs, no_autocast, upcast
 from plr_kernels.distributed.peers import (
     Facts,
@@ -102,7 +102,7 @@ class _Divergence(torch.autograd.Function):
         return peers.own(mean).sum() * scale
 
     @staticmethod
-    @once_differentiable
+    @differentiable_once
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         every, items, top, sums, mean = ctx.saved_tensors
         peers: Peers = ctx.peers

@@ -24,7 +24,7 @@ class ItemShard:
 
     Raises:
         TypeError: items is not an int.
-        ValueError: there are fewer items than processes.
+        ValueError: there are fewer items than processes, or the process is not of the group.
     """
 
     items: int
@@ -33,6 +33,8 @@ class ItemShard:
     def __post_init__(self) -> None:
         if not isinstance(self.items, int) or isinstance(self.items, bool):
             raise TypeError(f"items must be an int, found {type(self.items).__name__}")
+        if self.rank < 0:
+            raise ValueError("group must be one that this process is of")
         if self.items < self.processes:
             raise ValueError(
                 f"items must be at least the number of processes, {self.processes}, each of which holds a row; found "

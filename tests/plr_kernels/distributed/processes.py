@@ -343,7 +343,39 @@ def refusals(rank: int) -> dict[str, str]:
         found["second backward"] = "not refused"
     except RuntimeError as error:
         found["second backward"] = str(error)
+    found["second derivatives"] = {name: second_derivative(loss) for name, loss in differentiable(shard).items()}
+    outside = distributed.new_group([0])
+    try:
+        ItemShard(9, outside)
+        found["not of the group"] = "not refused"
+    except ValueError as error:
+        found["not of the group"] = str(error)
     return found
+
+
+def differentiable(shard: ItemShard) -> dict[str, Callable[[Tensor, Tensor], Tensor]]:
+    """The losses as functions of states [3, 4] and the process's rows of the table."""
+    targets = torch.zeros(3, dtype=torch.int64)
+    return {
+        "linear_cross_entropy": lambda states, items: sharded_linear_cross_entropy(states, items, targets, shard),
+        "mixture_cross_entropy": lambda states, items: sharded_mixture_cross_entropy(
+            states[:, None], states[:, :1], items, targets, shard
+        ),
+        "pairwise_kl": lambda states, items: sharded_pairwise_kl(states[None], items, shard),
+    }
+
+
+def second_derivative(loss: Callable[[Tensor, Tensor], Tensor]) -> str:
+    """What is said where a loss is differentiated twice."""
+    shard = ItemShard(9)
+    states, items = torch.ones(3, 4, requires_grad=True), torch.ones(shard.rows, 4, requires_grad=True)
+    gradients = torch.autograd.grad(loss(states, items), (states, items), create_graph=True)
+    penalty = sum((gradient.square().sum() for gradient in gradients), torch.zeros(()))
+    try:
+        (states.sum() + penalty).backward()
+        return "left out"
+    except RuntimeError as error:
+        return str(error)
 
 
 def _be(rank: int, processes: int, folder: Path) -> None:

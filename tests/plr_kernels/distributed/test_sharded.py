@@ -281,3 +281,15 @@ def test_what_each_process_refuses_by_itself(found):
         assert told["few items"].startswith(f"ValueError: items must be at least the number of processes, {len(found)}")
         assert told["no number"] == "TypeError: items must be an int, found float"
         assert "was differentiated before" in told["second backward"]
+
+
+def test_second_derivatives_are_refused_and_not_left_out(found):
+    for each in found:
+        for name, told in each["refusals"]["second derivatives"].items():
+            assert "differentiate twice" in told, (name, told)
+
+
+def test_a_process_that_is_not_of_the_group_has_no_rows(found):
+    assert found[0]["refusals"]["not of the group"] == "not refused"
+    for each in found[1:]:
+        assert each["refusals"]["not of the group"] == "group must be one that this process is of"
