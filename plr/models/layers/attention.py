@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 from plr.models.layers.dropout import keep_mask, keep_scale, levels
@@ -25,6 +24,7 @@ from plr.models.layers.linear import (
     right_factor,
     row_blocks,
 )
+from plr_kernels.dispatch.gradients import differentiable_once
 
 
 def sequence_attention(
@@ -80,7 +80,7 @@ class _KeysValues(torch.autograd.Function):
         return both.view(*states.shape[:2], 2, heads, -1).permute(2, 0, 3, 1, 4).unbind()
 
     @staticmethod
-    @once_differentiable
+    @differentiable_once
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         states, weight = ctx.saved_tensors
         needs_states, needs_weight, needs_bias, _ = ctx.needs_input_grad
@@ -118,7 +118,7 @@ class _Attention(torch.autograd.Function):
         return attended.transpose(1, 2)
 
     @staticmethod
-    @once_differentiable
+    @differentiable_once
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         query, key, value, keep, *weights = ctx.saved_tensors
         scale = query.shape[3] ** -0.5

@@ -10,11 +10,11 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 from plr.models.layers.dropout import keep_mask, keep_scale
 from plr.models.layers.linear import LinearGradients, applied, product, right_factor, row_blocks
+from plr_kernels.dispatch.gradients import differentiable_once
 
 
 class SublayerWeights(NamedTuple):
@@ -122,7 +122,7 @@ class _ResidualSublayers(torch.autograd.Function):
         return result
 
     @staticmethod
-    @once_differentiable
+    @differentiable_once
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         joined, first_total, second_total, inner, keep, *tensors = ctx.saved_tensors
         weights = SublayerWeights(*tensors)

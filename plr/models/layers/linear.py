@@ -16,9 +16,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
-from torch.autograd.function import once_differentiable
 from torch.nn import functional
 from torch.utils.flop_counter import register_flop_formula
+
+from plr_kernels.dispatch.gradients import differentiable_once
 
 
 class Linear(nn.Linear):
@@ -172,7 +173,7 @@ class _OneDNNLinear(torch.autograd.Function):
         return product(states.flatten(0, -2), weight, bias).unflatten(0, states.shape[:-1])
 
     @staticmethod
-    @once_differentiable
+    @differentiable_once
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         states, weight = ctx.saved_tensors
         needs_states, needs_weight, needs_bias = ctx.needs_input_grad

@@ -93,11 +93,20 @@ def test_all_else_is_pytorchs(monkeypatch, dtype, dropout_p):
     assert torch.equal(attended, expected)
 
 
-def test_second_derivatives_are_refused():
+@pytest.mark.parametrize("of", [torch.square, torch.neg])  # whose gradient depends on the inputs, and does not
+def test_second_derivatives_are_refused(of):
     tensors = inputs()
     attended = sequence_attention(*tensors, mask=None, is_causal=True, dropout_p=P)
-    (gradient,) = torch.autograd.grad(attended.square().sum(), tensors[:1], create_graph=True)
-    with pytest.raises(RuntimeError, match="once_differentiable"):
+    (gradient,) = torch.autograd.grad(of(attended).sum(), tensors[:1], create_graph=True)
+    with pytest.raises(RuntimeError, match="differentiate twice"):
+        gradient.sum().backward()
+
+
+def test_second_derivatives_of_keys_and_values_are_refused():
+    states = torch.randn(B, L, 6, requires_grad=True)
+    key, value = keys_values(states, Linear(6, 2 * H * D), heads=H)
+    (gradient,) = torch.autograd.grad(key.sum() + value.sum(), states, create_graph=True)
+    with pytest.raises(RuntimeError, match="differentiate twice"):
         gradient.sum().backward()
 
 

@@ -54,6 +54,17 @@ def test_only_float32_on_the_cpu_outside_autocast_takes_onednn(monkeypatch):
     assert len(calls) == 1
 
 
+def test_second_derivatives_are_right_or_refused(products):
+    layer, states = Linear(4, 3, bias=False), torch.ones(2, 4, requires_grad=True)
+    (gradient,) = torch.autograd.grad(layer(states).sum(), states, create_graph=True)
+    if products == "oneDNN":
+        with pytest.raises(RuntimeError, match="differentiate twice"):
+            gradient.sum().backward()
+    else:
+        gradient.sum().backward()
+        assert torch.equal(layer.weight.grad, torch.full((3, 4), 2.0))
+
+
 def test_frozen_parts_get_no_gradient():
     layer = Linear(4, 3).requires_grad_(False)
     states = torch.ones(2, 4, requires_grad=True)
