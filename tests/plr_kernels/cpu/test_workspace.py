@@ -290,11 +290,13 @@ def test_opcheck(needs):
     torch.library.opcheck(OPS.linear_cross_entropy_with_gradients.default, (*leaves, targets, *options))
     groups = leaves[0].detach().view(2, 4, 4).requires_grad_(needs[0])
     torch.library.opcheck(OPS.pairwise_kl_with_gradients.default, (groups, leaves[1], 0.7, False, 64, needs, "cpp"))
-    log_weights = torch.zeros(2, 4, requires_grad=True)
+    # Weights that sum to 1: opcheck's gradient w.r.t. a negative loss is −1, by which the backward pass multiplies in
+    # place the gradients that opcheck has as outputs.
+    log_weights = torch.full((2, 4), 0.25).log().requires_grad_()
     arguments = (groups, log_weights, leaves[1], targets[:2], *options[:4], [needs[0], True, needs[1]], "cpp")
     torch.library.opcheck(OPS.mixture_cross_entropy_with_gradients.default, arguments)
     views = leaves[0].detach().view(2, 2, 2, 4).requires_grad_(needs[0])
-    log_weights, drawn = torch.zeros(2, 2, 2, requires_grad=True), torch.tensor([0, 1])
+    log_weights, drawn = torch.full((2, 2, 2), 0.5).log().requires_grad_(), torch.tensor([0, 1])
     arguments = (
         views, log_weights, leaves[1], targets[:2], drawn, 0.5, 0.7, -100, 64, [needs[0], True, needs[1]], "cpp"
     )  # fmt: skip
