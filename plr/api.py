@@ -182,7 +182,7 @@ def compare(
     Args:
         runs: their folders, or fitted systems; two systems at least.
         metric: compared by user: recall@K, hr@K, ndcg@K, mrr@K or mrr.
-        ks: the K of the metrics that are shown.
+        ks: the K of the metrics that are shown: recall@K and ndcg@K, and `metric` where it is none of them.
 
     Returns:
         The systems, the first of them the one that the others are compared with; as text a table.
@@ -206,7 +206,8 @@ def compare(
     """
     if isinstance(runs, (str, os.PathLike)) or not isinstance(runs, Iterable):
         raise ConfigError(f"runs must be a list of folders; found {shortened(runs)}")
-    metrics = tuple(f"{kind}@{k}" for k in _cut_offs(ks) for kind in ("recall", "ndcg"))
+    shown = [f"{kind}@{k}" for k in _cut_offs(ks) for kind in ("recall", "ndcg")]
+    metrics = tuple(dict.fromkeys((*shown, metric)))
     return ComparedRuns(compare_runs([os.fspath(run) for run in runs], metrics, metric), metrics, metric)
 
 

@@ -254,7 +254,7 @@ def _evaluate_options(evaluate: Parser) -> None:
 def _compare_options(compare: Parser) -> None:
     compare.add_argument("runs", type=str, nargs="+", help="folders of finished runs; seeds of one system count as one")
     compare.add_argument("--metric", type=str, default="ndcg@10", help="compared by user: recall@K, ndcg@K, mrr@K, mrr")
-    compare.add_argument("--ks", type=tuple[int, ...], default=(10, 20), help="the K of the metrics shown")
+    compare.add_argument("--ks", type=tuple[int, ...], default=(10, 20), help="the K of recall@K and ndcg@K, shown too")
     formats = Literal[tuple(FORMATS)]  # type: ignore[valid-type]
     compare.add_argument("--format", type=formats | None, default=None, help="default: what --out ends in, or a table")
     compare.add_argument("--out", type=str | None, default=None, help="a file to write to: .md, .tex, .html or .txt")

@@ -71,7 +71,7 @@ def section(study: Study) -> Section:
                 elif axis != "dropout":
                     integers(panel)
             rows += [
-                [axis, label, float(value), *estimates[value], listed_runs(found)] for value, found in runs.items()
+                [axis, label, value, *estimates[value], listed_runs(found)] for value, found in runs.items()
             ]
         for row, name in zip(axes, METRICS.values(), strict=True):
             row[0].set_ylabel(f"{name}, test")

@@ -184,7 +184,8 @@ def test_the_table_is_printed_or_written_in_the_format_of_the_ending(run, tmp_pa
     assert "Test rows of 30 users" in text
     assert main(["compare", *paths, "--out", str(tmp_path / "t.tex"), "--metric", "mrr", "--ks", "[5]"]) == 0
     latex = (tmp_path / "t.tex").read_text()
-    assert r"recall@5 & ndcg@5 & mrr - first" in latex
+    assert r"recall@5 & ndcg@5 & mrr & mrr - first" in latex  # what is compared is shown, too
+    assert f"{metrics(ranks_of(0, 2))['mrr']:.4f}" in latex
     assert main(["compare", *paths, "--format", "markdown"]) == 0
     assert "|---|---|" in capsys.readouterr().out
 
