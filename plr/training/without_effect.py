@@ -11,7 +11,7 @@ __all__ = ["warn_of_parts_without_effect"]
 
 def warn_of_parts_without_effect(config: Config, num_items: int) -> None:
     """Warn where a term of the loss never counts, or is another one, though every option is possible by itself."""
-    warm_up_alone = config.method == "prl" and config.contrastive_weight > 0 and config.warmup_epochs >= config.epochs
+    warm_up_alone = config.method == "prl" and bool(config.contrastive_weight) and config.warmup_epochs >= config.epochs
     if warm_up_alone:
         warnings.warn(
             f"PRL's contrastive loss never counts: warmup_epochs is {config.warmup_epochs}, and the run has "
