@@ -84,5 +84,5 @@ def test_the_least_version_is_tested_and_the_nightly_may_fail():
     assert versions[0] == f"torch=={least}.*"
     assert versions[-1] == "torch"
     assert {name: job.get("continue-on-error", False) for name, job in given.items()} == {
-        "checks": False, "versions": False, "nightly": True,
+        "checks": False, "versions": False, "sanitizers": False, "nightly": True,
     }  # fmt: skip
