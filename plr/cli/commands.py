@@ -473,7 +473,7 @@ def _demo(options: Namespace) -> None:
 
 def _train(options: Namespace) -> None:
     from plr.api import train
-    from plr.cli.tables import metrics_table
+    from plr.cli.tables import items_ranked, metrics_table
 
     values = options.as_dict()
     for name in ("config", "preset"):  # whose values are among the others
@@ -482,8 +482,9 @@ def _train(options: Namespace) -> None:
     result = train(**values)
     if not result:  # not the first process of a distributed run
         return
+    ranked = items_ranked(config.exclude_seen)
     _print(
-        metrics_table({config.title: result["test"]}, columns=_columns(config.ks), title="Test, all items ranked"),
+        metrics_table({config.title: result["test"]}, columns=_columns(config.ks), title=f"Test, {ranked} ranked"),
         f"validation NDCG@10 {result['valid']['ndcg@10']:.4f}; "
         f"best epoch {result['best_epoch']} of {result['epochs']}, "
         f"{result['train_seconds_per_epoch']:.1f} s of training an epoch; saved in {config.out}",
@@ -493,12 +494,16 @@ def _train(options: Namespace) -> None:
 def _evaluate(options: Namespace) -> None:
     from plr.api import evaluate
     from plr.cli.judged import SAMPLED_WARNING, judged_tables, save_judged
-    from plr.cli.tables import metrics_table
+    from plr.cli.tables import items_ranked, metrics_table
 
     outcome = evaluate(**options.as_dict())
     _print(
-        metrics_table({options.run: outcome.metrics}, columns=_columns(outcome.ks), title="Test, all items ranked"),
-        f"{outcome.rows} test rows of {outcome.data}; all {outcome.items} items ranked; "
+        metrics_table(
+            {options.run: outcome.metrics},
+            columns=_columns(outcome.ks),
+            title=f"Test, {items_ranked(outcome.exclude_seen)} ranked",
+        ),
+        f"{outcome.rows} test rows of {outcome.data}; {items_ranked(outcome.exclude_seen, outcome.items)} ranked; "
         "rank = 1 + better + others with the same score / 2",
         *judged_tables(outcome),
         *outcome.notes,

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from rich.table import Table
 
+from plr.cli.tables import items_ranked
 from plr.evaluation import write_metrics
 from plr.files import atomic_path
 from plr.formats import rendered
@@ -38,6 +39,7 @@ def save_judged(run: Path, outcome: Evaluation, sampled: int | None, seed: int) 
         "data": outcome.data,
         "rows": outcome.rows,
         "items": outcome.items,
+        "exclude_seen": outcome.exclude_seen,
         "ks": list(outcome.ks),
         "test": outcome.metrics,
         "segments": {
@@ -58,7 +60,8 @@ def save_judged(run: Path, outcome: Evaluation, sampled: int | None, seed: int) 
     }
     path = run / "evaluation.json"
     write_metrics(path, values)
-    sections = [f"# Test rows of {outcome.data}\n\n{outcome.rows} rows, all {outcome.items} items ranked\n"]
+    ranked = items_ranked(outcome.exclude_seen, outcome.items)
+    sections = [f"# Test rows of {outcome.data}\n\n{outcome.rows} rows, {ranked} ranked\n"]
     every = [["metric", "value"], *([name, f"{value:.4f}"] for name, value in outcome.metrics.items())]
     sections.append(rendered(every, "", "markdown"))
     sections += [f"## {title}\n\n{rendered(rows, note, 'markdown')}" for title, rows, note in _cells(outcome)]

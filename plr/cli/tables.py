@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from plr.serving import Recommendation
 
 __all__ = [
+    "items_ranked",
     "metrics_table",
     "presets_table",
     "print_line",
@@ -104,6 +105,12 @@ def skipped_lines(report: dict[str, Any], shown: int = 10) -> list[str]:
     if skipped["count"] > shown:
         lines.append("  … more are listed in manifest.json")
     return lines
+
+
+def items_ranked(exclude_seen: bool, items: int | None = None) -> str:
+    """Return which of the items, of how many if that is given, a row's target was ranked among."""
+    number = "" if items is None else f"{items} "
+    return f"all {number}items but those of the history" if exclude_seen else f"all {number}items"
 
 
 COLUMNS = ("recall@10", "ndcg@10", "recall@20", "ndcg@20")

@@ -48,7 +48,8 @@ class Evaluation:
         metrics: recall@k, ndcg@k, mrr@k, hr@k for each k, and mrr.
         ks: the cut-offs.
         rows: how many test rows there were.
-        items: V, how many items each was ranked among.
+        items: V, how many items there are.
+        exclude_seen: whether those of a row's history were left out of its ranking.
         data: the file.
         notes: what the reader of the figures should know.
         segments: by what rows were told apart, the rule and the metrics of each segment.
@@ -60,6 +61,7 @@ class Evaluation:
     ks: tuple[int, ...]
     rows: int
     items: int
+    exclude_seen: bool
     data: str
     notes: list[str]
     segments: dict[str, tuple[str, list[Segment]]] = field(default_factory=dict)
@@ -192,6 +194,7 @@ def evaluate_run(
         ks=ks,
         rows=len(rows),
         items=len(recommender.item_ids),
+        exclude_seen=bool(exclude_seen),
         data=data or config.data,
         notes=notes,
         segments=segments,

@@ -125,6 +125,27 @@ def test_evaluate_repeats_the_saved_metrics(run, capsys):
     assert "60 test rows" in printed
 
 
+def test_what_is_ranked_is_said_as_it_was(run, small_data, tmp_path, capsys):
+    """Among all items, or without those of the history: in the heads, the line below and the files."""
+    copied = shutil.copytree(run, tmp_path / "run")
+    assert main(["evaluate", str(copied), "--by", "novelty"]) == 0
+    printed = capsys.readouterr().out
+    assert "Test, all items ranked" in printed
+    assert "all 24 items ranked; " in printed
+    assert "60 rows, all 24 items ranked" in (copied / "evaluation.md").read_text()
+    assert json.loads((copied / "evaluation.json").read_text())["exclude_seen"] is False
+    assert main(["evaluate", str(copied), "--by", "novelty", "--exclude_seen", "true"]) == 0
+    printed = capsys.readouterr().out
+    assert "Test, all items but those of the history ranked" in printed
+    assert "all 24 items but those of the history ranked; " in printed
+    assert "60 rows, all 24 items but those of the history ranked" in (copied / "evaluation.md").read_text()
+    assert json.loads((copied / "evaluation.json").read_text())["exclude_seen"] is True
+    small = ["--dim", "8", "--ffn_dim", "8", "--epochs", "1", "--method", "base", "--progress", "false"]
+    out = ["--data", str(small_data), "--out", str(tmp_path / "excluded"), "--exclude_seen", "true"]
+    assert main(["train", *out, *small]) == 0
+    assert "Test, all items but those of the history ranked" in capsys.readouterr().out
+
+
 @pytest.fixture(scope="module")
 def judged(run, tmp_path_factory):
     """A prepared folder with categories, and the run's measures on it, from a copy of the run."""
