@@ -71,8 +71,8 @@ def train(
             defaults, but for `progress`, which is off.
 
     Returns:
-        The content of metrics.json: under "valid" and "test" the metrics of both held-out splits, ranked among all items, or
-        with `exclude_seen` all but those of the history.
+        The content of metrics.json: under "valid" and "test" the metrics of both held-out splits, of ranks
+        among all items, or with `exclude_seen` all but those of the history.
 
     Raises:
         ConfigError: an option is unknown or out of range, or options do not fit together.
