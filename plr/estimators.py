@@ -222,12 +222,30 @@ class Estimator:
             raise RunError(f"{target} exists already; choose another folder, or remove it")
         with atomic_path(target, replace=False) as aside:
             shutil.copytree(self._fitted.path, aside)
-            copied = RunFolder(aside)
-            config = Config.load(copied.config)
-            config.out = str(target)
-            if copied.interactions.exists():
-                config.data = str(RunFolder(target).interactions)
-            config.save(copied.config)
+            _settle(RunFolder(aside), target)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what a copy is made of: with the files of a temporary run, which another object removes."""
+        state = self.__dict__.copy()
+        if self._temporary is not None and self._fitted is not None:
+            folder = self._fitted.path
+            files = {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+            state |= {"_temporary": None, "_fitted": None, "_recommender": None, "_files": files}
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Be a copy, whose temporary run is in a folder of its own."""
+        files = state.pop("_files", None)
+        self.__dict__.update(state)
+        if files is None:
+            return
+        self._temporary = tempfile.TemporaryDirectory(prefix="plr-")
+        self._fitted = RunFolder(Path(self._temporary.name) / "run")
+        for name, content in files.items():
+            path = self._fitted.path / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(content)
+        _settle(self._fitted, self._fitted.path)
 
     @classmethod
     def _of(cls, path: Path) -> Estimator:
@@ -310,6 +328,15 @@ class UniSRec(Estimator):
     """UniSRec; needs `text_vectors`, the folder that `plr embed-text` wrote."""
 
     _fixed = {"backbone": "unisrec", "method": "base"}  # noqa: RUF012
+
+
+def _settle(copied: RunFolder, target: Path) -> None:
+    """Let the configuration of a copied run say where it will lie."""
+    config = Config.load(copied.config)
+    config.out = str(target)
+    if copied.interactions.exists():
+        config.data = str(RunFolder(target).interactions)
+    config.save(copied.config)
 
 
 def load(path: str | Path) -> Estimator:

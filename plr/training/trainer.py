@@ -46,6 +46,7 @@ from plr.training.schedule import check_warmup, steps_of
 from plr.training.shared_ranking import rank_together, share_of
 from plr.training.shared_rows import load_own_weights, number_of_parameters
 from plr.training.start import Start
+from plr.training.torch_state import own_torch_state
 from plr.training.without_effect import warn_of_parts_without_effect
 
 Origin = InitialRun | Start | None
@@ -115,11 +116,9 @@ def _begun(config: Config, dataset: SequenceDataset | None) -> Iterator[tuple[_O
     """Check what was asked for, read the data, and hold the run's folder, begun or resumed; yields the device too."""
     if not config.out:
         raise RunError("--out is missing: name the folder for the run")
-    with terminable():
+    with terminable(), own_torch_state(config.threads):
         check_processes(config)
         device = _device(config)
-        if config.threads:
-            torch.set_num_threads(config.threads)
         if dataset is None:
             dataset = load_dataset(config)
         check_rows(config, dataset)

@@ -1,12 +1,17 @@
 """plr.PLR(...).fit(frame): the same runs as `plr train`, frames in and out, options as scikit-learn has them."""
 
+import copy
 import json
+import pickle
+import random
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import polars as pl
 import pytest
+import torch
 import yaml
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import CSVLogger
@@ -391,3 +396,48 @@ def test_what_is_no_callback_or_logger_is_refused(given, found, tmp_path):
     with pytest.raises(ConfigError, match=rf"{next(iter(given))} must be .*; found {found}"):
         plr.SASRec(out=tmp_path / "run", **SMALL).fit(interactions(), **given)
     assert not (tmp_path / "run").exists()
+
+
+def test_fitting_leaves_threads_and_random_numbers_as_they_were():
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        torch.manual_seed(11)
+        random.seed(11)
+        np.random.seed(11)  # noqa: NPY002  the caller's
+        drawn = torch.rand(3), random.random(), np.random.rand()  # noqa: NPY002
+        torch.manual_seed(11)
+        random.seed(11)
+        np.random.seed(11)  # noqa: NPY002
+        plr.PLR(split="leave-one-out", **SMALL).fit(interactions())  # on one thread
+        assert torch.get_num_threads() == 2
+        again = torch.rand(3), random.random(), np.random.rand()  # noqa: NPY002
+        assert again[0].equal(drawn[0])
+        assert again[1:] == drawn[1:]
+        with pytest.raises(RunError, match="required"):
+            plr.PLR(split="leave-one-out", **SMALL).fit(interactions(users=1, length=2))
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_a_copy_of_a_system_outlives_it():
+    frame = interactions()
+    model = plr.SASRec(split="leave-one-out", **SMALL).fit(frame)
+    expected, metrics, folder = model.recommend([["i1", "i2"]], k=5), model.metrics_, Path(model)
+    copies = [copy.copy(model), copy.deepcopy(model), pickle.loads(pickle.dumps(model))]
+    packed = pickle.dumps(model)
+    del model
+    assert not folder.exists()
+    for again in (*copies, pickle.loads(packed)):
+        assert again.recommend([["i1", "i2"]], k=5) == expected
+        assert (again.metrics_, again.get_params()["out"]) == (metrics, None)
+        assert plr.evaluate(again).metrics["ndcg@10"] == metrics["test"]["ndcg@10"]  # its frame is with it
+    assert len({Path(each) for each in copies}) == len(copies)
+
+
+def test_a_copy_of_a_system_with_a_folder_has_that_folder(fitted):
+    for again in (copy.deepcopy(fitted), pickle.loads(pickle.dumps(fitted))):
+        assert Path(again) == Path(fitted)
+        assert again.recommend([["i1", "i2"]], k=5) == fitted.recommend([["i1", "i2"]], k=5)
+    assert repr(copy.copy(plr.PLR(dim=32))) == "PLR(dim=32)"
