@@ -6,6 +6,7 @@ import pickle
 import random
 import subprocess
 import sys
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -419,6 +420,29 @@ def test_fitting_leaves_threads_and_random_numbers_as_they_were():
         assert torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(before)
+
+
+@contextmanager
+def default_dtype(dtype):
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+        assert torch.get_default_dtype() == dtype
+    finally:
+        torch.set_default_dtype(before)
+
+
+@pytest.mark.parametrize(
+    "surrounding",
+    [lambda: default_dtype(torch.float64), lambda: torch.device("meta"), lambda: torch.autocast("cpu", torch.bfloat16)],
+    ids=["float64", "device", "autocast"],
+)
+def test_a_run_is_that_of_its_options_whatever_torch_has_as_defaults(fitted, surrounding):
+    with surrounding():
+        model = plr.PLR(streams=2, split="leave-one-out", **SMALL).fit(interactions())
+    assert model.metrics_["files"] == fitted.metrics_["files"]  # weights, to the bit
+    assert model.metrics_["test"] == fitted.metrics_["test"]
 
 
 def test_a_copy_of_a_system_outlives_it():
