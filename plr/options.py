@@ -231,7 +231,8 @@ class DataOptions(RawDataOptions):
         cache: folder for prepared data; by default data are prepared each time.
         features: a file of item features, whose vectors are added to the items' own: JSON {item: [value ...]} or
             {item: {field: value or [value ...]}}, or Parquet with a column item_id and columns of strings or lists.
-        feature_fields: which fields of that file, as a list or separated by commas; by default all but title and text.
+        feature_fields: which fields of that file, as a list or separated by commas; by default all but title and text,
+            of Parquet those of strings or lists of strings.
         text_vectors: UniSRec: the folder that `plr embed-text` wrote.
     """
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -36,10 +37,14 @@ def read_features(
             Parquet with a column item_id and columns of strings or lists of strings; or a folder with such a file
             called items.parquet.
         item_ids: of items 0..V-1.
-        fields: which fields, in the order of the result; None takes all but title and text, in the file's order.
+        fields: which fields, in the order of the result; None takes all but title and text, in the file's order, of
+            Parquet those of strings or lists of strings.
 
     Raises:
         DataError: the file cannot be used, holds none of the items, or has no value of theirs in a field.
+
+    Warns:
+        UserWarning: naming the columns of Parquet that None does not take for their type.
     """
     path = path / "items.parquet" if path.is_dir() else path
     if not path.is_file():
@@ -121,6 +126,13 @@ def _read_parquet(path: Path, chosen: list[str] | None) -> tuple[set[str], dict[
         if name not in ("item_id", *_NOT_BY_DEFAULT)
         and (isinstance(dtype, textual) or (isinstance(dtype, pl.List) and isinstance(dtype.inner, textual)))
     ]
+    odd = [name for name in frame.columns if name not in ("item_id", *_NOT_BY_DEFAULT, *usable)]
+    if chosen is None and usable and odd:
+        warnings.warn(
+            f"{path}: left out as item features, for they hold no strings: {listed(odd)}; feature_fields takes those of "
+            "whole numbers, too",
+            stacklevel=2,
+        )
     table: dict[str, _Values] = {}
     for field in _choose(path, chosen, [name for name in frame.columns if name != "item_id"], usable):
         column = frame[field]
@@ -147,7 +159,7 @@ def _choose(path: Path, chosen: list[str] | None, known: list[str], default: lis
 def _strings(path: Path, item: str, field: str, value: Any) -> list[str]:
     values = [] if value is None else value if isinstance(value, list) else [value]
     for each in values:
-        if each is not None and not isinstance(each, str | int):
+        if each is not None and (not isinstance(each, str | int) or isinstance(each, bool)):
             raise DataError(f"item {item!r}, field {field!r}: expected strings or whole numbers; found {each!r}", path)
     return [str(each) for each in values if each is not None]
 

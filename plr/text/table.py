@@ -74,7 +74,7 @@ def read_texts(path: Path, item_column: str | None = None, text_columns: Sequenc
     texts: dict[str, str] = {}
     for line, row in rows:
         item_id = row.get(item)
-        if not isinstance(item_id, str | int) or not str(item_id).strip():
+        if not isinstance(item_id, str | int) or isinstance(item_id, bool) or not str(item_id).strip():
             raise DataError(f"expected an item id in {item!r}; found {shortened(item_id)}", path, line)
         item_id = str(item_id).strip()
         if item_id in texts:
@@ -127,6 +127,21 @@ def _delimited(path: Path, separator: str) -> tuple[list[str], Iterator[_Row]]:
     return header, named()
 
 
+class _Ambiguous(dict):
+    """An object of JSON in which a name, `twice`, occurs a second time; within a line it may be of no interest."""
+
+    twice: str
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    mapping = dict(pairs)
+    if len(mapping) == len(pairs):
+        return mapping
+    ambiguous, names = _Ambiguous(mapping), [name for name, _ in pairs]
+    ambiguous.twice = next(name for name in names if names.count(name) > 1)
+    return ambiguous
+
+
 def _json_lines(path: Path) -> tuple[list[str], Iterator[_Row]]:
     rows: list[_Row] = []
     with open(path, encoding="utf-8-sig") as file:
@@ -134,11 +149,13 @@ def _json_lines(path: Path) -> tuple[list[str], Iterator[_Row]]:
             if not content.strip():
                 continue
             try:
-                row = json.loads(content)
+                row = json.loads(content, object_pairs_hook=_object)
             except json.JSONDecodeError as error:
                 raise DataError(f"not JSON: {error.msg} (column {error.colno})", path, line) from error
             if not isinstance(row, dict):
                 raise DataError("expected an object", path, line)
+            if isinstance(row, _Ambiguous):
+                raise DataError(f"{shortened(row.twice)} occurs twice", path, line)
             rows.append((line, row))
     return list(dict.fromkeys(name for _, row in rows for name in row)), iter(rows)
 

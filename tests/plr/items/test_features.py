@@ -57,7 +57,8 @@ def test_parquet_takes_strings_and_lists_of_them_but_title_and_text(tmp_path):
             "year": [1999, None],
         }
     ).write_parquet(path)
-    categories, store = read_features(path, ITEMS)
+    with pytest.warns(UserWarning, match=r"left out as item features, .* no strings: 'price', 'year';"):
+        categories, store = read_features(path, ITEMS)
     assert as_sets(categories, ["x", "y"]) == [{"x", "y"}, set(), set(), set()]
     assert store.missing == 3
     assert [field.name for field in read_features(tmp_path, ITEMS, ["year"])] == ["year"]  # the folder will do
@@ -82,6 +83,7 @@ def test_number_ids_are_strings(tmp_path):
         ("f.json", {"a": 3}, None, "found 3 for item 'a'"),
         ("f.json", {"a": [[1]]}, None, "item 'a', field 'attributes': expected strings or whole numbers; found [1]"),
         ("f.json", {"a": [0.5]}, None, "found 0.5"),
+        ("f.json", {"a": [True]}, None, "expected strings or whole numbers; found True"),
         ("f.json", {"a": [""], "x": ["y"]}, None, "no item of the data has a value in field 'attributes'"),
         ("f.json", '{"a": [1],\n "b": }', None, "f.json:2: not JSON"),
         ("f.json", '{"a": [1], "a": [2]}', None, "'a' occurs twice"),

@@ -38,6 +38,11 @@ def test_columns_are_chosen_joined_and_text_comes_before_title(tmp_path):
     assert table.item_ids == ["1", "2"]
 
 
+def test_names_within_what_is_not_read_may_occur_twice(tmp_path):
+    path = write(tmp_path / "t.jsonl", '{"item": "a", "title": "A", "details": {"x": 1, "x": 2}}\n')
+    assert read_texts(path).texts == ["A"]
+
+
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
@@ -53,6 +58,8 @@ def test_columns_are_chosen_joined_and_text_comes_before_title(tmp_path):
         ("t.jsonl", '{"item": "a", "title": "A"}\n{"item": }\n', "t.jsonl:2: not JSON"),
         ("t.jsonl", '{"item": "a", "title": 3}\n', "t.jsonl:1: expected a text or a list of texts in 'title'; found 3"),
         ("t.jsonl", "[]\n", "t.jsonl:1: expected an object"),
+        ("t.jsonl", '{"item": "a", "title": "A", "title": "B"}\n', "t.jsonl:1: 'title' occurs twice"),
+        ("t.jsonl", '{"item": true, "title": "A"}\n', "t.jsonl:1: expected an item id in 'item'; found True"),
         ("t.parquet", "nothing", "not a readable Parquet file"),
         ("t.txt", "a", "texts are read from .tsv, .csv, .jsonl, .parquet; found .txt"),
         ("t.tsv", "", "the file is empty"),
