@@ -129,8 +129,8 @@ def _read_parquet(path: Path, chosen: list[str] | None) -> tuple[set[str], dict[
     odd = [name for name in frame.columns if name not in ("item_id", *_NOT_BY_DEFAULT, *usable)]
     if chosen is None and usable and odd:
         warnings.warn(
-            f"{path}: left out as item features, for they hold no strings: {listed(odd)}; feature_fields takes those of "
-            "whole numbers, too",
+            f"{path}: left out as item features, for they hold no strings: {listed(odd)}; feature_fields takes those "
+            "of whole numbers, too",
             stacklevel=2,
         )
     table: dict[str, _Values] = {}
