@@ -20,6 +20,7 @@ __all__ = ["TFIDF", "embed_text"]
 
 TFIDF = "tfidf"
 _TFIDF_WIDTH = 768  # that of the language models which UniSRec was made with
+_MARKS = "marks_in_words"  # in the manifest: TfidfSvd.marks; not there: False, as words were cut before
 
 
 def embed_text(
@@ -62,6 +63,7 @@ def embed_text(
     name = (encoder or TFIDF) if earlier is None else earlier.manifest["encoder"]
     present = torch.tensor([bool(text) for text in table.texts])
     fitted, vocabulary = ({}, None) if earlier is None else (earlier.fitted, earlier.vocabulary)
+    marks = earlier is None or bool(earlier.manifest.get(_MARKS))
     if name == TFIDF:
         if earlier is None:
             try:
@@ -70,7 +72,7 @@ def embed_text(
                 raise DataError(str(error), file) from error
             fitted, vocabulary = {"idf": tfidf.idf, "components": tfidf.components}, tfidf.vocabulary
         assert vocabulary is not None
-        encoded, known = TfidfSvd(vocabulary, fitted["idf"], fitted["components"]).encode(readable)
+        encoded, known = TfidfSvd(vocabulary, fitted["idf"], fitted["components"], marks).encode(readable)
     else:
         encoded = encode_sentences(name, readable)
         known = torch.ones(len(encoded), dtype=torch.bool)
@@ -96,6 +98,7 @@ def embed_text(
             "source": _source(file, table),
             "fitted_on": _source(file, table) if earlier is None else earlier.manifest["fitted_on"],
             "versions": _versions(name),
+            **({_MARKS: marks} if name == TFIDF else {}),
         },
         fitted,
         vocabulary,

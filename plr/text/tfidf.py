@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import re
+import sys
 import unicodedata
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -29,11 +31,13 @@ class TfidfSvd:
         vocabulary: the words, sorted.
         idf: float64 [words].
         components: float32 [words, W], orthonormal columns, by falling singular value.
+        marks: whether marks are of the words (see `words`); earlier vocabularies were cut there.
     """
 
     vocabulary: list[str]
     idf: Tensor
     components: Tensor
+    marks: bool = True
 
     def encode(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
         """Return unit vectors float32 [N, W] and whether a text has any known word, bool [N]; zeros where not.
@@ -41,7 +45,7 @@ class TfidfSvd:
         A vector is a function of its text alone, to the bit, whatever texts stand beside it.
         """
         index = {word: number for number, word in enumerate(self.vocabulary)}
-        counts = [Counter(word for word in words(text) if word in index) for text in texts]
+        counts = [Counter(word for word in words(text, marks=self.marks) if word in index) for text in texts]
         numbers, weights, offsets = _weighted(counts, index, self.idf)
         vectors = functional.embedding_bag(
             numbers,
@@ -97,9 +101,24 @@ def fit_tfidf(texts: Sequence[str], width: int, seed: int = 0) -> TfidfSvd:
     return TfidfSvd(vocabulary, idf, (components * largest.sign()).contiguous())
 
 
-def words(text: str) -> list[str]:
-    """Return the words of a text: runs of letters, digits and underscores, compatible forms unified, lower case."""
-    return re.findall(r"\w+", unicodedata.normalize("NFKC", text).lower())
+def words(text: str, *, marks: bool = True) -> list[str]:
+    """Return the words of a text: runs of letters, digits and underscores, compatible forms unified, lower case.
+
+    Args:
+        text: any.
+        marks: count the marks and joiners behind a letter as of its word: the vowel signs of Indic scripts, accents
+            that no single character has. Without, words end there, and many of these scripts become one.
+    """
+    text = unicodedata.normalize("NFKC", text).lower()
+    return re.findall(_word() if marks and not text.isascii() else r"\w+", text)
+
+
+@cache
+def _word() -> re.Pattern[str]:
+    """A word: Python's `re` knows no class of marks."""
+    found = [chr(code) for code in range(sys.maxunicode + 1) if unicodedata.category(chr(code)) in ("Mn", "Mc", "Me")]
+    joiners = "\u200c\u200d"  # they shape letters, and do not part words
+    return re.compile(rf"\w+(?:[{''.join(found)}{joiners}]+\w*)*")
 
 
 def _weighted(

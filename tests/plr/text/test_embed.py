@@ -7,6 +7,7 @@ import sys
 import types
 
 import numpy as np
+import polars as pl
 import pytest
 import torch
 
@@ -90,8 +91,35 @@ def test_no_more_components_than_the_texts_have():
         fit_tfidf(["red", "blue"], 2)
 
 
+def test_marks_are_of_the_word_whose_letters_they_follow():
+    assert words("हिन्दी पुस्तक, தமிழ் می\u200cخواهم q\u0303ue") == [
+        "हिन्दी", "पुस्तक", "தமிழ்", "می\u200cخواهم", "q\u0303ue",
+    ]  # fmt: skip
+    assert words("❤\ufe0f \u0301 a") == ["a"]  # none of their own
+    # Cut at the marks, as vocabularies of before were, words share their consonants.
+    assert words("हिन्दी", marks=False) == ["ह", "न", "द"]
+
+
+def test_texts_are_cut_as_those_of_the_folder_that_they_are_encoded_like(tmp_path):
+    texts = write_texts(tmp_path / "texts.tsv", ["हिन्दी पुस्तक", "हिन्दी पुस्तक"])
+    made = embed_text(texts, tmp_path / "made")
+    assert made.vocabulary == ["पुस्तक", "हिन्दी"]
+    assert made.manifest["marks_in_words"] is True
+    assert embed_text(texts, tmp_path / "again", like=tmp_path / "made").manifest["without_known_word"] == 0
+    # A folder of before: its vocabulary is of words that end at a mark.
+    path = tmp_path / "made" / "manifest.json"
+    manifest = json.loads(path.read_text())
+    del manifest["marks_in_words"]
+    path.write_text(json.dumps(manifest))
+    pl.DataFrame({"word": ["क", "ह"]}).write_parquet(tmp_path / "made" / "vocabulary.parquet")
+    old = embed_text(texts, tmp_path / "old", like=tmp_path / "made")
+    assert old.manifest["without_known_word"] == 0
+    assert old.manifest["marks_in_words"] is False
+
+
 def test_words_are_unified():
     assert words("Pokémon: Part II—ﬁne_Ａ1!") == ["pokémon", "part", "ii", "fine_a1"]
+    assert words("Pokémon: Part II—ﬁne_Ａ1!", marks=False) == ["pokémon", "part", "ii", "fine_a1"]
     empty = TfidfSvd(["a"], torch.ones(1), torch.ones(1, 3))
     vectors, present = empty.encode(["b", "a"])
     assert present.tolist() == [False, True]
