@@ -527,6 +527,12 @@ def test_the_figures_are_those_of_the_runs(whole):
     assert [row["oracle over"] for row in oracles if row["method"] == "PLR (mixture)"] == ["best stream"]
 
 
+def test_settings_that_are_whole_numbers_are_shown_as_such(whole):
+    rows = list(csv.DictReader((whole[0] / "tables" / "figure2.csv").open()))
+    assert {row["value"] for row in rows if row["axis"] in ("streams", "steps")} <= {"1", "2", "3", "4"}
+    assert all("." in row["value"] for row in rows if row["axis"] == "dropout")
+
+
 def test_a_table_of_differences_says_of_how_many_users(whole):
     out, _ = whole
     users = pl.read_parquet(out / "runs" / "sasrec-base-seed0" / "ranks_test.parquet")["user"].n_unique()
