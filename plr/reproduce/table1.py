@@ -48,7 +48,7 @@ def section(study: Study) -> Section:
         [[split, len(each), int((popularity[each] == 0).sum())] for split, each in targets.items()],
         f"A user has {np.median(lengths):g} interactions in the median, {lengths.mean():.1f} in the mean and "
         f"{lengths.max()} at most; the most popular 1 % of the items have {100 * head:.0f} % of the training "
-        "interactions. Rows whose target no training interaction is with can hardly be ranked right: there are some "
-        "where only a time split's own data are without (a sample of users lacks what the others brought).",
+        "interactions. Rows whose target has no training interaction can hardly be ranked right. The time split "
+        "leaves them out, but a sample of its users has some again, for want of the other users' interactions.",
     )
     return Section("table1", "Table 1: data", [statistics, rows])
