@@ -21,7 +21,7 @@ SAMPLED_WARNING = (
 
 
 def judged_tables(outcome: Evaluation) -> list[Table | str]:
-    """Return a table for each thing measured, with how rows were cut behind it."""
+    """Return a table for each thing measured, with how rows were cut behind it; what misleads is for stderr to say."""
     parts: list[Table | str] = []
     for title, rows, note in _cells(outcome):
         table = Table(title=title, title_justify="left")
@@ -29,7 +29,7 @@ def judged_tables(outcome: Evaluation) -> list[Table | str]:
             table.add_column(name, justify="right" if number else "left")
         for row in rows[1:]:
             table.add_row(*row)
-        parts += [table, note]
+        parts += [table] if note == SAMPLED_WARNING else [table, note]
     return parts
 
 

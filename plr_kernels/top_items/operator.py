@@ -44,7 +44,7 @@ def top_items(
 
     Returns:
         scores [R, k], float32 (float64 for float64 inputs), and ids int64 [R, k]. Where exclude and where leave
-        fewer than k items, the rest have score -inf and id -1.
+        fewer than k items, the rest have score -inf and id -1. So has an item whose score is -inf itself.
 
     Raises:
         TypeError: an argument is of the wrong type or dtype.

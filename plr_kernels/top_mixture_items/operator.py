@@ -54,7 +54,8 @@ def top_mixture_items(
 
     Returns:
         log-probabilities [R, k], float32 (float64 for float64 inputs), and ids int64 [R, k]. Where exclude and where
-        leave fewer than k items, the rest have score -inf and id -1.
+        leave fewer than k items, the rest have score -inf and id -1. So has an item whose logits are -inf in
+        all streams that count.
 
     Raises:
         TypeError: an argument is of the wrong type or dtype.

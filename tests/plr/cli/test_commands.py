@@ -167,6 +167,7 @@ def test_evaluate_judges_by_segment_lists_and_samples(judged, capsys):
     assert main(["evaluate", str(copied), *arguments, *by]) == 0
     printed = capsys.readouterr()
     assert "plr: metrics among sampled items mislead" in printed.err
+    assert "mislead" not in printed.out  # once
     found = json.loads((copied / "evaluation.json").read_text())
     test, lists = found["test"], found["lists"]
     for name in ("history", "popularity", "novelty"):
