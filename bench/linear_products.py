@@ -1,11 +1,12 @@
-"""A training epoch with linear layers by PyTorch's own product and by oneDNN's: SASRec and PLR on sequence rows.
+"""A training epoch with linear layers by PyTorch's product, by oneDNN's and in bfloat16: SASRec and PLR on sequence rows.
 
     OMP_NUM_THREADS=1 python -m bench.linear_products --data Steam.csv.gz
 
-Both products train a system of their own in turns, a share of its epoch at a time; ratios are taken turn by turn.
-Batches are shuffled, as in training. PLR computes a batch's histories in buckets of like length, which seldom have as
-many rows as those of another batch, and for each number of rows oneDNN makes machine code. Seconds are of processor
-time, with one thread: the machine may be busy. Systems and sizes are those of `bench.epochs`.
+The ways train a system of their own each in turns, a share of its epoch at a time; ratios to the first are taken turn by
+turn. Batches are shuffled, as in training. PLR computes a batch's histories in buckets of like length, which seldom have
+as many rows as those of another batch, and for each number of rows oneDNN makes machine code: so rows are padded to few
+counts, and beside it stands what leaves them as they are. Bfloat16 is by autocast, where the CPU has AVX-512. Seconds
+are of processor time, with one thread: the machine may be busy. Systems and sizes are those of `bench.epochs`.
 """
 
 from __future__ import annotations
@@ -13,11 +14,13 @@ from __future__ import annotations
 import argparse
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from bench.epochs import Epochs, configurations
 from bench.records import RESULTS, write_record
@@ -27,8 +30,46 @@ from plr.inputs import load_dataset
 from plr.models.layers import linear
 from plr_kernels import extension
 
-PRODUCTS = ("PyTorch", "oneDNN")
+FIRST = "PyTorch"
+# Of each way: whether float32 products are oneDNN's, whether numbers are bfloat16, whether rows are padded.
+WAYS = {
+    FIRST: (False, False, True),
+    "oneDNN": (True, False, True),
+    "oneDNN, rows as they are": (True, False, False),
+    "bfloat16": (False, True, True),
+    "bfloat16, rows as they are": (False, True, False),
+}
 SYSTEMS = ("SASRec, sequence", "PLR, M 2, T 1, sequence")
+
+
+def ways_here() -> list[str]:
+    """Those that this CPU has, FIRST first.
+
+    Raises:
+        SystemExit: this build of PyTorch has no oneDNN product.
+    """
+    if linear._onednn() is None:
+        raise SystemExit("this build of PyTorch has no oneDNN product")
+    return [name for name, (_, halved, _) in WAYS.items() if linear._BFLOAT16_BY_ONEDNN or not halved]
+
+
+def as_they_are(rows: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    """In the place of few_counts."""
+    return rows.to(dtype or rows.dtype)
+
+
+@contextmanager
+def by(way: str) -> Iterator[None]:
+    """Linear layers compute in this way."""
+    of_float32, halved, padded = WAYS[way]
+    before = linear._ONEDNN, linear.few_counts
+    linear._ONEDNN = linear._onednn() if of_float32 else None
+    linear.few_counts = before[1] if padded else as_they_are
+    try:
+        with torch.autocast("cpu", torch.bfloat16, enabled=halved):
+            yield
+    finally:
+        linear._ONEDNN, linear.few_counts = before
 
 
 def measure(
@@ -40,27 +81,20 @@ def measure(
     targets: int = 256,
     clock: Callable[[], float] = time.process_time,
 ) -> dict[str, dict[str, Any]]:
-    """Let the products take turns; return of each system the seconds an epoch by either, and their median ratio.
-
-    Raises:
-        SystemExit: this build of PyTorch has no oneDNN product.
-    """
-    onednn, taken = linear._onednn(), linear._ONEDNN
-    if onednn is None:
-        raise SystemExit("this build of PyTorch has no oneDNN product")
+    """Let the ways take turns; return of each system the seconds an epoch by each, and their ratios to the first."""
     found = {}
-    try:
-        for name, config in configs.items():
-            systems = {product: Epochs(config, dataset, targets, share, clock, grouped=False) for product in PRODUCTS}
-            for turn in range(1 + rounds):  # the first warms up
-                for product in PRODUCTS if turn % 2 else reversed(PRODUCTS):
-                    linear._ONEDNN = onednn if product == "oneDNN" else None
-                    systems[product].turn()
-            seconds = {product: system.seconds[1:] for product, system in systems.items()}
-            ratios = [slow / fast for fast, slow in zip(*(seconds[product] for product in PRODUCTS), strict=True)]
-            found[name] = {"seconds": seconds, "ratios": ratios, "ratio": statistics.median(ratios)}
-    finally:
-        linear._ONEDNN = taken
+    ways = ways_here()
+    for name, config in configs.items():
+        systems = {way: Epochs(config, dataset, targets, share, clock, grouped=False) for way in ways}
+        for turn in range(1 + rounds):  # the first warms up
+            for way in ways if turn % 2 else reversed(ways):
+                with by(way):
+                    systems[way].turn()
+        seconds = {way: system.seconds[1:] for way, system in systems.items()}
+        ratios = {
+            way: [other / first for first, other in zip(seconds[FIRST], seconds[way], strict=True)] for way in ways[1:]
+        }
+        found[name] = {"seconds": seconds, "ratios": ratios}
     return found
 
 
@@ -86,9 +120,9 @@ def main() -> None:
     }
     write_record(arguments.out, record)
     for name, each in found.items():
-        medians = ", ".join(f"{product} {statistics.median(each['seconds'][product]):.1f} s" for product in PRODUCTS)
-        spread = f"{min(each['ratios']):.2f} to {max(each['ratios']):.2f}"
-        print(f"{name}: {medians} an epoch; oneDNN takes {each['ratio']:.2f} times as long ({spread})")
+        print(f"{name}: {FIRST} {statistics.median(each['seconds'][FIRST]):.1f} s an epoch")
+        for way, ratios in each["ratios"].items():
+            print(f"  {way}: {statistics.median(ratios):.2f} times ({min(ratios):.2f} to {max(ratios):.2f})")
 
 
 if __name__ == "__main__":

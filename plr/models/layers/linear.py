@@ -2,8 +2,9 @@
 
 PyTorch leaves such products to MKL. With AVX-512 that reaches less than half of oneDNN's rate on CPUs of other makers
 than Intel: there oneDNN's are taken. On Intel's, and with AVX2, MKL is about as fast for many rows, several times as
-fast for few; and oneDNN makes machine code anew for every number of rows, which batches seldom share.
-Precision is the same: oneDNN computes in float32 unless `torch.backends.mkldnn` is told otherwise.
+fast for few. Precision is the same: oneDNN computes in float32 unless `torch.backends.mkldnn` is told otherwise.
+
+Products of bfloat16 numbers are oneDNN's on any CPU with AVX-512, PyTorch's choice; here they get few numbers of rows.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from torch.autograd import forward_ad
 from torch.nn import functional
 from torch.utils.flop_counter import register_flop_formula
 
+from plr.models.layers.row_counts import few_counts
 from plr_kernels.dispatch.gradients import differentiable_once
 
 
@@ -30,6 +32,8 @@ class Linear(nn.Linear):
         fits = states.shape[-1:] == (self.in_features,) and self.weight.dtype == states.dtype
         if _ONEDNN is not None and fits and blocks_serve(states):
             return applied(_OneDNNLinear, states, self.weight, self.bias)
+        if states.shape[-1:] == (self.in_features,) and _onednn_in_bfloat16(states, self.weight):
+            return applied(_BFloat16Linear, states, self.weight, self.bias)
         return super().forward(states)  # whose messages name what does not fit
 
 
@@ -63,6 +67,16 @@ def float32_on_cpu(states: Tensor) -> bool:
         and not torch.is_autocast_enabled("cpu")
         and not torch.compiler.is_compiling()
     )
+
+
+def _onednn_in_bfloat16(states: Tensor, weight: Tensor) -> bool:
+    """Whether PyTorch would have oneDNN multiply them as bfloat16 numbers, outside of torch.compile."""
+    if not _BFLOAT16_BY_ONEDNN or states.device.type != "cpu" or states.ndim < 2 or not states.numel():
+        return False
+    if torch.is_autocast_enabled("cpu"):
+        kinds = {states.dtype, weight.dtype} <= {torch.float32, torch.bfloat16}
+        return kinds and torch.get_autocast_dtype("cpu") == torch.bfloat16 and not torch.compiler.is_compiling()
+    return states.dtype == weight.dtype == torch.bfloat16 and not torch.compiler.is_compiling()
 
 
 class _OneDNN(NamedTuple):
@@ -100,6 +114,7 @@ def _faster() -> _OneDNN | None:
 
 
 _ONEDNN = _faster()
+_BFLOAT16_BY_ONEDNN = torch.backends.mkldnn.is_available() and torch.backends.cpu.get_cpu_capability()[:6] == "AVX512"
 _BLOCK_ROWS = 2048
 
 
@@ -107,7 +122,7 @@ def product(left: Tensor, right: Tensor, bias: Tensor | None = None) -> Tensor:
     """left [R, K] · right [C, K]ᵀ + bias [C] -> [R, C]."""
     if _ONEDNN is None:
         return functional.linear(left, right, bias)
-    return _ONEDNN.product(left, right, bias, "none", [], "")
+    return _ONEDNN.product(few_counts(left), right, bias, "none", [], "")[: len(left)]
 
 
 def right_factor(weight: Tensor) -> Tensor:
@@ -158,6 +173,7 @@ class LinearGradients:
                 self.bias += gradient.sum(dim=0)
             return
         # Products of transposed matrices, which `product` would have to write down first.
+        gradient, states = few_counts(gradient), few_counts(states)
         weight, bias = _ONEDNN.weight_gradient(
             gradient.to_mkldnn(), states.to_mkldnn(), self._like, self.bias is not None
         )
@@ -183,6 +199,32 @@ class _OneDNNLinear(torch.autograd.Function):
             gradients.add(rows[block], inputs[block])
         states_gradient = product(rows, right_factor(weight)).view(states.shape) if needs_states else None
         return states_gradient, gradients.weight, gradients.bias
+
+
+class _BFloat16Linear(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, states: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        rows = few_counts(states.flatten(0, -2), torch.bfloat16)  # [R', in]
+        halved = weight.to(torch.bfloat16)
+        ctx.save_for_backward(rows, halved)
+        ctx.inputs = states.shape, states.dtype, weight.dtype
+        result = functional.linear(rows, halved, None if bias is None else bias.to(torch.bfloat16))
+        return result[: states.shape[:-1].numel()].unflatten(0, states.shape[:-1])
+
+    @staticmethod
+    @differentiable_once
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        rows, weight = ctx.saved_tensors
+        shape, states_dtype, weight_dtype = ctx.inputs
+        needs_states, needs_weight, needs_bias = ctx.needs_input_grad
+        gradient = gradient.flatten(0, -2)  # [R, out]
+        padded = few_counts(gradient)
+        with torch.autocast("cpu", enabled=False):
+            return (
+                (padded @ weight)[: len(gradient)].view(shape).to(states_dtype) if needs_states else None,
+                (padded.T @ rows).to(weight_dtype) if needs_weight else None,
+                gradient.sum(dim=0, dtype=torch.float32).to(weight_dtype) if needs_bias else None,
+            )
 
 
 if _onednn() is not None:

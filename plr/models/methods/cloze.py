@@ -12,6 +12,7 @@ from plr.data import Batch, Share
 from plr.data.rows import IGNORED
 from plr.models.encoder import SequenceEncoder
 from plr.models.items.encoders import ItemEncoder
+from plr.models.layers.linear import Linear
 from plr.models.recommender import Losses, RecommenderModel
 from plr.models.sampled_items import linear_cross_entropy
 from plr.options import ClozeOptions
@@ -39,7 +40,7 @@ class ClozeRecommender(RecommenderModel):
         super().__init__(items, encoder, options)
         dim = encoder.options.dim
         self.mask = nn.Embedding(1, dim)
-        self.head = nn.Linear(dim, dim)
+        self.head = Linear(dim, dim)
         self.head_norm = nn.LayerNorm(dim, eps=1e-12)
         self.item_bias = nn.Parameter(torch.zeros(items.held.stop - items.held.start))
         self.initialize()

@@ -13,6 +13,7 @@ from plr.models.collectives import contrast
 from plr.models.encoder import SequenceEncoder, at_last_position, at_positions
 from plr.models.items.encoders import ItemEncoder
 from plr.models.layers.length_buckets import length_buckets
+from plr.models.layers.linear import Linear
 from plr.models.layers.transformer import TransformerLayer
 from plr.models.methods.reasoning import BOTH_WAYS
 from plr.models.recommender import Losses, RecommenderModel
@@ -35,7 +36,7 @@ class Adapter(nn.Module):
         super().__init__()
         self.kind = kind
         if kind == "concat":
-            self.linear = nn.Linear(2 * dim, dim)
+            self.linear = Linear(2 * dim, dim)
         elif kind == "gate":
             self.weight = nn.Parameter(torch.zeros(()))
 

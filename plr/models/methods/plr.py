@@ -14,6 +14,7 @@ from plr.models.collectives import batch_mean, gather_histories, nothing, total
 from plr.models.consistency import next_item_and_consistency, of_histories, takes_one_sweep
 from plr.models.encoder import SequenceEncoder
 from plr.models.items.encoders import ItemEncoder
+from plr.models.layers.linear import Linear
 from plr.models.methods.history_buckets import in_buckets
 from plr.models.methods.reasoning import Histories, Reasoning, encode_histories, reason
 from plr.models.recommender import INITIAL_STD, Losses, RecommenderModel
@@ -93,9 +94,9 @@ class PLRRecommender(RecommenderModel):
             self.trigger = nn.Embedding(options.streams, dim)
             self.step_embedding = nn.Embedding(self.steps, dim)
         else:
-            self.heads = nn.Linear(dim, options.streams * dim)
-        self.gate = nn.Linear(dim, options.streams) if options.gate else None
-        self.fast_gate = nn.Linear(dim, 1) if options.gate and options.fast_state == "component" else None
+            self.heads = Linear(dim, options.streams * dim)
+        self.gate = Linear(dim, options.streams) if options.gate else None
+        self.fast_gate = Linear(dim, 1) if options.gate and options.fast_state == "component" else None
         self.initialize()
         with torch.no_grad():  # scales: other weights and later draws stay the same
             if options.reasoning:
