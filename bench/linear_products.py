@@ -1,12 +1,12 @@
-"""A training epoch with linear layers by PyTorch's product, by oneDNN's and in bfloat16: SASRec and PLR on sequence rows.
+"""A training epoch with linear layers by PyTorch's product, by oneDNN's and in bfloat16: SASRec, PLR on sequence rows.
 
     OMP_NUM_THREADS=1 python -m bench.linear_products --data Steam.csv.gz
 
-The ways train a system of their own each in turns, a share of its epoch at a time; ratios to the first are taken turn by
-turn. Batches are shuffled, as in training. PLR computes a batch's histories in buckets of like length, which seldom have
-as many rows as those of another batch, and for each number of rows oneDNN makes machine code: so rows are padded to few
-counts, and beside it stands what leaves them as they are. Bfloat16 is by autocast, where the CPU has AVX-512. Seconds
-are of processor time, with one thread: the machine may be busy. Systems and sizes are those of `bench.epochs`.
+The ways train a system of their own each in turns, a share of its epoch at a time; ratios to the first are taken turn
+by turn. Batches are shuffled, as in training. PLR computes a batch's histories in buckets of like length, which seldom
+have as many rows as those of another batch, and for each number of rows oneDNN makes machine code: so rows are padded
+to few counts, and beside it stands what leaves them as they are. Bfloat16 is by autocast, where the CPU has AVX-512.
+Seconds are of processor time, with one thread: the machine may be busy. Systems and sizes are those of `bench.epochs`.
 """
 
 from __future__ import annotations
