@@ -119,9 +119,7 @@ def compile_launch(call: Launch, capability: int) -> Binary:
     assertions = tuple(re.findall(r'tt\.assert [^"]*"([^"]*)"', compiled.asm["ttir"]))
     shared = compiled.metadata.shared
     products = matrix is not None
-    return Binary(
-        call.kernel.__name__, registers, stack, shared, products, fuses, approximates, narrow, assertions
-    )
+    return Binary(call.kernel.__name__, registers, stack, shared, products, fuses, approximates, narrow, assertions)
 
 
 def _leaves(name: str, kind: Any) -> list[str]:
