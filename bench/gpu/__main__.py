@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import datetime
 import gc
+import json
 import platform
 import re
 import subprocess
@@ -40,19 +41,23 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--rounds", type=int, default=30)
     parser.add_argument("--skip-parity", action="store_true", help="time without running the tests first")
     parser.add_argument("--out", type=Path, help="the result file; by default bench/results/gpu-CHIP-DATE.json")
+    parser.add_argument("--append", action="store_true", help="to what the file has, without running the tests")
     options = parser.parse_args(arguments)
     if not torch.cuda.is_available():
         sys.exit("bench.gpu needs a GPU that torch can see; there is none.")
     chip = re.sub(r"\W+", "-", torch.cuda.get_device_name().lower())
     target = options.out or RESULTS / f"gpu-{chip}-{datetime.date.today()}.json"
 
-    # A whole step needs all of them.
-    tested = parity.OPERATORS if "training_step" in options.only else tuple(options.only)
-    verdicts = {} if options.skip_parity else parity.check(tested)
-    content = header({name: verdict.record() for name, verdict in verdicts.items()})
-    wrong = [name for name, verdict in verdicts.items() if not verdict.ok]
+    if options.append:
+        content = json.loads(target.read_text(encoding="utf-8"))
+    else:
+        # A whole step needs all of them.
+        tested = parity.OPERATORS if "training_step" in options.only else tuple(options.only)
+        verdicts = {} if options.skip_parity else parity.check(tested)
+        content = header({name: verdict.record() for name, verdict in verdicts.items()})
+    wrong = [name for name, verdict in content["parity"].items() if not verdict["ok"]]
     clock, sizes = CudaClock(), Sizes(batch=options.batch)
-    for operator in options.only:
+    for number, operator in enumerate(options.only, start=1):
         if operator in wrong or (operator == "training_step" and wrong):
             print(f"{operator}: tests fail on this chip; not timed", file=sys.stderr)
             continue
@@ -70,12 +75,34 @@ def main(arguments: list[str] | None = None) -> None:
                 print(f"{entry['fullname']}: done", file=sys.stderr, flush=True)
             case = None
             clean()
+        rest = options.only[number:]
+        if rest and not is_usable():
+            print("this process can use the GPU no more; another one goes on", file=sys.stderr, flush=True)
+            write_record(target, content, ROUND_DIGITS)
+            continued = go_on(rest, options, target)
+            sys.exit("failed: " + "; ".join([*wrong, *(["more, named above"] if continued else [])]))
     write_record(target, content, ROUND_DIGITS)
     if content["benchmarks"]:
         report.main([str(target), "--plot", str(target.with_suffix(".png"))])
         write_text(target.with_suffix(".md"), report.table(Report.read(target), whole=False) + "\n")
     if wrong:
         sys.exit("failed: " + "; ".join(wrong))
+
+
+def is_usable() -> bool:
+    """Whether the GPU still takes work of this process: after an illegal access, or a failed assertion, it does not."""
+    try:
+        torch.cuda.synchronize()
+    except RuntimeError:
+        return False
+    return True
+
+
+def go_on(operators: list[str], options: argparse.Namespace, target: Path) -> int:
+    """Time the operators in a process of its own, into the same file; returns its exit status."""
+    command = [sys.executable, "-m", "bench.gpu", "--only", *operators, "--dtypes", *options.dtypes]
+    command += ["--batch", str(options.batch), "--rounds", str(options.rounds), "--out", str(target), "--append"]
+    return subprocess.run(command, cwd=parity.ROOT, check=False).returncode
 
 
 def clean() -> None:

@@ -442,6 +442,19 @@ def _named_items_kernel(
         tl.store(gradient + offsets, (total * factor).to(gradient.dtype.element_ty), mask=inside)
 
 
+def _check_entries(entries: int, dim: int) -> None:
+    """Raise where the programs that sum the items' gradients were more than Triton launches.
+
+    It multiplies a grid's sizes in 32 bits, and launches nothing, in silence, where that overflows.
+    """
+    most = (2**31 - 1) // launch.blocks(dim, launch.candidate_items(dim)["BLOCK_D"])
+    if entries > most:
+        raise ValueError(
+            f"targets and candidates must have at most {most} entries together on the backend 'triton' with D={dim}, "
+            f"found {entries}"
+        )
+
+
 def new_statistics(states: Tensor, items: Tensor, targets: Tensor, candidates: Tensor) -> tuple[Tensor, Tensor]:
     """Memory for what is kept for the backward pass: the scores [R, K], and numbers of each row [R, 3], in float32."""
     rows = states.shape[0]
@@ -467,6 +480,7 @@ def forward(
     if rows == 0:
         return losses, scores, statistics
     count, vocabulary, softmax = candidates.shape[-1], items.shape[0], kind == "softmax"
+    _check_entries(rows + candidates.numel(), dim)
     targets, candidates = targets.contiguous(), candidates.contiguous()
     log_q = None if log_q is None else log_q.to(torch.float32).contiguous()
     correction = LOG2_E if softmax else 1.0

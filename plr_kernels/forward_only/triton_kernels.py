@@ -43,8 +43,11 @@ def _sum_norm_kernel(
     total += tl.load(right + right_rows[:, None] * right_stride + columns[None, :], mask=mask, other=0.0).to(tl.float32)
     if bias is not None:
         total += tl.load(bias + columns, mask=within, other=0.0).to(tl.float32)[None, :]
-    centred = tl.where(mask, total - (tl.sum(total, 1) / D)[:, None], 0.0)  # [BLOCK_R, HELD_D]
-    inverse = tl.rsqrt(tl.sum(centred * centred, 1) / D + eps)
+    # Rounded to nearest, which a GPU's plain quotient is not: of numbers that are all the same it would leave a unit or
+    # two of rounding, and after the division by their spread, the root of eps, something of the size of the others.
+    count = tl.full([BLOCK_R], D, tl.float32)
+    centred = tl.where(mask, total - tl.div_rn(tl.sum(total, 1), count)[:, None], 0.0)  # [BLOCK_R, HELD_D]
+    inverse = tl.rsqrt(tl.div_rn(tl.sum(centred * centred, 1), count) + eps)
     scale = tl.load(weight + columns, mask=within, other=0.0).to(tl.float32)[None, :]
     offset = tl.load(shift + columns, mask=within, other=0.0).to(tl.float32)[None, :]
     result = centred * inverse[:, None] * scale + offset

@@ -6,6 +6,7 @@ import json
 import time
 from contextlib import nullcontext
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -156,6 +157,7 @@ def chip(monkeypatch, tmp_path):
     monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda check_available=False: None)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: Properties.name)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: Properties)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
     monkeypatch.setattr(program, "RESULTS", tmp_path)
     monkeypatch.setattr(program, "CudaClock", ProcessorClock)
     monkeypatch.setattr(program, "build", lambda operator, sizes, dtype: CASES[operator](TINY, CPU, torch.float32))
@@ -245,3 +247,44 @@ def test_parity_runs_every_selection_and_reads_its_verdict(tmp_path):
     assert verdicts["top_items"].failed[0].endswith("test_parity[top_items-triton-cuda]")
     assert "1 passed" in verdicts["info_nce"].summary
     assert "deselected" in verdicts["pairwise_kl"].summary  # no test at all
+
+
+@pytest.mark.usefixtures("eager")
+def test_what_breaks_the_gpu_for_a_process_stops_no_other_operator(chip, monkeypatch):
+    """After an illegal access every call fails: the operators that follow are timed by another process."""
+    broken, continued = [], []
+    build = program.build
+
+    def break_at_info_nce(operator, sizes, dtype):
+        if operator == "info_nce":
+            broken.append(operator)
+            raise RuntimeError("CUDA error: an illegal memory access was encountered")
+        return build(operator, sizes, dtype)
+
+    def synchronize():
+        if broken:
+            raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    def run(command, **_):
+        broken.clear()
+        continued.append(command[3:])
+        with pytest.raises(SystemExit, match=r"^failed: top_mixture_items$"):
+            program.main(command[3:])
+        return SimpleNamespace(returncode=1)
+
+    verdicts = {name: parity.Verdict(name != "top_mixture_items", "", []) for name in ("info_nce", "top_mixture_items")}
+    monkeypatch.setattr(parity, "check", lambda operators: verdicts)
+    monkeypatch.setattr(program, "build", break_at_info_nce)
+    monkeypatch.setattr(program, "commit", dict)
+    monkeypatch.setattr(program.subprocess, "run", run)
+    monkeypatch.setattr(torch.cuda, "synchronize", synchronize)
+    with pytest.raises(SystemExit, match=r"failed: .*info_nce, bfloat16: RuntimeError: CUDA error.*; more"):
+        program.main(["--only", "target_rank", "info_nce", "top_items", "top_mixture_items", "--rounds", "1"])
+    (path,) = chip.glob("*.json")
+    content = json.loads(path.read_text())
+    assert [entry["fullname"].split("::")[0] for entry in content["benchmarks"]] == ["target_rank", "top_items"]
+    assert {name: verdict["ok"] for name, verdict in content["parity"].items()} == {
+        "info_nce": True,
+        "top_mixture_items": False,
+    }
+    assert [command[1:3] for command in continued] == [["top_items", "top_mixture_items"]]

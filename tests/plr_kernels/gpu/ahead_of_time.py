@@ -58,6 +58,7 @@ class Binary:
     shared: int
     has_matrix_instructions: bool
     fuses_multiply_adds: bool  # of float32, as products without matrix instructions do too
+    approximates_quotients: bool  # of float32, by up to two units of rounding
     narrow_strides: tuple[str, ...]  # products with a stride that are held in 32 bits
     assertions: tuple[str, ...]  # messages of what it checks when it runs
 
@@ -114,9 +115,11 @@ def compile_launch(call: Launch, capability: int) -> Binary:
     matrix = re.search(r"\b(mma\.sync|wgmma\.mma_async|tcgen05\.mma)", compiled.asm["ptx"])
     narrow = _narrow_strides(compiled.asm["ttir"], signature)
     fuses = "fma.rn.f32" in compiled.asm["ptx"]
+    approximates = re.search(r"\bdiv\.(full|approx)", compiled.asm["ptx"]) is not None
     assertions = tuple(re.findall(r'tt\.assert [^"]*"([^"]*)"', compiled.asm["ttir"]))
     shared = compiled.metadata.shared
-    return Binary(call.kernel.__name__, registers, stack, shared, matrix is not None, fuses, narrow, assertions)
+    products = matrix is not None
+    return Binary(call.kernel.__name__, registers, stack, shared, products, fuses, approximates, narrow, assertions)
 
 
 def _leaves(name: str, kind: Any) -> list[str]:

@@ -6,6 +6,7 @@ No GPU is needed: the compiler and the assembler come with Triton.
 from __future__ import annotations
 
 import functools
+import math
 
 import pytest
 import torch
@@ -216,6 +217,16 @@ def test_grids_are_those_that_a_gpu_takes(run):
         assert all(1 <= count <= largest for count, largest in zip(launch.grid, LARGEST_GRID, strict=False)), (
             launch.grid
         )
+        # Triton 3.6 multiplies them in 32 bits, and launches nothing, in silence, where that is not above 0.
+        assert math.prod(launch.grid) < 2**31, launch.grid
+
+
+def test_more_programs_than_triton_launches_are_refused():
+    with recorded_launches(90) as launches:
+        candidate_cross_entropy(rows=10**6, count=1072, own=True)
+        assert all(math.prod(launch.grid) < 2**31 for launch in launches)
+        with pytest.raises(ValueError, match=r"at most 1073741823 entries .* with D=256, found 1075000000"):
+            candidate_cross_entropy(rows=10**6, count=1074, own=True)
 
 
 # Sizes of CASES, whose binaries Triton then has in its cache.

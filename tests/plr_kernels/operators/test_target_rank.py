@@ -173,19 +173,24 @@ def test_mixtures_are_counted_as_their_scores_say(mixture_target):
     check()
 
 
-def excess_over_targets(scores, log_weights, wanted, temperature):
+def excess_over_targets(scores, log_weights, wanted, temperature, reference_scores):
     """By how much each item's probability exceeds the target's, relative to the target's largest term; float64.
 
-    Returns the sums over the streams [R, V], and those of the terms' magnitudes. Differences of scores first: large
-    logits would lose them.
+    Logits are differences from `reference_scores` [R, M, 1]: float64 loses the weights beside logits beyond 2^53.
+
+    Returns the sums over the streams [R, V], and those of the terms' magnitudes.
     """
-    offsets = log_weights.double() - torch.logsumexp(scores / temperature, dim=2)  # [R, M]
-    own = scores.gather(2, wanted[:, None, None].expand(-1, scores.shape[1], 1))  # [R, M, 1]
-    terms = offsets[:, :, None] + own / temperature
-    terms = terms - terms.amax(dim=1, keepdim=True)
-    distance = (scores - own) / temperature  # [R, M, V]
-    near = terms.exp() * torch.expm1(distance)
-    excess = torch.where(distance.abs() < 1, near, (terms + distance).clamp(max=600).exp() - terms.exp())
+    logits = (scores - reference_scores) / temperature
+    offsets = log_weights.double() - torch.logsumexp(logits, dim=2)  # [R, M]
+    index = wanted[:, None, None].expand(-1, scores.shape[1], 1)
+    own = scores.gather(2, index)  # [R, M, 1]
+    terms = offsets[:, :, None] + logits.gather(2, index)
+    largest = terms.amax(dim=1, keepdim=True)
+    own_terms = (terms - largest).exp()
+    distance = (scores - own) / temperature  # [R, M, V]: of scores first, as large logits would lose it
+    near = own_terms * torch.expm1(distance)
+    far = (offsets[:, :, None] + logits - largest).clamp(max=600).exp() - own_terms
+    excess = torch.where(distance.abs() < 1, near, far)
     return excess.sum(dim=1), excess.abs().sum(dim=1)
 
 
@@ -198,14 +203,19 @@ def test_mixtures_at_small_and_large_temperatures(mixture_target, rows, temperat
     """Logits beyond float32, and probabilities that differ less than float32 tells apart.
 
     The scores are exact in float32, so that the counts are those of float64, but for items about as probable as the
-    target: their terms are rounded a few times, each as its exponent is.
+    target: their terms are rounded a few times, each as its exponent is. A backend may take logits in float64, as the
+    definition does, or differences of scores, which keep the streams' weights beside logits of 1e34, too: where the two
+    disagree an item may be on either side.
     """
     generator = torch.Generator().manual_seed(rows)
     states, items = (integers(generator, *shape, largest=500) for shape in ((rows, 3, 4), (FEWER, 4)))
     log_weights = torch.log_softmax(normal(generator, rows, 3), dim=1).float()
     wanted = torch.randint(FEWER, (rows,), generator=generator)
-    excess, magnitude = excess_over_targets(states @ items.T * (scale / 2.0**20), log_weights, wanted, temperature)
-    near = 1e-4 * magnitude
+    scores = states @ items.T * (scale / 2.0**20)
+    peaks = scores.amax(dim=2, keepdim=True)
+    truths = [excess_over_targets(scores, log_weights, wanted, temperature, each) for each in (0 * peaks, peaks)]
+    above = [excess > 1e-4 * magnitude for excess, magnitude in truths]
+    not_below = [excess >= -1e-4 * magnitude for excess, magnitude in truths]
     device = mixture_target.device
     greater, equal = target_mixture_rank(
         (states * (scale / 2.0**10)).float().to(device),
@@ -214,7 +224,7 @@ def test_mixtures_at_small_and_large_temperatures(mixture_target, rows, temperat
         wanted.to(device),
         temperature=temperature,
     )
-    at_least, at_most = (excess > near).sum(dim=1), (excess >= -near).sum(dim=1) - 1
+    at_least, at_most = (above[0] & above[1]).sum(dim=1), (not_below[0] | not_below[1]).sum(dim=1) - 1
     assert (greater.cpu() >= at_least).all()
     assert ((greater + equal).cpu() <= at_most).all()
     assert (at_most - at_least).max() < FEWER / 30  # else nothing would be tested
