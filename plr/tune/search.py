@@ -5,12 +5,15 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+import sys
 import time
 import warnings
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import lightning.pytorch as lightning
@@ -36,8 +39,10 @@ __all__ = ["Search", "Trial", "plainly"]
 
 _STARTUP = 5  # trials that are drawn at random, the default settings among them
 _WARM_UP = 2  # epochs that no trial is ended in
+_LED = 10  # settings of a trial that the sampler proposes; where all are refused, others are drawn at random
 _MOST_REFUSED = 100
 _OTHER_DATA = {"data": "the data are other ones", "item_data": "the items' features or text vectors are other ones"}
+_DRAWS = 500  # of settings that may show that an option has an effect
 _COUNTED = (TrialState.COMPLETE, TrialState.PRUNED)
 
 
@@ -97,11 +102,11 @@ class Search:
             raise ConfigError(f"--space {path}: no such file")
         space = Space(path)
         self.searched: dict[System, dict[str, Spec]] = {}
-        self._fixed: dict[System, dict[str, Any]] = {}
+        self.fixed: dict[System, dict[str, Any]] = {}  # by --set and by the space
         entries = space.of({system: self._foreign(system) for system in request.tuned})
         for system, (searched, fixed) in entries.items():
             given = request.set_for(system)
-            self._fixed[system] = fixed | given
+            self.fixed[system] = fixed | given
             self.searched[system] = {name: spec for name, spec in searched.items() if name not in given}
             if not self.searched[system]:
                 raise ConfigError(f"{space.path}: nothing is searched for {system.name}")
@@ -165,7 +170,7 @@ class Search:
         for system in self.request.tuned:
             study, now = self._study(system), self._identity(system)
             before = study.user_attrs.get("search")
-            if before is None:
+            if before is None or not study.get_trials(deepcopy=False):  # of a --plan, say: nothing was searched yet
                 study.set_user_attr("search", now)
             # An earlier plr did not keep what was known of items.
             elif changed := _differences({"item_data": now.get("item_data"), **before}, now):
@@ -215,8 +220,11 @@ class Search:
             study.tell(left.number, state=TrialState.FAIL)  # counts for nothing; the same comes again
         refused = 0
         while True:
+            # Refused settings teach the sampler nothing: it would propose them, as the least known ones, for ever.
             study.sampler = optuna.samplers.TPESampler(
-                n_startup_trials=_STARTUP, multivariate=False, seed=_seed(self.request.seed, system, number, refused)
+                n_startup_trials=_STARTUP if refused < _LED else sys.maxsize,
+                multivariate=False,
+                seed=_seed(self.request.seed, system, number, refused),
             )
             if fixed and not study.get_trials(deepcopy=False, states=(TrialState.WAITING,)):
                 study.enqueue_trial(fixed)
@@ -251,7 +259,7 @@ class Search:
     def _config(self, system: System, values: Mapping[str, Any], out: Path, seed: int = 0) -> Config:
         """Return the configuration of drawn values; one without an effect beside the others has its default."""
         own: dict[str, Any] = {"data": self.request.data, "out": str(out), "seed": seed, "progress": False}
-        given = {**system.settings, **self._fixed[system]}
+        given = {**system.settings, **self.fixed[system]}
         try:
             Config(**own, **given)  # what was asked for has to have an effect
             return Config.effective(**own, **{**given, **values})
@@ -267,6 +275,31 @@ class Search:
                     self._config(system, {name: value}, self.out)
                 except ConfigError as error:
                     raise ConfigError(f"{space.path}: {error}") from error
+        self._check_effects(space, system)
+
+    def _check_effects(self, space: Space, system: System) -> None:
+        """Refuse a searched option that keeps its default whatever is drawn: each of its trials would be the same."""
+        edges = {name: spec.edges() for name, spec in self.searched[system].items()}
+        had = {name: set[str]() for name in edges if len(edges[name]) > 1}  # the values that the trials would have
+        random = Random(0)
+        for _ in range(_DRAWS):
+            with suppress(ConfigError):  # these do not fit together, and are drawn again in the search
+                config = self._config(system, {name: random.choice(each) for name, each in edges.items()}, self.out)
+                for name, values in had.items():
+                    values.add(repr(getattr(config, name)))
+            if all(len(values) > 1 for values in had.values()):
+                return
+        for name, values in had.items():
+            if len(values) == 1:
+                raise ConfigError(f"{space.path}: {system.name}: {self._why_without_effect(system, name)}")
+
+    def _why_without_effect(self, system: System, name: str) -> str:
+        for value in self.searched[system][name].edges():
+            try:
+                Config(data="data", out="out", **{**system.settings, **self.fixed[system], name: value})
+            except ConfigError as error:
+                return f"{error}; nothing else that is searched makes a difference"
+        return f"{name} is the same whichever of its values is drawn"
 
     def _foreign(self, system: System) -> set[str]:
         """Return the options that decide nothing in a system."""

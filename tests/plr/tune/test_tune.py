@@ -217,6 +217,18 @@ def test_another_search_is_not_mixed_with_it(whole, small_data, tmp_path):
         tune(request)
 
 
+def test_what_the_space_and_set_fix_is_stated_for_each_system(small_data, tmp_path):
+    """Of systems with other epochs than each other the tables would seem to be an equal search."""
+    request = requested(small_data, tmp_path / "search", trials=1, settings=(*TINY, "plr:patience=2", "lr=0.001"))
+    space_beside(tmp_path / "search", "hidden_dropout: [0.1, 0.2]\nplr: {epochs: 2}\nbase: {epochs: 1}\n")
+    report = tune(request, lambda line: None).read_text(encoding="utf-8")
+    assert "- set for all: dim=8, ffn_dim=8, layers=1, heads=1, max_length=6, batch_size=64, accelerator=cpu, lr=" in report
+    assert "- set for sasrec-base, and not equally for all: epochs=1\n" in report
+    assert "- set for sasrec-plr, and not equally for all: epochs=2, patience=2\n" in report
+    systems = record(tmp_path / "search")["systems"]
+    assert [found["fixed"]["epochs"] for found in systems.values()] == [1, 2]
+
+
 @pytest.mark.parametrize("exclude_seen", [True, False])
 def test_a_length_searched_with_the_history_left_out_is_stated(small_data, tmp_path, exclude_seen):
     """Of a longer history a larger max_length leaves fewer candidates: its validation is better by that alone."""
@@ -288,6 +300,7 @@ def test_the_plan_trains_nothing_and_help_needs_no_pytorch(small_data, tmp_path,
     said = capsys.readouterr().out
     assert "6 of 6 trials and 6 of 6 final runs to train: about" in said
     assert not (tmp_path / "plan" / "runs").exists()
+    assert main(["tune", *options, *settings, "--set", "dim=4", "--pruner", "none"]) == 0  # nothing was searched yet
     code = "import sys\nfrom plr.cli import main\ntry: main(['tune', '--help'])\nexcept SystemExit: pass\n"
     code += "sys.exit('torch' in sys.modules or 'optuna' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], stdout=subprocess.DEVNULL).returncode == 0
@@ -306,6 +319,7 @@ def test_the_plan_trains_nothing_and_help_needs_no_pytorch(small_data, tmp_path,
         ({"pruner": "best"}, "pruner must be one of median, none; found 'best'"),
         ({"settings": ("seed=3",)}, "seed is set by the command itself"),
         ({"settings": ("gru:dim=3",)}, r"SYSTEM is one of .*sasrec-plr-states.*; found 'gru'"),
+        ({"settings": ("erl:dim=4",)}, "--set erl:dim=4: of sasrec-base, sasrec-plr none is of erl"),
         ({"settings": ("sasrec-plr:core=5",)}, "core is set for all: --set core=5"),  # config.yaml had it, the rows not
     ],
 )
@@ -335,6 +349,8 @@ def test_requests_that_cannot_be_met(given, message):
         ("base: {streams: [2]}\nlr: [0.1]", "base: streams decides nothing in sasrec-base"),
         ("plr: {streams: [2]}", "nothing is searched for sasrec-base"),
         ("lr: [1", "not valid YAML"),
+        ("lr: [0.1, 0.2]\nnegatives: [8, 16]", "sasrec-base: negatives needs a loss.*; nothing else"),
+        ("lr: [0.1, 0.2]\ntemperature: [null, 1.0]", "temperature is the same whichever of its values"),
     ],
 )
 def test_spaces_that_cannot_be_searched(text, message, small_data, tmp_path):
@@ -343,6 +359,13 @@ def test_spaces_that_cannot_be_searched(text, message, small_data, tmp_path):
     with pytest.raises(ConfigError, match=message) as refused:
         searching.Search(request)
     assert "space.yaml" in str(refused.value)
+
+
+def test_an_option_that_another_searched_one_gives_an_effect_is_searched(small_data, tmp_path):
+    request = requested(small_data, tmp_path / "search")
+    space_beside(tmp_path / "search", "loss: [softmax, sampled_softmax]\nnegatives: [8, 16]\nlr: [0.01]\n")
+    for searched in searching.Search(request).searched.values():
+        assert set(searched) == {"loss", "negatives", "lr"}
 
 
 def test_the_more_special_entry_holds_and_numbers_are_read_as_numbers(tmp_path):
@@ -378,6 +401,18 @@ def test_settings_that_the_data_refuse_are_drawn_again(small_data, tmp_path):
     tune(asked, lambda line: None)
     trials = record(tmp_path / "search")["systems"]["sasrec-base"]["trials"]
     assert [trial["settings"]["warmup_steps"] <= 1 for trial in trials] == [True] * 4
+
+
+def test_settings_that_the_sampler_insists_on_are_drawn_at_random(small_data, tmp_path):
+    """After five trials it proposes what it knows least, hence what was refused, and ended the search so."""
+    settings = (*TINY, "lr=0.001", "epochs=1")
+    changes = {"systems": ("sasrec-base",), "trials": 8, "seeds": 0, "settings": settings, "seed": 3}
+    asked = requested(small_data, tmp_path / "search", **changes)
+    space_beside(tmp_path / "search", "hidden_dropout: {low: 0.1, high: 0.6}\nwarmup_steps: [0, 500000, 1000000]\n")
+    tune(asked, lambda line: None)
+    trials = record(tmp_path / "search")["systems"]["sasrec-base"]["trials"]
+    assert [trial["settings"]["warmup_steps"] for trial in trials] == [0] * 8
+    assert len({trial["settings"]["hidden_dropout"] for trial in trials}) == 8
 
 
 def test_a_search_whose_defaults_the_data_refuse_says_so(small_data, tmp_path):
