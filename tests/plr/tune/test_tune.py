@@ -222,7 +222,7 @@ def test_what_the_space_and_set_fix_is_stated_for_each_system(small_data, tmp_pa
     request = requested(small_data, tmp_path / "search", trials=1, settings=(*TINY, "plr:patience=2", "lr=0.001"))
     space_beside(tmp_path / "search", "hidden_dropout: [0.1, 0.2]\nplr: {epochs: 2}\nbase: {epochs: 1}\n")
     report = tune(request, lambda line: None).read_text(encoding="utf-8")
-    assert "- set for all: dim=8, ffn_dim=8, layers=1, heads=1, max_length=6, batch_size=64, accelerator=cpu, lr=" in report
+    assert f"- set for all: {', '.join(TINY)}, lr=0.001\n" in report
     assert "- set for sasrec-base, and not equally for all: epochs=1\n" in report
     assert "- set for sasrec-plr, and not equally for all: epochs=2, patience=2\n" in report
     systems = record(tmp_path / "search")["systems"]
