@@ -391,8 +391,10 @@ def _export_options(export: Parser) -> None:
         "Runtime (.onnx), with the extra plr[export]",
     )
     export.add_argument("--out", type=str, required=True, help="the folder or file to write, once it was checked")
-    export.add_argument("-k", type=int | None, default=None, help="how many items; 10, or all if there are fewer")
-    export.add_argument("--exclude_seen", type=bool | None, default=None, help="leave out items of the history")
+    text = "how many items, 10 or all if there are fewer; not with vectors"
+    export.add_argument("-k", type=int | None, default=None, help=text)
+    text = "leave out items of the history, by default as the run was evaluated; not with vectors"
+    export.add_argument("--exclude_seen", type=bool | None, default=None, help=text)
 
 
 def _embed_options(embed: Parser) -> None:
