@@ -98,6 +98,12 @@ def ask(connection, path="/recommend", body=BODY):
     return answer.status, json.loads(answer.read())
 
 
+def counts(server):
+    connection = server.connection()
+    connection.request("GET", "/metrics", headers={"Authorization": f"Bearer {TOKEN}"})
+    return connection.getresponse().read().decode()
+
+
 def expected(run):
     rows = plr.Recommender.load(run).recommend(BODY["histories"], BODY["k"])
     return {"recommendations": [[{"item": each.item, "score": each.score} for each in row] for row in rows]}
@@ -176,10 +182,14 @@ def test_a_server_from_its_first_run_to_its_end(runs):
         assert not others, others[:3]
         assert all(answers[0][1] == of_a for answers in found)
 
+        assert ask(server.connection(), body={"session": {"id": "s", "history": ["i1"]}})[0] == 200
         put_weights(runs / "damaged", runs / "b")
-        server.process.send_signal(signal.SIGHUP)
-        server.wait_for("not loaded, the former one is still served: .* not finite; the weights are damaged")
-        assert ask(server.connection()) == (200, of_b)
+        for times in (1, 2):  # each leaves what the served one counts in
+            server.process.send_signal(signal.SIGHUP)
+            refused = "not loaded, the former one is still served: .* not finite; the weights are damaged"
+            server.wait_for(refused, times)
+            assert ask(server.connection()) == (200, of_b)
+            assert "\nplr_sessions 1.0\n" in counts(server)
 
         (loader,) = children(server.process.pid)
         crashed, other = children(loader)
@@ -195,9 +205,7 @@ def test_a_server_from_its_first_run_to_its_end(runs):
         status, answer = ask(server.connection(), "/reload", {})
         assert (status, answer["message"].startswith("serving b (sasrec, plr, 24 items")) == (200, True)
         assert ask(server.connection()) == (200, of_a)
-        connection = server.connection()
-        connection.request("GET", "/metrics", headers={"Authorization": f"Bearer {TOKEN}"})
-        text = connection.getresponse().read().decode()
+        text = counts(server)
         assert 'plr_reloads_total{outcome="loaded"} 2.0' in text
         assert re.search(r'plr_requests_total\{path="/recommend",status="200"\} \d\d', text)  # of all processes
 
