@@ -26,6 +26,7 @@ from safetensors.torch import load_file, save_file
 import plr
 from plr.cli import main
 from plr.config import Config
+from plr.server import supervisor
 from plr.training import train
 
 pytest.importorskip("msgspec", reason="plr serve needs the extra: pip install -e '.[serve]'")
@@ -237,3 +238,20 @@ def test_a_server_from_its_first_run_to_its_end(runs):
 def test_a_run_that_cannot_be_loaded_is_a_message(runs, capfd):
     assert main(["serve", str(runs / "nothing"), "--port", "0"]) == 2
     assert re.fullmatch(r"plr: .*/nothing: no run here .*\n", capfd.readouterr().err)
+
+
+def test_an_address_that_another_server_has_taken_meanwhile_is_a_message(runs, monkeypatch, capfd):
+    """Both may be bound to it while they load their runs: the workers of the second crashed one after the other."""
+    with socket.socket() as first:
+        first.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        first.bind(("127.0.0.1", 0))
+        listen, port = supervisor.listen, first.getsockname()[1]
+
+        def bound(options):
+            found = listen(options)
+            first.listen()
+            return found
+
+        monkeypatch.setattr(supervisor, "listen", bound)
+        assert main(["serve", str(runs / "a"), "--port", str(port)]) == 2
+    assert capfd.readouterr().err == f"plr: cannot listen at 127.0.0.1:{port}: Address already in use\n"
