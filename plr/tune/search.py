@@ -5,11 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+import sqlite3
 import sys
 import time
 import warnings
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
@@ -181,6 +182,19 @@ class Search:
             for number in range(len(self._counted(system))):
                 shutil.rmtree(self._trial_folder(system, number), ignore_errors=True)
 
+    @contextmanager
+    def storage_named(self) -> Iterator[None]:
+        """Raise what Optuna raises where its storage cannot be read or written, as a RunError that says so."""
+        from sqlalchemy.exc import SQLAlchemyError  # of Optuna's
+
+        try:
+            yield
+        except (optuna.exceptions.StorageInternalError, SQLAlchemyError) as error:
+            raise RunError(
+                f"{self._storage_path}: the storage of trials cannot be read or written ({_reason(error)}); repeat the "
+                "command to go on: what is finished stays"
+            ) from error
+
     def run_trial(self, system: System) -> Trial:
         """Make a system's next trial, or go on with the one that was interrupted.
 
@@ -310,6 +324,10 @@ class Search:
     def _needed(self, system: System) -> dict[str, Any]:
         return {"text_vectors": "given"} if system.backbone == "unisrec" else {}
 
+    @property
+    def _storage_path(self) -> Path:
+        return self.out / "trials.db"
+
     def _study(self, system: System) -> optuna.Study:
         return self._studies[system]
 
@@ -317,7 +335,7 @@ class Search:
     def _studies(self) -> dict[System, optuna.Study]:
         from sqlalchemy import URL  # of Optuna's
 
-        path = self.out / "trials.db"
+        path = self._storage_path
         try:
             storage = optuna.storages.RDBStorage(URL.create("sqlite", database=str(path)).render_as_string())
             return {
@@ -331,7 +349,7 @@ class Search:
                 for system in self.request.tuned
             }
         except Exception as error:  # of SQLAlchemy's and of Optuna's
-            raise RunError(f"{path}: not a storage of trials that can be used ({error})") from error
+            raise RunError(f"{path}: not a storage of trials that can be used ({_reason(error)})") from error
 
     def _counted(self, system: System) -> list[FrozenTrial]:
         return self._study(system).get_trials(deepcopy=False, states=_COUNTED)
@@ -401,6 +419,14 @@ def _drawn(trial: optuna.Trial, name: str, spec: Spec) -> Any:
         if spec.whole:
             return trial.suggest_int(name, int(spec.low), int(spec.high), step=int(spec.step or 1), log=spec.log)
         return trial.suggest_float(name, spec.low, spec.high, step=spec.step, log=spec.log)
+
+
+def _reason(error: BaseException) -> str:
+    """Return what SQLite said, where an error of a storage stems from it, without SQL."""
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, sqlite3.Error):
+        cause = cause.__cause__ or cause.__context__
+    return str(error if cause is None else cause)
 
 
 def _finished(number: int, trial: FrozenTrial) -> Trial:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sqlite3
 import subprocess
 import sys
 from pathlib import Path
@@ -285,6 +286,36 @@ def test_final_runs_of_a_search_whose_storage_is_gone_are_not_taken_for_anothers
             shutil.copytree(final, there)
     with pytest.raises(RunError, match=r"sasrec-base-trial\d-seed0 holds a run of another configuration \(dim: 8 -> 4"):
         tune(request, lambda line: None)
+
+
+def test_a_storage_that_fails_in_the_middle_is_a_message(whole, small_data, tmp_path, monkeypatch):
+    request = requested(small_data, tmp_path / "search", systems=("sasrec-base",), seeds=0)
+    step, held = TrainingModule.training_step, sqlite3.connect(":memory:")
+
+    def step_that_locks(self, batch, index):
+        nonlocal held
+        if self.config.lr != 0.001 and self.current_epoch == 1 and not held.in_transaction:  # the second trial's
+            held = sqlite3.connect(tmp_path / "search" / "trials.db", isolation_level=None)
+            held.execute("BEGIN EXCLUSIVE")
+        return step(self, batch, index)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(TrainingModule, "training_step", step_that_locks)
+        message = r"trials.db: the storage of trials cannot be read or written \(database is locked\); repeat"
+        with pytest.raises(RunError, match=message):
+            tune(request, lambda line: None)
+    held.close()
+    tune(request, lambda line: None)
+    found, expected = (record(out)["systems"]["sasrec-base"]["trials"] for out in (tmp_path / "search", whole[0]))
+    assert found == expected
+
+
+def test_a_file_that_is_no_storage_is_named(small_data, tmp_path):
+    request = requested(small_data, tmp_path / "search", systems=("sasrec-base",))
+    (tmp_path / "search").mkdir()
+    (tmp_path / "search" / "trials.db").write_text("something else, longer than a page's head " * 9)
+    with pytest.raises(RunError, match=r"not a storage of trials that can be used \(file is not a database\)"):
+        tune(request)
 
 
 def test_optuna_is_named_where_it_is_missing(small_data, tmp_path, monkeypatch):
