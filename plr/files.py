@@ -43,9 +43,12 @@ def atomic_path(path: str | os.PathLike[str], *, replace: bool = True) -> Iterat
     (safetensors).
 
     Raises:
-        OSError: nothing can be written there (a full disk, say), whatever the library that noticed it raises.
+        OSError: nothing can be written there (a full disk, say), whatever the library that noticed it raises; or
+            ``path`` is a device or a pipe, which a file would take the place of.
     """
     path = Path(path)
+    if path.exists() and not path.is_file() and not path.is_dir():
+        raise OSError(f"{path} is a device or a pipe, which no file may replace; name a file")
     if path.is_symlink() and path.is_dir():
         path = path.resolve()  # no system renames a folder to where a link is
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -178,6 +178,17 @@ def test_atomic_folder(tmp_path):
     assert [child.name for child in path.iterdir()] == ["new"]
 
 
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes with names here")
+def test_a_pipe_or_a_device_is_not_replaced(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "link").symlink_to("/dev/null")  # as /dev/stdout is one, which root may replace
+    for name in ("pipe", "link"):
+        with pytest.raises(OSError, match="is a device or a pipe"), atomic_path(tmp_path / name) as aside:
+            aside.touch()
+    assert (tmp_path / "pipe").is_fifo()
+    assert (tmp_path / "link").is_symlink()
+
+
 def test_a_link_to_a_folder_means_that_folder(tmp_path):
     (tmp_path / "link").symlink_to("real")
     (tmp_path / "real").mkdir()
