@@ -37,14 +37,20 @@ def atomic_path(path: str | os.PathLike[str], *, replace: bool = True) -> Iterat
     Nothing exists yet at the yielded path, its suffix is that of ``path``, and its parent folder is made if
     missing. The body must create it. An existing file at ``path`` is replaced in one step; an existing
     folder is moved away first (an operating system replaces only empty folders), then removed; with
-    ``replace=False`` that raises a FileExistsError unless it is empty. When the body raises, what it wrote is
-    removed and ``path`` stays as it was; what a killed process left is removed by the next that writes there. Files
-    get the mode that the umask leaves, also where a library lets only the owner read (safetensors).
+    ``replace=False`` that raises a FileExistsError unless it is empty. A link to a folder means that folder. When the
+    body raises, what it wrote is removed and ``path`` stays as it was; what a killed process left is removed by the
+    next that writes there. Files get the mode that the umask leaves, also where a library lets only the owner read
+    (safetensors).
 
     Raises:
-        OSError: nothing can be written there (a full disk, say), whatever the library that noticed it raises.
+        OSError: nothing can be written there (a full disk, say), whatever the library that noticed it raises; or
+            ``path`` is a device or a pipe, which a file would take the place of.
     """
     path = Path(path)
+    if path.exists() and not path.is_file() and not path.is_dir():
+        raise OSError(f"{path} is a device or a pipe, which no file may replace; name a file")
+    if path.is_symlink() and path.is_dir():
+        path = path.resolve()  # no system renames a folder to where a link is
     path.parent.mkdir(parents=True, exist_ok=True)
     _remove_what_killed_processes_left(path)
     temporary = _sibling(path)

@@ -176,8 +176,8 @@ def _parser(arguments: list[str]) -> Parser:
 
 
 def _with_preset(arguments: list[str]) -> list[str]:
-    """Put the file of `--preset NAME` in front of the other options, which may then say otherwise."""
-    for place, argument in enumerate(arguments):
+    """Put the file of `--preset NAME`, the last one, in front of the other options, which may then say otherwise."""
+    for place, argument in reversed(list(enumerate(arguments))):
         option, _, name = argument.partition("=")
         if option == "--preset" and arguments[0] == "train":
             name = name or "".join(arguments[place + 1 : place + 2])
@@ -391,8 +391,10 @@ def _export_options(export: Parser) -> None:
         "Runtime (.onnx), with the extra plr[export]",
     )
     export.add_argument("--out", type=str, required=True, help="the folder or file to write, once it was checked")
-    export.add_argument("-k", type=int | None, default=None, help="how many items; 10, or all if there are fewer")
-    export.add_argument("--exclude_seen", type=bool | None, default=None, help="leave out items of the history")
+    text = "how many items, 10 or all if there are fewer; not with vectors"
+    export.add_argument("-k", type=int | None, default=None, help=text)
+    text = "leave out items of the history, by default as the run was evaluated; not with vectors"
+    export.add_argument("--exclude_seen", type=bool | None, default=None, help=text)
 
 
 def _embed_options(embed: Parser) -> None:
@@ -704,15 +706,17 @@ def _embed_text(options: Namespace) -> None:
         item_column=options.item_column,
         text_columns=None if options.text_columns is None else names(options.text_columns),
     )
-    facts = made.manifest
+    from plr.cli.tables import quoted
+
+    facts, folder = made.manifest, quoted(options.out)
     _print(
         f"{facts['items']} items, vectors of width {facts['width']} by {facts['encoder']} from "
         f"{', '.join(facts['source']['text_columns'])}; saved in {options.out}",
         f"{facts['without_text']} items have no text, {facts['without_known_word']} none that the encoder can read; "
         "they are marked as such",
-        f"Next: plr train --backbone unisrec --text_vectors {options.out}"
+        f"Next: plr train --backbone unisrec --text_vectors {folder}"
         if options.like is None
-        else f"Next: plr recommend RUN --text_vectors {options.out}, of a RUN that was trained with {options.like}",
+        else f"Next: plr recommend RUN --text_vectors {folder}, of a RUN that was trained with {options.like}",
     )
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.markup import escape
 
-from plr.cli.tables import metrics_table, recommendation_table
+from plr.cli.tables import metrics_table, quoted, recommendation_table
 from plr.config import Config
 from plr.data import SequenceDataset, prepare
 from plr.evaluation import metrics, popularity_ranks
@@ -28,6 +28,9 @@ def demo(out: Path, seed: int = 0, console: Console | None = None) -> None:
         out: folder for the data and the runs.
         seed: of the data and of both runs.
         console: where to print.
+
+    Raises:
+        RunError: there is a run of other data or settings.
     """
     console = console or Console()
     demo_config(out, out, "base", seed)  # refuses a seed before anything is written
@@ -48,7 +51,9 @@ def demo(out: Path, seed: int = 0, console: Console | None = None) -> None:
         run = RunFolder(out / f"{name}-seed{seed}")
         console.print(f"[bold]{step}/4[/bold] {system} -> {escape(str(run.path))}", highlight=False, soft_wrap=True)
         start = time.perf_counter()
-        result = run.read_metrics() if run.finished() else train(demo_config(data, run.path, method, seed), dataset)
+        config = demo_config(data, run.path, method, seed)
+        finished = run.finished_as(config, dataset.content_hash, None)
+        result = run.read_metrics() if finished else train(config, dataset)
         results[system] = result["test"]
         console.print(
             f"    best epoch {result['best_epoch']} of {result['epochs']}, {time.perf_counter() - start:.0f} s",
@@ -67,9 +72,10 @@ def demo(out: Path, seed: int = 0, console: Console | None = None) -> None:
     console.print(recommendation_table(answer))
     console.print(
         "What to type next:\n"
-        f'  plr recommend {plr_run} --history "{" ".join(history[-3:])}" -k 5\n'
-        f"  plr evaluate {plr_run}\n"
-        f"  plr train --data {data} --method plr --streams 3 --out {out / 'my-run'} --dim 64 --batch_size 256\n"
+        f'  plr recommend {quoted(plr_run)} --history "{" ".join(history[-3:])}" -k 5\n'
+        f"  plr evaluate {quoted(plr_run)}\n"
+        f"  plr train --data {quoted(data)} --method plr --streams 3 --out {quoted(out / 'my-run')} --dim 64 "
+        "--batch_size 256\n"
         "  plr train --help        every option; your own file goes to --data",
         highlight=False,
         markup=False,

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from plr.cli.prepare import downloads
-from plr.cli.tables import print_line
+from plr.cli.tables import print_line, quoted
 from plr.errors import ConfigError, shortened
 from plr.prepare.public import AMAZON_DOMAINS, SETS, PublicSet, fetch, public_set
 
@@ -78,7 +78,7 @@ def get(
                 print_line(console, f"unpacked: {', '.join(map(str, found.unpacked))}")
     print_line(console, f"terms of use: {chosen.page}")
     target = re.sub(r"\W+", "-", chosen.name).lower()
-    print_line(console, f"prepare it with plr prepare {chosen.source.format(out=folder)} --out data/{target}")
+    print_line(console, f"prepare it with plr prepare {chosen.source.format(out=quoted(folder))} --out data/{target}")
 
 
 def _check(chosen: PublicSet, files: int, url: str | None, sha256: str | None, metadata: bool) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import DownloadColumn, Progress, TransferSpeedColumn
 
-from plr.cli.tables import print_line, rows_table, sizes_table, skipped_lines
+from plr.cli.tables import print_line, quoted, rows_table, sizes_table, skipped_lines
 from plr.errors import ConfigError
 from plr.prepare import PrepareOptions
 from plr.prepare.amazon import BASE_URL, SPLIT_TIMES, TABLE_1, find_files, protocol_options, urls
@@ -80,7 +80,7 @@ def run(request: Request, console: Console | None = None) -> dict[str, Any]:
     console.print(rows_table(report))
     for line in [*_notes(report), *skipped_lines(report)]:
         print_line(console, line)
-    print_line(console, f"{request.out}: train with plr train --data {request.out}")
+    print_line(console, f"{request.out}: train with plr train --data {quoted(request.out)}")
     return report
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,7 @@ __all__ = [
     "metrics_table",
     "presets_table",
     "print_line",
+    "quoted",
     "recommendation_table",
     "rows_table",
     "sizes_table",
@@ -44,6 +46,11 @@ _REASONS = {
 def print_line(console: Console, text: str) -> None:
     """Print the text as it is: a path may look like rich's markup, and must not be broken where the screen ends."""
     console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+
+def quoted(path: object) -> str:
+    """Return a path as it is typed in a shell, for commands to be copied."""
+    return shlex.quote(str(path))
 
 
 def sparsity(size: dict[str, int]) -> float:
@@ -154,7 +161,7 @@ def recommendation_table(answer: Sequence[Recommendation]) -> Table:
     """Return a rich table: rank, item id and score, best first."""
     table = Table()
     table.add_column("Rank", justify="right")
-    table.add_column("Item")
+    table.add_column("Item", overflow="fold")  # an id that was cut off is none
     table.add_column("Score", justify="right")
     for rank, recommendation in enumerate(answer, start=1):
         table.add_row(str(rank), escape(recommendation.item), f"{recommendation.score:.4f}")

@@ -31,9 +31,8 @@ def export_run(
         to: one of `FORMATS`.
         out: the folder of vectors, or the file: .pt2 for torch and aoti, .onnx for onnx. What is there is replaced
             once the export has answered as the run does.
-        k: how many items a history gets; None: 10, or all where there are fewer. Vectors have no such number: they are
-            checked with it.
-        exclude_seen: do not return items of the history; None does as the run was evaluated.
+        k: how many items a history gets; None: 10, or all where there are fewer. Of programs, not of vectors.
+        exclude_seen: do not return items of the history; None does as the run was evaluated. Of programs likewise.
 
     Returns:
         How well the export agrees with the run.
@@ -45,6 +44,9 @@ def export_run(
     """
     out = Path(out)
     _check_arguments(to, out)
+    for name, given in (("k", k), ("exclude_seen", exclude_seen)):
+        if to == "vectors" and given is not None:
+            raise ConfigError(f"{name} is of programs, torch, aoti and onnx: vectors have none; found {given!r}")
     recommender = Recommender.load(run)
     k = recommender.checked_k(k)
     seen = recommender.config.exclude_seen if exclude_seen is None else exclude_seen

@@ -37,6 +37,7 @@ __all__ = [
     "Prepared",
     "damage_named",
     "has_blank_around_ids",
+    "is_of_something_else",
     "is_prepared",
     "read_ids",
     "read_manifest",
@@ -76,6 +77,18 @@ class Prepared:
 def is_prepared(path: Path) -> bool:
     """Return whether ``path`` is a folder with a manifest."""
     return (path / MANIFEST).is_file()
+
+
+def is_of_something_else(folder: Path) -> bool:
+    """Return whether the manifest of a folder is no prepared data set's, damaged or of any version.
+
+    One that cannot be read is a prepared data set's where no other files than such a one's are beside it.
+    """
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return not {path.name for path in folder.iterdir()} <= {MANIFEST, *_FILES}
+    return not isinstance(manifest, dict) or manifest.get("format") != _FORMAT
 
 
 def save_prepared(

@@ -15,7 +15,15 @@ import polars as pl
 
 from plr.errors import DataError, shortened
 from plr.prepare.filters import duplicates, k_core, min_interactions
-from plr.prepare.folder import FORMAT_VERSION, Prepared, has_blank_around_ids, is_prepared, read_manifest, save_prepared
+from plr.prepare.folder import (
+    FORMAT_VERSION,
+    Prepared,
+    has_blank_around_ids,
+    is_of_something_else,
+    is_prepared,
+    read_manifest,
+    save_prepared,
+)
 from plr.prepare.id_checks import described, without_missing, words_for_missing
 from plr.prepare.interactions import Interactions
 from plr.prepare.metadata import item_features, known_items
@@ -99,7 +107,7 @@ def _already_there(out: Path, job: Preparation) -> dict[str, Any] | None:
         if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
             raise DataError("the folder cannot be written to; choose another --out", parent)
         return None
-    if not is_prepared(out):
+    if not is_prepared(out) or is_of_something_else(out):
         if not out.is_dir() or any(out.iterdir()):
             raise DataError("the folder is not empty and is not a prepared data set; choose another --out", out)
         return None

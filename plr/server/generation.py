@@ -33,6 +33,7 @@ from plr.serving.similar import Neighbours
 
 __all__ = ["check", "main"]
 
+_BACKLOG = 2048  # connections that wait to be taken, as uvicorn has it
 _CRASHES, _SECONDS = 5, 60.0  # so many crashes of workers within that time, and the process gives up
 
 
@@ -63,6 +64,7 @@ def main() -> int:
     memory = MetricsMemory(settings["rows"], settings["metrics"])
     try:
         recommender, neighbours, categories = _load(options)
+        _begin_to_listen(listener)
     except Exception as error:
         known = isinstance(error, (UserError, OSError))
         if not known:
@@ -93,6 +95,15 @@ def _load(options: ServerOptions) -> tuple[Recommender, Neighbours, Ragged | Non
     if options.categories is not None:
         categories = recommender.categories_of(options.categories, options.category_field)
     return recommender, Neighbours(recommender), categories
+
+
+def _begin_to_listen(listener: socket.socket) -> None:
+    """Let connections come; of two servers that were bound to one address meanwhile the second finds it taken."""
+    try:
+        listener.listen(_BACKLOG)
+    except OSError as error:
+        host, port = listener.getsockname()[:2]
+        raise OSError(f"cannot listen at {host}:{port}: {error.strerror}") from None
 
 
 class _Workers:

@@ -85,7 +85,7 @@ def run(options: ServerOptions) -> int:
 class _Generation:
     """A process that loads a run and serves it by workers of its own."""
 
-    def __init__(self, options: ServerOptions, listener: socket.socket, memory: MetricsMemory, number: int) -> None:
+    def __init__(self, options: ServerOptions, listener: socket.socket, memory: MetricsMemory, half: int) -> None:
         self.folder = os.path.realpath(options.run)
         self.serving = 0  # workers that have begun to take connections, and that have ended it
         self.closed = 0
@@ -93,7 +93,8 @@ class _Generation:
         self.failure = ""
         self.since = time.monotonic()
         self.answer_to: list[int] = []
-        self._row = 1 + number % 2 * options.workers  # two generations at most are alive at a time
+        self.half = half  # of the memory: two generations at most are alive at a time
+        self._row = 1 + half * options.workers
         self._ended = [memory.counters(self._row + place) for place in range(options.workers)]
         self.channel, theirs = Channel.pair()
         lifeline, self._cut = os.pipe()
@@ -164,7 +165,6 @@ class _Supervisor:
         self._address = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
         self._memory = MetricsMemory(1 + 2 * options.workers)
         self._counters = self._memory.counters(0)
-        self._generations = 0
         self._current: _Generation | None = None
         self._coming: _Generation | None = None
         self._leaving: _Generation | None = None
@@ -197,9 +197,9 @@ class _Supervisor:
         return [each for each in (self._current, self._coming, self._leaving) if each is not None]
 
     def _start(self, answer_to: list[int] | None = None) -> None:
-        self._coming = _Generation(self._options, self._listener, self._memory, self._generations)
+        half = 0 if self._current is None else 1 - self._current.half
+        self._coming = _Generation(self._options, self._listener, self._memory, half)
         self._coming.answer_to = answer_to or []
-        self._generations += 1
         self._seen = self._coming.folder
 
     def _hear(self, number: int) -> None:

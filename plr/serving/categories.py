@@ -56,10 +56,12 @@ class CategoryLimit:
             categories, field: as `numbered_categories` takes them, or what it returned.
 
         Raises:
-            ConfigError: one of both is missing, or n is below 1.
+            ConfigError: one of both is missing, a field is named where no file is, or n is below 1.
             TypeError: of another kind.
             As `numbered_categories`.
         """
+        if categories is None or isinstance(categories, Ragged):
+            _refuse_field(field)
         if at_most is None and categories is None:
             return None
         if at_most is None or categories is None:
@@ -162,11 +164,13 @@ def numbered_categories(
         field: of the file; None: "categories", or the only one that there is.
 
     Raises:
-        ConfigError: the file has several fields; the mapping names an item twice, or none of the run's.
+        ConfigError: the file has several fields, or a field is named of a mapping; the mapping names an item twice, or
+            none of the run's.
         TypeError: categories of another kind.
         DataError: the file cannot be used.
     """
     if isinstance(categories, Mapping):
+        _refuse_field(field)
         return _of_mapping(item_ids, categories)
     if not isinstance(categories, (str, os.PathLike)):
         raise TypeError(
@@ -181,6 +185,11 @@ def numbered_categories(
             "(category_field)"
         )
     return Ragged(named[0].values.numpy(), named[0].offsets.numpy())
+
+
+def _refuse_field(field: str | None) -> None:
+    if field is not None:
+        raise ConfigError(f"category_field is a field of categories that are a file; found {field!r} without one")
 
 
 def _of_mapping(item_ids: Sequence[str], categories: Mapping[Any, Any]) -> Ragged:

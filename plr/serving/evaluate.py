@@ -131,6 +131,8 @@ def evaluate_run(
         raise ConfigError(f"sampled must be at least 1; found {sampled}")
     if not isinstance(seed, Integral) or isinstance(seed, bool) or seed < 0:
         raise ConfigError(f"seed must be a whole number, 0 or more; found {shortened(seed)}")
+    if seed and sampled is None:
+        raise ConfigError(f"seed is of sampled, which is missing; found {seed}")
     if rank_with not in (None, "model", "engine"):
         raise ConfigError(f"rank_with must be model or engine; found {rank_with!r}")
     recommender = Recommender.load(path, device, text_vectors=text_vectors)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from plr.errors import DataError, listed, shortened
+from plr.options import is_text
 from plr.prepare.fingerprint import fingerprint
 from plr.prepare.readers.kinds import refuse_other_kinds
 from plr.prepare.readers.parquet import PARQUET_ERRORS, open_parquet, unreadable_parquet
@@ -77,6 +78,8 @@ def read_texts(path: Path, item_column: str | None = None, text_columns: Sequenc
         if not isinstance(item_id, str | int) or isinstance(item_id, bool) or not str(item_id).strip():
             raise DataError(f"expected an item id in {item!r}; found {shortened(item_id)}", path, line)
         item_id = str(item_id).strip()
+        if not is_text(item_id):  # JSON may write one down
+            raise DataError(f"half a character (a surrogate that stands alone) in item {item_id!r}", path, line)
         if item_id in texts:
             raise DataError(f"item {shortened(item_id)} occurs a second time", path, line)
         texts[item_id] = " ".join(filter(None, (_clean(path, line, name, row.get(name)) for name in chosen)))
@@ -152,6 +155,8 @@ def _json_lines(path: Path) -> tuple[list[str], Iterator[_Row]]:
                 row = json.loads(content, object_pairs_hook=_object)
             except json.JSONDecodeError as error:
                 raise DataError(f"not JSON: {error.msg} (column {error.colno})", path, line) from error
+            except (ValueError, RecursionError) as error:  # a number of thousands of digits, lists in lists in lists
+                raise DataError(f"not usable JSON: {error}", path, line) from error
             if not isinstance(row, dict):
                 raise DataError("expected an object", path, line)
             if isinstance(row, _Ambiguous):

@@ -59,9 +59,14 @@ class TextVectors:
         fault = self._fault()
         if fault:
             raise DataError(f"cannot be written: {fault}", folder)
-        if folder.is_dir():
-            folder.rmdir()  # empty
-        with atomic_path(folder) as aside:
+        try:
+            self._write(folder)
+        except FileExistsError:  # another process was faster
+            check_free(folder)
+            raise
+
+    def _write(self, folder: Path) -> None:
+        with atomic_path(folder, replace=False) as aside:
             aside.mkdir()
             text = json.dumps({"format": _FORMAT, "version": _VERSION, **self.manifest}, indent=2, ensure_ascii=False)
             (aside / "manifest.json").write_text(text + "\n", encoding="utf-8")

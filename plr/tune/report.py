@@ -71,8 +71,13 @@ def _markdown(search: Search, best: Mapping[System, Trial], seeds: Sequence[int]
     ]
     if seeds:
         lines.append(f"- tested: the chosen settings alone, with seeds {', '.join(map(str, seeds))}")
-    if request.settings:
-        lines.append(f"- set for all: {', '.join(request.settings)}")
+    common = _common(search)
+    if common:
+        lines.append(f"- set for all: {_assigned(common)}")
+    for system in request.tuned:
+        own = {name: value for name, value in search.fixed[system].items() if name not in common}
+        if own:
+            lines.append(f"- set for {system.name}, and not equally for all: {_assigned(own)}")
     searched = [each for each in request.tuned if "max_length" in search.searched[each]]
     unequal = [each.name for each in searched if search.defaults(each).exclude_seen]
     if unequal:
@@ -89,6 +94,16 @@ def _markdown(search: Search, best: Mapping[System, Trial], seeds: Sequence[int]
         table = _trials(search, [system], list(search.searched[system]))
         lines += [f"## Trials of {system.name}", "", _rendered(table), ""]
     return "\n".join(lines).rstrip() + "\n"
+
+
+def _common(search: Search) -> dict[str, Any]:
+    """Return what is set, by --set or by the space, to the same for all systems."""
+    first, *others = (search.fixed[system] for system in search.request.tuned)
+    return {name: value for name, value in first.items() if all((name, value) in each.items() for each in others)}
+
+
+def _assigned(settings: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name}={value}" for name, value in settings.items())
 
 
 def _chosen(search: Search, best: Mapping[System, Trial], seeds: Sequence[int]) -> Table:
@@ -157,6 +172,7 @@ def _record(search: Search, best: Mapping[System, Trial], seeds: Sequence[int]) 
         runs = [] if trial is None else [(seed, search.final(system, trial, seed)) for seed in seeds]
         systems[system.name] = {
             "space": {name: spec.plain() for name, spec in search.searched[system].items()},
+            "fixed": search.fixed[system],
             "trials": [asdict(each) for each in search.trials(system)],
             "chosen": None if trial is None else trial.number,
             "final": [

@@ -66,6 +66,11 @@ class Request:
             raise ConfigError(f"pruner must be one of {', '.join(PRUNERS)}; found {self.pruner!r}")
         for system in self.tuned:
             self.set_for(system)
+        groups = {group for system in self.tuned for group in system.groups}
+        for assignment in self.settings:
+            group, colon, _ = assignment.partition("=")[0].rpartition(":")
+            if colon and group not in groups:
+                raise ConfigError(f"--set {assignment}: of {', '.join(self.systems)} none is of {group}")
 
     @property
     def tuned(self) -> list[System]:

@@ -5,12 +5,16 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+import sqlite3
+import sys
 import time
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import lightning.pytorch as lightning
@@ -36,8 +40,10 @@ __all__ = ["Search", "Trial", "plainly"]
 
 _STARTUP = 5  # trials that are drawn at random, the default settings among them
 _WARM_UP = 2  # epochs that no trial is ended in
+_LED = 10  # settings of a trial that the sampler proposes; where all are refused, others are drawn at random
 _MOST_REFUSED = 100
 _OTHER_DATA = {"data": "the data are other ones", "item_data": "the items' features or text vectors are other ones"}
+_DRAWS = 500  # of settings that may show that an option has an effect
 _COUNTED = (TrialState.COMPLETE, TrialState.PRUNED)
 
 
@@ -97,11 +103,11 @@ class Search:
             raise ConfigError(f"--space {path}: no such file")
         space = Space(path)
         self.searched: dict[System, dict[str, Spec]] = {}
-        self._fixed: dict[System, dict[str, Any]] = {}
+        self.fixed: dict[System, dict[str, Any]] = {}  # by --set and by the space
         entries = space.of({system: self._foreign(system) for system in request.tuned})
         for system, (searched, fixed) in entries.items():
             given = request.set_for(system)
-            self._fixed[system] = fixed | given
+            self.fixed[system] = fixed | given
             self.searched[system] = {name: spec for name, spec in searched.items() if name not in given}
             if not self.searched[system]:
                 raise ConfigError(f"{space.path}: nothing is searched for {system.name}")
@@ -165,7 +171,7 @@ class Search:
         for system in self.request.tuned:
             study, now = self._study(system), self._identity(system)
             before = study.user_attrs.get("search")
-            if before is None:
+            if before is None or not study.get_trials(deepcopy=False):  # of a --plan, say: nothing was searched yet
                 study.set_user_attr("search", now)
             # An earlier plr did not keep what was known of items.
             elif changed := _differences({"item_data": now.get("item_data"), **before}, now):
@@ -175,6 +181,19 @@ class Search:
                 )
             for number in range(len(self._counted(system))):
                 shutil.rmtree(self._trial_folder(system, number), ignore_errors=True)
+
+    @contextmanager
+    def storage_named(self) -> Iterator[None]:
+        """Raise what Optuna raises where its storage cannot be read or written, as a RunError that says so."""
+        from sqlalchemy.exc import SQLAlchemyError  # of Optuna's
+
+        try:
+            yield
+        except (optuna.exceptions.StorageInternalError, SQLAlchemyError) as error:
+            raise RunError(
+                f"{self._storage_path}: the storage of trials cannot be read or written ({_reason(error)}); repeat the "
+                "command to go on: what is finished stays"
+            ) from error
 
     def run_trial(self, system: System) -> Trial:
         """Make a system's next trial, or go on with the one that was interrupted.
@@ -215,8 +234,11 @@ class Search:
             study.tell(left.number, state=TrialState.FAIL)  # counts for nothing; the same comes again
         refused = 0
         while True:
+            # Refused settings teach the sampler nothing: it would propose them, as the least known ones, for ever.
             study.sampler = optuna.samplers.TPESampler(
-                n_startup_trials=_STARTUP, multivariate=False, seed=_seed(self.request.seed, system, number, refused)
+                n_startup_trials=_STARTUP if refused < _LED else sys.maxsize,
+                multivariate=False,
+                seed=_seed(self.request.seed, system, number, refused),
             )
             if fixed and not study.get_trials(deepcopy=False, states=(TrialState.WAITING,)):
                 study.enqueue_trial(fixed)
@@ -251,7 +273,7 @@ class Search:
     def _config(self, system: System, values: Mapping[str, Any], out: Path, seed: int = 0) -> Config:
         """Return the configuration of drawn values; one without an effect beside the others has its default."""
         own: dict[str, Any] = {"data": self.request.data, "out": str(out), "seed": seed, "progress": False}
-        given = {**system.settings, **self._fixed[system]}
+        given = {**system.settings, **self.fixed[system]}
         try:
             Config(**own, **given)  # what was asked for has to have an effect
             return Config.effective(**own, **{**given, **values})
@@ -267,6 +289,31 @@ class Search:
                     self._config(system, {name: value}, self.out)
                 except ConfigError as error:
                     raise ConfigError(f"{space.path}: {error}") from error
+        self._check_effects(space, system)
+
+    def _check_effects(self, space: Space, system: System) -> None:
+        """Refuse a searched option that keeps its default whatever is drawn: each of its trials would be the same."""
+        edges = {name: spec.edges() for name, spec in self.searched[system].items()}
+        had = {name: set[str]() for name in edges if len(edges[name]) > 1}  # the values that the trials would have
+        random = Random(0)
+        for _ in range(_DRAWS):
+            with suppress(ConfigError):  # these do not fit together, and are drawn again in the search
+                config = self._config(system, {name: random.choice(each) for name, each in edges.items()}, self.out)
+                for name, values in had.items():
+                    values.add(repr(getattr(config, name)))
+            if all(len(values) > 1 for values in had.values()):
+                return
+        for name, values in had.items():
+            if len(values) == 1:
+                raise ConfigError(f"{space.path}: {system.name}: {self._why_without_effect(system, name)}")
+
+    def _why_without_effect(self, system: System, name: str) -> str:
+        for value in self.searched[system][name].edges():
+            try:
+                Config(data="data", out="out", **{**system.settings, **self.fixed[system], name: value})
+            except ConfigError as error:
+                return f"{error}; nothing else that is searched makes a difference"
+        return f"{name} is the same whichever of its values is drawn"
 
     def _foreign(self, system: System) -> set[str]:
         """Return the options that decide nothing in a system."""
@@ -277,6 +324,10 @@ class Search:
     def _needed(self, system: System) -> dict[str, Any]:
         return {"text_vectors": "given"} if system.backbone == "unisrec" else {}
 
+    @property
+    def _storage_path(self) -> Path:
+        return self.out / "trials.db"
+
     def _study(self, system: System) -> optuna.Study:
         return self._studies[system]
 
@@ -284,7 +335,7 @@ class Search:
     def _studies(self) -> dict[System, optuna.Study]:
         from sqlalchemy import URL  # of Optuna's
 
-        path = self.out / "trials.db"
+        path = self._storage_path
         try:
             storage = optuna.storages.RDBStorage(URL.create("sqlite", database=str(path)).render_as_string())
             return {
@@ -298,7 +349,7 @@ class Search:
                 for system in self.request.tuned
             }
         except Exception as error:  # of SQLAlchemy's and of Optuna's
-            raise RunError(f"{path}: not a storage of trials that can be used ({error})") from error
+            raise RunError(f"{path}: not a storage of trials that can be used ({_reason(error)})") from error
 
     def _counted(self, system: System) -> list[FrozenTrial]:
         return self._study(system).get_trials(deepcopy=False, states=_COUNTED)
@@ -368,6 +419,14 @@ def _drawn(trial: optuna.Trial, name: str, spec: Spec) -> Any:
         if spec.whole:
             return trial.suggest_int(name, int(spec.low), int(spec.high), step=int(spec.step or 1), log=spec.log)
         return trial.suggest_float(name, spec.low, spec.high, step=spec.step, log=spec.log)
+
+
+def _reason(error: BaseException) -> str:
+    """Return what SQLite said, where an error of a storage stems from it, without SQL."""
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, sqlite3.Error):
+        cause = cause.__cause__ or cause.__context__
+    return str(error if cause is None else cause)
 
 
 def _finished(number: int, trial: FrozenTrial) -> Trial:

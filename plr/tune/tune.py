@@ -51,7 +51,7 @@ def tune(request: Request, say: Say = print, *, plan_only: bool = False) -> Path
         search.out.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError) as error:
         raise RunError(f"--out {search.out}: cannot create the folder: a file of that name exists") from error
-    with locked(search.out):
+    with locked(search.out), search.storage_named():
         search.open()
         return _tuned(search, say, plan_only)
 

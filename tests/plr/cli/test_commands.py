@@ -17,16 +17,18 @@ import numpy as np
 import polars as pl
 import pytest
 import torch
+from rich.console import Console
 
 import plr.__main__
 from plr.cli import main
 from plr.cli.commands import COMMANDS, PATHS, history_of
 from plr.cli.parser import Parser
+from plr.cli.tables import recommendation_table
 from plr.config import Config
 from plr.errors import ConfigError
 from plr.evaluation import load_ranking
 from plr.runs import RunFolder
-from plr.serving import Recommender
+from plr.serving import Recommendation, Recommender
 from plr.serving.ragged import Ragged
 from plr.systems import BACKBONES, METHODS, REFUSALS
 from plr.training import train
@@ -107,6 +109,13 @@ def test_every_argument_that_names_a_file_is_among_the_paths(command):
     texts = [action for action in arguments_of(parser) if getattr(action, "_typehint", None) in (str, str | None)]
     named = {action.dest for action in texts if re.match(r"[^;:]*\b(file|folder)\b", action.help)}
     assert named - {"format"} <= PATHS
+
+
+def test_of_several_presets_the_last_one_is_taken_as_of_every_option(tmp_path, capsys):
+    arguments = ["train", "--preset", "plr-paper", "--data", "x", "--preset=lares", "--out", str(tmp_path / "run")]
+    with pytest.raises(SystemExit):
+        main([*arguments, "--print_config"])
+    assert "method: lares" in capsys.readouterr().out
 
 
 def test_a_saved_configuration_can_be_given_back(run, tmp_path):
@@ -463,6 +472,8 @@ def test_seen_items_are_left_out_on_request(run):
         (["evaluate", "RUN", "--device", "meta"], "--device meta cannot be used: it computes nothing"),
         (["evaluate", "RUN", "--sampled", "0"], "sampled must be at least 1; found 0"),
         (["evaluate", "RUN", "--sampled", "5", "--seed", "-1"], "seed must be a whole number, 0 or more; found -1"),
+        (["evaluate", "RUN", "--seed", "3"], "seed is of sampled, which is missing; found 3"),
+        (["recommend", "RUN", "--history", "i1", "--category_field", "x"], "category_field is a field of categories"),
         (["evaluate", "RUN", "--history_edges", "[3]"], "give --by history with it"),
         (["evaluate", "RUN", "--by", "history", "--history_edges", "[3,2]"], "ascending whole numbers from 1; found"),
     ],
@@ -717,7 +728,7 @@ def test_paths_and_ids_are_printed_as_they_are(tmp_path, capsys):
     prepared, vectors, out = (str(folder / name) for name in ("prepared", "vectors", "run"))
     small = ["--dim", "8", "--ffn_dim", "8", "--epochs", "1", "--batch_size", "32", "--progress", "false"]
     for arguments, said in (
-        (["prepare", str(folder / "data.txt"), "--out", prepared], f"train with plr train --data {prepared}"),
+        (["prepare", str(folder / "data.txt"), "--out", prepared], f"train with plr train --data '{prepared}'\n"),
         (["data", "show", prepared], f"{prepared}: as it was written"),
         (["embed-text", str(folder / "titles.tsv"), "--out", vectors], f"saved in {vectors}"),
         (["train", "--data", prepared, "--backbone", "unisrec", "--text_vectors", vectors, "--method", "base",
@@ -730,6 +741,14 @@ def test_paths_and_ids_are_printed_as_they_are(tmp_path, capsys):
     assert main(["recommend", out, "--history", "[/b] 日本"]) == 0
     printed = capsys.readouterr().out
     assert all(f" {item} " in printed for item in items)
+
+
+def test_no_id_is_cut_off_where_the_screen_ends(capsys):
+    ids = [f"https://example.org/{'a' * 90}{end}" for end in "xy"]
+    Console(width=60).print(recommendation_table([Recommendation(each, 0.5) for each in ids]))
+    printed = capsys.readouterr().out
+    assert "…" not in printed
+    assert "".join(line.split("│")[2].strip() for line in printed.splitlines() if "│" in line) == "".join(ids)
 
 
 def test_ids_that_the_terminal_cannot_show_are_escaped(small_data, tmp_path, monkeypatch):

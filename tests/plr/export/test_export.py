@@ -288,6 +288,9 @@ def test_what_cannot_be_is_refused(mixture, tmp_path, monkeypatch, capsys):
         export_run(mixture, "torch", tmp_path / "x.onnx")
     with pytest.raises(ConfigError, match="one of vectors, torch, aoti, onnx; found 'tensorrt'"):
         export_run(mixture, "tensorrt", tmp_path / "x")
+    for name, value in (("k", 5), ("exclude_seen", False)):  # nothing in the folder would be of them
+        with pytest.raises(ConfigError, match=f"{name} is of programs, torch, aoti and onnx: vectors have none"):
+            export_run(mixture, "vectors", tmp_path / "vectors", **{name: value})
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "notes").write_text("kept")
     with pytest.raises(ConfigError, match="folder of something else"):

@@ -178,6 +178,30 @@ def test_atomic_folder(tmp_path):
     assert [child.name for child in path.iterdir()] == ["new"]
 
 
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes with names here")
+def test_a_pipe_or_a_device_is_not_replaced(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "link").symlink_to("/dev/null")  # as /dev/stdout is one, which root may replace
+    for name in ("pipe", "link"):
+        with pytest.raises(OSError, match="is a device or a pipe"), atomic_path(tmp_path / name) as aside:
+            aside.touch()
+    assert (tmp_path / "pipe").is_fifo()
+    assert (tmp_path / "link").is_symlink()
+
+
+def test_a_link_to_a_folder_means_that_folder(tmp_path):
+    (tmp_path / "link").symlink_to("real")
+    (tmp_path / "real").mkdir()
+    for _ in range(2):
+        with atomic_path(tmp_path / "link") as aside:
+            aside.mkdir()
+            (aside / "content").touch()
+        assert sorted(child.name for child in tmp_path.iterdir()) == ["link", "real"]
+        assert [child.name for child in (tmp_path / "real").iterdir()] == ["content"]
+    with pytest.raises(FileExistsError, match="real"), atomic_path(tmp_path / "link", replace=False) as aside:
+        aside.mkdir()
+
+
 @pytest.mark.parametrize("name", ["run", "file.json"])
 def test_what_a_killed_process_left_is_removed_by_the_next_that_writes_there(tmp_path, name):
     context, read = multiprocessing.get_context("fork"), []
@@ -416,6 +440,11 @@ def test_out_is_not_overwritten(source, folder, tmp_path):
     (tmp_path / "mine" / "notes.txt").touch()
     with pytest.raises(DataError, match="not empty and is not a prepared data set"):
         write_folder([source], tmp_path / "mine", PrepareOptions())
+    for other in ('{"format": "plr text vectors"}', '{"name": "an application"}', "[]", "{"):  # no data set's manifest
+        (tmp_path / "mine" / "manifest.json").write_text(other)
+        with pytest.raises(DataError, match="not empty and is not a prepared data set"):
+            write_folder([source], tmp_path / "mine", PrepareOptions())
+        assert (tmp_path / "mine" / "notes.txt").exists()
     (folder / "manifest.json").write_text("{")
     write_folder([source], folder, PrepareOptions())
     assert same(open_prepared(folder), prepare(source))  # a damaged one is made anew

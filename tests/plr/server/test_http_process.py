@@ -26,6 +26,7 @@ from safetensors.torch import load_file, save_file
 import plr
 from plr.cli import main
 from plr.config import Config
+from plr.server import supervisor
 from plr.training import train
 
 pytest.importorskip("msgspec", reason="plr serve needs the extra: pip install -e '.[serve]'")
@@ -96,6 +97,12 @@ def ask(connection, path="/recommend", body=BODY):
     connection.request("GET" if body is None else "POST", path, None if body is None else json.dumps(body), headers)
     answer = connection.getresponse()
     return answer.status, json.loads(answer.read())
+
+
+def counts(server):
+    connection = server.connection()
+    connection.request("GET", "/metrics", headers={"Authorization": f"Bearer {TOKEN}"})
+    return connection.getresponse().read().decode()
 
 
 def expected(run):
@@ -176,10 +183,14 @@ def test_a_server_from_its_first_run_to_its_end(runs):
         assert not others, others[:3]
         assert all(answers[0][1] == of_a for answers in found)
 
+        assert ask(server.connection(), body={"session": {"id": "s", "history": ["i1"]}})[0] == 200
         put_weights(runs / "damaged", runs / "b")
-        server.process.send_signal(signal.SIGHUP)
-        server.wait_for("not loaded, the former one is still served: .* not finite; the weights are damaged")
-        assert ask(server.connection()) == (200, of_b)
+        for times in (1, 2):  # each leaves what the served one counts in
+            server.process.send_signal(signal.SIGHUP)
+            refused = "not loaded, the former one is still served: .* not finite; the weights are damaged"
+            server.wait_for(refused, times)
+            assert ask(server.connection()) == (200, of_b)
+            assert "\nplr_sessions 1.0\n" in counts(server)
 
         (loader,) = children(server.process.pid)
         crashed, other = children(loader)
@@ -195,9 +206,7 @@ def test_a_server_from_its_first_run_to_its_end(runs):
         status, answer = ask(server.connection(), "/reload", {})
         assert (status, answer["message"].startswith("serving b (sasrec, plr, 24 items")) == (200, True)
         assert ask(server.connection()) == (200, of_a)
-        connection = server.connection()
-        connection.request("GET", "/metrics", headers={"Authorization": f"Bearer {TOKEN}"})
-        text = connection.getresponse().read().decode()
+        text = counts(server)
         assert 'plr_reloads_total{outcome="loaded"} 2.0' in text
         assert re.search(r'plr_requests_total\{path="/recommend",status="200"\} \d\d', text)  # of all processes
 
@@ -229,3 +238,20 @@ def test_a_server_from_its_first_run_to_its_end(runs):
 def test_a_run_that_cannot_be_loaded_is_a_message(runs, capfd):
     assert main(["serve", str(runs / "nothing"), "--port", "0"]) == 2
     assert re.fullmatch(r"plr: .*/nothing: no run here .*\n", capfd.readouterr().err)
+
+
+def test_an_address_that_another_server_has_taken_meanwhile_is_a_message(runs, monkeypatch, capfd):
+    """Both may be bound to it while they load their runs: the workers of the second crashed one after the other."""
+    with socket.socket() as first:
+        first.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        first.bind(("127.0.0.1", 0))
+        listen, port = supervisor.listen, first.getsockname()[1]
+
+        def bound(options):
+            found = listen(options)
+            first.listen()
+            return found
+
+        monkeypatch.setattr(supervisor, "listen", bound)
+        assert main(["serve", str(runs / "a"), "--port", str(port)]) == 2
+    assert capfd.readouterr().err == f"plr: cannot listen at 127.0.0.1:{port}: Address already in use\n"

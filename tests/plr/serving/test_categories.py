@@ -77,6 +77,9 @@ def test_what_cannot_be_is_refused(recommender, tmp_path):
     for options, said in (
         ({"at_most": 2}, "belong together"),
         ({"categories": CATEGORIES}, "belong together"),
+        ({"category_field": "kind"}, "category_field is a field of categories that are a file; found 'kind' without"),
+        ({"at_most": 2, "categories": CATEGORIES, "category_field": "kind"}, "category_field is a field of"),
+        ({"at_most": 2, "categories": recommender.categories_of(CATEGORIES), "category_field": "kind"}, "is a field"),
         ({"at_most": 0, "categories": CATEGORIES}, "at_most must be at least 1; found 0"),
         ({"at_most": 2, "categories": {3.0: "one"}}, "must name items of the run, such as 'i0', .*; found '3.0'"),
         ({"at_most": 2, "categories": {"i1": "a", " i1": "b"}}, "names the item 'i1' more than once"),

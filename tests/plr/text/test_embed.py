@@ -270,6 +270,23 @@ def test_what_a_language_model_lacks_is_said(tmp_path, monkeypatch, request):
     assert not (tmp_path / "out").exists()
 
 
+def test_of_two_at_once_the_second_does_not_replace_what_the_first_has_said_is_saved(tmp_path, monkeypatch):
+    file, out = write_texts(tmp_path / "t.tsv", topic_texts()), tmp_path / "out"
+    out.mkdir()  # empty: as good as none
+    fault = TextVectors._fault
+
+    def first(vectors):  # between the look at the folder and the renaming
+        monkeypatch.setattr(TextVectors, "_fault", fault)
+        embed_text(file, out, dim=2)
+        return None
+
+    monkeypatch.setattr(TextVectors, "_fault", first)
+    with pytest.raises(DataError, match="there is something here already"):
+        embed_text(file, out, dim=3)
+    assert TextVectors.load(out).vectors.shape[1] == 2
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "t.tsv"]
+
+
 def test_mistakes_are_named_before_anything_is_written(tmp_path):
     file = write_texts(tmp_path / "t.tsv", topic_texts())
     full = tmp_path / "full"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sqlite3
 import subprocess
 import sys
 from pathlib import Path
@@ -217,6 +218,18 @@ def test_another_search_is_not_mixed_with_it(whole, small_data, tmp_path):
         tune(request)
 
 
+def test_what_the_space_and_set_fix_is_stated_for_each_system(small_data, tmp_path):
+    """Of systems with other epochs than each other the tables would seem to be an equal search."""
+    request = requested(small_data, tmp_path / "search", trials=1, settings=(*TINY, "plr:patience=2", "lr=0.001"))
+    space_beside(tmp_path / "search", "hidden_dropout: [0.1, 0.2]\nplr: {epochs: 2}\nbase: {epochs: 1}\n")
+    report = tune(request, lambda line: None).read_text(encoding="utf-8")
+    assert f"- set for all: {', '.join(TINY)}, lr=0.001\n" in report
+    assert "- set for sasrec-base, and not equally for all: epochs=1\n" in report
+    assert "- set for sasrec-plr, and not equally for all: epochs=2, patience=2\n" in report
+    systems = record(tmp_path / "search")["systems"]
+    assert [found["fixed"]["epochs"] for found in systems.values()] == [1, 2]
+
+
 @pytest.mark.parametrize("exclude_seen", [True, False])
 def test_a_length_searched_with_the_history_left_out_is_stated(small_data, tmp_path, exclude_seen):
     """Of a longer history a larger max_length leaves fewer candidates: its validation is better by that alone."""
@@ -275,6 +288,36 @@ def test_final_runs_of_a_search_whose_storage_is_gone_are_not_taken_for_anothers
         tune(request, lambda line: None)
 
 
+def test_a_storage_that_fails_in_the_middle_is_a_message(whole, small_data, tmp_path, monkeypatch):
+    request = requested(small_data, tmp_path / "search", systems=("sasrec-base",), seeds=0)
+    step, held = TrainingModule.training_step, sqlite3.connect(":memory:")
+
+    def step_that_locks(self, batch, index):
+        nonlocal held
+        if self.config.lr != 0.001 and self.current_epoch == 1 and not held.in_transaction:  # the second trial's
+            held = sqlite3.connect(tmp_path / "search" / "trials.db", isolation_level=None)
+            held.execute("BEGIN EXCLUSIVE")
+        return step(self, batch, index)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(TrainingModule, "training_step", step_that_locks)
+        message = r"trials.db: the storage of trials cannot be read or written \(database is locked\); repeat"
+        with pytest.raises(RunError, match=message):
+            tune(request, lambda line: None)
+    held.close()
+    tune(request, lambda line: None)
+    found, expected = (record(out)["systems"]["sasrec-base"]["trials"] for out in (tmp_path / "search", whole[0]))
+    assert found == expected
+
+
+def test_a_file_that_is_no_storage_is_named(small_data, tmp_path):
+    request = requested(small_data, tmp_path / "search", systems=("sasrec-base",))
+    (tmp_path / "search").mkdir()
+    (tmp_path / "search" / "trials.db").write_text("something else, longer than a page's head " * 9)
+    with pytest.raises(RunError, match=r"not a storage of trials that can be used \(file is not a database\)"):
+        tune(request)
+
+
 def test_optuna_is_named_where_it_is_missing(small_data, tmp_path, monkeypatch):
     monkeypatch.setattr(tuning, "find_spec", lambda name: None)
     with pytest.raises(RunError, match=r"plr tune needs Optuna: pip install -e '\.\[tune\]'"):
@@ -288,6 +331,7 @@ def test_the_plan_trains_nothing_and_help_needs_no_pytorch(small_data, tmp_path,
     said = capsys.readouterr().out
     assert "6 of 6 trials and 6 of 6 final runs to train: about" in said
     assert not (tmp_path / "plan" / "runs").exists()
+    assert main(["tune", *options, *settings, "--set", "dim=4", "--pruner", "none"]) == 0  # nothing was searched yet
     code = "import sys\nfrom plr.cli import main\ntry: main(['tune', '--help'])\nexcept SystemExit: pass\n"
     code += "sys.exit('torch' in sys.modules or 'optuna' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], stdout=subprocess.DEVNULL).returncode == 0
@@ -306,6 +350,7 @@ def test_the_plan_trains_nothing_and_help_needs_no_pytorch(small_data, tmp_path,
         ({"pruner": "best"}, "pruner must be one of median, none; found 'best'"),
         ({"settings": ("seed=3",)}, "seed is set by the command itself"),
         ({"settings": ("gru:dim=3",)}, r"SYSTEM is one of .*sasrec-plr-states.*; found 'gru'"),
+        ({"settings": ("erl:dim=4",)}, "--set erl:dim=4: of sasrec-base, sasrec-plr none is of erl"),
         ({"settings": ("sasrec-plr:core=5",)}, "core is set for all: --set core=5"),  # config.yaml had it, the rows not
     ],
 )
@@ -335,6 +380,8 @@ def test_requests_that_cannot_be_met(given, message):
         ("base: {streams: [2]}\nlr: [0.1]", "base: streams decides nothing in sasrec-base"),
         ("plr: {streams: [2]}", "nothing is searched for sasrec-base"),
         ("lr: [1", "not valid YAML"),
+        ("lr: [0.1, 0.2]\nnegatives: [8, 16]", "sasrec-base: negatives needs a loss.*; nothing else"),
+        ("lr: [0.1, 0.2]\ntemperature: [null, 1.0]", "temperature is the same whichever of its values"),
     ],
 )
 def test_spaces_that_cannot_be_searched(text, message, small_data, tmp_path):
@@ -343,6 +390,13 @@ def test_spaces_that_cannot_be_searched(text, message, small_data, tmp_path):
     with pytest.raises(ConfigError, match=message) as refused:
         searching.Search(request)
     assert "space.yaml" in str(refused.value)
+
+
+def test_an_option_that_another_searched_one_gives_an_effect_is_searched(small_data, tmp_path):
+    request = requested(small_data, tmp_path / "search")
+    space_beside(tmp_path / "search", "loss: [softmax, sampled_softmax]\nnegatives: [8, 16]\nlr: [0.01]\n")
+    for searched in searching.Search(request).searched.values():
+        assert set(searched) == {"loss", "negatives", "lr"}
 
 
 def test_the_more_special_entry_holds_and_numbers_are_read_as_numbers(tmp_path):
@@ -378,6 +432,18 @@ def test_settings_that_the_data_refuse_are_drawn_again(small_data, tmp_path):
     tune(asked, lambda line: None)
     trials = record(tmp_path / "search")["systems"]["sasrec-base"]["trials"]
     assert [trial["settings"]["warmup_steps"] <= 1 for trial in trials] == [True] * 4
+
+
+def test_settings_that_the_sampler_insists_on_are_drawn_at_random(small_data, tmp_path):
+    """After five trials it proposes what it knows least, hence what was refused, and ended the search so."""
+    settings = (*TINY, "lr=0.001", "epochs=1")
+    changes = {"systems": ("sasrec-base",), "trials": 8, "seeds": 0, "settings": settings, "seed": 3}
+    asked = requested(small_data, tmp_path / "search", **changes)
+    space_beside(tmp_path / "search", "hidden_dropout: {low: 0.1, high: 0.6}\nwarmup_steps: [0, 500000, 1000000]\n")
+    tune(asked, lambda line: None)
+    trials = record(tmp_path / "search")["systems"]["sasrec-base"]["trials"]
+    assert [trial["settings"]["warmup_steps"] for trial in trials] == [0] * 8
+    assert len({trial["settings"]["hidden_dropout"] for trial in trials}) == 8
 
 
 def test_a_search_whose_defaults_the_data_refuse_says_so(small_data, tmp_path):
