@@ -687,7 +687,7 @@ def history_of(given: list[str], item_ids: Sequence[str]) -> list[str]:
         return split
     try:
         listed = json.loads(given[0])
-    except ValueError:
+    except (ValueError, RecursionError):
         listed = None
     if isinstance(listed, list) and all(isinstance(item, (str, int)) for item in listed):
         return [str(item) for item in listed]

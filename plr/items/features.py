@@ -81,7 +81,7 @@ def _read_json(path: Path, chosen: list[str] | None) -> tuple[set[str], dict[str
         content = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=without_duplicates)
     except json.JSONDecodeError as error:
         raise DataError(f"not JSON: {error.msg} (column {error.colno})", path, error.lineno) from error
-    except (UnicodeDecodeError, DuplicateKeyError) as error:
+    except (ValueError, RecursionError) as error:  # a name twice, not UTF-8, huge numbers, lists in lists in lists
         raise DataError(f"not usable JSON: {error}", path) from error
     if not isinstance(content, dict) or not content:
         raise DataError("expected an object {item: values}, not empty", path)

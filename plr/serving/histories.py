@@ -107,7 +107,7 @@ def split_history(text: str) -> Sequence[str]:
     if text.lstrip()[:1] == "[":
         try:
             ids = json.loads(text)
-        except ValueError:
+        except (ValueError, RecursionError):
             ids = None
         if isinstance(ids, list) and all(map(is_id, ids)):
             return [str(each) for each in ids]

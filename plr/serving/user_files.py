@@ -17,7 +17,8 @@ from plr.config import Config
 from plr.data import open_prepared
 from plr.errors import ConfigError, DataError, shortened
 from plr.files import sha256_of
-from plr.items.features import DuplicateKeyError, without_duplicates
+from plr.items.features import without_duplicates
+from plr.options import is_text
 from plr.prepare.folder import is_prepared
 from plr.prepare.options import PrepareOptions
 from plr.prepare.readers import Columns, detect_format, find_interactions, open_plain
@@ -260,10 +261,10 @@ def _json_rows(path: Path, user_column: str | None) -> Iterator[Row]:
                 continue
             try:
                 record = json.loads(text, object_pairs_hook=without_duplicates)
-            except DuplicateKeyError as error:
-                raise DataError(f"not usable JSON: {error}", path, line) from error
-            except ValueError as error:
+            except json.JSONDecodeError as error:
                 raise DataError(f"not JSON: {error}", path, line) from error
+            except (ValueError, RecursionError) as error:  # a name twice, huge numbers, lists in lists in lists
+                raise DataError(f"not usable JSON: {error}", path, line) from error
             if not isinstance(record, dict):
                 raise DataError(f"must be an object with a user and a history; found {shortened(text)}", path, line)
             if user is None:
@@ -273,6 +274,9 @@ def _json_rows(path: Path, user_column: str | None) -> Iterator[Row]:
                 raise DataError(f"history must be a list of item ids; found {shortened(history)}", path, line)
             if not is_id(record.get(user)):
                 raise DataError(f"{user} must be an id; found {shortened(record.get(user))}", path, line)
+            half = next((each for each in (record[user], *history) if not is_text(str(each))), None)
+            if half is not None:  # JSON may write one down
+                raise DataError(f"half a character (a surrogate that stands alone) in {half!r}", path, line)
             yield _user(str(record[user]), path, line), [str(item) for item in history]
 
 

@@ -75,5 +75,5 @@ def _json(path: Path, key: str, default: list | None = None) -> list:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         return content[key] if default is None else content.get(key, default)
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise DataError(f"not as Hugging Face writes it: no {key!r}", path) from error

@@ -86,6 +86,8 @@ def test_number_ids_are_strings(tmp_path):
         ("f.json", {"a": [True]}, None, "expected strings or whole numbers; found True"),
         ("f.json", {"a": [""], "x": ["y"]}, None, "no item of the data has a value in field 'attributes'"),
         ("f.json", '{"a": [1],\n "b": }', None, "f.json:2: not JSON"),
+        ("f.json", '{"a": ' + "[" * 99999, None, "f.json: not usable JSON: maximum recursion depth exceeded"),
+        ("f.json", '{"a": [' + "1" * 5000 + "]}", None, "f.json: not usable JSON: Exceeds the limit"),
         ("f.json", '{"a": [1], "a": [2]}', None, "'a' occurs twice"),
         ("f.json", "[]", None, "expected an object {item: values}, not empty"),
         ("f.json", {"a": {"title": "A"}}, None, "no field to use; the file has 'title'"),
