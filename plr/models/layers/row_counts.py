@@ -1,7 +1,7 @@
 """Few counts of rows: oneDNN makes machine code anew for every count that it has not had.
 
-That takes 1 to 2 ms, more than most products of a training step, and batches of histories seldom have as many rows as
-one before. So rows are padded to one of few counts, whose code is kept.
+That takes as long as many a product of a training step, and batches of histories seldom have as many rows as one
+before. So rows are padded to one of few counts, whose code is kept (docs/findings.md has what it brings).
 """
 
 from __future__ import annotations
