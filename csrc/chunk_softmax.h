@@ -20,15 +20,14 @@ namespace plr_kernels {
 class ChunkSoftmax {
  public:
   // States in a `listed_order`; targets per `streams` consecutive rows.
-  ChunkSoftmax(const Context& context, int64_t items, Order order, const int64_t* targets, int64_t streams,
-               int64_t batch)
+  ChunkSoftmax(const Context& context, int64_t items, Order order, const int64_t* targets, int64_t streams)
       : context_(context),
         order_(std::move(order)),
         count_(static_cast<int64_t>(order_.size())),
         targets_(order_, targets, streams),
         target_scores_(count_, 0.0f),
-        block_maximum_(batch * count_),
-        block_sum_(batch * count_),
+        block_maximum_(context.threads.count() * count_),
+        block_sum_(context.threads.count() * count_),
         parts_(items),
         rest_(parts_.count, count_),
         maximum_(count_, 0.0f),
@@ -36,21 +35,21 @@ class ChunkSoftmax {
         prob_of_rest_(count_, 0.0f),
         grad_scale_(count_, 0.0f) {}
 
-  void visit(int64_t index, const ScoreBlock& block) {
+  void visit(const ScoreBlock& block) {
     targets_.visit(block, [&](int64_t state, float& score) {
       target_scores_[state] = score;
       score = -std::numeric_limits<float>::infinity();
     });
-    const int64_t first = index * count_ + block.first_state;
+    const int64_t first = block.thread * count_ + block.first_state;
     SoftmaxStatistics::of_block(context_.kernels, block, block_maximum_.data() + first, block_sum_.data() + first);
   }
 
-  void merge(int64_t index, int64_t number) {
-    const int64_t first = index * count_;
+  void merge(int thread, int64_t number) {
+    const int64_t first = thread * count_;
     rest_.add(context_.kernels, parts_.of_block(number), block_maximum_.data() + first, block_sum_.data() + first);
   }
 
-  // To be called once, after the last batch and before the next three.
+  // To be called once, after the last block and before the next three.
   void finish() { rest_.merge(context_.kernels); }
 
   // The state's cross-entropy; kept for its gradient.

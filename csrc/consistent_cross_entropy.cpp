@@ -101,23 +101,23 @@ class ConsistentChunk {
  public:
   const States states;
 
-  ConsistentChunk(ConsistentPass& pass, int64_t first, int64_t count, int64_t batch)
-      : ConsistentChunk(pass, first, count, batch, drawn_states(pass, first, count), other_states(pass, first, count)) {
+  ConsistentChunk(ConsistentPass& pass, int64_t first, int64_t count)
+      : ConsistentChunk(pass, first, count, drawn_states(pass, first, count), other_states(pass, first, count)) {
   }
 
-  void visit(int64_t index, const ScoreBlock& block) {
+  void visit(const ScoreBlock& block) {
     if (const ScoreBlock drawn = part_of(block, 0, drawn_count_); drawn.states > 0) {
       targets_.visit(drawn, [&](int64_t state, float& score) { target_scores_[state] = score; });
-      divergence_.visit(index, drawn);
+      divergence_.visit(drawn);
     }
     if (const ScoreBlock others = part_of(block, drawn_count_, states.count); others.states > 0) {
-      softmax_.visit(index, others);
+      softmax_.visit(others);
     }
   }
 
-  void merge(int64_t index, int64_t number) {
-    divergence_.merge(index, number);
-    softmax_.merge(index, number);
+  void merge(int thread, int64_t number) {
+    divergence_.merge(thread, number);
+    softmax_.merge(thread, number);
   }
 
   void finish() {
@@ -154,8 +154,7 @@ class ConsistentChunk {
   void stored(const MutableMatrix& gradient) const { gradient_->correct(pass_.scale, gradient); }
 
  private:
-  ConsistentChunk(ConsistentPass& pass, int64_t first, int64_t count, int64_t batch, const Order& drawn,
-                  const Order& others)
+  ConsistentChunk(ConsistentPass& pass, int64_t first, int64_t count, const Order& drawn, const Order& others)
       : states(pack_states(pass.context, pass.states, joined(drawn, others), kLog2E / pass.temperature,
                            pass.arithmetic)),
         pass_(pass),
@@ -166,8 +165,8 @@ class ConsistentChunk {
         targets_(target_of_),
         target_scores_(drawn_count_, 0.0f),
         scales_(drawn_count_, 0.0f),
-        divergence_(pass.context, pass.items.rows, kViews, drawn_count_, batch),
-        softmax_(pass.context, pass.items.rows, others, pass.rows.targets, kViews * pass.rows.streams, batch) {}
+        divergence_(pass.context, pass.items.rows, kViews, drawn_count_),
+        softmax_(pass.context, pass.items.rows, others, pass.rows.targets, kViews * pass.rows.streams) {}
 
   // Of drawn states, -1 for those that are no row. A target that does not count changes nothing: its scale is 0.
   std::vector<int64_t> targets_of(const Order& drawn) const {
@@ -249,9 +248,9 @@ double consistent_cross_entropy_gradients(const Context& context, const Matrix& 
   const int64_t each = round_up(divided_up(histories, divided_up(histories, most)), kLanes);
   const int64_t largest = each * kViews + round_up(each * kViews * (rows.streams - 1), kPanelColumns);
   sweep_chunks({context, states, items, kViews * kLanes, pass.arithmetic, {states_gradient, items_gradient, scale}},
-               divided_up(histories, each), largest, [&](int64_t number, int64_t batch) {
+               divided_up(histories, each), largest, [&](int64_t number) {
                  const int64_t first = number * each;
-                 return std::make_unique<ConsistentChunk>(pass, first, std::min(each, histories - first), batch);
+                 return std::make_unique<ConsistentChunk>(pass, first, std::min(each, histories - first));
                });
   return pass.total * kLn2 / static_cast<double>(histories);
 }

@@ -36,16 +36,16 @@ class CrossEntropyChunk {
   const States states;
 
   // Of some rows that count.
-  CrossEntropyChunk(const Context& context, const CrossEntropyRows& all, std::vector<int64_t> rows, int64_t batch)
+  CrossEntropyChunk(const Context& context, const CrossEntropyRows& all, std::vector<int64_t> rows)
       : states(pack_states(context, all.states, states_of(rows, all.streams), kLog2E / all.temperature,
                            all.arithmetic)),
         all_(all),
         rows_(std::move(rows)),
-        softmax_(context, all.items.rows, states.order, all.targets, all.streams, batch) {}
+        softmax_(context, all.items.rows, states.order, all.targets, all.streams) {}
 
-  void visit(int64_t index, const ScoreBlock& block) { softmax_.visit(index, block); }
+  void visit(const ScoreBlock& block) { softmax_.visit(block); }
 
-  void merge(int64_t index, int64_t number) { softmax_.merge(index, number); }
+  void merge(int thread, int64_t number) { softmax_.merge(thread, number); }
 
   void finish() {
     softmax_.finish();

@@ -42,24 +42,24 @@ class PartialStatistics {
 // The statistics of a chunk of groups (score_chunks.h), of which `visit` sees every block of scores.
 class ChunkDivergence {
  public:
-  ChunkDivergence(const Context& context, int64_t items, int64_t group, int64_t states, int64_t batch)
+  ChunkDivergence(const Context& context, int64_t items, int64_t group, int64_t states)
       : context_(context),
         group_(group),
         count_(states),
         memory_size_(2 * items_per_block(items) * kLanes),
         memory_(memory_size_ * context.threads.count()),
-        of_block_(batch, states),
-        block_argmax_(batch * states),
+        of_block_(context.threads.count(), states),
+        block_argmax_(context.threads.count() * states),
         parts_(items),
         parts_statistics_(parts_.count, states),
         parts_argmax_(parts_.count * states) {}
 
-  void visit(int64_t index, const ScoreBlock& block) {
+  void visit(const ScoreBlock& block) {
     Scores scores = block;
     scores.states = whole_groups(block.states, group_);
-    const DivergenceStatistics now = of_block_.of(index, block.first_state);
+    const DivergenceStatistics now = of_block_.of(block.thread, block.first_state);
     context_.kernels.divergence_statistics(scores, group_, memory_.data() + block.thread * memory_size_, now);
-    int64_t* item = block_argmax_.data() + index * count_ + block.first_state;
+    int64_t* item = block_argmax_.data() + block.thread * count_ + block.first_state;
     for (int64_t i = 0; i < scores.states; ++i) {
       item[i] = block.first_item + static_cast<int64_t>(now.argmax[i]);
       block.at(item[i], block.first_state + i) = now.maximum[i];  // where the statistics have left none
@@ -67,10 +67,10 @@ class ChunkDivergence {
   }
 
   // The first block of a part of the items sets its statistics, the others are merged into them, as in the forward pass.
-  void merge(int64_t index, int64_t number) {
+  void merge(int thread, int64_t number) {
     const int64_t part = parts_.of_block(number);
-    const DivergenceStatistics now = of_block_.of(index, 0), so_far = parts_statistics_.of(part, 0);
-    const int64_t* item = block_argmax_.data() + index * count_;
+    const DivergenceStatistics now = of_block_.of(thread, 0), so_far = parts_statistics_.of(part, 0);
+    const int64_t* item = block_argmax_.data() + thread * count_;
     int64_t* argmax = parts_argmax_.data() + part * count_;
     if (number * parts_.block != part * parts_.size) {
       add(item, now, argmax, so_far);
@@ -83,7 +83,7 @@ class ChunkDivergence {
     }
   }
 
-  // To be called once, after the last batch: makes part 0, which the next two are about, hold all items.
+  // To be called once, after the last block: makes part 0, which the next two are about, hold all items.
   void finish() {
     for (int64_t part = 1; part < parts_.count; ++part) {
       add(parts_argmax_.data() + part * count_, parts_statistics_.of(part, 0), parts_argmax_.data(), all());

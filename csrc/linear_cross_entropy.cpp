@@ -99,10 +99,10 @@ void cross_entropy_gradients(const Context& context, const Matrix& states, const
   const int64_t largest = chunks == 0 ? 0 : round_up(divided_up(rows, chunks) * streams, kPanelColumns);
   const Gradients gradients{states_gradient, items_gradient, static_cast<float>(weight / temperature)};
   sweep_chunks({context, states, items, kPanelColumns, all.arithmetic, gradients}, chunks, largest,
-               [&](int64_t number, int64_t batch) {
+               [&](int64_t number) {
                  std::vector<int64_t> chunk(counted.begin() + rows * number / chunks,
                                             counted.begin() + rows * (number + 1) / chunks);
-                 return std::make_unique<CrossEntropyChunk>(context, all, std::move(chunk), batch);
+                 return std::make_unique<CrossEntropyChunk>(context, all, std::move(chunk));
                });
 }
 

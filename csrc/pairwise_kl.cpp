@@ -114,15 +114,15 @@ class DivergenceChunk {
  public:
   const States states;
 
-  DivergenceChunk(DivergencePass& pass, int64_t first, int64_t entries, int64_t batch)
+  DivergenceChunk(DivergencePass& pass, int64_t first, int64_t entries)
       : states(pack_groups(pass.context, pass.states, first, entries, pass.group, pass.temperature,
                            pass.arithmetic)),
         pass_(pass),
-        statistics_(pass.context, pass.items.rows, pass.group, states.count, batch) {}
+        statistics_(pass.context, pass.items.rows, pass.group, states.count) {}
 
-  void visit(int64_t index, const ScoreBlock& block) { statistics_.visit(index, block); }
+  void visit(const ScoreBlock& block) { statistics_.visit(block); }
 
-  void merge(int64_t index, int64_t number) { statistics_.merge(index, number); }
+  void merge(int thread, int64_t number) { statistics_.merge(thread, number); }
 
   void finish() {
     statistics_.finish();
@@ -220,9 +220,9 @@ double pairwise_kl_gradients(const Context& context, const Matrix& states, int64
   const int64_t each = round_up(divided_up(entries, divided_up(entries, most)), kLanes);
   const int64_t largest = round_up(each * group, kPanelColumns);
   sweep_chunks({context, states, items, group * kLanes, pass.arithmetic, {states_gradient, items_gradient, scale}},
-               divided_up(entries, each), largest, [&](int64_t number, int64_t batch) {
+               divided_up(entries, each), largest, [&](int64_t number) {
                  const int64_t first = number * each;
-                 return std::make_unique<DivergenceChunk>(pass, first, std::min(each, entries - first), batch);
+                 return std::make_unique<DivergenceChunk>(pass, first, std::min(each, entries - first));
                });
   return pass.total * kLn2 * share;
 }

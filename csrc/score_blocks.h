@@ -39,11 +39,13 @@ inline int64_t items_per_block(int64_t items) {
   return std::clamp(round_up(items / wanted_blocks, 12), smallest, largest);
 }
 
-// Consecutive item blocks that one task of the forward pass takes.
+// Consecutive item blocks that one task of a sweep over the items takes.
 struct ItemChunks {
   explicit ItemChunks(int64_t items) : total(items), block(items_per_block(items)) {
-    constexpr int64_t most_chunks = 32;
-    size = divided_up(divided_up(items, block), most_chunks) * block;
+    // Enough for many threads to share, but none so small that what is added up chunk by chunk takes time.
+    constexpr int64_t fair_chunks = 32, fair_blocks = 4, most_chunks = 128;
+    const int64_t blocks = divided_up(items, block);
+    size = std::max(std::min(divided_up(blocks, fair_chunks), fair_blocks), divided_up(blocks, most_chunks)) * block;
     count = divided_up(items, size);
   }
   // The chunk of the item block with this number.
