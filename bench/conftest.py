@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 
+from bench.beside import programs
 from bench.failures import failure
 from bench.records import ROUND_DIGITS, write_record
 
@@ -27,6 +28,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--record", type=Path, metavar="FILE", help="write what was measured, after every benchmark")
     parser.addoption("--add", action="store_true", help="with --record: to what the file holds already")
     parser.addoption("--rounds", type=int, metavar="N", help="no more rounds than these, to try the benchmarks")
+    parser.addoption("--beside", type=int, default=0, metavar="N", help="beside N other programs that compute")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -44,7 +46,13 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             params["rounds"] = min(params["rounds"], most)
 
 
-def pytest_benchmark_update_machine_info(machine_info: dict[str, Any]) -> None:
+@pytest.fixture(autouse=True, scope="session")
+def _beside_other_programs(pytestconfig: pytest.Config) -> Iterator[None]:
+    with programs(pytestconfig.getoption("--beside")):
+        yield
+
+
+def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: dict[str, Any]) -> None:
     """Add what the figures depend on, and leave out the machine's name and its CPU's two hundred flags."""
     for name in ("node", "release"):
         machine_info.pop(name, None)
@@ -54,6 +62,7 @@ def pytest_benchmark_update_machine_info(machine_info: dict[str, Any]) -> None:
     machine_info["cpu_capability"] = torch.backends.cpu.get_cpu_capability()
     machine_info["instruction_set"] = instruction_set()
     machine_info["settings"] = {name: os.environ[name] for name in SETTINGS if name in os.environ}
+    machine_info["beside"] = config.getoption("--beside")
     machine_info["libc"] = " ".join(platform.libc_ver())
 
 

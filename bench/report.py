@@ -41,8 +41,8 @@ def table(report: Report, whole: bool) -> str:
     return "\n".join([*lines, "", *notes] if notes else lines)
 
 
-def measure(target: Path, tests: Path, sizes: str = "all", rounds: int | None = None) -> None:
-    """Run each file of benchmarks in a process of its own and write all results.
+def measure(target: Path, tests: Path, sizes: str = "all", rounds: int | None = None, beside: int = 0) -> None:
+    """Run each file of benchmarks in a process of its own, beside so many others that compute, and write all results.
 
     They are written aside after every case, and moved to `target` when all have run: a case that fails is named among
     them, and takes no other along, also where it ends its process. What a run had measured when it was ended from
@@ -56,7 +56,7 @@ def measure(target: Path, tests: Path, sizes: str = "all", rounds: int | None = 
     status = 0
     with tempfile.TemporaryDirectory(prefix="plr-bench-") as cache:
         for file in [tests] if tests.is_file() else sorted(tests.glob("test_*.py")):
-            status = _measure_file(file, aside, cache, sizes, rounds)
+            status = _measure_file(file, aside, cache, sizes, rounds, beside)
             if status in _ENDED:
                 break
     measured = Report.read(aside) if aside.exists() else Report("", [])
@@ -71,7 +71,7 @@ def measure(target: Path, tests: Path, sizes: str = "all", rounds: int | None = 
     os.replace(aside, target)
 
 
-def _measure_file(file: Path, aside: Path, cache: str, sizes: str, rounds: int | None) -> int:
+def _measure_file(file: Path, aside: Path, cache: str, sizes: str, rounds: int | None, beside: int) -> int:
     """Run a file of benchmarks, and add what it measures to what was written aside. Returns pytest's last status.
 
     Where a case ends the process it is named, and those behind it run in another one.
@@ -80,7 +80,7 @@ def _measure_file(file: Path, aside: Path, cache: str, sizes: str, rounds: int |
     environment = {**os.environ, "TORCHINDUCTOR_CACHE_DIR": cache}
     command = [sys.executable, "-m", "pytest", str(file), "--benchmark-only", "-q", "-m", SIZES[sizes]]
     command += ["--continue-on-collection-errors", f"--record={aside}", "--add"]
-    command += [] if rounds is None else [f"--rounds={rounds}"]
+    command += [f"--beside={beside}", *([] if rounds is None else [f"--rounds={rounds}"])]
     while True:
         try:
             status = subprocess.run(command, stdout=sys.stderr, cwd=HERE.parent, env=environment).returncode
@@ -107,16 +107,19 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--sizes", choices=SIZES, default="all", help="with --run: which shapes; `tiny` ones, not in "
                         "`all`, only show that everything runs")  # fmt: skip
     parser.add_argument("--rounds", type=int, help="with --run: no more than these, to try the benchmarks")
+    parser.add_argument("--beside", type=int, default=0, metavar="N", help="with --run: while N other programs compute")
     parser.add_argument("--tests", type=Path, default=HERE, help="with --run: a file of benchmarks; by default all")
     parser.add_argument("--out", type=Path, default=RESULTS / "cpu.json", help="with --run: the result file")
     parser.add_argument("--whole", action="store_true", help="only forward and backward together")
     parser.add_argument("--plot", type=Path, metavar="PNG", help="also draw the passes as a whole")
     options = parser.parse_args(arguments)
+    if options.beside < 0:
+        parser.error(f"--beside must be 0 or more, not {options.beside}")
     if options.run == bool(options.files):
         parser.error("give result files, or --run to measure")
     try:
         if options.run:
-            measure(options.out.resolve(), options.tests.resolve(), options.sizes, options.rounds)
+            measure(options.out.resolve(), options.tests.resolve(), options.sizes, options.rounds, options.beside)
         reports = [Report.read(path) for path in options.files or [options.out]]
     except ResultError as error:
         sys.exit(str(error))
