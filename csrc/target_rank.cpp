@@ -193,15 +193,18 @@ void rank_by_gemv(const Context& context, const RankCall& call) {
 
   Bars bars(context, call, rows);
   Buffer of_target(streams), target_scores(streams * kLanes);
-  for (int64_t row = 0; row < rows; ++row) {
-    sweep.of_item(call.targets[row], row * streams, streams, of_target.data());
-    for (int64_t m = 0; m < streams; ++m) {
-      std::fill_n(target_scores.data() + m * kLanes, kLanes, of_target[m]);
+  // One task, as they take no time: by a task, since those of the sweep take subnormal numbers for zeros, too.
+  context.threads.run(1, [&](int64_t, int) {
+    for (int64_t row = 0; row < rows; ++row) {
+      sweep.of_item(call.targets[row], row * streams, streams, of_target.data());
+      for (int64_t m = 0; m < streams; ++m) {
+        std::fill_n(target_scores.data() + m * kLanes, kLanes, of_target[m]);
+      }
+      bars.set(
+          row, target_scores.data(), [&](int64_t) { return row; }, lse,
+          [&](int64_t, int64_t m) { return row * streams + m; });
     }
-    bars.set(
-        row, target_scores.data(), [&](int64_t) { return row; }, lse,
-        [&](int64_t, int64_t m) { return row * streams + m; });
-  }
+  });
 
   Counts counts(context, rows);
   Buffer mixed(call.is_mixture() ? block_items * context.threads.count() : 0);

@@ -114,6 +114,22 @@ def test_equal_vectors_tie_wherever_they_stand(dtype, rows, streams, dim):
 
 
 @pytest.mark.usefixtures("instruction_set")
+@pytest.mark.parametrize("rows", [1, 2, 5, 20])
+@pytest.mark.parametrize("temperature", [1.0, 0.02, 1e-6])
+def test_targets_tie_with_their_copies_where_streams_disagree(rows, temperature):
+    """Of the target's probability most streams add a part so small that it is subnormal, or none."""
+    generator = torch.Generator().manual_seed(rows)
+    states, items = normal(generator, rows, 4, 64).float(), normal(generator, 120, 64).float()
+    items[60:] = items[:60].clone()
+    log_weights = torch.log_softmax(normal(generator, rows, 4), dim=1).float()
+    targets = torch.randint(120, (rows,), generator=generator)
+    _, equal = target_mixture_rank(3 * states, log_weights, items, targets, temperature=temperature)
+    assert equal.tolist() == [1] * rows
+    _, equal = target_rank(2.0**-124 * states[:, 0], items, targets)  # some products are subnormal
+    assert equal.tolist() == [1] * rows
+
+
+@pytest.mark.usefixtures("instruction_set")
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize("rows", [1, 5, 20])
 @pytest.mark.parametrize("dim", [15, 17, 40])
