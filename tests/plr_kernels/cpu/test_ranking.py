@@ -126,7 +126,7 @@ def test_targets_tie_with_their_copies_where_streams_disagree(rows, temperature)
     _, equal = target_mixture_rank(3 * states, log_weights, items, targets, temperature=temperature)
     assert equal.tolist() == [1] * rows
     _, equal = target_rank(2.0**-124 * states[:, 0], items, targets)  # some products are subnormal
-    assert equal.tolist() == [1] * rows
+    assert (equal >= 1).all()  # others may tie by what is lost
 
 
 @pytest.mark.usefixtures("instruction_set")
@@ -174,15 +174,15 @@ def test_long_lists_of_excluded_items(rows):
 
 
 @pytest.mark.usefixtures("_threads_restored")
-@pytest.mark.parametrize("dim", [1, 16])
-def test_more_items_than_float32_counts(dim):
+@pytest.mark.parametrize(("rows", "dim"), [(1, 1), (1, 16), (34, 1)])  # of several groups of 16 the first ones lead
+def test_more_items_than_float32_counts(rows, dim):
     torch.set_num_threads(1)
     vocabulary = 2**24 + 1001
     items = torch.zeros(vocabulary, 1, dtype=torch.bfloat16)
     items[-1] = items[7] = -1
-    states = torch.ones(1, dim, dtype=torch.bfloat16)
-    greater, equal = target_rank(states, items.expand(-1, dim), torch.tensor([7]))
-    assert (greater.tolist(), equal.tolist()) == ([vocabulary - 2], [1])
+    states = torch.ones(rows, dim, dtype=torch.bfloat16)
+    greater, equal = target_rank(states, items.expand(-1, dim), torch.full((rows,), 7))
+    assert (greater.tolist(), equal.tolist()) == ([vocabulary - 2] * rows, [1] * rows)
 
 
 @pytest.mark.parametrize("rows", [1024, 1025, 2100])
