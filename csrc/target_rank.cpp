@@ -52,7 +52,8 @@ class Counts {
   void add(int thread, int64_t group, const float* scores, int64_t step, int64_t vectors, const float* bar) {
     OfThread& own = of_threads_[thread];
     constexpr int64_t exact_counts = 1 << 24;  // of float32
-    if (own.since_flush + vectors > exact_counts * groups_) own.flush();
+    // A group whose turn comes early in a block has had no more than its share of what all have had before the block.
+    if (own.since_flush + vectors * groups_ > exact_counts * groups_) own.flush();
     own.since_flush += vectors;
     float* counts = own.floats.data() + group * 3 * kLanes;
     kernels_.count_against(scores, step, vectors, bar, counts, counts + kLanes, counts + 2 * kLanes);
@@ -193,15 +194,18 @@ void rank_by_gemv(const Context& context, const RankCall& call) {
 
   Bars bars(context, call, rows);
   Buffer of_target(streams), target_scores(streams * kLanes);
-  for (int64_t row = 0; row < rows; ++row) {
-    sweep.of_item(call.targets[row], row * streams, streams, of_target.data());
-    for (int64_t m = 0; m < streams; ++m) {
-      std::fill_n(target_scores.data() + m * kLanes, kLanes, of_target[m]);
+  // One task, as they take no time: by a task, since those of the sweep take subnormal numbers for zeros, too.
+  context.threads.run(1, [&](int64_t, int) {
+    for (int64_t row = 0; row < rows; ++row) {
+      sweep.of_item(call.targets[row], row * streams, streams, of_target.data());
+      for (int64_t m = 0; m < streams; ++m) {
+        std::fill_n(target_scores.data() + m * kLanes, kLanes, of_target[m]);
+      }
+      bars.set(
+          row, target_scores.data(), [&](int64_t) { return row; }, lse,
+          [&](int64_t, int64_t m) { return row * streams + m; });
     }
-    bars.set(
-        row, target_scores.data(), [&](int64_t) { return row; }, lse,
-        [&](int64_t, int64_t m) { return row * streams + m; });
-  }
+  });
 
   Counts counts(context, rows);
   Buffer mixed(call.is_mixture() ? block_items * context.threads.count() : 0);

@@ -11,6 +11,8 @@ namespace plr_data {
 namespace {
 
 constexpr int width = 64;  // bytes that are looked at together, a bit for each
+constexpr size_t mark_length = 3;
+constexpr uint8_t byte_order_mark[mark_length] = {0xef, 0xbb, 0xbf};
 
 // The bits of the bytes that are `wanted`; all 64 bytes are read.
 uint64_t bits_of(const uint8_t* text, uint8_t wanted) {
@@ -53,25 +55,36 @@ RecordScan::RecordScan(char separator, bool quoted, int64_t longest)
     : separator_(static_cast<uint8_t>(separator)), quoted_(quoted), longest_(longest) {}
 
 void RecordScan::feed(const uint8_t* text, size_t length) {
-  if (length == 0) return;
-  if (first_ && length >= 3 && std::memcmp(text, "\xef\xbb\xbf", 3) == 0) text += 3, length -= 3;  // a byte order mark
-  first_ = false;
+  if (at_mark_) {
+    while (length > 0 && marked_ < mark_length && *text == byte_order_mark[marked_]) ++text, --length, ++marked_;
+    if (length == 0 && marked_ < mark_length) return;
+    end_of_mark();
+  }
   while (length >= width && problem_ == none) {
     if (!usual_block(text)) block(text, width);
     text += width, length -= width;
   }
-  if (length > 0 && problem_ == none) {
-    uint8_t rest[width] = {};
-    std::memcpy(rest, text, length);
-    block(rest, static_cast<int>(length));
-  }
+  if (length > 0 && problem_ == none) part_of_block(text, length);
 }
 
 void RecordScan::finish() {
+  if (at_mark_) end_of_mark();
   if (problem_ != none) return;
   if (state_ == inside) problem_ = never_closed;
   if (odd_) problem_ = within;
   if (before_ != '\n') ++records_;
+}
+
+// What looked like a byte order mark, and is not one, belongs to the first field.
+void RecordScan::end_of_mark() {
+  at_mark_ = false;
+  if (marked_ > 0 && marked_ < mark_length) part_of_block(byte_order_mark, marked_);
+}
+
+void RecordScan::part_of_block(const uint8_t* text, size_t length) {
+  uint8_t padded[width] = {};
+  std::memcpy(padded, text, length);
+  block(padded, static_cast<int>(length));
 }
 
 // Takes 64 bytes in which every other quote opens a field; false, and nothing is taken, where it is not so.

@@ -29,6 +29,8 @@ class RecordScan {
 
   bool usual_block(const uint8_t* text);
   void block(const uint8_t* text, int length);
+  void part_of_block(const uint8_t* text, size_t length);  // fewer than 64 bytes
+  void end_of_mark();
 
   const uint8_t separator_;
   const bool quoted_;
@@ -36,7 +38,8 @@ class RecordScan {
   State state_ = outside;
   Problem problem_ = none;
   bool odd_ = false;  // outside: the field, which does not begin with a quote, has an odd number of them so far
-  bool first_ = true;
+  bool at_mark_ = true;  // all so far may be the beginning of a byte order mark
+  size_t marked_ = 0;    // how much of it
   uint8_t before_ = '\n';
   int64_t records_ = 0;
   int64_t lines_ = 0;  // that have ended

@@ -87,7 +87,8 @@ class RecordScan:
         if self._blank is not None:
             self._blank += text
             rest = self._blank.removeprefix(_BYTE_ORDER_MARK).lstrip(b"\r\n")
-            if rest or len(self._blank) > _BLOCK:
+            part_of_mark = len(rest) < len(_BYTE_ORDER_MARK) and _BYTE_ORDER_MARK.startswith(self._blank)
+            if (rest and not part_of_mark) or len(self._blank) > _BLOCK:
                 self._leading = self._blank[: len(self._blank) - len(rest)].count(b"\n")
                 self._blank = None
         self._scan.feed(text)
@@ -132,9 +133,12 @@ class _Scan:
         self.records = self.problem = self.opened = 0
 
     def feed(self, text: bytes) -> None:
-        if self._first:
-            text, self._first = text.removeprefix(_BYTE_ORDER_MARK), False
         text = self._rest + text
+        if self._first:
+            if _BYTE_ORDER_MARK.startswith(text) and text != _BYTE_ORDER_MARK:
+                self._rest = text  # of a mark that may come in parts
+                return
+            text, self._first = text.removeprefix(_BYTE_ORDER_MARK), False
         end = text.rfind(b"\n") + 1
         self._rest = text[end:]
         self._lines(text[:end])

@@ -114,6 +114,22 @@ def test_equal_vectors_tie_wherever_they_stand(dtype, rows, streams, dim):
 
 
 @pytest.mark.usefixtures("instruction_set")
+@pytest.mark.parametrize("rows", [1, 2, 5, 20])
+@pytest.mark.parametrize("temperature", [1.0, 0.02, 1e-6])
+def test_targets_tie_with_their_copies_where_streams_disagree(rows, temperature):
+    """Of the target's probability most streams add a part so small that it is subnormal, or none."""
+    generator = torch.Generator().manual_seed(rows)
+    states, items = normal(generator, rows, 4, 64).float(), normal(generator, 120, 64).float()
+    items[60:] = items[:60].clone()
+    log_weights = torch.log_softmax(normal(generator, rows, 4), dim=1).float()
+    targets = torch.randint(120, (rows,), generator=generator)
+    _, equal = target_mixture_rank(3 * states, log_weights, items, targets, temperature=temperature)
+    assert equal.tolist() == [1] * rows
+    _, equal = target_rank(2.0**-124 * states[:, 0], items, targets)  # some products are subnormal
+    assert (equal >= 1).all()  # others may tie by what is lost
+
+
+@pytest.mark.usefixtures("instruction_set")
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize("rows", [1, 5, 20])
 @pytest.mark.parametrize("dim", [15, 17, 40])
@@ -158,15 +174,15 @@ def test_long_lists_of_excluded_items(rows):
 
 
 @pytest.mark.usefixtures("_threads_restored")
-@pytest.mark.parametrize("dim", [1, 16])
-def test_more_items_than_float32_counts(dim):
+@pytest.mark.parametrize(("rows", "dim"), [(1, 1), (1, 16), (34, 1)])  # of several groups of 16 the first ones lead
+def test_more_items_than_float32_counts(rows, dim):
     torch.set_num_threads(1)
     vocabulary = 2**24 + 1001
     items = torch.zeros(vocabulary, 1, dtype=torch.bfloat16)
     items[-1] = items[7] = -1
-    states = torch.ones(1, dim, dtype=torch.bfloat16)
-    greater, equal = target_rank(states, items.expand(-1, dim), torch.tensor([7]))
-    assert (greater.tolist(), equal.tolist()) == ([vocabulary - 2], [1])
+    states = torch.ones(rows, dim, dtype=torch.bfloat16)
+    greater, equal = target_rank(states, items.expand(-1, dim), torch.full((rows,), 7))
+    assert (greater.tolist(), equal.tolist()) == ([vocabulary - 2] * rows, [1] * rows)
 
 
 @pytest.mark.parametrize("rows", [1024, 1025, 2100])
