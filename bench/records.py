@@ -261,6 +261,6 @@ def _machine(content: dict[str, Any]) -> str:
         torch += f" ({machine['cpu_capability']})"
     ours = f", {OURS} ({machine['instruction_set']})" if "instruction_set" in machine else ""
     settings = "".join(f", {name}={value}" for name, value in machine.get("settings", {}).items())
-    beside = f", beside {machine['beside']} other programs that compute" if machine.get("beside") else ""
+    beside = f", other programs that compute beside it: {machine['beside']}" if machine.get("beside") else ""
     python = f"Python {machine['python_version']}"
     return f"{chip}{beside}, {torch}{ours}, {python}{settings}, {content['datetime'][:10]}, commit {state}"

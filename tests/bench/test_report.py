@@ -2,11 +2,12 @@ from __future__ import annotations
 
 import json
 import signal
+import subprocess
 from pathlib import Path
 
 import pytest
 
-from bench import report
+from bench import beside, report
 from bench.plot import bars
 from bench.records import OURS, Case, Report, ResultError
 
@@ -136,11 +137,34 @@ def test_a_result_of_other_benchmarks_is_named(content, file):
         report.main([str(file)])
 
 
+def test_programs_beside_compute_until_they_are_no_longer_wanted(monkeypatch):
+    started = []
+
+    class Noted(subprocess.Popen):
+        def __init__(self, *arguments, **options):
+            super().__init__(*arguments, **options)
+            started.append(self)
+
+    monkeypatch.setattr(beside.subprocess, "Popen", Noted)
+    with beside.programs(2):
+        assert [program.poll() for program in started] == [None, None]
+    assert [program.poll() for program in started] == [-signal.SIGKILL] * 2
+    monkeypatch.setattr(beside, "_PROGRAM", "raise SystemExit(3)")
+    with pytest.raises(RuntimeError, match="ended: 3"), beside.programs(1):
+        pass
+
+
 @pytest.mark.parametrize("arguments", [[], ["--run", "file.json"]])
 def test_either_files_or_a_run(arguments, capsys):
     with pytest.raises(SystemExit):
         report.main(arguments)
     assert "give result files, or --run" in capsys.readouterr().err
+
+
+def test_fewer_than_no_programs_beside(capsys):
+    with pytest.raises(SystemExit):
+        report.main(["--run", "--beside", "-1"])
+    assert "--beside must be 0 or more, not -1" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("probes", [{}, {"copy, backward": {"amount": 1, "phase": "backward", "seconds": [1.0]}}])
@@ -206,8 +230,10 @@ def tests(tmp_path):
 
 def test_a_real_run(tests, tmp_path, capfd):
     target = tmp_path / "results" / "some.json"
-    report.main(["--run", "--tests", str(tests(TESTS)), "--out", str(target)])
-    assert capfd.readouterr().out.count("| some |") == 3  # pytest's own output goes to stderr
+    report.main(["--run", "--tests", str(tests(TESTS)), "--out", str(target), "--beside", "1"])
+    printed = capfd.readouterr().out  # pytest's own output goes to stderr
+    assert printed.count("| some |") == 3
+    assert "2 threads, other programs that compute beside it: 1, torch" in printed.replace("1 threads", "2 threads")
     (case,) = Report.read(target).cases
     assert all(len(rounds) == 2 for phases in case.seconds.values() for rounds in phases.values())
     machine = json.loads(target.read_text())["machine_info"]
