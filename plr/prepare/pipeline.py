@@ -102,13 +102,17 @@ def write_folder(
 def _already_there(out: Path, job: Preparation) -> dict[str, Any] | None:
     """Return the report of ``out`` where it holds what the job makes, None where it can be written."""
     refuse_odd_name(out)
+    if out.is_symlink() and not out.exists():
+        raise DataError("a link that leads nowhere; delete it, or choose another --out", out)
+    if out.exists() and not out.is_dir():
+        raise DataError("a file, where a folder is to be written; choose another --out", out)
     if not out.exists():
         parent = _nearest(out)
         if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
             raise DataError("the folder cannot be written to; choose another --out", parent)
         return None
     if not is_prepared(out) or is_of_something_else(out):
-        if not out.is_dir() or any(out.iterdir()):
+        if any(out.iterdir()):
             raise DataError("the folder is not empty and is not a prepared data set; choose another --out", out)
         return None
     try:
