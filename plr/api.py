@@ -11,6 +11,7 @@ import difflib
 import os
 import re
 import tempfile
+import warnings
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import fields, replace
@@ -231,15 +232,30 @@ def train_on(
             )
     chosen = OWN_DEFAULTS | options
     if isinstance(data, (str, os.PathLike)):
-        config = Config(**{**chosen, "data": os.fspath(data), "out": out})
+        config = _config_of(chosen | {"data": os.fspath(data), "out": out})
     elif is_frame(data):
         if not out:
             raise RunError("--out is missing: name the folder for the run")
-        config = Config(**{**chosen, "format": "parquet", "data": str(RunFolder(Path(out)).interactions), "out": out})
+        place = {"format": "parquet", "data": str(RunFolder(Path(out)).interactions), "out": out}
+        config = _config_of(chosen | place)
         return _train_on_frame(data, config, handed)
     else:
         raise _no_data(data)
     return _train(config, handed)
+
+
+def _config_of(values: dict[str, Any]) -> Config:
+    """Return the configuration; warn of options that only other methods have, which a file of a whole one may name."""
+    from plr.models.registry import options_of_other_methods
+
+    config = Config(**values)
+    others = options_of_other_methods(config)
+    without = Config(**{name: value for name, value in values.items() if name not in others})
+    named = [name for name in values if name in others and values[name] is not None]
+    if idle := [name for name in named if getattr(config, name) != getattr(without, name)]:
+        listed = ", ".join(f"{name}={shortened(values[name])}" for name in idle)
+        warnings.warn(f"without effect, as only other methods than {config.method!r} have them: {listed}", stacklevel=4)
+    return config
 
 
 def _train(config: Config, handed: Handed) -> dict[str, Any]:

@@ -189,4 +189,4 @@ def why_no_sequences(backbone: str, method: Method) -> str:
     """Return why the method on the backbone cannot have sequence rows."""
     if "sequence" not in BACKBONES[backbone].row_kinds:
         return "its encoder reads both ways, and would see the targets of all positions but the last"
-    return method.no_sequences
+    return method.no_sequences or "the method is trained on a row per history and target alone"

@@ -67,6 +67,8 @@ def run(request: Request, console: Console | None = None) -> dict[str, Any]:
     console = console or Console()
     if not request.out:
         raise ConfigError("--out is missing: name the folder to write")
+    if not request.source:
+        raise ConfigError("the source is empty: name a file of interactions, or a folder (. is this one)")
     if not 0 <= request.partitions <= MOST_PARTITIONS:
         raise ConfigError(
             f"--partitions must be in 0..{MOST_PARTITIONS} (0: all in memory); found {request.partitions}"

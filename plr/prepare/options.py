@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from numbers import Integral, Real
 from typing import Any, Literal
 
 from plr.prepare.readers import FORMATS, Columns
@@ -18,6 +20,8 @@ _SPLITS_WITH = {
     "leave_k": ("leave-k-out", "users"),
 }
 """Which splits know an option."""
+_WHOLE = ("min_interactions", "core", "leave_k", "split_seed")
+_NUMBERS = ("min_rating", "valid_users", "test_users", "train_time", "valid_time", "test_time")
 _LATER = ("missing_ids", "leave_k", "valid_users", "test_users", "split_seed", "train_time")
 
 
@@ -87,6 +91,7 @@ class PrepareOptions:
         self._one_of("low_rated", ("drop", "history"))
         self._one_of("unseen", ("drop-items", "drop-rows"))
         self._one_of("untitled", ("keep", "drop-rows"))
+        self._check_types()
         for name in ("min_rating", "train_time", "valid_time", "test_time"):
             value = getattr(self, name)
             if value is not None and not math.isfinite(value):
@@ -104,6 +109,20 @@ class PrepareOptions:
             raise ValueError("low_rated='history' needs min_rating")
         if self.untitled == "drop-rows" and self.unseen != "drop-rows":
             raise ValueError("untitled='drop-rows' needs unseen='drop-rows'")
+
+    def _check_types(self) -> None:
+        """Refuse what is no number where one belongs."""
+        for name in _WHOLE:
+            if not _is_number(getattr(self, name), Integral):
+                raise ValueError(f"{name} must be a whole number; found {getattr(self, name)!r}")
+        for name in _NUMBERS:
+            value = getattr(self, name)
+            if not (value is None and getattr(PrepareOptions, name) is None) and not _is_number(value, Real):
+                unit = " in the unit of the timestamps (dates in text count in microseconds)" * name.endswith("_time")
+                raise ValueError(f"{name} must be a number{unit}; found {value!r}")
+        least = self.min_history
+        if not isinstance(least, Sequence) or not all(_is_number(each, Integral) for each in least):
+            raise ValueError(f"min_history must be three whole numbers (training, validation, test); found {least!r}")
 
     def _check_split(self) -> None:
         """Refuse what another split than the chosen one has."""
@@ -149,6 +168,10 @@ class PrepareOptions:
     def _one_of(self, name: str, accepted: tuple[str, ...]) -> None:
         if getattr(self, name) not in accepted:
             raise ValueError(f"{name} must be one of {', '.join(accepted)}; found {getattr(self, name)!r}")
+
+
+def _is_number(value: object, kind: type) -> bool:
+    return isinstance(value, kind) and not isinstance(value, bool)
 
 
 def _plain(number: float | None) -> float | None:

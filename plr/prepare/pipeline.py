@@ -34,7 +34,7 @@ from plr.prepare.readers.kinds import refuse_odd_name
 from plr.prepare.sequences import Sequences, split_all
 from plr.prepare.sources import Place, SourceFiles
 from plr.prepare.split import Rule, default_cuts, held_out_users, leave_out, time_split
-from plr.prepare.timestamps import firsts_of_units, unit_of
+from plr.prepare.timestamps import firsts_of_units, outside_of, unit_of
 
 __all__ = ["MOST_PARTITIONS", "Preparation", "warn_about", "write_folder"]
 
@@ -102,13 +102,17 @@ def write_folder(
 def _already_there(out: Path, job: Preparation) -> dict[str, Any] | None:
     """Return the report of ``out`` where it holds what the job makes, None where it can be written."""
     refuse_odd_name(out)
+    if out.is_symlink() and not out.exists():
+        raise DataError("a link that leads nowhere; delete it, or choose another --out", out)
+    if out.exists() and not out.is_dir():
+        raise DataError("a file, where a folder is to be written; choose another --out", out)
     if not out.exists():
         parent = _nearest(out)
         if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
             raise DataError("the folder cannot be written to; choose another --out", parent)
         return None
     if not is_prepared(out) or is_of_something_else(out):
-        if not out.is_dir() or any(out.iterdir()):
+        if any(out.iterdir()):
             raise DataError("the folder is not empty and is not a prepared data set; choose another --out", out)
         return None
     try:
@@ -376,7 +380,29 @@ def _one_unit(parts: Parts, place: Place) -> str | None:
             path,
             line,
         )
-    return unit_of(latest)
+    if not firsts:
+        return None
+    (unit,) = firsts
+    _warn_of_odd_times(parts, place, unit)
+    return unit
+
+
+def _warn_of_odd_times(parts: Parts, place: Place, unit: str) -> None:
+    """Warn of the few times that are not of 1980 to 2100 where most are: zeros for missing ones, cut off numbers."""
+    counts = []
+    for part in parts:
+        assert part.timestamp is not None
+        counts.append(outside_of(unit, part.timestamp, part.position))
+    odd = sum(count for count, _ in counts)
+    if 2 * odd > len(parts):
+        return  # rather a counter, some of whose numbers look like times
+    position, time = min(first for _, first in counts if first is not None)
+    path, line = place(position)
+    warnings.warn(
+        f"{path}:{line}: timestamp {time} is not between 1980 and 2100 in {unit}, as most are; such interactions "
+        f"({odd:,}) come first or last in their histories and in the split. Correct the times, or leave the lines out",
+        stacklevel=5,
+    )
 
 
 def _single_interaction_users(parts: Parts, place: Place) -> dict:

@@ -28,6 +28,7 @@ from plr.prepare.readers import (
     is_packed,
     open_plain,
     read,
+    refuse_other_format,
 )
 from plr.prepare.readers.delimited import header_of, record_scan, separator_of, without_bad_records
 from plr.prepare.readers.huggingface import huggingface_files
@@ -69,6 +70,9 @@ class SourceFiles:
             if path.is_file() and path.stat().st_size == 0:
                 raise DataError("the file is empty", path)
             refuse_other_kinds(path, json=path == items)
+        for place, path in enumerate(paths):
+            if any(path.samefile(former) for former in paths[:place]):
+                raise DataError("the file is named twice: each of its interactions would count twice", path)
         self.paths = paths
         self.items = items
         self.format = detect_format(paths[0]) if options.format == "auto" else options.format
@@ -76,6 +80,8 @@ class SourceFiles:
         wanted, found = ("a folder", "a file") if self.format == "huggingface" else ("a file", "a folder")
         if paths[0].is_file() != (wanted == "a file"):
             raise DataError(f"{found}; the format {self.format!r} is {wanted}", paths[0])
+        for path in filter(Path.is_file, paths):
+            refuse_other_format(path, self.format)
         self._options = options
         self._periods = periods
         self._hashing: Future[list[str]] | None = None
@@ -245,10 +251,17 @@ class SourceFiles:
 
     def _read_copy(self, path: Path, vocabulary: IdVocabulary) -> tuple[Source, Skipped]:
         """Read what is left of a text file when the records are left out that make it unreadable."""
-        self._scratch = self._scratch or tempfile.TemporaryDirectory(prefix="plr-")  # lines are looked up in the copy
-        copy = Path(self._scratch.name) / f"{len(list(Path(self._scratch.name).iterdir()))}-{path.name}"
         noted, more = Skipped(), Skipped()
-        without_bad_records(path, copy, self.format, noted)
+        try:
+            self._scratch = self._scratch or tempfile.TemporaryDirectory(prefix="plr-")  # lines are looked up in there
+            copy = Path(self._scratch.name) / f"{len(list(Path(self._scratch.name).iterdir()))}-{path.name}"
+            without_bad_records(path, copy, self.format, noted)
+        except OSError as error:  # a full disk, say
+            raise DataError(
+                f"its copy without the lines to leave out cannot be written to {tempfile.gettempdir()} (TMPDIR names "
+                f"another folder): {error.strerror or error}",
+                path,
+            ) from error
         try:
             named = self._options.format != "auto"
             source = read(copy, self.format, self._options.columns, vocabulary, more, named)

@@ -25,6 +25,19 @@ from plr.training.shared_rows import drop_other_rows
 MONITOR = "ndcg@10"
 
 
+class FiguresTogether(Callback):
+    """Averages an epoch's logged figures over the processes, before any other callback of the epoch's end.
+
+    Who asks for them first averages them, which waits for all processes. A progress bar does so in the first process
+    alone, while the others would be in the next callback, the ranking: each would wait for the other for ever.
+    """
+
+    def on_train_epoch_end(self, trainer: lightning.Trainer, pl_module: Any) -> None:
+        """Ask for them in every process."""
+        if trainer.world_size > 1:
+            _ = trainer.callback_metrics
+
+
 class Validation(Callback):
     """Ranks every validation row among all items and logs the unrounded metrics.
 

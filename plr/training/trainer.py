@@ -32,7 +32,15 @@ from plr.models.methods.lares_post_training import PostTrainedLARES
 from plr.models.registry import options_of_other_methods
 from plr.runs import RunFolder
 from plr.signals import raise_again, terminable
-from plr.training.callbacks import MONITOR, BestWeights, OwnSignals, ResumePoint, Validation, save_weights
+from plr.training.callbacks import (
+    MONITOR,
+    BestWeights,
+    FiguresTogether,
+    OwnSignals,
+    ResumePoint,
+    Validation,
+    save_weights,
+)
 from plr.training.checkpoint import AtomicCheckpointIO, read_checkpoint
 from plr.training.handed import Handed
 from plr.training.initial import InitialRun
@@ -374,7 +382,7 @@ def _trainer(
         accumulate_grad_batches=config.accumulate_batches,
         precision=precision,
         gradient_clip_val=config.clip or None,
-        callbacks=[*own, *callbacks, ReturnFreedMemory(), OwnSignals(), *together],
+        callbacks=[FiguresTogether(), *own, *callbacks, ReturnFreedMemory(), OwnSignals(), *together],
         plugins=[AtomicCheckpointIO(), cluster_environment()],
         default_root_dir=logs,  # else checkpoints that Slurm's jobs left in the working folder would be taken
         logger=[CSVLogger(logs, name="csv"), TensorBoardLogger(logs, name="tensorboard"), *loggers],

@@ -4,6 +4,7 @@ import doctest
 import shutil
 import subprocess
 import sys
+import warnings
 
 import polars as pl
 import pytest
@@ -11,8 +12,10 @@ import pytest
 import plr
 from plr import api
 from plr.cli.commands import main
+from plr.config import Config
 from plr.errors import ConfigError, DataError, RunError
 from plr.runs import RunFolder
+from plr.systems import METHODS
 from tests.plr.test_estimators import SMALL, interactions
 from tests.plr.training.test_resume import Killed, assert_equal_runs
 
@@ -106,6 +109,27 @@ def test_a_frames_run_is_gone_on_from_with_its_options_on_a_file_of_any_format(m
     assert main(["train", "--from", str(parent), *names, "--epochs", "1"]) == 0
     assert_equal_runs(tmp_path / "called", tmp_path / "command")
     assert plr.load(tmp_path / "called").get_params()["dim"] == 8
+
+
+def test_options_of_other_methods_are_named(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(api, "_train", lambda config, handed: {})
+    data, out = tmp_path / "data.csv", str(tmp_path / "run")
+    interactions().write_csv(data)
+    said = r"without effect, as only other methods than 'base' have them: streams=4, mixture='states'$"
+    with pytest.warns(UserWarning, match=said):
+        plr.train(data, out, method="base", streams=4, mixture="states")
+    with pytest.warns(UserWarning, match=r"'erl' have them: gate=False$"):
+        plr.train(interactions(), out, method="erl", gate=False, steps=3)
+    assert main(["train", "--data", str(data), "--out", out, "--method", "base", "--streams", "4"]) == 0
+    assert "only other methods than 'base' have them: streams=4\n" in capsys.readouterr().err
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        plr.train(data, out, method="plr", streams=4, mixture="states")
+        plr.train(data, out, method="base", dim=32, streams=2)
+        for method in METHODS:  # what followed from another choice is none of the user's
+            Config(method=method, data=str(data), out=out).save(tmp_path / "config.yaml")
+            assert main(["train", "--config", str(tmp_path / "config.yaml"), "--out", out]) == 0
+    assert "effect" not in capsys.readouterr().err
 
 
 def test_a_preset_is_taken_and_changed(tmp_path):

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import polars as pl
 
+from plr.errors import DataError
 from plr.prepare.readers.columns import Columns
 from plr.prepare.readers.delimited import read_csv, read_recbole
 from plr.prepare.readers.detect import detect_format, find_interactions
@@ -13,7 +14,7 @@ from plr.prepare.readers.huggingface import read_huggingface
 from plr.prepare.readers.id_encoder import CompiledIdEncoder, IdEncoder
 from plr.prepare.readers.lines import CONTROL_BYTES, read_pairs, read_sequences
 from plr.prepare.readers.movielens import read_movielens
-from plr.prepare.readers.packed import UNREADABLE, is_packed, open_plain
+from plr.prepare.readers.packed import UNREADABLE, is_packed, is_parquet, open_plain, packing
 from plr.prepare.readers.parquet import read_parquet
 from plr.prepare.readers.source import IdVocabulary, Skipped, Source, unreadable
 
@@ -33,6 +34,7 @@ __all__ = [
     "is_packed",
     "open_plain",
     "read",
+    "refuse_other_format",
 ]
 
 _NAMED = {"recbole": read_recbole, "csv": read_csv, "parquet": read_parquet, "huggingface": read_huggingface}
@@ -45,6 +47,21 @@ TEXT_FORMATS = ("sequences", "pairs", "movielens", "recbole", "csv")
 def forbidden_in(file_format: str) -> bytes:
     """Return the bytes that a text file of this format must not hold."""
     return CONTROL_BYTES if file_format in _UNNAMED else b"\0"
+
+
+def refuse_other_format(path: Path, file_format: str) -> None:
+    """Refuse Parquet that would be read as text, as where files of both are read as one, and Parquet that is packed.
+
+    Raises:
+        DataError: saying so.
+    """
+    if file_format in TEXT_FORMATS and is_parquet(path):
+        raise DataError(
+            f"the file is Parquet, and would be read as {file_format!r}: files that are read as one have one format",
+            path,
+        )
+    if file_format == "parquet" and is_packed(path):
+        raise DataError(f"Parquet packed with {packing(path)} cannot be read: unpack it once", path)
 
 
 def read(

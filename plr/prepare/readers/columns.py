@@ -47,6 +47,7 @@ _TIME_WORD = re.compile(
     r"(?i:time|date|stamp|epoch|unix|when|(^|[^a-z])(dt|ts|at|on|day)($|[^a-z]))|[a-z](At|On|Ts|Dt)$"
 )
 _PLAIN: dict[str, Any] = {"rating": pl.Float64, "timestamp": pl.Int64}
+_LIST_ENDINGS = ("list", "seq", "sequence")
 _LIST = r"\S[\s,;|]+\S|^\["  # several items in one value
 _FIRST = 100  # records that tell how numbers are written
 _EXACT = 2**53  # beyond it a float64 no longer tells neighbouring whole numbers apart
@@ -68,10 +69,15 @@ def normalise(name: str) -> str:
 
 
 def is_header(fields: Sequence[str]) -> bool:
-    """Return whether the fields of a line without a header begin with a usual name of users and one of items."""
-    return len(fields) >= 2 and all(
-        normalise(name.strip("\"'")) in _USUAL[role] for role, name in zip(("user", "item"), fields, strict=False)
-    )
+    """Return whether the fields of a line without a header begin with a usual name of users and one of items.
+
+    The latter may stand for several: items, item_ids, item_list, sequence and the like.
+    """
+    if len(fields) < 2:
+        return False
+    user, item = (normalise(name.strip("\"'")) for name in fields[:2])
+    singular = {item, item.removesuffix("s"), *(item.removesuffix(ending) for ending in _LIST_ENDINGS)}
+    return user in _USUAL["user"] and (bool(singular & _USUAL["item"]) or item in ("sequence", "history"))
 
 
 def find_columns(names: Sequence[str], wanted: Columns, path: Path, line: int | None = 1) -> dict[str, str]:
@@ -124,7 +130,7 @@ def find_columns(names: Sequence[str], wanted: Columns, path: Path, line: int | 
 def _lists_of_items(names: Sequence[str], item: str | None) -> list[str]:
     """Return the columns whose names are those of a list of items: item_id_list, item_seq and the like."""
     of_items = _USUAL["item"] if item is None else {*_USUAL["item"], normalise(item)}
-    lists = {name + ending for name in of_items for ending in ("list", "seq", "sequence")}
+    lists = {name + ending for name in of_items for ending in _LIST_ENDINGS}
     return [name for name in names if normalise(name) in lists]
 
 

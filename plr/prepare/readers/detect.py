@@ -9,7 +9,7 @@ from plr.errors import DataError
 from plr.prepare.readers.columns import Columns, find_columns
 from plr.prepare.readers.delimited import separator_of
 from plr.prepare.readers.movielens import is_movielens
-from plr.prepare.readers.packed import SUFFIXES, UNREADABLE, open_plain
+from plr.prepare.readers.packed import PARQUET, SUFFIXES, UNREADABLE, is_parquet, open_plain
 from plr.prepare.readers.source import MARKS, unreadable
 from plr.prepare.timestamps import unit_of
 
@@ -47,13 +47,18 @@ def find_interactions(path: Path) -> Path:
 def detect_format(path: Path) -> str:
     """Return one of FORMATS, of a file by its name and its first lines, of a folder by the files in it.
 
-    A text file is RecBole's when its first line holds ``name:type``; MovieLens' when it holds
-    ``user::item::rating::timestamp``; CSV when that line names a user and an item column or is a comma
-    separated line without spaces; pairs when every one of its first lines (64 KiB) has two fields; else
-    sequences.
+    What begins as Parquet does is Parquet whatever its name. A text file is RecBole's when its first line holds
+    ``name:type``; MovieLens' when it holds ``user::item::rating::timestamp``; CSV when that line names a user and an
+    item column or is a comma separated line without spaces; pairs when every one of its first lines (64 KiB) has two
+    fields; else sequences.
+
+    Raises:
+        DataError: it cannot be read, or what parts its columns is none of these.
     """
     if path.is_dir():
         return "huggingface"
+    if is_parquet(path):
+        return "parquet"
     suffixes = [suffix.lower() for suffix in path.suffixes if suffix.lower() not in SUFFIXES]
     if suffixes and (known := _EXTENSIONS.get(suffixes[-1])) is not None:
         return known
@@ -62,8 +67,8 @@ def detect_format(path: Path) -> str:
             head = file.read(_HEAD)
     except UNREADABLE as error:
         raise unreadable(path, error) from error
-    if head.startswith(b"PAR1"):
-        return "parquet"
+    if head.startswith(PARQUET):
+        return "parquet"  # packed: refused when it is read
     lines = [line for line in head.decode("utf-8-sig", errors="replace").split("\n") if line.strip()]
     if not lines:
         return "sequences"
@@ -85,7 +90,20 @@ def detect_format(path: Path) -> str:
             "--format movielens; else add a header such as user_id,item_id,rating,timestamp and part them by commas",
             path,
         )
+    if all(_is_parted_by_more(line.split()) for line in lines):
+        raise DataError(
+            "the ids of each line end with commas or semicolons, which would count as part of them: of `user item item "
+            "…` ids are parted by white space alone, and a table of interactions has a header such as user_id,item_id. "
+            "Where they are part of the ids, name the format with --format",
+            path,
+        )
     return "pairs" if all(len(line.split()) == 2 for line in lines) else "sequences"
+
+
+def _is_parted_by_more(fields: list[str]) -> bool:
+    """Return whether the ids of a line are parted by commas or semicolons and white space: ``u, a, b``, ``u: a, b``."""
+    middle = fields[1:-1] or fields[:-1]
+    return bool(middle) and all(field[-1] in ",;" for field in middle)
 
 
 def _is_rated(fields: list[str]) -> bool:

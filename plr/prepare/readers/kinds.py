@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 from plr.errors import DataError
-from plr.prepare.readers.packed import UNREADABLE, open_plain, packing_of
+from plr.prepare.readers.packed import PARQUET, UNREADABLE, open_plain, packing_of
 
 __all__ = ["refuse_odd_name", "refuse_other_kinds"]
 
@@ -75,7 +75,9 @@ def refuse_other_kinds(path: Path, *, json: bool = False) -> None:
             raise DataError(f"the file is {what}{_REMEDY}", path)
     if (twice := packing_of(head)) is not None:
         raise DataError(f"the file is packed twice, within with {twice}: unpack it once", path)
-    if head.startswith(b"PAR1"):
+    if head[257:262] == b"ustar":
+        raise DataError(f"the file is a tar archive: unpack it, and name the file in it{_REMEDY}", path)
+    if head.startswith(PARQUET):
         return  # what follows looks at text
     text = head.removeprefix(b"\xef\xbb\xbf").lstrip()
     if text[:15].lower().startswith((b"<!doctype", b"<html", b"<?xml", b"<head", b"<body")):

@@ -13,9 +13,21 @@ if sys.version_info >= (3, 14):
 else:
     from backports import zstd
 
-__all__ = ["DAMAGED", "SUFFIXES", "UNREADABLE", "is_packed", "open_plain", "packing", "packing_of"]
+__all__ = [
+    "DAMAGED",
+    "PARQUET",
+    "SUFFIXES",
+    "UNREADABLE",
+    "is_packed",
+    "is_parquet",
+    "open_plain",
+    "packing",
+    "packing_of",
+]
 
 _MAGIC = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "Zstandard"}
+PARQUET = b"PAR1"
+"""What a Parquet file begins with."""
 SUFFIXES = (".gz", ".zst")
 """What the names of packed files end with, as a rule."""
 DAMAGED = (zlib.error, gzip.BadGzipFile, zstd.ZstdError)
@@ -38,6 +50,12 @@ def packing(path: Path) -> str | None:
 def is_packed(path: Path) -> bool:
     """Return whether a file is packed."""
     return packing(path) is not None
+
+
+def is_parquet(path: Path) -> bool:
+    """Return whether a file begins as Parquet does, without being packed."""
+    with open(path, "rb") as file:
+        return file.read(len(PARQUET)) == PARQUET
 
 
 def open_plain(path: Path) -> BinaryIO:

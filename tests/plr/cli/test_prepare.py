@@ -56,9 +56,12 @@ def test_pytorch_is_not_waited_for(ratings, tmp_path):
         assert printed.splitlines()[-1] == f"{status} False"
 
 
-def test_mistakes_are_one_message(ratings, tmp_path, capsys):
+def test_mistakes_are_one_message(ratings, tmp_path, capsys, monkeypatch):
     assert main(["prepare", str(ratings)]) == 2
     assert "--out is missing" in capsys.readouterr().err
+    monkeypatch.chdir(ratings.parent)  # which holds a file of a usual name
+    assert main(["prepare", "", "--out", str(tmp_path / "o")]) == 2  # a variable of the shell that is not set, say
+    assert "the source is empty" in capsys.readouterr().err
     assert main(["prepare", str(ratings), "--out", str(tmp_path / "o"), "--low_rated", "history"]) == 2
     assert "needs min_rating" in capsys.readouterr().err
     assert main(["prepare", str(tmp_path / "none"), "--out", str(tmp_path / "o")]) == 2

@@ -206,6 +206,15 @@ def test_cuts_in_the_wrong_order(write):
         {"min_rating": float("nan")},
         {"valid_time": float("inf")},
         {"split": "leave-one-out", "test_time": 3},
+        {"core": "5"},
+        {"core": 2.5},
+        {"core": True},
+        {"leave_k": 1.5, "split": "leave-k-out"},
+        {"min_rating": "4"},
+        {"valid_users": None, "split": "users"},
+        {"valid_time": "2021-04-01"},
+        {"min_history": 3},
+        {"min_history": (1, 1.5, 1)},
     ],
 )
 def test_arguments(write, options):

@@ -13,6 +13,7 @@ import resource
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 import warnings
 from collections.abc import Callable
@@ -415,6 +416,25 @@ def test_where_nothing_can_be_written(source, tmp_path):
     assert printed.returncode == 2, printed.stderr
     assert "cannot be written" in printed.stderr.splitlines()[-1]
     assert [path.name for path in tmp_path.iterdir()] == ["data.txt"]
+
+
+def test_out_is_no_link_to_nothing_and_no_file(source, tmp_path, monkeypatch):
+    monkeypatch.setattr(Preparation, "build", None)  # said before all work is done
+    (tmp_path / "link").symlink_to(tmp_path / "gone")
+    with pytest.raises(DataError, match="link: a link that leads nowhere"):
+        write_folder([source], tmp_path / "link", PrepareOptions())
+    with pytest.raises(DataError, match=r"data.txt: a file, where a folder is to be written"):
+        write_folder([source], source, PrepareOptions())
+
+
+def test_a_full_disk_for_temporary_files_is_named(write, tmp_path, monkeypatch):
+    def full(*arguments):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("plr.prepare.sources.without_bad_records", full)
+    path = write("a.csv", 'user,item\na,"x\n')
+    with pytest.raises(DataError, match=rf"a.csv: its copy .* to {tempfile.gettempdir()} \(TMPDIR .*No space left"):
+        write_folder([path], tmp_path / "out", PrepareOptions(), skip_bad_lines=True)
 
 
 def test_a_missing_file_is_refused(folder):

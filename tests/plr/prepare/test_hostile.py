@@ -208,6 +208,40 @@ def test_split_times_in_another_unit_are_refused(write):
     assert prepare(path, valid_time=SECONDS + 10, test_time=SECONDS + 20).report["rows"]["test"]
 
 
+@pytest.mark.parametrize(
+    ("odd", "count", "said"),
+    [
+        ({3: "0", 9: "-1"}, 2, "a.csv:5: timestamp 0 is not between 1980 and 2100 in seconds"),
+        ({9: "-1"}, 1, "a.csv:11: timestamp -1 is not"),
+        ({29: "16000"}, 1, "a.csv:31: timestamp 16000 is not"),  # the file was cut off there
+        (dict.fromkeys(range(15), "0"), 15, "a.csv:2: timestamp 0 is not"),
+        ({n: str(n) for n in range(16)}, 0, None),  # rather a counter, some of whose numbers look like times
+        ({}, 0, None),
+    ],
+)
+@pytest.mark.parametrize("partitions", [0, 3])
+def test_times_far_from_the_others_are_said(write, tmp_path, odd, count, said, partitions):
+    rows = [f"u{n % 3},i{n % 4},1,{odd.get(n, SECONDS + n)}\n" for n in range(30)]
+    path = write("a.csv", HEADER + "".join(rows))
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        options = PrepareOptions(split="leave-one-out")
+        report = write_folder([path], tmp_path / "out", options, partitions=partitions)
+    found = [str(warning.message) for warning in caught if "1980" in str(warning.message)]
+    assert len(found) == (said is not None)
+    assert report["time_unit"] == "seconds"
+    if said is not None:
+        assert said in found[0]
+        assert f"({count})" in found[0]
+
+
+def test_a_date_that_stands_for_none_leaves_the_unit(write):
+    rows = [f"u{n % 3},i{n % 4},1,2021-04-{1 + n % 28:02}\n" for n in range(30)]
+    path = write("a.csv", HEADER + "".join(rows) + "u1,i1,1,9999-12-31\n")
+    with pytest.warns(UserWarning, match=r"a.csv:32: timestamp 2534\d* is not between 1980 and 2100 in microseconds"):
+        assert prepare(path, split="leave-one-out").report["time_unit"] == "microseconds"
+
+
 @pytest.mark.parametrize("unit", ["seconds", "milliseconds", "microseconds", "nanoseconds"])
 def test_units_are_told(unit):
     per_second = {"seconds": 1, "milliseconds": 10**3, "microseconds": 10**6, "nanoseconds": 10**9}[unit]

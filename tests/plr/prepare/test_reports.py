@@ -10,6 +10,7 @@ import os
 import pickle
 import subprocess
 import sys
+import tarfile
 import warnings
 import zipfile
 from datetime import datetime
@@ -182,6 +183,36 @@ def test_a_header_is_no_interaction(write, tmp_path, header):
     longer = write("b.txt", header + " timestamp\n" + "a x y z\nb x y z\n")
     with pytest.raises(DataError, match=rf"b.txt:{line}: the line is a header"):
         prepare(longer)
+
+
+@pytest.mark.parametrize("items", ["items", "item_ids", "item_list", "item_id_list", "itemSeq", "sequence", "history"])
+def test_a_header_of_sequences_is_no_sequence(write, tmp_path, items):
+    path = write("a.txt", f"user {items}\na x y z w\nb x y z w\n")
+    with pytest.raises(DataError, match=r"a.txt:1: the line is a header"):
+        prepare(path)
+    report, _ = quietly(path, tmp_path / "out", skip_bad_lines=True)
+    assert report["read"] == {"users": 2, "items": 4, "interactions": 8}
+    named = prepare(write("b.txt", f"user {items}\na {items} x y z\nb x y z w\n"))
+    assert "user" in list(named.user_ids)  # the word is an item's id
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "u1, a, b, c, d\nu2, a, b, c, d\n",
+        "u1; a; b; c; d\nu2; a; b; c; d\n",
+        "u1: a, b, c, d\nu2: a, b, c, d\n",
+        "u1 [a, b, c, d]\nu2 [a, b, c, d]\n",
+        "u1, a\nu1, b\nu1, c\nu1, d\n",
+        "196, 242, 3, 881250949\n196, 302, 3, 891717742\n",
+    ],
+)
+def test_ids_parted_by_commas_and_blanks(write, text):
+    """The commas would stay in the ids, but for the last one's of a line."""
+    with pytest.raises(DataError, match="the ids of each line end with commas or semicolons"):
+        prepare(write("a.txt", text))
+    some = prepare(write("a.txt", "a, x, y z w v\nb, x, y z w v\n"))  # no separators: others stand without
+    assert list(some.item_ids) == ["v", "w", "x,", "y", "z"]
 
 
 @pytest.mark.parametrize(
@@ -413,6 +444,39 @@ def test_parquet_may_hold_carriage_returns_and_no_line_feed(tmp_path):
     frame.write_parquet(path, compression="uncompressed", statistics=False)
     assert b"\n" not in path.read_bytes()
     assert len(prepare(path, split="leave-one-out").items) == 4
+
+
+@pytest.mark.parametrize("pack", [bytes, gzip.compress, zstd.compress])
+def test_a_tar_archive(write, tmp_path, pack):
+    source, archive = write("ratings.csv", CSV), tmp_path / "plain.tar"
+    with tarfile.open(archive, "w") as tar:
+        tar.add(source, "ratings.csv")
+    with pytest.raises(DataError, match=r"a.csv: the file is a tar archive: unpack it"):
+        prepare(write("a.csv", pack(archive.read_bytes())))
+
+
+def test_parquet_is_told_by_its_content(write, tmp_path):
+    """A text file's name does not make text of it; read as text it would be refused for a byte of it."""
+    rows = pl.DataFrame(ROWS, schema=["user_id", "item_id", "timestamp"], orient="row")
+    path = tmp_path / "a.csv"
+    rows.write_parquet(path)
+    assert prepare(path).report["format"] == "parquet"
+    with pytest.raises(DataError, match="the file is Parquet, and would be read as 'csv'"):
+        prepare(path, format="csv")
+    with pytest.raises(DataError, match=r"a.csv: the file is Parquet, and would be read as 'csv': files .* one format"):
+        write_folder([write("b.csv", CSV), path], tmp_path / "out", PrepareOptions())
+    for name in ("c.parquet.gz", "c.gz"):
+        with pytest.raises(DataError, match="Parquet packed with gzip cannot be read: unpack it"):
+            prepare(write(name, gzip.compress(path.read_bytes())))
+
+
+def test_a_file_is_not_taken_twice(write, tmp_path):
+    path, other = write("a.csv", CSV), tmp_path / "b.csv"
+    other.symlink_to(path)
+    for twice in ([path, path], [path, other]):
+        with pytest.raises(DataError, match="the file is named twice"):
+            write_folder(twice, tmp_path / "out", PrepareOptions())
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_zip_archive(tmp_path):

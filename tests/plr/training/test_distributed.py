@@ -18,11 +18,11 @@ from plr.training import shared_ranking
 BY_TORCHRUN = ("plr", "lares", "plr --training_rows sequence --targets_per_row 2")
 
 
-def arguments(method, data, out):
+def arguments(method, data, out, progress="false"):
     return [
         "train", "--data", str(data), "--out", str(out), "--devices", "2",
         "--method", *method.split(), "--accelerator", "cpu", "--dim", "16", "--ffn_dim", "16", "--batch_size", "64",
-        "--epochs", "3", "--refit", "true", "--lr", "0.01", "--progress", "false", "--threads", "1",
+        "--epochs", "3", "--refit", "true", "--lr", "0.01", "--progress", progress, "--threads", "1",
     ]  # fmt: skip
 
 
@@ -45,7 +45,8 @@ def test_two_processes_train_one_run(method, by_torchrun, small_data):
 
 def test_the_command_starts_two_processes_that_train_one_run(small_data, tmp_path):
     out = tmp_path / "run"
-    command = [sys.executable, "-m", "plr", *arguments("plr --shard_items true --exclude_seen true", small_data, out)]
+    method = "plr --shard_items true --exclude_seen true"  # and a progress bar, which the first process alone has
+    command = [sys.executable, "-m", "plr", *arguments(method, small_data, out, progress="true")]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     check_run(out, small_data)
