@@ -652,7 +652,7 @@ class MachineOptions(Options):
             moments, in place of all of it: for tables that one device cannot hold. The result is the same, to rounding.
             For every method but LARES' phase rpt; losses on sampled items without features and texts.
         threads: CPU threads; 0 leaves torch's choice. Bit-equal results need an equal number.
-        progress: show a progress bar.
+        progress: show a progress bar, or where there is no terminal a line for each epoch.
     """
 
     accelerator: Literal["auto", "cpu", "gpu"] = option("auto")

@@ -15,10 +15,10 @@ def ranking_progress(
 ) -> Iterator[Callable[[int], None]]:
     """Yield the `on_batch` of `rank_rows` that moves a bar over `rows` rows, or as many as there are where it is None.
 
-    The bar goes when all is done. On stderr it is shown on a terminal alone.
+    The bar goes when all is done. It is shown on a terminal and in a notebook.
     """
     console = Console(stderr=stderr)
-    shown = shown and (console.is_terminal or not stderr)
+    shown = shown and (console.is_terminal or console.is_jupyter)
     columns = (*Progress.get_default_columns()[:2], MofNCompleteColumn(), TextColumn(unit), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True, disable=not shown) as progress:
         task = progress.add_task(what, total=rows)

@@ -9,6 +9,7 @@ from types import ModuleType
 
 import torch
 
+from plr.durations import duration
 from plr.errors import ConfigError, RunError
 from plr.inputs import resolve
 from plr.lock import locked
@@ -16,7 +17,7 @@ from plr.reproduce.comparison import check_comparable
 from plr.reproduce.report import keep_section, kept_sections, write_report
 from plr.reproduce.request import Request
 from plr.reproduce.results import Section
-from plr.reproduce.runner import duration, estimates, train_runs, unfinished
+from plr.reproduce.runner import estimates, train_runs, unfinished
 from plr.reproduce.study import Run, Study, System
 from plr.signals import raise_again
 from plr.version import __version__

@@ -15,6 +15,7 @@ import torch
 from lightning.pytorch.callbacks import Callback
 
 from plr.config import Config
+from plr.durations import duration
 from plr.errors import EvaluationError, NonFiniteLossError, NoReachableTargetError, RunError
 from plr.evaluation import ranking_progress
 from plr.reproduce.estimate import seconds_of_run
@@ -153,15 +154,6 @@ def outcome(folder: RunFolder) -> str:
     """Return what a finished run measured, in a few words."""
     found = folder.read_metrics()
     return f"NDCG@10 {found['test']['ndcg@10']:.4f}, best epoch {found['best_epoch']} of {found['epochs']}"
-
-
-def duration(seconds: float) -> str:
-    """Return seconds in words."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    if seconds < 5400:
-        return f"{seconds / 60:.0f} min"
-    return f"{seconds / 3600:.1f} h" if seconds < 172_800 else f"{seconds / 86_400:.1f} days"
 
 
 def _in_processes(

@@ -42,6 +42,7 @@ from plr.training.callbacks import (
     save_weights,
 )
 from plr.training.checkpoint import AtomicCheckpointIO, read_checkpoint
+from plr.training.epoch_lines import EpochLines, draws_bars
 from plr.training.handed import Handed
 from plr.training.initial import InitialRun
 from plr.training.machines import SameRun
@@ -372,8 +373,9 @@ def _trainer(
 ) -> lightning.Trainer:
     precision: Any = {"32": "32-true", "bf16": "bf16-mixed"}[config.precision]
     shown = any(isinstance(each, ProgressBar) for each in callbacks)  # the caller's own progress bar
+    bars = draws_bars()
     together = [SameRun(Path(config.out), config, content_hash)] if config.nodes > 1 else []
-    own = [TQDMProgressBar()] if config.progress and not shown else []
+    own: list[Callback] = [TQDMProgressBar() if bars else EpochLines()] if config.progress and not shown else []
     return lightning.Trainer(
         accelerator=config.accelerator,
         devices=config.devices,
@@ -382,14 +384,14 @@ def _trainer(
         accumulate_grad_batches=config.accumulate_batches,
         precision=precision,
         gradient_clip_val=config.clip or None,
-        callbacks=[FiguresTogether(), *own, *callbacks, ReturnFreedMemory(), OwnSignals(), *together],
+        callbacks=[FiguresTogether(), *callbacks, *own, ReturnFreedMemory(), OwnSignals(), *together],
         plugins=[AtomicCheckpointIO(), cluster_environment()],
         default_root_dir=logs,  # else checkpoints that Slurm's jobs left in the working folder would be taken
         logger=[CSVLogger(logs, name="csv"), TensorBoardLogger(logs, name="tensorboard"), *loggers],
         limit_val_batches=0,
         num_sanity_val_steps=0,
         enable_model_summary=False,
-        enable_progress_bar=config.progress or shown,
+        enable_progress_bar=(config.progress and bars) or shown,
         use_distributed_sampler=False,
     )
 

@@ -7,6 +7,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from plr.durations import duration
 from plr.errors import EvaluationError, NonFiniteLossError, RunError
 from plr.inputs import resolve
 from plr.lock import locked
@@ -59,7 +60,7 @@ def tune(request: Request, say: Say = print, *, plan_only: bool = False) -> Path
 def _tuned(search: Search, say: Say, plan_only: bool) -> Path | None:
     from plr.reproduce.comparison import check_comparable
     from plr.reproduce.estimate import seconds_of_run
-    from plr.reproduce.runner import Progress, duration
+    from plr.reproduce.runner import Progress
     from plr.runs import RunFolder
     from plr.tune.report import write_best, write_report
 

@@ -1,8 +1,14 @@
 """Two processes on CPUs, as `plr train --devices 2` and torchrun start them."""
 
+import contextlib
+import fcntl
 import json
+import os
+import struct
 import subprocess
 import sys
+import termios
+import threading
 
 import polars as pl
 import pytest
@@ -45,11 +51,27 @@ def test_two_processes_train_one_run(method, by_torchrun, small_data):
 
 def test_the_command_starts_two_processes_that_train_one_run(small_data, tmp_path):
     out = tmp_path / "run"
-    method = "plr --shard_items true --exclude_seen true"  # and a progress bar, which the first process alone has
+    method = "plr --shard_items true --exclude_seen true"
     command = [sys.executable, "-m", "plr", *arguments(method, small_data, out, progress="true")]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
+    # On a terminal: with a progress bar, which the first process alone has.
+    ours, theirs = os.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("4H", 24, 100, 0, 0))  # of no width the bar is not drawn
+    with subprocess.Popen(command, stdout=theirs, stderr=subprocess.PIPE, text=True) as running:
+        os.close(theirs)
+        shown = threading.Thread(target=read_all, args=(ours, printed := bytearray()))
+        shown.start()
+        _, errors = running.communicate(timeout=300)
+        shown.join()
+    assert running.returncode == 0, errors
+    assert b"Epoch 2" in printed
     check_run(out, small_data)
+
+
+def read_all(terminal, printed):
+    """Append what is printed on a terminal until nobody has it any more."""
+    with contextlib.suppress(OSError), open(terminal, "rb", buffering=0) as file:
+        while block := file.read(4096):
+            printed += block
 
 
 def check_run(out, small_data):
