@@ -52,12 +52,14 @@ class Neighbours:
             k: how many, at most V - 1; None: 10, or all others where there are fewer.
 
         Raises:
-            RequestError: an item that training never saw, or a k outside 1..V-1.
+            RequestError: an item that training never saw, a k outside 1..V-1, or a run of one item.
             TypeError: items is no sequence of ids, or k no whole number.
         """
         if isinstance(items, str) or not isinstance(items, Sequence):
             raise TypeError(f"items must be a sequence of item ids; found {shortened(items)}")
         others = len(self._item_ids) - 1
+        if others == 0:
+            raise RequestError("the run has one item, and none is similar to itself")
         k = min(10, others) if k is None else k
         if not isinstance(k, Integral) or isinstance(k, bool):
             raise TypeError(f"k must be a whole number; found {k!r}")

@@ -53,6 +53,13 @@ def test_what_cannot_be_answered_is_refused(recommender, items, k, error, messag
         similar_items(recommender, items, k)
 
 
+@pytest.mark.parametrize("k", [None, 1])
+def test_a_run_of_one_item(k):
+    recommender = Recommender(small_model(1).float(), ["a"], small_config())
+    with pytest.raises(RequestError, match="the run has one item"):
+        similar_items(recommender, ["a"], k)
+
+
 def test_damaged_vectors_are_no_answer():
     model = small_model(5).float()
     with torch.no_grad():
