@@ -12,7 +12,8 @@
 namespace plr_kernels {
 
 // Adds the parts' sums up in the order of the parts, whichever is ready first: so the total does not depend on the
-// threads. A part that is ready too soon is kept until its turn; nobody waits.
+// threads. A part that is ready too soon is kept until its turn; nobody waits. Of `size` numbers each, few more sums are
+// there at once than threads, unless one of these has no core for a while: then at most as many as there are parts.
 class OrderedSum {
  public:
   // `total` [size] is to be zeros.

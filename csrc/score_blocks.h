@@ -127,15 +127,9 @@ class ScoreProducts {
   // the items; `second` from second_operand.
   void states_gradient(int64_t count, const float* by_item, int64_t block_items, const float* second, int64_t width,
                        float* gradient) const {
-    states_gradient(count, by_item, block_items, second, width, gradient, 0, states_.dim);
-  }
-
-  // Of the gradient, columns [first, end); first is a multiple of 32, and so is end unless it is dim.
-  void states_gradient(int64_t count, const float* by_item, int64_t block_items, const float* second, int64_t width,
-                       float* gradient, int64_t first, int64_t end) const {
     const int64_t rows = states_.cells(block_items);
-    gemm_transposed()(width, round_up(end - first, kLanes), states_.cells(count), {by_item, rows},
-                      {second + first * rows, rows}, {gradient + first * states_.count, states_.count});
+    gemm_transposed()(width, round_up(states_.dim, kLanes), states_.cells(count), {by_item, rows}, {second, rows},
+                      {gradient, states_.count});
   }
 
  private:

@@ -52,8 +52,8 @@ class Counts {
   void add(int thread, int64_t group, const float* scores, int64_t step, int64_t vectors, const float* bar) {
     OfThread& own = of_threads_[thread];
     constexpr int64_t exact_counts = 1 << 24;  // of float32
-    // A group whose turn comes early in a block has had no more than its share of what all have had before the block.
-    if (own.since_flush + vectors * groups_ > exact_counts * groups_) own.flush();
+    // At half of them, as a group may be some blocks ahead of its share of what all groups have had.
+    if (own.since_flush > exact_counts / 2 * groups_) own.flush();
     own.since_flush += vectors;
     float* counts = own.floats.data() + group * 3 * kLanes;
     kernels_.count_against(scores, step, vectors, bar, counts, counts + kLanes, counts + 2 * kLanes);

@@ -47,8 +47,7 @@ def atomic_path(path: str | os.PathLike[str], *, replace: bool = True) -> Iterat
             ``path`` is a device or a pipe, which a file would take the place of.
     """
     path = Path(path)
-    if path.exists() and not path.is_file() and not path.is_dir():
-        raise OSError(f"{path} is a device or a pipe, which no file may replace; name a file")
+    _refuse_device(path)
     if path.is_symlink() and path.is_dir():
         path = path.resolve()  # no system renames a folder to where a link is
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -75,6 +74,15 @@ def remove_leftovers(folder: Path) -> None:
     for path in folder.iterdir():
         if re.fullmatch(r"\..*\.([0-9a-f]{12}|[0-9a-f]{16})(\.[^.]*)?", path.name):
             _remove(path)
+
+
+def _refuse_device(path: Path) -> None:
+    try:
+        mode = path.stat().st_mode  # asked once: another process may move a folder away between two questions
+    except OSError:
+        return  # nothing is there, or nothing can be: that is said by what is done next
+    if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
+        raise OSError(f"{path} is a device or a pipe, which no file may replace; name a file")
 
 
 def _sibling(path: Path) -> Path:

@@ -383,19 +383,22 @@ def _one_unit(parts: Parts, place: Place) -> str | None:
     if not firsts:
         return None
     (unit,) = firsts
-    _warn_of_odd_times(parts, place, unit)
-    return unit
+    # Else rather a counter, some of whose numbers look like times.
+    return unit if _warn_of_odd_times(parts, place, unit) else unit_of(latest)
 
 
-def _warn_of_odd_times(parts: Parts, place: Place, unit: str) -> None:
-    """Warn of the few times that are not of 1980 to 2100 where most are: zeros for missing ones, cut off numbers."""
+def _warn_of_odd_times(parts: Parts, place: Place, unit: str) -> bool:
+    """Warn of the few times that are not of 1980 to 2100 where most are: zeros for missing ones, cut off numbers.
+
+    Returns whether most are.
+    """
     counts = []
     for part in parts:
         assert part.timestamp is not None
         counts.append(outside_of(unit, part.timestamp, part.position))
     odd = sum(count for count, _ in counts)
     if 2 * odd > len(parts):
-        return  # rather a counter, some of whose numbers look like times
+        return False
     position, time = min(first for _, first in counts if first is not None)
     path, line = place(position)
     warnings.warn(
@@ -403,6 +406,7 @@ def _warn_of_odd_times(parts: Parts, place: Place, unit: str) -> None:
         f"({odd:,}) come first or last in their histories and in the split. Correct the times, or leave the lines out",
         stacklevel=5,
     )
+    return True
 
 
 def _single_interaction_users(parts: Parts, place: Place) -> dict:

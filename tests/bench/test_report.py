@@ -233,7 +233,7 @@ def test_a_real_run(tests, tmp_path, capfd):
     report.main(["--run", "--tests", str(tests(TESTS)), "--out", str(target), "--beside", "1"])
     printed = capfd.readouterr().out  # pytest's own output goes to stderr
     assert printed.count("| some |") == 3
-    assert "2 threads, other programs that compute beside it: 1, torch" in printed.replace("1 threads", "2 threads")
+    assert " threads, other programs that compute beside it: 1, torch" in printed
     (case,) = Report.read(target).cases
     assert all(len(rounds) == 2 for phases in case.seconds.values() for rounds in phases.values())
     machine = json.loads(target.read_text())["machine_info"]

@@ -305,6 +305,22 @@ def test_atomic_folder_under_competition(tmp_path):
     assert (tmp_path / "run" / "whole").read_text() == "x" * 1000
 
 
+def test_a_folder_that_another_writer_moves_away_meanwhile_is_no_device(tmp_path, monkeypatch):
+    path, looked = tmp_path / "run", Path.stat
+    path.mkdir()
+
+    def looked_at_last(self, **options):
+        found = looked(self, **options)
+        if self == path:
+            path.rename(tmp_path / "former")
+        return found
+
+    monkeypatch.setattr(Path, "stat", looked_at_last)
+    with atomic_path(path) as aside:
+        aside.mkdir()
+    assert sorted(os.listdir(tmp_path)) == ["former", "run"]
+
+
 @pytest.fixture
 def folder(source, tmp_path) -> Path:
     out = tmp_path / "prepared"

@@ -235,6 +235,13 @@ def test_times_far_from_the_others_are_said(write, tmp_path, odd, count, said, p
         assert f"({count})" in found[0]
 
 
+@pytest.mark.filterwarnings("error:.*1980")
+def test_a_counter_some_of_whose_numbers_look_like_times_has_no_unit(write):
+    numbers = [*range(0, 30 * 10**10, 10**10), SECONDS]
+    path = write("a.csv", HEADER + "".join(f"u{n % 3},i{n % 4},1,{number}\n" for n, number in enumerate(numbers)))
+    assert prepare(path, split="leave-one-out").report["time_unit"] is None
+
+
 def test_a_date_that_stands_for_none_leaves_the_unit(write):
     rows = [f"u{n % 3},i{n % 4},1,2021-04-{1 + n % 28:02}\n" for n in range(30)]
     path = write("a.csv", HEADER + "".join(rows) + "u1,i1,1,9999-12-31\n")
