@@ -21,7 +21,7 @@ from typing import Any
 import lightning.pytorch as lightning
 
 from plr import signals
-from plr.errors import RunError, UserError
+from plr.errors import NonFiniteLossError, NoReachableTargetError, RunError, UserError
 from plr.lock import process_is_gone
 from plr.training.processes import is_leader
 
@@ -36,6 +36,9 @@ _PATIENCE_OF_OTHERS = 0.5  # seconds that others have, which write nothing and s
 _NOTICE = 2.0  # seconds until a process that no longer answers is seen to have ended
 _LOOK = 0.2  # seconds between two looks
 _RESUME = "repeat the command to resume after the last finished epoch"
+
+_OF_USERS = (RunError.status, NonFiniteLossError.status, NoReachableTargetError.status)
+"""Statuses of what users can mend, whose messages say how."""
 
 _children: list[Popen[Any]] = []
 """What Lightning has started, for the whole program: a second run of it finds them there."""
@@ -87,15 +90,21 @@ class _Leader:
         return bool(self._number) and (os.getppid() != self._parent or process_is_gone(self._number))
 
 
-def _end_of_others(leader: _Leader, patience: float) -> str | None:
-    """Return what to say of another process that has ended, or ends within so many seconds; None if none does."""
+def _end_of_others(leader: _Leader, patience: float) -> RunError | None:
+    """Return what tells of another process that has ended, or ends within so many seconds; None if none does."""
     end = time.monotonic() + patience
     while True:
         if leader.is_gone():
-            return "the first process of the run has ended"
+            return RunError("the first process of the run has ended")
         statuses = [status for status in (process.poll() for process in list(_children)) if status]
         if statuses:
-            return f"another process of the run has ended with status {statuses[0]}, as it says above; {_RESUME}"
+            status, advice = statuses[0], f"; {_RESUME}"
+            told = status in _OF_USERS
+            error = RunError(
+                f"another process of the run has ended with status {status}, as it says above{'' if told else advice}"
+            )
+            error.status = status if told else RunError.status  # a loss may be NaN in one process alone
+            return error
         if time.monotonic() >= end:
             return None
         time.sleep(_LOOK)
@@ -137,7 +146,7 @@ def watched(processes: int) -> Iterator[None]:
             _end_children()
             signals.raise_again()
             if others is not None:
-                raise RunError(others) from error
+                raise others from error
             raise
         finally:
             over.set()
@@ -180,7 +189,7 @@ def _watch(over: threading.Event, seen: int | None, leader: _Leader) -> None:
         others = _end_of_others(leader, 0.0)
         failed = None if others is None else failed or now
         if others is not None and failed is not None and now - failed > patience:
-            _end(others, RunError.status)
+            _end(str(others), others.status)
 
 
 def _latest(seen: int | None) -> int | None:

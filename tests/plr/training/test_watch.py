@@ -116,18 +116,23 @@ def test_the_first_process_says_that_another_has_failed_before_they_met(monkeypa
 
     process = FORK.Process(target=work)
     process.start()
-    assert status_of(process) == RunError.status
+    assert status_of(process) == 3
     assert "plr: another process of the run has ended with status 3, as it says above" in capfd.readouterr().err
 
 
-def test_what_a_failed_collective_operation_raises_names_the_process_that_failed(monkeypatch):
-    launcher = started([sys.executable, "-c", "import sys; sys.exit(3)"], monkeypatch)
+@pytest.mark.parametrize(
+    ("status", "ours", "advice"), [(3, 3, "above"), (1, 2, "above; repeat the command to resume after .* epoch")]
+)
+def test_what_a_failed_collective_operation_raises_names_the_process_that_failed(status, ours, advice, monkeypatch):
+    launcher = started([sys.executable, "-c", f"import sys; sys.exit({status})"], monkeypatch)
 
     def closed():
         raise RuntimeError("Connection closed by peer")
 
-    with pytest.raises(RunError, match="another process of the run has ended with status 3"), watch.watched(2):
+    told = f"another process of the run has ended with status {status}, as it says {advice}$"
+    with pytest.raises(RunError, match=told) as raised, watch.watched(2):
         launcher.launch(closed)
+    assert raised.value.status == ours  # NaN in one process alone is what NaN is to who started the run
 
 
 @pytest.mark.parametrize("error", [OSError("the disk is full"), KeyboardInterrupt()])
