@@ -14,7 +14,7 @@ from typing import Any
 
 from plr.errors import TERMINATED
 
-__all__ = ["INTERRUPTED", "cleaned_up", "deferred", "raise_again", "status_of", "terminable"]
+__all__ = ["INTERRUPTED", "cleaned_up", "deferred", "heard", "raise_again", "status_of", "terminable"]
 
 INTERRUPTED = 128 + signal.SIGINT
 """The exit status after Ctrl-C, as shells have it."""
@@ -32,6 +32,8 @@ class _State:
         self.depth = 0
         self.received: int | None = None
         self.since = 0.0
+        self.taken: frozenset[int] = frozenset()  # the signals that are handled here
+        self.waiting = 0  # those that came in the body of `deferred`
 
 
 _state = _State()
@@ -92,7 +94,7 @@ def terminable() -> Iterator[None]:
     former: dict[int, Any] = {number: signal.getsignal(number) for number in _SIGNALS}
     former = {number: handler for number, handler in former.items() if handler in usual}
     alarm, hook = signal.getsignal(signal.SIGALRM) if _HAS_ALARM else None, sys.unraisablehook
-    _state.depth, _state.received = 1, None
+    _state.depth, _state.received, _state.taken = 1, None, frozenset(former)
     try:
         with _as_the_signal_says():
             if _HAS_ALARM:
@@ -112,13 +114,18 @@ def terminable() -> Iterator[None]:
             former[signal.SIGALRM] = alarm
         for number, handler in former.items():
             signal.signal(number, handler)
-        _state.depth, _state.received = 0, None
+        _state.depth, _state.received, _state.taken = 0, None, frozenset()
 
 
 def raise_again() -> None:
     """Raise what a signal means, if one has come and its exception was lost on the way; called where work goes on."""
     if _state.received is not None and threading.current_thread() is threading.main_thread():
         raise _meaning(_state.received)
+
+
+def heard(number: int) -> bool:
+    """Whether Python has passed on a signal that has come, to what is done on it here, or it is not handled here."""
+    return number not in _state.taken or _state.received is not None or _state.waiting > 0
 
 
 @contextmanager
@@ -131,6 +138,7 @@ def deferred() -> Iterator[None]:
 
     def note(number: int, _: FrameType | None) -> None:
         waiting.append(number)
+        _state.waiting += 1
 
     former = {number: signal.getsignal(number) for number in _SIGNALS}
     former = {number: handler for number, handler in former.items() if handler not in (None, signal.SIG_IGN)}
@@ -141,6 +149,7 @@ def deferred() -> Iterator[None]:
     finally:
         _restore(list(former.items()))
         for late in waiting:
+            _state.waiting -= 1
             signal.raise_signal(late)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any, get_args
 
@@ -15,7 +15,7 @@ from plr.options import RawDataOptions, types_of
 from plr.reproduce import EXPERIMENTS
 from plr.reproduce.presets import BACKBONES, METHODS, ON_ASKING, PRESETS, Preset
 
-__all__ = ["Request", "as_number", "kinds_of", "settings_of"]
+__all__ = ["Request", "as_number", "kinds_of", "refuse_several", "settings_of"]
 
 _FIXED = frozenset(("data", "out", "backbone", "method", "mixture", "seed", "threads", "progress", "provenance",
                     "cache", "phase", "init", "from_run", "new_items"))  # fmt: skip
@@ -77,6 +77,9 @@ class Request:
             if value is not None and value < least:
                 raise ConfigError(f"{name} must be at least {least}; found {value}")
         settings_of(self.settings, ())
+        if self.processes == 1:
+            every = settings_of(self.settings, (*BACKBONES, *METHODS, *ON_ASKING))
+            refuse_several(every, "give --processes 2 or more, which trains each run by a command of its own")
 
     @property
     def names(self) -> list[str]:
@@ -87,6 +90,17 @@ class Request:
     def sizes(self) -> Preset:
         """The preset."""
         return PRESETS[self.preset]
+
+
+def refuse_several(settings: Mapping[str, Any], remedy: str) -> None:
+    """Refuse runs of several processes where this one trains them: each of the others would begin this command anew.
+
+    Raises:
+        ConfigError: they would have several; says what to do.
+    """
+    for name in ("devices", "nodes"):
+        if settings.get(name, 1) != 1:
+            raise ConfigError(f"--set {name}={settings[name]}: its other processes would repeat this command; {remedy}")
 
 
 def settings_of(

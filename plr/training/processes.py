@@ -4,20 +4,14 @@ from __future__ import annotations
 
 import os
 import sys
-from contextlib import suppress
 from pathlib import Path
-from subprocess import TimeoutExpired
-from typing import Any
 
-import lightning.pytorch as lightning
 from lightning.fabric.plugins.environments import ClusterEnvironment, LightningEnvironment, TorchElasticEnvironment
 
 from plr.config import Config
 from plr.errors import RunError
 
-__all__ = ["check_processes", "cluster_environment", "end_children", "is_leader", "process_number"]
-
-_GRACE = 5.0  # seconds that another process of the run has to end
+__all__ = ["check_processes", "cluster_environment", "is_leader", "process_number"]
 
 # What launchers tell each of the processes that they start: how many there are, by the launcher's name.
 _LAUNCHERS = {
@@ -81,9 +75,7 @@ def check_processes(config: Config) -> None:
         )
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     if config.accelerator == "cpu" and devices > 8 * cores:
-        raise RunError(
-            f"--accelerator cpu --devices {devices}: there are {cores} cores; take at most as many devices"
-        )
+        raise RunError(f"--accelerator cpu --devices {devices}: there are {cores} cores; take at most as many devices")
 
 
 def cluster_environment() -> ClusterEnvironment:
@@ -108,27 +100,6 @@ def process_number() -> int:
     if isinstance(environment, TorchElasticEnvironment):
         return environment.global_rank()
     return int(os.environ.get("LOCAL_RANK", "0"))
-
-
-def end_children(trainer: lightning.Trainer) -> list[int]:
-    """End the processes that Lightning has started for a run that failed; returns the statuses of those that had ended.
-
-    Its observer, which ends this process too when one of them fails, then has none to observe.
-    """
-    processes: list[Any] = getattr(trainer.strategy.launcher, "procs", None) or []
-    statuses = [status for status in (process.poll() for process in processes) if status]
-    started = list(processes)
-    processes.clear()
-    for process in started:
-        with suppress(OSError):
-            process.terminate()
-    for process in started:
-        try:
-            process.wait(_GRACE)
-        except TimeoutExpired:  # it waits for another in a collective operation
-            process.kill()
-            process.wait()
-    return statuses
 
 
 def _count(variable: str) -> int:

@@ -20,7 +20,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from plr.config import Config
 from plr.data import SequenceDataset
-from plr.errors import RunError, UserError
+from plr.errors import RunError
 from plr.evaluation import Ranking, metrics, ranking_progress, save_ranking, write_metrics
 from plr.files import remove_leftovers, sha256_of
 from plr.inputs import load_dataset, load_item_data
@@ -31,7 +31,7 @@ from plr.models.methods.lares import LARESRecommender
 from plr.models.methods.lares_post_training import PostTrainedLARES
 from plr.models.registry import options_of_other_methods
 from plr.runs import RunFolder
-from plr.signals import raise_again, terminable
+from plr.signals import terminable
 from plr.training.callbacks import (
     MONITOR,
     BestWeights,
@@ -49,13 +49,14 @@ from plr.training.machines import SameRun
 from plr.training.memory import ReturnFreedMemory
 from plr.training.module import TrainingModule, batch_order, sample_items, training_rows
 from plr.training.parent import Parent
-from plr.training.processes import check_processes, cluster_environment, end_children, is_leader, process_number
+from plr.training.processes import check_processes, cluster_environment, is_leader, process_number
 from plr.training.provenance import BATCH, provenance
 from plr.training.schedule import check_warmup, steps_of
 from plr.training.shared_ranking import rank_together, share_of
 from plr.training.shared_rows import load_own_weights, number_of_parameters
 from plr.training.start import Start
 from plr.training.torch_state import own_torch_state
+from plr.training.watch import keep_children, watched
 from plr.training.without_effect import warn_of_parts_without_effect
 
 Origin = InitialRun | Start | None
@@ -140,7 +141,8 @@ def _begun(config: Config, dataset: SequenceDataset | None) -> Iterator[tuple[_O
             _open_folder(folder, config, dataset, item_data, origin)
             if config.shard_items and config.from_run and is_leader():
                 origin = _origin(folder, config, dataset, item_data)  # it is in the folder now, to be read in parts
-            yield (folder, config, dataset, item_data, origin), device
+            with watched(config.processes):
+                yield (folder, config, dataset, item_data, origin), device
 
 
 def _origin(folder: RunFolder, config: Config, dataset: SequenceDataset, item_data: ItemData) -> Origin:
@@ -408,17 +410,8 @@ def _fit(
     start = origin if isinstance(origin, Start) else None
     sample_items(model, config, dataset)
     module = TrainingModule(model, training_rows(dataset, config), config, start, resume_point)
-    try:
-        trainer.fit(module, ckpt_path=resume_point if resume_point.exists() else None)
-    except BaseException as error:
-        statuses = end_children(trainer)
-        raise_again()
-        if statuses and not isinstance(error, UserError):
-            raise RunError(
-                f"another process of the run has ended with status {statuses[0]}, as it says above; repeat the "
-                "command to resume after the last finished epoch"
-            ) from error
-        raise
+    keep_children(trainer)
+    trainer.fit(module, ckpt_path=resume_point if resume_point.exists() else None)
 
 
 def _over(resume_point: Path, epochs: int, stopping: EarlyStopping) -> bool:
@@ -544,9 +537,7 @@ def _refuse_finished(folder: RunFolder) -> None:
         raise RunError(f"{folder.path}: holds a finished run; choose another --out or delete the folder")
 
 
-def _repair(
-    folder: RunFolder, config: Config, dataset: SequenceDataset, item_data: ItemData, origin: Origin
-) -> None:
+def _repair(folder: RunFolder, config: Config, dataset: SequenceDataset, item_data: ItemData, origin: Origin) -> None:
     """Write what the folder of an unfinished run has lost, and remove what a killed process left half-written."""
     for place in (folder.path, folder.resume_point.parent):
         place.mkdir(exist_ok=True)

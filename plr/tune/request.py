@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from plr.errors import ConfigError
-from plr.reproduce.request import settings_of
+from plr.reproduce.request import refuse_several, settings_of
 from plr.tune.systems import GROUPS, System, system_of
 
 __all__ = ["PRUNERS", "Request"]
@@ -65,7 +65,7 @@ class Request:
         if self.pruner not in PRUNERS:
             raise ConfigError(f"pruner must be one of {', '.join(PRUNERS)}; found {self.pruner!r}")
         for system in self.tuned:
-            self.set_for(system)
+            refuse_several(self.set_for(system), "plr tune trains with one process: leave it out")
         groups = {group for system in self.tuned for group in system.groups}
         for assignment in self.settings:
             group, colon, _ = assignment.partition("=")[0].rpartition(":")

@@ -25,6 +25,9 @@ from plr_kernels.top_items import top_items
 
 __all__ = ["sharded_target_rank", "sharded_top_items"]
 
+_SMALL = 4096
+"""Rows of a table, of which no backend chooses by their number how it sums, if there are more."""
+
 
 def sharded_top_items(
     states: Tensor,
@@ -65,6 +68,7 @@ def sharded_top_items(
     peers = agree(shard, states, check)
     states, items = floating_inputs(states=states.detach(), items=items.detach())
     with torch.no_grad(), no_autocast(states):
+        items, where = _as_many_as_others(items, where, shard)
         best, ids = top_items(
             peers.gather(states), items, min(k, shard.rows), exclude=excluded_here(exclude, peers), where=where
         )
@@ -109,6 +113,19 @@ def sharded_target_rank(
             return (every * vectors).sum(dim=1)
 
         return added_counts(lambda block: every @ block.T, scores_of_vectors, table, targets, exclude, peers)
+
+
+def _as_many_as_others(items: Tensor, where: Tensor | None, shard: ItemShard) -> tuple[Tensor, Tensor | None]:
+    """Return a small table with as many rows as that of any process, and the mask of those that may be returned.
+
+    How scores are summed depends on a table's size: from V = 1024 on, of bfloat16, in another order. Equal vectors of
+    processes with 1023 and 1024 rows would not tie.
+    """
+    if shard.rows == shard.first_of(1) or shard.rows >= _SMALL:
+        return items, where
+    if where is None:
+        where = torch.ones(shard.rows, dtype=torch.bool, device=items.device)
+    return pad(items, (0, 0, 0, 1)), pad(where, (0, 1))
 
 
 def merged_lists(best: Tensor, ids: Tensor, k: int, peers: Peers) -> tuple[Tensor, Tensor]:

@@ -92,6 +92,7 @@ def results(out: Path) -> dict[str, bytes]:
         ({"settings": ("dim",)}, r"takes FIELD=VALUE or SYSTEM:FIELD=VALUE; found 'dim'"),
         ({"settings": ("dims=3",)}, r"unknown field 'dims', the nearest known is 'dim'"),
         ({"settings": ("gru:dim=3",)}, r"SYSTEM is one of sasrec, .*; found 'gru'"),
+        ({"settings": ("erl:devices=2",)}, "--set devices=2: .*; give --processes 2 or more"),
         ({"settings": ("seed=3",)}, "seed is set by the command itself"),
         ({"settings": ("method=erl",)}, "method is set by the command itself"),  # all rows were ERL's
         ({"settings": ("plr-states:mixture=distributions",)}, "mixture is set by the command itself"),

@@ -156,6 +156,21 @@ def ties(rank: int, processes: int) -> list[tuple[Tensor, Tensor]]:
     ]
 
 
+def lists_case(processes: int) -> tuple[Tensor, Tensor]:
+    """States [40, 32] and items in bfloat16: each process has the same 1,023 vectors, the first one of zeros more."""
+    draw = torch.Generator().manual_seed(0)
+    states, vectors = torch.randn(40, 32, generator=draw), torch.randn(1024, 32, generator=draw)
+    vectors[1023] = 0
+    return states.bfloat16(), torch.cat([vectors, *[vectors[:1023]] * (processes - 1)]).bfloat16()
+
+
+def lists_of_ties(rank: int, processes: int) -> tuple[Tensor, Tensor]:
+    """The best of each vector's `processes` items."""
+    states, items = lists_case(processes)
+    shard = ItemShard(len(items))
+    return sharded_top_items(states[rank::processes], shard.local(items), 10 * processes, shard)
+
+
 def lookup_case(dtype: str) -> tuple[Tensor, Tensor, Tensor]:
     """A table [23, 3], ids [9, 4], and a gradient of small integers [9, 4, 3]."""
     draw = torch.Generator().manual_seed(0)
@@ -390,6 +405,7 @@ def _be(rank: int, processes: int, folder: Path) -> None:
         "rankings": {name: rankings(name, rank, processes, traffic) for name in RANKINGS},
         "mixtures": {name: mixture_rankings(name, rank, processes, traffic) for name in RANKINGS},
         "ties": ties(rank, processes),
+        "lists of ties": lists_of_ties(rank, processes),
         "lookups": {dtype: lookup(dtype, rank, processes, traffic) for dtype in DTYPES},
         "refusals": refusals(rank),
     }
