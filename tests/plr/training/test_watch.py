@@ -52,6 +52,7 @@ def test_a_process_that_waits_for_another_ends_on_a_signal(number, said, capfd):
     begun = FORK.Event()
 
     def work():
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where the tests run in the background
         with terminable(), watch.watched(2):
             begun.set()
             meet()
