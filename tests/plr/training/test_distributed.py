@@ -60,7 +60,10 @@ def test_the_command_starts_two_processes_that_train_one_run(small_data, tmp_pat
         os.close(theirs)
         shown = threading.Thread(target=read_all, args=(ours, printed := bytearray()))
         shown.start()
-        _, errors = running.communicate(timeout=300)
+        try:
+            _, errors = running.communicate(timeout=300)
+        finally:
+            running.kill()  # if it hangs; the other process ends with it
         shown.join()
     assert running.returncode == 0, errors
     assert b"Epoch 2" in printed
