@@ -35,4 +35,4 @@ def programs(count: int) -> Iterator[None]:
     finally:
         for program in running:
             program.kill()
-            program.communicate()
+            program.communicate(timeout=10)

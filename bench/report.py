@@ -71,9 +71,7 @@ def measure(target: Path, tests: Path, sizes: str = "all", rounds: int | None = 
     os.replace(aside, target)
 
 
-def _measure_file(
-    file: Path, aside: Path, cache: str, sizes: str, rounds: int | None, beside: int = 0
-) -> int:
+def _measure_file(file: Path, aside: Path, cache: str, sizes: str, rounds: int | None, beside: int = 0) -> int:
     """Run a file of benchmarks, and add what it measures to what was written aside. Returns pytest's last status.
 
     Where a case ends the process it is named, and those behind it run in another one.
