@@ -15,7 +15,6 @@ histories to max_length.
 from __future__ import annotations
 
 import argparse
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -28,7 +27,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from bench.records import RESULTS, Spread, write_record, write_text
+from bench.one_thread import OneThread, write_both
+from bench.records import RESULTS, Spread
 from plr.config import Config
 from plr.export.compiled import write_compiled
 from plr.export.program import write_onnx
@@ -36,7 +36,6 @@ from plr.models import build_model
 from plr.models.layers.transformer import TransformerLayer
 from plr.models.recommender import RecommenderModel
 from plr.serving import Engine, Recommender
-from plr_kernels import extension
 
 LENGTH, K = 50, 10
 READ = "table, read once"
@@ -231,7 +230,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--exports", action="store_true", help="with exported programs beside it; needs plr[export]")
     parser.add_argument("--out", type=Path, default=RESULTS / "inference.json")
     chosen = parser.parse_args(arguments)
-    torch.set_num_threads(1)
+    measurement = OneThread("bench.inference", arguments)
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         for items, dim in product(chosen.items, chosen.dims):
@@ -239,15 +238,8 @@ def main(arguments: list[str] | None = None) -> None:
             for users, shortest in product(chosen.users, (LENGTH, 3)):
                 rows.append(case(models, users, shortest, chosen.seconds, chosen.compiled))
                 print(rows[-1], flush=True)
-    record = {
-        "command": " ".join(["python -m bench.inference", *(sys.argv[1:] if arguments is None else arguments)]),
-        "torch": torch.__version__,
-        "instruction_set": extension.instruction_set(),
-        "threads": 1,
-        "ratios_to_plain": rows,
-    }
-    write_record(chosen.out, record)
-    write_text(chosen.out.with_suffix(".md"), table(record))
+    record = measurement.record(ratios_to_plain=rows)
+    write_both(chosen.out, record, table)
     print(table(record))
 
 

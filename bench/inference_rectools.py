@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import subprocess
 import sys
 import time
@@ -27,14 +26,13 @@ from typing import Any
 
 import numpy as np
 import polars as pl
-import torch
 
 from bench.inference import LENGTH, K
-from bench.records import RESULTS, Spread, write_record, write_text
+from bench.one_thread import OneThread, write_both
+from bench.records import RESULTS, Spread
 from plr.config import Config
 from plr.models import build_model
 from plr.serving import Recommender
-from plr_kernels import extension
 
 PEER = Path(__file__).with_name("rectools_recommend.py")
 FORMS = ("recommend", "construct")
@@ -146,8 +144,9 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--seconds", type=float, default=20.0, help="for each row, at least")
     parser.add_argument("--out", type=Path, default=RESULTS / "inference_rectools.json")
     chosen = parser.parse_args(arguments)
-    torch.set_num_threads(1)
-    load = os.getloadavg()[0]
+    given = sys.argv[1:] if arguments is None else arguments
+    shown = ["PYTHON" if each == chosen.peer_python else each for each in given]
+    measurement = OneThread("bench.inference_rectools", shown)
     rows: list[dict[str, Any]] = []
     versions: dict[str, str] = {}
     for items, dim in product(chosen.items, chosen.dims):
@@ -157,19 +156,8 @@ def main(arguments: list[str] | None = None) -> None:
             for users in chosen.users:
                 rows.append(case(recommender, ask, users, chosen.seconds))
                 print(rows[-1], flush=True)
-    given = sys.argv[1:] if arguments is None else arguments
-    shown = ["PYTHON" if each == chosen.peer_python else each for each in given]
-    record = {
-        "command": " ".join(["python -m bench.inference_rectools", *shown]),
-        "torch": torch.__version__,
-        "instruction_set": extension.instruction_set(),
-        "threads": 1,
-        "peer": versions,
-        "load": [load, os.getloadavg()[0]],
-        "rows": rows,
-    }
-    write_record(chosen.out, record)
-    write_text(chosen.out.with_suffix(".md"), table(record))
+    record = measurement.record(peer=versions, rows=rows)
+    write_both(chosen.out, record, table)
     print(table(record))
 
 

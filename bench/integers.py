@@ -10,8 +10,6 @@ the engine takes them.
 from __future__ import annotations
 
 import argparse
-import os
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -19,7 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bench.records import RESULTS, Spread, write_record, write_text
+from bench.one_thread import OneThread, write_both
+from bench.records import RESULTS, Spread
 from plr_kernels import _cpp, extension
 
 ANY_ROWS = 2**30
@@ -104,8 +103,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--record", action="store_true", help="write the table")
     parser.add_argument("--out", type=Path, default=RESULTS / "integers.json")
     chosen = parser.parse_args(arguments)
-    torch.set_num_threads(1)
-    load = os.getloadavg()[0]
+    measurement = OneThread("bench.integers", arguments)
     results: dict[str, list[dict[str, Any]]] = {name: [] for name in dict.fromkeys(chosen.sets)}
     for items in chosen.items:
         for dim in chosen.dims:
@@ -115,16 +113,9 @@ def main(arguments: list[str] | None = None) -> None:
                     for rows in chosen.rows:
                         cases.append(case(ranking, rows, k, chosen.seconds))
                         print(name, cases[-1], flush=True)
-    record = {
-        "command": " ".join(["python -m bench.integers", *(sys.argv[1:] if arguments is None else arguments)]),
-        "torch": torch.__version__,
-        "threads": 1,
-        "load": [load, os.getloadavg()[0]],
-        "instruction_sets": results,
-    }
+    record = measurement.record(instruction_sets=results)
     if chosen.record:
-        write_record(chosen.out, record)
-        write_text(chosen.out.with_suffix(".md"), table(record))
+        write_both(chosen.out, record, table)
     print(table(record))
 
 

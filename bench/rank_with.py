@@ -9,7 +9,6 @@ ratio is of a round's two. A run that the engine cannot take ends the command, w
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 import time
 from collections.abc import Sequence
@@ -18,13 +17,13 @@ from typing import Any
 
 import torch
 
-from bench.records import RESULTS, Spread, write_record, write_text
+from bench.one_thread import OneThread, write_both
+from bench.records import RESULTS, Spread
 from plr.evaluation import Ranking, evaluation_batches, rank_rows
 from plr.inputs import load_dataset
 from plr.serving import Recommender
 from plr.serving.engine import why_not
 from plr.serving.engine_scorer import engine_scorer
-from plr_kernels import extension
 
 AMONG_THE_FIRST = 20
 SCORERS = {"model": None, "engine": engine_scorer}
@@ -108,23 +107,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     chosen = parser.parse_args(arguments)
     if chosen.rounds < 1:
         parser.error(f"--rounds must be at least 1; found {chosen.rounds}")
-    torch.set_num_threads(1)
-    load = os.getloadavg()[0]
-    rows = [measured(run, chosen.rounds) for run in chosen.runs]
     names = [run.name for run in chosen.runs]
     given = [each for each in (sys.argv[1:] if arguments is None else arguments) if Path(each) not in chosen.runs]
-    record = {
-        "command": " ".join(["python -m bench.rank_with", *names, *given]),
-        "torch": torch.__version__,
-        "instruction_set": extension.instruction_set(),
-        "threads": 1,
-        "rounds": chosen.rounds,
-        "load": [load, os.getloadavg()[0]],
-        "rows": rows,
-    }
+    measurement = OneThread("bench.rank_with", [*names, *given])
+    rows = [measured(run, chosen.rounds) for run in chosen.runs]
+    record = measurement.record(rounds=chosen.rounds, rows=rows)
     if chosen.record:
-        write_record(chosen.out, record)
-        write_text(chosen.out.with_suffix(".md"), table(record))
+        write_both(chosen.out, record, table)
     print(table(record))
 
 

@@ -11,9 +11,7 @@ thread's own time; a figure is a ratio, round by round.
 from __future__ import annotations
 
 import argparse
-import os
 import random
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -22,10 +20,10 @@ from typing import Any
 import torch
 
 from bench.inference import LENGTH, SYSTEMS, K, build
-from bench.records import RESULTS, Spread, write_record, write_text
+from bench.one_thread import OneThread, write_both
+from bench.records import RESULTS, Spread
 from plr.config import Config
 from plr.serving import Recommender, Session
-from plr_kernels import extension
 
 SHORTEST = 10  # of the histories that sessions begin with
 KEPT = 40
@@ -150,8 +148,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--record", action="store_true", help="write the table")
     parser.add_argument("--out", type=Path, default=RESULTS / "sessions.json")
     chosen = parser.parse_args(arguments)
-    torch.set_num_threads(1)
-    load = os.getloadavg()[0]
+    measurement = OneThread("bench.sessions", arguments)
     rows: list[dict[str, Any]] = []
     for system in chosen.systems:
         for dim in chosen.dims:
@@ -161,18 +158,9 @@ def main(arguments: list[str] | None = None) -> None:
             for row in found:
                 rows.append({"system": system, "dim": dim, **row})
                 print(rows[-1], flush=True)
-    record = {
-        "command": " ".join(["python -m bench.sessions", *(sys.argv[1:] if arguments is None else arguments)]),
-        "torch": torch.__version__,
-        "instruction_set": extension.instruction_set(),
-        "threads": 1,
-        "items": chosen.items,
-        "load": [load, os.getloadavg()[0]],
-        "rows": rows,
-    }
+    record = measurement.record(items=chosen.items, rows=rows)
     if chosen.record:
-        write_record(chosen.out, record)
-        write_text(chosen.out.with_suffix(".md"), table(record))
+        write_both(chosen.out, record, table)
     print(table(record))
 
 
