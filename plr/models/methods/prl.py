@@ -65,27 +65,24 @@ class PRLRecommender(ReaRecRecommender):
         return self.queries(self.states(table, batch.item_ids, batch.lengths)[:, -1])
 
     def _predictions(self, states: Tensor, candidates: Candidates, targets: Tensor) -> Losses:
-        """The cross-entropies of states [N, K + 1, d], all in one pass over the items."""
-        if not self.options.progressive_weight:
-            return {
-                "next_item": linear_cross_entropy(
-                    states[:, -1], candidates, targets, temperature=self.temperature
-                )
-            }
-        # A higher temperature of a state is a shorter state.
-        remaining = torch.arange(-self.steps, 1, device=states.device, dtype=states.dtype)  # t − K
-        shrink = self.options.temperature_scale**remaining  # τ / temperatures()
-        every = linear_cross_entropy(
-            (states * shrink[:, None]).flatten(0, 1),
-            candidates,
-            targets.repeat_interleave(self.steps + 1),
-            temperature=self.temperature,
-            reduction="none",
-        ).unflatten(0, (-1, self.steps + 1))  # [N, K + 1]
-        return {
-            "next_item": every[:, -1].mean(),
-            "progressive": self.options.progressive_weight * every[:, :-1].mean(),
-        }
+        """The cross-entropies of states [N, K + 1, d]: the last one's, and the mean of those before it.
+
+        Two passes over the items and not one: a mean's gradients are ready when its value is, with three products of
+        states and items, where a loss for each row takes four.
+        """
+        losses = {"next_item": linear_cross_entropy(states[:, -1], candidates, targets, temperature=self.temperature)}
+        if self.options.progressive_weight:
+            # A higher temperature of a state is a shorter state.
+            remaining = torch.arange(-self.steps, 0, device=states.device, dtype=states.dtype)  # t − K
+            shrink = self.options.temperature_scale**remaining  # τ / temperatures()
+            progressive = linear_cross_entropy(
+                (states[:, :-1] * shrink[:, None]).flatten(0, 1),
+                candidates,
+                targets.repeat_interleave(self.steps),
+                temperature=self.temperature,
+            )
+            losses["progressive"] = self.options.progressive_weight * progressive
+        return losses
 
     def _noise_contrast(self, clean: Tensor, noisy: Tensor, batch: Batch) -> Tensor:
         """InfoNCE of the states t = 1..K of [N, K + 1, d] each, with targets of one number in their row; its mean."""
