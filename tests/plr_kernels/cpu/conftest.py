@@ -1,8 +1,25 @@
 """What several files of tests set."""
 
 import pytest
+import torch
 
+from plr_kernels import use_backend
 from plr_kernels.dispatch import workspace
+
+
+@pytest.fixture
+def on_cpp():
+    """The operators' C++ kernels."""
+    with use_backend("cpp"):
+        yield
+
+
+@pytest.fixture
+def threads_restored():
+    """PyTorch's threads, as they were before."""
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture

@@ -27,6 +27,8 @@ from tests.plr_kernels.harness import (
     make_case,
 )
 
+pytestmark = pytest.mark.usefixtures("on_cpp")
+
 # test_stream_attention.py has more on the last.
 OPERATORS = (
     PAIRWISE_KL,
@@ -42,19 +44,6 @@ INSTRUCTION_SETS = [name for name in extension.INSTRUCTION_SETS[1:-1] if extensi
 BFLOAT16_SETS = [name for name in ("avx512_amx", "avx512_bf16") if name in INSTRUCTION_SETS]
 
 for_every_operator = pytest.mark.parametrize("operator", OPERATORS, ids=str)
-
-
-@pytest.fixture(autouse=True)
-def _on_cpp():
-    with use_backend("cpp"):
-        yield
-
-
-@pytest.fixture
-def _threads_restored():
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
 
 
 def check(operator, dtype=torch.float32, **sizes):
@@ -295,7 +284,7 @@ def test_more_scores_than_32_bits_count():
 
 
 @for_every_operator
-@pytest.mark.usefixtures("_threads_restored")
+@pytest.mark.usefixtures("threads_restored")
 def test_the_number_of_threads_changes_no_bit(operator):
     sizes = {"rows": 900, "batch": 300 if operator is PAIRWISE_KL else 900, "vocabulary": 5003, "dim": 40, "group": 3}
     sizes = {name: sizes.get(name, size) for name, size in operator.large.items()}

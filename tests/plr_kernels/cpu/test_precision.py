@@ -8,7 +8,7 @@ from torch.nn.functional import normalize
 
 pytest.importorskip("plr_kernels._cpp", reason="the extension is not built")
 
-from plr_kernels import extension, info_nce, linear_cross_entropy, top_items, use_backend
+from plr_kernels import extension, info_nce, linear_cross_entropy, top_items
 from plr_kernels.dispatch import workspace
 from tests.plr_kernels.cpu.test_cpp import BFLOAT16_SETS, INSTRUCTION_SETS
 from tests.plr_kernels.harness import (
@@ -22,6 +22,8 @@ from tests.plr_kernels.harness import (
     make_case,
     normal,
 )
+
+pytestmark = pytest.mark.usefixtures("on_cpp")
 
 # What rounding to bfloat16 may change of a number, relatively: it has 8 bits.
 UNIT = 2.0**-8
@@ -39,12 +41,6 @@ LARGE_PRODUCTS = (PAIRWISE_KL, LINEAR_CROSS_ENTROPY, INFO_NCE)
 
 for_large_products = pytest.mark.parametrize("operator", LARGE_PRODUCTS, ids=str)
 for_every_operator = pytest.mark.parametrize("operator", [*LARGE_PRODUCTS, STREAM_ATTENTION], ids=str)
-
-
-@pytest.fixture(autouse=True)
-def _on_cpp():
-    with use_backend("cpp"):
-        yield
 
 
 @pytest.fixture(params=BFLOAT16_SETS)

@@ -22,6 +22,8 @@ from tests.plr_kernels.harness import DTYPES, LAYOUTS, normal
 from tests.plr_kernels.operators.test_top_items import masks, with_forbidden
 from tests.plr_kernels.operators.test_top_mixture_items import assert_best, log_probabilities
 
+pytestmark = pytest.mark.usefixtures("on_cpp")
+
 # Up to 8 rows of one state, 5 of several, and 32 states of at least 16 columns go by GEMV, all else by GEMM: blocks of
 # 32 states and of up to 96 items, in groups of 16 rows. bfloat16 takes pairs of columns from 32 columns and 1024 items
 # on.
@@ -31,23 +33,10 @@ VOCABULARIES = [1, 2, 15, 24, 25, 96, 97, 1031, 3073]
 DIMS = [1, 3, 15, 16, 17, 33, 64, 257]
 
 
-@pytest.fixture(autouse=True)
-def _on_cpp():
-    with use_backend("cpp"):
-        yield
-
-
 @pytest.fixture(params=INSTRUCTION_SETS)
 def instruction_set(request, monkeypatch):
     monkeypatch.setattr(extension, "_instruction_set", request.param)
     return request.param
-
-
-@pytest.fixture
-def _threads_restored():
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
 
 
 def integers(generator, largest, *shape):
@@ -173,7 +162,7 @@ def test_long_lists_of_excluded_items(rows):
         assert result.tolist() == [0] * rows
 
 
-@pytest.mark.usefixtures("_threads_restored")
+@pytest.mark.usefixtures("threads_restored")
 @pytest.mark.parametrize(("rows", "dim"), [(1, 1), (1, 16), (34, 1)])  # of several groups of 16 the first ones lead
 def test_more_items_than_float32_counts(rows, dim):
     torch.set_num_threads(1)
@@ -300,7 +289,7 @@ def test_no_weight_at_all_leaves_no_candidates():
     assert (ids == -1).all()
 
 
-@pytest.mark.usefixtures("_threads_restored")
+@pytest.mark.usefixtures("threads_restored")
 @pytest.mark.parametrize(("rows", "vocabulary", "dim"), [(2, 200_003, 17), (100, 5003, 40)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_the_number_of_threads_changes_no_bit(rows, vocabulary, dim, dtype):

@@ -26,15 +26,11 @@ from tests.plr_kernels.harness import (
     make_case,
 )
 
+pytestmark = pytest.mark.usefixtures("on_cpp")
+
 # Newer versions of PyTorch have it.
 READS_TENSORS = hasattr(torch.Tensor, "__dlpack_c_exchange_api__")
 on_every_instruction_set = pytest.mark.parametrize("instruction_set", INSTRUCTION_SETS)
-
-
-@pytest.fixture(autouse=True)
-def _on_cpp():
-    with use_backend("cpp"):
-        yield
 
 
 @pytest.fixture(autouse=True)
@@ -479,17 +475,10 @@ def test_lengths_outside_the_prefix_raise_without_the_public_checks():
 # ------------------------------------------------------------------------------------------ threads
 
 
-@pytest.fixture
-def _threads_restored():
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
-
-
 @on_every_instruction_set
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("sizes", [{}, {"streams": 40, "prefix": 30, "batch": 80, "per_query": True}], ids=str)
-@pytest.mark.usefixtures("_threads_restored")
+@pytest.mark.usefixtures("threads_restored")
 def test_the_number_of_threads_changes_no_bit(instruction_set, dtype, sizes):
     case = make_case(STREAM_ATTENTION, STREAM_ATTENTION.large | {"batch": 300, "prefix": 70} | sizes, dtype=dtype)
     results = []

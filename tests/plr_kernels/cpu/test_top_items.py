@@ -17,6 +17,8 @@ from tests.plr_kernels.cpu.test_cpp import INSTRUCTION_SETS
 from tests.plr_kernels.harness import DTYPES, LAYOUTS
 from tests.plr_kernels.operators.test_top_items import masks
 
+pytestmark = pytest.mark.usefixtures("on_cpp")
+
 # Up to 8 rows of at least 16 columns read the items once with dot products; all else goes through blocks of products,
 # 32 rows wide and of up to 96 items. Those of bfloat16 take pairs of columns from 32 columns and 1024 items on.
 ROWS = [1, 2, 8, 9, 16, 17, 31, 32, 33, 70]
@@ -26,23 +28,10 @@ DIMS = [1, 3, 15, 16, 17, 31, 33, 64, 255, 256, 257, 520]
 LENGTHS = [1, 2, 20, 31, 32, 33, 63, 64, 65, 127, 128, 129, 1000]
 
 
-@pytest.fixture(autouse=True)
-def _on_cpp():
-    with use_backend("cpp"):
-        yield
-
-
 @pytest.fixture(params=INSTRUCTION_SETS)
 def instruction_set(request, monkeypatch):
     monkeypatch.setattr(extension, "_instruction_set", request.param)
     return request.param
-
-
-@pytest.fixture
-def _threads_restored():
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
 
 
 def integers(generator, largest, *shape):
@@ -210,7 +199,7 @@ def test_millions_of_items():
 
 @pytest.mark.parametrize(("rows", "vocabulary", "dim"), [(1, 200_003, 17), (300, 5003, 40), (40, 30_011, 20)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.usefixtures("_threads_restored")
+@pytest.mark.usefixtures("threads_restored")
 def test_the_number_of_threads_changes_no_bit(rows, vocabulary, dim, dtype):
     generator = torch.Generator().manual_seed(0)
     states, items = (torch.randn(size, dim, generator=generator).to(dtype) for size in (rows, vocabulary))

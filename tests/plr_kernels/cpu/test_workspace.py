@@ -12,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 pytest.importorskip("plr_kernels._cpp", reason="the extension is not built")
 
 from bench.peers import extra_memory, training_step
-from plr_kernels import consistent_mixture_cross_entropy, extension, linear_cross_entropy, use_backend
+from plr_kernels import consistent_mixture_cross_entropy, extension, linear_cross_entropy
 from plr_kernels.dispatch import workspace
 from tests.plr_kernels.cpu.test_cpp import INSTRUCTION_SETS
 from tests.plr_kernels.harness import (
@@ -25,6 +25,8 @@ from tests.plr_kernels.harness import (
     evaluate,
     make_case,
 )
+
+pytestmark = pytest.mark.usefixtures("on_cpp")
 
 OPS = torch.ops.plr_kernels
 
@@ -45,12 +47,6 @@ OPERATORS = (
     CONSISTENT_MIXTURE_CROSS_ENTROPY,
 )
 for_every_operator = pytest.mark.parametrize("operator", OPERATORS, ids=str)
-
-
-@pytest.fixture(autouse=True)
-def _on_cpp():
-    with use_backend("cpp"):
-        yield
 
 
 # Rows beyond one chunk of 32 or 64, of 16 groups, of whole rows of a mixture, and chunks' ends in all places.
