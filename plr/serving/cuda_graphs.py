@@ -52,7 +52,8 @@ def capture(run: Run, inputs: Tensor) -> Captured:
     """
     device = inputs.device
     graph = torch.cuda.CUDAGraph()
-    with _CAPTURING, torch.cuda.device(device):
+    # PyTorch leaves a thread on the stream of a capture that was broken off.
+    with _CAPTURING, torch.cuda.device(device), torch.cuda.stream(torch.cuda.current_stream(device)):
         torch.cuda.current_blas_handle()  # this thread's: to make one allocates, which a capture forbids
         # Other threads may call what a capture forbids, such as waiting for the device.
         captured = torch.cuda.graph(graph, stream=_capture_stream(device), capture_error_mode="thread_local")

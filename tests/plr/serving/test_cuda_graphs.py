@@ -186,23 +186,40 @@ def test_what_a_call_that_fails_was_to_compile_is_not_captured(launched):
     assert recorder.captured == [3]
 
 
+class Heard(list):
+    """Events, and the `current` stream."""
+
+
 @pytest.fixture
 def events(monkeypatch):
     """What `capture` asks of CUDA, in order, as a stand-in for CUDA hears it."""
-    heard = []
+    heard = Heard()
+    heard.current = "the caller's"
+
+    @contextmanager
+    def stream(entered):
+        before, heard.current = heard.current, entered
+        try:
+            yield
+        finally:
+            heard.current = before
 
     @contextmanager
     def graph(cuda_graph, stream, capture_error_mode):
+        before, heard.current = heard.current, stream
         heard.append("begin")
-        yield
+        yield  # which may raise, and then the stream stays
         heard.append("end")
+        heard.current = before
 
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: heard.current)
+    monkeypatch.setattr(torch.cuda, "stream", stream)
     monkeypatch.setattr(torch.cuda, "CUDAGraph", lambda: SimpleNamespace(replay=lambda: heard.append("replay")))
     monkeypatch.setattr(torch.cuda, "device", lambda device: nullcontext())
     monkeypatch.setattr(torch.cuda, "current_blas_handle", lambda: heard.append("handle"))
     monkeypatch.setattr(torch.cuda, "graph", graph)
     monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 100 + 7 * heard.count("run"))
-    monkeypatch.setattr(cuda_graphs, "_capture_stream", lambda device: "stream")
+    monkeypatch.setattr(cuda_graphs, "_capture_stream", lambda device: "of captures")
     monkeypatch.setattr(cuda_graphs, "_clear_workspaces", lambda: heard.append("clear"))
     return heard
 
@@ -219,13 +236,14 @@ def test_each_graph_has_a_workspace_of_its_own(events):
     assert captured.bytes == 7 + 3 * 8
 
 
-def test_after_a_capture_that_failed_no_workspace_is_kept(events):
+def test_a_capture_that_failed_leaves_no_workspace_and_the_caller_s_stream(events):
     def run(inputs):
         raise RuntimeError("cannot be captured")
 
     with pytest.raises(RuntimeError, match="cannot be captured"):
         capture(run, torch.arange(3))
     assert events == ["handle", "clear", "begin", "clear"]
+    assert events.current == "the caller's"
 
 
 def test_one_graph_is_captured_at_a_time(events):
