@@ -24,8 +24,6 @@ MOST_BYTES = 2**30
 Outputs = tuple[Tensor | None, ...]
 Run = Callable[[Tensor], Outputs]
 _CAPTURING: Final = threading.Lock()  # of all graphs: PyTorch takes one capture at a time in a process
-# Not public: a version of PyTorch that lacks it keeps no workspaces to be cleared.
-_clear_workspaces: Callable[[], None] = getattr(torch._C, "_cuda_clearCublasWorkspaces", lambda: None)
 
 
 class Captured(NamedTuple):
@@ -80,13 +78,16 @@ def _own_workspace() -> Iterator[None]:
 
     PyTorch keeps one for each stream, which lies in the memory of the graph that is captured first; the others have its
     address. Replayed on several streams they would write to it at the same time, and as soon as one of them is given
-    up, to memory that is not theirs: with any graph of a stream PyTorch 2.13 drops the stream's workspace.
+    up, to memory that is not theirs: with any graph of a stream PyTorch 2.13 drops the stream's workspace, and
+    Lightning drops all when a trainer ends.
     """
-    _clear_workspaces()
+    # Not public: a version of PyTorch that lacks it keeps no workspaces to be cleared.
+    clear: Callable[[], None] = getattr(torch._C, "_cuda_clearCublasWorkspaces", lambda: None)
+    clear()
     try:
         yield
     finally:
-        _clear_workspaces()
+        clear()
 
 
 @functools.cache
