@@ -10,18 +10,20 @@ import functools
 import threading
 import warnings
 from collections import OrderedDict
-from collections.abc import Callable, Hashable
-from typing import NamedTuple
+from collections.abc import Callable, Hashable, Iterator
+from contextlib import contextmanager
+from typing import Final, NamedTuple
 
 import torch
 from torch import Tensor
 
-__all__ = ["MOST_BYTES", "Captured", "Graphs", "capture"]
+__all__ = ["MOST_BYTES", "Captured", "Graphs", "capture", "moved"]
 
 MOST_BYTES = 2**30
 """How much of the GPU's memory all graphs may hold."""
 Outputs = tuple[Tensor | None, ...]
 Run = Callable[[Tensor], Outputs]
+_CAPTURING: Final = threading.Lock()  # of all graphs: PyTorch takes one capture at a time in a process
 
 
 class Captured(NamedTuple):
@@ -48,12 +50,15 @@ def capture(run: Run, inputs: Tensor) -> Captured:
     """
     device = inputs.device
     graph = torch.cuda.CUDAGraph()
-    # Other threads may call what a capture forbids, such as waiting for the device.
-    captured = torch.cuda.graph(graph, stream=_capture_stream(device), capture_error_mode="thread_local")
-    with torch.cuda.device(device), captured:
-        before = torch.cuda.memory_reserved(device)
-        outputs = run(inputs)
-        held = torch.cuda.memory_reserved(device) - before
+    # PyTorch leaves a thread on the stream of a capture that was broken off.
+    with _CAPTURING, torch.cuda.device(device), torch.cuda.stream(torch.cuda.current_stream(device)):
+        torch.cuda.current_blas_handle()  # this thread's: to make one allocates, which a capture forbids
+        # Other threads may call what a capture forbids, such as waiting for the device.
+        captured = torch.cuda.graph(graph, stream=_capture_stream(device), capture_error_mode="thread_local")
+        with _own_workspace(), captured:
+            before = torch.cuda.memory_reserved(device)
+            outputs = run(inputs)
+            held = torch.cuda.memory_reserved(device) - before
     used: list[torch.cuda.Stream] = []
 
     def replay(others: Tensor) -> None:
@@ -67,9 +72,27 @@ def capture(run: Run, inputs: Tensor) -> Captured:
     return Captured(replay, outputs, held + inputs.nbytes)
 
 
+@contextmanager
+def _own_workspace() -> Iterator[None]:
+    """Let what is captured have a workspace of cuBLAS for itself, in the graph's own memory.
+
+    PyTorch keeps one for each stream, which lies in the memory of the graph that is captured first; the others have its
+    address. Replayed on several streams they would write to it at the same time, and as soon as one of them is given
+    up, to memory that is not theirs: with any graph of a stream PyTorch 2.13 drops the stream's workspace, and
+    Lightning drops all when a trainer ends.
+    """
+    # Not public: a version of PyTorch that lacks it keeps no workspaces to be cleared.
+    clear: Callable[[], None] = getattr(torch._C, "_cuda_clearCublasWorkspaces", lambda: None)
+    clear()
+    try:
+        yield
+    finally:
+        clear()
+
+
 @functools.cache
 def _capture_stream(device: torch.device) -> torch.cuda.Stream:
-    """The stream of all captures on a device: cuBLAS has a workspace for each, of up to 32 MiB."""
+    """The stream of all captures on a device."""
     return torch.cuda.Stream(device)
 
 
@@ -95,7 +118,7 @@ class Graphs:
         self.replays = 0
         self._capture = capture
         self._captured: OrderedDict[Hashable, Captured] = OrderedDict()
-        self._launched: set[Hashable] = set()  # and thereby compiled
+        self._launched: set[Hashable] = set()  # to the end, and thereby compiled
         self._too_large: set[Hashable] = set()
         self._lock = threading.Lock()  # a graph has one memory for inputs and outputs
 
@@ -124,7 +147,10 @@ class Graphs:
                 captured.replay(inputs)
                 self.replays += 1
                 return tuple(None if each is None else each.clone() for each in captured.outputs)
-        return run(_moved(inputs, device))
+        outputs = run(moved(inputs, device))
+        with self._lock:
+            self._launched.add(shape)
+        return outputs
 
     def _of(self, shape: Hashable, run: Run, inputs: Tensor, device: torch.device) -> Captured | None:
         """Return the shape's graph; None where the call is to be launched."""
@@ -133,11 +159,10 @@ class Graphs:
             return self._captured[shape]
         if self.why_not is not None or shape in self._too_large:
             return None
-        if shape not in self._launched:
-            self._launched.add(shape)
+        if shape not in self._launched:  # or another thread's first call is still compiling, which a capture forbids
             return None
         try:
-            captured = self._capture(run, _moved(inputs, device))
+            captured = self._capture(run, moved(inputs, device))
         except RuntimeError as error:
             # PyTorch does not always recover from a capture that was broken off: no other is tried.
             first = (str(error).splitlines() or [""])[0]
@@ -164,6 +189,6 @@ def _pinned(inputs: Tensor, device: torch.device) -> Tensor:
     return inputs.pin_memory() if device.type == "cuda" else inputs
 
 
-def _moved(inputs: Tensor, device: torch.device) -> Tensor:
-    """The inputs on the device, in memory of their own."""
+def moved(inputs: Tensor, device: torch.device) -> Tensor:
+    """The inputs, on the CPU, on the device in memory of their own; the host does not wait for it."""
     return _pinned(inputs, device).to(device, non_blocking=True, copy=True)

@@ -14,7 +14,7 @@ from plr.models.methods.erl import ERLRecommender
 from plr.models.methods.plr import ParallelReasoning, PLRRecommender
 from plr.models.methods.prl import PRLRecommender
 from plr.models.recommender import RecommenderModel
-from plr.serving.cuda_graphs import MOST_BYTES, Graphs
+from plr.serving.cuda_graphs import MOST_BYTES, Graphs, moved
 from plr.serving.engine import UserStates, check_histories, snapshot, why_unknown
 from plr_kernels.dispatch.backend import TRITON_INTERPRETED, chosen_backend, runnable_backends
 from plr_kernels.dispatch.precision import no_autocast
@@ -233,7 +233,7 @@ class GPUPlan:
             if len(parts) == 1:
                 return UserStates(*parts[0])
             states, log_weights = zip(*parts, strict=True)
-            back = torch.from_numpy(np.argsort(np.concatenate([rows for rows, _ in groups]))).to(self._device)
+            back = moved(torch.from_numpy(np.argsort(np.concatenate([rows for rows, _ in groups]))), self._device)
             weights = None if log_weights[0] is None else torch.cat(log_weights)[back]
             return UserStates(torch.cat(states)[back], weights)
 

@@ -247,9 +247,9 @@ def _named_rows(
     """The rows of items that targets and candidates name, each once, and both as numbers of these rows.
 
     Rows that do not count have the target `_IGNORED`, since ignore_index may be one of the new numbers. What is made of
-    the rows has a dense gradient; that of the items is sparse by PyTorch's own look-up.
+    the rows has a dense gradient; that of the items is sparse by PyTorch's own look-up, which on a GPU asserts the ids.
     """
-    counted, listed = targets != ignore_index, candidates >= 0
+    counted, listed = targets != ignore_index, candidates != -1
     ids = torch.unique(torch.cat([targets[counted], candidates[listed]]))
     if not len(ids):
         ids = ids.new_zeros(1)  # of an item table at least one row, here without a gradient

@@ -455,6 +455,13 @@ def _check_entries(entries: int, dim: int) -> None:
         )
 
 
+def _check_count(count: int, block_k: int) -> None:
+    """Raise where the blocks of candidates were more than a grid has along its second dimension."""
+    most = 65535 * block_k
+    if count > most:
+        raise ValueError(f"candidates must have at most K={most} on the backend 'triton', found K={count}")
+
+
 def new_statistics(states: Tensor, items: Tensor, targets: Tensor, candidates: Tensor) -> tuple[Tensor, Tensor]:
     """Memory for what is kept for the backward pass: the scores [R, K], and numbers of each row [R, 3], in float32."""
     rows = states.shape[0]
@@ -490,6 +497,7 @@ def forward(
     with torch.cuda.device_of(states):
         if candidates.ndim == 1:
             options = launch.candidate_scores(states.element_size())
+            _check_count(count, options["BLOCK_K"])
             grid = launch.blocks(rows, options["BLOCK_R"]), launch.blocks(count, options["BLOCK_K"])
             precision = dot_precision()
             _shared_scores_kernel[grid](
@@ -497,6 +505,7 @@ def forward(
             )
         else:
             options = launch.own_candidates(dim, asserting=True)
+            _check_count(count, options["BLOCK_K"])
             grid = rows, launch.blocks(count, options["BLOCK_K"])
             _own_scores_kernel[grid](*inputs, *listed, count, vocabulary, D=dim, **options)
         options = launch.row_losses(dim)

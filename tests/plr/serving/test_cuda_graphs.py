@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import threading
 import warnings
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 
-from plr.serving.cuda_graphs import Captured, Graphs
+from plr.serving import cuda_graphs
+from plr.serving.cuda_graphs import Captured, Graphs, capture
 
 CPU = torch.device("cpu")
 
@@ -141,3 +145,133 @@ def test_inputs_of_the_caller_are_not_kept(launched):
         graphs(3, launched.run, inputs, CPU)
     asked(graphs, launched, 3, 20)
     assert torch.equal(inputs, torch.arange(3))
+
+
+def test_a_shape_is_not_captured_while_its_first_call_is_still_compiling():
+    """A capture must not load a kernel: it would fail, and nothing be captured any more."""
+    recorder = Recorder()
+    graphs = Graphs(10, recorder)
+    compiling, compiled = threading.Event(), threading.Event()
+
+    def run(inputs):
+        if threading.current_thread() is first:
+            compiling.set()
+            assert compiled.wait(60)
+        return (inputs * 2.0,)
+
+    first = threading.Thread(target=graphs, args=(3, run, torch.arange(3), CPU))
+    first.start()
+    assert compiling.wait(60)
+    graphs(3, run, torch.arange(3), CPU)
+    # What another thread has compiled meanwhile counts: it has run to its end.
+    before = recorder.captured[:]
+    compiled.set()
+    first.join()
+    graphs(3, run, torch.arange(3), CPU)
+    assert (before, recorder.captured) == ([], [3])
+
+
+def test_what_a_call_that_fails_was_to_compile_is_not_captured(launched):
+    recorder = Recorder()
+    graphs = Graphs(10, recorder)
+
+    def fails(inputs):
+        raise ValueError("out of memory, say")
+
+    with pytest.raises(ValueError, match="out of memory"):
+        graphs(3, fails, torch.arange(3), CPU)
+    asked(graphs, launched, 3)
+    assert recorder.captured == []
+    asked(graphs, launched, 3)
+    assert recorder.captured == [3]
+
+
+class Heard(list):
+    """Events, and the `current` stream."""
+
+
+@pytest.fixture
+def events(monkeypatch):
+    """What `capture` asks of CUDA, in order, as a stand-in for CUDA hears it."""
+    heard = Heard()
+    heard.current = "the caller's"
+
+    @contextmanager
+    def stream(entered):
+        before, heard.current = heard.current, entered
+        try:
+            yield
+        finally:
+            heard.current = before
+
+    @contextmanager
+    def graph(cuda_graph, stream, capture_error_mode):
+        before, heard.current = heard.current, stream
+        heard.append("begin")
+        yield  # which may raise, and then the stream stays
+        heard.append("end")
+        heard.current = before
+
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: heard.current)
+    monkeypatch.setattr(torch.cuda, "stream", stream)
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", lambda: SimpleNamespace(replay=lambda: heard.append("replay")))
+    monkeypatch.setattr(torch.cuda, "device", lambda device: nullcontext())
+    monkeypatch.setattr(torch.cuda, "current_blas_handle", lambda: heard.append("handle"))
+    monkeypatch.setattr(torch.cuda, "graph", graph)
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 100 + 7 * heard.count("run"))
+    monkeypatch.setattr(cuda_graphs, "_capture_stream", lambda device: "of captures")
+    clear = "_cuda_clearCublasWorkspaces"  # which a build without CUDA lacks
+    monkeypatch.setattr(torch._C, clear, lambda: heard.append("clear"), raising=False)
+    return heard
+
+
+def test_each_graph_has_a_workspace_of_its_own(events):
+    """That of the stream would go when any of its graphs is given up, and be written by all at once."""
+
+    def run(inputs):
+        events.append("run")
+        return (inputs,)
+
+    captured = capture(run, torch.arange(3))
+    assert events == ["handle", "clear", "begin", "run", "end", "clear"]
+    assert captured.bytes == 7 + 3 * 8
+
+
+def test_a_capture_that_failed_leaves_no_workspace_and_the_caller_s_stream(events):
+    def run(inputs):
+        raise RuntimeError("cannot be captured")
+
+    with pytest.raises(RuntimeError, match="cannot be captured"):
+        capture(run, torch.arange(3))
+    assert events == ["handle", "clear", "begin", "clear"]
+    assert events.current == "the caller's"
+
+
+def test_one_graph_is_captured_at_a_time(events):
+    """PyTorch takes no more in a process; those of several recommenders are captured on one stream."""
+    running, end = threading.Event(), threading.Event()
+
+    def slow(inputs):
+        running.set()
+        assert end.wait(60)
+        return (inputs,)
+
+    def quick(inputs):
+        return (inputs,)
+
+    threads = [threading.Thread(target=capture, args=(run, torch.arange(3))) for run in (slow, quick)]
+    threads[0].start()
+    assert running.wait(60)
+    threads[1].start()
+    threads[1].join(0.5)
+    assert events.count("begin") == 1
+    end.set()
+    for thread in threads:
+        thread.join()
+    assert events == ["handle", "clear", "begin", "end", "clear"] * 2
+
+
+def test_pytorch_has_what_clears_workspaces():
+    """A build without CUDA lacks it, but for its description."""
+    description = Path(torch.__file__).parent / "_C" / "__init__.pyi"
+    assert "def _cuda_clearCublasWorkspaces() -> None" in description.read_text(encoding="utf-8")

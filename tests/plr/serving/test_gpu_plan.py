@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from plr.errors import EngineError
-from plr.serving import Recommender, gpu_plan
+from plr.serving import Recommender, cuda_graphs, gpu_plan
 from plr.serving import recommender as recommender_module
 from plr.serving.cuda_graphs import Graphs
 from plr.serving.gpu_plan import GPUPlan, Shape, why_not
@@ -128,6 +128,17 @@ def test_passes_of_several_shapes_are_put_in_order(backend, monkeypatch):
     ]  # fmt: skip
     found, allowed = largest_errors(model, plan, lengths)
     assert found <= FACTOR * allowed
+
+
+@pytest.mark.skipif(TRITON_INTERPRETED, reason="the same as without")
+def test_all_that_a_gpu_is_given_comes_from_pinned_memory(monkeypatch):
+    """From other memory the host would wait until the passes before are done."""
+    monkeypatch.setattr(gpu_plan, "ONE_PASS", 0)
+    given = []
+    monkeypatch.setattr(cuda_graphs, "_pinned", lambda inputs, device: given.append(inputs.numel()) or inputs)
+    plan = GPUPlan(trained(method="base", max_length=20), most_bytes=0)
+    plan.states(*ragged([20, 1]))
+    assert given == [8 + 2, 20 + 2, 2]  # two passes, and the order of their rows
 
 
 @pytest.mark.parametrize("changes", [{"method": "plr"}, {"method": "erl", "backbone": "bert4rec"}], ids=names)

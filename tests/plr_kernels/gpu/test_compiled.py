@@ -198,6 +198,11 @@ def test_float32_binary(run, precision):
         functools.partial(linear_cross_entropy, rows=1, vocabulary=10**9),
         functools.partial(candidate_cross_entropy, rows=10**6, count=10**6),
         functools.partial(candidate_cross_entropy, rows=10**6, own=True),
+        *(
+            functools.partial(candidate_cross_entropy, rows=1, count=65535 * 32, own=own, dtype=torch.float32)
+            for own in (False, True)
+        ),
+        functools.partial(candidate_cross_entropy, rows=1, count=65535 * 64),
         functools.partial(info_nce, groups=10**8, batch=3),
         functools.partial(info_nce, groups=1, batch=10**6),
         functools.partial(top_items, rows=10**9),
@@ -227,6 +232,20 @@ def test_more_programs_than_triton_launches_are_refused():
         assert all(math.prod(launch.grid) < 2**31 for launch in launches)
         with pytest.raises(ValueError, match=r"at most 1073741823 entries .* with D=256, found 1075000000"):
             candidate_cross_entropy(rows=10**6, count=1074, own=True)
+
+
+@pytest.mark.parametrize(
+    ("run", "most"),
+    [
+        (functools.partial(candidate_cross_entropy, dtype=torch.float32), 65535 * 32),
+        (candidate_cross_entropy, 65535 * 64),
+        (functools.partial(candidate_cross_entropy, own=True), 65535 * 32),
+    ],
+    ids=describe,
+)
+def test_more_candidates_than_a_grid_has_blocks_are_refused(run, most):
+    with recorded_launches(90), pytest.raises(ValueError, match=rf"at most K={most} on .*, found K={most + 1}"):
+        run(rows=1, count=most + 1)
 
 
 # Sizes of CASES, whose binaries Triton then has in its cache.

@@ -1,5 +1,6 @@
 """candidate_cross_entropy and its mixture against loops over rows, what they estimate, and their sparse gradients."""
 
+import importlib
 import math
 
 import pytest
@@ -250,3 +251,17 @@ def test_wrong_arguments_are_named(message):
     with pytest.raises((TypeError, ValueError)) as error:
         candidate_cross_entropy(**arguments)
     assert str(error.value) == message
+
+
+@pytest.mark.parametrize("name", ["targets", "candidates"])
+@pytest.mark.parametrize("wrong", [-2, 5])
+def test_wrong_ids_of_a_sparse_gradient_are_found_by_the_look_up_on_a_gpu(name, wrong, monkeypatch):
+    """Nothing before looks at them there, and kernels see the numbers of the rows that were looked up."""
+    operator = importlib.import_module("plr_kernels.candidate_cross_entropy.operator")
+    monkeypatch.setattr(operator, "checks_values", lambda *_: True)
+    ids = {"targets": torch.tensor([1, 2]), "candidates": torch.tensor([0, -1, 4])}
+    states, items = torch.randn(2, 3), torch.randn(5, 3, requires_grad=True)
+    candidate_cross_entropy(states, items, **ids, sparse_gradient=True)
+    ids[name][1] = wrong
+    with pytest.raises(IndexError):
+        candidate_cross_entropy(states, items, **ids, sparse_gradient=True)
