@@ -9,6 +9,7 @@ import pytest
 from plr.config import Config, read_fields, without_derived
 from plr.errors import ConfigError
 from plr.options import EncoderOptions, LARESPostTrainingOptions, Options, PLROptions, PRLOptions, TrainingOptions
+from plr.presets import preset_path, preset_summaries
 
 OPTIONS = [kind for kind in Config.__mro__ if issubclass(kind, Options) and kind not in (Config, Options)]
 
@@ -235,3 +236,12 @@ def test_going_on_from_a_post_trained_run_is_refused_for_what_it_is():
     """Not for the lack of --init, with which it would be refused as well."""
     with pytest.raises(ConfigError, match="from_run is not for phase 'rpt'"):
         Config(method="lares", phase="rpt", from_run="run")
+
+
+@pytest.mark.parametrize("preset", preset_summaries())
+def test_a_preset_for_dot_products_leaves_cosines_their_temperature(preset):
+    """At temperature 1 no item of V could have a probability above 1 / (1 + (V - 1) exp(-2))."""
+    given = read_fields(preset_path(preset)) | {"backbone": "unisrec", "text_vectors": "texts"}
+    if given.get("phase") == "rpt":
+        given["init"] = "run"
+    assert Config(**given).temperature == 0.07

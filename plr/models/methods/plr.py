@@ -183,8 +183,8 @@ class PLRRecommender(RecommenderModel):
         """Which stream of each of N histories consistency draws together in its two views, int64 [N].
 
         It is drawn by the views' mean gate ḡ: the mean over histories then estimates Σ_m ḡ_m KL_m without bias, which
-        with the divergence of the gates bounds that of the mixtures from above. Were all streams to count alike, one
-        that the gate neglects would only learn to be constant, and the gate would end with one stream.
+        bounds the divergence of the mixtures from above where both views have one gate. Were all streams to count
+        alike, one that the gate neglects would only learn to be constant, and the gate would end with one stream.
         """
         gates = outcome.gates.detach().unflatten(0, (2, -1)).mean(dim=0)  # [N, C]
         # As torch.multinomial draws one of each row, but from random numbers of all processes' histories.

@@ -1,4 +1,4 @@
-"""ReaRec and LARES written out from their equations: left-padded as ReaRec is, one row at a time, plain logits.
+"""ReaRec, LARES and PLR written out from their equations: left-padded as ReaRec is, one row at a time, plain logits.
 
 Nothing of plr.models runs here: its modules are read for their weights only.
 """
@@ -94,6 +94,35 @@ def all_rearec_states(model, batch, token_inputs=None):
             for row, length in enumerate(batch.lengths.tolist())
         ]
     )
+
+
+def plr_states(model, table, item_ids, length, width):
+    """h_0 [d] and h_{t,m} [M, T, d] of one row (Eq. 2 to 5): each stream by itself, all computed anew at every step."""
+    items, positions = sequence_input(model, table, item_ids, length, width)
+
+    def last_state(inputs, tokens):
+        for layer in model.encoder.layers:
+            inputs = transformer_layer(layer, inputs, readable_by(positions, tokens, model.encoder.causal))
+        return inputs[-1]
+
+    fast, streams = last_state(items, 0), []
+    for trigger in model.trigger.weight:
+        state, inputs, states = fast + trigger, items, []
+        for step in range(model.options.steps):
+            token = layer_norm(state + model.step_embedding.weight[step], model.encoder.input_norm)
+            inputs = torch.cat([inputs, token[None]])
+            state = last_state(inputs, step + 1)
+            states.append(state)
+        streams.append(torch.stack(states))
+    return fast, torch.stack(streams)
+
+
+def all_plr_states(model, batch):
+    """h_0 [B, d] and h_{t,m} [B, M, T, d]."""
+    table, width = model.item_table(), model.encoder.max_length
+    rows = zip(batch.item_ids, batch.lengths.tolist(), strict=True)
+    fast, states = zip(*(plr_states(model, table, item_ids, length, width) for item_ids, length in rows), strict=True)
+    return torch.stack(fast), torch.stack(states)
 
 
 def softmax(logits):

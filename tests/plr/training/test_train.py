@@ -7,6 +7,7 @@ import polars as pl
 import pytest
 import torch
 import yaml
+from lightning.pytorch.callbacks import Callback
 from safetensors.torch import load_file
 
 from plr.cli import main
@@ -112,6 +113,43 @@ def test_early_stopping_ends_the_run_and_a_repeat_after_it_trains_no_further(qui
     again = train(config)
     assert again == result
     assert finished.exists()
+
+
+@pytest.mark.parametrize("exclude_seen", [False, True])
+def test_the_weights_of_the_best_epoch_are_tested_and_kept(exclude_seen, quick):
+    """And both splits are ranked alike."""
+
+    class EveryEpoch(Callback):
+        def __init__(self):
+            self.weights, self.values = [], []
+
+        def on_train_epoch_end(self, trainer, pl_module):
+            self.weights.append({name: each.clone() for name, each in pl_module.model.state_dict().items()})
+            self.values.append(trainer.callback_metrics["ndcg@10"].item())
+
+    seen = EveryEpoch()
+    config = Config(**{**quick, "epochs": 30, "patience": 2, "lr": 0.02}, exclude_seen=exclude_seen)
+    result = train(config, callbacks=seen)
+    best = seen.values.index(max(seen.values))
+    assert (result["best_epoch"], result["epochs"]) == (best + 1, min(best + 1 + 2, 30))
+    kept = load_file(f"{config.out}/model.safetensors")
+    assert all(torch.equal(kept[name], each) for name, each in seen.weights[best].items())
+    dataset = prepare(config.data)
+    model = build_model(config, dataset.num_items)
+    model.load_state_dict(seen.weights[best])
+    for split in ("valid", "test"):
+        rows = dataset.rows(split, config.max_length)
+        ranks = []
+        for row in range(len(rows)):
+            batch = rows.batch(torch.tensor([row]))
+            scores, target = model.eval().scores(batch)[0], int(batch.targets)
+            own = scores[target].clone()
+            if exclude_seen:
+                scores[batch.item_ids[0]] = -torch.inf
+            scores[target] = own
+            ranks.append(1 + int((scores > own).sum()))
+        assert metrics(ranks)["ndcg@10"] == pytest.approx(result[split]["ndcg@10"], rel=1e-9)
+    assert result["valid"]["ndcg@10"] == pytest.approx(seen.values[best], rel=1e-9)
 
 
 def test_a_refit_trains_on_validation_too_for_the_best_number_of_epochs(quick, monkeypatch):

@@ -1,6 +1,7 @@
 """PLR's equations as printed (mixture states), one by one, in float64."""
 
 from dataclasses import replace
+from itertools import permutations
 
 import pytest
 import torch
@@ -9,8 +10,8 @@ from torch.nn import functional
 from plr.data import CountedTargets
 from plr.models import build_model
 from plr_kernels import info_nce, pairwise_kl
-from tests.plr.models import helpers
-from tests.plr.models.helpers import random_batch
+from tests.plr.models import helpers, published
+from tests.plr.models.helpers import assert_equal_gradients, bidirectional, random_batch, scored_by_cosine, total
 from tests.plr.models.test_encoder import input_norm, straight_line_states
 
 
@@ -100,6 +101,49 @@ def test_loss_terms_and_their_signs():
     divergence = pairwise_kl(states, model.item_table())
     assert divergence > 0
     close(losses["diversity"], -0.3 * divergence)
+
+
+@pytest.mark.parametrize("wrap", [lambda model: model, bidirectional, scored_by_cosine])
+@pytest.mark.parametrize("mixture", ["states", "distributions"])
+@pytest.mark.parametrize(("streams", "steps"), [(2, 2), (3, 1), (1, 3)])
+def test_loss_gradients_and_scores_are_those_of_the_published_equations(streams, steps, mixture, wrap):
+    """All of Eq. 1 to 11 in one piece, with no operator and no model code of the project: what is minimised, by what
+    gradient, and what ranks."""
+    model = wrap(
+        small_model(
+            streams=streams, steps=steps, mixture=mixture, temperature=0.9, kl_weight=0.3, kl_limit=0.0,
+            contrastive_weight=0.7, contrastive_temperature=0.6, spread=0.3,
+        )
+    )  # fmt: skip
+    batch = random_batch()
+    fast, states = published.all_plr_states(model, batch)
+
+    def unit(vectors):
+        return vectors / (vectors**2).sum(-1, keepdim=True).sqrt()
+
+    as_scored = unit if model.items.cosine else lambda vectors: vectors
+    items = as_scored(model.item_table())
+    pooled = states.sum(dim=2) / steps  # Eq. 6
+    gates = published.softmax(fast @ model.gate.weight.T + model.gate.bias)[:, :, None]
+    if mixture == "states":
+        slow = (gates * pooled).sum(dim=1)  # Eq. 9
+        expected = published.cross_entropy(as_scored(slow) @ items.T / 0.9, batch.targets)
+        scores = as_scored(fast + slow) @ items.T  # Eq. 10
+    else:
+        p = (gates * published.softmax(as_scored(pooled) @ items.T / 0.9)).sum(dim=1)
+        expected = -torch.log(p[torch.arange(4), batch.targets]).mean()
+        scores = torch.log(p)
+    every = states.flatten(1, 2)  # [B, M·T, d]
+    for one in unit(every).unbind(1):  # Eq. 8: without dropout both views are equal, and so are both directions
+        expected = expected + 0.7 * 2 * published.cross_entropy(one @ one.T / 0.6, torch.arange(4)) / every.shape[1]
+    p = published.softmax(as_scored(every) @ items.T / 0.9)
+    pairs = [(b, i, j) for b in range(4) for i, j in permutations(range(every.shape[1]), 2)]
+    for b, i, j in pairs:  # Eq. 7, subtracted
+        expected = expected - 0.3 * published.divergence(p[b, i], p[b, j]) / len(pairs)
+    loss = total(model.losses(batch))
+    close(loss, expected)
+    assert_equal_gradients(model, loss, expected)
+    close(model.eval().scores(batch), scores)
 
 
 @pytest.mark.parametrize("rows", ["prefix", "sequence"])
