@@ -306,7 +306,8 @@ def _tune_options(tune: Parser) -> None:
     kinds = Literal[tuple(PRUNERS)]  # type: ignore[valid-type]
     text = "; ".join(f"{name}: {meaning}" for name, meaning in PRUNERS.items())
     tune.add_argument("--pruner", type=kinds, default=Request.pruner, help=text)
-    tune.add_argument("--seed", type=int, default=Request.seed, help=help_of["seed"])
+    for name in ("seed", "processes"):
+        tune.add_argument(f"--{name}", type=int, default=getattr(Request, name), help=help_of[name])
     tune.add_argument("--plan", action="store_true", help="say what would be trained and how long it would take")
 
 

@@ -14,20 +14,22 @@ import lightning.pytorch as lightning
 import torch
 from lightning.pytorch.callbacks import Callback
 
-from plr.config import Config
+from plr.children import Children, begun, last_words
 from plr.durations import duration
 from plr.errors import EvaluationError, NonFiniteLossError, NoReachableTargetError, RunError
 from plr.evaluation import ranking_progress
 from plr.reproduce.estimate import seconds_of_run
 from plr.reproduce.study import Run, Study, System
 from plr.runs import RunFolder
-from plr.signals import cleaned_up, raise_again
+from plr.signals import raise_again
 from plr.training import train
 
-__all__ = ["Progress", "duration", "estimates", "train_runs", "unfinished"]
+__all__ = ["START", "Progress", "duration", "estimates", "train_runs", "unfinished"]
 
 Say = Callable[[str], None]
-_OVERHEAD, _START = 0.5, 6.0  # seconds a run takes beside its epochs: here, and in a process of its own
+_OVERHEAD = 0.5  # seconds a run takes beside its epochs
+START = 6.0
+"""How many more it takes where it is a process of its own."""
 _WITHOUT_RESULT = (NonFiniteLossError, EvaluationError, NoReachableTargetError)
 """How a run may end without a result that is no reason to end the others."""
 
@@ -49,7 +51,7 @@ def estimates(study: Study, runs: Sequence[Run]) -> dict[Run, float]:
             if run.system not in by_system:
                 raise_again()
                 seconds = seconds_of_run(study.config(run), study.dataset, study.folder(run))
-                by_system[run.system] = seconds + (_START if study.request.processes > 1 else _OVERHEAD)
+                by_system[run.system] = seconds + (START if study.request.processes > 1 else _OVERHEAD)
     return {run: by_system[run.system] for run in runs}
 
 
@@ -160,46 +162,35 @@ def _in_processes(
     study: Study, runs: Sequence[Run], over: Callable[[Run, str | None], None], epoch_over: Callable[[Run], None]
 ) -> None:
     """Train each run by a `plr train` of its own; second phases wait for the first ones."""
-    waiting = list(runs)
-    running: dict[Run, subprocess.Popen[bytes]] = {}
     written: dict[Run, int] = {}
     plans = study.out / "plans"
 
-    def stop() -> None:
-        for process in running.values():
-            process.terminate()
-        for process in running.values():
-            process.wait()
+    def start(run: Run) -> subprocess.Popen[bytes] | None:
+        if _without_first_phase(study, run) is not None:
+            return None
+        written[run] = _written(study.folder(run))
+        plan = plans / f"{run.name}.yaml"
+        study.config(run).save(plan)
+        return begun(["plr", "train", "--config", str(plan)], _log(plans, run))
 
-    with cleaned_up(stop):
-        while waiting or running:
-            pending = {*waiting, *running}
-            for run in [run for run in waiting if run.first_phase not in pending]:
-                if len(running) == study.request.processes:
-                    break
-                waiting.remove(run)
-                failed = _without_first_phase(study, run)
-                if failed is None:
-                    written[run] = _written(study.folder(run))
-                    running[run] = _started(study.config(run), plans)
-                else:
-                    over(run, failed)
-            time.sleep(0.2)
-            for run, process in list(running.items()):
-                if process.poll() is None:
-                    now = _written(study.folder(run))
-                    if now not in (0, written[run]):
-                        written[run] = now
-                        epoch_over(run)
-                    continue
-                del running[run]
-                failed = None
-                if process.returncode:
-                    said = _log(plans, run.name).read_text(encoding="utf-8", errors="replace").strip()
-                    if process.returncode not in {error.status for error in _WITHOUT_RESULT}:
-                        raise RunError(f"{run.name} ended with status {process.returncode}: {said[-1000:]}")
-                    failed = _why(process.returncode, said.splitlines()[-1].removeprefix("plr: ") if said else "")
-                over(run, failed)
+    def watch(run: Run) -> None:
+        now = _written(study.folder(run))
+        if now not in (0, written[run]):
+            written[run] = now
+            epoch_over(run)
+
+    def ended(run: Run, status: int | None) -> None:
+        failed = None
+        if status is None:
+            failed = _without_first_phase(study, run)
+        elif status:
+            said = last_words(_log(plans, run))
+            if status not in {error.status for error in _WITHOUT_RESULT}:
+                raise RunError(f"{run.name} ended with status {status}: {said[-1000:]}")
+            failed = _why(status, said.splitlines()[-1].removeprefix("plr: ") if said else "")
+        over(run, failed)
+
+    Children(study.request.processes, start, ended, after=lambda run: run.first_phase, watch=watch).run(runs)
 
 
 def _written(folder: RunFolder) -> int:
@@ -210,15 +201,5 @@ def _written(folder: RunFolder) -> int:
         return 0
 
 
-def _log(plans: Path, name: str) -> Path:
-    return plans / f"{name}.log"
-
-
-def _started(config: Config, plans: Path) -> subprocess.Popen[bytes]:
-    name = Path(config.out).name
-    plan = plans / f"{name}.yaml"
-    config.save(plan)
-    with _log(plans, name).open("wb") as log:
-        return subprocess.Popen(
-            [sys.executable, "-m", "plr", "train", "--config", str(plan)], stdout=subprocess.DEVNULL, stderr=log
-        )
+def _log(plans: Path, run: Run) -> Path:
+    return plans / f"{run.name}.log"

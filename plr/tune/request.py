@@ -33,6 +33,8 @@ class Request:
             method or a system.
         pruner: what ends trials before their time.
         seed: of the search; trials are trained with seed 0.
+        processes: how many trials of different systems, and how many final runs, are trained at a time, each by a
+            process of its own; what is found does not depend on it.
 
     Raises:
         ConfigError: names the argument, what was found and what is accepted.
@@ -47,6 +49,7 @@ class Request:
     settings: tuple[str, ...] = ()
     pruner: str = "median"
     seed: int = 0
+    processes: int = 1
 
     def __post_init__(self) -> None:
         for name in ("data", "out"):
@@ -59,7 +62,7 @@ class Request:
             system_of(name)
             if self.systems.count(name) > 1:
                 raise ConfigError(f"systems must be different ones; found {name!r} twice")
-        for name, least in (("trials", 1), ("seeds", 0), ("seed", 0)):
+        for name, least in (("trials", 1), ("seeds", 0), ("seed", 0), ("processes", 1)):
             if getattr(self, name) < least:
                 raise ConfigError(f"{name} must be at least {least}; found {getattr(self, name)}")
         if self.pruner not in PRUNERS:

@@ -11,7 +11,7 @@ import time
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
 from random import Random
@@ -19,6 +19,7 @@ from typing import Any
 
 import lightning.pytorch as lightning
 import optuna
+import torch
 from lightning.pytorch.callbacks import Callback
 from optuna.trial import FrozenTrial, TrialState
 
@@ -43,6 +44,7 @@ _WARM_UP = 2  # epochs that no trial is ended in
 _LED = 10  # settings of a trial that the sampler proposes; where all are refused, others are drawn at random
 _MOST_REFUSED = 100
 _OTHER_DATA = {"data": "the data are other ones", "item_data": "the items' features or text vectors are other ones"}
+_PATIENCE = 120.0  # seconds that the storage of trials is waited for
 _DRAWS = 500  # of settings that may show that an option has an effect
 _COUNTED = (TrialState.COMPLETE, TrialState.PRUNED)
 
@@ -156,7 +158,7 @@ class Search:
 
     def train_final(self, system: System, trial: Trial, seed: int) -> None:
         """Train, validate and test that run."""
-        train(self._final_config(system, trial, seed), self.dataset)
+        train(self._with_threads(self._final_config(system, trial, seed)), self.dataset)
 
     def _final_config(self, system: System, trial: Trial, seed: int) -> Config:
         return self.config_of(system, trial, seed, self.final(system, trial, seed).path)
@@ -205,7 +207,7 @@ class Search:
         report, begun = _Report(trial), time.perf_counter()
         kept: dict[str, Any] = {"settings": self._settings(system, config), "state": "complete"}
         try:
-            train_without_test(config, self.dataset, callbacks=[report])
+            train_without_test(self._with_threads(config), self.dataset, callbacks=[report])
         except (NonFiniteLossError, EvaluationError) as error:
             kept |= {"state": "failed", "failure": str(error)}
         else:
@@ -280,6 +282,12 @@ class Search:
         except ConfigError as error:
             raise ConfigError(f"{system.name}: {error}") from error
 
+    def _with_threads(self, config: Config) -> Config:
+        """Return the configuration: of several processes each has its share of the threads."""
+        if self.request.processes == 1:
+            return config
+        return replace(config, threads=max(1, torch.get_num_threads() // self.request.processes))
+
     def _check(self, space: Space, system: System) -> None:
         """Refuse a space of which some value cannot be taken at all."""
         self.defaults(system)
@@ -337,7 +345,11 @@ class Search:
 
         path = self._storage_path
         try:
-            storage = optuna.storages.RDBStorage(URL.create("sqlite", database=str(path)).render_as_string())
+            # Several processes write: SQLite lets one after the other, and a disk may be slow.
+            storage = optuna.storages.RDBStorage(
+                URL.create("sqlite", database=str(path)).render_as_string(),
+                engine_kwargs={"connect_args": {"timeout": _PATIENCE}},
+            )
             return {
                 system: optuna.create_study(
                     study_name=system.name,

@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from plr.durations import duration
-from plr.errors import EvaluationError, NonFiniteLossError, RunError
+from plr.errors import RunError
 from plr.inputs import resolve
 from plr.lock import locked
 from plr.signals import raise_again
 from plr.tune.request import Request
 
 if TYPE_CHECKING:
+    from plr.tune.parts import Part
     from plr.tune.search import Search, Trial
     from plr.tune.systems import System
 
@@ -60,8 +61,9 @@ def tune(request: Request, say: Say = print, *, plan_only: bool = False) -> Path
 def _tuned(search: Search, say: Say, plan_only: bool) -> Path | None:
     from plr.reproduce.comparison import check_comparable
     from plr.reproduce.estimate import seconds_of_run
-    from plr.reproduce.runner import Progress
+    from plr.reproduce.runner import START, Progress
     from plr.runs import RunFolder
+    from plr.tune.parts import Part, do_parts, found_by
     from plr.tune.report import write_best, write_report
 
     request, dataset = search.request, search.dataset
@@ -82,33 +84,45 @@ def _tuned(search: Search, say: Say, plan_only: bool) -> Path | None:
         raise_again()
         config = search.defaults(system)
         seconds[system] = seconds_of_run(config, dataset, RunFolder(Path(config.out)))
+        seconds[system] += START if request.processes > 1 else 0.0
     work = [system for system, _ in missing] + [system for system, _ in finals]
+    expected = sum(seconds[system] for system in work)
     say(
         f"{len(missing)} of {request.trials * len(request.tuned)} trials and {len(finals)} of "
         f"{request.seeds * len(request.tuned)} final runs to train: about "
-        f"{duration(sum(seconds[system] for system in work))}, less where they stop early or are ended"
+        f"{duration(expected / request.processes)}, less where they stop early or are ended"
     )
     if plan_only:
         for system, each in seconds.items():
             say(f"  {system.name}: {work.count(system)} × {duration(each)}")
         return None
-    progress = Progress(len(work), sum(seconds[system] for system in work), say)
-    for system, number in missing:
-        raise_again()
-        trial = search.run_trial(system)
-        progress.over(f"{system.name} trial {number}: {trial}", seconds[system])
+    progress = Progress(len(work), expected, say)
+
+    def over(part: Part) -> None:
+        progress.over(f"{part.name}: {found_by(search, part)}", seconds[part.system])
+
+    do_parts(search, [Part(system, "trial", number) for system, number in missing], over)
     best = {system: _chosen(search, system) for system in request.tuned}
     for system, trial in best.items():
         say(f"best of {system.name}: trial {trial.number}, {write_best(search, system, trial)}")
-    report = write_report(search, best, [])
-    for seed in range(request.seeds):  # seed by seed: an interrupted test is complete for the first ones
-        for system, trial in best.items():
-            raise_again()
-            if not search.final_is_finished(system, trial, seed):
-                _train(search, system, trial, seed)
-                found = search.final(system, trial, seed).read_metrics()["test"]["ndcg@10"]
-                progress.over(f"{system.name} seed {seed}: test NDCG@10 {found:.4f}", seconds[system])
-        report = write_report(search, best, range(seed + 1))
+    # Seed by seed: an interrupted test is complete for the first ones.
+    left = [
+        Part(system, "seed", seed)
+        for seed in range(request.seeds)
+        for system, trial in best.items()
+        if not search.final_is_finished(system, trial, seed)
+    ]
+    open_seeds = [part.number for part in left]
+    report = write_report(search, best, range(min(open_seeds, default=request.seeds)))
+
+    def final_over(part: Part) -> None:
+        nonlocal report
+        over(part)
+        open_seeds.remove(part.number)
+        if part.number not in open_seeds:
+            report = write_report(search, best, range(min(open_seeds, default=request.seeds)))
+
+    do_parts(search, left, final_over)
     return report
 
 
@@ -129,13 +143,3 @@ def _chosen(search: Search, system: System) -> Trial:
     if trial is None:
         raise RunError(f"none of the {search.request.trials} trials of {system.name} came to its end; see {search.out}")
     return trial
-
-
-def _train(search: Search, system: System, trial: Trial, seed: int) -> None:
-    try:
-        search.train_final(system, trial, seed)
-    except (NonFiniteLossError, EvaluationError) as error:
-        raise RunError(
-            f"{system.name}, seed {seed} of the chosen trial {trial.number}: {error}; --trials with a larger number "
-            "goes on searching"
-        ) from error

@@ -12,6 +12,7 @@ from pathlib import Path
 import optuna
 import polars as pl
 import pytest
+import torch
 
 from plr.cli import main
 from plr.config import Config
@@ -53,7 +54,10 @@ def whole(small_data, tmp_path_factory):
     """A finished search, and what the command said."""
     out = tmp_path_factory.mktemp("whole") / "search"
     said: list[str] = []
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
     tune(requested(small_data, out), said.append)
+    torch.set_num_threads(before)
     return out, said
 
 
@@ -107,6 +111,29 @@ def test_a_finished_search_repeated_trains_nothing(whole, small_data, monkeypatc
     tune(requested(small_data, out), said.append)
     assert any("0 of 4 trials and 0 of 2 final runs" in line for line in said)
     assert (out / "report.md").read_bytes() == before
+
+
+def test_two_processes_find_what_one_finds(whole, small_data, tmp_path, monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # as in the search of one process
+    out, said = tmp_path / "two", []
+    tune(requested(small_data, out, processes=2), said.append)
+    assert record(out) == record(whole[0])
+    assert len([line for line in said if line.startswith("[")]) == 6
+    assert said[-1].startswith("[6/6] ")
+    assert said[-1].endswith("; 0 left")
+    assert not (out / "logs").exists()
+    assert not any((out / "trials").iterdir())
+
+
+def test_a_process_that_fails_ends_the_search_with_what_it_said(small_data, tmp_path):
+    out = tmp_path / "search"
+    (out / "trials").mkdir(parents=True)
+    (out / "trials" / "sasrec-plr-0").write_text("in the way")
+    with pytest.raises(RunError, match=r"^[^\n]*trials/sasrec-plr-0[^\n]*$"):
+        tune(requested(small_data, out, processes=2, trials=1, seeds=0), lambda line: None)
+    (out / "trials" / "sasrec-plr-0").unlink()
+    tune(requested(small_data, out, processes=1, trials=1, seeds=0), lambda line: None)
+    assert [len(found["trials"]) for found in record(out)["systems"].values()] == [1, 1]
 
 
 class Killed(BaseException):
