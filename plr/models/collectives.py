@@ -51,22 +51,23 @@ def contrast(queries: Tensor, keys: Tensor, sizes: tuple[int, ...], share: Share
     """
     every = gather_histories(keys, share)  # [N, T, d]
     numbers = share.numbers()
+    own_numbers = numbers.to(queries.device)
     steps = queries.shape[1]
     summed = nothing(queries, every)
     own_first = first = 0
     for size in sizes:
-        own = numbers[(numbers >= first) & (numbers < first + size)]
-        if len(own):
-            targets = (own - first).to(queries.device)
+        count = int(((numbers >= first) & (numbers < first + size)).sum())
+        if count:
+            targets = own_numbers[own_first : own_first + count] - first
             for t in range(steps):
                 summed = summed + linear_cross_entropy(
-                    queries[own_first : own_first + len(own), t],
+                    queries[own_first : own_first + count, t],
                     every[first : first + size, t],
                     targets,
                     temperature=temperature,
                     reduction="sum",
                 )
-        first, own_first = first + size, own_first + len(own)
+        first, own_first = first + size, own_first + count
     return total(summed) / (share.targets * steps)
 
 

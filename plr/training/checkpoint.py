@@ -29,8 +29,11 @@ class AtomicCheckpointIO(CheckpointIO):
             file.flush()
             os.fsync(file.fileno())
 
-    def load_checkpoint(self, path: str | Path, map_location: Any = None, weights_only: Any = True) -> dict[str, Any]:
-        """Read a checkpoint; tensors and plain values only."""
+    def load_checkpoint(self, path: str | Path, map_location: Any = "cpu", weights_only: Any = True) -> dict[str, Any]:
+        """Read a checkpoint; tensors and plain values only, to the CPU: who asks for them has them elsewhere, or not.
+
+        Lightning names no place. Where they were saved is the first process's GPU, which may not be here.
+        """
         return read_checkpoint(Path(path), map_location)
 
     def remove_checkpoint(self, path: str | Path) -> None:

@@ -57,11 +57,10 @@ class TrainingModule(lightning.LightningModule):
         self.guard = FiniteGuard()
         self.resume_point = resume_point
         self.rows_file: Path | None = None  # what the last checkpoint has the shared tables in
-        # DistributedDataParallel neither sends nor averages what each process has alone.
-        own = {*model.shared_rows()}
-        if model.items.part is not None:  # features and texts of its items
-            own |= {f"items.{name}" for name, _ in model.items.named_buffers()}
-        self._ddp_params_and_buffers_to_ignore = [f"model.{name}" for name in own]
+        # DistributedDataParallel neither sends nor averages what each process has alone, nor the items' features and
+        # texts, which each has read: it would send them in every step.
+        ignored = {*model.shared_rows(), *(f"items.{name}" for name, _ in model.items.named_buffers())}
+        self._ddp_params_and_buffers_to_ignore = [f"model.{name}" for name in ignored]
         self.accumulated = AccumulatedMean(config.accumulate_batches) if config.accumulate_batches > 1 else None
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
@@ -89,7 +88,12 @@ class TrainingModule(lightning.LightningModule):
             positives = SameTargetPositives(rows, self.config.seed)
         order = batch_order(rows, self.config)
         dataset = RowDataset(rows, order, positives, self.global_rank, self.trainer.world_size)
-        return DataLoader(dataset, sampler=order, batch_size=None, collate_fn=_as_it_is)
+        pinned = self.device.type == "cuda"  # so that a GPU's copies wait for nothing
+        return DataLoader(dataset, sampler=order, batch_size=None, collate_fn=_as_it_is, pin_memory=pinned)
+
+    def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
+        """Send a batch to a GPU without waiting for the step before, as Lightning would for all but single tensors."""
+        return batch.to(device, non_blocking=device.type == "cuda")
 
     def on_train_start(self) -> None:
         """Refuse a warm-up that the rows within reach have become too few for."""

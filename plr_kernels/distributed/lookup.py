@@ -28,7 +28,7 @@ def sharded_lookup(items: Tensor, ids: Tensor, shard: ItemShard, *, sparse: bool
     """Look item ids up in a table of which the process holds some rows, as `torch.nn.functional.embedding` does.
 
     Each id is fetched once, however often a process names it; in the backward pass the gradient of its row goes back to
-    the process that holds it, which adds the processes' up, in their order.
+    the process that holds it, which adds the processes' up, on a CPU in their order.
 
     Args:
         items: [shard.rows, D], float32, bfloat16, float16 or float64.

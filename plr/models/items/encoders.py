@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from datetime import timedelta
 from typing import ClassVar
 
 import torch
@@ -15,6 +16,9 @@ from plr.items import FeatureField, ItemData
 from plr.models.items.sharded import ItemPart, item_embedding
 from plr.options import Options
 from plr_kernels.distributed import ItemShard, sharded_lookup
+
+_PATIENCE = timedelta(minutes=30)
+"""For so long a process waits for others, as in Lightning's group. NCCL's ten minutes may not do to write a table."""
 
 
 class ItemEncoder(nn.Module):
@@ -92,7 +96,7 @@ class SharableItemEncoder(ItemEncoder):
             RuntimeError: the processes are others than the rows were made for.
         """
         if self._shard is None:
-            part, shard = self.part, ItemShard(self.num_items, distributed.new_group())
+            part, shard = self.part, ItemShard(self.num_items, distributed.new_group(timeout=_PATIENCE))
             if part is None or (shard.rank, shard.processes) != (part.process, part.processes):
                 raise RuntimeError(f"process {shard.rank} of {shard.processes} has the rows of another: {part}")
             self._shard = shard

@@ -122,8 +122,8 @@ class ClozeRecommender(RecommenderModel):
     def _draw_share(self, share: Share, predictable: Tensor) -> tuple[Tensor, Tensor]:
         """`draw_masked` for a process's rows [b, L], drawn for the whole batch; notes how many of all are masked."""
         device = predictable.device
-        _, _, predictable_of_all = whole_sequences(share.whole.to(device))
-        places, counts = self.draw_masked(predictable_of_all, share.generator(device))
+        _, _, predictable_of_all = whole_sequences(share.whole)
+        places, counts = self.draw_masked(predictable_of_all.to(device), share.generator(device))
         own = share.rows.to(device)
         # Of places that do not count some are those of longer rows.
         own_places, own_counts = places[own].clamp(max=predictable.shape[1] - 1), counts[own]

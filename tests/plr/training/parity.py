@@ -123,7 +123,7 @@ _prepared = cache(prepare)
 
 def gradients(name: str, folder: Path, rank: int, count: int) -> dict[str, Tensor]:
     """Return the sum of the gradients of a batch of the first epoch and of one of the second, and what was logged."""
-    values = _values(CASES[name], folder)
+    values = case_values(CASES[name], folder)
     sharded = values.pop("shard_items", False) and count > 1
     config = Config(
         **values, data=str(folder / "data.txt"), out=str(folder), devices=count, shard_items=sharded
@@ -173,7 +173,7 @@ def gradients(name: str, folder: Path, rank: int, count: int) -> dict[str, Tenso
     return found | of_tables
 
 
-def _values(case: dict[str, Any], folder: Path) -> dict[str, Any]:
+def case_values(case: dict[str, Any], folder: Path) -> dict[str, Any]:
     sources = {source: str(folder / case[source]) for source in {"text_vectors", "features", "from_run"} & case.keys()}
     return _SMALL | case | sources
 
@@ -213,7 +213,7 @@ def run(name: str, folder: Path, rank: int, count: int) -> dict[str, Tensor]:
 
     Where processes share the item table, two leave another two, which four and one end.
     """
-    values = _values(RUNS[name], folder)
+    values = case_values(RUNS[name], folder)
     sharded = values.pop("shard_items", False)
     nodes = values.pop("nodes", 1) if count > 1 else 1
     out = folder / f"{name}-{count}"
