@@ -22,15 +22,17 @@ from plr.text import embed_text
 from plr.training.checkpoint import AtomicCheckpointIO
 from plr.training.module import TrainingModule, training_rows
 
-ALONE = ["unisrec", "cloze", "erl sequence", "prl dealt", "plr all terms", "plr states sequence"]
+ALONE = ["unisrec", "prl dealt", "plr all terms"]
 DRAWING = ["lares post-training", "plr sampled"]
-TWO = ["cloze", "prl sequence", "lares sequence", "plr all terms", "base sampled"]
-SHARDED = ["plr sharded", "base sharded", "cloze sharded"]
+TWO = ["cloze", "prl sequence", "lares sequence", "base sampled"]
+SHARDED = ["plr sharded"]
 
 
 @pytest.fixture(scope="module")
 def steps(tmp_path_factory):
     """What steps of systems on a pretended GPU waited for and sent, as one process and as one of two."""
+    if not hasattr(torch.utils.backend_registration, "_setup_privateuseone_for_python_backend"):
+        pytest.skip("this PyTorch has no devices that are written in Python")
     folder = tmp_path_factory.mktemp("gpu")
     draw = torch.Generator().manual_seed(0)
     lengths = [4 + user % 5 + 20 * (user % 5 == 0) for user in range(40)]
