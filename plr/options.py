@@ -644,7 +644,7 @@ class MachineOptions(Options):
     """Where it is computed, and what is shown of it.
 
     Args:
-        accelerator: auto, cpu or gpu.
+        accelerator: cpu, gpu (CUDA or ROCm; Apple's are not used), or auto, a gpu where there is one.
         devices: how many devices, or with accelerator cpu processes, train the run: each has a share of every batch. Of
             several machines, how many of each.
         nodes: how many machines train the run; on each, torchrun starts plr.

@@ -6,12 +6,13 @@ import os
 import sys
 from pathlib import Path
 
+import torch
 from lightning.fabric.plugins.environments import ClusterEnvironment, LightningEnvironment, TorchElasticEnvironment
 
 from plr.config import Config
 from plr.errors import RunError
 
-__all__ = ["check_processes", "cluster_environment", "is_leader", "process_number"]
+__all__ = ["accelerator", "check_processes", "cluster_environment", "is_leader", "process_number"]
 
 # What launchers tell each of the processes that they start: how many there are, by the launcher's name.
 _LAUNCHERS = {
@@ -20,6 +21,16 @@ _LAUNCHERS = {
     "mpirun": "OMPI_COMM_WORLD_SIZE",
     "mpiexec": "PMI_SIZE",
 }
+
+
+def accelerator(config: Config) -> str:
+    """Return Lightning's name of what trains the run: GPUs are CUDA's (or ROCm's, which PyTorch calls so).
+
+    Lightning's own choice on Apple's machines would be their GPU, which has no float64 for metrics and Adam.
+    """
+    if config.accelerator == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    return {"gpu": "cuda", "cpu": "cpu"}[config.accelerator]
 
 
 def check_processes(config: Config) -> None:

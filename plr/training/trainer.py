@@ -49,7 +49,7 @@ from plr.training.machines import SameRun
 from plr.training.memory import ReturnFreedMemory
 from plr.training.module import TrainingModule, batch_order, sample_items, training_rows
 from plr.training.parent import Parent
-from plr.training.processes import check_processes, cluster_environment, is_leader, process_number
+from plr.training.processes import accelerator, check_processes, cluster_environment, is_leader, process_number
 from plr.training.provenance import BATCH, provenance
 from plr.training.schedule import check_warmup, steps_of
 from plr.training.shared_ranking import rank_together, share_of
@@ -238,7 +238,7 @@ def _device(config: Config) -> torch.device:
     try:
         with _quiet():
             trainer = lightning.Trainer(
-                accelerator=config.accelerator, devices=config.devices, num_nodes=config.nodes, logger=False,
+                accelerator=accelerator(config), devices=config.devices, num_nodes=config.nodes, logger=False,
                 enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
                 plugins=[cluster_environment()],
             )  # fmt: skip
@@ -379,7 +379,7 @@ def _trainer(
     together = [SameRun(Path(config.out), config, content_hash)] if config.nodes > 1 else []
     own: list[Callback] = [TQDMProgressBar() if bars else EpochLines()] if config.progress and not shown else []
     return lightning.Trainer(
-        accelerator=config.accelerator,
+        accelerator=accelerator(config),
         devices=config.devices,
         num_nodes=config.nodes,
         max_epochs=epochs,

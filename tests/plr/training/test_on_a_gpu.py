@@ -12,15 +12,19 @@ from types import SimpleNamespace
 import pytest
 import torch
 import torch.distributed as distributed
+from lightning.pytorch.accelerators import MPSAccelerator
 from torch.nn.parallel import DistributedDataParallel
 
 from plr.config import Config
 from plr.data import prepare
+from plr.errors import RunError
 from plr.items import ItemData, ItemText
 from plr.models import build_model
 from plr.text import embed_text
 from plr.training.checkpoint import AtomicCheckpointIO
 from plr.training.module import TrainingModule, training_rows
+from plr.training.processes import accelerator
+from plr.training.trainer import _device
 
 ALONE = ["unisrec", "prl dealt", "plr all terms"]
 DRAWING = ["lares post-training", "plr sampled"]
@@ -93,6 +97,24 @@ def test_batches_are_sent_to_a_gpu_without_waiting(kind, small_data, monkeypatch
     batch = SimpleNamespace(to=lambda device, non_blocking: asked.append((device.type, non_blocking)))
     module.transfer_batch_to_device(batch, torch.device(kind), 0)
     assert asked == [(kind, kind == "cuda")]
+
+
+@pytest.mark.parametrize(("asked", "with_cuda", "chosen"), [
+    ("auto", False, "cpu"), ("auto", True, "cuda"), ("cpu", True, "cpu"), ("gpu", True, "cuda"),
+])  # fmt: skip
+def test_a_gpu_without_float64_is_not_taken(asked, with_cuda, chosen, monkeypatch):
+    monkeypatch.setattr(MPSAccelerator, "is_available", staticmethod(lambda: True))  # as on Apple's machines
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: with_cuda)
+    config = Config(accelerator=asked)
+    assert accelerator(config) == chosen
+    if chosen == "cpu":
+        assert _device(config) == torch.device("cpu")
+
+
+def test_a_gpu_that_is_not_there_is_named(monkeypatch):
+    monkeypatch.setattr(MPSAccelerator, "is_available", staticmethod(lambda: True))
+    with pytest.raises(RunError, match="--accelerator gpu --devices 1 is not available"):
+        _device(Config(accelerator="gpu"))
 
 
 @pytest.fixture
