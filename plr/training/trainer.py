@@ -246,6 +246,14 @@ def _device(config: Config) -> torch.device:
     except MisconfigurationException as error:
         asked = f"--accelerator {config.accelerator} --devices {config.devices}"
         raise RunError(f"{asked} is not available: {' '.join(str(error).split())}") from error
+    if config.precision == "bf16" and device.type == "cuda" and torch.version.hip is None:
+        major, minor = torch.cuda.get_device_capability(device)
+        if major < 8:
+            name = torch.cuda.get_device_name(device)
+            raise RunError(
+                f"--precision bf16 needs a GPU of compute capability 8.0 or more; {name} has {major}.{minor}: leave "
+                "--precision out, which is 32"
+            )
     averaged = config.processes > 1 and not config.shard_items  # gradients of the table
     if averaged and device.type == "cuda" and config.loss != "softmax" and config.sparse_adam:
         raise RunError(

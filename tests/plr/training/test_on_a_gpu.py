@@ -21,6 +21,7 @@ from plr.errors import RunError
 from plr.items import ItemData, ItemText
 from plr.models import build_model
 from plr.text import embed_text
+from plr.training import trainer
 from plr.training.checkpoint import AtomicCheckpointIO
 from plr.training.module import TrainingModule, training_rows
 from plr.training.processes import accelerator
@@ -115,6 +116,22 @@ def test_a_gpu_that_is_not_there_is_named(monkeypatch):
     monkeypatch.setattr(MPSAccelerator, "is_available", staticmethod(lambda: True))
     with pytest.raises(RunError, match="--accelerator gpu --devices 1 is not available"):
         _device(Config(accelerator="gpu"))
+
+
+@pytest.mark.parametrize(("capability", "precision", "refused"), [
+    ((7, 5), "bf16", True), ((7, 5), "32", False), ((8, 0), "bf16", False),
+])  # fmt: skip
+def test_a_gpu_without_bfloat16_is_named(capability, precision, refused, monkeypatch):
+    gpu = SimpleNamespace(strategy=SimpleNamespace(root_device=torch.device("cuda", 0)))
+    monkeypatch.setattr(trainer.lightning, "Trainer", lambda **_: gpu)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "an old one")
+    config = Config(accelerator="gpu", precision=precision)
+    if refused:
+        with pytest.raises(RunError, match=r"--precision bf16 needs .* 8\.0 or more; an old one has 7\.5"):
+            _device(config)
+    else:
+        assert _device(config) == torch.device("cuda", 0)
 
 
 @pytest.fixture
