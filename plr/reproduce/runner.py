@@ -15,6 +15,7 @@ import torch
 from lightning.pytorch.callbacks import Callback
 
 from plr.children import Children, begun, last_words
+from plr.config import Config
 from plr.durations import duration
 from plr.errors import EvaluationError, NonFiniteLossError, NoReachableTargetError, RunError
 from plr.evaluation import ranking_progress
@@ -169,9 +170,7 @@ def _in_processes(
         if _without_first_phase(study, run) is not None:
             return None
         written[run] = _written(study.folder(run))
-        plan = plans / f"{run.name}.yaml"
-        study.config(run).save(plan)
-        return begun(["plr", "train", "--config", str(plan)], _log(plans, run))
+        return _started(study.config(run), plans)
 
     def watch(run: Run) -> None:
         now = _written(study.folder(run))
@@ -184,7 +183,7 @@ def _in_processes(
         if status is None:
             failed = _without_first_phase(study, run)
         elif status:
-            said = last_words(_log(plans, run))
+            said = last_words(_log(plans, run.name))
             if status not in {error.status for error in _WITHOUT_RESULT}:
                 raise RunError(f"{run.name} ended with status {status}: {said[-1000:]}")
             failed = _why(status, said.splitlines()[-1].removeprefix("plr: ") if said else "")
@@ -201,5 +200,12 @@ def _written(folder: RunFolder) -> int:
         return 0
 
 
-def _log(plans: Path, run: Run) -> Path:
-    return plans / f"{run.name}.log"
+def _log(plans: Path, name: str) -> Path:
+    return plans / f"{name}.log"
+
+
+def _started(config: Config, plans: Path) -> subprocess.Popen[bytes]:
+    name = Path(config.out).name
+    plan = plans / f"{name}.yaml"
+    config.save(plan)
+    return begun(["plr", "train", "--config", str(plan)], _log(plans, name))
