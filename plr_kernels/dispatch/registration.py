@@ -8,7 +8,7 @@ PyTorch's schema language, once; torch.ops.plr_kernels has them under the names 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -193,14 +193,16 @@ def register_gradients_in_forward(
         ctx.save_for_backward(*inputs[:differentiable], *output[1 + parts :])
         ctx.mark_non_differentiable(*output[1:])
 
-    def gradients(ctx: Any, loss_gradient: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+    def gradients(ctx: Any, loss_gradient: Tensor | None, *_: Tensor) -> tuple[Tensor | None, ...]:
+        if loss_gradient is None:  # what was made of the loss has none, as functions of one's own may say
+            return (None,) * (differentiable + ctx.others)
         saved = list(ctx.saved_tensors)  # to be asked for once
         inputs, kept = saved[:differentiable], saved[differentiable:]
         if may_overwrite(loss_gradient, *kept):
-            found = scale_in_place(loss_gradient, inputs, kept)
+            found = only_wanted(scale_in_place(loss_gradient, inputs, kept), ctx.needs)
         else:
-            found = torch.ops.plr_kernels.scaled_gradients(loss_gradient, inputs, kept)
-        return *only_wanted(found, ctx.needs), *(None,) * ctx.others
+            found = _scaled_gradients(loss_gradient, inputs, kept, ctx.needs)
+        return *found, *(None,) * ctx.others
 
     op = torch.library.custom_op(
         f"plr_kernels::{operator}_with_gradients",
@@ -213,10 +215,23 @@ def register_gradients_in_forward(
     op.register_autograd(gradients, setup_context=save_for_backward)
 
 
-# Has no formula for autograd: differentiating twice raises.
+# Has no formula for autograd: differentiating twice raises. Of one tensor at a time: where PyTorch is given several
+# gradients at once (is_grads_batched) it calls an operator for each, but none that takes lists.
 torch.library.custom_op(
-    "plr_kernels::scaled_gradients",
+    "plr_kernels::scaled_gradient",
     scaled,
     mutates_args=(),
-    schema="(Tensor loss_gradient, Tensor[] inputs, Tensor[] gradients) -> Tensor[]",
+    schema="(Tensor loss_gradient, Tensor gradient, Tensor input, Tensor? other=None, Tensor? another=None) -> Tensor",
 ).register_fake(scaled)
+
+
+def _scaled_gradients(
+    loss_gradient: Tensor, inputs: list[Tensor], kept: list[Tensor], wanted: Sequence[bool]
+) -> tuple[Tensor | None, ...]:
+    """The gradients that are wanted, as new tensors. Each depends on all inputs, should it be differentiated."""
+    return tuple(
+        torch.ops.plr_kernels.scaled_gradient(loss_gradient, kept[each], *inputs[each:], *inputs[:each])
+        if wanted[each]
+        else None
+        for each in range(len(inputs))
+    )
