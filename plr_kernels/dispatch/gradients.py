@@ -65,6 +65,14 @@ def may_overwrite(*kept: Tensor) -> bool:
     )
 
 
+def refuse_second_derivatives(ctx: Any, *_: Tensor) -> None:
+    """As the autograd formula of an operator that makes gradients: says what has second derivatives."""
+    raise RuntimeError(
+        "trying to differentiate twice what this backend of plr_kernels differentiates once; "
+        'with use_backend("reference") it has second derivatives'
+    )
+
+
 class _Refused(torch.autograd.Function):
     """The tensors as they are, with a backward pass that raises."""
 

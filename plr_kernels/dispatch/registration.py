@@ -15,7 +15,14 @@ import torch
 from torch import Tensor
 
 from plr_kernels.dispatch.backend import Implementation, backend_module
-from plr_kernels.dispatch.gradients import may_overwrite, new_gradients, only_wanted, scale_in_place, scaled
+from plr_kernels.dispatch.gradients import (
+    may_overwrite,
+    new_gradients,
+    only_wanted,
+    refuse_second_derivatives,
+    scale_in_place,
+    scaled,
+)
 from plr_kernels.dispatch.precision import upcast
 
 Outputs = tuple[Tensor, ...]
@@ -150,13 +157,15 @@ def register_with_gradients(
     )
     forward_op.register_fake(new_outputs)
     forward_op.register_autograd(gradients, setup_context=save_for_backward)
-    torch.library.custom_op(
+    backward_definition = torch.library.custom_op(
         f"plr_kernels::{operator}_backward",
         backward,
         mutates_args=(),
         schema=f"(Tensor {result}_gradient, {tensors}, {statistics}, {all_options}, "
         f"bool needs_{first}, bool needs_{second}, str backend) -> (Tensor, Tensor)",
-    ).register_fake(new_backward_outputs)
+    )
+    backward_definition.register_fake(new_backward_outputs)
+    backward_definition.register_autograd(refuse_second_derivatives)
     backward_op = getattr(torch.ops.plr_kernels, f"{operator}_backward")
 
 
@@ -215,14 +224,16 @@ def register_gradients_in_forward(
     op.register_autograd(gradients, setup_context=save_for_backward)
 
 
-# Has no formula for autograd: differentiating twice raises. Of one tensor at a time: where PyTorch is given several
-# gradients at once (is_grads_batched) it calls an operator for each, but none that takes lists.
-torch.library.custom_op(
+# Of one tensor at a time: where PyTorch is given several gradients at once (is_grads_batched) it calls an operator for
+# each, but none that takes lists.
+_scaled_gradient = torch.library.custom_op(
     "plr_kernels::scaled_gradient",
     scaled,
     mutates_args=(),
     schema="(Tensor loss_gradient, Tensor gradient, Tensor input, Tensor? other=None, Tensor? another=None) -> Tensor",
-).register_fake(scaled)
+)
+_scaled_gradient.register_fake(scaled)
+_scaled_gradient.register_autograd(refuse_second_derivatives)
 
 
 def _scaled_gradients(

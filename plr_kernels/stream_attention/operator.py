@@ -19,7 +19,7 @@ from plr_kernels.dispatch.checks import (
     check_values,
 )
 from plr_kernels.dispatch.dispatcher import autograd_records, can_bypass_dispatcher
-from plr_kernels.dispatch.gradients import new_gradients, only_wanted
+from plr_kernels.dispatch.gradients import new_gradients, only_wanted, refuse_second_derivatives
 from plr_kernels.dispatch.precision import floating_inputs, no_autocast
 from plr_kernels.dispatch.registration import register_reference
 from plr_kernels.stream_attention import reference
@@ -91,6 +91,9 @@ def _backward(
 def _(output_gradient, *arguments):
     *_, needs, _backend = arguments
     return new_gradients(arguments[:5], needs)
+
+
+_backward.register_autograd(refuse_second_derivatives)
 
 
 def _save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:

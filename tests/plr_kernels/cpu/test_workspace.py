@@ -197,7 +197,7 @@ def test_gradients_of_gradients_are_refused(rows_at_once, operator):
     case = make_case(operator, sizes_of(operator))
     leaves = [tensor.requires_grad_() for tensor in case.tensors.values()]
     gradients = torch.autograd.grad(operator.public(**case.tensors, **case.options), leaves, create_graph=True)
-    with pytest.raises(RuntimeError, match="autograd"):
+    with pytest.raises(RuntimeError, match="differentiate twice"):
         torch.autograd.grad(gradients[0].sum(), leaves)
 
 

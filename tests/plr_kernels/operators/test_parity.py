@@ -135,7 +135,7 @@ def test_several_gradients_at_once(target, operator):
             torch.testing.assert_close(several[place], one, msg=name)
     if target.backend != "reference":
         again = torch.autograd.grad(output, list(leaves.values()), cotangents, is_grads_batched=True, create_graph=True)
-        with pytest.raises(RuntimeError, match=r"no autograd formula|differentiate"):
+        with pytest.raises(RuntimeError, match="differentiate twice"):
             torch.autograd.grad(again[0].sum(), list(leaves.values()))
 
 
@@ -200,7 +200,7 @@ def test_second_derivative_is_right_or_refused(target, operator):
     leaves = {name: tensor.requires_grad_() for name, tensor in case.tensors.items()}
     output = operator.public(**leaves, **case.options).sum()
     gradients = torch.autograd.grad(output, list(leaves.values()), create_graph=True)
-    with pytest.raises(RuntimeError):
+    with pytest.raises(RuntimeError, match=r'differentiate twice .* use_backend\("reference"\)'):
         torch.autograd.grad(sum(g.square().sum() for g in gradients), list(leaves.values()))
 
 
