@@ -217,7 +217,8 @@ def stream_attention(
     With a length per query all positions of a sequence can reason at once: M is then positions × streams, and
     a query's length is how much of the sequence its position sees. The prefix is read once for all of them;
     neighbouring queries of similar lengths are computed together, so ascending lengths are the fastest. What
-    some queries of b see and others do not reaches those others with weight 0: it must be finite.
+    some queries of b see and others do not reaches those others with weight 0, and their own numbers reach its
+    gradients likewise: both must be finite.
 
     Args:
         query: [B, H, M, D], float32, bfloat16, float16 or (reference backend) float64; the others share its
