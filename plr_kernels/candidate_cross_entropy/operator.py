@@ -13,6 +13,7 @@ from plr_kernels.dispatch.backend import Implementation, checks_values, resolve
 from plr_kernels.dispatch.checks import (
     check_candidate_options,
     check_candidates,
+    check_dense,
     check_flag,
     check_ids,
     check_log_q,
@@ -20,6 +21,7 @@ from plr_kernels.dispatch.checks import (
     check_not_empty,
     check_states_and_items,
     check_targets,
+    check_tensor,
 )
 from plr_kernels.dispatch.precision import floating_inputs, no_autocast
 from plr_kernels.dispatch.registration import register_reference, register_with_gradients
@@ -153,7 +155,7 @@ def candidate_cross_entropy(
         TypeError: an argument is of the wrong type or dtype.
         ValueError: a shape, a device or a value does not fit. On a GPU an id outside [0, V) fails asynchronously.
     """
-    states, items = floating_inputs(states=states, items=items)
+    (states,), items = _floating_inputs(sparse_gradient, items, states=states)
     sizes = check_states_and_items("R D", states, items)
     check_ids("targets", targets, "R", states, sizes)
     check_ids("candidates", candidates, "K or R K", states, sizes)
@@ -168,7 +170,7 @@ def candidate_cross_entropy(
         check_targets(targets, sizes["V"], ignore_index)
         check_candidates(candidates, sizes["V"])
     if sparse_gradient:
-        items, targets, candidates = _named_rows(items, targets, candidates, ignore_index)
+        items, targets, candidates = _named_rows(items, targets, candidates, ignore_index, states.dtype)
         ignore_index = _IGNORED
     with no_autocast(states):
         return run(
@@ -221,7 +223,7 @@ def candidate_mixture_cross_entropy(
         TypeError: an argument is of the wrong type or dtype.
         ValueError: a shape, a device or a value does not fit. On a GPU an id outside [0, V) fails asynchronously.
     """
-    states, log_weights, items = floating_inputs(states=states, log_weights=log_weights, items=items)
+    (states, log_weights), items = _floating_inputs(sparse_gradient, items, states=states, log_weights=log_weights)
     sizes = check_states_and_items("R M D", states, items, log_weights)
     check_ids("targets", targets, "R", states, sizes)
     check_ids("candidates", candidates, "K or R K", states, sizes)
@@ -235,16 +237,29 @@ def candidate_mixture_cross_entropy(
         check_targets(targets, sizes["V"], ignore_index)
         check_candidates(candidates, sizes["V"])
     if sparse_gradient:
-        items, targets, candidates = _named_rows(items, targets, candidates, ignore_index)
+        items, targets, candidates = _named_rows(items, targets, candidates, ignore_index, states.dtype)
         ignore_index = _IGNORED
     with no_autocast(states):
         return run(states, log_weights, items, targets, candidates, log_q, temperature, ignore_index, reduction)
 
 
+def _floating_inputs(sparse_gradient: bool, items: Tensor, **others: Tensor) -> tuple[tuple[Tensor, ...], Tensor]:
+    """The others and the items, as `floating_inputs` casts and checks them.
+
+    Items whose gradient is to be sparse are checked and left as they are, for their named rows to be cast: PyTorch does
+    not cast a sparse gradient back, and the rest of the table needs no cast.
+    """
+    check_tensor("items", items)
+    check_dense("items", items)
+    some = items.detach()[:1] if sparse_gradient and items.ndim > 0 else items
+    *cast, some = floating_inputs(**others, items=some)
+    return tuple(cast), items if sparse_gradient else some
+
+
 def _named_rows(
-    items: Tensor, targets: Tensor, candidates: Tensor, ignore_index: int
+    items: Tensor, targets: Tensor, candidates: Tensor, ignore_index: int, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The rows of items that targets and candidates name, each once, and both as numbers of these rows.
+    """The rows of items that targets and candidates name, each once, in `dtype`, and both as numbers of these rows.
 
     Rows that do not count have the target `_IGNORED`, since ignore_index may be one of the new numbers. What is made of
     the rows has a dense gradient; that of the items is sparse by PyTorch's own look-up, which on a GPU asserts the ids.
@@ -254,7 +269,7 @@ def _named_rows(
     if not len(ids):
         ids = ids.new_zeros(1)  # of an item table at least one row, here without a gradient
     return (
-        embedding(ids, items, sparse=True),
+        embedding(ids, items, sparse=True).to(dtype),
         torch.searchsorted(ids, targets).where(counted, _IGNORED),
         torch.searchsorted(ids, candidates).where(listed, -1),
     )

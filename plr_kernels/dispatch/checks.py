@@ -22,9 +22,10 @@ def check_tensor(name: str, value: Any) -> None:
 
 
 def check_dense(name: str, tensor: Tensor) -> None:
-    """Raise unless the tensor's entries lie in plain memory: it is neither sparse nor of a library's own layout."""
-    if tensor.layout != torch.strided:
-        raise TypeError(f"{name} must be a dense tensor, of layout torch.strided, found {tensor.layout}")
+    """Raise unless the tensor's entries lie in plain memory: it is not sparse, nested or of a library's own layout."""
+    if tensor.layout != torch.strided or tensor.is_nested:
+        found = "a nested one" if tensor.is_nested else tensor.layout
+        raise TypeError(f"{name} must be a dense tensor, of layout torch.strided, found {found}")
 
 
 def check_floating(**tensors: Tensor) -> None:

@@ -33,15 +33,18 @@ def only_wanted(gradients: Iterable[Tensor], wanted: Iterable[bool]) -> tuple[Te
     return tuple(gradient if want else None for gradient, want in zip(gradients, wanted, strict=True))
 
 
-def scaled(loss_gradient: Tensor, inputs: Sequence[Tensor], gradients: Sequence[Tensor]) -> list[Tensor]:
-    """The gradients of a loss times the gradient w.r.t. the loss, each in the dtype of its input; new tensors."""
-    return [
-        (gradient * loss_gradient).to(tensor.dtype) for tensor, gradient in zip(inputs, gradients, strict=True)
-    ]
+def scaled(
+    loss_gradient: Tensor, gradient: Tensor, tensor: Tensor, other: Tensor | None = None, another: Tensor | None = None
+) -> Tensor:
+    """The gradient of a loss w.r.t. a tensor times the gradient w.r.t. the loss, in the tensor's dtype; a new one.
+
+    The loss' other inputs are not read.
+    """
+    return (gradient * loss_gradient).to(tensor.dtype)
 
 
 def scale_in_place(loss_gradient: Tensor, inputs: Sequence[Tensor], gradients: Sequence[Tensor]) -> list[Tensor]:
-    """The same in the memory of the gradients, where they have the dtype of their inputs."""
+    """The gradients of a loss as `scaled` makes them, in their own memory where they have the dtype of their inputs."""
     if loss_gradient.item() != 1:
         for gradient in gradients:
             gradient.mul_(loss_gradient)
@@ -59,6 +62,14 @@ def may_overwrite(*kept: Tensor) -> bool:
         and can_bypass_dispatcher(*kept)
         and all(tensor.device.type == "cpu" for tensor in kept)
         and not _graph_is_retained()
+    )
+
+
+def refuse_second_derivatives(ctx: Any, *_: Tensor) -> None:
+    """As the autograd formula of an operator that makes gradients: says what has second derivatives."""
+    raise RuntimeError(
+        "trying to differentiate twice what this backend of plr_kernels differentiates once; "
+        'with use_backend("reference") it has second derivatives'
     )
 
 

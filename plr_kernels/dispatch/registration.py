@@ -8,14 +8,21 @@ PyTorch's schema language, once; torch.ops.plr_kernels has them under the names 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from plr_kernels.dispatch.backend import Implementation, backend_module
-from plr_kernels.dispatch.gradients import may_overwrite, new_gradients, only_wanted, scale_in_place, scaled
+from plr_kernels.dispatch.gradients import (
+    may_overwrite,
+    new_gradients,
+    only_wanted,
+    refuse_second_derivatives,
+    scale_in_place,
+    scaled,
+)
 from plr_kernels.dispatch.precision import upcast
 
 Outputs = tuple[Tensor, ...]
@@ -150,13 +157,15 @@ def register_with_gradients(
     )
     forward_op.register_fake(new_outputs)
     forward_op.register_autograd(gradients, setup_context=save_for_backward)
-    torch.library.custom_op(
+    backward_definition = torch.library.custom_op(
         f"plr_kernels::{operator}_backward",
         backward,
         mutates_args=(),
         schema=f"(Tensor {result}_gradient, {tensors}, {statistics}, {all_options}, "
         f"bool needs_{first}, bool needs_{second}, str backend) -> (Tensor, Tensor)",
-    ).register_fake(new_backward_outputs)
+    )
+    backward_definition.register_fake(new_backward_outputs)
+    backward_definition.register_autograd(refuse_second_derivatives)
     backward_op = getattr(torch.ops.plr_kernels, f"{operator}_backward")
 
 
@@ -193,14 +202,16 @@ def register_gradients_in_forward(
         ctx.save_for_backward(*inputs[:differentiable], *output[1 + parts :])
         ctx.mark_non_differentiable(*output[1:])
 
-    def gradients(ctx: Any, loss_gradient: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+    def gradients(ctx: Any, loss_gradient: Tensor | None, *_: Tensor) -> tuple[Tensor | None, ...]:
+        if loss_gradient is None:  # what was made of the loss has none, as functions of one's own may say
+            return (None,) * (differentiable + ctx.others)
         saved = list(ctx.saved_tensors)  # to be asked for once
         inputs, kept = saved[:differentiable], saved[differentiable:]
         if may_overwrite(loss_gradient, *kept):
-            found = scale_in_place(loss_gradient, inputs, kept)
+            found = only_wanted(scale_in_place(loss_gradient, inputs, kept), ctx.needs)
         else:
-            found = torch.ops.plr_kernels.scaled_gradients(loss_gradient, inputs, kept)
-        return *only_wanted(found, ctx.needs), *(None,) * ctx.others
+            found = _scaled_gradients(loss_gradient, inputs, kept, ctx.needs)
+        return *found, *(None,) * ctx.others
 
     op = torch.library.custom_op(
         f"plr_kernels::{operator}_with_gradients",
@@ -213,10 +224,25 @@ def register_gradients_in_forward(
     op.register_autograd(gradients, setup_context=save_for_backward)
 
 
-# Has no formula for autograd: differentiating twice raises.
-torch.library.custom_op(
-    "plr_kernels::scaled_gradients",
+# Of one tensor at a time: where PyTorch is given several gradients at once (is_grads_batched) it calls an operator for
+# each, but none that takes lists.
+_scaled_gradient = torch.library.custom_op(
+    "plr_kernels::scaled_gradient",
     scaled,
     mutates_args=(),
-    schema="(Tensor loss_gradient, Tensor[] inputs, Tensor[] gradients) -> Tensor[]",
-).register_fake(scaled)
+    schema="(Tensor loss_gradient, Tensor gradient, Tensor input, Tensor? other=None, Tensor? another=None) -> Tensor",
+)
+_scaled_gradient.register_fake(scaled)
+_scaled_gradient.register_autograd(refuse_second_derivatives)
+
+
+def _scaled_gradients(
+    loss_gradient: Tensor, inputs: list[Tensor], kept: list[Tensor], wanted: Sequence[bool]
+) -> tuple[Tensor | None, ...]:
+    """The gradients that are wanted, as new tensors. Each depends on all inputs, should it be differentiated."""
+    return tuple(
+        torch.ops.plr_kernels.scaled_gradient(loss_gradient, kept[each], *inputs[each:], *inputs[:each])
+        if wanted[each]
+        else None
+        for each in range(len(inputs))
+    )

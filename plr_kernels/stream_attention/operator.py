@@ -19,7 +19,7 @@ from plr_kernels.dispatch.checks import (
     check_values,
 )
 from plr_kernels.dispatch.dispatcher import autograd_records, can_bypass_dispatcher
-from plr_kernels.dispatch.gradients import new_gradients, only_wanted
+from plr_kernels.dispatch.gradients import new_gradients, only_wanted, refuse_second_derivatives
 from plr_kernels.dispatch.precision import floating_inputs, no_autocast
 from plr_kernels.dispatch.registration import register_reference
 from plr_kernels.stream_attention import reference
@@ -91,6 +91,9 @@ def _backward(
 def _(output_gradient, *arguments):
     *_, needs, _backend = arguments
     return new_gradients(arguments[:5], needs)
+
+
+_backward.register_autograd(refuse_second_derivatives)
 
 
 def _save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
@@ -214,7 +217,8 @@ def stream_attention(
     With a length per query all positions of a sequence can reason at once: M is then positions × streams, and
     a query's length is how much of the sequence its position sees. The prefix is read once for all of them;
     neighbouring queries of similar lengths are computed together, so ascending lengths are the fastest. What
-    some queries of b see and others do not reaches those others with weight 0: it must be finite.
+    some queries of b see and others do not reaches those others with weight 0, and their own numbers reach its
+    gradients likewise: both must be finite.
 
     Args:
         query: [B, H, M, D], float32, bfloat16, float16 or (reference backend) float64; the others share its

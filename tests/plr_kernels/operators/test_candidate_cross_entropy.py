@@ -191,6 +191,25 @@ def test_a_sparse_gradient_of_a_mixture(target):
     torch.testing.assert_close(items.grad.to_dense(), expected)
 
 
+@pytest.mark.parametrize("operator", [CANDIDATE_CROSS_ENTROPY, CANDIDATE_MIXTURE_CROSS_ENTROPY], ids=str)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_a_sparse_gradient_under_autocast(target, operator, dtype):
+    """That of the named rows, cast: PyTorch casts no sparse gradient back."""
+    case = make(target, operator, vocabulary=40, reduction="mean")
+
+    def under_autocast(**arguments):
+        with torch.autocast(target.device, dtype=dtype):
+            return operator.public(**arguments)
+
+    dense = evaluate(under_autocast, case)
+    case.options["sparse_gradient"] = True
+    sparse = evaluate(under_autocast, case)
+    assert sparse["gradient of items"].is_sparse
+    assert sparse["gradient of items"].dtype == torch.float32
+    for name, result in sparse.items():
+        torch.testing.assert_close(result.to_dense(), dense[name], msg=name)
+
+
 @pytest.mark.parametrize("ignore_index", [0, 1, 3])
 def test_a_sparse_gradient_beside_an_item_as_the_ignored_target(target, ignore_index):
     """Rows are numbered anew among those that are named: no number may be taken for the ignored item's."""

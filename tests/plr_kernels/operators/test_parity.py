@@ -99,6 +99,46 @@ def test_gradients_only_where_asked_and_always_the_same(target, operator):
                 torch.testing.assert_close(gradient, full[name], rtol=0, atol=0, msg=f"{name} for {wanted}")
 
 
+class WithoutGradient(torch.autograd.Function):
+    """The number as it is, with a backward pass that has nothing to say: in PyTorch None is a gradient of zero."""
+
+    @staticmethod
+    def forward(ctx, number):
+        return number.clone()
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return None
+
+
+@on_every_target
+def test_a_gradient_that_later_functions_leave_out(target, operator):
+    case = make_case(operator, operator.small, device=target.device)
+    leaves = {name: tensor.requires_grad_() for name, tensor in case.tensors.items()}
+    WithoutGradient.apply(operator.public(**leaves, **case.options)).sum().backward()
+    for name, leaf in leaves.items():
+        assert leaf.grad is None or not leaf.grad.any(), name
+
+
+@on_every_target
+def test_several_gradients_at_once(target, operator):
+    """As jacobian(vectorize=True) asks for: those that they are one after the other."""
+    case = make_case(operator, operator.small, device=target.device)
+    leaves = {name: tensor.requires_grad_() for name, tensor in case.tensors.items()}
+    output = operator.public(**leaves, **case.options)
+    factors = torch.tensor([1.0, -0.5, 0.0], device=target.device)
+    cotangents = factors.view(-1, *(1,) * output.ndim) * torch.ones_like(output)
+    together = torch.autograd.grad(output, list(leaves.values()), cotangents, is_grads_batched=True, retain_graph=True)
+    for place, cotangent in enumerate(cotangents):
+        alone = torch.autograd.grad(output, list(leaves.values()), cotangent, retain_graph=True)
+        for name, several, one in zip(leaves, together, alone, strict=True):
+            torch.testing.assert_close(several[place], one, msg=name)
+    if target.backend != "reference":
+        again = torch.autograd.grad(output, list(leaves.values()), cotangents, is_grads_batched=True, create_graph=True)
+        with pytest.raises(RuntimeError, match="differentiate twice"):
+            torch.autograd.grad(again[0].sum(), list(leaves.values()))
+
+
 @on_every_target
 @in_every_dtype
 def test_same_bits_every_time(target, operator, dtype):
@@ -160,7 +200,7 @@ def test_second_derivative_is_right_or_refused(target, operator):
     leaves = {name: tensor.requires_grad_() for name, tensor in case.tensors.items()}
     output = operator.public(**leaves, **case.options).sum()
     gradients = torch.autograd.grad(output, list(leaves.values()), create_graph=True)
-    with pytest.raises(RuntimeError):
+    with pytest.raises(RuntimeError, match=r'differentiate twice .* use_backend\("reference"\)'):
         torch.autograd.grad(sum(g.square().sum() for g in gradients), list(leaves.values()))
 
 

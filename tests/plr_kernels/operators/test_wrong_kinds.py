@@ -81,6 +81,17 @@ def test_sparse_tensors(target, operator):
                 operator.public(**arguments | {name: tensor.to_sparse()})
 
 
+@pytest.mark.parametrize("operator", OPERATORS, ids=str)
+@pytest.mark.parametrize("layout", [torch.strided, torch.jagged], ids=str)
+def test_nested_tensors(operator, layout):
+    """Those of the older kind say that they are strided, and have no shape that could be looked at."""
+    case = case_of(operator)
+    for name, tensor in case.tensors.items():
+        nested = torch.nested.nested_tensor([tensor[0], tensor[0]], layout=layout)
+        with pytest.raises(TypeError, match=f"^{name} must be a dense tensor, .* found a nested one"):
+            operator.public(**case.tensors | case.options | {name: nested})
+
+
 def test_a_bool_as_the_length_of_a_list():
     with pytest.raises(TypeError, match="k must be an int, found bool"):
         top_items(torch.zeros(2, 3), torch.zeros(5, 3), True)
