@@ -12,8 +12,8 @@ from plr.tune.systems import GROUPS, System, system_of
 __all__ = ["PRUNERS", "Request"]
 
 PRUNERS = {
-    "median": "a trial whose best validation so far is below the median of the complete trials' at the same epoch ends",
     "none": "every trial is trained to its end",
+    "median": "a trial whose best validation so far is below the median of the complete trials' at the same epoch ends",
 }
 
 
@@ -47,7 +47,7 @@ class Request:
     trials: int = 20
     seeds: int = 3
     settings: tuple[str, ...] = ()
-    pruner: str = "median"
+    pruner: str = "none"
     seed: int = 0
     processes: int = 1
 

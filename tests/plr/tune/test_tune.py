@@ -358,7 +358,7 @@ def test_the_plan_trains_nothing_and_help_needs_no_pytorch(small_data, tmp_path,
     said = capsys.readouterr().out
     assert "6 of 6 trials and 6 of 6 final runs to train: about" in said
     assert not (tmp_path / "plan" / "runs").exists()
-    assert main(["tune", *options, *settings, "--set", "dim=4", "--pruner", "none"]) == 0  # nothing was searched yet
+    assert main(["tune", *options, *settings, "--set", "dim=4", "--pruner", "median"]) == 0  # nothing was searched yet
     code = "import sys\nfrom plr.cli import main\ntry: main(['tune', '--help'])\nexcept SystemExit: pass\n"
     code += "sys.exit('torch' in sys.modules or 'optuna' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], stdout=subprocess.DEVNULL).returncode == 0
@@ -374,7 +374,7 @@ def test_the_plan_trains_nothing_and_help_needs_no_pytorch(small_data, tmp_path,
         ({"systems": ("sasrec-grl",)}, r"systems must be BACKBONE-METHOD.*; found 'sasrec-grl', the nearest known is"),
         ({"systems": ("bert4rec-cloze-plr",)}, "found 'bert4rec-cloze-plr'"),
         ({"systems": ("sasrec-plr", "sasrec-plr")}, "found 'sasrec-plr' twice"),
-        ({"pruner": "best"}, "pruner must be one of median, none; found 'best'"),
+        ({"pruner": "best"}, "pruner must be one of none, median; found 'best'"),
         ({"settings": ("sasrec-plr:devices=2",)}, "--set devices=2: its other processes would repeat this command"),
         ({"settings": ("seed=3",)}, "seed is set by the command itself"),
         ({"settings": ("gru:dim=3",)}, r"SYSTEM is one of .*sasrec-plr-states.*; found 'gru'"),
