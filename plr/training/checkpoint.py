@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import os
+import re
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -22,7 +24,13 @@ class AtomicCheckpointIO(CheckpointIO):
     """Writes aside, then renames; reads weights-only."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
-        """Write the checkpoint so that a kill at any moment leaves the old one or the new one."""
+        """Write the checkpoint so that a kill at any moment leaves the old one or the new one.
+
+        Raises:
+            RunError: a callback's state could not be read again.
+        """
+        for name, state in checkpoint.get("callbacks", {}).items():
+            _check_state(name, state)
         # A signal waits: the exception that it raises in what torch.save calls back comes out of it as another one.
         with deferred(), atomic_path(Path(path)) as aside, open(aside, "wb") as file:
             torch.save(checkpoint, file)
@@ -58,6 +66,22 @@ def read_checkpoint(path: Path, map_location: Any = "cpu") -> dict[str, Any]:
     if fault or missing:
         raise RunError(_unusable(path, fault or f"it lacks {', '.join(missing)}"))
     return checkpoint
+
+
+def _check_state(name: str, state: Any) -> None:
+    """Raise unless the state that a callback keeps is of tensors and plain values: else no run would go on from it."""
+    kept = io.BytesIO()
+    torch.save(state, kept)
+    kept.seek(0)
+    try:
+        torch.load(kept, weights_only=True)
+    except Exception as error:  # of torch's, whose messages advise to unpickle what is there
+        found = re.search(r"GLOBAL (\S+)", str(error))
+        what = f"; found {found[1]}" if found else ""
+        raise RunError(
+            f"callback {name}: its state_dict() must be of tensors, Python numbers, strings, lists and dictionaries, "
+            f"or the run could not be resumed{what}"
+        ) from error
 
 
 def _fault(path: Path) -> str | None:

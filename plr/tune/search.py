@@ -397,7 +397,7 @@ class _Report(Callback):
     def on_train_epoch_end(self, trainer: lightning.Trainer, pl_module: Any) -> None:
         """Report."""
         self._add(float(trainer.callback_metrics[MONITOR]))
-        self.pruned = self.trial.should_prune()
+        self.pruned = bool(self.trial.should_prune())  # a NumPy bool, of a median, cannot be read from a checkpoint
         if self.pruned:
             trainer.should_stop = True
 

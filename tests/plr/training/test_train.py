@@ -3,6 +3,7 @@ import re
 from itertools import chain
 from pathlib import Path
 
+import numpy as np
 import polars as pl
 import pytest
 import torch
@@ -113,6 +114,15 @@ def test_early_stopping_ends_the_run_and_a_repeat_after_it_trains_no_further(qui
     again = train(config)
     assert again == result
     assert finished.exists()
+
+
+def test_a_callback_whose_state_no_run_could_go_on_from_is_named(quick):
+    class Counting(Callback):
+        def state_dict(self):
+            return {"best": np.float64(0.5)}
+
+    with pytest.raises(RunError, match=r"^callback \S*Counting\S*: its state_dict\(\) must be .*; found numpy"):
+        train(Config(**quick), callbacks=Counting())
 
 
 @pytest.mark.parametrize("exclude_seen", [False, True])

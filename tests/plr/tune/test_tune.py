@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import optuna
 import polars as pl
 import pytest
@@ -189,6 +190,26 @@ def test_killed_in_the_middle_of_a_trial_it_ends_as_undisturbed_and_looks_at_no_
     found, expected = (record(out)["systems"]["sasrec-base"]["trials"] for out in (tmp_path / "killed", whole[0]))
     assert found == expected
     assert looked_at == {"train", "valid"}
+
+
+def test_a_trial_goes_on_where_the_pruner_speaks_numpy(small_data, tmp_path, monkeypatch):
+    """As a median of other trials does: once there are four."""
+    monkeypatch.setattr(optuna.Trial, "should_prune", lambda self: np.bool_(False))
+    step, count = TrainingModule.training_step, 0
+
+    def killing_step(self, batch, index):
+        nonlocal count
+        if self.current_epoch == 2 and not count:
+            count += 1
+            raise Killed
+        return step(self, batch, index)
+
+    monkeypatch.setattr(TrainingModule, "training_step", killing_step)
+    request = requested(small_data, tmp_path / "killed", systems=("sasrec-base",), trials=1, seeds=0)
+    with pytest.raises(Killed):
+        tune(request, lambda line: None)
+    tune(request, lambda line: None)
+    assert len(record(tmp_path / "killed")["systems"]["sasrec-base"]["trials"][0]["by_epoch"]) == 3
 
 
 def test_killed_again_while_its_settings_are_drawn_a_trial_goes_on(whole, small_data, tmp_path, monkeypatch):
