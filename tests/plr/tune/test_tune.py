@@ -126,6 +126,17 @@ def test_two_processes_find_what_one_finds(whole, small_data, tmp_path, monkeypa
     assert not any((out / "trials").iterdir())
 
 
+@pytest.mark.parametrize(("processes", "threads"), [(1, 0), (2, 4), (3, 2), (20, 1)])
+def test_processes_share_the_threads(processes, threads, small_data, tmp_path, monkeypatch):
+    seen = []
+    monkeypatch.setattr(searching, "train", lambda config, dataset: seen.append(config.threads))
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 8)
+    search = searching.Search(requested(small_data, tmp_path / "search", processes=processes))
+    system = search.request.tuned[0]
+    search.train_final(system, searching.Trial(0, {}, "complete", [0.1], 1.0), seed=0)
+    assert seen == [threads]
+
+
 def test_a_process_that_fails_ends_the_search_with_what_it_said(small_data, tmp_path):
     out = tmp_path / "search"
     (out / "trials").mkdir(parents=True)
