@@ -243,10 +243,11 @@ class Application:
     async def _read(self, headers: dict[bytes, bytes], receive: Receive, due: float) -> bytes:
         """Return the body; of one that is too large as much is read as lets its sender hear so."""
         most = self._options.max_body
-        announced = headers.get(b"content-length", b"0")
-        too_large = announced.isdigit() and int(announced) > most
+        length = headers.get(b"content-length", b"0")
+        announced = int(length) if length.isdigit() else 0
+        too_large = announced > most
         if too_large and b"expect" in headers:
-            raise self._too_large(int(announced))  # its sender waits for leave
+            raise self._too_large(announced)  # its sender waits for leave
         parts, size = [], 0
         while True:
             left = due - asyncio.get_running_loop().time()
@@ -254,7 +255,7 @@ class Application:
                 message = await asyncio.wait_for(receive(), min(left, _LINGER) if too_large else left)
             except asyncio.TimeoutError:
                 if too_large:
-                    raise self._too_large(size) from None
+                    raise self._too_large(max(size, announced)) from None
                 text = f"the body must arrive within {self._options.timeout:g} s; found {size} bytes by then"
                 raise Refusal(408, text, [(b"connection", b"close")]) from None
             if message["type"] == "http.disconnect":
@@ -265,7 +266,7 @@ class Application:
             if not too_large:
                 parts.append(part)
             if too_large and (size > most * _MOST_DISCARDED or not message.get("more_body", False)):
-                raise self._too_large(max(size, int(announced) if announced.isdigit() else 0))
+                raise self._too_large(max(size, announced))
             if not message.get("more_body", False):
                 return b"".join(parts)
 

@@ -114,8 +114,18 @@ class Batches:
             if not job.future.done():
                 raise GoneError if gone is not None and gone.done() else TooLateError(job.started)
         finally:
-            job.dropped = True
+            self._drop(job)
         return job.future.result()
+
+    def _drop(self, job: _Job) -> None:
+        """Leave a job to nobody; one that still waits leaves its place to others at once."""
+        with self._changed:
+            job.dropped = True
+            waits = not job.started and job in self._jobs
+            if waits:
+                self._jobs.remove(job)
+        if waits:
+            self._count(-job.users)
 
     def _count(self, users: int) -> None:
         self._users += users
@@ -134,7 +144,7 @@ class Batches:
                 others.append(job)
         self._jobs.extendleft(reversed(others))
         for job in taken:
-            job.started = not job.dropped
+            job.started = True
         return taken
 
     def _run(self) -> None:
@@ -144,11 +154,10 @@ class Batches:
                 if not self._jobs:
                     return
                 taken = self._take()
-            asked = [job for job in taken if job.started]
-            answers = self._answers(asked) if asked else []
+            answers = self._answers(taken)
             assert self._loop is not None
             with suppress(RuntimeError):  # the loop has been closed
-                self._loop.call_soon_threadsafe(self._deliver, taken, asked, answers)
+                self._loop.call_soon_threadsafe(self._deliver, taken, answers)
 
     def _answers(self, jobs: list[_Job]) -> Sequence[Any]:
         try:
@@ -158,11 +167,11 @@ class Batches:
                 return [as_failure(error)]
         return [answer for job in jobs for answer in self._answers([job])]
 
-    def _deliver(self, taken: list[_Job], asked: list[_Job], answers: Sequence[Any]) -> None:
-        self._count(-sum(job.users for job in taken))
-        if asked:
-            self._counters.batch(sum(job.users for job in asked))
-        for job, answer in zip(asked, answers, strict=True):
+    def _deliver(self, jobs: list[_Job], answers: Sequence[Any]) -> None:
+        users = sum(job.users for job in jobs)
+        self._count(-users)
+        self._counters.batch(users)
+        for job, answer in zip(jobs, answers, strict=True):
             if job.future.done():
                 continue
             if not isinstance(answer, Exception):

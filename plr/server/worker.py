@@ -8,6 +8,7 @@ import os
 import signal
 import socket
 import sys
+from types import FrameType
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -25,15 +26,16 @@ ENDING = (signal.SIGTERM, signal.SIGUSR1)
 
 KEEP_ALIVE = 5  # seconds that a connection without requests is kept
 _MOST_CONNECTIONS = 1000
+_UNREAD = 60.0  # seconds in which a client must take something of an answer that waits for it
 _SWITCH_INTERVAL = 0.0005  # seconds: the thread that computes must not keep the one that reads requests waiting
 
 
 class _Server(uvicorn.Server):
     """uvicorn's server, which also hands over to the workers of another run.
 
-    SIGTERM: no new connections, what was asked is answered, connections are closed. SIGUSR1: the same, but every
-    connection may ask once more, until it has been idle for as long as any connection may be, so that no client finds
-    its connection closed that it would not have found closed anyway.
+    SIGTERM: no new connections, what was asked is answered, with `Connection: close`, connections are closed. SIGUSR1:
+    the same, but every connection may ask once more, until it has been idle for as long as any connection may be, so
+    that no client finds its connection closed that it would not have found closed anyway.
     """
 
     def __init__(self, application: Application, options: ServerOptions, lifeline: int, channel: Channel) -> None:
@@ -53,12 +55,27 @@ class _Server(uvicorn.Server):
         self._application, self._options, self._lifeline, self._channel = application, options, lifeline, channel
         self._leaving: asyncio.Task[None] | None = None
         self._waiting: WeakKeyDictionary[Any, tuple[Any, float]] = WeakKeyDictionary()
+        self._unread: WeakKeyDictionary[Any, tuple[int, float]] = WeakKeyDictionary()
 
     async def on_tick(self, counter: int) -> bool:
-        """Once a second, close the connections of which no whole head of a request has come for too long."""
+        """Once a second, close the connections that ask nothing, or take no answer, for too long."""
         if counter % 10 == 0:
-            self._close_waiting(asyncio.get_running_loop().time())
+            now = asyncio.get_running_loop().time()
+            self._close_unread(now)
+            self._close_waiting(now)
         return await super().on_tick(counter)
+
+    def _close_unread(self, now: float) -> None:
+        # What is closed by uvicorn goes only when all that was written has been taken: whoever asks and never reads
+        # would keep its connection, and with enough of them the server from everybody else.
+        for connection in list(self.server_state.connections):
+            size = connection.transport.get_write_buffer_size()
+            former, since = self._unread.get(connection, (size, now))
+            if size != former or not size:
+                since = now
+            self._unread[connection] = size, since
+            if now - since > _UNREAD:
+                connection.transport.abort()
 
     def _close_waiting(self, now: float) -> None:
         # uvicorn closes what is idle behind an answer, but neither what has never asked nor half a head. `cycle` is a
@@ -74,6 +91,11 @@ class _Server(uvicorn.Server):
             self._waiting[connection] = cycle, since
             if now - since > max(self._options.timeout, KEEP_ALIVE):
                 connection.shutdown()
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """End, and say so in the answers until then: who keeps a connection would ask on it while it is closed."""
+        self._application.draining = True
+        super().handle_exit(sig, frame)
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)

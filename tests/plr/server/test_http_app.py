@@ -185,7 +185,7 @@ def test_a_full_queue_and_time_that_is_over(application, gate):
     assert refused.error.startswith("4 users may wait")
     assert (begun.status, begun.error) == (504, "the answer was not ready within 0.3 s")
     assert (waiting.status, waiting.error) == (503, "the answer was not begun within 0.3 s")
-    assert "plr_queue_users 4.0" in before
+    assert "plr_queue_users 2.0" in before  # who was refused 503 does not wait
     assert "plr_queue_users 0.0" in after
     assert later.status == 200
     assert gate.sizes == [2, 1]  # what nobody waits for is not computed
@@ -289,15 +289,18 @@ def test_bodies_in_parts_too_large_and_too_slow(application):
             slow = await ask(app, "POST", "/recommend", chunks=parts(b'{"histories":', b' [["i1"]]}', pause=0.4))
             waits = [("content-length", "1000000"), ("expect", "100-continue")]
             asks_first = await ask(app, "POST", "/recommend", headers=waits)
-            return fine, large, endless, slow, asks_first
+            stated = [("content-length", "5000")]
+            dripped = await ask(app, "POST", "/recommend", chunks=parts(b" ", b" ", pause=0.4), headers=stated)
+            return fine, large, endless, slow, asks_first, dripped
 
-    fine, large, endless, slow, asks_first = asyncio.run(main())
+    fine, large, endless, slow, asks_first, dripped = asyncio.run(main())
     assert fine.status == 200
     assert (large.status, large.error) == (413, "the body must have at most 2000 bytes; found 5000")
     assert (endless.status, endless.error) == (413, "the body must have at most 2000 bytes; found 33000")
     assert (slow.status, slow.error) == (408, "the body must arrive within 0.2 s; found 13 bytes by then")
     assert (asks_first.status, asks_first.error) == (413, "the body must have at most 2000 bytes; found 1000000")
-    assert {answer.headers["connection"] for answer in (large, endless, slow, asks_first)} == {"close"}
+    assert (dripped.status, dripped.error) == (413, "the body must have at most 2000 bytes; found 5000")
+    assert {answer.headers["connection"] for answer in (large, endless, slow, asks_first, dripped)} == {"close"}
 
 
 def test_a_token_is_asked_for_where_there_is_one(application):

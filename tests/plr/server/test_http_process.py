@@ -224,7 +224,9 @@ def test_a_server_from_its_first_run_to_its_end(runs):
             while part := half.recv(65536):
                 received += part
         assert received.startswith(b"HTTP/1.1 200")
-        assert json.loads(received.partition(b"\r\n\r\n")[2]) == of_a
+        head, _, body = received.partition(b"\r\n\r\n")
+        assert json.loads(body) == of_a
+        assert b"\r\nconnection: close" in head.lower()
         assert server.process.wait(PATIENCE) == 0
         with pytest.raises(OSError):
             socket.create_connection(("127.0.0.1", server.port), timeout=1)

@@ -157,6 +157,64 @@ def test_connections_that_never_ask_are_closed(recommender):
     assert (busy.closed, asking.closed) == (False, True)
 
 
+class Transport:
+    """What is written to a client that takes some of it, or nothing."""
+
+    def __init__(self, sizes):
+        self.sizes, self.aborted = iter(sizes), False
+
+    def get_write_buffer_size(self):
+        return next(self.sizes)
+
+    def abort(self):
+        self.aborted = True
+
+
+def test_connections_that_take_no_answer_are_closed(recommender, monkeypatch):
+    monkeypatch.setattr(worker, "_UNREAD", 3.0)
+    server = worker._Server(Application(recommender, ServerOptions("run")), ServerOptions("run"), -1, None)
+    stuck, slow, idle = Connection(Cycle()), Connection(), Connection()
+    stuck.transport = Transport([0, *[9] * 10])
+    slow.transport = Transport([9, 9, 9, 8, 8, 8, 7, 7, 7])
+    idle.transport = Transport([0] * 10)
+    server.server_state.connections.update((stuck, slow, idle))
+    for now in range(100, 105):
+        server._close_unread(now)
+    assert not stuck.transport.aborted
+    server._close_unread(105)
+    for now in range(106, 109):
+        server._close_unread(now)
+    assert [each.transport.aborted for each in (stuck, slow, idle)] == [True, False, False]
+
+
+def test_who_has_gone_leaves_the_place_in_the_queue(recommender, monkeypatch):
+    """While the thread computes: others must not be told that the queue is full of those that nobody waits for."""
+    gate = Gate(recommender, monkeypatch, "recommend")
+    app = Application(recommender, ServerOptions("run", queue=3, max_histories=3))
+
+    async def main():
+        async with running(app):
+            clients = [Client(), Client(b'{"histories": [["i1"], ["i2"]]}'), Client(b'{"histories": [["i3"], ["i4"]]}')]
+            tasks = [clients[0].ask(app)]
+            await asyncio.to_thread(gate.entered.wait, 20)
+            tasks.append(clients[1].ask(app))
+            await asyncio.sleep(0.05)
+            clients[1].gone.set()
+            await asyncio.wait_for(tasks[1], 20)
+            tasks.append(clients[2].ask(app))
+            await asyncio.sleep(0.05)
+            held = (await ask(app, "GET", "/metrics")).body.decode()
+            gate.opened.set()
+            await asyncio.gather(*tasks)
+            return [each.sent[0]["status"] for each in clients[::2]], held, await ask(app, "GET", "/metrics")
+
+    statuses, held, left = asyncio.run(main())
+    assert statuses == [200, 200]
+    assert gate.sizes == [1, 2]
+    assert "plr_queue_users 3.0" in held
+    assert "plr_queue_users 0.0" in left.body.decode()
+
+
 def test_what_a_worker_that_was_killed_kept_is_not_counted():
     memory = metrics.MetricsMemory(2)
     counters = memory.counters(1)
