@@ -36,7 +36,7 @@ from plr.prepare.readers.kinds import refuse_other_kinds
 from plr.prepare.readers.source import forbidden_bytes
 from plr.prepare.readers.spooled import Numbers, Spooled, blocks_of
 
-__all__ = ["Place", "SourceFiles"]
+__all__ = ["Place", "SourceFiles", "refuse_changed", "state_of"]
 
 _CHUNK = 1 << 22
 _NAMED = 10  # of the lines that are refused for their ids: each takes a pass over the file
@@ -85,7 +85,7 @@ class SourceFiles:
         self._options = options
         self._periods = periods
         self._hashing: Future[list[str]] | None = None
-        self._as_found = [_state(file) for file in self._files()]
+        self._as_found = [state_of(file) for file in self._files()]
         self._scans = {path: scan for path in paths if (scan := record_scan(path, self.format)) is not None}
         self._parsed: dict[Path, int] = {}
         self.dropped_without_id = 0
@@ -117,8 +117,7 @@ class SourceFiles:
 
     def _check_unchanged(self) -> None:
         for file, as_found in zip(self._files(), self._as_found, strict=True):
-            if _state(file) != as_found:
-                raise DataError("the file changed while it was read; repeat the command when it is whole", file)
+            refuse_changed(file, as_found)
 
     def check_records(self) -> None:
         """Compare what was parsed with an independent count of records.
@@ -293,10 +292,16 @@ class SourceFiles:
         return files if self.items is None else [*files, self.items]
 
 
-def _state(file: Path) -> tuple[int, int]:
+def state_of(file: Path) -> tuple[int, int]:
     """Return what a change of the file changes: its size, and when it was last written to (ns)."""
     status = file.stat()
     return status.st_size, status.st_mtime_ns
+
+
+def refuse_changed(file: Path, as_found: tuple[int, int]) -> None:
+    """Raise a DataError where the file is not as it was when `state_of` returned this."""
+    if state_of(file) != as_found:
+        raise DataError("the file changed while it was read; repeat the command when it is whole", file)
 
 
 def _check_packed(path: Path, forbidden: bytes) -> None:

@@ -28,7 +28,7 @@ from plr.prepare.readers.kinds import refuse_other_kinds
 from plr.prepare.readers.packed import SUFFIXES, UNREADABLE
 from plr.prepare.readers.parquet import PARQUET_ERRORS, open_parquet, unreadable_parquet
 from plr.prepare.readers.source import unreadable
-from plr.prepare.sources import SourceFiles
+from plr.prepare.sources import SourceFiles, refuse_changed, state_of
 from plr.serving.histories import HISTORY, UserHistories, histories_of, split_history
 from plr.serving.item_numbers import ItemNumbers, is_id
 
@@ -168,7 +168,24 @@ def _slices(
     return blocks
 
 
+def _as_found(
+    path: Path, found: tuple[int, int], blocks: Callable[[int, int], Iterator[UserHistories]]
+) -> Callable[[int, int], Iterator[UserHistories]]:
+    """Return blocks that refuse a file which is another one by their end: they would be of both."""
+
+    def checked(skip: int, size: int) -> Iterator[UserHistories]:
+        try:
+            yield from blocks(skip, size)
+        except DataError:
+            refuse_changed(path, found)  # which says more than that half of it cannot be read
+            raise
+        refuse_changed(path, found)
+
+    return checked
+
+
 def _parquet(path: Path, wanted: Columns, numbers: ItemNumbers) -> UserFile:
+    as_found = state_of(path)
     table = open_parquet(path)
     found = find_columns(table.collect_schema().names(), wanted, path, None)
     table = table.select(pl.col(found["user"]).alias("user"), pl.col(found["item"]).alias(HISTORY))
@@ -192,10 +209,12 @@ def _parquet(path: Path, wanted: Columns, numbers: ItemNumbers) -> UserFile:
                 yield UserHistories(ids, users.items, users.interactions, users.unknown)
 
     total = int(table.select(pl.len()).collect().item())
-    return UserFile(total, blocks, sha256_of(path))
+    return UserFile(total, _as_found(path, as_found, blocks), sha256_of(path))
 
 
 def _lines(path: Path, numbers: ItemNumbers, rows: Callable[[], Iterator[Row]]) -> UserFile:
+    as_found = state_of(path)
+
     def blocks(skip: int, size: int) -> Iterator[UserHistories]:
         users: list[str] = []
         items: list[str] = []
@@ -212,7 +231,7 @@ def _lines(path: Path, numbers: ItemNumbers, rows: Callable[[], Iterator[Row]]) 
         if users:
             yield _block(users, items, lengths, numbers)
 
-    return UserFile(None, blocks, sha256_of(path))
+    return UserFile(None, _as_found(path, as_found, blocks), sha256_of(path))
 
 
 def _block(users: list[str], items: list[str], lengths: list[int], numbers: ItemNumbers) -> UserHistories:

@@ -6,6 +6,7 @@ import csv
 import gzip
 import io
 import json
+import os
 import re
 import shutil
 import signal
@@ -25,7 +26,7 @@ from plr.config import Config
 from plr.errors import ConfigError, DataError, RequestError, RunError
 from plr.lock import LOCK
 from plr.runs import RunFolder
-from plr.serving import bulk
+from plr.serving import bulk, user_files
 from plr.serving.bulk import parts_folder, read_item_list, recommend_users
 from plr.text import TextVectors
 from plr.training import train
@@ -188,7 +189,7 @@ SLOWLY = """
 import sys, time
 import plr
 from plr.cli import main
-from plr.serving import bulk
+from plr.serving import bulk, user_files
 
 def slowly(*arguments, **options):
     time.sleep(0.1)
@@ -265,6 +266,37 @@ def test_a_file_with_a_wrong_line_leaves_no_parts_and_the_mended_one_is_taken(ru
     assert [each.name for each in tmp_path.iterdir()] == ["users.csv"]
     users.write_text("".join([*lines, "u5,i1\n"]))
     assert recommend_users(run, users, out, k=2).users == 6
+
+
+@pytest.mark.parametrize("form", ["parquet", "jsonl"])
+@pytest.mark.parametrize("name", ["i1", "i11"])
+def test_a_file_that_changes_while_it_is_read_makes_no_file(form, name, run, tmp_path, monkeypatch):
+    """Of one layout, too, where a part of each could be read as one file."""
+    monkeypatch.setattr(bulk, "BLOCK", 2)
+    monkeypatch.setattr(user_files, "_PARQUET_ROWS", 2)
+    path, aside, out = tmp_path / f"users.{form}", tmp_path / "aside", tmp_path / "out.csv"
+
+    def write(item, to):
+        frame = pl.DataFrame({"user": [f"u{user}" for user in range(6)], "history": [[item]] * 6})
+        if form == "parquet":
+            frame.write_parquet(to, compression="uncompressed")
+        else:
+            frame.write_ndjson(to)
+
+    write("i2", path)
+    write_part = bulk._write_json
+
+    def replaced(to, content):
+        write_part(to, content)
+        if content.get("users") == 2:
+            write(name, aside)
+            os.replace(aside, path)
+
+    monkeypatch.setattr(bulk, "_write_json", replaced)
+    with pytest.raises(DataError, match=r"users.*: the file changed while it was read"):
+        recommend_users(run, path, out, k=1)
+    assert not out.exists()
+    assert not parts_folder(out).exists()
 
 
 @pytest.mark.parametrize("removed", range(5))
