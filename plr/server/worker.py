@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import resource
 import signal
 import socket
 import sys
+from contextlib import suppress
 from types import FrameType
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -19,13 +21,14 @@ from plr.server.messages import Refusal
 from plr.server.options import ServerOptions
 from plr.server.processes import Channel
 
-__all__ = ["ENDING", "reloader", "serve"]
+__all__ = ["ENDING", "allow_connections", "reloader", "serve"]
 
 ENDING = (signal.SIGTERM, signal.SIGUSR1)
 """What a worker is told to end by: at once, or when its connections have ended."""
 
 KEEP_ALIVE = 5  # seconds that a connection without requests is kept
 _MOST_CONNECTIONS = 1000
+_MOST_FILES = 4 * _MOST_CONNECTIONS
 _UNREAD = 60.0  # seconds in which a client must take something of an answer that waits for it
 _SWITCH_INTERVAL = 0.0005  # seconds: the thread that computes must not keep the one that reads requests waiting
 
@@ -105,6 +108,16 @@ class _Server(uvicorn.Server):
         signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDING)
         self._channel.send("serving")
 
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """End, and wait no longer than for answers for those who do not take them."""
+        asyncio.get_running_loop().call_later(self._options.timeout + 1, self._abort_unread)
+        await super().shutdown(sockets)
+
+    def _abort_unread(self) -> None:
+        for connection in list(self.server_state.connections):
+            if connection.transport.get_write_buffer_size():
+                connection.transport.abort()
+
     def _orphaned(self) -> None:
         asyncio.get_running_loop().remove_reader(self._lifeline)
         self.should_exit = True
@@ -125,6 +138,18 @@ class _Server(uvicorn.Server):
         self.should_exit = True
 
 
+def allow_connections() -> None:
+    """Let this process open as many files as connections may come: unless asked for more, many systems allow 1,024.
+
+    Connections that find no file are neither answered nor refused, and the log has a line for each try.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = _MOST_FILES if hard == resource.RLIM_INFINITY else min(_MOST_FILES, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        with suppress(OSError, ValueError):  # a system that allows less after all
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+
+
 def serve(
     application: Application, options: ServerOptions, listener: socket.socket, lifeline: int, channel: Channel
 ) -> int:
@@ -133,6 +158,7 @@ def serve(
     The two signals are blocked when this is called.
     """
     sys.setswitchinterval(_SWITCH_INTERVAL)
+    allow_connections()
     logging.getLogger("uvicorn").setLevel(logging.ERROR)  # it warns of each request that is no HTTP
     for number in (signal.SIGTERM, signal.SIGINT):
         # uvicorn sets its own, and raises what came once more in the end, which then changes nothing.

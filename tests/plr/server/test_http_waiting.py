@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import resource
+from types import SimpleNamespace
 
 import pytest
 
@@ -185,6 +187,43 @@ def test_connections_that_take_no_answer_are_closed(recommender, monkeypatch):
     for now in range(106, 109):
         server._close_unread(now)
     assert [each.transport.aborted for each in (stuck, slow, idle)] == [True, False, False]
+
+
+def test_a_server_that_ends_does_not_wait_for_those_who_take_no_answer(recommender):
+    server = worker._Server(Application(recommender, ServerOptions("run")), ServerOptions("run", timeout=0.1), -1, None)
+    stuck, asking = Connection(Cycle()), Connection(Cycle())
+    stuck.transport, asking.transport = Transport([9]), Transport([0])
+    server.server_state.connections.update((stuck, asking))
+    server.servers = []
+
+    async def ended():
+        pass
+
+    server.lifespan = SimpleNamespace(shutdown=ended)
+
+    async def main():
+        ending = asyncio.create_task(server.shutdown())
+        await asyncio.sleep(0.9)
+        early = stuck.transport.aborted
+        await asyncio.sleep(0.4)
+        late = stuck.transport.aborted
+        server.server_state.connections.clear()
+        await ending
+        return early, late, asking.transport.aborted
+
+    assert asyncio.run(main()) == (False, True, False)
+
+
+def test_as_many_files_may_be_open_as_connections_come():
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (min(512, hard), hard))
+        worker.allow_connections()
+        assert resource.getrlimit(resource.RLIMIT_NOFILE) == (min(4000, hard), hard)
+        worker.allow_connections()
+        assert resource.getrlimit(resource.RLIMIT_NOFILE) == (min(4000, hard), hard)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 def test_who_has_gone_leaves_the_place_in_the_queue(recommender, monkeypatch):
