@@ -101,11 +101,13 @@ def recommend_users(
         progress: shows it.
 
     Raises:
-        ConfigError: the name of `out` asks for no known format, or is that of a file that is read.
+        ConfigError: the name of `out` asks for no known format, or is that of a folder or of a file that is read.
         RunError: the parts beside `out` are those of another command, or another process is writing there.
         UserError: as `Recommender.load`, `open_user_file` and `Recommender.recommend_frame`.
     """
     table = table_format(out)
+    if out.is_dir():
+        raise ConfigError(f"--out must be a file; found the folder {str(out)!r}")
     refuse_inputs(out, users, categories, popularity_data)
     recommender = Recommender.load(run, device, text_vectors=text_vectors)
     k, filters = recommender.checked_k(k), recommender.filters(0, only, deny)

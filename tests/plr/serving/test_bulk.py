@@ -340,6 +340,14 @@ def test_a_file_that_is_read_is_not_written_over(run, tmp_path, capsys):
     assert not parts_folder(users).exists()
 
 
+def test_a_folder_in_the_place_of_the_file_is_named_before_anything_is_computed(run, tmp_path, capsys):
+    users, out = as_file("wide.csv", tmp_path), tmp_path / "out.csv"
+    out.mkdir()
+    assert main(["recommend", str(run), "--users", str(users), "--out", str(out)]) == 2
+    assert capsys.readouterr().err == f"plr: --out must be a file; found the folder {str(out)!r}\n"
+    assert not parts_folder(out).exists()
+
+
 def test_the_parts_are_locked(run, tmp_path):
     users, out = as_file("wide.jsonl", tmp_path), tmp_path / "out.csv"
     parts_folder(out).mkdir()
