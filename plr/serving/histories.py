@@ -81,6 +81,7 @@ def histories_of(
         users = frame[user]
     else:
         _check(frame, item, "ids", text=True)
+        as_given = frame[user]
         if time is not None:
             _check(frame, time, "numbers or dates", text=False)
             frame = frame.sort(time, maintain_order=True)
@@ -89,6 +90,9 @@ def histories_of(
             _check_ratings(frame[found["rating"]])
             kept = kept.filter(pl.col(found["rating"]).cast(pl.Float64) >= min_rating)
         grouped = frame.group_by(user, maintain_order=True).agg(kept)
+        if time is not None:  # whose order is that of the frame, as lists of filters have it, not that of the times
+            in_frame = as_given.unique(maintain_order=True).to_frame()
+            grouped = in_frame.join(grouped, on=user, how="left", maintain_order="left")
         users, lists = grouped[user], grouped[item]
         ids, lengths = lists.filter(lists.list.len() > 0).explode(), lists.list.len().to_numpy().astype(np.int64)
     ids = ids.cast(pl.String).str.strip_chars()

@@ -64,9 +64,8 @@ def test_every_form_of_a_frame_gets_the_answers_of_its_histories(recommender):
     found = recommender.recommend_frame(frame, 5)
     assert found.columns == ["user_id", "item", "rank", "score", "source"]
     assert_answers(found, recommender, HISTORIES, 5)
-    in_order = {user: HISTORIES[user] for user in shuffled.sort("timestamp", maintain_order=True)["user_id"].unique(
-        maintain_order=True
-    )}  # fmt: skip
+    in_order = {user: HISTORIES[user] for user in shuffled["user_id"].unique(maintain_order=True)}
+    assert list(in_order) != list(HISTORIES)
     assert_answers(recommender.recommend_frame(shuffled, 5), recommender, in_order, 5)
     assert_answers(recommender.recommend_frame(wide(HISTORIES), 5), recommender, HISTORIES, 5)
     texts = pl.DataFrame({"user": list(HISTORIES), "history": ["i3 i1", '["i5"]', " i22  i0 i3\ti7"]})
@@ -92,6 +91,22 @@ def test_filters_are_those_of_recommend(recommender):
     found = recommender.recommend_frame(wide(HISTORIES), 6, **options)
     assert_answers(found, recommender, HISTORIES, 6, **options)
     assert found.filter(pl.col("user") == "b").height == 1  # i1 is seen, i9 denied
+
+
+@pytest.mark.parametrize("kind", [pl.String, pl.Categorical, pl.Int64])
+def test_lists_of_filters_are_those_of_the_users_in_the_order_of_the_frame(recommender, kind):
+    """Whose interactions are in the order of the times, in which the users would come in another order."""
+    users = pl.Series("user", ["7", "5", "7", "6", "5"]).cast(kind)
+    frame = pl.DataFrame({"user": users, "item": ["i1", "i2", "i3", "i4", "i5"], "timestamp": [9, 5, 8, 1, 3]})
+    histories = [["i3", "i1"], ["i5", "i2"], ["i4"]]
+    lists = {"only": [IDS[:9], IDS[5:20], None], "exclude": [["i0"], [], ["i7", "i8"]]}
+    where = np.arange(3 * ITEMS).reshape(3, ITEMS) % 7 > 0
+    found = recommender.recommend_frame(frame, 4, where=where, **lists)
+    assert found["user"].dtype == kind
+    expected = dict(zip(["7", "5", "6"], histories, strict=True))
+    assert_answers(found.with_columns(pl.col("user").cast(pl.String)), recommender, expected, 4, where=where, **lists)
+    nobody = frame.clear().with_columns(pl.col("timestamp").cast(pl.Int64))
+    assert recommender.recommend_frame(nobody, 4).is_empty()
 
 
 def test_filters_by_user(recommender):
