@@ -282,7 +282,11 @@ class Study:
             arguments: what else decides the result, as JSON can hold it.
         """
         weights = self.folder(run).read_metrics()["files"]["model.safetensors"]
-        return self.kept(f"{kind}-{run.name}", compute, {"weights": weights, **arguments})
+        # Settings that training does not read, and other test rows, leave the weights what they were.
+        decisive = self.config(run).decisive()
+        settings = {name: value for name, value in decisive.items() if name not in ("data", "init")}
+        key = {"weights": weights, "data": self.dataset.content_hash, "settings": settings, **arguments}
+        return self.kept(f"{kind}-{run.name}", compute, json.loads(json.dumps(key)))  # as it is read again
 
     def kept(self, name: str, compute: Callable[[], Any], key: Mapping[str, Any]) -> Any:
         """Return what an earlier call computed with the same key, or compute and keep it."""

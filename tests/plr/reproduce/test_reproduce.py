@@ -592,6 +592,27 @@ def test_a_run_of_other_settings_that_no_table_needs_is_not_compared_with(data, 
     assert not any(row["NDCG@10 − reference"] for row in other)
 
 
+def test_what_was_measured_counts_for_the_settings_and_rows_that_it_was_measured_with(data, tmp_path):
+    """The weights may be those of a run with other candidates: Figure 3 showed what was measured among those."""
+    out = tmp_path / "report"
+    asked = replace(requested(data, out, "figure3"), methods=("base",))
+    reproduce(asked, lambda _: None)
+    run = Run(System("sasrec", "base"), 0)
+    before = Study(asked).folder(run).hashes()
+    shutil.rmtree(out / "runs")
+    other = replace(asked, settings=(*TINY, "exclude_seen=true"))
+    reproduce(other, lambda _: None)
+    study = Study(other)
+    assert study.folder(run).hashes() == before
+    row = next(csv.DictReader((out / "tables" / "figure3.csv").open()))
+    assert row["removed"] == "0%"
+    assert float(row["ndcg@20"]) == pytest.approx(study.test_metric(run, "ndcg@20"), rel=1e-12)
+    # Else it is not measured again, and other test rows are not those that it is of.
+    assert study.measured("robustness", run, lambda: pytest.fail("is kept"), seed=0)["0.0"]["ndcg@20"]
+    study.dataset = replace(study.dataset, content_hash="another")
+    assert study.measured("robustness", run, lambda: 1, seed=0) == 1
+
+
 def test_a_run_with_other_features_in_the_same_file_is_not_taken_for_one(tmp_path):
     data, features = tmp_path / "made.csv", tmp_path / "features.json"
     generate(data, users=60, items=48)
