@@ -463,6 +463,28 @@ def test_a_report_has_the_sections_that_are_whole_and_of_it_and_no_other_files(t
     assert [path.name for path in (tmp_path / "tables").iterdir()] == ["t1.csv"]
 
 
+def test_files_that_no_report_has_written_stay(tmp_path, capsys):
+    """Anybody's figures lie in a folder figures: all of them were removed."""
+    own = [tmp_path / "figures" / "mine.svg", tmp_path / "tables" / "mine.csv"]
+    for path in own:
+        path.parent.mkdir()
+        path.write_text("mine")
+    first, second = (
+        [Section("table1", "", [Plot(name, "", "<svg/>", Table(name, "", ["a"], [[1]]))])] for name in ("t1", "t2")
+    )
+    write_report(tmp_path, "Title", [], first)
+    write_report(tmp_path, "Title", [], second)
+    assert sorted(path.name for path in tmp_path.glob("[ft]*/*")) == ["mine.csv", "mine.svg", "t2.csv", "t2.svg"]
+    assert all(path.read_text() == "mine" for path in own)
+
+    (tmp_path / "elsewhere").mkdir()
+    report = tmp_path / "elsewhere" / "report.md"
+    report.write_text("mine")
+    assert main(["reproduce", "table4", "--out", str(report.parent)]) == 2
+    assert f"--out {report.parent}: its report.md is not of plr reproduce" in capsys.readouterr().err
+    assert [path.name for path in report.parent.iterdir()] == ["report.md"]
+
+
 def test_differences_have_a_sign_and_do_not_shrink_to_nothing():
     """Two losses that differ in the seventh digit differed by -0.0000 (-0.0000 to +0.0000)."""
     values = (0.0, 0.01234, -0.5, -4.2e-7, 3e-5)
