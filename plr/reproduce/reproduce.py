@@ -123,11 +123,7 @@ def _facts(study: Study) -> list[str]:
     facts.append(f"seeds: {', '.join(map(str, study.seeds))}; mean ± standard deviation over them")
     if request.settings:
         facts.append(f"set for this report: {', '.join(request.settings)}")
-    if (
-        study.has_data
-        and "unisrec" not in study.backbones
-        and "unisrec" in (request.backbones or study.preset.backbones)
-    ):
+    if study.has_data and not request.backbones and "unisrec" not in study.backbones:
         facts.append(
             "UniSRec is left out: it reads text vectors of the items; make them by plr embed-text and add "
             "--set unisrec:text_vectors=FOLDER"

@@ -18,7 +18,7 @@ from plr.errors import ConfigError, RunError
 from plr.files import atomic_path
 from plr.inputs import OPTIONS, ItemDataHashes, load_dataset
 from plr.models import RecommenderModel, build_model
-from plr.reproduce.presets import METHODS, REINFORCED, Preset
+from plr.reproduce.presets import METHODS, ON_ASKING, REINFORCED, Preset
 from plr.reproduce.request import Request, settings_of
 from plr.reproduce.sample import sampled
 from plr.runs import RunFolder, load_weights
@@ -311,7 +311,12 @@ class Study:
             __version__,
             data,
             self.request.preset,
-            sorted(self.request.settings),
+            # By system: of two that set one field the later one counts.
+            {
+                f"{backbone}-{method}": self.common(backbone, method)
+                for backbone in BASES
+                for method in METHODS | ON_ASKING
+            },
             len(self.seeds),
             self.backbones,
             self.methods,
