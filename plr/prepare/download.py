@@ -24,7 +24,7 @@ try:
 except ImportError:  # not on Windows
     fcntl = None  # type: ignore[assignment]
 
-__all__ = ["RECORD", "Progress", "download", "recorded_sha256"]
+__all__ = ["RECORD", "Progress", "download", "forget", "recorded_sha256"]
 
 RECORD = "downloads.json"
 """The file beside the downloads that says where each is from, its size and its SHA-256."""
@@ -63,11 +63,14 @@ def download(
 
     Raises:
         DataError: the server cannot be reached or refuses, the transfer breaks off again and again, or size or hash
-            are others.
+            are others; the folder cannot be made.
     """
     if not url.startswith(("http://", "https://")):
         raise DataError(f"cannot fetch {url!r}: an address begins with http:// or https://")
-    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError) as error:
+        raise DataError("cannot create the folder: a file of that name exists", path.parent) from error
     with _alone(path.parent):
         record = _Record(path.parent / RECORD)
         if not (path.exists() and record.holds(path, sha256)):
@@ -187,6 +190,12 @@ def recorded_sha256(path: Path) -> str | None:
     return _Record(path.parent / RECORD).sha256(path.name)
 
 
+def forget(path: Path) -> None:
+    """Let downloads.json say nothing of the file any more: another one of its name is as good."""
+    with _alone(path.parent):
+        _Record(path.parent / RECORD).remove(path.name)
+
+
 def _size(response: HTTPResponse, there: int) -> int | None:
     length = response.headers.get("Content-Length")
     return None if length is None else there + int(length)
@@ -240,5 +249,13 @@ class _Record:
     def add(self, path: Path, url: str, sha256: str) -> None:
         """Record a whole file."""
         self._entries[path.name] = {"url": url, "bytes": path.stat().st_size, "sha256": sha256}
+        self._write()
+
+    def remove(self, name: str) -> None:
+        """Drop what is recorded of the file of that name, if anything is."""
+        if self._entries.pop(name, None) is not None:
+            self._write()
+
+    def _write(self) -> None:
         with atomic_path(self._path) as aside:
             aside.write_text(json.dumps(self._entries, indent=2, sort_keys=True), encoding="utf-8")

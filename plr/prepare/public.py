@@ -12,7 +12,7 @@ from pathlib import Path, PurePosixPath
 from plr.errors import ConfigError, DataError, shortened
 from plr.files import atomic_path, sha256_of
 from plr.prepare.amazon import urls
-from plr.prepare.download import Progress, download, recorded_sha256
+from plr.prepare.download import Progress, download, forget, recorded_sha256
 
 __all__ = ["AMAZON_DOMAINS", "SETS", "Fetched", "PublicFile", "PublicSet", "fetch", "public_set"]
 
@@ -213,10 +213,19 @@ def fetch(
     if not ours and not path.exists():
         _refuse_others(path, file.members)
     download(source, path, sha256=pinned, size=size, on_progress=on_progress, pause=pause)
-    unpacked = tuple(_unpack(path, file.members, replace=ours)) if file.members else ()
+    try:
+        unpacked = tuple(_unpack(path, file.members, replace=ours)) if file.members else ()
+    except _WrongArchiveError:
+        if wanted is None:
+            forget(path)  # else the right one would be refused for not being this one
+        raise
     recorded = recorded_sha256(path)
     found = recorded or pinned or sha256_of(path)
     return Fetched(path, source, found, pinned is not None, recorded is not None, unpacked)
+
+
+class _WrongArchiveError(DataError):
+    """An archive that is damaged or lacks a member."""
 
 
 def _refuse_others(archive: Path, members: tuple[str, ...]) -> None:
@@ -248,10 +257,11 @@ def _unpack(archive: Path, members: tuple[str, ...], *, replace: bool) -> list[P
                         shutil.copyfileobj(source, target, 1 << 20)
                 paths.append(path)
     except KeyError as error:
-        raise DataError(f"the archive has no {member}; it is not the one that was expected", archive) from error
+        text = f"the archive has no {member}: it is not the one that was expected; remove it and repeat the command"
+        raise _WrongArchiveError(text, archive) from error
     except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
         text = f"the archive cannot be unpacked: {error}; remove it and repeat the command"
-        raise DataError(text, archive) from error
+        raise _WrongArchiveError(text, archive) from error
     return paths
 
 

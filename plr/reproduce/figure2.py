@@ -88,9 +88,13 @@ def section(study: Study) -> Section:
 
 
 def _best(rows: list[list[Cell]]) -> str:
-    best: dict[tuple, list] = {}
-    for row in rows:
-        key = (row[1], row[0])
-        if key not in best or row[3].mean > best[key][3].mean:  # type: ignore[union-attr]
-            best[key] = row
-    return "; ".join(f"{method} {axis} {row[2]:g}" for (method, axis), row in best.items())
+    """Return the value of each curve with the highest mean, all of them where several have it."""
+    curves: dict[tuple, dict[float, float]] = {}
+    for axis, method, value, estimate, *_ in rows:
+        curves.setdefault((method, axis), {})[value] = estimate.mean  # type: ignore[union-attr, index]
+    best = {
+        key: [value for value, mean in curve.items() if mean == max(curve.values())] for key, curve in curves.items()
+    }
+    return "; ".join(
+        f"{method} {axis} {' and '.join(f'{value:g}' for value in values)}" for (method, axis), values in best.items()
+    )

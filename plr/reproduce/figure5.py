@@ -11,7 +11,7 @@ from torch import Tensor
 from plr.data import Batch
 from plr.models.methods.plr import PLRRecommender
 from plr.reproduce.plots import canvas, integers, panels, svg_of
-from plr.reproduce.results import Cell, Plot, Section, Table
+from plr.reproduce.results import Cell, Plot, Section, Table, shown
 from plr.reproduce.study import Run, Study, System
 
 BACKBONE = "sasrec"
@@ -121,7 +121,7 @@ def section(study: Study) -> Section:
         streams = len(found["mean"])
         mean = float(np.mean(found["js"]))
         section.parts.append(
-            f"{label}: the streams' maps differ by {mean:.4f} bits on average (Jensen-Shannon; 0: all alike; "
+            f"{label}: the streams' maps differ by {shown(mean)} bits on average (Jensen-Shannon; 0: all alike; "
             f"{np.log2(streams):g}: no item in common for {streams} streams); the history gets "
             f"{np.mean(found['history']):.0%} of the attention, the stream's own tokens the rest."
         )

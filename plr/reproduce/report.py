@@ -5,15 +5,19 @@ from __future__ import annotations
 import base64
 import html
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
+from plr.errors import RunError
 from plr.files import atomic_path
 from plr.formats import html_table, rendered
 from plr.reproduce import EXPERIMENTS
 from plr.reproduce.results import Part, Plot, Section, Table
 
-__all__ = ["keep_section", "kept_sections", "write_report"]
+__all__ = ["check_own", "keep_section", "kept_sections", "write_report"]
+
+_FILES = "sections/files.json"  # the tables and figures that reports in the folder have written
 
 _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 1100px; margin: 2em auto; padding: 0 1em; color: #1a1a1a; }
@@ -51,7 +55,9 @@ def kept_sections(out: Path, identity: str) -> tuple[list[Section], dict[str, st
 
 
 def write_report(out: Path, title: str, facts: Sequence[str], sections: Sequence[Section]) -> Path:
-    """Write report.html, report.md, tables/*.csv and figures/*.svg; those that an earlier report left are removed.
+    """Write report.html, report.md, tables/*.csv and figures/*.svg; those that only an earlier report had are removed.
+
+    No others: somebody's own figures may lie in folders of these names.
 
     Args:
         out: the folder.
@@ -69,13 +75,43 @@ def write_report(out: Path, title: str, facts: Sequence[str], sections: Sequence
         if not isinstance(part, str):
             table = part.data if isinstance(part, Plot) else part
             files[out / "tables" / f"{table.name}.csv"] = table.csv()
+    written = [path.relative_to(out).as_posix() for path in files]
+    before = _files_of(out)
+    _keep_files(out, [*before, *written])  # those of both, should this be interrupted
     for path, text in files.items():
         _write(path, text)
-    for path in {*out.glob("figures/*.svg"), *out.glob("tables/*.csv")} - files.keys():
-        path.unlink()
+    for name in {*before}.difference(written):
+        (out / name).unlink(missing_ok=True)
+    _keep_files(out, written)
     _write(out / "report.md", _markdown(title, facts, sections))
     _write(out / "report.html", _html(title, facts, sections))
     return out / "report.html"
+
+
+def _files_of(out: Path) -> list[str]:
+    """Return the tables and figures, relative to the folder, that reports in it have written."""
+    try:
+        names = json.loads((out / _FILES).read_text(encoding="utf-8"))
+        return [name for name in names if re.fullmatch(r"(figures/[^/]+\.svg|tables/[^/]+\.csv)", name)]
+    except (OSError, ValueError, TypeError):  # none, or damaged
+        return []
+
+
+def _keep_files(out: Path, names: Sequence[str]) -> None:
+    _write(out / _FILES, json.dumps(sorted(set(names))))
+
+
+def check_own(out: Path) -> None:
+    """Refuse a folder with a report that is none of this command's, which it would overwrite.
+
+    Raises:
+        RunError: names the file.
+    """
+    if (out / "sections").exists():
+        return
+    for name in ("report.html", "report.md"):
+        if (out / name).exists():
+            raise RunError(f"--out {out}: its {name} is not of plr reproduce and would be overwritten; choose another")
 
 
 def _write(path: Path, text: str) -> None:

@@ -14,7 +14,7 @@ from plr.errors import ConfigError, RunError
 from plr.inputs import resolve
 from plr.lock import locked
 from plr.reproduce.comparison import check_comparable
-from plr.reproduce.report import keep_section, kept_sections, write_report
+from plr.reproduce.report import check_own, keep_section, kept_sections, write_report
 from plr.reproduce.request import Request
 from plr.reproduce.results import Section
 from plr.reproduce.runner import estimates, train_runs, unfinished
@@ -51,6 +51,7 @@ def reproduce(request: Request, say: Say = print, *, plan_only: bool = False) ->
         raise ConfigError(f"--data is missing: {', '.join(needs_data)} is measured on data; table4 alone needs none")
     if study.has_data:
         resolve(request.data)  # before a folder is made
+    check_own(study.out)
     if threads := study.config_of(System("sasrec", "base")).threads:
         torch.set_num_threads(threads)  # for what is measured too: another number sums in another order
     try:
@@ -122,11 +123,7 @@ def _facts(study: Study) -> list[str]:
     facts.append(f"seeds: {', '.join(map(str, study.seeds))}; mean ± standard deviation over them")
     if request.settings:
         facts.append(f"set for this report: {', '.join(request.settings)}")
-    if (
-        study.has_data
-        and "unisrec" not in study.backbones
-        and "unisrec" in (request.backbones or study.preset.backbones)
-    ):
+    if study.has_data and not request.backbones and "unisrec" not in study.backbones:
         facts.append(
             "UniSRec is left out: it reads text vectors of the items; make them by plr embed-text and add "
             "--set unisrec:text_vectors=FOLDER"

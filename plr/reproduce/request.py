@@ -77,6 +77,11 @@ class Request:
             if value is not None and value < least:
                 raise ConfigError(f"{name} must be at least {least}; found {value}")
         settings_of(self.settings, ())
+        if "unisrec" in self.backbones and "text_vectors" not in settings_of(self.settings, ("unisrec", "base")):
+            raise ConfigError(
+                "backbones: unisrec reads text vectors of the items, and none are named; make them by plr embed-text "
+                "and add --set unisrec:text_vectors=FOLDER"
+            )
         if self.processes == 1:
             every = settings_of(self.settings, (*BACKBONES, *METHODS, *ON_ASKING))
             refuse_several(every, "give --processes 2 or more, which trains each run by a command of its own")

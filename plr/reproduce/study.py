@@ -18,7 +18,7 @@ from plr.errors import ConfigError, RunError
 from plr.files import atomic_path
 from plr.inputs import OPTIONS, ItemDataHashes, load_dataset
 from plr.models import RecommenderModel, build_model
-from plr.reproduce.presets import METHODS, REINFORCED, Preset
+from plr.reproduce.presets import METHODS, ON_ASKING, REINFORCED, Preset
 from plr.reproduce.request import Request, settings_of
 from plr.reproduce.sample import sampled
 from plr.runs import RunFolder, load_weights
@@ -282,7 +282,11 @@ class Study:
             arguments: what else decides the result, as JSON can hold it.
         """
         weights = self.folder(run).read_metrics()["files"]["model.safetensors"]
-        return self.kept(f"{kind}-{run.name}", compute, {"weights": weights, **arguments})
+        # Settings that training does not read, and other test rows, leave the weights what they were.
+        decisive = self.config(run).decisive()
+        settings = {name: value for name, value in decisive.items() if name not in ("data", "init")}
+        key = {"weights": weights, "data": self.dataset.content_hash, "settings": settings, **arguments}
+        return self.kept(f"{kind}-{run.name}", compute, json.loads(json.dumps(key)))  # as it is read again
 
     def kept(self, name: str, compute: Callable[[], Any], key: Mapping[str, Any]) -> Any:
         """Return what an earlier call computed with the same key, or compute and keep it."""
@@ -307,7 +311,12 @@ class Study:
             __version__,
             data,
             self.request.preset,
-            sorted(self.request.settings),
+            # By system: of two that set one field the later one counts.
+            {
+                f"{backbone}-{method}": self.common(backbone, method)
+                for backbone in BASES
+                for method in METHODS | ON_ASKING
+            },
             len(self.seeds),
             self.backbones,
             self.methods,

@@ -205,6 +205,19 @@ def test_archives_that_are_others_or_damaged(server, tmp_path, content, message)
     with pytest.raises(DataError, match=message):
         fetch(file, tmp_path, pause=0)
     assert not (tmp_path / "ratings.dat").exists()
+    # What the message says to do helps: the right archive was refused for not being the wrong one.
+    (tmp_path / "tiny.zip").unlink()
+    server.files["/tiny.zip"] = ARCHIVE
+    assert fetch(file, tmp_path, pause=0).sha256 == SHA256
+    assert (tmp_path / "ratings.dat").read_text() == RATINGS
+
+
+@pytest.mark.parametrize("below", ["", "below"])
+def test_a_file_where_the_folder_should_be_is_named(server, tiny, tmp_path, below):
+    (tmp_path / "file").write_text("mine")
+    folder = tmp_path / "file" / below
+    with pytest.raises(DataError, match=f"{folder}: cannot create the folder: a file of that name exists"):
+        fetch(tiny, folder, pause=0)
 
 
 def test_amazon_2023_from_another_place(server, tmp_path):

@@ -26,7 +26,7 @@ from plr.data import open_prepared, prepare
 from plr.errors import ConfigError, NonFiniteLossError, NoReachableTargetError, RunError
 from plr.evaluation import metrics
 from plr.prepare.synthetic import generate
-from plr.reproduce import EXPERIMENTS, figure5, runner, table1, table2, table3, theory
+from plr.reproduce import EXPERIMENTS, figure2, figure5, runner, table1, table2, table3, theory
 from plr.reproduce.report import keep_section, kept_sections, write_report
 from plr.reproduce.reproduce import _facts, reproduce
 from plr.reproduce.reproduce import _needed as needed
@@ -89,6 +89,7 @@ def results(out: Path) -> dict[str, bytes]:
         ({"processes": 0}, "processes must be at least 1; found 0"),
         ({"methods": ("base", "grl")}, r"methods must be of base, .*; found 'grl'"),
         ({"backbones": ("sasrec", "sasrec")}, "backbones must be different ones; found 'sasrec' twice"),
+        ({"backbones": ("sasrec", "unisrec")}, r"unisrec reads text vectors .*; make them by plr embed-text"),
         ({"settings": ("dim",)}, r"takes FIELD=VALUE or SYSTEM:FIELD=VALUE; found 'dim'"),
         ({"settings": ("dims=3",)}, r"unknown field 'dims', the nearest known is 'dim'"),
         ({"settings": ("gru:dim=3",)}, r"SYSTEM is one of sasrec, .*; found 'gru'"),
@@ -378,6 +379,33 @@ def test_rows_that_ask_for_items_unknown_to_training_are_counted(write, tmp_path
     assert rows.rows == [["train", 4, 0], ["valid", 3, 1], ["test", 3, 2]]
 
 
+def test_repeats_are_one_pair_of_a_user_and_an_item_and_the_head_is_as_large_as_is_said(write, tmp_path):
+    """36,000 interactions of 1,200 users with five items had a sparsity of -500 %."""
+    path = write("repeats.txt", "u1 a a a a b b\nu2 b b b a a a\nu3 c c c c c c\n")
+    asked = replace(requested(path, tmp_path / "report", "table1"), sample=0, settings=("split=leave-one-out",))
+    statistics, rows = table1.section(Study(asked)).parts
+    assert statistics.rows[0] == ["these data", 3, 3, 18, "44.44%"]  # of nine pairs five
+    assert statistics.rows[1][-1] == "99.97%"
+    assert "the most popular 33 % of the items (1) have" in rows.note
+
+
+def test_sections_belong_together_where_the_settings_of_every_system_are_the_same(data, tmp_path):
+    """The later of two that set one field counts: the order was ignored."""
+
+    def identity(*settings: str) -> str:
+        return Study(replace(requested(data, tmp_path), settings=(*TINY, *settings))).identity
+
+    assert identity("lr=0.1", "lr=0.2") != identity("lr=0.2", "lr=0.1")
+    assert identity("lr=0.1", "erl:lr=0.2") != identity("erl:lr=0.2", "lr=0.1")
+    assert identity("lr=0.1", "clip=1") == identity("clip=1", "lr=0.1") != identity("lr=0.1")
+
+
+def test_all_values_that_are_best_are_named():
+    rows = [["kl_weight", "PLR", value, Estimate(mean)] for value, mean in ((0.0, 0.3), (0.1, 0.3), (1.0, 0.2))]
+    assert figure2._best(rows) == "PLR kl_weight 0 and 0.1"
+    assert figure2._best([["steps", "PLR", 1, Estimate(0.1)], *rows[1:]]) == "PLR steps 1; PLR kl_weight 0.1"
+
+
 def test_published_settings_of_a_method_are_its_own_and_sizes_are_equal(data, tmp_path):
     made = study(data, tmp_path, "paper", settings=("unisrec:text_vectors=texts",))
     erl, ours = (made.config_of(System("sasrec", method)) for method in ("erl", "plr-states"))
@@ -463,6 +491,28 @@ def test_a_report_has_the_sections_that_are_whole_and_of_it_and_no_other_files(t
     assert [path.name for path in (tmp_path / "tables").iterdir()] == ["t1.csv"]
 
 
+def test_files_that_no_report_has_written_stay(tmp_path, capsys):
+    """Anybody's figures lie in a folder figures: all of them were removed."""
+    own = [tmp_path / "figures" / "mine.svg", tmp_path / "tables" / "mine.csv"]
+    for path in own:
+        path.parent.mkdir()
+        path.write_text("mine")
+    first, second = (
+        [Section("table1", "", [Plot(name, "", "<svg/>", Table(name, "", ["a"], [[1]]))])] for name in ("t1", "t2")
+    )
+    write_report(tmp_path, "Title", [], first)
+    write_report(tmp_path, "Title", [], second)
+    assert sorted(path.name for path in tmp_path.glob("[ft]*/*")) == ["mine.csv", "mine.svg", "t2.csv", "t2.svg"]
+    assert all(path.read_text() == "mine" for path in own)
+
+    (tmp_path / "elsewhere").mkdir()
+    report = tmp_path / "elsewhere" / "report.md"
+    report.write_text("mine")
+    assert main(["reproduce", "table4", "--out", str(report.parent)]) == 2
+    assert f"--out {report.parent}: its report.md is not of plr reproduce" in capsys.readouterr().err
+    assert [path.name for path in report.parent.iterdir()] == ["report.md"]
+
+
 def test_differences_have_a_sign_and_do_not_shrink_to_nothing():
     """Two losses that differ in the seventh digit differed by -0.0000 (-0.0000 to +0.0000)."""
     values = (0.0, 0.01234, -0.5, -4.2e-7, 3e-5)
@@ -528,6 +578,17 @@ def test_the_figures_are_those_of_the_runs(whole):
     assert [row["oracle over"] for row in oracles if row["method"] == "PLR (mixture)"] == ["best stream"]
 
 
+def test_the_mean_divergence_of_maps_does_not_shrink_to_nothing(whole):
+    """Maps that differ by 4e-8 bits differed by 0.0000."""
+    said = re.findall(r"(PLR .*): the streams' maps differ by (\S+) bits", (whole[0] / "report.md").read_text())
+    rows = list(csv.DictReader((whole[0] / "tables" / "figure5-difference.csv").open()))
+    assert [method for method, _ in said] == ["PLR as printed", "PLR (mixture)"]
+    for method, shown in said:
+        values = [float(row["Jensen-Shannon divergence"]) for row in rows if row["method"] == method]
+        assert float(shown) == pytest.approx(sum(values) / len(values), rel=0.01)
+        assert 0 < max(values) < 0.05  # what four decimals do not show
+
+
 def test_settings_that_are_whole_numbers_are_shown_as_such(whole):
     rows = list(csv.DictReader((whole[0] / "tables" / "figure2.csv").open()))
     assert {row["value"] for row in rows if row["axis"] in ("streams", "steps")} <= {"1", "2", "3", "4"}
@@ -590,6 +651,27 @@ def test_a_run_of_other_settings_that_no_table_needs_is_not_compared_with(data, 
     other = list(csv.DictReader((out / "tables" / "table2.csv").open()))
     assert len(other) == len(same) == 3
     assert not any(row["NDCG@10 − reference"] for row in other)
+
+
+def test_what_was_measured_counts_for_the_settings_and_rows_that_it_was_measured_with(data, tmp_path):
+    """The weights may be those of a run with other candidates: Figure 3 showed what was measured among those."""
+    out = tmp_path / "report"
+    asked = replace(requested(data, out, "figure3"), methods=("base",))
+    reproduce(asked, lambda _: None)
+    run = Run(System("sasrec", "base"), 0)
+    before = Study(asked).folder(run).hashes()
+    shutil.rmtree(out / "runs")
+    other = replace(asked, settings=(*TINY, "exclude_seen=true"))
+    reproduce(other, lambda _: None)
+    study = Study(other)
+    assert study.folder(run).hashes() == before
+    row = next(csv.DictReader((out / "tables" / "figure3.csv").open()))
+    assert row["removed"] == "0%"
+    assert float(row["ndcg@20"]) == pytest.approx(study.test_metric(run, "ndcg@20"), rel=1e-12)
+    # Else it is not measured again, and other test rows are not those that it is of.
+    assert study.measured("robustness", run, lambda: pytest.fail("is kept"), seed=0)["0.0"]["ndcg@20"]
+    study.dataset = replace(study.dataset, content_hash="another")
+    assert study.measured("robustness", run, lambda: 1, seed=0) == 1
 
 
 def test_a_run_with_other_features_in_the_same_file_is_not_taken_for_one(tmp_path):
