@@ -30,7 +30,7 @@ from plr.runs import RunFolder
 if TYPE_CHECKING:
     import torch
 
-    from plr.serving.recommender import GPUAnswers
+    from plr.serving.ranker import GPUAnswers
 
 __all__ = ["PLR", "BERT4Rec", "Estimator", "Recommender", "SASRec", "UniSRec", "load"]
 

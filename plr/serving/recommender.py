@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from hashlib import sha256
 from numbers import Integral, Real
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import numpy as np
 import polars as pl
@@ -17,33 +17,25 @@ import torch
 from torch import Tensor
 
 from plr.config import Config
-from plr.data import Batch
 from plr.errors import RequestError, RunError, listed, shortened
 from plr.frames import as_polars, like
 from plr.models import RecommenderModel, build_model
-from plr.models.scoring import ItemScorer
 from plr.prepare.readers import Columns
 from plr.runs import RunFolder, load_weights
 from plr.serving.categories import CategoryLimit, numbered_categories
 from plr.serving.device import usable_device
-from plr.serving.engine import Engine, UserStates, snapshot, why_not
+from plr.serving.engine import Engine, UserStates, snapshot
 from plr.serving.filters import ItemFilter
 from plr.serving.gpu_plan import GPUPlan
-from plr.serving.gpu_plan import why_not as why_no_plan
 from plr.serving.histories import UserHistories, histories_of
 from plr.serving.item_numbers import ItemNumbers, is_id, is_sequence
 from plr.serving.new_items import with_new_items
 from plr.serving.popularity import check_days, most_popular, popularity_of_run, recent_popularity
 from plr.serving.ragged import Ragged
+from plr.serving.ranker import GPUAnswers, Ranker
 from plr.serving.session import Session, rank_sessions
 
-GPUAnswers = Literal["graphs", "launches", "module"]
-"""How a recommender computes on a GPU."""
 SOURCES = ("popularity", "model")
-MOST_EXCLUDED = 2**20
-"""The most ids, with padding, of items that are left out of one ranking: 8 MiB."""
-Top = Callable[[slice, np.ndarray | None], tuple[Tensor, Tensor]]
-"""What ranks for rows of some histories, without the items of int64 [rows, X]: scores and numbers [rows, k]."""
 
 
 @dataclass(frozen=True)
@@ -71,6 +63,9 @@ class Recommender:
             captured as CUDA graphs; "launches" by the plan, nothing captured; "module" by the model's own forward pass,
             as where the plan cannot take the model.
 
+    Attributes:
+        item_ids, config: as given.
+
     Raises:
         ValueError: gpu is another word.
     """
@@ -84,36 +79,18 @@ class Recommender:
         run: Path | None = None,
         gpu: GPUAnswers = "graphs",
     ):
-        if gpu not in get_args(GPUAnswers):
-            raise ValueError(f"gpu must be one of {', '.join(get_args(GPUAnswers))}; found {gpu!r}")
-        self.model = model.eval()
+        self._ranker = Ranker(model, config.max_length, gpu)
         self.item_ids = list(item_ids)
         self.config = config
         self._read_popularity = popularity
         self._run = run
-        self._gpu = gpu
         self._index = {item_id: index for index, item_id in enumerate(self.item_ids)}
-        self._make_vectors()
         self._fingerprint: tuple[list[Any], bytes] | None = None
-        self._prepare()
 
-    def _make_vectors(self) -> None:
-        self._vectors_of = snapshot(self.model)
-        with torch.inference_mode(False), torch.no_grad():
-            self._table = self.model.item_table().detach()  # [V, d]
-            self._candidates = self.model.candidates(self._table)  # [V, d]
-
-    def _refresh(self) -> None:
-        """Make the item vectors anew where the model has been changed: those of features and texts are not weights."""
-        if snapshot(self.model) != self._vectors_of:
-            self._make_vectors()
-
-    def _prepare(self) -> None:
-        """Pack the weights for what computes the answers."""
-        self._engine = Engine(self.model) if why_not(self.model) is None else None
-        self._plan: GPUPlan | None = None
-        if self._engine is None and self._gpu != "module" and why_no_plan(self.model) is None:
-            self._plan = GPUPlan(self.model, self._table, **({} if self._gpu == "graphs" else {"most_bytes": 0}))
+    @property
+    def model(self) -> RecommenderModel:
+        """The trained model."""
+        return self._ranker.model
 
     @property
     def engine(self) -> Engine | None:
@@ -122,7 +99,7 @@ class Recommender:
         The engine does on CPUs, for what `plr.serving.engine.why_not` has nothing against when the recommender is
         made, as long as the model is left as it was: weights, buffers, mode and hooks (`Engine.fits`).
         """
-        return self._engine if self._engine is not None and self._engine.fits(self.model) else None
+        return self._ranker.engine
 
     @property
     def gpu_plan(self) -> GPUPlan | None:
@@ -130,7 +107,7 @@ class Recommender:
 
         `plr.serving.gpu_plan.why_not` says of which models it does, as long as they are left as they were.
         """
-        return self._plan if self._plan is not None and self._plan.fits(self.model) else None
+        return self._ranker.gpu_plan
 
     @cached_property
     def popularity(self) -> np.ndarray:
@@ -176,12 +153,8 @@ class Recommender:
         return pl.Series("item", self.item_ids, dtype=pl.String)
 
     def __getstate__(self) -> dict[str, Any]:
-        """Leave the engine, the plan and the hash table out of a copy, which makes its own."""
-        return {name: value for name, value in self.__dict__.items() if name not in ("numbers", "_engine", "_plan")}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
-        self._prepare()
+        """Leave the hash table out of a copy, which makes its own."""
+        return {name: value for name, value in self.__dict__.items() if name != "numbers"}
 
     @classmethod
     def load(
@@ -495,7 +468,6 @@ class Recommender:
         """Return what so many histories may get, as `recommend` takes it."""
         return ItemFilter.of(self._index, histories, only, exclude, where)
 
-    @torch.inference_mode()
     def rank(
         self,
         histories: Ragged,
@@ -525,60 +497,21 @@ class Recommender:
         k = self.checked_k(k)
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1; found {batch_size}")
-        if limit is not None:
-
-            def ranked(rows: np.ndarray, wide: int) -> tuple[np.ndarray, np.ndarray]:
-                own = None if filters is None else filters.take(rows)
-                return self.rank(
-                    histories.take(rows),
-                    wide,
-                    exclude_seen=exclude_seen,
-                    filters=own,
-                    batch_size=batch_size,
-                    states=None if states is None else states.of_rows(rows),
-                )
-
-            return limit.fill(ranked, len(histories), k)
-        if states is not None:
-            self._check_finite(states.states)
-        exclude_seen = self.config.exclude_seen if exclude_seen is None else exclude_seen
-        engine = self.engine
-        if engine is None:
-            self._refresh()
-        wide = self._candidates.dtype == torch.float64
-        scores = np.empty((len(histories), k), np.float64 if wide else np.float32)
-        items = np.empty((len(histories), k), np.int64)
-        # Histories of like length together, so that little is padded.
-        order = np.argsort(histories.lengths, kind="stable")
-        for first in range(0, len(order), batch_size):
-            rows = order[first : first + batch_size]
-            part = histories.take(rows)
-            denied, allowed = (None, None) if filters is None else _parts(filters.take(rows))
-            if exclude_seen:
-                denied = part if denied is None else part.joined(denied)
-            where = None
-            if allowed is not None and len(allowed) == 1:
-                where, allowed = allowed[0], None
-            if engine is None:
-                top = self._top(part, k, where)
-            else:
-                users = self._states(part, engine) if states is None else states.of_rows(rows)
-                top = self._engine_top(engine, users, k, where)
-            for block in _blocks(len(rows), denied, allowed):
-                found = top(block, _left_out(block, denied, allowed))
-                scores[rows[block]], items[rows[block]] = (each.cpu().numpy() for each in found)
-        # NaN is above all, and so among the best of whoever may get that item.
-        if not np.isfinite(scores[items >= 0]).all():
-            raise RunError("the score of an item is not finite; the weights are damaged")
-        return scores, items
+        return self._ranker.rank(
+            histories,
+            k,
+            exclude_seen=self.config.exclude_seen if exclude_seen is None else exclude_seen,
+            filters=filters,
+            limit=limit,
+            batch_size=batch_size,
+            states=states,
+        )
 
     @property
     def item_vectors(self) -> Tensor:
         """The vectors that scores are taken against, [V, d] in the order of `item_ids`: of cosines, unit vectors."""
-        self._refresh()
-        return self._candidates.cpu()
+        return self._ranker.item_vectors.cpu()
 
-    @torch.inference_mode()
     def user_states(
         self,
         histories: Iterable[Sequence[str | int]],
@@ -608,26 +541,7 @@ class Recommender:
         numbers = Ragged.of(
             [self._to_numbers(place, history, unknown == "skip") for place, history in enumerate(histories)]
         )
-        engine = self.engine
-        if engine is None:
-            self._refresh()
-        parts = [
-            self._states(numbers.take(np.arange(first, min(first + batch_size, len(numbers)))), engine)
-            for first in range(0, max(1, len(numbers)), batch_size)
-        ]
-        log_weights = [part.log_weights for part in parts if part.log_weights is not None]
-        return UserStates(
-            torch.cat([part.states for part in parts]).cpu(), torch.cat(log_weights).cpu() if log_weights else None
-        )
-
-    def _states(self, histories: Ragged, engine: Engine | None) -> UserStates:
-        if engine is not None:
-            users = engine.states(torch.from_numpy(histories.ids), torch.from_numpy(histories.offsets))
-        else:
-            scorer = self._scorer(histories)
-            users = UserStates(scorer.states, scorer.log_weights)
-        self._check_finite(users.states)
-        return users
+        return self._ranker.states(numbers, batch_size)
 
     def checked_k(self, k: int | None) -> int:
         """Return how many items are asked for, as `recommend` takes it.
@@ -642,42 +556,6 @@ class Recommender:
         if not 1 <= k <= len(self.item_ids):
             raise RequestError(f"k must be in 1..{len(self.item_ids)}, the number of items; found {k}")
         return int(k)
-
-    def _engine_top(self, engine: Engine, users: UserStates, k: int, where: np.ndarray | None) -> Top:
-        """Return what ranks the items for histories, those of a mask bool [V]."""
-        mask = _tensor(where)
-        return lambda rows, exclude: engine.rank(users.of_rows(rows), k, exclude=_tensor(exclude), where=mask)
-
-    def _top(self, histories: Ragged, k: int, where: np.ndarray | None) -> Top:
-        """Likewise with PyTorch."""
-        device = self._table.device
-        scorer = self._scorer(histories)
-        self._check_finite(scorer.states)
-        mask = _tensor(where, device)
-        return lambda rows, exclude: scorer.of_rows(rows).top_items(
-            self._candidates, k, exclude=_tensor(exclude, device), where=mask
-        )
-
-    def _scorer(self, histories: Ragged) -> ItemScorer:
-        plan = self.gpu_plan
-        if plan is not None:
-            users = plan.states(torch.from_numpy(histories.ids), torch.from_numpy(histories.offsets))
-            return ItemScorer(users.states, users.log_weights, self.model.temperature)
-        device = self._table.device
-        recent = histories.last(self.config.max_length)
-        lengths = torch.from_numpy(recent.lengths)
-        batch = Batch(
-            item_ids=torch.from_numpy(recent.padded(0)).to(device),
-            lengths=lengths.to(device),
-            targets=torch.full_like(lengths, -100).to(device),
-            users=torch.arange(len(histories), device=device),
-        )
-        return self.model.scorer(batch, self._table)
-
-    @staticmethod
-    def _check_finite(states: Tensor) -> None:
-        if not bool(torch.isfinite(states).all()):
-            raise RunError("the user embedding of a history is not finite; the weights are damaged")
 
     def numbers_of(self, items: Iterable[str | int]) -> tuple[list[int], list[str]]:
         """Return the numbers of the items that training has seen, and the ids of the others.
@@ -727,38 +605,3 @@ def _of_users(name: str, given: Any, users: pl.Series) -> Any:
         if isinstance(items, (str, Integral)):  # of texts alone a list for all users would be made
             raise TypeError(f"{name} must have a list of item ids for the user {user!r}; found {shortened(items)}")
     return [lists.get(user) for user in users.cast(pl.String)] or None
-
-
-def _parts(filters: ItemFilter) -> tuple[Ragged | None, np.ndarray | None]:
-    return filters.denied, filters.allowed()
-
-
-def _tensor(array: np.ndarray | None, device: torch.device | str = "cpu") -> Tensor | None:
-    return None if array is None else torch.from_numpy(array).to(device)
-
-
-def _blocks(rows: int, denied: Ragged | None, allowed: np.ndarray | None) -> Iterator[slice]:
-    """Cut rows into consecutive blocks of at most MOST_EXCLUDED ids that are left out, padding counted, or of one."""
-    widths = np.zeros(rows, dtype=np.int64) if denied is None else denied.lengths
-    if allowed is not None:
-        widths = widths + (allowed.shape[1] - allowed.sum(axis=1))
-    start, widest = 0, 0
-    for row, width in enumerate(widths.tolist()):
-        widest = max(widest, width)
-        if row > start and (row + 1 - start) * widest > MOST_EXCLUDED:
-            yield slice(start, row)
-            start, widest = row, width
-    if rows:
-        yield slice(start, rows)
-
-
-def _left_out(rows: slice, denied: Ragged | None, allowed: np.ndarray | None) -> np.ndarray | None:
-    """Return the items that rows must not get: int64 [rows, X], padded with -1."""
-    numbers = np.arange(rows.start, rows.stop)
-    lists = None if denied is None else denied.take(numbers)
-    if allowed is not None:
-        mask = np.broadcast_to(~allowed if len(allowed) == 1 else ~allowed[rows], (len(numbers), allowed.shape[1]))
-        places = mask.nonzero()
-        forbidden = Ragged(places[1], np.searchsorted(places[0], np.arange(len(numbers) + 1)))
-        lists = forbidden if lists is None else lists.joined(forbidden)
-    return None if lists is None else lists.padded(-1)

@@ -334,7 +334,7 @@ def test_a_very_long_history_among_short_ones_is_padded_with_its_like_alone(run,
     monkeypatch.setattr(Ragged, "padded", spy)
     in_blocks = recommender.recommend(histories, 3, exclude_seen=True)
     assert max(padded) == 100_000
-    monkeypatch.setattr("plr.serving.recommender.MOST_EXCLUDED", 2**40)
+    monkeypatch.setattr("plr.serving.ranker.MOST_EXCLUDED", 2**40)
     assert recommender.recommend(histories, 3, exclude_seen=True) == in_blocks
     assert max(padded) == 41 * 100_000
     assert {item.item for item in in_blocks[7]} == {"i21", "i22", "i23"}

@@ -110,7 +110,7 @@ def test_user_states_are_the_same_in_parts_and_by_pytorch(run, request):
     histories = [recommender.item_ids[: 1 + place] for place in range(9)]
     whole, parts = recommender.user_states(histories), recommender.user_states(histories, batch_size=2)
     assert torch.equal(whole.states, parts.states)
-    recommender._engine = None
+    recommender._ranker._engine = None
     torch.testing.assert_close(recommender.user_states(histories).states, whole.states, rtol=0, atol=1e-5)
     with pytest.raises(ValueError, match="unknown must be"):
         recommender.user_states(histories, unknown="drop")

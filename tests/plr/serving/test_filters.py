@@ -120,7 +120,7 @@ def test_filters_are_the_same_in_blocks(recommender, monkeypatch):
     asked = [[f"i{(row + step) % ITEMS}" for step in range(1 + row % 5)] for row in range(30)]
     options = {"only": IDS[3:30], "exclude": [IDS[row % 9 : 12] for row in range(30)], "exclude_seen": True}
     whole = recommender.recommend(asked, 5, **options)
-    monkeypatch.setattr("plr.serving.recommender.MOST_EXCLUDED", 60)
+    monkeypatch.setattr("plr.serving.ranker.MOST_EXCLUDED", 60)
     in_blocks = recommender.recommend(asked, 5, batch_size=7, **options)
     assert named(in_blocks) == named(whole)
 

@@ -17,7 +17,7 @@ import torch
 
 from plr.errors import EngineError
 from plr.serving import Recommender, cuda_graphs, gpu_plan
-from plr.serving import recommender as recommender_module
+from plr.serving import ranker as ranker_module
 from plr.serving.cuda_graphs import Graphs
 from plr.serving.gpu_plan import GPUPlan, Shape, why_not
 from plr_kernels import use_backend
@@ -304,8 +304,8 @@ def test_models_that_pytorch_computes_are_named(monkeypatch):
 @pytest.fixture
 def as_on_a_gpu(monkeypatch):
     """What the engine cannot take, and the plan can."""
-    monkeypatch.setattr(recommender_module, "why_not", lambda model: "on a GPU")
-    monkeypatch.setattr(recommender_module, "why_no_plan", lambda model: None)
+    monkeypatch.setattr(ranker_module, "why_not", lambda model: "on a GPU")
+    monkeypatch.setattr(ranker_module, "why_no_plan", lambda model: None)
 
 
 NAMES = [f"i{item}" for item in range(ITEMS)]
@@ -324,8 +324,8 @@ def test_a_recommender_answers_by_the_plan(backend, changes):
         assert module.gpu_plan is None
         by_module = module.recommend(histories, k=ITEMS)
     calls = []
-    states = recommender._plan.states
-    recommender._plan.states = lambda *histories: calls.append(0) or states(*histories)
+    states = recommender._ranker._plan.states
+    recommender._ranker._plan.states = lambda *histories: calls.append(0) or states(*histories)
     by_plan = recommender.recommend(histories, k=ITEMS)
     assert calls
     for one, other in zip(by_plan, by_module, strict=True):
