@@ -1,5 +1,5 @@
 """Everything that a terminal sees: commands, their parser, progress and tables."""
 
-from plr.cli.commands import main
+from plr.cli.program import main
 
 __all__ = ["main"]

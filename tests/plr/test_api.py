@@ -11,7 +11,7 @@ import pytest
 
 import plr
 from plr import api
-from plr.cli.commands import main
+from plr.cli.program import main
 from plr.config import Config
 from plr.errors import ConfigError, DataError, RunError
 from plr.runs import RunFolder

@@ -18,7 +18,7 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import CSVLogger
 
 import plr
-from plr.cli.commands import main
+from plr.cli.program import main
 from plr.errors import ConfigError, DataError, RequestError, RunError
 from plr.runs import RunFolder
 

@@ -21,8 +21,10 @@ from rich.console import Console
 
 import plr.__main__
 from plr.cli import main
-from plr.cli.commands import COMMANDS, PATHS, history_of
+from plr.cli.arguments import PATHS
+from plr.cli.commands import COMMANDS
 from plr.cli.parser import Parser
+from plr.cli.recommend import history_of
 from plr.cli.tables import recommendation_table
 from plr.config import Config
 from plr.errors import ConfigError
@@ -207,7 +209,7 @@ def test_an_interrupted_file_of_users_says_how_to_go_on(monkeypatch, capsys):
     def interrupted(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("plr.cli.commands._recommend_many", interrupted)
+    monkeypatch.setattr("plr.cli.recommend._recommend_many", interrupted)
     assert main(["recommend", "run", "--users=users.csv", "--out", "answers.csv"]) == 130
     assert "interrupted; repeat the command to resume after the last finished part" in capsys.readouterr().err
 
@@ -845,7 +847,7 @@ def test_defaults_of_a_runs_method_are_not_taken_for_choices(written, arguments,
 
 
 def _train_values(arguments):
-    from plr.cli.commands import _parser
+    from plr.cli.program import _parser
 
     values = _parser(["train"]).parse_args(["train", *arguments])["train"].as_dict()
     return {name: value for name, value in values.items() if name not in ("config", "preset")}

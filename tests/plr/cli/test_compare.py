@@ -10,7 +10,7 @@ import polars as pl
 import pytest
 import torch
 
-from plr.cli.commands import main
+from plr.cli.program import main
 from plr.config import Config
 from plr.errors import ConfigError
 from plr.evaluation import Ranking, metrics, save_ranking

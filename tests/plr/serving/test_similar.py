@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import plr
-from plr.cli.commands import main
+from plr.cli.program import main
 from plr.config import Config
 from plr.errors import RequestError, RunError
 from plr.serving import Recommender
