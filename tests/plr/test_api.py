@@ -111,6 +111,27 @@ def test_a_frames_run_is_gone_on_from_with_its_options_on_a_file_of_any_format(m
     assert plr.load(tmp_path / "called").get_params()["dim"] == 8
 
 
+def test_a_frames_run_is_evaluated_on_a_file_of_any_format(made, tmp_path, capsys):
+    run, other = made[0] / "runs" / "sasrec", interactions(users=12, length=5)
+    other.write_csv(tmp_path / "other.csv")
+    other.write_parquet(tmp_path / "other.parquet")
+    found = plr.evaluate(run, other)
+    assert found.rows == 8
+    for name in ("other.csv", "other.parquet"):
+        assert plr.evaluate(run, tmp_path / name).metrics == found.metrics
+    assert main(["evaluate", str(run), "--data", str(tmp_path / "other.csv")]) == 0
+    assert "8 test rows of" in capsys.readouterr().out
+
+
+def test_what_was_popular_of_late_is_counted_in_a_frame_that_was_moved_with_its_run(tmp_path):
+    day = 86_400
+    frame = interactions().with_columns(timestamp=1_600_000_000 + pl.col("timestamp") * day // 100)
+    plr.train(frame, tmp_path / "made", **OPTIONS)
+    before = plr.serving.Recommender.load(tmp_path / "made").popularity_of(2)
+    shutil.move(tmp_path / "made", tmp_path / "moved")
+    assert plr.serving.Recommender.load(tmp_path / "moved").popularity_of(2).tolist() == before.tolist()
+
+
 def test_options_of_other_methods_are_named(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(api, "_train", lambda config, handed: {})
     data, out = tmp_path / "data.csv", str(tmp_path / "run")
