@@ -347,6 +347,20 @@ def test_fit_partial_goes_on_from_what_was_fitted(fitted, tmp_path):
         again.fit_partial(newer, epoch=1)
 
 
+def test_fit_partial_on_a_prepared_folder_leaves_out_the_options_of_raw_data(tmp_path):
+    raw = {"min_rating": 3.0, "user_column": "user_id", "split": "leave-one-out"}
+    frame = interactions().with_columns(rating=pl.lit(4.0))
+    model = plr.SASRec(**raw, **SMALL).fit(frame)
+    frame.write_csv(tmp_path / "newer.csv")
+    arguments = [f"--{name}={value}" for name, value in raw.items()]
+    assert main(["prepare", str(tmp_path / "newer.csv"), "--out", str(tmp_path / "newer"), *arguments]) == 0
+    with pytest.warns(UserWarning, match="20 items are known, 0 are new"):
+        model.fit_partial(tmp_path / "newer")
+    assert model.get_params()["min_rating"] == 3.0  # fit has it still
+    with pytest.raises(ConfigError, match="is prepared already; min_rating must be given to plr prepare"):
+        model.fit_partial(tmp_path / "newer", min_rating=3.0)  # not in silence where it is given for this run
+
+
 class Noted(Callback):
     """A user's callback: notes each epoch's validation metric, and ends training after the second."""
 
