@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from plr.config import INTERACTIONS, Config, read_fields
 from plr.errors import ConfigError, DataError, RunError, UserError, shortened
-from plr.frames import as_polars, is_frame
+from plr.frames import is_frame, write_frame
 from plr.inherited import options_of_parent
 from plr.presets import preset_path
 from plr.runs import RunFolder
@@ -165,7 +165,7 @@ def evaluate(
         raise _no_data(data)
     with tempfile.TemporaryDirectory(prefix="plr-") as temporary:
         file = Path(temporary) / INTERACTIONS
-        as_polars(data).write_parquet(file)
+        write_frame(data, file)
         try:
             outcome = evaluate_run(path, str(file), **values, data_format="parquet")
         except DataError as error:

@@ -141,6 +141,29 @@ def test_what_is_wrong_with_a_frame_of_pandas_is_named_with_its_column(tmp_path)
         plr.SASRec(**SMALL).fit(pandas.concat([frame, frame[["item"]]], axis=1))
 
 
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [([object()] * 2, r"column 'extra' of type object: .*object"), ([1j, 2j], "column 'extra' of type complex128: "),
+     ([2**70, 1], "column 'extra' of type object: ")],
+    ids=["objects", "complex", "large"],
+)  # fmt: skip
+def test_what_pandas_cannot_hand_over_is_named_with_its_column(values, said):
+    pandas = pytest.importorskip("pandas", reason="pandas is no dependency")
+    frame = pandas.DataFrame({"user": ["a", "a"], "item": ["x", "y"], "extra": values})
+    with pytest.raises(DataError, match=f"a frame of pandas that cannot be read: {said}"):
+        plr.SASRec(**SMALL).fit(frame)
+
+
+def test_a_column_that_no_file_holds_is_named(fitted, tmp_path):
+    frame = interactions().with_columns(pl.Series("extra", [object()] * 180, dtype=pl.Object))
+    said = "^column 'extra' of the frame has the type Object, which is not to be kept in a file"
+    with pytest.raises(DataError, match=said):
+        plr.SASRec(out=tmp_path / "run", **SMALL).fit(frame)
+    assert not (tmp_path / "run").exists()
+    with pytest.raises(DataError, match=said):
+        plr.evaluate(fitted, frame)
+
+
 def test_a_relation_of_duckdb_comes_out_as_one_of_its_connection(fitted):
     duckdb = pytest.importorskip("duckdb", reason="DuckDB is no dependency")
     pytest.importorskip("pyarrow", reason="pyarrow is no dependency")
