@@ -197,6 +197,9 @@ def test_evaluating_names_what_cannot_be(made, tmp_path):
         ({"ks": 5}, ConfigError, "ks must be a list of whole numbers; found 5"),
         ({"ks": ["5"]}, ConfigError, "ks must be a list of whole numbers"),
         ({"by": "history"}, ConfigError, "by must be a list of history, popularity, novelty; found 'history'"),
+        ({"by": None}, ConfigError, "by must be a list of history, popularity, novelty; found None"),
+        ({"by": ["history"], "history_edges": 5}, ConfigError, "history_edges must be a list of .*; found 5"),
+        ({"lists": "no"}, ConfigError, "lists must be True or False; found 'no'"),
         ({"rank_with": "gpu"}, ConfigError, "rank_with must be model or engine; found 'gpu'"),
         ({"sampled": "5"}, ConfigError, "sampled must be a whole number; found '5'"),
         ({"sampled": 0}, ConfigError, "sampled must be at least 1; found 0"),
@@ -211,3 +214,4 @@ def test_evaluating_names_what_cannot_be(made, tmp_path):
     ):
         with pytest.raises(error, match=said):
             plr.evaluate(run, **arguments)
+    assert plr.evaluate(run, ks=(k for k in (1, 5))).ks == (1, 5)  # read once
