@@ -140,7 +140,8 @@ def _lists(column: pl.Series) -> pl.Series:
 def _check(frame: pl.DataFrame, name: str, accepted: str, *, text: bool) -> None:
     column = frame[name]
     is_text = column.dtype in (pl.String, pl.Categorical, pl.Enum)
-    if column.null_count() or column.dtype.is_float() or column.dtype.is_nested() or (is_text and not text):
+    odd = column.dtype.is_float() and (text or not (column.is_finite() & (column == column.floor())).all())
+    if column.null_count() or odd or column.dtype.is_nested() or (is_text and not text):
         raise DataError(
             f"column {name!r} of a frame of histories must hold {accepted}, whole and none missing; found "
             f"{column.dtype} with {column.null_count()} missing"
