@@ -99,7 +99,8 @@ class Parent:
 
         Warns:
             UserWarning: that Adam begins anew, for the parent has no moments; that they are another optimiser's; that
-                the parent may have been trained on rows that are held out here.
+                the parent may have been trained on rows that are held out here; that the items' text vectors are other
+                ones.
         """
         if (reason := self._trained_on_held_out(dataset)) is not None:
             warnings.warn(f"--from {self.folder.path}: {reason}", stacklevel=2)
@@ -113,6 +114,10 @@ class Parent:
             self._check_shapes(parent, model, matches)
             weights = self._weights(parent, model, matches, config, dataset)
             moments = self._moments(parent, matches)
+        if item_data.text is not None and known.text is not None:
+            kept = (~items.is_new).nonzero()[:, 0]
+            if (reason := item_data.text.why_not_of(known.text, kept, items.former[kept])) is not None:
+                warnings.warn(f"--from {self.folder.path}: {reason}", stacklevel=2)
         if moments and self.config.optimizer != config.optimizer:
             warnings.warn(
                 f"--from {self.folder.path}: was trained with optimizer {self.config.optimizer!r}, this run is with "

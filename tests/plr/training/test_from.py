@@ -158,6 +158,20 @@ def test_held_out_items_are_not_looked_at(going_on):
     torch.testing.assert_close(table[ids.index("only-held-out")], table[known].double().mean(0).float())
 
 
+def test_text_vectors_of_another_encoder_are_told_by_the_known_items(going_on, files, tmp_path, recwarn):
+    lines = Path(files["newer"]).with_name("texts.tsv").read_text().splitlines()
+    changed = [f"{line} more" if line.startswith(("i4\t", "i5\t")) else line for line in lines]
+    (tmp_path / "texts.tsv").write_text("\n".join([*changed, "i99\tsome new thing"]) + "\n")
+    like = ["--like", files["text"]]
+    for name, options, told in (("like", like, 0), ("other", ["--dim", "4"], 1)):
+        assert main(["embed-text", str(tmp_path / "texts.tsv"), "--out", str(tmp_path / name), *options]) == 0
+        recwarn.clear()
+        start_of(going_on("text", text_vectors=str(tmp_path / name)))
+        said = [str(each.message) for each in recwarn if "have other text vectors" in str(each.message)]
+        assert len(said) == told
+    assert "of 20 items have other text vectors than before" in said[0]
+
+
 DAY = 86_400
 FIRST = 1_600_000_000
 
