@@ -304,7 +304,7 @@ def _in_python(message: str) -> str:
 
 
 def _cut_offs(ks: Any) -> tuple[int, ...]:
-    listed = list(ks) if isinstance(ks, Iterable) else [None]
+    listed: list[Any] = list(ks) if isinstance(ks, Iterable) else [None]
     if not all(isinstance(k, Integral) and not isinstance(k, bool) for k in listed):
         raise ConfigError(f"ks must be a list of whole numbers; found {shortened(ks)}")
     found = [int(k) for k in listed]
