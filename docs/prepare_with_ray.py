@@ -39,7 +39,10 @@ def read(rows: dict[str, Any]) -> Iterator[dict[str, Any]]:
     (path,), (file,), (named,) = rows["path"], rows["file"], rows["columns"]
     columns = json.loads(named)
     types = {"user": pl.String, "item": pl.String, "timestamp": pl.Int64, "rating": pl.Float64}
-    chosen = [pl.col(name).cast(types[role]).alias(role) for role, name in columns.items()]
+    read_as = {role: pl.col(name) for role, name in columns.items()}
+    if "rating" in read_as:  # by way of text: 4.1 in float32 is then 4.1, as plr prepare compares it with --min_rating
+        read_as["rating"] = read_as["rating"].cast(pl.String)
+    chosen = [column.cast(types[role]).alias(role) for role, column in read_as.items()]
     table = pl.scan_parquet(path).select(chosen).with_columns(pl.col("user", "item").str.strip_chars())
     first = 0
     for block in table.collect_batches(chunk_size=ROWS, maintain_order=True, engine="streaming"):

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from plr.config import INTERACTIONS, Config, read_fields
 from plr.errors import ConfigError, DataError, RunError, UserError, shortened
-from plr.frames import as_polars, is_frame
+from plr.frames import is_frame, write_frame
 from plr.inherited import options_of_parent
 from plr.presets import preset_path
 from plr.runs import RunFolder
@@ -151,11 +151,16 @@ def evaluate(
         >>> plr.evaluate("runs/sasrec", frame.head(80)).rows
         10
     """
-    if isinstance(by, str):
+    if isinstance(by, str) or not isinstance(by, Iterable):
         raise ConfigError(f"by must be a list of history, popularity, novelty; found {by!r}")
+    if history_edges is not None and not isinstance(history_edges, Iterable):
+        raise ConfigError(f"history_edges must be a list of whole numbers; found {shortened(history_edges)}")
+    if not isinstance(lists, bool):  # "no" would be taken for true
+        raise ConfigError(f"lists must be True or False; found {shortened(lists)}")
     values: dict[str, Any] = {
         "ks": None if ks is None else _cut_offs(ks), "exclude_seen": exclude_seen, "device": device, "by": by,
-        "history_edges": history_edges, "lists": lists, "sampled": sampled, "seed": seed, "rank_with": rank_with,
+        "history_edges": None if history_edges is None else list(history_edges), "lists": lists, "sampled": sampled,
+        "seed": seed, "rank_with": rank_with,
         "text_vectors": None if text_vectors is None else os.fspath(text_vectors),
     }  # fmt: skip
     path = Path(run)
@@ -165,7 +170,7 @@ def evaluate(
         raise _no_data(data)
     with tempfile.TemporaryDirectory(prefix="plr-") as temporary:
         file = Path(temporary) / INTERACTIONS
-        as_polars(data).write_parquet(file)
+        write_frame(data, file)
         try:
             outcome = evaluate_run(path, str(file), **values, data_format="parquet")
         except DataError as error:
@@ -299,9 +304,10 @@ def _in_python(message: str) -> str:
 
 
 def _cut_offs(ks: Any) -> tuple[int, ...]:
-    if not isinstance(ks, Iterable) or not all(isinstance(k, Integral) and not isinstance(k, bool) for k in ks):
+    listed: list[Any] = list(ks) if isinstance(ks, Iterable) else [None]
+    if not all(isinstance(k, Integral) and not isinstance(k, bool) for k in listed):
         raise ConfigError(f"ks must be a list of whole numbers; found {shortened(ks)}")
-    found = [int(k) for k in ks]
+    found = [int(k) for k in listed]
     if min(found, default=0) < 1:
         raise ConfigError(f"ks must be positive, one at least; found {found}")
     return tuple(found)

@@ -11,6 +11,7 @@ Each is a run of `plr train` with the same options, and its folder is one that e
 
 from __future__ import annotations
 
+import os
 import shutil
 import tempfile
 from collections.abc import Mapping
@@ -21,10 +22,11 @@ from typing import TYPE_CHECKING, Any
 
 from plr import serving
 from plr.api import OPTIONS, OWN_DEFAULTS, train_on
-from plr.config import OF_THE_DATA, Config, is_own_frame, without_derived
+from plr.config import Config, is_own_frame, without_derived
 from plr.errors import ConfigError, RunError, shortened
 from plr.files import atomic_path
 from plr.frames import is_frame
+from plr.inherited import of_one_run
 from plr.runs import RunFolder
 
 if TYPE_CHECKING:
@@ -137,7 +139,8 @@ class Estimator:
                 fitted before stays in its folder.
             callbacks, logger: as for `fit`.
             options: for this run alone: epochs, lr, new_items, train_time … Those of `fit` hold otherwise, but for
-                `valid_time`, `test_time` and `train_time`, which belong to its data.
+                `init`, and for `valid_time`, `test_time` and `train_time`, which belong to its data; nor do options
+                of raw data, such as `min_rating`, where the interactions are a prepared folder.
 
         Returns:
             The object itself.
@@ -153,7 +156,9 @@ class Estimator:
         for name in options:
             if name not in known:
                 raise ConfigError(f"{type(self).__name__} has no option {name!r}; `plr train --help` lists them")
-        chosen = {name: value for name, value in self._options.items() if name not in OF_THE_DATA}
+        path = os.fspath(interactions) if isinstance(interactions, (str, PathLike)) else None
+        left_out = of_one_run(path)
+        chosen = {name: value for name, value in self._options.items() if name not in left_out}
         parent = self._fitted.path
         own = chosen | options | {"from_run": str(parent)}
         self._train(interactions, out, own, callbacks, logger)

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import io
 import sys
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import polars as pl
 
 from plr.errors import DataError, shortened
 
-__all__ = ["as_polars", "is_frame", "like"]
+__all__ = ["as_polars", "is_frame", "like", "write_frame"]
+
+_POLARS = (pl.exceptions.PolarsError, pl.exceptions.PanicException)
+_UNREADABLE = (*_POLARS, TypeError, ValueError, NotImplementedError, OverflowError)
+"""What polars and pyarrow raise for values that they have no type for."""
 
 
 def is_frame(value: Any) -> bool:
@@ -34,7 +40,7 @@ def as_polars(frame: Any) -> pl.DataFrame:
         return pl.from_pandas(frame) if _is_pandas(frame) else pl.DataFrame(frame)
     except ImportError as error:
         raise DataError(f"a frame of {_library(frame)} is read through pyarrow; pip install pyarrow") from error
-    except (pl.exceptions.PolarsError, pl.exceptions.PanicException, TypeError, ValueError) as error:
+    except _UNREADABLE as error:
         what = "a mapping of columns" if isinstance(frame, Mapping) else f"a frame of {_library(frame)}"
         raise DataError(f"{what} that cannot be read: {_why(frame, error)}") from error
 
@@ -51,7 +57,37 @@ def _why(frame: Any, error: BaseException) -> str:
             kinds = sorted({type(value).__name__ for value in values})
             if len(kinds) > 1:
                 return f"column {shortened(name)} holds values of several types, {', '.join(kinds)}; make them one"
+        for name in names:
+            try:
+                pl.from_pandas(frame[[name]])
+            except _UNREADABLE as reason:
+                return f"column {shortened(name)} of type {frame[name].dtype}: {_first_line(reason)}"
+    return _first_line(error)
+
+
+def _first_line(error: BaseException) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+def write_frame(frame: Any, path: Path) -> None:
+    """Write a frame for which `is_frame` holds as Parquet.
+
+    Raises:
+        DataError: it cannot be read, or Parquet does not hold a column's values, whether they are needed or not.
+    """
+    table = as_polars(frame)
+    try:
+        table.write_parquet(path)
+    except _POLARS:
+        for column in table:
+            try:
+                column.head(1).to_frame().write_parquet(io.BytesIO())
+            except _POLARS as reason:
+                raise DataError(
+                    f"column {shortened(column.name)} of the frame has the type {column.dtype}, which is not to be "
+                    f"kept in a file ({_first_line(reason)}): leave it out, or give it another type"
+                ) from reason
+        raise
 
 
 def like(given: Any, result: pl.DataFrame) -> Any:

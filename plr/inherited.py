@@ -12,7 +12,7 @@ from plr.errors import RunError
 from plr.options import RawDataOptions
 from plr.prepare.folder import is_prepared
 
-__all__ = ["options_of_parent"]
+__all__ = ["of_one_run", "options_of_parent"]
 
 _OF_THE_RUN = frozenset(("data", "out", "init", "from_run", "new_items", "provenance"))
 
@@ -34,13 +34,23 @@ def options_of_parent(run: str, data: str, out: str) -> dict[str, Any]:
         ConfigError: the parent's configuration cannot be read.
     """
     config = _parent(run, out)
-    left_out = _OF_THE_RUN.union(OF_THE_DATA)
-    if any(map(is_prepared, (Path(data), Path(os.environ.get("PLR_DATA", "")) / data))):
-        left_out |= set(RawDataOptions.__dataclass_fields__)
+    left_out = of_one_run(data)
     if is_own_frame(config):
         left_out |= {"format"}
     values = without_derived(asdict(config))
     return {name: value for name, value in values.items() if name not in left_out}
+
+
+def of_one_run(data: str | None) -> frozenset[str]:
+    """Return the fields that no run takes over from the one that it goes on from: they say what that run alone was.
+
+    Args:
+        data: the file or folder that the run is trained on; None: a frame.
+    """
+    fields = _OF_THE_RUN.union(OF_THE_DATA)
+    if data is not None and any(map(is_prepared, (Path(data), Path(os.environ.get("PLR_DATA", "")) / data))):
+        return fields.union(RawDataOptions.__dataclass_fields__)
+    return fields
 
 
 def _parent(run: str, out: str) -> Config:

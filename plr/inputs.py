@@ -58,22 +58,33 @@ def _refuse_options(config: Config, path: Path) -> None:
         raise ConfigError(f"{path} is prepared already; {', '.join(given)} must be given to plr prepare instead")
 
 
+def data_of_run(run: Path, config: Config) -> Path:
+    """Return what the run in a folder was trained on: a frame is found where the folder has been moved.
+
+    Raises:
+        DataError: there is no such file.
+    """
+    if is_own_frame(config) and RunFolder(run).interactions.exists():
+        return RunFolder(run).interactions
+    return resolve(config.data, f"{run} was trained on")
+
+
 def load_dataset(
     config: Config, data: str | None = None, run: Path | None = None, data_format: str | None = None
 ) -> SequenceDataset:
     """Prepare the configured data, or another file `data` with the same options; or open a prepared folder.
 
-    `run` is the folder that the configuration is from, where nobody named the data on the command line: the frame in it
-    is found where the folder has been moved. `data_format` is that of `data`, where it is not the configured one.
+    `run` is the folder that the configuration is from, where nobody named the data on the command line. `data_format`
+    is that of `data`, where it is not the configured one; of a run that was trained on a frame other data may have any.
 
     Raises:
         ConfigError: an option of preparing is set, and the data are prepared already.
         DataError: the data cannot be used.
     """
-    if data is None and run is not None and is_own_frame(config) and RunFolder(run).interactions.exists():
-        path = RunFolder(run).interactions
+    if data is None and run is not None:
+        path = data_of_run(run, config)
     else:
-        path = resolve(data or config.data, "--data" if data or run is None else f"{run} was trained on")
+        path = resolve(data or config.data)
     if is_prepared(path):
         if data is None:
             _refuse_options(config, path)
@@ -81,6 +92,8 @@ def load_dataset(
     options = {name: getattr(config, name) for name in OPTIONS}
     if data_format is not None:
         options["format"] = data_format
+    elif data is not None and is_own_frame(config):  # the configured format is that of the frame in the run's folder
+        options["format"] = "auto"
     try:
         PrepareOptions(**options)
     except ValueError as error:

@@ -20,7 +20,7 @@ from plr.errors import DataError, RunError
 from plr.evaluation import load_ranking
 from plr.evaluation.metrics import metric_of_rows
 from plr.files import atomic_path, sha256_of
-from plr.frames import as_polars
+from plr.frames import write_frame
 from plr.items import ItemData
 
 
@@ -229,13 +229,13 @@ class RunFolder:
 
         Raises:
             RunError: the folder holds a finished run, or one of another frame.
+            DataError: the frame cannot be read or written.
         """
         if self.finished():
             raise RunError(f"{self.path}: holds a finished run; choose another out")
-        table = as_polars(frame)
         with tempfile.TemporaryDirectory(prefix="plr-") as temporary:
             made = Path(temporary) / INTERACTIONS
-            table.write_parquet(made)
+            write_frame(frame, made)
             if self.interactions.exists():
                 if sha256_of(self.interactions) != sha256_of(made):
                     raise RunError(f"{self.path}: holds a run of another frame; choose another out, or delete it")

@@ -57,6 +57,27 @@ class ItemText:
     vectors: Tensor
     present: Tensor
 
+    def why_not_of(self, earlier: ItemText, rows: Tensor, its_rows: Tensor) -> str | None:
+        """Say that vectors seem to be of another encoder than earlier ones: of the same items less than half are equal.
+
+        Args:
+            earlier: the vectors that a model was trained with.
+            rows, its_rows: int64 [N], where the items are that both may have.
+
+        Returns:
+            None where half of the vectors are what they were but for rounding, and where both have none in common.
+        """
+        both = self.present[rows] & earlier.present[its_rows]
+        one, other = self.vectors[rows[both]], earlier.vectors[its_rows[both]]
+        same = (one - other).norm(dim=1) <= 0.01 * other.norm(dim=1)
+        if 2 * int(same.sum()) >= len(same):
+            return None
+        return (
+            f"{int((~same).sum()):,} of {len(same):,} items have other text vectors than before: their texts have "
+            "changed, or the vectors are another encoder's, which mean nothing to these weights; "
+            "`plr embed-text --like` makes vectors as those of an earlier folder"
+        )
+
 
 @dataclass(frozen=True, eq=False)
 class ItemData:

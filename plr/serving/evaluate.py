@@ -13,6 +13,7 @@ import polars as pl
 import torch
 
 from plr.data import LengthGroupedBatches, Rows
+from plr.data.held_out import begins_in_training, last_trained
 from plr.data.renumber import renumber
 from plr.errors import ConfigError, DataError, shortened
 from plr.evaluation import (
@@ -213,16 +214,13 @@ def _trained_on(own: Mapping[str, Any], other: Mapping[str, Any], refit: bool) -
         other: that of the other data.
         refit: whether the run was trained on its validation rows too.
     """
-    times = own.get("times", {})
-    trained = [times[split][1] for split in (("train", "valid") if refit else ("train",)) if split in times]
-    begin = other.get("times", {}).get("test")
-    if other.get("split") != "time" or not trained or begin is None or own.get("time_unit") != other.get("time_unit"):
+    begin = begins_in_training("test", other, own, refit)
+    if begin is None:
         return []
-    if begin[0] > max(trained):
-        return []
+    until = last_trained(own, refit)
     return [
-        f"the test rows of these data begin at {begin[0]}, and the run was trained on targets up to {max(trained)}: "
-        f"rows of its own data among them are no test; prepare the data with a test_time after {max(trained)}"
+        f"the test rows of these data begin at {begin}, and the run was trained on targets up to {until}: "
+        f"rows of its own data among them are no test; prepare the data with a test_time after {until}"
     ]
 
 

@@ -12,7 +12,7 @@ import polars as pl
 
 from plr.errors import DataError, RequestError, listed, shortened
 from plr.prepare.readers import Columns
-from plr.prepare.readers.columns import find_columns
+from plr.prepare.readers.columns import find_columns, least_rating
 from plr.serving.item_numbers import ItemNumbers, is_id
 from plr.serving.ragged import Ragged
 
@@ -87,8 +87,9 @@ def histories_of(
             frame = frame.sort(time, maintain_order=True)
         kept = pl.col(item)
         if min_rating is not None and "rating" in found:
-            _check_ratings(frame[found["rating"]])
-            kept = kept.filter(pl.col(found["rating"]).cast(pl.Float64) >= min_rating)
+            rating = found["rating"]
+            _check_ratings(frame[rating])
+            kept = kept.filter(pl.col(rating).cast(pl.Float64) >= least_rating(min_rating, frame[rating].dtype))
         grouped = frame.group_by(user, maintain_order=True).agg(kept)
         if time is not None:  # whose order is that of the frame, as lists of filters have it, not that of the times
             in_frame = as_given.unique(maintain_order=True).to_frame()
@@ -139,7 +140,8 @@ def _lists(column: pl.Series) -> pl.Series:
 def _check(frame: pl.DataFrame, name: str, accepted: str, *, text: bool) -> None:
     column = frame[name]
     is_text = column.dtype in (pl.String, pl.Categorical, pl.Enum)
-    if column.null_count() or column.dtype.is_float() or column.dtype.is_nested() or (is_text and not text):
+    odd = column.dtype.is_float() and (text or not (column.is_finite() & (column == column.floor())).all())
+    if column.null_count() or odd or column.dtype.is_nested() or (is_text and not text):
         raise DataError(
             f"column {name!r} of a frame of histories must hold {accepted}, whole and none missing; found "
             f"{column.dtype} with {column.null_count()} missing"

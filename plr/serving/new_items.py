@@ -6,6 +6,8 @@ import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
+import torch
+
 from plr.config import Config
 from plr.errors import DataError
 from plr.items import ItemData, ItemText
@@ -28,10 +30,13 @@ def with_new_items(
         item_ids: the run's.
         data: the run's.
         folder: made by `plr embed-text --like` the folder that the run was made with; vectors of another encoder of
-            the same width cannot be told from right ones.
+            the same width can be told from right ones by items that both have, alone.
 
     Raises:
         DataError: the run's items are more than their text, or the vectors do not fit.
+
+    Warns:
+        UserWarning: the folder says nothing new; or its vectors seem to be of another encoder.
     """
     if data.text is None or config.unisrec_mode != "inductive":
         raise DataError(
@@ -53,6 +58,9 @@ def with_new_items(
     given, kept = vectors.of_items(every_id, folder), data.text
     if not new_ids and not bool((given.present & ~kept.present).any()):
         warnings.warn(f"{folder}: has no item and no text beyond those that the run was made with", stacklevel=2)
+    places = torch.arange(len(item_ids))
+    if (reason := given.why_not_of(kept, places, places)) is not None:
+        warnings.warn(f"{folder}: {reason}", stacklevel=2)
     merged, present = given.vectors, given.present
     merged[: len(known)][kept.present] = kept.vectors[kept.present]
     present[: len(known)] |= kept.present

@@ -11,7 +11,7 @@ import polars as pl
 from plr.config import Config
 from plr.data import SequenceDataset
 from plr.errors import ConfigError, DataError, RunError, UserError
-from plr.inputs import OPTIONS, load_dataset, resolve
+from plr.inputs import OPTIONS, data_of_run, load_dataset
 from plr.prepare.folder import is_prepared
 from plr.prepare.options import PrepareOptions
 from plr.prepare.pipeline import Preparation
@@ -108,7 +108,7 @@ Times = tuple[pl.Series, np.ndarray, np.ndarray | None, str | None, Path]
 def _of_training(run: Path | None, config: Config) -> Times:
     """Return what a run was trained on, read again: the prepared data set in it has no times."""
     assert run is not None
-    path = resolve(config.data, f"{run} was trained on")
+    path = data_of_run(run, config)
     if is_prepared(path):
         raise RunError(
             f"popularity of the last days needs times, and {run} was trained on the prepared folder {path}, which "

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from plr.config import Config
 from plr.data import SequenceDataset
+from plr.data.held_out import begins_in_training, differing_splits, last_trained
 from plr.errors import DataError, RunError, UserError, listed
 from plr.items import ItemData
 from plr.items.features import read_features
@@ -31,6 +32,7 @@ EQUAL = ("backbone", "method", "phase", "dim", "heads", "ffn_dim", "layers", "ma
          "temperature", "core_layers", "lares_adapter", "mean_steps", "steps", "mixture", "streams", "gate",
          "reasoning", "pooling", "fast_state")  # fmt: skip
 """What decides what the model computes; what decides how it is trained may change from run to run."""
+_ROWS = {"valid": "the rows of validation", "test": "those of the test"}
 
 
 def digest_of(folder: RunFolder) -> str:
@@ -96,8 +98,12 @@ class Parent:
             DataError, RunError: the parent's files are damaged, or its items have other features or text vectors.
 
         Warns:
-            UserWarning: that Adam begins anew, for the parent has no moments; that they are another optimiser's.
+            UserWarning: that Adam begins anew, for the parent has no moments; that they are another optimiser's; that
+                the parent may have been trained on rows that are held out here; that the items' text vectors are other
+                ones.
         """
+        if (reason := self._trained_on_held_out(dataset)) is not None:
+            warnings.warn(f"--from {self.folder.path}: {reason}", stacklevel=2)
         with torch.device("cpu"):
             before, known = self.folder.read_item_ids(), self.folder.read_item_data(self.config)
             parent = build_model(self.config, known)
@@ -108,6 +114,10 @@ class Parent:
             self._check_shapes(parent, model, matches)
             weights = self._weights(parent, model, matches, config, dataset)
             moments = self._moments(parent, matches)
+        if item_data.text is not None and known.text is not None:
+            kept = (~items.is_new).nonzero()[:, 0]
+            if (reason := item_data.text.why_not_of(known.text, kept, items.former[kept])) is not None:
+                warnings.warn(f"--from {self.folder.path}: {reason}", stacklevel=2)
         if moments and self.config.optimizer != config.optimizer:
             warnings.warn(
                 f"--from {self.folder.path}: was trained with optimizer {self.config.optimizer!r}, this run is with "
@@ -121,6 +131,33 @@ class Parent:
             "weights": self.folder.hashes()[self.folder.weights.name],
         }
         return Start(weights, moments, described, items.counts())
+
+    def _trained_on_held_out(self, dataset: SequenceDataset) -> str | None:
+        """Say which of the rows that are held out the parent may have been trained on; None where there are none."""
+        own, here = self.folder.read_metrics().get("data", {}), {"split": dataset.split, **dataset.report}
+        refit = self.config.refit
+        if differing := differing_splits(own, here):
+            return (
+                f"held out other rows than this run does ({'; '.join(differing)}): it may have been trained on some of "
+                "those that are validation and test here, and figures of these flatter"
+            )
+        if dataset.split != "time":
+            return (
+                "was refit on its validation rows, and those that are validation rows here again choose the epoch by "
+                "what is known; with --refit false, or a split by time, they do not"
+                if refit
+                else None
+            )
+        begins = {split: begins_in_training(split, here, own, refit) for split in ("valid", "test")}
+        found = [f"{_ROWS[split]} begin at {begin}" for split, begin in begins.items() if begin is not None]
+        if not found:
+            return None
+        until = last_trained(own, refit)
+        return (
+            f"was trained on targets up to {until}, and {' and '.join(found)} here: those among them that it was "
+            f"trained on are not held out, and figures of these rows flatter; give a --valid_time after {until}, and a "
+            "later --test_time"
+        )
 
     @staticmethod
     def _weights(

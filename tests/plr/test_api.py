@@ -111,6 +111,27 @@ def test_a_frames_run_is_gone_on_from_with_its_options_on_a_file_of_any_format(m
     assert plr.load(tmp_path / "called").get_params()["dim"] == 8
 
 
+def test_a_frames_run_is_evaluated_on_a_file_of_any_format(made, tmp_path, capsys):
+    run, other = made[0] / "runs" / "sasrec", interactions(users=12, length=5)
+    other.write_csv(tmp_path / "other.csv")
+    other.write_parquet(tmp_path / "other.parquet")
+    found = plr.evaluate(run, other)
+    assert found.rows == 8
+    for name in ("other.csv", "other.parquet"):
+        assert plr.evaluate(run, tmp_path / name).metrics == found.metrics
+    assert main(["evaluate", str(run), "--data", str(tmp_path / "other.csv")]) == 0
+    assert "8 test rows of" in capsys.readouterr().out
+
+
+def test_what_was_popular_of_late_is_counted_in_a_frame_that_was_moved_with_its_run(tmp_path):
+    day = 86_400
+    frame = interactions().with_columns(timestamp=1_600_000_000 + pl.col("timestamp") * day // 100)
+    plr.train(frame, tmp_path / "made", **OPTIONS)
+    before = plr.serving.Recommender.load(tmp_path / "made").popularity_of(2)
+    shutil.move(tmp_path / "made", tmp_path / "moved")
+    assert plr.serving.Recommender.load(tmp_path / "moved").popularity_of(2).tolist() == before.tolist()
+
+
 def test_options_of_other_methods_are_named(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(api, "_train", lambda config, handed: {})
     data, out = tmp_path / "data.csv", str(tmp_path / "run")
@@ -176,6 +197,9 @@ def test_evaluating_names_what_cannot_be(made, tmp_path):
         ({"ks": 5}, ConfigError, "ks must be a list of whole numbers; found 5"),
         ({"ks": ["5"]}, ConfigError, "ks must be a list of whole numbers"),
         ({"by": "history"}, ConfigError, "by must be a list of history, popularity, novelty; found 'history'"),
+        ({"by": None}, ConfigError, "by must be a list of history, popularity, novelty; found None"),
+        ({"by": ["history"], "history_edges": 5}, ConfigError, "history_edges must be a list of .*; found 5"),
+        ({"lists": "no"}, ConfigError, "lists must be True or False; found 'no'"),
         ({"rank_with": "gpu"}, ConfigError, "rank_with must be model or engine; found 'gpu'"),
         ({"sampled": "5"}, ConfigError, "sampled must be a whole number; found '5'"),
         ({"sampled": 0}, ConfigError, "sampled must be at least 1; found 0"),
@@ -190,3 +214,4 @@ def test_evaluating_names_what_cannot_be(made, tmp_path):
     ):
         with pytest.raises(error, match=said):
             plr.evaluate(run, **arguments)
+    assert plr.evaluate(run, ks=(k for k in (1, 5))).ks == (1, 5)  # read once

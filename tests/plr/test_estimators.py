@@ -141,6 +141,29 @@ def test_what_is_wrong_with_a_frame_of_pandas_is_named_with_its_column(tmp_path)
         plr.SASRec(**SMALL).fit(pandas.concat([frame, frame[["item"]]], axis=1))
 
 
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [([object()] * 2, r"column 'extra' of type object: .*object"), ([1j, 2j], "column 'extra' of type complex128: "),
+     ([2**70, 1], "column 'extra' of type object: ")],
+    ids=["objects", "complex", "large"],
+)  # fmt: skip
+def test_what_pandas_cannot_hand_over_is_named_with_its_column(values, said):
+    pandas = pytest.importorskip("pandas", reason="pandas is no dependency")
+    frame = pandas.DataFrame({"user": ["a", "a"], "item": ["x", "y"], "extra": values})
+    with pytest.raises(DataError, match=f"a frame of pandas that cannot be read: {said}"):
+        plr.SASRec(**SMALL).fit(frame)
+
+
+def test_a_column_that_no_file_holds_is_named(fitted, tmp_path):
+    frame = interactions().with_columns(pl.Series("extra", [object()] * 180, dtype=pl.Object))
+    said = "^column 'extra' of the frame has the type Object, which is not to be kept in a file"
+    with pytest.raises(DataError, match=said):
+        plr.SASRec(out=tmp_path / "run", **SMALL).fit(frame)
+    assert not (tmp_path / "run").exists()
+    with pytest.raises(DataError, match=said):
+        plr.evaluate(fitted, frame)
+
+
 def test_a_relation_of_duckdb_comes_out_as_one_of_its_connection(fitted):
     duckdb = pytest.importorskip("duckdb", reason="DuckDB is no dependency")
     pytest.importorskip("pyarrow", reason="pyarrow is no dependency")
@@ -345,6 +368,20 @@ def test_fit_partial_goes_on_from_what_was_fitted(fitted, tmp_path):
         plr.SASRec(**SMALL).fit_partial(newer)
     with pytest.raises(ConfigError, match="no option 'epoch'"):
         again.fit_partial(newer, epoch=1)
+
+
+def test_fit_partial_on_a_prepared_folder_leaves_out_the_options_of_raw_data(tmp_path):
+    raw = {"min_rating": 3.0, "user_column": "user_id", "split": "leave-one-out"}
+    frame = interactions().with_columns(rating=pl.lit(4.0))
+    model = plr.SASRec(**raw, **SMALL).fit(frame)
+    frame.write_csv(tmp_path / "newer.csv")
+    arguments = [f"--{name}={value}" for name, value in raw.items()]
+    assert main(["prepare", str(tmp_path / "newer.csv"), "--out", str(tmp_path / "newer"), *arguments]) == 0
+    with pytest.warns(UserWarning, match="20 items are known, 0 are new"):
+        model.fit_partial(tmp_path / "newer")
+    assert model.get_params()["min_rating"] == 3.0  # fit has it still
+    with pytest.raises(ConfigError, match="is prepared already; min_rating must be given to plr prepare"):
+        model.fit_partial(tmp_path / "newer", min_rating=3.0)  # not in silence where it is given for this run
 
 
 class Noted(Callback):

@@ -28,7 +28,9 @@ from plr.prepare.readers.source import (
 from plr.prepare.readers.spooled import Numbers, missing_in, nulls_in
 from plr.prepare.timestamps import unit_of
 
-__all__ = ["NO_TIMES", "Columns", "find_columns", "is_header", "look_at_others", "normalise", "read_columns"]
+__all__ = [
+    "NO_TIMES", "Columns", "find_columns", "is_header", "least_rating", "look_at_others", "normalise", "read_columns",
+]  # fmt: skip
 
 _IDS = ("user", "item")
 ROLES = (*_IDS, "rating", "timestamp")
@@ -46,6 +48,7 @@ _DATE_FORMS = ("%Y-%m-%d %H:%M:%S%.f", "%Y-%m-%d %H:%M", "%Y-%m-%d")
 _TIME_WORD = re.compile(
     r"(?i:time|date|stamp|epoch|unix|when|(^|[^a-z])(dt|ts|at|on|day)($|[^a-z]))|[a-z](At|On|Ts|Dt)$"
 )
+_CODED = (pl.Categorical, pl.Enum)
 _PLAIN: dict[str, Any] = {"rating": pl.Float64, "timestamp": pl.Int64}
 _LIST_ENDINGS = ("list", "seq", "sequence")
 _LIST = r"\S[\s,;|]+\S|^\["  # several items in one value
@@ -179,6 +182,9 @@ def read_columns(
     schema = table.collect_schema()
     for role, name in columns.items():
         _check_dtype(role, name, schema[name], path)
+    if coded := [name for role, name in columns.items() if role in _PLAIN and schema[name] in _CODED]:
+        table = table.with_columns(by_name(coded).cast(pl.String))  # read as the text that they stand for
+        schema = table.collect_schema()
     others = [name for name in schema.names() if whole_lines and name not in columns.values()]
     counted = [pl.any_horizontal(by_name(others).is_null()).alias("counted")] if others else []
 
@@ -196,7 +202,8 @@ def read_columns(
                     missing |= pl.col(columns["rating"]).str.strip_chars() == ""
                 high, usable = pl.lit(True), number.is_not_null() | missing
             else:
-                high, usable = number >= vocabulary.min_rating, number.is_not_null()
+                least = least_rating(vocabulary.min_rating, types[columns["rating"]])
+                high, usable = number >= least, number.is_not_null()
             wanted[2] = pl.when(usable).then(high).alias("rating")
         return vocabulary.collect_columns(lines.select(*wanted, *counted), list(columns))
 
@@ -304,8 +311,13 @@ def _looks_like_times(column: pl.Series) -> bool:
     return named and not numbers.null_count() and all(unit_of(number) is not None for number in numbers)
 
 
+def least_rating(rating: float, dtype: pl.DataType) -> float:
+    """Return a least rating as a column of this type has it: 4.1 in float32 is not below 4.1."""
+    return float(np.float32(rating)) if dtype == pl.Float32 else float(rating)
+
+
 def _check_dtype(role: str, name: str, dtype: pl.DataType, path: Path) -> None:
-    text = dtype in (pl.String, pl.Categorical, pl.Enum)
+    text = dtype in (pl.String, *_CODED)
     if role in ("user", "item"):
         accepted, fine = "strings or integers", text or dtype.is_integer()
     elif role == "rating":
@@ -328,7 +340,7 @@ def _convert(role: str, column: pl.Expr, dtype: pl.DataType, plain: bool, dates:
     """
     if role in ("user", "item"):
         return column.cast(pl.String).alias(role)
-    text = column.cast(pl.String).str.strip_chars() if dtype in (pl.String, pl.Categorical, pl.Enum) else column
+    text = column.str.strip_chars() if dtype == pl.String else column
     if plain and dtype == pl.String and role == "timestamp":
         return column.cast(pl.Int64, strict=False).alias(role)
     if plain and dtype == pl.String:

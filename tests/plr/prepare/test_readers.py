@@ -89,6 +89,27 @@ def test_parquet(tmp_path, kind):
     assert histories(prepare(tmp_path / "data.parquet", split="leave-one-out")) == EXPECTED
 
 
+@pytest.mark.parametrize("kind", [pl.Categorical, pl.Enum(["", "4", *(f"2020-01-0{day}" for day in range(1, 5))])])
+def test_parquet_with_coded_text_is_read_as_that_text(tmp_path, kind):
+    rows = [("a", "x", "", "2020-01-03"), ("a", "y", "4", "2020-01-01"), ("a", "z", "4", "2020-01-02"),
+            ("a", "w", "4", "2020-01-04")]  # fmt: skip
+    frame = pl.DataFrame(rows, schema=["user", "item", "rating", "timestamp"], orient="row")
+    frame.with_columns(pl.col("rating", "timestamp").cast(kind)).write_parquet(tmp_path / "data.parquet")
+    dataset = prepare(tmp_path / "data.parquet", split="leave-one-out")
+    assert histories(dataset) == {"a": ["y", "z", "x", "w"]}
+    assert dataset.report["time_unit"] == "microseconds"
+
+
+def test_a_least_rating_is_compared_in_the_precision_of_the_column(tmp_path):
+    rows = [("a", f"i{place}", rating, place) for place, rating in enumerate([4.1, 4.09, 4.2, 4.1, 5])]
+    frame = pl.DataFrame(rows, schema=["user", "item", "rating", "timestamp"], orient="row")
+    found = []
+    for kind in (pl.Float64, pl.Float32):  # 4.1 in float32 is less than 4.1
+        frame.with_columns(pl.col("rating").cast(kind)).write_parquet(tmp_path / "data.parquet")
+        found.append(histories(prepare(tmp_path / "data.parquet", split="leave-one-out", min_rating=4.1)))
+    assert found == [{"a": ["i0", "i2", "i3", "i4"]}] * 2
+
+
 def test_parquet_with_integer_ids(tmp_path):
     pl.DataFrame({"user": [1, 1, 1, 1], "item": [10, 9, 8, 7]}).write_parquet(tmp_path / "data.parquet")
     dataset = prepare(tmp_path / "data.parquet")

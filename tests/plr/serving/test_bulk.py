@@ -550,6 +550,12 @@ def test_a_user_whose_ratings_are_all_too_low_is_answered_in_a_file_and_in_a_fra
     assert set(popular["user"]) == {"a"}
     of_model = recommender.recommend([[second], [first, third]], 3)
     assert found.filter(pl.col("user") != "a")["item"].to_list() == [each.item for row in of_model for each in row]
+    just = asked.with_columns(stars=pl.col("stars") + 0.1)  # of which float32 has less than 4.1, say
+    recommender.config.min_rating = 4.1
+    narrow = recommender.recommend_frame(just.with_columns(pl.col("stars").cast(pl.Float32)), 3)
+    assert narrow.equals(recommender.recommend_frame(just, 3))
+    assert set(narrow.filter(pl.col("source") == "popularity")["user"]) == {"a"}
+    recommender.config.min_rating = 3
     assert recommender.recommend_frame(asked.head(0), 3).shape == (0, 5)
     assert recommender.recommend_frame(asked.drop("stars"), 3)["source"].unique().to_list() == ["model"]
     for stars in (None, float("nan")):

@@ -109,6 +109,17 @@ def test_lists_of_filters_are_those_of_the_users_in_the_order_of_the_frame(recom
     assert recommender.recommend_frame(nobody, 4).is_empty()
 
 
+def test_times_are_those_that_files_may_hold(recommender):
+    """Whole numbers, which pandas has as floats where one was missing; of others a file is refused, too."""
+    frame = pl.DataFrame({"user": ["a", "a", "a"], "item": ["i1", "i2", "i3"], "timestamp": [3.0, 1.0, 2.0]})
+    assert recommender.recommend_frame(frame, 4).equals(
+        recommender.recommend_frame(frame.with_columns(pl.col("timestamp").cast(pl.Int64)), 4)
+    )
+    for time in (float("nan"), float("inf"), 1.5):
+        with pytest.raises(DataError, match=r"'timestamp' .* must hold numbers or dates, whole and none missing"):
+            recommender.recommend_frame(frame.with_columns(timestamp=pl.Series([3.0, time, 2.0])), 4)
+
+
 def test_filters_by_user(recommender):
     denied = {"c": IDS[2:9], "a": ["i1"], "z": IDS}
     found = recommender.recommend_frame(wide(HISTORIES), 6, exclude=denied, only={"a": IDS[:7]})

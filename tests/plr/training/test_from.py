@@ -33,7 +33,9 @@ SMALL = {"dim": 8, "ffn_dim": 8, "layers": 1, "max_length": 10, "epochs": 2, "ba
          "hidden_dropout": 0.1, "attention_dropout": 0.1, "progress": False, "accelerator": "cpu",
          "threads": 1}  # fmt: skip
 NEW = [f"i{number}" for number in range(4, 28)]  # 4 of the ring's items retire, 4 are new
-pytestmark = pytest.mark.filterwarnings("ignore:.*items are known", "ignore:.*they share one learned vector")
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:.*items are known", "ignore:.*they share one learned vector", "ignore:.*was refit on its validation rows"
+)
 
 
 @pytest.fixture(scope="module")
@@ -154,6 +156,63 @@ def test_held_out_items_are_not_looked_at(going_on):
     known = [number for number, item in enumerate(ids) if item in {f"i{n}" for n in range(24)}]
     table = start.weights["items.embedding.weight"]
     torch.testing.assert_close(table[ids.index("only-held-out")], table[known].double().mean(0).float())
+
+
+def test_text_vectors_of_another_encoder_are_told_by_the_known_items(going_on, files, tmp_path, recwarn):
+    lines = Path(files["newer"]).with_name("texts.tsv").read_text().splitlines()
+    changed = [f"{line} more" if line.startswith(("i4\t", "i5\t")) else line for line in lines]
+    (tmp_path / "texts.tsv").write_text("\n".join([*changed, "i99\tsome new thing"]) + "\n")
+    like = ["--like", files["text"]]
+    for name, options, told in (("like", like, 0), ("other", ["--dim", "4"], 1)):
+        assert main(["embed-text", str(tmp_path / "texts.tsv"), "--out", str(tmp_path / name), *options]) == 0
+        recwarn.clear()
+        start_of(going_on("text", text_vectors=str(tmp_path / name)))
+        said = [str(each.message) for each in recwarn if "have other text vectors" in str(each.message)]
+        assert len(said) == told
+    assert "of 20 items have other text vectors than before" in said[0]
+
+
+DAY = 86_400
+FIRST = 1_600_000_000
+
+
+def a_log(path, days):
+    """Six users with one interaction a day."""
+    lines = [f"u{user},i{(user + day) % 7},{FIRST + DAY * day}" for day in days for user in range(6)]
+    path.write_text("\n".join(["user_id,item_id,timestamp", *lines]) + "\n")
+    return str(path)
+
+
+@pytest.mark.parametrize(
+    ("refit", "first", "second", "days", "said"),
+    [(False, {}, {}, range(10), None),
+     (True, {}, {}, range(10, 20), None),
+     (True, {}, {}, range(11), f"targets up to {FIRST + 8 * DAY}, and the rows of validation begin at {FIRST + 8 * DAY}"
+      f" here: .* give a --valid_time after {FIRST + 8 * DAY}"),
+     (False, {}, {}, range(7), f"targets up to {FIRST + 7 * DAY}, and the rows of validation begin at .* and those of "
+      f"the test begin at {FIRST + 6 * DAY}"),
+     (False, {"split": "leave-one-out"}, {}, range(11), None),
+     (True, {"split": "leave-one-out"}, {}, range(11), "was refit on its validation rows"),
+     (False, {"split": "leave-k-out"}, {"leave_k": 2}, range(11), r"held out other rows .* \(leave_k: 1 there, 2 here"),
+     (False, {}, {"split": "users"}, range(11), r"held out other rows .* \(split: time there, users here"),
+     (False, {"split": "users"}, {}, range(11), None)],
+    ids=["the-same", "later", "refit", "earlier", "one-out", "one-out-refit", "k-out", "users", "same-users"],
+)  # fmt: skip
+def test_rows_that_are_held_out_and_that_the_parent_was_trained_on_are_said(
+    refit, first, second, days, said, tmp_path, recwarn
+):
+    by_users = "users" in (*first.values(), *second.values())
+    split = {"valid_users": 0.3, "test_users": 0.3, "split_seed": 2} if by_users else {}  # two of the six users each
+    sizes = {**SMALL, "method": "base", "epochs": 1, "refit": refit, **first, **(split if first else {})}
+    train(Config(**sizes, data=a_log(tmp_path / "first.csv", range(10)), out=str(tmp_path / "first")))
+    recwarn.clear()
+    newer = a_log(tmp_path / "newer.csv", days)
+    config = {**sizes, **split, **second, "data": newer, "out": str(tmp_path / "next")}
+    train(Config(**config, from_run=str(tmp_path / "first")))
+    told = [str(each.message) for each in recwarn if "--from" in str(each.message)]
+    assert len(told) == (said is not None)
+    if said is not None:
+        assert re.search(said, told[0])
 
 
 def test_rows_of_feature_values_are_matched_by_name(parents, going_on):

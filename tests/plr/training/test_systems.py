@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -202,6 +203,14 @@ def test_items_that_come_after_training_are_ranked_from_their_text(files, tmp_pa
     assert of_late.mean() < 40.5 - 5 * 80 / 12**0.5 / len(of_late) ** 0.5
     (answer,) = recommender.recommend([["i05", "i06"]], 80)
     assert late <= {each.item for each in answer}
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        plr.Recommender.load(tmp_path / "run", text_vectors=tmp_path / "new")
+    width = TextVectors.load(tmp_path / "vectors").vectors.shape[1]
+    embed_text(files / "texts.tsv", tmp_path / "other", dim=width)
+    with pytest.warns(UserWarning, match="other: 7[0-9] of 72 items have other text vectors than before"):
+        plr.Recommender.load(tmp_path / "run", text_vectors=tmp_path / "other")
 
     embed_text(files / "texts.tsv", tmp_path / "narrow", dim=3)
     with pytest.raises(DataError, match="vectors of width 3; the run was made with width"):
