@@ -6,6 +6,7 @@ import http.client
 import json
 import os
 import re
+import resource
 import shutil
 import signal
 import socket
@@ -160,7 +161,12 @@ def children(process: int) -> list[int]:
 def test_a_server_from_its_first_run_to_its_end(runs):
     link = runs / "current"
     link.symlink_to("a")
-    server = Server(link, "--workers", "2")
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(1024, hard), hard))  # as many systems have it
+    try:
+        server = Server(link, "--workers", "2")
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
     try:
         of_a, of_b = expected(runs / "a"), expected(runs / "b")
         assert of_a != of_b
@@ -194,6 +200,7 @@ def test_a_server_from_its_first_run_to_its_end(runs):
 
         (loader,) = children(server.process.pid)
         crashed, other = children(loader)
+        assert resource.prlimit(other, resource.RLIMIT_NOFILE) == (min(4000, hard), hard)
         os.kill(crashed, signal.SIGKILL)
         server.wait_for("a worker has ended with status 137; another one is started")
         end = time.monotonic() + PATIENCE
