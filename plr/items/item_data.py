@@ -57,7 +57,7 @@ class ItemText:
     vectors: Tensor
     present: Tensor
 
-    def why_not_of(self, earlier: ItemText, rows: Tensor, its_rows: Tensor) -> str | None:
+    def why_another_encoder(self, earlier: ItemText, rows: Tensor, its_rows: Tensor) -> str | None:
         """Say that vectors seem to be of another encoder than earlier ones: of the same items less than half are equal.
 
         Args:

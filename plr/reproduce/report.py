@@ -15,7 +15,7 @@ from plr.formats import html_table, rendered
 from plr.reproduce import EXPERIMENTS
 from plr.reproduce.results import Part, Plot, Section, Table
 
-__all__ = ["check_own", "keep_section", "kept_sections", "write_report"]
+__all__ = ["keep_section", "kept_sections", "refuse_foreign_report", "write_report"]
 
 _FILES = "sections/files.json"  # the tables and figures that reports in the folder have written
 
@@ -101,7 +101,7 @@ def _keep_files(out: Path, names: Sequence[str]) -> None:
     _write(out / _FILES, json.dumps(sorted(set(names))))
 
 
-def check_own(out: Path) -> None:
+def refuse_foreign_report(out: Path) -> None:
     """Refuse a folder with a report that is none of this command's, which it would overwrite.
 
     Raises:

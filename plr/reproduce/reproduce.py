@@ -14,7 +14,7 @@ from plr.errors import ConfigError, RunError
 from plr.inputs import resolve
 from plr.lock import locked
 from plr.reproduce.comparison import check_comparable
-from plr.reproduce.report import check_own, keep_section, kept_sections, write_report
+from plr.reproduce.report import keep_section, kept_sections, refuse_foreign_report, write_report
 from plr.reproduce.request import Request
 from plr.reproduce.results import Section
 from plr.reproduce.runner import estimates, train_runs, unfinished
@@ -51,7 +51,7 @@ def reproduce(request: Request, say: Say = print, *, plan_only: bool = False) ->
         raise ConfigError(f"--data is missing: {', '.join(needs_data)} is measured on data; table4 alone needs none")
     if study.has_data:
         resolve(request.data)  # before a folder is made
-    check_own(study.out)
+    refuse_foreign_report(study.out)
     if threads := study.config_of(System("sasrec", "base")).threads:
         torch.set_num_threads(threads)  # for what is measured too: another number sums in another order
     try:

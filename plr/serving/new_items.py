@@ -59,7 +59,7 @@ def with_new_items(
     if not new_ids and not bool((given.present & ~kept.present).any()):
         warnings.warn(f"{folder}: has no item and no text beyond those that the run was made with", stacklevel=2)
     places = torch.arange(len(item_ids))
-    if (reason := given.why_not_of(kept, places, places)) is not None:
+    if (reason := given.why_another_encoder(kept, places, places)) is not None:
         warnings.warn(f"{folder}: {reason}", stacklevel=2)
     merged, present = given.vectors, given.present
     merged[: len(known)][kept.present] = kept.vectors[kept.present]

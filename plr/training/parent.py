@@ -116,7 +116,7 @@ class Parent:
             moments = self._moments(parent, matches)
         if item_data.text is not None and known.text is not None:
             kept = (~items.is_new).nonzero()[:, 0]
-            if (reason := item_data.text.why_not_of(known.text, kept, items.former[kept])) is not None:
+            if (reason := item_data.text.why_another_encoder(known.text, kept, items.former[kept])) is not None:
                 warnings.warn(f"--from {self.folder.path}: {reason}", stacklevel=2)
         if moments and self.config.optimizer != config.optimizer:
             warnings.warn(
