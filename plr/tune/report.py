@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
@@ -39,7 +40,7 @@ def write_best(search: Search, system: System, trial: Trial) -> Path:
     head = (
         f"# {system.name}: trial {trial.number} of {len(search.trials(system))}, validation NDCG@10 "
         f"{trial.validation:.4f}, best epoch {trial.best_epoch}; plr {__version__}\n"
-        f"# plr train --config {path} --out RUN\n"
+        f"# plr train --config {shlex.quote(str(path))} --out RUN\n"
     )
     _write(path, head + yaml.safe_dump(values, sort_keys=False, allow_unicode=True))
     return path
