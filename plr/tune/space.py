@@ -14,7 +14,7 @@ import difflib
 import math
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, fields
-from decimal import Decimal
+from fractions import Fraction
 from numbers import Real
 from pathlib import Path
 from random import Random
@@ -198,7 +198,7 @@ def _range(value: dict[str, Any], place: str, kinds: tuple[type, ...]) -> Range:
     if log and step is not None:
         raise ConfigError(f"{place}: log and step exclude each other; found {value!r}")
     if step is not None:  # the last value that the steps reach
-        low_, high_, step_ = (Decimal(str(each)) for each in (low, high, step))  # as they are written, not rounded
-        high = type(high)(high_ - (high_ - low_) % step_)
+        first, last, by = (Fraction(str(each)) for each in (low, high, step))  # as written: binary numbers miss the end
+        high = type(high)(last - (last - first) % by)
     low, high = (low, high) if whole else (float(low), float(high))
     return Range(low, high, log, step if whole or step is None else float(step), whole)
