@@ -55,7 +55,9 @@ def _run(arguments: list[str], parsed: list[Namespace]) -> int:
     except Exception as error:
         raise_again()  # of which it may be the consequence
         if reason := out_of_memory(error):
-            advice = "lower --batch_size, --eval_batch_size, --dim or --max_length"
+            # Of tune and reproduce these are no options of their own.
+            flag = "--set " if known is not None and "--set" in known else "--"
+            advice = f"lower {flag}batch_size, {flag}eval_batch_size, {flag}dim or {flag}max_length"
             print(f"plr: too little memory ({reason}); {advice}", file=sys.stderr)
         elif isinstance(error, (UserError, OSError)) or _about_kernels(error):
             print(f"plr: {_with_command(str(error), known)}", file=sys.stderr)

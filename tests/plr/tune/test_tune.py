@@ -276,7 +276,7 @@ def test_where_one_system_has_no_trial_to_choose_the_others_are_reported(small_d
         return trained(config, *arguments, **options)
 
     monkeypatch.setattr(searching, "train_without_test", diverged)
-    out = tmp_path / "half"
+    out = tmp_path / "one half"
     with pytest.raises(RunError, match=r"trials of sasrec-plr came .*report.md; --trials with a larger number goes on"):
         tune(requested(small_data, out), lambda line: None)
     systems = record(out)["systems"]
@@ -284,7 +284,8 @@ def test_where_one_system_has_no_trial_to_choose_the_others_are_reported(small_d
     failures = [trial["failure"] for trial in systems["sasrec-plr"]["trials"]]
     assert failures == ["step 3: the loss term 'next_item' is not finite"] * 2
     assert "| sasrec-plr | 1 | failed |" in (out / "report.md").read_text()
-    assert (out / "best" / "sasrec-base.yaml").exists()
+    best = out / "best" / "sasrec-base.yaml"
+    assert f"# plr train --config '{best}' --out RUN\n" in best.read_text()
 
 
 TOO_LARGE = f"dim: [8, {10**13}]\nepochs: 1\n"
@@ -301,6 +302,15 @@ def test_a_trial_that_needs_too_much_memory_counts_and_the_search_goes_on(small_
     assert 0 < len(failed) < 6
     assert all(each["state"] == "failed" and "too little memory (" in each["failure"] for each in failed)
     assert len(found["final"]) == 1
+
+
+def test_defaults_that_need_too_much_memory_are_one_message(small_data, tmp_path, capsys):
+    """The advice named options that plr tune does not have."""
+    options = ["--data", str(small_data), "--out", str(tmp_path / "large"), "--systems", "sasrec-base"]
+    assert main(["tune", *options, "--set", f"dim={10**13}"]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("plr: too little memory (")
+    assert "lower --set batch_size, --set eval_batch_size, --set dim or --set max_length\n" in error
 
 
 def test_memory_that_several_processes_share_fails_no_trial(small_data, tmp_path, monkeypatch):
