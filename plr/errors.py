@@ -18,6 +18,7 @@ __all__ = [
     "RunError",
     "UserError",
     "listed",
+    "out_of_memory",
     "shortened",
 ]
 
@@ -43,6 +44,15 @@ def listed(values: Iterable[object]) -> str:
     values = list(values)
     more = f" and {len(values) - _MOST_LISTED:,} more" if len(values) > _MOST_LISTED else ""
     return ", ".join(shortened(value) for value in values[:_MOST_LISTED]) + more
+
+
+def out_of_memory(error: BaseException) -> str | None:
+    """Return what was said first where the machine or the GPU has too little memory for what was asked, else None."""
+    # PyTorch has no class for it on CPUs.
+    said = ("can't allocate memory", "CUDA out of memory")
+    if not isinstance(error, MemoryError) and not any(text in str(error) for text in said):
+        return None
+    return (str(error).splitlines() or ["out of memory"])[0]
 
 
 def _fit(message: str) -> str:

@@ -19,7 +19,7 @@ from plr.cli.arguments import PATHS
 from plr.cli.commands import COMMANDS
 from plr.cli.continued import inherited_options
 from plr.cli.parser import Parser, options_of
-from plr.errors import UserError, shortened
+from plr.errors import UserError, out_of_memory, shortened
 from plr.options import is_text
 from plr.prepare import PrepareOptions
 from plr.presets import preset_path, preset_summaries
@@ -54,9 +54,10 @@ def _run(arguments: list[str], parsed: list[Namespace]) -> int:
             COMMANDS[options.command].run(options[options.command])
     except Exception as error:
         raise_again()  # of which it may be the consequence
-        if _out_of_memory(error):
-            reason = (str(error).splitlines() or ["out of memory"])[0]
-            advice = "lower --batch_size, --eval_batch_size, --dim or --max_length"
+        if reason := out_of_memory(error):
+            # Of tune and reproduce these are no options of their own.
+            flag = "--set " if known is not None and "--set" in known else "--"
+            advice = f"lower {flag}batch_size, {flag}eval_batch_size, {flag}dim or {flag}max_length"
             print(f"plr: too little memory ({reason}); {advice}", file=sys.stderr)
         elif isinstance(error, (UserError, OSError)) or _about_kernels(error):
             print(f"plr: {_with_command(str(error), known)}", file=sys.stderr)
@@ -94,14 +95,6 @@ def _about_kernels(error: Exception) -> bool:
     # Not imported: that brings PyTorch, and fails where a setting is wrong. What raised the error is there.
     errors = sys.modules.get("plr_kernels.dispatch.errors")
     return errors is not None and isinstance(error, (errors.SettingError, errors.BackendError))
-
-
-def _out_of_memory(error: Exception) -> bool:
-    """Return whether the machine or the GPU has too little memory for what was asked."""
-    # PyTorch has no class for it on CPUs.
-    return isinstance(error, MemoryError) or any(
-        text in str(error) for text in ("can't allocate memory", "CUDA out of memory")
-    )
 
 
 def _with_command(message: str, known: set[str] | None) -> str:

@@ -71,7 +71,8 @@ class TextVectors:
             text = json.dumps({"format": _FORMAT, "version": _VERSION, **self.manifest}, indent=2, ensure_ascii=False)
             (aside / "manifest.json").write_text(text + "\n", encoding="utf-8")
             pl.DataFrame({"item_id": pl.Series(self.item_ids, dtype=pl.String)}).write_parquet(aside / "items.parquet")
-            save_file({"vectors": self.vectors, "present": self.present}, aside / "vectors.safetensors")
+            tensors = {"vectors": self.vectors.contiguous(), "present": self.present.contiguous()}
+            save_file(tensors, aside / "vectors.safetensors")
             if self.fitted:
                 save_file(self.fitted, aside / "encoder.safetensors")
             if self.vocabulary is not None:
@@ -114,6 +115,10 @@ class TextVectors:
     def _fault(self) -> str | None:
         """Return what is wrong with ids, vectors or marks, None where all is well."""
         vectors, present = self.vectors, self.present
+        for name, found in (("vectors", vectors), ("present", present)):
+            if not isinstance(found, Tensor):
+                kind = f"{type(found).__module__}.{type(found).__qualname__}"
+                return f"{name} must be a torch.Tensor (torch.as_tensor makes one); found {kind}"
         if vectors.dtype != torch.float32 or vectors.ndim != 2 or not vectors.shape[1]:
             return f"vectors must be float32 [N, W], W at least 1; found {vectors.dtype} {list(vectors.shape)}"
         if present.dtype != torch.bool or present.ndim != 1:

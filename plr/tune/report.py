@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
@@ -39,7 +40,7 @@ def write_best(search: Search, system: System, trial: Trial) -> Path:
     head = (
         f"# {system.name}: trial {trial.number} of {len(search.trials(system))}, validation NDCG@10 "
         f"{trial.validation:.4f}, best epoch {trial.best_epoch}; plr {__version__}\n"
-        f"# plr train --config {path} --out RUN\n"
+        f"# plr train --config {shlex.quote(str(path))} --out RUN\n"
     )
     _write(path, head + yaml.safe_dump(values, sort_keys=False, allow_unicode=True))
     return path
@@ -66,8 +67,9 @@ def _markdown(search: Search, best: Mapping[System, Trial], seeds: Sequence[int]
         "",
         f"- plr {__version__}; data: {Path(request.data).name}, {dataset.num_users:,} users, {dataset.num_items:,} "
         f"items, {len(dataset.items):,} interactions; {dataset.split} split",
-        f"- {request.trials} trials of each system, the first with its default settings, seed 0, chosen by NDCG@10 on "
-        f"the validation rows alone; pruner {request.pruner}: {PRUNERS[request.pruner]}",
+        f"- {request.trials} trials of each system, the first with its default settings, the others drawn with seed "
+        f"{request.seed}, all trained with seed 0, chosen by NDCG@10 on the validation rows alone; pruner "
+        f"{request.pruner}: {PRUNERS[request.pruner]}",
     ]
     if seeds:
         lines.append(f"- tested: the chosen settings alone, with seeds {', '.join(map(str, seeds))}")
@@ -180,7 +182,8 @@ def _record(search: Search, best: Mapping[System, Trial], seeds: Sequence[int]) 
                 for seed, folder in runs
             ],
         }
-    return {"plr": __version__, "data_hash": search.dataset.content_hash, "systems": systems}
+    asked = {"seed": search.request.seed, "pruner": search.request.pruner}
+    return {"plr": __version__, "data_hash": search.dataset.content_hash, **asked, "systems": systems}
 
 
 def _measured(metrics: dict[str, Any]) -> dict[str, Any]:

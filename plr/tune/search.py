@@ -25,7 +25,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from plr.config import Config
 from plr.data import SequenceDataset
-from plr.errors import ConfigError, EvaluationError, NonFiniteLossError, RunError
+from plr.errors import ConfigError, EvaluationError, NonFiniteLossError, RunError, out_of_memory
 from plr.inputs import ItemDataHashes, load_dataset
 from plr.models.registry import options_of_other_methods
 from plr.options import UniSRecOptions
@@ -45,7 +45,7 @@ _LED = 10  # settings of a trial that the sampler proposes; where all are refuse
 _MOST_REFUSED = 100
 _OTHER_DATA = {"data": "the data are other ones", "item_data": "the items' features or text vectors are other ones"}
 _PATIENCE = 120.0  # seconds that the storage of trials is waited for
-_DRAWS = 500  # of settings that may show that an option has an effect
+_DRAWS = 500  # of settings that may show that an option has an effect, or that a value can be taken
 _COUNTED = (TrialState.COMPLETE, TrialState.PRUNED)
 
 
@@ -56,7 +56,7 @@ class Trial:
     Attributes:
         number: from 0; 0 has the default settings.
         settings: the searched options.
-        state: "complete", "pruned" or "failed", where its loss became NaN or infinite.
+        state: "complete", "pruned" or "failed", where its loss became NaN or infinite, or it needs too much memory.
         by_epoch: NDCG@10 on the validation rows, epoch by epoch.
         seconds: of training and validating, without what an interrupted command had spent on it.
         failure: what the error said, of a failed one.
@@ -81,7 +81,7 @@ class Trial:
 
     def __str__(self) -> str:
         if self.validation is None:
-            return f"its loss became NaN or infinite ({self.failure})"
+            return f"failed in its first epoch: {self.failure}; {plainly(self.settings)}"
         ended = {"pruned": ", ended early", "failed": f", then {self.failure}"}.get(self.state, "")
         place = f"best epoch {self.best_epoch} of {len(self.by_epoch)}{ended}"
         return f"validation NDCG@10 {self.validation:.4f}, {place}; {plainly(self.settings)}"
@@ -210,6 +210,11 @@ class Search:
             train_without_test(self._with_threads(config), self.dataset, callbacks=[report])
         except (NonFiniteLossError, EvaluationError) as error:
             kept |= {"state": "failed", "failure": str(error)}
+        except Exception as error:
+            if (reason := out_of_memory(error)) is None:
+                raise
+            self._refuse_to_share_memory(reason)
+            kept |= {"state": "failed", "failure": f"too little memory ({reason})"}
         else:
             if report.pruned:
                 kept["state"] = "pruned"
@@ -220,6 +225,14 @@ class Search:
             self._study(system).tell(trial, state=TrialState.PRUNED)
         shutil.rmtree(self._trial_folder(system, number), ignore_errors=True)
         return self.trials(system)[-1]
+
+    def _refuse_to_share_memory(self, reason: str) -> None:
+        """Refuse to count a trial as failed for want of the memory that others had beside it: alone it may fit."""
+        if self.request.processes > 1:
+            raise RunError(
+                f"too little memory for {self.request.processes} processes at a time ({reason}); repeat the command "
+                "with fewer --processes: what is finished stays; with one, a trial that does not fit counts as failed"
+            )
 
     def _asked(self, system: System, number: int) -> tuple[optuna.Trial, Config]:
         """Return the trial of that number with its configuration.
@@ -290,23 +303,49 @@ class Search:
 
     def _check(self, space: Space, system: System) -> None:
         """Refuse a space of which some value cannot be taken at all."""
-        self.defaults(system)
+        try:
+            self.defaults(system)
+        except ConfigError as error:
+            if self._accepted_without_space(system):
+                raise ConfigError(f"{space.path}: {error}") from error
+            raise
         for name, spec in self.searched[system].items():
             for value in spec.edges():
                 try:
                     self._config(system, {name: value}, self.out)
                 except ConfigError as error:
-                    raise ConfigError(f"{space.path}: {error}") from error
+                    if not self._fits_some_draw(system, name, value):
+                        raise ConfigError(f"{space.path}: {error}") from error
         self._check_effects(space, system)
+
+    def _accepted_without_space(self, system: System) -> bool:
+        """Return whether what --set says could be trained, so that what is wrong stands in the space."""
+        given = {**self._needed(system), **system.settings, **self.request.set_for(system)}
+        try:
+            Config(data="data", out="out", **given)
+        except ConfigError:
+            return False
+        return True
+
+    def _fits_some_draw(self, system: System, name: str, value: Any) -> bool:
+        """Return whether a value that is refused beside the defaults is accepted beside what else may be drawn."""
+        others = {other: spec for other, spec in self.searched[system].items() if other != name}
+        random = Random(0)
+        for _ in range(_DRAWS if others else 0):
+            with suppress(ConfigError):
+                drawn = {other: spec.drawn(random) for other, spec in others.items()}
+                self._config(system, {**drawn, name: value}, self.out)
+                return True
+        return False
 
     def _check_effects(self, space: Space, system: System) -> None:
         """Refuse a searched option that keeps its default whatever is drawn: each of its trials would be the same."""
-        edges = {name: spec.edges() for name, spec in self.searched[system].items()}
-        had = {name: set[str]() for name in edges if len(edges[name]) > 1}  # the values that the trials would have
+        specs = self.searched[system]
+        had = {name: set[str]() for name, spec in specs.items() if len(spec.edges()) > 1}  # what the trials would have
         random = Random(0)
         for _ in range(_DRAWS):
             with suppress(ConfigError):  # these do not fit together, and are drawn again in the search
-                config = self._config(system, {name: random.choice(each) for name, each in edges.items()}, self.out)
+                config = self._config(system, {name: spec.drawn(random) for name, spec in specs.items()}, self.out)
                 for name, values in had.items():
                     values.add(repr(getattr(config, name)))
             if all(len(values) > 1 for values in had.values()):

@@ -14,8 +14,10 @@ import difflib
 import math
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, fields
+from fractions import Fraction
 from numbers import Real
 from pathlib import Path
+from random import Random
 from typing import Any
 
 from plr.config import Config, read_fields
@@ -59,6 +61,10 @@ class Choices:
         """Return the values that have to be accepted for all to be."""
         return self.values
 
+    def drawn(self, random: Random) -> Any:
+        """Return one of the values."""
+        return random.choice(self.values)
+
     def plain(self) -> Any:
         """Return what YAML says."""
         return list(self.values)
@@ -84,6 +90,12 @@ class Range:
     def edges(self) -> tuple[Any, ...]:
         """Return the values that have to be accepted for all to be."""
         return self.low, self.high
+
+    def drawn(self, random: Random) -> Any:
+        """Return one of the values, whatever their distribution in a search."""
+        if self.whole:
+            return random.randrange(int(self.low), int(self.high) + 1, int(self.step or 1))
+        return random.uniform(self.low, self.high)
 
     def plain(self) -> Any:
         """Return what YAML says."""
@@ -186,6 +198,7 @@ def _range(value: dict[str, Any], place: str, kinds: tuple[type, ...]) -> Range:
     if log and step is not None:
         raise ConfigError(f"{place}: log and step exclude each other; found {value!r}")
     if step is not None:  # the last value that the steps reach
-        high = low + step * math.floor((high - low) / step + 1e-9)
+        first, last, by = (Fraction(str(each)) for each in (low, high, step))  # as written: binary numbers miss the end
+        high = type(high)(last - (last - first) % by)
     low, high = (low, high) if whole else (float(low), float(high))
     return Range(low, high, log, step if whole or step is None else float(step), whole)

@@ -16,7 +16,7 @@ from plr.tune.request import Request
 
 if TYPE_CHECKING:
     from plr.tune.parts import Part
-    from plr.tune.search import Search, Trial
+    from plr.tune.search import Search
     from plr.tune.systems import System
 
 __all__ = ["tune"]
@@ -102,9 +102,11 @@ def _tuned(search: Search, say: Say, plan_only: bool) -> Path | None:
         progress.over(f"{part.name}: {found_by(search, part)}", seconds[part.system])
 
     do_parts(search, [Part(system, "trial", number) for system, number in missing], over)
-    best = {system: _chosen(search, system) for system in request.tuned}
+    best = {system: trial for system in request.tuned if (trial := search.chosen(system)) is not None}
     for system, trial in best.items():
         say(f"best of {system.name}: trial {trial.number}, {write_best(search, system, trial)}")
+    if without := [system for system in request.tuned if system not in best]:
+        raise RunError(_why_none(search, without[0], write_report(search, best, ())))
     # Seed by seed: an interrupted test is complete for the first ones.
     left = [
         Part(system, "seed", seed)
@@ -138,8 +140,10 @@ def _finals_left(search: Search, missing: list[tuple[System, int]]) -> list[tupl
     return left
 
 
-def _chosen(search: Search, system: System) -> Trial:
-    trial = search.chosen(system)
-    if trial is None:
-        raise RunError(f"none of the {search.request.trials} trials of {system.name} came to its end; see {search.out}")
-    return trial
+def _why_none(search: Search, system: System, report: Path) -> str:
+    """Say that no trial of a system came to its end, why, and what to do."""
+    last = search.trials(system)[-1]
+    return (
+        f"none of the {search.request.trials} trials of {system.name} came to its end, the last: {last}; all are in "
+        f"{report}; --trials with a larger number goes on searching"
+    )

@@ -174,6 +174,26 @@ def test_vectors_made_elsewhere_can_be_brought(tmp_path):
         embed_text(write_texts(tmp_path / "t.tsv", topic_texts()), tmp_path / "new", like=tmp_path / "vectors")
 
 
+def test_vectors_that_are_a_part_of_others_are_written(tmp_path):
+    """As narrowed ones are; it was an error of safetensors."""
+    whole = torch.arange(8.0).reshape(2, 4)
+    marks = torch.tensor([[True, False], [True, False]])
+    TextVectors(["a", "b"], whole[:, :3], marks[:, 0], {"encoder": "mine"}, {}).save(tmp_path / "vectors")
+    loaded = TextVectors.load(tmp_path / "vectors")
+    assert torch.equal(loaded.vectors, whole[:, :3])
+    assert loaded.present.tolist() == [True, True]
+
+
+@pytest.mark.parametrize("name", ["vectors", "present"])
+def test_vectors_that_are_no_tensors_are_named(name, tmp_path):
+    """Of NumPy's the message was that float32 was expected and float32 was found."""
+    parts = {"vectors": torch.eye(2), "present": torch.tensor([True, False])}
+    parts[name] = parts[name].numpy()
+    made = TextVectors(["a", "b"], **parts, manifest={"encoder": "mine"}, fitted={})
+    with pytest.raises(DataError, match=rf"{name} must be a torch.Tensor .*; found numpy.ndarray"):
+        made.save(tmp_path / "bad")
+
+
 @pytest.mark.parametrize(
     ("changed", "message"),
     [

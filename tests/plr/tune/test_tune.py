@@ -261,9 +261,67 @@ def test_a_trial_that_diverges_counts_and_all_that_do_are_an_error(small_data, t
 
     monkeypatch.setattr(searching, "train_without_test", diverged)
     said: list[str] = []
-    with pytest.raises(RunError, match="none of the 2 trials of sasrec-base came to its end"):
+    with pytest.raises(RunError, match=r"none of the 2 trials of sasrec-base came to its end.*next_item. is not"):
         tune(requested(small_data, tmp_path / "diverged", systems=("sasrec-base",)), said.append)
-    assert len([line for line in said if "NaN or infinite" in line]) == 2
+    assert len([line for line in said if "first epoch: step 3: the loss term 'next_item' is not finite" in line]) == 2
+
+
+def test_where_one_system_has_no_trial_to_choose_the_others_are_reported(small_data, tmp_path, monkeypatch):
+    """The search ended with nothing but its storage: hours of the other systems' trials were not to be seen."""
+    trained = searching.train_without_test
+
+    def diverged(config, *arguments, **options):
+        if config.method == "plr":
+            raise NonFiniteLossError("step 3: the loss term 'next_item' is not finite")
+        return trained(config, *arguments, **options)
+
+    monkeypatch.setattr(searching, "train_without_test", diverged)
+    out = tmp_path / "one half"
+    with pytest.raises(RunError, match=r"trials of sasrec-plr came .*report.md; --trials with a larger number goes on"):
+        tune(requested(small_data, out), lambda line: None)
+    systems = record(out)["systems"]
+    assert systems["sasrec-base"]["chosen"] is not None
+    failures = [trial["failure"] for trial in systems["sasrec-plr"]["trials"]]
+    assert failures == ["step 3: the loss term 'next_item' is not finite"] * 2
+    assert "| sasrec-plr | 1 | failed |" in (out / "report.md").read_text()
+    best = out / "best" / "sasrec-base.yaml"
+    assert f"# plr train --config '{best}' --out RUN\n" in best.read_text()
+
+
+TOO_LARGE = f"dim: [8, {10**13}]\nepochs: 1\n"
+
+
+def test_a_trial_that_needs_too_much_memory_counts_and_the_search_goes_on(small_data, tmp_path):
+    """It ended the search, and came again at each repetition: there was no going on from what had been found."""
+    out = tmp_path / "large"
+    request = requested(small_data, out, systems=("sasrec-base",), trials=6, seeds=1, settings=TINY[1:])
+    space_beside(out, TOO_LARGE)
+    tune(request, lambda line: None)
+    found = record(out)["systems"]["sasrec-base"]
+    failed = [trial for trial in found["trials"] if trial["settings"]["dim"] > 256]
+    assert 0 < len(failed) < 6
+    assert all(each["state"] == "failed" and "too little memory (" in each["failure"] for each in failed)
+    assert len(found["final"]) == 1
+
+
+def test_defaults_that_need_too_much_memory_are_one_message(small_data, tmp_path, capsys):
+    """The advice named options that plr tune does not have."""
+    options = ["--data", str(small_data), "--out", str(tmp_path / "large"), "--systems", "sasrec-base"]
+    assert main(["tune", *options, "--set", f"dim={10**13}"]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("plr: too little memory (")
+    assert "lower --set batch_size, --set eval_batch_size, --set dim or --set max_length\n" in error
+
+
+def test_memory_that_several_processes_share_fails_no_trial(small_data, tmp_path, monkeypatch):
+    """Alone a trial may fit: what is found would depend on how many there were beside it."""
+    monkeypatch.setattr(searching, "train_without_test", lambda *arguments, **options: bytearray(2**62))
+    search = searching.Search(requested(small_data, tmp_path / "large", processes=2))
+    search.out.mkdir()
+    search.open()
+    with pytest.raises(RunError, match=r"too little memory for 2 processes at a time .* fewer --processes"):
+        search.run_trial(SYSTEMS["sasrec-base"])
+    assert search.trials(SYSTEMS["sasrec-base"]) == []
 
 
 def test_another_search_is_not_mixed_with_it(whole, small_data, tmp_path):
@@ -442,6 +500,8 @@ def test_requests_that_cannot_be_met(given, message):
         ("lr: [1", "not valid YAML"),
         ("lr: [0.1, 0.2]\nnegatives: [8, 16]", "sasrec-base: negatives needs a loss.*; nothing else"),
         ("lr: [0.1, 0.2]\ntemperature: [null, 1.0]", "temperature is the same whichever of its values"),
+        ("lr: [0.1, 0.2]\npatience: often", "sasrec-base: patience must be a whole number; found 'often'"),
+        ("lr: [0.1, 0.2]\nplr: {training_rows: [prefix], targets_per_row: [0, 4]}", "plr: targets_per_row is for"),
     ],
 )
 def test_spaces_that_cannot_be_searched(text, message, small_data, tmp_path):
@@ -457,6 +517,36 @@ def test_an_option_that_another_searched_one_gives_an_effect_is_searched(small_d
     space_beside(tmp_path / "search", "loss: [softmax, sampled_softmax]\nnegatives: [8, 16]\nlr: [0.01]\n")
     for searched in searching.Search(request).searched.values():
         assert set(searched) == {"loss", "negatives", "lr"}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "heads: [2, 3]\ndim: [48, 96]\n",
+        "heads: [1, 3]\ndim: {low: 8, high: 16}\n",
+        "training_rows: [prefix, sequence]\ntargets_per_row: [0, 4]\n",
+    ],
+)
+def test_a_value_that_fits_beside_another_searched_one_is_searched(text, small_data, tmp_path):
+    """Each was tried beside the defaults alone, though settings that do not fit are drawn again."""
+    settings = tuple(each for each in TINY if not each.startswith(("dim", "heads")))
+    request = requested(small_data, tmp_path / "search", systems=("sasrec-plr",), settings=settings)
+    space_beside(tmp_path / "search", text)
+    (searched,) = searching.Search(request).searched.values()
+    assert len(searched) == 2
+
+
+def test_what_set_says_is_not_laid_to_the_space(small_data, tmp_path):
+    with pytest.raises(ConfigError, match=r"^sasrec-base: patience must be at least 1; found 0"):
+        searching.Search(requested(small_data, tmp_path / "search", settings=(*TINY, "patience=0")))
+
+
+def test_a_range_in_steps_ends_where_it_is_written_to_end(tmp_path):
+    """In binary .001 + 9 · .001 is more than .01, of which Optuna warned at each trial."""
+    text = "lr: {low: 0.001, high: 0.01, step: 0.001}\nhidden_dropout: {low: 0.1, high: 0.55, step: 0.1}\n"
+    found = Space(space_beside(tmp_path / "search", text)).of({SYSTEMS["sasrec-base"]: ()})
+    searched, _ = found[SYSTEMS["sasrec-base"]]
+    assert (searched["lr"].high, searched["hidden_dropout"].high) == (0.01, 0.5)
 
 
 def test_the_more_special_entry_holds_and_numbers_are_read_as_numbers(tmp_path):
