@@ -9,6 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from plr.config import Config
 from plr.errors import RunError
@@ -46,6 +47,20 @@ def test_a_rank_that_no_launcher_gave_is_refused(variable, devices, quick, tmp_p
     monkeypatch.setenv(variable, "0")
     if devices == 1:
         assert train(Config(**{**quick, "epochs": 1}))["test"]["rows"] == 60
+
+
+def test_a_program_may_train_twice_on_several_devices(quick, tmp_path):
+    """The other processes, too, go on from one training to the next; Lightning forgets their number in between."""
+    options = {**quick, "devices": 2, "accelerator": "cpu", "epochs": 1, "threads": 1}
+    (tmp_path / "twice.py").write_text(
+        "from plr.config import Config\nfrom plr.training import train\n"
+        f"for out in ('one', 'two'):\n    train(Config(**{options!r} | {{'out': {str(tmp_path)!r} + '/' + out}}))\n"
+    )
+    program = [sys.executable, tmp_path / "twice.py"]
+    done = subprocess.run(program, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    one, two = (load_file(tmp_path / out / "model.safetensors") for out in ("one", "two"))
+    assert all(torch.equal(two[name], value) for name, value in one.items())
 
 
 def test_slurms_variables_and_checkpoints_in_the_working_folder_change_nothing(quick, tmp_path, monkeypatch):
