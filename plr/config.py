@@ -117,7 +117,8 @@ class Config(
                 if getattr(self, name) != default:
                     found[name] = (default, needs)
         if self.shard_items and self.processes == 1:
-            found["shard_items"] = (False, "needs several devices, which share the items: devices of at least 2")
+            needs = "needs several devices, which share the items: shard_items false, or devices of at least 2"
+            found["shard_items"] = (False, needs)
         if not self.logq and self.loss != "sampled_softmax":
             found["logq"] = (True, "needs loss sampled_softmax: the others have no correction")
         if self.gbce_t != 0.75 and self.loss != "gbce":

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import torch
+import torch.distributed as distributed
 from lightning.fabric.plugins.environments import ClusterEnvironment, LightningEnvironment, TorchElasticEnvironment
 
 from plr.config import Config
@@ -64,7 +65,8 @@ def check_processes(config: Config) -> None:
             f"LOCAL_WORLD_SIZE={here}, the number of processes of this machine, must be {devices} for {asked}. For "
             f"several machines, {by_torchrun}"
         )
-    if not is_leader() and (config.processes == 1 or _count("WORLD_SIZE") <= 1):
+    together = _count("WORLD_SIZE") > 1 or _have_trained(config.processes)
+    if not is_leader() and (config.processes == 1 or not together):
         found = ", ".join(f"{name}={os.environ[name]}" for name in ("RANK", "LOCAL_RANK") if name in os.environ)
         raise RunError(
             f"{found} says that this process is not the first of several, and no launcher has started as many as the "
@@ -111,6 +113,12 @@ def process_number() -> int:
     if isinstance(environment, TorchElasticEnvironment):
         return environment.global_rank()
     return int(os.environ.get("LOCAL_RANK", "0"))
+
+
+def _have_trained(processes: int) -> bool:
+    """Whether so many have trained together in this program before: Lightning forgets their number at a run's end."""
+    begun = distributed.is_available() and distributed.is_initialized()
+    return begun and distributed.get_world_size() == processes
 
 
 def _count(variable: str) -> int:

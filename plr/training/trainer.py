@@ -13,6 +13,7 @@ from typing import Any
 
 import lightning.pytorch as lightning
 import torch
+import torch.distributed as distributed
 from lightning.pytorch.callbacks import Callback, EarlyStopping, ProgressBar, TQDMProgressBar
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
@@ -52,7 +53,7 @@ from plr.training.parent import Parent
 from plr.training.processes import accelerator, check_processes, cluster_environment, is_leader, process_number
 from plr.training.provenance import BATCH, provenance
 from plr.training.schedule import check_warmup, steps_of
-from plr.training.shared_ranking import rank_together, share_of
+from plr.training.shared_ranking import gather_rows, rank_together, share_of
 from plr.training.shared_rows import load_own_weights, number_of_parameters
 from plr.training.start import Start
 from plr.training.torch_state import own_torch_state
@@ -192,10 +193,12 @@ def _run(
     tested = refitted or selection.model
     if _is_first() or tested.items.part is not None:
         save_weights(tested, folder.weights)
-    if not _is_first():
-        return {}
-    result = _finish(folder, config, dataset, item_data, selection, refitted, rankings, origin)
-    folder.start_point.unlink(missing_ok=True)  # of no use any more, and three times as large as the weights
+    result = {}
+    if _is_first():
+        result = _finish(folder, config, dataset, item_data, selection, refitted, rankings, origin)
+        folder.start_point.unlink(missing_ok=True)  # of no use any more, and three times as large as the weights
+    if config.processes > 1 and distributed.is_initialized():
+        gather_rows(torch.zeros(1))  # what a program does next in another process may need the finished run
     return result
 
 

@@ -48,6 +48,32 @@ def test_a_rank_that_no_launcher_gave_is_refused(variable, devices, quick, tmp_p
         assert train(Config(**{**quick, "epochs": 1}))["test"]["rows"] == 60
 
 
+TWICE = """
+import time
+from plr.config import Config
+from plr.training import train, trainer
+
+def slowly(*arguments, finish=trainer._finish):  # as the weights of a large model are hashed
+    time.sleep(4)
+    return finish(*arguments)
+
+trainer._finish = slowly
+train(Config(**OPTIONS, out="one"))
+train(Config(**OPTIONS, out="two", from_run="one"))
+"""
+
+
+def test_a_program_may_train_twice_on_several_devices(quick, tmp_path):
+    """The other processes, too, go on from one training to the next, and find there what the first has written."""
+    options = {**quick, "devices": 2, "accelerator": "cpu", "epochs": 1, "threads": 1}
+    del options["out"]
+    (tmp_path / "twice.py").write_text(TWICE.replace("OPTIONS", repr(options)))
+    program = [sys.executable, tmp_path / "twice.py"]
+    done = subprocess.run(program, capture_output=True, text=True, timeout=300, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "two" / "metrics.json").exists()
+
+
 def test_slurms_variables_and_checkpoints_in_the_working_folder_change_nothing(quick, tmp_path, monkeypatch):
     expected = train(Config(**{**quick, "epochs": 1, "out": str(tmp_path / "expected")}))
     monkeypatch.chdir(tmp_path)

@@ -182,7 +182,7 @@ def test_a_backbone_that_makes_all_vectors_at_once_is_refused(monkeypatch):
             "loss must be softmax with shard_items true and features, found 'sampled_softmax'",
         ),
         ({"rank_with": "engine"}, "rank_with must be model with shard_items true, found 'engine'"),
-        ({"devices": 1}, "shard_items needs several devices.*devices of at least 2; found True"),
+        ({"devices": 1}, "shard_items needs several devices.*: shard_items false, or devices of at least 2; found T"),
     ],
 )
 def test_what_a_table_over_processes_cannot_be_had_with_is_refused(options, message):

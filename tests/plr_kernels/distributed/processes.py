@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import multiprocessing
 import sys
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -287,7 +288,9 @@ def lookup(dtype: str, rank: int, processes: int, traffic: Traffic) -> dict[str,
     (of_items,), sent_backward = traffic.of(lambda: torch.autograd.grad(rows, local, gradient[own]))
     found = {"rows": rows.detach(), "gradient": of_items, "sent": (sent_forward, sent_backward)}
     rows = sharded_lookup(local, ids[own], shard, sparse=True)
-    (of_items,) = torch.autograd.grad(rows, local, gradient[own])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # once in a process PyTorch warns of unchecked sparse tensors
+        (of_items,) = torch.autograd.grad(rows, local, gradient[own])
     assert of_items.is_sparse
     return found | {"of sparse": of_items.to_dense(), "named": of_items.coalesce().indices()[0] + shard.first}
 
