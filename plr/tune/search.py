@@ -32,7 +32,8 @@ from plr.options import UniSRecOptions
 from plr.runs import RunFolder
 from plr.training import train
 from plr.training.callbacks import MONITOR
-from plr.training.trainer import check_rows, train_without_test
+from plr.training.opened import check_rows
+from plr.training.trainer import train_without_test
 from plr.tune.request import Request
 from plr.tune.space import DEFAULT_SPACE, Choices, Space, Spec
 from plr.tune.systems import System

@@ -21,11 +21,11 @@ from plr.errors import RunError
 from plr.items import ItemData, ItemText
 from plr.models import build_model
 from plr.text import embed_text
-from plr.training import trainer
+from plr.training import device
 from plr.training.checkpoint import AtomicCheckpointIO
+from plr.training.device import device_of
 from plr.training.module import TrainingModule, training_rows
 from plr.training.processes import accelerator
-from plr.training.trainer import _device
 
 ALONE = ["unisrec", "prl dealt", "plr all terms"]
 DRAWING = ["lares post-training", "plr sampled"]
@@ -109,13 +109,13 @@ def test_a_gpu_without_float64_is_not_taken(asked, with_cuda, chosen, monkeypatc
     config = Config(accelerator=asked)
     assert accelerator(config) == chosen
     if chosen == "cpu":
-        assert _device(config) == torch.device("cpu")
+        assert device_of(config) == torch.device("cpu")
 
 
 def test_a_gpu_that_is_not_there_is_named(monkeypatch):
     monkeypatch.setattr(MPSAccelerator, "is_available", staticmethod(lambda: True))
     with pytest.raises(RunError, match="--accelerator gpu --devices 1 is not available"):
-        _device(Config(accelerator="gpu"))
+        device_of(Config(accelerator="gpu"))
 
 
 @pytest.mark.parametrize(("capability", "precision", "refused"), [
@@ -123,15 +123,15 @@ def test_a_gpu_that_is_not_there_is_named(monkeypatch):
 ])  # fmt: skip
 def test_a_gpu_without_bfloat16_is_named(capability, precision, refused, monkeypatch):
     gpu = SimpleNamespace(strategy=SimpleNamespace(root_device=torch.device("cuda", 0)))
-    monkeypatch.setattr(trainer.lightning, "Trainer", lambda **_: gpu)
+    monkeypatch.setattr(device.lightning, "Trainer", lambda **_: gpu)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "an old one")
     config = Config(accelerator="gpu", precision=precision)
     if refused:
         with pytest.raises(RunError, match=r"--precision bf16 needs .* 8\.0 or more; an old one has 7\.5"):
-            _device(config)
+            device_of(config)
     else:
-        assert _device(config) == torch.device("cuda", 0)
+        assert device_of(config) == torch.device("cuda", 0)
 
 
 @pytest.fixture

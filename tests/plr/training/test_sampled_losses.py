@@ -12,10 +12,10 @@ from safetensors.torch import load_file
 
 from plr.config import Config
 from plr.data import prepare
+from plr.errors import RunError
 from plr.models import build_model
 from plr.models.sampled_items import ItemSampler
-from plr.training import train
-from plr.training import trainer as trainer_module
+from plr.training import device, train
 from plr.training.lazy_adam import LazyAdam
 from plr.training.module import TrainingModule, build_optimizer, sample_items, training_rows
 from tests.plr.training.test_resume import assert_equal_runs, killed_in_mid_epoch
@@ -179,12 +179,12 @@ def test_sparse_gradients_are_refused_on_several_gpus(quick, monkeypatch):
         def __init__(self, **_):
             self.strategy = Strategy()
 
-    monkeypatch.setattr(trainer_module.lightning, "Trainer", Trainer)
+    monkeypatch.setattr(device.lightning, "Trainer", Trainer)
     config = Config(**{**quick, **SAMPLED, "method": "base", "accelerator": "gpu", "devices": 2, "nodes": 3})
-    with pytest.raises(trainer_module.RunError, match="sparse_adam must be false with 6 processes on GPUs"):
-        trainer_module._device(config)
-    trainer_module._device(Config(**{**quick, "accelerator": "gpu", "devices": 2}))
-    trainer_module._device(replace(config, shard_items=True))
+    with pytest.raises(RunError, match="sparse_adam must be false with 6 processes on GPUs"):
+        device.device_of(config)
+    device.device_of(Config(**{**quick, "accelerator": "gpu", "devices": 2}))
+    device.device_of(replace(config, shard_items=True))
 
 
 def test_a_run_goes_on_from_another_with_its_moments(quick, tmp_path):

@@ -17,10 +17,10 @@ from plr.models import build_model
 from plr.models.items import sharded
 from plr.models.sharded_items import ShardedItems
 from plr.systems import BACKBONES, Backbone
+from plr.training.opened import check_rows
 from plr.training.sharded_ranking import rank_over_shards
 from plr.training.shared_files import read_part, write_together
 from plr.training.shared_rows import complete, drop_other_rows, load_own_weights, number_of_parameters
-from plr.training.trainer import check_rows
 
 TABLE = "items.embedding.weight"
 
