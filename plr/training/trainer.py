@@ -120,7 +120,7 @@ def _run(run: OpenedRun, handed: Handed) -> dict[str, Any]:
         result = _finish(run, selection, refitted, rankings)
         folder.start_point.unlink(missing_ok=True)  # of no use any more, and three times as large as the weights
     if config.processes > 1 and distributed.is_initialized():
-        gather_rows(torch.zeros(1))  # what a program does next in another process may need the finished run
+        gather_rows(torch.zeros(1))  # all wait: what a program does next in another may need the finished run
     return result
 
 
