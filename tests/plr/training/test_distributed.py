@@ -70,6 +70,22 @@ def test_the_command_starts_two_processes_that_train_one_run(small_data, tmp_pat
     check_run(out, small_data)
 
 
+def test_shared_items_are_measured_where_no_epoch_is_left(small_data, tmp_path):
+    """Of a run killed between its last epoch and its metrics, and not refitted, the first process is alone."""
+    out = tmp_path / "run"
+    command = [sys.executable, "-m", "plr", *arguments("base --shard_items true", small_data, out), "--refit", "false"]
+    written = []
+    for _ in range(2):
+        done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, done.stderr
+        metrics = json.loads((out / "metrics.json").read_text())
+        weights = (out / "model.safetensors").read_bytes()
+        written.append(({name: metrics[name] for name in ("epochs", "valid", "test")}, weights))
+        (out / "metrics.json").unlink()
+        (out / "model.safetensors").unlink()
+    assert written[0] == written[1]
+
+
 def read_all(terminal, printed):
     """Append what is printed on a terminal until nobody has it any more."""
     with contextlib.suppress(OSError), open(terminal, "rb", buffering=0) as file:
