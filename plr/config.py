@@ -226,6 +226,11 @@ class Config(
                 f"weight_decay must be 0 with sparse_adam, which would decay only the items that a step names; found "
                 f"{self.weight_decay:g}. sparse_adam false takes the whole table"
             )
+        if self.sparse_adam and self.average_weights:
+            raise ConfigError(
+                "average_weights must be 0 with sparse_adam, whose steps leave most of the table alone, while an "
+                f"average takes all of it; found {self.average_weights:g}. sparse_adam false takes the whole table"
+            )
 
     def _check_sharding(self) -> None:
         """Refuse what cannot be had together with an item table that processes share."""

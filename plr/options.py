@@ -584,6 +584,9 @@ class TrainingOptions(Options):
         sparse_adam: where the loss samples items: Adam changes the vectors of the items that a step names alone, and
             their moments, instead of the whole table's: what has no gradient is not moved by its moments either (lazy
             Adam, as torch.optim.SparseAdam).
+        average_weights: validate, keep and test an exponential moving average of the weights in place of those after
+            the last step: after each step it moves by 1 - average_weights of the way to them (in the first steps by
+            more: step i by at least 9 / (i + 9)). Of about 1 / (1 - average_weights) steps; 0 averages none.
         clip: largest gradient norm; 0 does not clip.
         precision: "32", or "bf16" for automatic mixed precision.
         seed: seed of all random numbers.
@@ -606,6 +609,7 @@ class TrainingOptions(Options):
     optimizer: Literal["adam", "adamw"] = option("adam")
     weight_decay: float = option(0.0, finite_from(0), between(1e-12, 1e6, "its square times a weight's must be finite"))
     sparse_adam: bool = option(True)
+    average_weights: float = option(0.0, BELOW_ONE)
     clip: float = option(0.0, finite_from(0), between(1e-6, 1e18, "Adam takes smaller gradients for zero"))
     precision: Literal["32", "bf16"] = option("32")
     seed: int = option(0, at_least(0), BELOW_2_63)

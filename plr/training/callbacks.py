@@ -21,6 +21,7 @@ from plr.models.items.encoders import SharableItemEncoder
 from plr.training.shared_files import write_together
 from plr.training.shared_ranking import rank_together
 from plr.training.shared_rows import drop_other_rows
+from plr.training.weight_average import averaged
 
 MONITOR = "ndcg@10"
 
@@ -60,9 +61,10 @@ class Validation(Callback):
         """Rank, gather and log."""
         seconds, processor_seconds = time.perf_counter() - self._start, time.process_time() - self._processor_start
         self.train_seconds.append(seconds)
-        ranking = rank_together(
-            pl_module.model, self.rows, self.batch_size, exclude_seen=self.exclude_seen, rank_with=self.rank_with
-        )
+        with averaged(trainer.optimizers[0]):
+            ranking = rank_together(
+                pl_module.model, self.rows, self.batch_size, exclude_seen=self.exclude_seen, rank_with=self.rank_with
+            )
         values = metrics(ranking.ranks, self.ks)
         for name, value in values.items():
             pl_module.log(
@@ -95,7 +97,8 @@ class BestWeights(Checkpoint):
         if value > self.best_value:
             self.best_value, self.best_epoch = value, trainer.current_epoch
             if trainer.is_global_zero or pl_module.model.items.part is not None:
-                save_weights(pl_module.model, self.path)
+                with averaged(trainer.optimizers[0]):
+                    save_weights(pl_module.model, self.path)
             self.best_hash = sha256_of(self.path) if trainer.is_global_zero else None
 
     def state_dict(self) -> dict[str, Any]:

@@ -27,6 +27,7 @@ from plr.training.lazy_adam import LazyAdam
 from plr.training.schedule import check_warmup, is_scheduled, learning_rate, steps_of
 from plr.training.shared_rows import complete, take_rows_out
 from plr.training.start import Start
+from plr.training.weight_average import advance_average
 
 SAMPLING = -1
 """In the place of a rank, for what all of a run's processes draw alike: a step's sampled items."""
@@ -68,7 +69,12 @@ class TrainingModule(lightning.LightningModule):
         optimizer = build_optimizer(self.model, self.config)
         if self.start is not None:
             self.start.set_moments(self.model, optimizer)
+        if self.config.average_weights:
+            optimizer.register_step_post_hook(self._advance_average)
         return optimizer
+
+    def _advance_average(self, optimizer: torch.optim.Optimizer, arguments: Any, keywords: Any) -> None:
+        advance_average(optimizer, self.config.average_weights, self.global_step + 1)  # not counted yet
 
     def train_dataloader(self) -> DataLoader:
         """Batches, grouped by length or not, gathered in the main process: a gather is cheaper than a queue."""

@@ -45,6 +45,7 @@ from plr.training.shared_ranking import gather_rows, rank_together, share_of
 from plr.training.shared_rows import load_own_weights, number_of_parameters
 from plr.training.start import Start
 from plr.training.watch import keep_children
+from plr.training.weight_average import set_average
 
 
 def train(
@@ -214,6 +215,7 @@ def _refit(run: OpenedRun, epochs: int) -> RecommenderModel:
     point = run.folder.refit_point
     trainer = _trainer(run, run.folder.logs / "refit", epochs, [ResumePoint(point)])
     _fit(trainer, model, run, run.dataset.with_validation_in_training(), point)
+    set_average(trainer.optimizers[0])
     return model.cpu()
 
 

@@ -36,6 +36,7 @@ OPTIONS = [kind for kind in Config.__mro__ if issubclass(kind, Options) and kind
             {"optimizer": "adamw", "lr": 0.1, "weight_decay": 10},
             "weight_decay must be below 1 / lr = 10 for optimizer 'adamw', which takes lr times it off each weight; f",
         ),
+        (TrainingOptions, {"average_weights": 1}, "average_weights must be in [0, 1); found 1.0"),
         (Config, {"temperature": 0}, "temperature must be a finite number above 0; found 0.0"),
         (Config, {"backbone": "gru"}, "backbone must be one of "),
     ],

@@ -99,9 +99,11 @@ CASES: dict[str, dict[str, Any]] = {
 """Of which gradients are compared."""
 
 RUNS: dict[str, dict[str, Any]] = {
-    "run": {"method": "plr", "batch_size": 40, "kl_weight": 0.1, "kl_limit": 0.0, "clip": 1.0, "schedule": "cosine"},
+    "run": {"method": "plr", "batch_size": 40, "kl_weight": 0.1, "kl_limit": 0.0, "clip": 1.0, "schedule": "cosine",
+            "average_weights": 0.9},
     "run lares": {**LARES, "batch_size": 40, "accumulate_batches": 2},
-    "run sharded": {"method": "plr", "batch_size": 40, "kl_weight": 0.1, "clip": 1.0, "exclude_seen": True, **SHARDED},
+    "run sharded": {"method": "plr", "batch_size": 40, "kl_weight": 0.1, "clip": 1.0, "exclude_seen": True,
+                    "average_weights": 0.9, **SHARDED},
     "run sampled sharded": {"method": "base", "batch_size": 40, "clip": 0.5, **SAMPLED, **SHARDED},
     "run sharded texts": {"backbone": "unisrec", "method": "base", "text_vectors": "vectors", "experts": 2,
                           "batch_size": 40, **SHARDED},

@@ -69,7 +69,9 @@ WHEN = ["before_best", "between_best_and_resume_point", "in_mid_epoch", "in_the_
 
 @pytest.mark.parametrize("when", WHEN)
 def test_every_gap_between_two_writes(when, quick, tmp_path, monkeypatch):
-    values = {**quick, "epochs": 6, "patience": 6, "refit": when in WHEN[-2:], "lr": 0.003}
+    values = {
+        **quick, "epochs": 6, "patience": 6, "refit": when in WHEN[-2:], "lr": 0.003, "average_weights": 0.8,
+    }  # fmt: skip
     uninterrupted = tmp_path / "uninterrupted"
     train(Config(**{**values, "out": str(uninterrupted)}))
 
