@@ -30,6 +30,7 @@ from plr.prepare.folder import save_prepared
 from plr.prepare.interactions import Block
 from plr.prepare.parts import Partitions
 from plr.prepare.pipeline import Preparation, warn_about
+from plr.prepare.readers.columns import check_dtype, convert
 
 ROWS = 1 << 19  # of a block
 
@@ -38,18 +39,26 @@ def read(rows: dict[str, Any]) -> Iterator[dict[str, Any]]:
     """Yield the interactions of a file in blocks, with the numbers of file and row; runs on any machine."""
     (path,), (file,), (named,) = rows["path"], rows["file"], rows["columns"]
     columns = json.loads(named)
-    types = {"user": pl.String, "item": pl.String, "timestamp": pl.Int64, "rating": pl.Float64}
-    read_as = {role: pl.col(name) for role, name in columns.items()}
-    if "rating" in read_as:  # by way of text: 4.1 in float32 is then 4.1, as plr prepare compares it with --min_rating
-        read_as["rating"] = read_as["rating"].cast(pl.String)
-    chosen = [column.cast(types[role]).alias(role) for role, column in read_as.items()]
-    table = pl.scan_parquet(path).select(chosen).with_columns(pl.col("user", "item").str.strip_chars())
+    table = pl.scan_parquet(path)
+    types = table.collect_schema()
+    chosen = []
+    for role, name in columns.items():  # as plr prepare converts them: what it refuses becomes null
+        if name not in types:
+            raise DataError(f"no column {name!r}; the file has the columns {', '.join(types)}", path)
+        check_dtype(role, name, types[name], Path(path))
+        column, dtype = pl.col(name), types[name]
+        # By way of text: 4.1 in float32 is then 4.1, as plr prepare compares it with --min_rating.
+        if role == "rating" or dtype in (pl.Categorical, pl.Enum):
+            column, dtype = column.cast(pl.String), pl.String()
+        chosen.append(convert(role, column, dtype))
+    table = table.select(chosen).with_columns(pl.col("user", "item").str.strip_chars())
     first = 0
     for block in table.collect_batches(chunk_size=ROWS, maintain_order=True, engine="streaming"):
         for name, values in zip(block.columns, block, strict=True):
             bad = values.is_null() | (values == "") if values.dtype == pl.String else values.is_null()
             if bad.any():
-                raise DataError(f"column {columns[name]!r} has no value", path, first + int(bad.arg_max() or 0) + 1)
+                row = first + int(bad.arg_max() or 0) + 1
+                raise DataError(f"column {columns[name]!r} has no value, or none that is taken for a {name}", path, row)
         yield {
             **{name: block[name].to_numpy() for name in block.columns},
             "file": np.full(block.height, file),
@@ -74,7 +83,9 @@ class RaySources:
 
     def __init__(self, paths: list[Path], columns: dict[str, str], options: PrepareOptions) -> None:
         self.paths = paths
-        self._columns, self._options = columns, options
+        self._columns, self._options = dict(columns), options
+        if options.min_rating is None:  # nobody needs them: they may be missing
+            self._columns.pop("rating", None)
         self._hashing = [sha256.remote(str(path)) for path in paths]
 
     def hashes(self) -> list[str]:
@@ -114,7 +125,7 @@ class RaySources:
             user = np.cumsum(begins) + (users - 1)
             users += int(begins.sum())
             high = None
-            if "rating" in self._columns and self._options.min_rating is not None:
+            if "rating" in self._columns:
                 high = (frame["rating"] >= self._options.min_rating).to_numpy()
             rows.append(
                 user,

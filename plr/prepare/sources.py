@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import replace
@@ -236,15 +237,20 @@ class SourceFiles:
         if self.format not in TEXT_FORMATS:
             return read(path, self.format, columns, vocabulary, self.skipped)
         noted = Skipped()
-        try:
-            source = read(path, self.format, columns, vocabulary, noted, named)
-            self._fingerprint(path, text=True)
-            if is_packed(path):
-                _check_packed(path, forbidden_in(self.format))
-            if path in self._scans:
-                self._scans[path].check(source.records)
-        except DataError:
-            source, noted = self._read_copy(path, vocabulary)
+        with warnings.catch_warnings(record=True) as told:  # of a file that is read again they would come twice
+            warnings.simplefilter("always")
+            try:
+                source = read(path, self.format, columns, vocabulary, noted, named)
+                self._fingerprint(path, text=True)
+                if is_packed(path):
+                    _check_packed(path, forbidden_in(self.format))
+                if path in self._scans:
+                    self._scans[path].check(source.records)
+            except DataError:
+                told.clear()
+                source, noted = self._read_copy(path, vocabulary)
+        for warning in told:
+            warnings.warn(str(warning.message), warning.category, stacklevel=3)
         self.skipped.extend(noted)
         return source
 
@@ -263,7 +269,11 @@ class SourceFiles:
             ) from error
         try:
             named = self._options.format != "auto"
-            source = read(copy, self.format, self._options.columns, vocabulary, more, named)
+            with warnings.catch_warnings(record=True) as told:
+                warnings.simplefilter("always")
+                source = read(copy, self.format, self._options.columns, vocabulary, more, named)
+            for warning in told:  # nobody knows the copy
+                warnings.warn(str(warning.message).replace(str(copy), str(path)), warning.category, stacklevel=4)
             if (scan := record_scan(copy, self.format)) is not None:
                 scan.feed_file()
                 scan.check(source.records)

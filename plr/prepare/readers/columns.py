@@ -29,7 +29,8 @@ from plr.prepare.readers.spooled import Numbers, missing_in, nulls_in
 from plr.prepare.timestamps import unit_of
 
 __all__ = [
-    "NO_TIMES", "Columns", "find_columns", "is_header", "least_rating", "look_at_others", "normalise", "read_columns",
+    "NO_TIMES", "Columns", "check_dtype", "convert", "find_columns", "is_header", "least_rating", "look_at_others",
+    "normalise", "read_columns",
 ]  # fmt: skip
 
 _IDS = ("user", "item")
@@ -181,7 +182,7 @@ def read_columns(
     """
     schema = table.collect_schema()
     for role, name in columns.items():
-        _check_dtype(role, name, schema[name], path)
+        check_dtype(role, name, schema[name], path)
     if coded := [name for role, name in columns.items() if role in _PLAIN and schema[name] in _CODED]:
         table = table.with_columns(by_name(coded).cast(pl.String))  # read as the text that they stand for
         schema = table.collect_schema()
@@ -193,7 +194,7 @@ def read_columns(
 
     def converted(lines: pl.LazyFrame, plain: bool) -> Numbers:
         types = lines.collect_schema()
-        wanted = [_convert(role, pl.col(name), types[name], plain, dates) for role, name in columns.items()]
+        wanted = [convert(role, pl.col(name), types[name], plain, dates) for role, name in columns.items()]
         if "rating" in columns:
             number = wanted[2]
             if vocabulary.min_rating is None:  # nobody needs one: it may be missing, but nothing else than a number
@@ -316,7 +317,8 @@ def least_rating(rating: float, dtype: pl.DataType) -> float:
     return float(np.float32(rating)) if dtype == pl.Float32 else float(rating)
 
 
-def _check_dtype(role: str, name: str, dtype: pl.DataType, path: Path) -> None:
+def check_dtype(role: str, name: str, dtype: pl.DataType, path: Path) -> None:
+    """Raise a DataError where a column of this type cannot have the role."""
     text = dtype in (pl.String, *_CODED)
     if role in ("user", "item"):
         accepted, fine = "strings or integers", text or dtype.is_integer()
@@ -332,7 +334,7 @@ def _check_dtype(role: str, name: str, dtype: pl.DataType, path: Path) -> None:
         raise DataError(f"column {name!r} ({role}) has the type {dtype}{why}; accepted: {accepted}", path)
 
 
-def _convert(role: str, column: pl.Expr, dtype: pl.DataType, plain: bool, dates: bool) -> pl.Expr:
+def convert(role: str, column: pl.Expr, dtype: pl.DataType, plain: bool = False, dates: bool = False) -> pl.Expr:
     """Return the typed column; a value that does not convert becomes null.
 
     With ``plain`` text converts only where it is a number as usually written: digits without spaces, times without a

@@ -66,8 +66,8 @@ def _ends_with_opening(path: Path, separator: str) -> bool:
 
 
 def separator_of(header: str) -> str:
-    """Return the separator of a CSV with this header line."""
-    return max(",;\t", key=header.count)
+    """Return the separator of a CSV with this header line: what stands in quoted names parts nothing."""
+    return max(",;\t", key=re.sub(r'"(?:[^"]|"")*"', "", header).count)
 
 
 def header_of(path: Path) -> tuple[int, str]:

@@ -35,6 +35,10 @@ _HEADER = (
     "the line is a header, which this format has none of; delete it, or leave it out with plr prepare "
     "--skip_bad_lines. A file with a header is separated by commas, semicolons or tabs (--format csv). " + _MOVE
 )
+_RETURN = (
+    "the line holds a carriage return, which ended lines once on Macintoshes: it may be several; save the file with "
+    "\\n at the end of each"
+)
 _NEVER = "\x01"  # a control byte, refused before: so every line is one field
 
 
@@ -49,7 +53,7 @@ def read_sequences(path: Path, vocabulary: IdVocabulary, skipped: Skipped | None
     """
     lines = _tokens(path)
     first = pl.col("tokens").list.first().alias("user")
-    counted = vocabulary.collect(lines.select("row", first, pl.col("tokens").list.len(), *_marks(first)))
+    counted = vocabulary.collect(lines.select("row", first, "returns", pl.col("tokens").list.len(), *_marks(first)))
     no_data = _refuse_no_data(counted, path, vocabulary, skipped, named)
     if no_data.any():
         lines = lines.filter(~pl.col("row").is_in(counted["row"].filter(no_data).to_list()))
@@ -97,6 +101,7 @@ def read_pairs(path: Path, vocabulary: IdVocabulary, skipped: Skipped | None = N
         lines.select(
             "row",
             first,
+            "returns",
             pl.col("tokens").list.get(1, null_on_oob=True).alias("item"),
             pl.col("tokens").list.len(),
             *_marks(first),
@@ -119,7 +124,9 @@ def read_pairs(path: Path, vocabulary: IdVocabulary, skipped: Skipped | None = N
 
 
 def _tokens(path: Path) -> pl.LazyFrame:
-    """Return ``row`` (0-based line) and ``tokens`` (list of one or more strings) of all but blank lines."""
+    """Return ``row`` (0-based line), ``tokens`` (list of one or more strings) of all but blank lines, and ``returns``:
+    whether a carriage return stands between them.
+    """
     lines = pl.scan_csv(
         path,
         has_header=False,
@@ -131,7 +138,11 @@ def _tokens(path: Path) -> pl.LazyFrame:
     )
     return (
         lines.with_row_index("row")
-        .select("row", pl.col("line").str.extract_all(r"\S+").alias("tokens"))
+        .select(
+            "row",
+            pl.col("line").str.extract_all(r"\S+").alias("tokens"),
+            pl.col("line").str.strip_chars().str.contains("\r", literal=True).fill_null(False).alias("returns"),
+        )
         .filter(pl.col("tokens").list.len() > 0)
     )
 
@@ -169,12 +180,14 @@ def _header_in(path: Path, marked: bool) -> tuple[int, str] | None:
 def _refuse_no_data(
     frame: pl.DataFrame, path: Path, vocabulary: IdVocabulary, skipped: Skipped | None, named: bool
 ) -> pl.Series:
-    """Refuse comments, and a header: returns which lines are such."""
-    wrong = _refuse(frame, pl.col("alone"), path, vocabulary, _ALONE, skipped)
+    """Refuse comments, a header, and lines that may be several: returns which lines are such."""
+    wrong = _refuse(frame, pl.col("returns"), path, vocabulary, _RETURN, skipped)
+    wrong |= _refuse(frame, pl.col("alone") & ~wrong, path, vocabulary, _ALONE, skipped)
     marked = frame["marked"] & ~wrong
     mixed = not (marked | wrong).all()  # else all ids begin so
     if mixed and not named:
-        wrong |= _refuse(frame, pl.col("marked") & ~pl.col("alone"), path, vocabulary, _JOINED, skipped)
+        joined = pl.col("marked") & ~pl.col("alone") & ~pl.col("returns")
+        wrong |= _refuse(frame, joined, path, vocabulary, _JOINED, skipped)
     if (first := _header_in(path, mixed and named)) is not None:
         row, message = first
         wrong |= _refuse(frame, (pl.col("row") == row) & ~wrong, path, vocabulary, message, skipped)

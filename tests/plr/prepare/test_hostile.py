@@ -439,3 +439,41 @@ def test_no_interaction_is_lost_or_invented(rows, kind):
 
 def test_all_formats_are_tested_here_or_in_readers():
     assert set(FORMATS) == {"sequences", "pairs", "movielens", "recbole", "csv", "parquet", "huggingface"}
+
+
+@pytest.mark.parametrize("file_format", ["auto", "sequences", "pairs"])
+def test_lines_that_a_carriage_return_joins_are_not_one_line(write, file_format):
+    """All that follows in the line would be items of the first user."""
+    pairs = file_format == "pairs"
+    path = write("a.txt", b"u a\ru b\nu c\nu d\nu e\nu f\n" if pairs else b"u1 a b c d\ru2 c d\nu3 a b c d\n")
+    with pytest.raises(DataError, match=r"a\.txt:1: the line holds a carriage return"):
+        prepare(path, format=file_format)
+    left = interactions(prepared(path, format=file_format))
+    expected = [("u", item) for item in "cdef"] if pairs else [("u3", item) for item in "abcd"]
+    assert left == Counter(expected)
+
+
+def test_carriage_returns_around_a_line_are_blanks(write):
+    odd = write("a.txt", b"u1 a b c d\r\r\n\ru2 c d\n\ru3 a b c d \r\n\r\n")
+    plain = write("b.txt", b"u1 a b c d\nu2 c d\nu3 a b c d\n")
+    assert interactions(prepare(odd)) == interactions(prepare(plain))
+
+
+def test_quoted_names_of_columns_say_nothing_of_the_separator(write):
+    lines = "".join(f"u,i{item},x\n" for item in range(4))
+    odd = write("a.csv", '"user_id","item_id","kinds; a; b;\tc"\n' + lines)
+    plain = write("b.csv", "user_id,item_id,kinds\n" + lines)
+    assert interactions(prepared(odd, skip=False)) == interactions(prepared(plain, skip=False))
+    assert interactions(prepared(write("c.csv", odd.read_text() + "u,i9,x,x\n"))) == interactions(prepared(plain))
+
+
+@pytest.mark.parametrize("partitions", [0, 2])
+def test_a_file_that_is_read_again_without_lines_is_warned_about_once_and_by_its_name(write, tmp_path, partitions):
+    path = write("a.csv", "user_id,item_id\n" + "".join(f"u,i{item}\n" for item in range(4)) + 'u,"x\nu,i1,x\n')
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        report = write_folder([path], tmp_path / "out", PrepareOptions(), skip_bad_lines=True, partitions=partitions)
+    assert report["skipped_lines"]["count"] == 2
+    about_times = [str(each.message) for each in told if "no timestamp column" in str(each.message)]
+    assert len(about_times) == 1
+    assert about_times[0].startswith(f"{path}: ")
