@@ -416,6 +416,7 @@ OTHER_KINDS = {
     "bzip2": bz2.compress(CSV.encode()),
     "xz": lzma.compress(CSV.encode()),
     "packed twice, within with Zstandard": gzip.compress(zstd.compress(CSV.encode())),
+    "as pzstd and some": b"\x50\x2a\x4d\x18\x04\0\0\0" + (99).to_bytes(4, "little") + zstd.compress(CSV.encode()),
     "zip archive": b"PK\x03\x04 and more",
     "UTF-16": CSV.encode("utf-16"),
     "UTF-32": CSV.encode("utf-32"),
