@@ -1,11 +1,13 @@
 """The mean of several runs' distributions, ranked as one system: the control for what a mixture inside one model gives.
 
     python -m bench.seed_average runs/sasrec-0 runs/sasrec-1 --against runs/plr
+    python -m bench.seed_average runs/sasrec-0 runs/sasrec-1 --against runs/plr-0 runs/plr-1
 
 Runs of one data set, of methods that score by one state or by a mixture, are taken as the components of a mixture of
 equal weights, of p(v) = Σ_r p_r(v) / R. Ranking is exact and the tie rule that of every evaluation: the runs' item
 vectors stand side by side, [V, Σ d], each state in its own columns. Prints the metrics of the validation and
-test rows and, per user, the difference in NDCG@10 to another run, with the interval and p-value of `plr compare`.
+test rows and, per user, the differences to another run, or to the mean of several, with the intervals and p-values of
+`plr compare`.
 """
 
 from __future__ import annotations
@@ -100,20 +102,30 @@ def rank(paths: Sequence[Path], splits: Iterable[str] = ("valid", "test")) -> di
     return found
 
 
+def differences(one: Ranking, other: Ranking, metrics: Iterable[str]) -> dict[str, dict[str, float]]:
+    """Return by how much the other is above the one in each metric, with interval and p-value."""
+    names = ("difference", "low", "high", "p_value")
+    found = {metric: compare([other], [one], metric=metric) for metric in metrics}
+    return {metric: {name: getattr(each, name) for name in names} for metric, each in found.items()}
+
+
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", nargs="+", type=Path)
-    parser.add_argument("--against", type=Path, help="a run of the same rows")
+    parser.add_argument("--against", type=Path, nargs="+", help="a run of the same rows, or several: their mean")
+    parser.add_argument("--metrics", nargs="+", default=["ndcg@10"], help="of the differences")
     parser.add_argument("--out", type=Path, help="a JSON file for the result")
     arguments = parser.parse_args()
     found = rank(arguments.runs)
     result: dict[str, Any] = {"runs": [path.name for path in arguments.runs]}
     result |= {split: metrics(ranking.ranks, (10, 20)) for split, ranking in found.items()}
     if arguments.against is not None:
-        other = compare([load_ranking(RunFolder(arguments.against).ranks("test"))], [found["test"]])
-        names = ("difference", "low", "high", "p_value")
-        result[f"{arguments.against.name} - this, ndcg@10"] = {name: getattr(other, name) for name in names}
+        one = len(arguments.against) == 1
+        other = load_ranking(RunFolder(arguments.against[0]).ranks("test")) if one else rank(arguments.against)["test"]
+        against = ", ".join(path.name for path in arguments.against)
+        for metric, difference in differences(found["test"], other, arguments.metrics).items():
+            result[f"{against} - this, {metric}"] = difference
     print(json.dumps(result, indent=2))
     if arguments.out is not None:
         write_record(arguments.out, result)

@@ -1,11 +1,13 @@
 """The mean of runs' distributions is that: against the formula, and one run alone ranks as it did."""
 
+import json
+
 import pytest
 import torch
 
 from bench.seed_average import load_mean, main, rank
 from plr.config import Config
-from plr.evaluation import evaluation_batches, load_ranking
+from plr.evaluation import evaluation_batches, load_ranking, metrics
 from plr.inputs import load_dataset
 from plr.runs import RunFolder
 from plr.training import train
@@ -85,3 +87,18 @@ def test_the_command_prints_the_difference(runs, monkeypatch, capsys, tmp_path):
     main()
     assert "2 - this, ndcg@10" in capsys.readouterr().out
     assert out.exists()
+
+
+def test_a_mean_against_a_mean(runs, monkeypatch, capsys, tmp_path):
+    """Against several runs the difference is that of the two means' own metrics, in each metric that is named."""
+    named = ["ndcg@10", "recall@20"]
+    paths = [str(path) for path in runs]
+    options = ["--against", *paths[1:], "--metrics", *named, "--out", f"{tmp_path}/a"]
+    monkeypatch.setattr("sys.argv", ["x", *paths[:2], *options])
+    main()
+    found = json.loads((tmp_path / "a").read_text())
+    one, other = (metrics(rank(those, ("test",))["test"].ranks, (10, 20)) for those in (runs[:2], runs[1:]))
+    for metric in named:
+        difference = found[f"1, 2 - this, {metric}"]["difference"]
+        assert difference == pytest.approx(other[metric] - one[metric], abs=1e-6)  # as records round
+        assert found["test"][metric] == pytest.approx(one[metric], abs=1e-6)
