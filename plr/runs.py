@@ -152,6 +152,8 @@ class RunFolder:
             raise DataError(f"not the run's metrics: {error}", self.metrics) from error
         if not isinstance(metrics, dict) or not isinstance(metrics.get("files", {}), dict):
             raise DataError("not the run's metrics: its JSON is not an object with theirs", self.metrics)
+        if not isinstance(metrics.get("test"), dict):
+            raise DataError("not the run's metrics: it holds none of the test rows", self.metrics)
         return metrics
 
     def test_metric(self, name: str) -> float:

@@ -626,6 +626,7 @@ def _with_other_items(content):
         ("metrics.json", lambda content: b"", "metrics.json: not the run's metrics"),
         ("metrics.json", lambda content: b"[]", "metrics.json: not the run's metrics: its JSON is not an object"),
         ("metrics.json", lambda content: b'{"files": 1}', "metrics.json: not the run's metrics: its JSON is not an"),
+        ("metrics.json", lambda content: b'{"files": {}}', "metrics.json: not the run's metrics: it holds none of"),
         ("model.safetensors", lambda content: b"", "model.safetensors: no readable weights"),
         ("items.parquet", lambda content: b"", "items.parquet: not the run's item ids"),
         ("config.yaml", lambda content: b"", "config.yaml: expected a mapping"),
