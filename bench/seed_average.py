@@ -102,10 +102,10 @@ def rank(paths: Sequence[Path], splits: Iterable[str] = ("valid", "test")) -> di
     return found
 
 
-def differences(one: Ranking, other: Ranking, metrics: Iterable[str]) -> dict[str, dict[str, float]]:
-    """Return by how much the other is above the one in each metric, with interval and p-value."""
+def differences(one: Ranking, other: Ranking, named: Iterable[str]) -> dict[str, dict[str, float]]:
+    """Return by how much the other is above the one in each named metric, with interval and p-value."""
     names = ("difference", "low", "high", "p_value")
-    found = {metric: compare([other], [one], metric=metric) for metric in metrics}
+    found = {metric: compare([other], [one], metric=metric) for metric in named}
     return {metric: {name: getattr(each, name) for name in names} for metric, each in found.items()}
 
 

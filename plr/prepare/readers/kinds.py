@@ -21,7 +21,7 @@ _MAGIC = {
     b"\xfd7zXZ\0": "compressed with xz: unpack it with unxz",
     b"7z\xbc\xaf\x27\x1c": "a 7z archive: unpack it",
     b"\x04\x22\x4d\x18": "compressed with LZ4: unpack it with unlz4",
-    **{  # RFC 8878, 3.1.2: LZ4 has the same, so what follows decides
+    **{  # RFC 8878, 3.1.2; LZ4 has such frames, too, so both programs are named
         bytes([first]) + b"\x2a\x4d\x18": "packed with a frame to be skipped before what it holds, as pzstd and some "
         "LZ4 programs write: unpack it with unzstd or unlz4"
         for first in range(0x50, 0x60)
